@@ -1,0 +1,178 @@
+"""The diffusion transformer (`Transformer3DModel` of the official package): noisy latents -> velocity."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ltx_export.models.layers import RMSNorm, TimestepEmbedding, attention, rms_norm
+from ltx_export.models.rope import RotaryEmbedding, rotate
+
+_TIMESTEP_SCALE = 1000.0
+_MASKED = -10000.0  # additive, as the official code has it; not -inf
+_NORM_EPS = 1e-6
+_QK_NORM_EPS = 1e-5
+
+
+@dataclass(frozen=True)
+class DitConfig:
+    """Sizes of a DiT. With `stg`, forward takes a skip mask for spatio-temporal guidance."""
+
+    layers: int
+    heads: int
+    head_dim: int
+    channels: int = 128
+    text_channels: int = 4096
+    stg: bool = False
+
+    @property
+    def width(self) -> int:
+        return self.heads * self.head_dim
+
+
+class AdaLayerNormSingle(nn.Module):
+    """One modulation for all blocks from the timestep: (B, T) in 0..1 -> (B, T, 6 width) and (B, T, width)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.emb = TimestepEmbedding(width)
+        self.linear = nn.Linear(width, 6 * width)
+
+    def forward(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
+        embedded = self.emb(timestep * _TIMESTEP_SCALE)
+        return self.linear(F.silu(embedded)), embedded
+
+
+class CaptionProjection(nn.Module):
+    """Text embeddings to the DiT's width."""
+
+    def __init__(self, text_channels: int, width: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(text_channels, width)
+        self.linear_2 = nn.Linear(width, width)
+
+    def forward(self, text: Tensor) -> Tensor:
+        return self.linear_2(F.gelu(self.linear_1(text), approximate="tanh"))
+
+
+class Attention(nn.Module):
+    """Queries and keys are RMS-normed over the whole width, before rotation and before the split into heads."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_q = nn.Linear(width, width)
+        self.to_k = nn.Linear(width, width)
+        self.to_v = nn.Linear(width, width)
+        self.q_norm = RMSNorm(width, _QK_NORM_EPS)
+        self.k_norm = RMSNorm(width, _QK_NORM_EPS)
+        self.to_out = nn.ModuleList([nn.Linear(width, width)])
+
+    def forward(
+        self,
+        x: Tensor,
+        source: Tensor,
+        rope: tuple[Tensor, Tensor] | None = None,
+        bias: Tensor | None = None,
+        keep: Tensor | None = None,
+    ) -> Tensor:
+        """(B, N, width) attends to source (B, L, width); where `keep` (B, 1, 1) is false, values pass through."""
+        query, key, value = self.q_norm(self.to_q(x)), self.k_norm(self.to_k(source)), self.to_v(source)
+        if rope is not None:
+            query, key = rotate(query, *rope), rotate(key, *rope)
+        attended = attention(query, key, value, self.heads, bias)
+        if keep is not None:
+            attended = torch.where(keep, attended, value)
+        return self.to_out[0](attended)
+
+
+class GeluProjection(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(width, 4 * width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(self.proj(x), approximate="tanh")
+
+
+class FeedForward(nn.Module):
+    """Named as in the checkpoint: net.0.proj and net.2, with what was dropout between them."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.net = nn.ModuleList([GeluProjection(width), nn.Identity(), nn.Linear(4 * width, width)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net[2](self.net[0](x))
+
+
+class Block(nn.Module):
+    """Modulated self-attention, bare cross-attention, modulated feed-forward."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.scale_shift_table = nn.Parameter(torch.empty(6, width))
+        self.attn1 = Attention(width, heads)
+        self.attn2 = Attention(width, heads)
+        self.ff = FeedForward(width)
+
+    def forward(
+        self,
+        x: Tensor,
+        modulation: Tensor,
+        rope: tuple[Tensor, Tensor],
+        text: Tensor,
+        text_bias: Tensor,
+        keep: Tensor | None,
+    ) -> Tensor:
+        # No reshape names the number of timesteps here, so that one graph takes one timestep or one per token.
+        table = self.scale_shift_table.reshape(-1)
+        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = (table + modulation).chunk(6, -1)
+        h = rms_norm(x, _NORM_EPS) * (1 + scale_msa) + shift_msa
+        x = x + gate_msa * self.attn1(h, h, rope=rope, keep=keep)
+        x = x + self.attn2(x, text, bias=text_bias)  # the raw residual stream: no norm, no gate
+        h = rms_norm(x, _NORM_EPS) * (1 + scale_mlp) + shift_mlp
+        return x + gate_mlp * self.ff(h)
+
+
+class Transformer(nn.Module):
+    """Ports: see `ltx_runtime.components.transformer`."""
+
+    def __init__(self, config: DitConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.patchify_proj = nn.Linear(config.channels, width)
+        self.adaln_single = AdaLayerNormSingle(width)
+        self.caption_projection = CaptionProjection(config.text_channels, width)
+        self.rope = RotaryEmbedding(width)
+        self.transformer_blocks = nn.ModuleList([Block(width, config.heads) for _ in range(config.layers)])
+        self.scale_shift_table = nn.Parameter(torch.empty(2, width))
+        self.proj_out = nn.Linear(width, config.channels)
+
+    def forward(
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        coords: Tensor,
+        text: Tensor,
+        text_mask: Tensor,
+        skip_mask: Tensor | None = None,
+    ) -> Tensor:
+        """-> velocity (B, N, channels) float32."""
+        dtype = self.patchify_proj.weight.dtype
+        x = self.patchify_proj(latents.to(dtype))
+        modulation, embedded = self.adaln_single(timestep)
+        text = self.caption_projection(text.to(dtype))
+        text_bias = (1 - text_mask).to(dtype) * _MASKED  # (B, L)
+        # ONNX Runtime's Attention does not broadcast the bias over queries.
+        text_bias = text_bias[:, None, None, :].expand(-1, 1, x.shape[1], -1)
+        rope = self.rope(coords)
+        for i, block in enumerate(self.transformer_blocks):
+            keep = None if skip_mask is None else (skip_mask[i] > 0.5)[:, None, None]
+            x = block(x, modulation, rope, text, text_bias, keep)
+        shift, scale = (self.scale_shift_table.reshape(-1) + torch.cat([embedded, embedded], -1)).chunk(2, -1)
+        x = F.layer_norm(x.float(), (x.shape[-1],), eps=_NORM_EPS).to(dtype)
+        return self.proj_out(x * (1 + scale) + shift).float()

@@ -1,0 +1,70 @@
+"""Layers that more than one network uses: norms in float32, the timestep embedding, attention."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_SINUSOID_WIDTH = 256
+_MAX_PERIOD = 10000.0
+
+
+class RMSNorm(nn.Module):
+    """Root mean square norm over the last axis, in float32, with a weight."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.eps) * self.weight
+
+
+def rms_norm(x: Tensor, eps: float) -> Tensor:
+    """Root mean square norm over the last axis without a weight; computed in float32, returned in x's dtype."""
+    return F.rms_norm(x.float(), (x.shape[-1],), eps=eps).to(x.dtype)
+
+
+class TimestepEmbedder(nn.Module):
+    """A two-layer perceptron on a sinusoid of the scaled timestep."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(_SINUSOID_WIDTH, width)
+        self.linear_2 = nn.Linear(width, width)
+
+    def forward(self, sinusoid: Tensor) -> Tensor:
+        return self.linear_2(F.silu(self.linear_1(sinusoid.to(self.linear_1.weight.dtype))))
+
+
+class TimestepEmbedding(nn.Module):
+    """A scaled timestep (...,) in 0..1000 to an embedding (..., width)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        half = _SINUSOID_WIDTH // 2
+        exponents = -math.log(_MAX_PERIOD) * torch.arange(half, dtype=torch.float32) / half
+        self.register_buffer("frequencies", torch.exp(exponents), persistent=False)
+        self.timestep_embedder = TimestepEmbedder(width)
+
+    def forward(self, scaled_timestep: Tensor) -> Tensor:
+        angles = scaled_timestep.float().unsqueeze(-1) * self.frequencies
+        return self.timestep_embedder(torch.cat([angles.cos(), angles.sin()], dim=-1))
+
+
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, heads: int, bias: Tensor | None = None, scale: float | None = None
+) -> Tensor:
+    """Multi-head attention on (B, N, width) tensors; emits ONNX's own Attention operator.
+
+    Args:
+        query, key, value: (B, N, width), (B, L, width), (B, L, width).
+        heads: number of heads that split the width.
+        bias: added to the scores, broadcastable to (B, heads, N, L).
+        scale: of the scores; 1/sqrt(width / heads) if None.
+    """
+    return torch.onnx.ops.attention(query, key, value, bias, q_num_heads=heads, kv_num_heads=heads, scale=scale)[0]

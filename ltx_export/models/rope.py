@@ -1,0 +1,45 @@
+"""Rotary position embedding over (time, row, column): the angles, and the rotation of queries and keys."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+THETA = 10000.0
+MAX_POSITION = (20.0, 2048.0, 2048.0)  # seconds, pixel rows, pixel columns
+
+
+class RotaryEmbedding(nn.Module):
+    """Angles of every token, the three axes interleaved, unrotated channels in front.
+
+    Source: `Transformer3DModel.precompute_freqs_cis` of the official `ltx-video` package.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.unrotated_pairs = width % 6 // 2
+        # Real fp32 constants computed by torch: folded by another library's pow they differ by 6.6e-7, and times
+        # 15708 rad that shows in the velocity.
+        exponents = torch.linspace(0.0, 1.0, width // 6, dtype=torch.float32)
+        self.register_buffer("frequencies", THETA**exponents * math.pi / 2, persistent=False)
+        self.register_buffer("max_position", torch.tensor(MAX_POSITION, dtype=torch.float32), persistent=False)
+
+    def forward(self, coords: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, N) float32 in (s, px, px) -> cosines and sines, both (B, N, width // 2) float32."""
+        fractions = coords.transpose(1, 2) / self.max_position  # (B, N, 3)
+        angles = self.frequencies * (fractions.unsqueeze(-1) * 2 - 1)  # (B, N, 3, n)
+        angles = angles.transpose(-1, -2).flatten(2)  # (B, N, 3n)
+        cosines, sines = angles.cos(), angles.sin()
+        if self.unrotated_pairs:
+            front = cosines[:, :, : self.unrotated_pairs]
+            cosines = torch.cat([torch.ones_like(front), cosines], dim=-1)
+            sines = torch.cat([torch.zeros_like(front), sines], dim=-1)
+        return cosines, sines
+
+
+def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+    """Rotates adjacent channel pairs of (B, N, width) in float32, before the split into heads."""
+    rotated = torch.onnx.ops.rotary_embedding(x.float(), cosines, sines, interleaved=True, num_heads=1)
+    return rotated.to(x.dtype)

@@ -1,0 +1,128 @@
+"""The T5 v1.1 encoder with Hugging Face's parameter names: token ids -> last hidden state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ltx_export.models.layers import RMSNorm, attention
+
+_EPS = 1e-6
+_BUCKETS = 32
+# Distances from which the next logarithmic bucket counts: 8 + floor(ln(n/8) / ln(128/8) * 8), capped at 15.
+_BUCKET_STARTS = (12, 16, 23, 32, 46, 64, 91)
+_EXACT_BUCKETS = 8
+
+
+@dataclass(frozen=True)
+class T5Config:
+    """Sizes of a T5 encoder with a gated tanh-GELU and relative positions in 32 buckets."""
+
+    layers: int
+    width: int
+    heads: int
+    head_dim: int
+    hidden: int
+    vocabulary: int
+
+
+class SelfAttention(nn.Module):
+    """Unscaled attention; only the first block owns the relative position table, all blocks use it."""
+
+    def __init__(self, config: T5Config, has_positions: bool) -> None:
+        super().__init__()
+        inner = config.heads * config.head_dim
+        self.heads = config.heads
+        self.q = nn.Linear(config.width, inner, bias=False)
+        self.k = nn.Linear(config.width, inner, bias=False)
+        self.v = nn.Linear(config.width, inner, bias=False)
+        self.o = nn.Linear(inner, config.width, bias=False)
+        if has_positions:
+            self.relative_attention_bias = nn.Embedding(_BUCKETS, config.heads)
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        return self.o(attention(self.q(x), self.k(x), self.v(x), self.heads, bias, scale=1.0))
+
+
+class AttentionLayer(nn.Module):
+    def __init__(self, config: T5Config, has_positions: bool) -> None:
+        super().__init__()
+        self.SelfAttention = SelfAttention(config, has_positions)
+        self.layer_norm = RMSNorm(config.width, _EPS)
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        return x + self.SelfAttention(self.layer_norm(x), bias)
+
+
+class DenseReluDense(nn.Module):
+    """wi_0 is the activated branch, wi_1 the linear one."""
+
+    def __init__(self, config: T5Config) -> None:
+        super().__init__()
+        self.wi_0 = nn.Linear(config.width, config.hidden, bias=False)
+        self.wi_1 = nn.Linear(config.width, config.hidden, bias=False)
+        self.wo = nn.Linear(config.hidden, config.width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.wo(F.gelu(self.wi_0(x), approximate="tanh") * self.wi_1(x))
+
+
+class FeedForwardLayer(nn.Module):
+    def __init__(self, config: T5Config) -> None:
+        super().__init__()
+        self.DenseReluDense = DenseReluDense(config)
+        self.layer_norm = RMSNorm(config.width, _EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.DenseReluDense(self.layer_norm(x))
+
+
+class Block(nn.Module):
+    def __init__(self, config: T5Config, has_positions: bool) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList([AttentionLayer(config, has_positions), FeedForwardLayer(config)])
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        return self.layer[1](self.layer[0](x, bias))
+
+
+class Stack(nn.Module):
+    def __init__(self, config: T5Config) -> None:
+        super().__init__()
+        self.block = nn.ModuleList([Block(config, has_positions=i == 0) for i in range(config.layers)])
+        self.final_layer_norm = RMSNorm(config.width, _EPS)
+
+
+def position_buckets(length: int, device: torch.device) -> Tensor:
+    """Bucket of every (query, key) pair, (length, length) int64, bidirectional, from whole numbers only."""
+    position = torch.arange(length, device=device)
+    relative = position[None, :] - position[:, None]  # key - query
+    distance = relative.abs()
+    bucket = torch.clamp(distance, max=_EXACT_BUCKETS)
+    for start in _BUCKET_STARTS:
+        bucket = bucket + (distance >= start).to(torch.int64)
+    return bucket + (relative > 0).to(torch.int64) * (_BUCKETS // 2)
+
+
+class TextEncoder(nn.Module):
+    """Ports: see `ltx_runtime.components.text_encoder`."""
+
+    def __init__(self, config: T5Config) -> None:
+        super().__init__()
+        self.shared = nn.Embedding(config.vocabulary, config.width)
+        self.encoder = Stack(config)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """-> text (B, T, width) float32."""
+        x = self.shared(ids)
+        first = self.encoder.block[0].layer[0].SelfAttention
+        positions = first.relative_attention_bias(position_buckets(ids.shape[1], ids.device))
+        positions = positions.permute(2, 0, 1).unsqueeze(0)  # (1, heads, T, T)
+        masked = (1 - mask).to(x.dtype)[:, None, None, :] * torch.finfo(x.dtype).min
+        bias = positions + masked  # (B, heads, T, T)
+        for block in self.encoder.block:
+            x = block(x, bias)
+        return self.encoder.final_layer_norm(x).float()

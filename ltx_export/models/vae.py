@@ -1,0 +1,137 @@
+"""The VAE decoders of generations A (0.9.0), B (0.9.1) and C (0.9.5 and later): normalized latents -> video."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ltx_export.models.layers import TimestepEmbedding
+from ltx_export.models.vae_blocks import Conv, ResBlock, ResStack, Upsample, modulate, pixel_norm
+
+_PATCH = 4
+_RGB = 3
+
+BlockKind = Literal["res_x", "res_x_y", "compress_all"]
+
+
+@dataclass(frozen=True)
+class VaeBlock:
+    """One entry of a checkpoint's block list; `multiplier` divides the channels in a decoder."""
+
+    kind: BlockKind
+    layers: int = 1
+    multiplier: int = 1
+    residual: bool = False
+    inject_noise: bool = False
+
+
+@dataclass(frozen=True)
+class VaeConfig:
+    """A decoder: blocks in the order they are applied, i.e. the reverse of a checkpoint's list."""
+
+    blocks: tuple[VaeBlock, ...]
+    latent_channels: int = 128
+    base_channels: int = 128
+    timestep: bool = False
+    padding_mode: str = "zeros"
+
+    @property
+    def first_channels(self) -> int:
+        channels = self.base_channels
+        for block in self.blocks:
+            channels *= block.multiplier
+        return channels
+
+    def noise_maps(self) -> dict[int, tuple[int, int]]:
+        """For each block that injects noise: how many maps it takes, and its scale over the latent grid."""
+        maps, scale = {}, 1
+        for i, block in enumerate(self.blocks):
+            if block.kind == "compress_all":
+                scale *= 2
+            if block.inject_noise:
+                maps[i] = (2 * block.layers, scale)
+        return maps
+
+
+def _block(config: VaeConfig, block: VaeBlock, channels: int) -> nn.Module:
+    mode = config.padding_mode
+    out_channels = channels // block.multiplier
+    if block.kind == "res_x":
+        return ResStack(channels, block.layers, mode, timestep=config.timestep, inject_noise=block.inject_noise)
+    if block.kind == "res_x_y":
+        return ResBlock(channels, out_channels, mode)
+    return Upsample(channels, out_channels, mode, residual=block.residual)
+
+
+class Decoder(nn.Module):
+    """Latents in the VAE's own scale to video (B, 3, 8F-7, 32H, 32W)."""
+
+    def __init__(self, config: VaeConfig) -> None:
+        super().__init__()
+        channels = config.first_channels
+        self.conv_in = Conv(config.latent_channels, channels, config.padding_mode)
+        self.up_blocks = nn.ModuleList()
+        for block in config.blocks:
+            self.up_blocks.append(_block(config, block, channels))
+            channels //= block.multiplier
+        self.conv_out = Conv(channels, _RGB * _PATCH**2, config.padding_mode)
+        self.noisy_blocks = tuple(config.noise_maps())
+        if config.timestep:
+            self.timestep_scale_multiplier = nn.Parameter(torch.empty(()))
+            self.last_time_embedder = TimestepEmbedding(2 * channels)
+            self.last_scale_shift_table = nn.Parameter(torch.empty(2, channels))
+
+    def forward(self, x: Tensor, timestep: Tensor | None, noise: Sequence[Tensor]) -> Tensor:
+        scaled = None if timestep is None else timestep * self.timestep_scale_multiplier.float()
+        noise_of = dict(zip(self.noisy_blocks, noise, strict=True))
+        x = self.conv_in(x)
+        for i, block in enumerate(self.up_blocks):
+            x = block(x, scaled, noise_of.get(i)) if isinstance(block, ResStack) else block(x)
+        x = pixel_norm(x)
+        if scaled is not None:
+            embedded = self.last_time_embedder(scaled)
+            shift, scale = (self.last_scale_shift_table.reshape(-1) + embedded).chunk(2, -1)
+            x = modulate(x, shift, scale)
+        return unpatchify(self.conv_out(F.silu(x)))
+
+
+def unpatchify(x: Tensor) -> Tensor:
+    """Channels to 4x4 pixels, ordered (c, column, row): (B, 48, F, H, W) -> (B, 3, F, 4H, 4W)."""
+    batch, channels, frames, rows, columns = x.shape
+    x = x.reshape(batch, channels // _PATCH**2, _PATCH, _PATCH, frames, rows, columns)
+    x = x.permute(0, 1, 4, 5, 3, 6, 2)
+    return x.reshape(batch, channels // _PATCH**2, frames, _PATCH * rows, _PATCH * columns)
+
+
+class ChannelStatistics(nn.Module):
+    """Per-channel mean and deviation of latents, under the checkpoint's hyphenated names."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_parameter("mean-of-means", nn.Parameter(torch.empty(channels)))
+        self.register_parameter("std-of-means", nn.Parameter(torch.empty(channels)))
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Un-normalizes (B, C, F, H, W) in float32."""
+        mean, deviation = self.get_parameter("mean-of-means"), self.get_parameter("std-of-means")
+        return latents * deviation.float()[:, None, None, None] + mean.float()[:, None, None, None]
+
+
+class VaeDecoder(nn.Module):
+    """Ports: see `ltx_runtime.components.vae_decoder`."""
+
+    def __init__(self, config: VaeConfig) -> None:
+        super().__init__()
+        self.per_channel_statistics = ChannelStatistics(config.latent_channels)
+        self.decoder = Decoder(config)
+
+    def forward(self, latents: Tensor, timestep: Tensor | None = None, *noise: Tensor) -> Tensor:
+        """-> video (B, 3, 8F-7, 32H, 32W) float32 in about [-1, 1]."""
+        dtype = self.decoder.conv_in.conv.weight.dtype
+        x = self.per_channel_statistics(latents).to(dtype)
+        return self.decoder(x, timestep, [one.to(dtype) for one in noise]).float()

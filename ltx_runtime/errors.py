@@ -1,0 +1,68 @@
+"""The one exception that is the user's to fix, and how command lines report it. Everything else is our bug and
+keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+USER_ERROR = 2
+INTERRUPTED = 130
+
+_ADVICE = {
+    errno.ENOSPC: "free some space or choose another disk",
+    errno.EDQUOT: "free some space or choose another disk",
+    errno.EACCES: "check its permissions or choose another place",
+    errno.EPERM: "check its permissions or choose another place",
+    errno.EROFS: "choose a place that can be written",
+    errno.ENOENT: "check the path",
+    errno.ENOTDIR: "check the path",
+    errno.EISDIR: "give a file instead of a folder",
+    errno.EFBIG: "choose another file system",
+}
+
+
+class LtxError(Exception):
+    """Says in one sentence what is wrong, what was given, and what to do. Command lines exit with code 2."""
+
+
+def explained(error: OSError, doing: str) -> LtxError | OSError:
+    """The operating system's refusal as an LtxError, or the error itself where no advice fits.
+
+    Args:
+        error: what was raised.
+        doing: what was being attempted, as in "cannot write clip.mp4".
+    """
+    advice = _ADVICE.get(error.errno or 0)
+    if advice is None:
+        return error
+    return LtxError(f"cannot {doing}: {os.strerror(error.errno or 0).lower()} - {advice}")
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """Ends the process with one line on standard error for what the user can fix, and for Ctrl-C.
+
+    Raises:
+        SystemExit: code 2 for an LtxError or a refusal of the operating system, 130 for Ctrl-C.
+    """
+    try:
+        yield
+    except LtxError as error:
+        _leave(str(error), USER_ERROR)
+    except OSError as error:
+        reason = explained(error, f"use {error.filename}" if error.filename else "go on")
+        if not isinstance(reason, LtxError):
+            raise
+        _leave(str(reason), USER_ERROR)
+    except KeyboardInterrupt:
+        _leave("interrupted; nothing was left half-written", INTERRUPTED)
+
+
+def _leave(message: str, code: int) -> None:
+    sys.stderr.write(f"error: {message}\n")
+    raise SystemExit(code) from None

@@ -1,0 +1,100 @@
+"""Pixels <-> latent grid <-> tokens, and where each token sits in seconds and pixels. Knows nothing of models."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ltx_runtime.errors import LtxError
+
+SPATIAL_SCALE = 32
+TEMPORAL_SCALE = 8
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The latent grid of a video; one token per cell, frame-major, then row, then column."""
+
+    frames: int
+    rows: int
+    columns: int
+
+    @property
+    def tokens(self) -> int:
+        return self.frames * self.rows * self.columns
+
+    @property
+    def num_frames(self) -> int:
+        return TEMPORAL_SCALE * (self.frames - 1) + 1
+
+    @property
+    def height(self) -> int:
+        return SPATIAL_SCALE * self.rows
+
+    @property
+    def width(self) -> int:
+        return SPATIAL_SCALE * self.columns
+
+
+def grid_of(height: int, width: int, num_frames: int) -> Grid:
+    """The latent grid that decodes to exactly this size.
+
+    Raises:
+        LtxError: height or width is no positive multiple of 32, or num_frames is not 8n+1; names the nearest.
+    """
+    _check("height", height, SPATIAL_SCALE, 0, f"a multiple of {SPATIAL_SCALE}")
+    _check("width", width, SPATIAL_SCALE, 0, f"a multiple of {SPATIAL_SCALE}")
+    _check("num-frames", num_frames, TEMPORAL_SCALE, 1, f"{TEMPORAL_SCALE}n+1")
+    return Grid((num_frames - 1) // TEMPORAL_SCALE + 1, height // SPATIAL_SCALE, width // SPATIAL_SCALE)
+
+
+def _check(what: str, given: int, step: int, offset: int, rule: str) -> None:
+    smallest = offset or step
+    if given >= smallest and given % step == offset:
+        return
+    below = (given - offset) // step * step + offset
+    nearest = [str(size) for size in (below, below + step) if size >= smallest] or [str(smallest)]
+    raise LtxError(f"{what} must be {rule}; got {given} - use {' or '.join(nearest)}")
+
+
+def coords_of(grid: Grid, fps: float, *, causal: bool) -> NDArray[np.float32]:
+    """Token coordinates (1, 3, N) float32 in (seconds, pixel row, pixel column), at each cell's first corner.
+
+    Causal positions (0.9.5 and later) count the first latent frame as one frame: 0, 1, 9, 17, ... instead of
+    0, 8, 16, ... Seconds are frames times the float32 reciprocal of `fps`, as the official pipeline does.
+
+    Raises:
+        LtxError: fps is not a positive finite number.
+    """
+    check_fps(fps)
+    frames, rows, columns = np.meshgrid(
+        np.arange(grid.frames), np.arange(grid.rows), np.arange(grid.columns), indexing="ij"
+    )
+    start = TEMPORAL_SCALE * frames
+    if causal:
+        start = np.maximum(start + 1 - TEMPORAL_SCALE, 0)
+    seconds = start.astype(np.float32) * np.float32(1.0 / fps)
+    coords = np.stack([seconds, SPATIAL_SCALE * rows, SPATIAL_SCALE * columns]).astype(np.float32)
+    return coords.reshape(1, 3, grid.tokens)
+
+
+def check_fps(fps: float) -> None:
+    """Raises LtxError unless fps is a positive finite number."""
+    if not (math.isfinite(fps) and fps > 0):
+        raise LtxError(f"fps must be a positive number; got {fps:g} - use 24, 25 or 30")
+
+
+def tokens_of(latents: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(B, C, F, H, W) -> tokens (B, F*H*W, C)."""
+    batch, channels = latents.shape[:2]
+    return np.ascontiguousarray(latents.reshape(batch, channels, -1).transpose(0, 2, 1))
+
+
+def latents_of(tokens: NDArray[np.float32], grid: Grid) -> NDArray[np.float32]:
+    """Tokens (B, F*H*W, C) -> (B, C, F, H, W)."""
+    batch, _, channels = tokens.shape
+    latents = tokens.transpose(0, 2, 1).reshape(batch, channels, grid.frames, grid.rows, grid.columns)
+    return np.ascontiguousarray(latents)

@@ -1,0 +1,51 @@
+"""Prompt -> T5 ids and mask, with T5's own SentencePiece model. Knows nothing of the text encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ltx_runtime.errors import LtxError
+
+PAD_ID = 0
+END_ID = 1
+
+
+class Tokenizer:
+    """A T5 tokenizer: pieces, then `</s>`, padded on the right with id 0."""
+
+    def __init__(self, model_file: Path, max_tokens: int) -> None:
+        """Raises LtxError if the file is no SentencePiece model."""
+        import sentencepiece  # noqa: PLC0415  (2 MB of native code, only when text is encoded)
+
+        self._max_tokens = max_tokens
+        try:
+            self._pieces = sentencepiece.SentencePieceProcessor(model_file=str(model_file))
+        except (OSError, RuntimeError) as error:
+            raise LtxError(f"{model_file} is not a SentencePiece model - export the version again") from error
+
+    def encode(self, prompts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Ids and mask, both (B, T) int64, T the longest prompt's length with `</s>`.
+
+        Prompts are stripped; longer ones than `max_tokens` are cut so that `</s>` stays the last token. With the
+        mask, padding further changes nothing for the valid tokens.
+        """
+        rows = [self._ids(prompt) for prompt in prompts]
+        length = max(len(row) for row in rows)
+        ids = np.full((len(rows), length), PAD_ID, np.int64)
+        mask = np.zeros((len(rows), length), np.int64)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = row
+            mask[i, : len(row)] = 1
+        return ids, mask
+
+    def count(self, prompt: str) -> int:
+        """Number of tokens the prompt has with `</s>`, before cutting."""
+        return len(self._pieces.encode(prompt.strip())) + 1
+
+    def _ids(self, prompt: str) -> list[int]:
+        pieces: list[int] = self._pieces.encode(prompt.strip())
+        return [*pieces[: self._max_tokens - 1], END_ID]

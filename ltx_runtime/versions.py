@@ -1,0 +1,306 @@
+"""Every LTX-Video release as frozen data: sizes, VAE generation, positions, schedule, guidance, passes, files.
+
+A difference between releases is a field here, never an `if version.name == ...` elsewhere. Numbers are those of
+the official inference presets and checkpoint headers (Lightricks/LTX-Video, `configs/*.yaml`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ltx_runtime.errors import LtxError
+
+Schedule = Literal["sd3", "linear-quadratic"]
+VaeGeneration = Literal["A", "B", "C"]
+
+NEGATIVE_PROMPT = "worst quality, inconsistent motion, blurry, jittery, distorted"
+
+
+@dataclass(frozen=True)
+class TransformerSize:
+    """Width and depth of a DiT; the width is `heads * head_dim`."""
+
+    layers: int
+    heads: int
+    head_dim: int
+    text_channels: int = 4096
+    channels: int = 128
+
+    @property
+    def width(self) -> int:
+        return self.heads * self.head_dim
+
+
+@dataclass(frozen=True)
+class VaeSize:
+    """Widths and depths of a VAE; `None` means the released sizes of its generation."""
+
+    base_channels: int = 128
+    latent_channels: int = 128
+    layers_per_block: int | None = None
+
+
+@dataclass(frozen=True)
+class TextEncoderSize:
+    """A T5 encoder. The released versions all use T5-v1.1-XXL."""
+
+    layers: int = 24
+    width: int = 4096
+    heads: int = 64
+    head_dim: int = 64
+    hidden: int = 10240
+    vocabulary: int = 32128
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How velocities are combined while sigma is at or above `from_sigma`.
+
+    CFG is on if `cfg_scale` > 1, STG if `stg_scale` > 0; `rescale` acts only with STG and 1 means off.
+    """
+
+    cfg_scale: float = 1.0
+    stg_scale: float = 0.0
+    rescale: float = 1.0
+    skip_blocks: tuple[int, ...] = ()
+    cfg_star: bool = False
+    from_sigma: float = 0.0
+
+    @property
+    def uses_cfg(self) -> bool:
+        return self.cfg_scale > 1.0
+
+    @property
+    def uses_stg(self) -> bool:
+        return self.stg_scale > 0.0
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One run of the denoising loop: `sigmas` verbatim, or `steps` of the version's schedule cut at both ends."""
+
+    steps: int
+    guidance: tuple[Guidance, ...]
+    sigmas: tuple[float, ...] = ()
+    skip_initial_steps: int = 0
+    skip_final_steps: int = 0
+    stochastic: bool = False
+    tone_map: float = 0.0
+
+    @property
+    def uses_stg(self) -> bool:
+        return any(guidance.uses_stg for guidance in self.guidance)
+
+
+@dataclass(frozen=True)
+class Version:
+    """One release. `passes` holds one entry, or two where the second refines upsampled latents."""
+
+    name: str
+    transformer: TransformerSize
+    vae: VaeGeneration
+    causal_positions: bool
+    schedule: Schedule
+    passes: tuple[Pass, ...]
+    checkpoint: str
+    repository: str = "Lightricks/LTX-Video"
+    diffusers_repository: str | None = None
+    upscaler: str | None = None
+    aliases: tuple[str, ...] = ()
+    vae_size: VaeSize = VaeSize()
+    text_encoder: TextEncoderSize = TextEncoderSize()
+    text_repository: str = "PixArt-alpha/PixArt-XL-2-1024-MS"
+    text_tokens: int = 256
+    decode_timestep: float = 0.05
+    decode_noise_scale: float = 0.025
+    negative_prompt: str = NEGATIVE_PROMPT
+    height: int = 704
+    width: int = 1216
+    num_frames: int = 121
+    fps: float = 30.0
+
+    @property
+    def uses_stg(self) -> bool:
+        return any(one.uses_stg for one in self.passes)
+
+
+SIZE_2B = TransformerSize(layers=28, heads=32, head_dim=64)
+SIZE_13B = TransformerSize(layers=48, heads=32, head_dim=128)
+
+_NO_GUIDANCE = (Guidance(),)
+_BASE = Pass(steps=40, guidance=(Guidance(3.0, 1.0, 0.7, (19,)),))
+_DISTILLED_SINGLE = Pass(steps=8, guidance=_NO_GUIDANCE, stochastic=True)
+
+_DEV_13B = (
+    Pass(
+        steps=30,
+        skip_final_steps=3,
+        guidance=(
+            Guidance(1.0, 0.0, 1.0, (), True, from_sigma=1.0),
+            Guidance(1.0, 0.0, 1.0, (11, 25, 35, 39), True, from_sigma=0.996),
+            Guidance(6.0, 4.0, 0.5, (22, 35, 39), True, from_sigma=0.9933),
+            Guidance(8.0, 4.0, 0.5, (28,), True, from_sigma=0.9850),
+            Guidance(6.0, 4.0, 1.0, (28,), True, from_sigma=0.9767),
+            Guidance(1.0, 2.0, 1.0, (28,), True, from_sigma=0.9008),
+            Guidance(1.0, 1.0, 1.0, (28,), True, from_sigma=0.6180),
+        ),
+    ),
+    Pass(steps=30, skip_initial_steps=17, guidance=(Guidance(1.0, 1.0, 1.0, (27,), True),)),
+)
+
+_SIGMAS_FIRST = (1.0, 0.9937, 0.9875, 0.9812, 0.9750, 0.9094, 0.7250)
+_SIGMAS_SECOND = (0.9094, 0.7250, 0.4219)
+
+
+def _distilled(tone_map: float = 0.0) -> tuple[Pass, ...]:
+    return (
+        Pass(steps=len(_SIGMAS_FIRST), sigmas=_SIGMAS_FIRST, guidance=_NO_GUIDANCE),
+        Pass(steps=len(_SIGMAS_SECOND), sigmas=_SIGMAS_SECOND, guidance=_NO_GUIDANCE, tone_map=tone_map),
+    )
+
+
+_ALL = (
+    Version(
+        name="0.9.0",
+        aliases=("0.9", "0.9.0-2b"),
+        transformer=SIZE_2B,
+        vae="A",
+        causal_positions=False,
+        schedule="sd3",
+        passes=(_BASE,),
+        checkpoint="ltx-video-2b-v0.9.safetensors",
+        diffusers_repository="diffusers/LTX-Video-0.9.0",
+    ),
+    Version(
+        name="0.9.1",
+        aliases=("0.9.1-2b",),
+        transformer=SIZE_2B,
+        vae="B",
+        causal_positions=False,
+        schedule="sd3",
+        passes=(_BASE,),
+        checkpoint="ltx-video-2b-v0.9.1.safetensors",
+        diffusers_repository="Lightricks/LTX-Video-0.9.1",
+    ),
+    Version(
+        name="0.9.5",
+        aliases=("0.9.5-2b",),
+        transformer=SIZE_2B,
+        vae="C",
+        causal_positions=True,
+        schedule="linear-quadratic",
+        passes=(_BASE,),
+        checkpoint="ltx-video-2b-v0.9.5.safetensors",
+        diffusers_repository="Lightricks/LTX-Video-0.9.5",
+    ),
+    Version(
+        name="0.9.6-dev",
+        aliases=("0.9.6-2b-dev",),
+        transformer=SIZE_2B,
+        vae="C",
+        causal_positions=True,
+        schedule="linear-quadratic",
+        passes=(_BASE,),
+        checkpoint="ltxv-2b-0.9.6-dev-04-25.safetensors",
+    ),
+    Version(
+        name="0.9.6-distilled",
+        aliases=("0.9.6-2b-distilled",),
+        transformer=SIZE_2B,
+        vae="C",
+        causal_positions=True,
+        schedule="linear-quadratic",
+        passes=(_DISTILLED_SINGLE,),
+        checkpoint="ltxv-2b-0.9.6-distilled-04-25.safetensors",
+    ),
+    Version(
+        name="0.9.7-dev",
+        aliases=("0.9.7-13b-dev",),
+        transformer=SIZE_13B,
+        vae="C",
+        causal_positions=True,
+        schedule="linear-quadratic",
+        passes=_DEV_13B,
+        checkpoint="ltxv-13b-0.9.7-dev.safetensors",
+        diffusers_repository="Lightricks/LTX-Video-0.9.7-dev",
+        upscaler="ltxv-spatial-upscaler-0.9.7.safetensors",
+    ),
+    Version(
+        name="0.9.7-distilled",
+        aliases=("0.9.7-13b-distilled",),
+        transformer=SIZE_13B,
+        vae="C",
+        causal_positions=True,
+        schedule="linear-quadratic",
+        passes=_distilled(),
+        checkpoint="ltxv-13b-0.9.7-distilled.safetensors",
+        diffusers_repository="Lightricks/LTX-Video-0.9.7-distilled",
+        upscaler="ltxv-spatial-upscaler-0.9.7.safetensors",
+    ),
+    Version(
+        name="0.9.8-2b-distilled",
+        aliases=("0.9.8-distilled",),
+        transformer=SIZE_2B,
+        vae="C",
+        causal_positions=True,
+        schedule="linear-quadratic",
+        passes=_distilled(),
+        checkpoint="ltxv-2b-0.9.8-distilled.safetensors",
+        upscaler="ltxv-spatial-upscaler-0.9.8.safetensors",
+    ),
+    Version(
+        name="0.9.8-13b-dev",
+        aliases=("0.9.8-dev",),
+        transformer=SIZE_13B,
+        vae="C",
+        causal_positions=True,
+        schedule="linear-quadratic",
+        passes=_DEV_13B,
+        checkpoint="ltxv-13b-0.9.8-dev.safetensors",
+        upscaler="ltxv-spatial-upscaler-0.9.8.safetensors",
+    ),
+    Version(
+        name="0.9.8-13b-distilled",
+        aliases=("0.9.8-13b",),
+        transformer=SIZE_13B,
+        vae="C",
+        causal_positions=True,
+        schedule="linear-quadratic",
+        passes=_distilled(tone_map=0.6),
+        checkpoint="ltxv-13b-0.9.8-distilled.safetensors",
+        diffusers_repository="Lightricks/LTX-Video-0.9.8-13B-distilled",
+        upscaler="ltxv-spatial-upscaler-0.9.8.safetensors",
+    ),
+    Version(
+        name="demo",
+        transformer=TransformerSize(layers=4, heads=4, head_dim=32, text_channels=64),
+        vae="C",
+        vae_size=VaeSize(base_channels=16, latent_channels=128, layers_per_block=1),
+        text_encoder=TextEncoderSize(layers=2, width=64, heads=4, head_dim=16, hidden=160, vocabulary=320),
+        causal_positions=True,
+        schedule="linear-quadratic",
+        passes=(Pass(steps=8, guidance=(Guidance(3.0),)),),
+        checkpoint="demo.safetensors",
+        text_tokens=128,
+        height=256,
+        width=384,
+        num_frames=25,
+        fps=24.0,
+    ),
+)
+
+VERSIONS: dict[str, Version] = {version.name: version for version in _ALL}
+_BY_ALIAS = {alias: version for version in _ALL for alias in version.aliases}
+
+
+def find_version(name: str) -> Version:
+    """The release called `name` or aliased so.
+
+    Raises:
+        LtxError: no release has this name; the message lists the known ones.
+    """
+    version = VERSIONS.get(name) or _BY_ALIAS.get(name)
+    if version is None:
+        raise LtxError(f"unknown version {name!r}; use one of {', '.join(VERSIONS)}")
+    return version
