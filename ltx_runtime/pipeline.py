@@ -184,7 +184,7 @@ def generate(engines: Engines, request: Request, sink: FrameSink, progress: Prog
         text = encode_prompt(session, tokenizer, prompts)
         done()
     with progress("denoise", len(planned.sigmas)) as done, stage("transformer") as session:
-        for step in make_latents(
+        for step in make_latents(  # noqa: B007  (the last step holds the result)
             session,
             text,
             planned,

@@ -104,7 +104,7 @@ class Version:
     schedule: Schedule
     passes: tuple[Pass, ...]
     checkpoint: str
-    repository: str = "Lightricks/LTX-Video"
+    repository: str | None = "Lightricks/LTX-Video"
     diffusers_repository: str | None = None
     upscaler: str | None = None
     aliases: tuple[str, ...] = ()
@@ -276,13 +276,14 @@ _ALL = (
         name="demo",
         transformer=TransformerSize(layers=4, heads=4, head_dim=32, text_channels=64),
         vae="C",
-        vae_size=VaeSize(base_channels=16, latent_channels=128, layers_per_block=1),
+        vae_size=VaeSize(base_channels=8, latent_channels=128, layers_per_block=1),
         text_encoder=TextEncoderSize(layers=2, width=64, heads=4, head_dim=16, hidden=160, vocabulary=320),
         causal_positions=True,
         schedule="linear-quadratic",
         passes=(Pass(steps=8, guidance=(Guidance(3.0),)),),
         checkpoint="demo.safetensors",
-        text_tokens=128,
+        repository=None,
+        text_tokens=256,
         height=256,
         width=384,
         num_frames=25,

@@ -5,6 +5,7 @@ Knows nothing of models: frames are (height, width, 3) uint8 RGB.
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -70,7 +71,7 @@ def _gif(path: Path, fps: float) -> Iterator[Write]:
 
     yield write
     ticks = [round(100 * i / fps) for i in range(len(frames) + 1)]
-    delays_ms = [10 * (after - before) for before, after in zip(ticks, ticks[1:], strict=False)]
+    delays_ms = [10 * (after - before) for before, after in itertools.pairwise(ticks)]
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=delays_ms, loop=0)
 
 

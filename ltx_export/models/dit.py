@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ltx_export.models.layers import RMSNorm, TimestepEmbedding, attention, rms_norm
+from ltx_export.models.layers import RMSNorm, TimestepEmbedding, attention
 from ltx_export.models.rope import RotaryEmbedding, rotate
 
 _TIMESTEP_SCALE = 1000.0
@@ -19,14 +19,13 @@ _QK_NORM_EPS = 1e-5
 
 @dataclass(frozen=True)
 class DitConfig:
-    """Sizes of a DiT. With `stg`, forward takes a skip mask for spatio-temporal guidance."""
+    """Sizes of a DiT."""
 
     layers: int
     heads: int
     head_dim: int
     channels: int = 128
     text_channels: int = 4096
-    stg: bool = False
 
     @property
     def width(self) -> int:
@@ -115,6 +114,8 @@ class Block(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.scale_shift_table = nn.Parameter(torch.empty(6, width))
+        self.norm1 = RMSNorm(width, _NORM_EPS, affine=False)
+        self.norm2 = RMSNorm(width, _NORM_EPS, affine=False)
         self.attn1 = Attention(width, heads)
         self.attn2 = Attention(width, heads)
         self.ff = FeedForward(width)
@@ -131,10 +132,10 @@ class Block(nn.Module):
         # No reshape names the number of timesteps here, so that one graph takes one timestep or one per token.
         table = self.scale_shift_table.reshape(-1)
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = (table + modulation).chunk(6, -1)
-        h = rms_norm(x, _NORM_EPS) * (1 + scale_msa) + shift_msa
+        h = self.norm1(x) * (1 + scale_msa) + shift_msa
         x = x + gate_msa * self.attn1(h, h, rope=rope, keep=keep)
         x = x + self.attn2(x, text, bias=text_bias)  # the raw residual stream: no norm, no gate
-        h = rms_norm(x, _NORM_EPS) * (1 + scale_mlp) + shift_mlp
+        h = self.norm2(x) * (1 + scale_mlp) + shift_mlp
         return x + gate_mlp * self.ff(h)
 
 

@@ -13,20 +13,18 @@ _MAX_PERIOD = 10000.0
 
 
 class RMSNorm(nn.Module):
-    """Root mean square norm over the last axis, in float32, with a weight."""
+    """Root mean square norm over the last axis, computed in float32 and returned in x's dtype."""
 
-    def __init__(self, width: int, eps: float) -> None:
+    def __init__(self, width: int, eps: float, *, affine: bool = True) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(width))
         self.eps = eps
+        if affine:
+            self.weight = nn.Parameter(torch.empty(width))
+        else:  # ONNX's operator wants a weight; without one the exporter makes ones of x's whole shape
+            self.register_buffer("weight", torch.ones(width, dtype=torch.float32, device="cpu"), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.eps) * self.weight
-
-
-def rms_norm(x: Tensor, eps: float) -> Tensor:
-    """Root mean square norm over the last axis without a weight; computed in float32, returned in x's dtype."""
-    return F.rms_norm(x.float(), (x.shape[-1],), eps=eps).to(x.dtype)
+        return F.rms_norm(x.float(), x.shape[-1:], self.weight.float(), self.eps).to(x.dtype)
 
 
 class TimestepEmbedder(nn.Module):
@@ -47,7 +45,7 @@ class TimestepEmbedding(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         half = _SINUSOID_WIDTH // 2
-        exponents = -math.log(_MAX_PERIOD) * torch.arange(half, dtype=torch.float32) / half
+        exponents = -math.log(_MAX_PERIOD) * torch.arange(half, dtype=torch.float32, device="cpu") / half
         self.register_buffer("frequencies", torch.exp(exponents), persistent=False)
         self.timestep_embedder = TimestepEmbedder(width)
 

@@ -20,11 +20,12 @@ class RotaryEmbedding(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.unrotated_pairs = width % 6 // 2
-        # Real fp32 constants computed by torch: folded by another library's pow they differ by 6.6e-7, and times
-        # 15708 rad that shows in the velocity.
-        exponents = torch.linspace(0.0, 1.0, width // 6, dtype=torch.float32)
+        # Real constants computed by torch, even where parameters are on the meta device: folded by another
+        # library's pow they differ by 6.6e-7, and times 15708 rad that shows in the velocity.
+        exponents = torch.linspace(0.0, 1.0, width // 6, dtype=torch.float32, device="cpu")
+        maximum = torch.tensor(MAX_POSITION, dtype=torch.float32, device="cpu")
         self.register_buffer("frequencies", THETA**exponents * math.pi / 2, persistent=False)
-        self.register_buffer("max_position", torch.tensor(MAX_POSITION, dtype=torch.float32), persistent=False)
+        self.register_buffer("max_position", maximum, persistent=False)
 
     def forward(self, coords: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, N) float32 in (s, px, px) -> cosines and sines, both (B, N, width // 2) float32."""

@@ -1,0 +1,194 @@
+"""A checkpoint's own configuration <-> what the models are built from. No torch tensors, no files.
+
+`header_config` writes a version's sizes the way official headers do, so that one parser serves both a header and
+a checkpoint without one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ltx_export.checkpoint import StoredTensor
+from ltx_export.models.dit import DitConfig
+from ltx_export.models.t5 import T5Config
+from ltx_export.models.vae import VaeBlock, VaeConfig
+from ltx_runtime.errors import LtxError
+from ltx_runtime.versions import Version
+
+Json = dict[str, Any]
+
+# What the models assume; a header that says otherwise is refused.
+_TRANSFORMER_ASSUMED: Json = {
+    "_class_name": "Transformer3DModel",
+    "activation_fn": "gelu-approximate",
+    "attention_bias": True,
+    "norm_elementwise_affine": False,
+    "norm_eps": 1e-6,
+    "qk_norm": "rms_norm",
+    "standardization_norm": "rms_norm",
+    "positional_embedding_type": "rope",
+    "positional_embedding_theta": 10000.0,
+    "positional_embedding_max_pos": [20, 2048, 2048],
+    "timestep_scale_multiplier": 1000,
+}
+_VAE_ASSUMED: Json = {
+    "_class_name": "CausalVideoAutoencoder",
+    "dims": 3,
+    "in_channels": 3,
+    "out_channels": 3,
+    "norm_layer": "pixel_norm",
+    "patch_size": 4,
+    "latent_log_var": "uniform",
+    "use_quant_conv": False,
+    "causal_decoder": False,
+}
+_A_LAYERS = (4, 3, 3, 3, 4)
+_DECODER_LAYERS = {"B": (5, 6, 7, 8), "C": (5, 5, 5, 5)}
+_C_ENCODER = ((4, "space"), (6, "time"), (6, "all"), (2, "all"))
+_PADDING_MODES = ("zeros", "replicate", "reflect")
+
+
+def header_config(version: Version) -> Json:
+    """A version's architecture as official single-file checkpoints carry it in their header."""
+    size = version.transformer
+    return {
+        "transformer": {
+            **_TRANSFORMER_ASSUMED,
+            "num_layers": size.layers,
+            "num_attention_heads": size.heads,
+            "attention_head_dim": size.head_dim,
+            "cross_attention_dim": size.width,
+            "caption_channels": size.text_channels,
+            "in_channels": size.channels,
+            "out_channels": size.channels,
+            "causal_temporal_positioning": version.causal_positions,
+        },
+        "vae": {
+            **_VAE_ASSUMED,
+            **_vae_blocks(version),
+            "latent_channels": version.vae_size.latent_channels,
+            "encoder_base_channels": version.vae_size.base_channels,
+            "decoder_base_channels": version.vae_size.base_channels,
+            "timestep_conditioning": version.vae != "A",
+        },
+        "scheduler": _scheduler(version),
+    }
+
+
+def _scheduler(version: Version) -> Json:
+    shared = {"_class_name": "RectifiedFlowScheduler", "num_train_timesteps": 1000}
+    if version.schedule == "sd3":
+        return {**shared, "shifting": "SD3", "base_resolution": None, "target_shift_terminal": 0.1}
+    return {**shared, "sampler": "LinearQuadratic", "shifting": None}
+
+
+def _vae_blocks(version: Version) -> Json:
+    """Block lists as in a header: encoder-style, i.e. the decoder's reversed."""
+
+    def layers(released: int) -> int:
+        return version.vae_size.layers_per_block or released
+
+    counts = [layers(count) for count in _A_LAYERS]
+    plain: list[Any] = []
+    for i, count in enumerate(counts[:3]):
+        plain += [["res_x", count], ["compress_all", 1], *([["res_x_y", 1]] if i < 2 else [])]
+    plain += [["res_x", count] for count in counts[3:]]
+    if version.vae == "A":
+        return {"blocks": plain}
+    decoder: list[Any] = []
+    for i, released in enumerate(_DECODER_LAYERS[version.vae]):
+        noise = version.vae == "B" and i < 3
+        decoder += [["compress_all", {"residual": True, "multiplier": 2}]] if decoder else []
+        decoder += [["res_x", {"num_layers": layers(released), "inject_noise": noise}]]
+    if version.vae == "B":
+        return {"encoder_blocks": plain, "decoder_blocks": decoder}
+    encoder: list[Any] = []
+    for count, kind in _C_ENCODER:
+        encoder += [["res_x", {"num_layers": layers(count)}], [f"compress_{kind}_res", {"multiplier": 2}]]
+    return {"encoder_blocks": [*encoder, ["res_x", {"num_layers": layers(2)}]], "decoder_blocks": decoder}
+
+
+def transformer_config(config: Mapping[str, Any]) -> DitConfig:
+    """The DiT of a header's `transformer` part.
+
+    Raises:
+        LtxError: a size is missing, or a field has a value the model does not implement; names the field.
+    """
+    _refuse_others("transformer", config, _TRANSFORMER_ASSUMED)
+    return DitConfig(
+        layers=_required("transformer", config, "num_layers"),
+        heads=_required("transformer", config, "num_attention_heads"),
+        head_dim=_required("transformer", config, "attention_head_dim"),
+        channels=_required("transformer", config, "in_channels"),
+        text_channels=_required("transformer", config, "caption_channels"),
+    )
+
+
+def vae_config(config: Mapping[str, Any]) -> VaeConfig:
+    """The decoder of a header's `vae` part.
+
+    Raises:
+        LtxError: a block or a field is one the model does not implement; names it.
+    """
+    _refuse_others("vae", config, _VAE_ASSUMED)
+    blocks = config.get("decoder_blocks", config.get("blocks"))
+    if not blocks:
+        raise LtxError("the checkpoint's vae configuration has no decoder_blocks - use an official file")
+    padding_mode = config.get("spatial_padding_mode", "zeros")
+    if padding_mode not in _PADDING_MODES:
+        raise LtxError(f"vae.spatial_padding_mode {padding_mode!r} is not one of {', '.join(_PADDING_MODES)}")
+    return VaeConfig(
+        blocks=tuple(_vae_block(name, given) for name, given in reversed(blocks)),
+        latent_channels=_required("vae", config, "latent_channels"),
+        base_channels=config.get("decoder_base_channels", 128),
+        timestep=bool(config.get("timestep_conditioning", False)),
+        padding_mode=padding_mode,
+    )
+
+
+def _vae_block(name: str, given: int | Json) -> VaeBlock:
+    fields: Json = {"num_layers": given} if isinstance(given, int) else given
+    if name == "res_x":
+        return VaeBlock("res_x", fields["num_layers"], inject_noise=bool(fields.get("inject_noise", False)))
+    if name == "res_x_y":
+        return VaeBlock("res_x_y", multiplier=fields.get("multiplier", 2))
+    if name == "compress_all":
+        return VaeBlock(
+            "compress_all", multiplier=fields.get("multiplier", 1), residual=bool(fields.get("residual", False))
+        )
+    raise LtxError(f"the checkpoint's VAE decoder has a block {name!r} that no release has - use an official file")
+
+
+def t5_config(tensors: Mapping[str, StoredTensor]) -> T5Config:
+    """A T5 encoder's sizes, read off its tensors' shapes.
+
+    Raises:
+        LtxError: a tensor that tells a size is missing.
+    """
+    attention = "encoder.block.0.layer.0.SelfAttention"
+    try:
+        vocabulary, width = tensors["shared.weight"].shape
+        heads = tensors[f"{attention}.relative_attention_bias.weight"].shape[1]
+        inner = tensors[f"{attention}.q.weight"].shape[0]
+        hidden = tensors["encoder.block.0.layer.1.DenseReluDense.wi_0.weight"].shape[0]
+    except (KeyError, ValueError, IndexError) as error:
+        raise LtxError(f"the text encoder is no T5 v1.1 encoder (at {error}) - give one such as t5xxl") from None
+    layers = sum(name.endswith("SelfAttention.q.weight") for name in tensors)
+    return T5Config(layers, width, heads, inner // heads, hidden, vocabulary)
+
+
+def _required(part: str, config: Mapping[str, Any], field: str) -> int:
+    value = config.get(field)
+    if not isinstance(value, int) or value < 1:
+        raise LtxError(f"the checkpoint's {part}.{field} is {value!r}, not a positive number - use an official file")
+    return value
+
+
+def _refuse_others(part: str, config: Mapping[str, Any], assumed: Json) -> None:
+    for field, value in assumed.items():
+        if config.get(field, value) != value:
+            raise LtxError(
+                f"the checkpoint's {part}.{field} is {config[field]!r}, but only {value!r} is implemented - "
+                "use an official file"
+            )

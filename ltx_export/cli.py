@@ -1,0 +1,91 @@
+"""ltx-export: parse, call, print. Imports torch only in the command that traces."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ltx_runtime.errors import LtxError, reported
+from ltx_runtime.versions import Version, find_version
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+
+VersionName = Annotated[str, typer.Argument(metavar="VERSION", help="A release, e.g. 0.9.8-2b-distilled, or demo.")]
+
+
+@app.command()
+def onnx(
+    version: VersionName,
+    weights: Annotated[
+        Path | None, typer.Option(help="Folder with the checkpoint, text encoder and tokenizer [weights/VERSION].")
+    ] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Official single-file checkpoint.")] = None,
+    text_encoder: Annotated[Path | None, typer.Option(help="T5 as one safetensors file.")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="T5's SentencePiece model.")] = None,
+    engines: Annotated[Path, typer.Option(envvar="LTX_ENGINES", help="Root of the version folders.")] = Path("engines"),
+    precision: Annotated[list[str] | None, typer.Option(help="fp32 (CPU) or bf16 (GPU engines) [both].")] = None,
+) -> None:
+    """Trace a version's networks to ONNX graphs over its own, uncopied weights."""
+    release = find_version(version)
+    _need("torch", "onnxscript", "onnxruntime")
+    from ltx_export import build
+
+    folder = weights or Path("weights") / release.name
+    precisions = precision or list(build.PRECISIONS)
+    unknown = sorted(set(precisions) - set(build.PRECISIONS))
+    if unknown:
+        raise LtxError(f"unknown precision {unknown[0]!r}; use one of {', '.join(build.PRECISIONS)}")
+    sources = build.Sources(
+        checkpoint or folder / release.checkpoint,
+        text_encoder or folder / build.TEXT_ENCODER_FILE,
+        tokenizer or folder / build.TOKENIZER_FILE,
+    )
+    _check_sources(release, [sources.checkpoint, sources.text_encoder, sources.tokenizer])
+    build.export_version(release, sources, engines / release.name, precisions, print)
+    print(f"{engines / release.name} is complete")
+
+
+@app.command()
+def random_weights(
+    version: VersionName,
+    folder: Annotated[Path | None, typer.Argument(help="Where to [weights/VERSION].")] = None,
+    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
+    sparse: Annotated[bool, typer.Option(help="Zeros that take no disk space, to measure large versions.")] = False,
+) -> None:
+    """Write a checkpoint of random weights in the official format; `demo` is made of nothing else."""
+    release = find_version(version)
+    _need("torch")
+    from ltx_export.random_weights import write_random_weights
+
+    target = folder or Path("weights") / release.name
+    write_random_weights(release, target, seed=seed, sparse=sparse)
+    print(f"{target} holds random weights of {release.name}")
+
+
+def _check_sources(release: Version, paths: list[Path]) -> None:
+    missing = [str(path) for path in paths if not path.is_file()]
+    if not missing:
+        return
+    advice = (
+        f"get {release.checkpoint} from {release.repository} and T5 from {release.text_repository}"
+        if release.repository
+        else f"run: ltx-export random-weights {release.name}"
+    )
+    raise LtxError(f"{', '.join(missing)} not found - {advice}")
+
+
+def _need(*modules: str) -> None:
+    """Raises LtxError if a package of the `export` extra is not installed."""
+    import importlib.util
+
+    absent = [name for name in modules if importlib.util.find_spec(name) is None]
+    if absent:
+        raise LtxError(f"{', '.join(absent)} not installed - run: pip install 'ltx-engines[export]'")
+
+
+def main() -> None:
+    """The `ltx-export` command."""
+    with reported():
+        app()

@@ -1,0 +1,141 @@
+"""Module + ports -> ONNX graph, traced with fake weights: no parameter is ever allocated.
+
+The graph's initializers keep their state-dict names and have no data; `weights` gives it to them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import onnx_ir as ir
+import torch
+from onnxscript import optimizer
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export import Dim, export
+
+from ltx_runtime.components import Axis, Component, line_of
+
+OPSET = 23
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_PORT_DTYPES = {"float32": torch.float32, "int64": torch.int64}
+# Traced sizes, all different so that no two axes are taken for one. `timesteps` is tied to `tokens`.
+_TRACED = {"batch": 2, "tokens": 12, "timesteps": 12, "text_tokens": 7, "frames": 3, "rows": 4, "columns": 5}
+_FOLD_LIMIT_BYTES = 1 << 20
+_CHATTY_LOGGERS = ("torch.onnx", "onnx_ir", "onnxscript")
+
+
+def build_empty(make: Callable[[], nn.Module], dtype: torch.dtype) -> nn.Module:
+    """The module with parameters of `dtype` on the meta device and real constants."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device("meta"):
+            return make().eval().requires_grad_(False)
+    finally:
+        torch.set_default_dtype(default)
+
+
+def onnx_from_torch(make: Callable[[], nn.Module], component: Component, precision: str) -> ir.Model:
+    """Traces the module once into a graph that serves every size of its named axes.
+
+    Args:
+        make: builds the module; its forward takes the component's input ports in order.
+        component: the ports.
+        precision: a key of DTYPES, the dtype of the arithmetic; ports are the same for all.
+    """
+    module = build_empty(make, DTYPES[precision])
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with mode, _quiet():
+        _fake_parameters(module)
+        inputs = tuple(torch.zeros(p.shape(_TRACED), dtype=_PORT_DTYPES[p.dtype]) for p in component.inputs)
+        program = export(module, inputs, dynamic_shapes=_dynamic_shapes(module, component), strict=False)
+        exported = torch.onnx.export(
+            program,
+            input_names=[port.name for port in component.inputs],
+            output_names=[port.name for port in component.outputs],
+            opset_version=OPSET,
+            dynamo=True,
+            verify=False,
+            verbose=False,
+            optimize=False,  # would read the fake weights; done below
+        )
+        model: ir.Model = exported.model
+        parameters = {name for name, _ in module.named_parameters()}
+        for name, value in model.graph.initializers.items():
+            if name in parameters:
+                value.const_value = None
+        optimizer.optimize_ir(model, input_size_limit=_FOLD_LIMIT_BYTES, output_size_limit=_FOLD_LIMIT_BYTES)
+    _strip_metadata(model)
+    _name_axes(model, component)
+    return model
+
+
+def _fake_parameters(module: nn.Module) -> None:
+    """Replaces meta parameters by fake ones on the CPU, where the constants are."""
+    for owner in module.modules():
+        for name, parameter in owner._parameters.items():
+            if parameter is not None:
+                fake = torch.empty_like(parameter, device="cpu")
+                owner._parameters[name] = nn.Parameter(fake, requires_grad=False)
+
+
+def _dynamic_shapes(module: nn.Module, component: Component) -> dict[str, object]:
+    """torch.export's dims of every argument of forward, from the named axes."""
+    dims: dict[str, Dim] = {}
+
+    def dim(axis: Axis) -> object:
+        if isinstance(axis, int):
+            return None
+        line = line_of(axis)
+        name = "tokens" if line.name == "timesteps" else line.name
+        symbol = dims.setdefault(name, Dim(name, min=1))
+        return symbol if line.factor == 1 else line.factor * symbol
+
+    shapes = [{i: dim(a) for i, a in enumerate(p.axes) if isinstance(a, str)} for p in component.inputs]
+    return inspect.signature(module.forward).bind(*shapes).arguments
+
+
+def _strip_metadata(model: ir.Model) -> None:
+    """Removes the exporter's notes, which hold paths of the machine and outweigh the graph."""
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    for node in model.graph:
+        node.metadata_props.clear()
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+
+
+def _name_axes(model: ir.Model, component: Component) -> None:
+    """Gives every port its axes by name, which also frees `timesteps` from `tokens`.
+
+    Shapes in between are removed: they were traced with one timestep per token and would mislead a backend.
+    """
+    for node in model.graph:
+        for value in node.outputs:
+            value.shape = None
+    for ports, values in ((component.inputs, model.graph.inputs), (component.outputs, model.graph.outputs)):
+        for port, value in zip(ports, values, strict=True):
+            value.shape = ir.Shape(port.axes)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences torch's and onnx_ir's remarks about their own internals and about weights without data."""
+    loggers = [logging.getLogger(name) for name in _CHATTY_LOGGERS]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

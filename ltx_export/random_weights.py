@@ -1,0 +1,139 @@
+"""Seeded random weights in the official formats: the `demo` version, and any other one without a download.
+
+Writes what a hub would hold: a unified safetensors checkpoint with its header config, a T5 encoder and its
+SentencePiece model. Trained weights can take the place of these files one by one.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+import torch
+from torch import Tensor
+
+from ltx_export.architecture import header_config, transformer_config, vae_config
+from ltx_export.build import TEXT_ENCODER_FILE, TOKENIZER_FILE
+from ltx_export.models.dit import Transformer
+from ltx_export.models.t5 import T5Config, TextEncoder
+from ltx_export.models.vae import VaeDecoder
+from ltx_export.onnx_from_torch import build_empty
+from ltx_runtime.versions import TextEncoderSize, Version
+
+Shapes = dict[str, tuple[int, ...]]
+
+# Enough text for a small vocabulary; single bytes cover everything else.
+_CORPUS = (
+    "A red fox runs through deep snow at dawn, the camera follows from behind.",
+    "Waves break on black rocks under a cloudy sky, slow motion, cinematic light.",
+    "A woman walks down a street at night in the rain, neon lights reflect in the water.",
+    "An old man smiles and looks out of the window of a moving train.",
+    "The city from above, cars and people move fast, clouds pass over the towers.",
+    "A cat plays with a ball of yarn on a wooden floor in the warm sun.",
+    "worst quality, inconsistent motion, blurry, jittery, distorted",
+)
+_SPECIAL_PIECES = 3
+_BYTE_PIECES = 256
+
+
+def write_random_weights(version: Version, folder: Path, *, seed: int = 0, sparse: bool = False) -> None:
+    """Writes a version's checkpoint, text encoder and tokenizer into `folder`, in bf16.
+
+    Args:
+        version: sizes and header.
+        folder: made if missing; each file appears under its name only when it is whole.
+        seed: same seed, same bytes.
+        sparse: zeros that take no disk space instead of random numbers, for measuring large versions.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    header = header_config(version)
+    transformer = build_empty(lambda: Transformer(transformer_config(header["transformer"])), torch.bfloat16)
+    decoder = build_empty(lambda: VaeDecoder(vae_config(header["vae"])), torch.bfloat16)
+    text_encoder = build_empty(lambda: TextEncoder(_t5_config(version.text_encoder)), torch.bfloat16)
+    unified = _shapes(transformer, "model.diffusion_model.") | _shapes(decoder, "vae.")
+    metadata = {"config": json.dumps(header)}
+    _write_safetensors(folder / version.checkpoint, unified, metadata, seed, sparse)
+    _write_safetensors(folder / TEXT_ENCODER_FILE, _shapes(text_encoder, ""), {}, seed, sparse)
+    _replace(folder / TOKENIZER_FILE, _tokenizer(version.text_encoder.vocabulary))
+
+
+def _t5_config(size: TextEncoderSize) -> T5Config:
+    return T5Config(size.layers, size.width, size.heads, size.head_dim, size.hidden, size.vocabulary)
+
+
+def _shapes(module: torch.nn.Module, prefix: str) -> Shapes:
+    return {prefix + name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+
+
+def _write_safetensors(path: Path, shapes: Shapes, metadata: dict[str, str], seed: int, sparse: bool) -> None:
+    """Tensor after tensor, so that memory holds one at a time."""
+    header: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for name, shape in shapes.items():
+        begin, end = end, end + 2 * math.prod(shape)
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [begin, end]}
+    raw = json.dumps(header, separators=(",", ":")).encode()
+    raw += b" " * (-len(raw) % 8)
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        with temporary.open("wb") as file:
+            file.write(struct.pack("<Q", len(raw)) + raw)
+            if sparse:
+                file.truncate(file.tell() + end)
+            else:
+                for name, shape in shapes.items():
+                    file.write(random_weight(name, shape, seed).to(torch.bfloat16).view(torch.int16).numpy().tobytes())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def random_weight(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
+    """Values of a tensor that keep activations near one; float32, the same for the same name and seed."""
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}:{name}".encode()))
+    normal = torch.randn(shape, generator=generator)
+    leaf = name.rsplit(".", 1)[-1]
+    if leaf == "timestep_scale_multiplier":
+        return torch.full(shape, 1000.0)
+    if leaf == "std-of-means":
+        return 1 + 0.1 * normal.abs()
+    if leaf == "weight" and len(shape) == 1:
+        return 1 + 0.1 * normal
+    if leaf == "weight":
+        return normal / math.sqrt(math.prod(shape[1:]))
+    return 0.1 * normal
+
+
+def _tokenizer(vocabulary: int) -> bytes:
+    """A SentencePiece model with T5's special ids and at most `vocabulary` pieces."""
+    model = io.BytesIO()
+    letters = len({letter for sentence in _CORPUS for letter in sentence})
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(_CORPUS),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=min(vocabulary, _SPECIAL_PIECES + _BYTE_PIECES + letters + 60),
+        byte_fallback=True,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        num_threads=1,
+        minloglevel=2,
+    )
+    return model.getvalue()
+
+
+def _replace(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,77 @@
+"""Laws of errors: what the user can fix ends in one line and code 2, what is our bug keeps its traceback."""
+
+import errno
+import os
+
+import pytest
+
+from ltx_runtime.errors import INTERRUPTED, USER_ERROR, LtxError, explained, reported
+
+REFUSALS = ("ENOSPC", "EDQUOT", "EACCES", "EPERM", "EROFS", "ENOENT", "ENOTDIR", "EISDIR", "EFBIG")
+
+
+def left_with(error: BaseException, capsys: pytest.CaptureFixture[str]) -> tuple[object, str]:
+    """Exit code and standard error of a command that raises `error`."""
+    with pytest.raises(SystemExit) as left, reported():
+        raise error
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    return left.value.code, captured.err
+
+
+def test_an_error_of_the_user_ends_with_code_2_and_its_message_on_one_line(capsys):
+    code, message = left_with(LtxError("height must be a multiple of 32; got 500 - use 480 or 512"), capsys)
+    assert (code, message) == (2, "error: height must be a multiple of 32; got 500 - use 480 or 512\n")
+
+
+def test_an_interrupted_command_ends_with_the_code_shells_use_for_ctrl_c(capsys):
+    code, message = left_with(KeyboardInterrupt(), capsys)
+    assert code == 128 + 2 == INTERRUPTED
+    assert message.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_a_refusal_of_the_operating_system_is_explained_with_file_reason_and_advice(name, capsys):
+    number = getattr(errno, name)
+    code, message = left_with(OSError(number, os.strerror(number), "clip.mp4"), capsys)
+    assert code == USER_ERROR
+    assert "clip.mp4" in message
+    assert os.strerror(number).lower() in message
+    advice = message.rpartition(" - ")[2]
+    assert advice.strip()
+    assert message.count("\n") == 1
+
+
+def test_a_full_disk_without_a_file_name_is_still_explained(capsys):
+    code, message = left_with(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), capsys)
+    assert code == USER_ERROR
+    assert "None" not in message
+    assert "no space left on device" in message
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), AssertionError(), KeyError("x"), OSError(errno.EBADF, "bad")])
+def test_our_own_bug_keeps_its_traceback(error):
+    with pytest.raises(type(error)) as raised, reported():
+        raise error
+    assert raised.value is error
+
+
+def test_an_operating_system_error_without_advice_stays_as_it_is():
+    for error in (OSError(errno.EBADF, "bad"), OSError("without a number")):
+        assert explained(error, "write clip.mp4") is error
+
+
+def test_an_explanation_says_what_was_being_done():
+    assert str(explained(OSError(errno.EROFS, ""), "write clip.mp4")).startswith("cannot write clip.mp4: ")
+
+
+def test_a_command_that_ends_well_is_left_alone(capsys):
+    with reported():
+        pass
+    assert capsys.readouterr() == ("", "")
+
+
+def test_an_exit_asked_for_inside_keeps_its_own_code():
+    with pytest.raises(SystemExit) as left, reported():
+        raise SystemExit(7)
+    assert left.value.code == 7

@@ -1,0 +1,141 @@
+"""Laws of sessions: feeds are checked first, memory goes back at the end, and what is missing is said."""
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from fakes import FunctionRunner, feeds_of
+
+from ltx_runtime import sessions
+from ltx_runtime.components import text_encoder
+from ltx_runtime.errors import LtxError
+from ltx_runtime.manifest import ComponentEntry, Engines, Manifest
+from ltx_runtime.sessions import BACKENDS, Backend, open_session
+
+ROOT = Path(sessions.__file__).parents[2]
+EVERY_BACKEND = pytest.mark.parametrize("backend", BACKENDS.values(), ids=BACKENDS)
+SIZES = {"batch": 2, "text_tokens": 5}
+SIGNATURE = text_encoder(6)
+
+
+def engines_in(folder, precision):
+    entry = ComponentEntry(SIGNATURE, {precision: f"text_encoder.{precision}.onnx"})
+    return Engines(folder, Manifest("demo", True, "spiece.model", {"text_encoder": entry}))
+
+
+class ClosingRunner(FunctionRunner):
+    """Counts how often it was closed."""
+
+    closed = 0
+
+    def close(self):
+        self.closed += 1
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """A backend called `fake` that runs a function; the list holds (graph, runner) of everything it opened."""
+    opened = []
+    module = ModuleType("fake_backend")
+
+    def load(graph):
+        opened.append((graph, ClosingRunner(lambda feeds: {"text": np.ones((*feeds["ids"].shape, 6), np.float32)})))
+        return opened[-1][1]
+
+    module.load = load
+    monkeypatch.setitem(sys.modules, "fake_backend", module)
+    monkeypatch.setitem(BACKENDS, "fake", Backend("fake_backend", "fp32", "fake"))
+    return opened
+
+
+@EVERY_BACKEND
+def test_a_backend_is_one_file_of_sessions_with_a_function_that_loads_a_graph(backend):
+    package, _, name = backend.module.rpartition(".")
+    assert package == "ltx_runtime.sessions"
+    assert re.search(r"^def load\(", (ROOT / "ltx_runtime" / "sessions" / f"{name}.py").read_text(), re.MULTILINE)
+
+
+@EVERY_BACKEND
+def test_a_backend_comes_with_an_extra_that_exists(backend):
+    if not (ROOT / "pyproject.toml").exists():
+        pytest.skip("the sources are not here")
+    extras = (ROOT / "pyproject.toml").read_text().partition("[project.optional-dependencies]")[2].partition("\n[")[0]
+    assert re.search(rf"^{re.escape(backend.extra)} = ", extras, re.MULTILINE)
+
+
+def test_a_session_runs_the_graph_of_its_backend_s_precision(opened, tmp_path):
+    with open_session(engines_in(tmp_path, "fp32"), "text_encoder", "fake") as session:
+        assert session.component == SIGNATURE
+        assert session.run(feeds_of(SIGNATURE.inputs, SIZES))["text"].shape == (2, 5, 6)
+    ((graph, _),) = opened
+    assert graph == tmp_path / "text_encoder.fp32.onnx"
+
+
+def test_a_session_refuses_feeds_that_do_not_fit_before_the_graph_sees_them(opened, tmp_path):
+    feeds = feeds_of(SIGNATURE.inputs, SIZES) | {"mask": np.zeros((2, 4), np.int64)}
+    with open_session(engines_in(tmp_path, "fp32"), "text_encoder", "fake") as session:
+        with pytest.raises(ValueError, match="axis 'text_tokens' is 4, expected 5"):
+            session.run(feeds)
+        assert opened[0][1].fed == []
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError, KeyboardInterrupt])
+def test_a_session_is_closed_once_at_the_end_however_it_ends(opened, tmp_path, error):
+    try:
+        with open_session(engines_in(tmp_path, "fp32"), "text_encoder", "fake"):
+            assert opened[0][1].closed == 0
+            if error:
+                raise error
+    except (RuntimeError, KeyboardInterrupt):
+        pass
+    assert opened[0][1].closed == 1
+
+
+def test_an_unknown_backend_is_refused_with_the_known_ones(tmp_path):
+    with pytest.raises(LtxError, match="unknown backend 'npu'") as refused:
+        with open_session(engines_in(tmp_path, "fp32"), "text_encoder", "npu"):
+            pass
+    assert all(name in str(refused.value) for name in BACKENDS)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_folder_without_a_graph_of_the_precision_is_refused(tmp_path, name):
+    with pytest.raises(LtxError, match=rf"has no {BACKENDS[name].precision} graph of text_encoder.*make engines"):
+        with open_session(engines_in(tmp_path, "other"), "text_encoder", name):
+            pass
+
+
+def test_a_component_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(LtxError, match="has no transformer"):
+        with open_session(engines_in(tmp_path, "fp32"), "transformer"):
+            pass
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_backend_that_is_not_installed_is_refused_with_the_command_that_installs_it(tmp_path, name, monkeypatch):
+    row = BACKENDS[name]
+    source = (ROOT / "ltx_runtime" / "sessions" / f"{row.module.rpartition('.')[2]}.py").read_text()
+    libraries = set(re.findall(r"^(?:import|from) (\w+)", source, re.MULTILINE)) - sys.stdlib_module_names
+    libraries -= {"__future__", "numpy", "ltx_runtime"}
+    assert libraries
+    for library in libraries:
+        monkeypatch.setitem(sys.modules, library, None)  # importing it raises ModuleNotFoundError
+    monkeypatch.delitem(sys.modules, row.module, raising=False)
+    with pytest.raises(LtxError, match=rf"is not installed - run: pip install 'ltx-engines\[{row.extra}\]'"):
+        with open_session(engines_in(tmp_path, row.precision), "text_encoder", name):
+            pass
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no graph"], ids=["missing", "empty", "text"])
+def test_the_cpu_refuses_a_file_that_is_no_graph(tmp_path, content):
+    if importlib.util.find_spec("onnxruntime") is None:
+        pytest.skip("onnxruntime is not installed")
+    if content is not None:
+        (tmp_path / "text_encoder.fp32.onnx").write_bytes(content)
+    with pytest.raises(LtxError, match=r"text_encoder\.fp32\.onnx"):
+        with open_session(engines_in(tmp_path, "fp32"), "text_encoder", "cpu"):
+            pass
