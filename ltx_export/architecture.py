@@ -7,12 +7,13 @@ a checkpoint without one.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 from ltx_export.checkpoint import StoredTensor
 from ltx_export.models.dit import DitConfig
 from ltx_export.models.t5 import T5Config
 from ltx_export.models.vae import VaeBlock, VaeConfig
+from ltx_export.models.vae_blocks import PaddingMode
 from ltx_runtime.errors import LtxError
 from ltx_runtime.versions import Version
 
@@ -46,7 +47,7 @@ _VAE_ASSUMED: Json = {
 _A_LAYERS = (4, 3, 3, 3, 4)
 _DECODER_LAYERS = {"B": (5, 6, 7, 8), "C": (5, 5, 5, 5)}
 _C_ENCODER = ((4, "space"), (6, "time"), (6, "all"), (2, "all"))
-_PADDING_MODES = ("zeros", "replicate", "reflect")
+_PADDING_MODES = get_args(PaddingMode)
 
 
 def header_config(version: Version) -> Json:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 import torch
@@ -90,15 +91,17 @@ def export_version(
             (sources.tokenizer, TOKENIZER_FILE),
         ):
             _place(source, staging / name)
-        entries = {part.component.name: _export_part(part, staging, precisions, report) for part in parts}
+        entries: dict[str, ComponentEntry] = {
+            part.component.name: _export_part(part, staging, precisions, report) for part in parts
+        }
         graphs = [graph for entry in entries.values() for graph in entry.graphs.values()]
         files = describe_files(staging, [*graphs, CHECKPOINT_FILE, TEXT_ENCODER_FILE, TOKENIZER_FILE])
-        manifest = Manifest(version.name, bool(causal), TOKENIZER_FILE, dict(entries), files)
+        manifest = Manifest(version.name, bool(causal), TOKENIZER_FILE, entries, files)
         write_manifest(staging, manifest)
     return manifest
 
 
-def _parts(version: Version, header: dict, checkpoint: Checkpoint, text_encoder: Checkpoint) -> list[Part]:
+def _parts(version: Version, header: Mapping[str, Any], checkpoint: Checkpoint, text_encoder: Checkpoint) -> list[Part]:
     t5_tensors = component_tensors(text_encoder, "text_encoder")
     t5 = t5_config(t5_tensors)
     dit = transformer_config(header["transformer"])
@@ -147,7 +150,7 @@ def _export_part(part: Part, folder: Path, precisions: Sequence[str], report: Re
             parity = check_parity(part.make, part.component, part.tensors, folder / graphs[precision])
             errors = ", ".join(f"{error:.1e}" for error in parity.relative_l2)
             report(f"{name}: relative L2 {errors} to PyTorch, {time.perf_counter() - started:.1f} s")
-    return ComponentEntry(part.component, graphs, parity)
+    return ComponentEntry(part.component, part.weights_file, graphs, parity)
 
 
 def _place(source: Path, target: Path) -> None:

@@ -64,6 +64,40 @@ def random_weights(
     print(f"{target} holds random weights of {release.name}")
 
 
+@app.command()
+def engine(
+    version: VersionName,
+    engines: Annotated[Path, typer.Option(envvar="LTX_ENGINES", help="Root of the version folders.")] = Path("engines"),
+    component: Annotated[list[str] | None, typer.Option(help="Only this one; can be repeated [all].")] = None,
+    force: Annotated[bool, typer.Option(help="Build even where a fitting engine exists.")] = False,
+    check: Annotated[bool, typer.Option(help="Build nothing; fail if an engine is missing or does not fit.")] = False,
+) -> None:
+    """Build TensorRT-RTX engines from a version's bf16 graphs; needs neither PyTorch nor a GPU."""
+    import time
+
+    from ltx_export.engine_from_onnx import BUILDER, build_engine, builder_library
+    from ltx_runtime.components import COMPONENT_NAMES
+    from ltx_runtime.manifest import find_folder, open_engines
+    from ltx_runtime.sidecar import check_engine, engine_path
+
+    found = open_engines(find_folder(engines, find_version(version).name))
+    library_version = builder_library().__version__
+    for name in component or COMPONENT_NAMES:
+        found.component(name)
+        path = engine_path(found, name, BUILDER, library_version)
+        if not force:
+            try:
+                check_engine(found, name, path, BUILDER, library_version)
+                print(f"{path} fits")
+                continue
+            except LtxError:
+                if check:
+                    raise
+        started = time.perf_counter()
+        build_engine(found, name)
+        print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, {time.perf_counter() - started:.1f} s")
+
+
 def _check_sources(release: Version, paths: list[Path]) -> None:
     missing = [str(path) for path in paths if not path.is_file()]
     if not missing:

@@ -64,7 +64,8 @@ def onnx_from_torch(make: Callable[[], nn.Module], component: Component, precisi
             verbose=False,
             optimize=False,  # would read the fake weights; done below
         )
-        model: ir.Model = exported.model
+        assert exported is not None
+        model = exported.model
         parameters = {name for name, _ in module.named_parameters()}
         for name, value in model.graph.initializers.items():
             if name in parameters:

@@ -41,6 +41,7 @@ def random_feeds(component: Component, sizes: Mapping[str, int]) -> dict[str, Ar
 
 def _values(port: Port, shape: tuple[int, ...]) -> Array:
     random = np.random.RandomState(zlib.crc32(f"{port.name}{shape}".encode()))
+    values: Array
     if port.name == "ids":
         values = random.randint(2, _SMALLEST_VOCABULARY, shape)
     elif port.name in ("mask", "text_mask"):  # row r ends with r padding tokens

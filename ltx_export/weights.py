@@ -65,7 +65,9 @@ def _cast(graph: ir.Graph, weight: ir.Value, wanted: ir.DataType, first: ir.Node
 def _cast_after(graph: ir.Graph, lookup: ir.Node, wanted: ir.DataType) -> None:
     looked_up = lookup.outputs[0]
     consumers = list(looked_up.uses())
-    looked_up.dtype = lookup.inputs[0].dtype  # type: ignore[union-attr]
+    weight = lookup.inputs[0]
+    assert weight is not None and weight.dtype is not None
+    looked_up.dtype = weight.dtype
     cast = ir.node("Cast", [looked_up], {"to": ir.AttrInt64("to", wanted)}, name=f"cast.{looked_up.name}")
     cast.outputs[0].name = f"{looked_up.name}.{wanted.name.lower()}"
     cast.outputs[0].dtype = wanted

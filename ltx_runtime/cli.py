@@ -8,11 +8,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ltx_runtime.errors import reported
+
+if TYPE_CHECKING:
+    from ltx_runtime.pipeline import ProgressOf
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -83,7 +86,7 @@ def _free_name(prompt: str, seed: int) -> Path:
         number += 1
 
 
-def _progress_into(seconds: dict[str, float]) -> Callable[[str, int], object]:
+def _progress_into(seconds: dict[str, float]) -> ProgressOf:
     """Progress bars on standard error that show the time per unit; `seconds` gets the time of each stage."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn

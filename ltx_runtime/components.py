@@ -99,7 +99,7 @@ def transformer(channels: int, text_channels: int, stg_layers: int = 0) -> Compo
     `coords` are (seconds, pixel row, pixel column) of every token. With `stg_layers` there is a `skip_mask`:
     where it is 0, self-attention of that layer returns each token's own value.
     """
-    inputs = (
+    inputs: tuple[Port, ...] = (
         Port("latents", ("batch", "tokens", channels)),
         Port("timestep", ("batch", "timesteps")),
         Port("coords", ("batch", 3, "tokens")),

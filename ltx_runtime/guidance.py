@@ -45,14 +45,15 @@ def combine(
     return guided
 
 
-def _projection_scale(text: Velocity, unconditional: Velocity) -> NDArray[np.float32]:
+def _projection_scale(text: Velocity, unconditional: Velocity) -> Velocity:
     """<c, u> / (<u, u> + 1e-8) per sample, (B, 1, 1)."""
     flat_text = text.reshape(len(text), -1)
     flat = unconditional.reshape(len(unconditional), -1)
-    scale = (flat_text * flat).sum(1) / ((flat * flat).sum(1) + np.float32(1e-8))
-    return scale.reshape(-1, 1, 1).astype(np.float32)
+    scale: Velocity = (flat_text * flat).sum(1) / ((flat * flat).sum(1) + np.float32(1e-8))
+    return scale.reshape(-1, 1, 1)
 
 
-def _deviation(velocity: Velocity) -> NDArray[np.float32]:
+def _deviation(velocity: Velocity) -> Velocity:
     """Unbiased standard deviation over tokens and channels, (B, 1, 1)."""
-    return velocity.std(axis=(1, 2), ddof=1, keepdims=True, dtype=np.float32)
+    deviation: Velocity = velocity.std(axis=(1, 2), ddof=1, keepdims=True, dtype=np.float32)
+    return deviation

@@ -43,9 +43,10 @@ class Parity:
 
 @dataclass(frozen=True)
 class ComponentEntry:
-    """A component's signature, its graph file by precision, and the parity of its fp32 graph."""
+    """A component's signature, its weights file, its graph file by precision, and the parity of its fp32 graph."""
 
     signature: Component
+    weights: str
     graphs: dict[str, str]
     parity: Parity | None = None
 
@@ -155,7 +156,7 @@ def _parse_component(entry: dict[str, Any]) -> ComponentEntry:
     parity = entry["parity"]
     if parity is not None:
         parity = Parity(tuple(parity["relative_l2"]), tuple(parity["sizes"]), parity["weights"])
-    return ComponentEntry(signature, entry["graphs"], parity)
+    return ComponentEntry(signature, entry["weights"], entry["graphs"], parity)
 
 
 def open_engines(folder: Path) -> Engines:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -122,7 +123,7 @@ def velocity_function(
         now = guidance_at(sigma, guidance)
         prompts = [0] + [1] * now.uses_cfg + [0] * now.uses_stg
         rows = len(prompts)
-        feeds = {
+        feeds: dict[str, NDArray[Any]] = {
             "latents": np.repeat(latents, rows, axis=0),
             "timestep": np.full((rows, 1), sigma, np.float32),
             "coords": np.repeat(coords, rows, axis=0),

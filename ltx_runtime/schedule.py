@@ -44,7 +44,7 @@ def sd3_shift(sigmas: Sigmas, tokens: int) -> Sigmas:
     """Moves sigmas towards noise for longer videos: mu is linear in the token count and not clamped."""
     (low, mu_low), (high, mu_high) = _SD3_SHIFTS
     mu = mu_low + (mu_high - mu_low) / (high - low) * (tokens - low)
-    shifted = math.exp(mu) / (math.exp(mu) + (1.0 / sigmas.astype(np.float64) - 1.0))
+    shifted: NDArray[np.float64] = math.exp(mu) / (math.exp(mu) + (1.0 / sigmas.astype(np.float64) - 1.0))
     return shifted.astype(np.float32)
 
 
@@ -53,7 +53,8 @@ def stretch_to_terminal(sigmas: Sigmas, terminal: float) -> Sigmas:
     rest = 1.0 - sigmas.astype(np.float64)
     if rest[-1] == 0.0:
         return sigmas
-    return (1.0 - rest * (1.0 - terminal) / rest[-1]).astype(np.float32)
+    stretched: NDArray[np.float64] = 1.0 - rest * (1.0 - terminal) / rest[-1]
+    return stretched.astype(np.float32)
 
 
 def sigmas_of(schedule: Schedule, one: Pass, tokens: int, steps: int | None = None) -> Sigmas:
@@ -87,7 +88,8 @@ def euler_step(
     latents: NDArray[np.float32], velocity: NDArray[np.float32], sigma: float, next_sigma: float
 ) -> NDArray[np.float32]:
     """x - (sigma - next_sigma) v, in float32."""
-    return latents - (np.float32(sigma) - np.float32(next_sigma)) * velocity
+    stepped: NDArray[np.float32] = latents - (np.float32(sigma) - np.float32(next_sigma)) * velocity
+    return stepped
 
 
 def stochastic_step(
@@ -99,4 +101,5 @@ def stochastic_step(
 ) -> NDArray[np.float32]:
     """Goes to the predicted data x - sigma v and noises it anew to `next_sigma`, in float32."""
     data = latents - np.float32(sigma) * velocity
-    return (np.float32(1.0) - np.float32(next_sigma)) * data + np.float32(next_sigma) * noise
+    stepped: NDArray[np.float32] = (np.float32(1.0) - np.float32(next_sigma)) * data + np.float32(next_sigma) * noise
+    return stepped

@@ -15,6 +15,8 @@ _MAX_PERIOD = 10000.0
 class RMSNorm(nn.Module):
     """Root mean square norm over the last axis, computed in float32 and returned in x's dtype."""
 
+    weight: Tensor
+
     def __init__(self, width: int, eps: float, *, affine: bool = True) -> None:
         super().__init__()
         self.eps = eps
@@ -41,6 +43,8 @@ class TimestepEmbedder(nn.Module):
 
 class TimestepEmbedding(nn.Module):
     """A scaled timestep (...,) in 0..1000 to an embedding (..., width)."""
+
+    frequencies: Tensor
 
     def __init__(self, width: int) -> None:
         super().__init__()

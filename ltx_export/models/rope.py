@@ -17,6 +17,9 @@ class RotaryEmbedding(nn.Module):
     Source: `Transformer3DModel.precompute_freqs_cis` of the official `ltx-video` package.
     """
 
+    frequencies: Tensor
+    max_position: Tensor
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.unrotated_pairs = width % 6 // 2

@@ -95,6 +95,10 @@ class Stack(nn.Module):
         self.block = nn.ModuleList([Block(config, has_positions=i == 0) for i in range(config.layers)])
         self.final_layer_norm = RMSNorm(config.width, _EPS)
 
+    def position_table(self) -> nn.Module:
+        """The first block's, which serves all."""
+        return self.get_submodule("block.0.layer.0.SelfAttention.relative_attention_bias")
+
 
 def position_buckets(length: int, device: torch.device) -> Tensor:
     """Bucket of every (query, key) pair, (length, length) int64, bidirectional, from whole numbers only."""
@@ -118,8 +122,7 @@ class TextEncoder(nn.Module):
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """-> text (B, T, width) float32."""
         x = self.shared(ids)
-        first = self.encoder.block[0].layer[0].SelfAttention
-        positions = first.relative_attention_bias(position_buckets(ids.shape[1], ids.device))
+        positions = self.encoder.position_table()(position_buckets(ids.shape[1], ids.device))
         positions = positions.permute(2, 0, 1).unsqueeze(0)  # (1, heads, T, T)
         masked = (1 - mask).to(x.dtype)[:, None, None, :] * torch.finfo(x.dtype).min
         bias = positions + masked  # (B, heads, T, T)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ltx_export.models.layers import TimestepEmbedding
-from ltx_export.models.vae_blocks import Conv, ResBlock, ResStack, Upsample, modulate, pixel_norm
+from ltx_export.models.vae_blocks import Conv, PaddingMode, ResBlock, ResStack, Upsample, modulate, pixel_norm
 
 _PATCH = 4
 _RGB = 3
@@ -38,7 +38,7 @@ class VaeConfig:
     latent_channels: int = 128
     base_channels: int = 128
     timestep: bool = False
-    padding_mode: str = "zeros"
+    padding_mode: PaddingMode = "zeros"
 
     @property
     def first_channels(self) -> int:

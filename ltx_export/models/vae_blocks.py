@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ltx_export.models.layers import TimestepEmbedding
+
+PaddingMode = Literal["zeros", "replicate", "reflect"]
 
 _PIXEL_NORM_EPS = 1e-8
 _SHORTCUT_NORM_EPS = 1e-6
@@ -26,7 +30,7 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 class Conv(nn.Module):
     """A 3x3x3 convolution that repeats the first and the last frame once; spatial padding by `padding_mode`."""
 
-    def __init__(self, channels: int, out_channels: int, padding_mode: str) -> None:
+    def __init__(self, channels: int, out_channels: int, padding_mode: PaddingMode) -> None:
         super().__init__()
         self.conv = nn.Conv3d(channels, out_channels, 3, padding=(0, 1, 1), padding_mode=padding_mode)
 
@@ -52,7 +56,7 @@ class ResBlock(nn.Module):
         self,
         channels: int,
         out_channels: int,
-        padding_mode: str,
+        padding_mode: PaddingMode,
         *,
         timestep: bool = False,
         inject_noise: bool = False,
@@ -94,7 +98,9 @@ class ResBlock(nn.Module):
 class ResStack(nn.Module):
     """Residual layers of equal width (`res_x`), with one timestep embedding for all of them."""
 
-    def __init__(self, channels: int, layers: int, padding_mode: str, *, timestep: bool, inject_noise: bool) -> None:
+    def __init__(
+        self, channels: int, layers: int, padding_mode: PaddingMode, *, timestep: bool, inject_noise: bool
+    ) -> None:
         super().__init__()
         if timestep:
             self.time_embedder = TimestepEmbedding(4 * channels)
@@ -124,7 +130,7 @@ def unfold(x: Tensor) -> Tensor:
 class Upsample(nn.Module):
     """Doubles frames, rows and columns and drops the first frame (`compress_all` written encoder-style)."""
 
-    def __init__(self, channels: int, out_channels: int, padding_mode: str, *, residual: bool) -> None:
+    def __init__(self, channels: int, out_channels: int, padding_mode: PaddingMode, *, residual: bool) -> None:
         super().__init__()
         self.conv = Conv(channels, 8 * out_channels, padding_mode)
         self.residual = residual

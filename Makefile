@@ -1,0 +1,52 @@
+# One target = one command you could have typed. VERSION names a release or demo.
+VERSION ?= demo
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: setup engines tensorrt-rtx demo check fix test test-runtime bench clean
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --editable ".[cpu,export,tensorrt-rtx]" --group dev
+	touch $@
+
+# Checkpoint -> engines/VERSION. The demo's weights are random and made here.
+engines: setup $(if $(filter demo,$(VERSION)),weights/demo/demo.safetensors)
+	$(BIN)/ltx-export onnx $(VERSION)
+
+weights/demo/demo.safetensors: | setup
+	$(BIN)/ltx-export random-weights demo
+
+# Engines for GeForce RTX GPUs; needs no GPU.
+tensorrt-rtx: setup
+	$(BIN)/ltx-export engine $(VERSION)
+
+demo:
+	$(MAKE) engines VERSION=demo
+	$(BIN)/ltx-run --version demo --prompt "A red fox runs through deep snow at dawn" --seed 7 --output demo.mp4
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+fix: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: setup
+	$(BIN)/python -m pytest
+
+# The runtime as it is on a machine without PyTorch, in an environment of its own.
+test-runtime:
+	$(PYTHON) -m venv $(VENV)-runtime
+	$(VENV)-runtime/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(VENV)-runtime/bin/python -m pip install --quiet ".[cpu]" pytest
+	$(VENV)-runtime/bin/python -m pytest tests/runtime tests/test_walls.py
+
+clean:
+	rm -rf $(VENV) $(VENV)-runtime build dist
