@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ltx_runtime.errors import LtxError, explained
+from ltx_runtime.errors import LtxError, explaining
 
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "I64": 8, "I32": 4, "U8": 1, "F64": 8, "BOOL": 1}
 _MAX_HEADER_BYTES = 100 << 20
@@ -52,16 +52,13 @@ def open_checkpoint(path: Path) -> Checkpoint:
     Raises:
         LtxError: the file is missing, no safetensors, truncated, or its offsets contradict its shapes.
     """
-    try:
+    with explaining(f"read {path}"), path.open("rb") as file:
         size = path.stat().st_size
-        with path.open("rb") as file:
-            start = file.read(8)
-            header_bytes = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-            if not 2 <= header_bytes <= min(_MAX_HEADER_BYTES, size - 8):
-                raise LtxError(f"{path} is not a whole safetensors file - download it again")
-            raw = file.read(header_bytes)
-    except OSError as error:
-        raise explained(error, f"read {path}") from None
+        start = file.read(8)
+        header_bytes = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        if not 2 <= header_bytes <= min(_MAX_HEADER_BYTES, size - 8):
+            raise LtxError(f"{path} is not a whole safetensors file - download it again")
+        raw = file.read(header_bytes)
     try:
         header = json.loads(raw)
         metadata = header.pop("__metadata__", {})

@@ -16,6 +16,7 @@ VersionName = Annotated[str, typer.Argument(metavar="VERSION", help="A release, 
 
 
 @app.command()
+@reported()
 def onnx(
     version: VersionName,
     weights: Annotated[
@@ -48,6 +49,7 @@ def onnx(
 
 
 @app.command()
+@reported()
 def random_weights(
     version: VersionName,
     folder: Annotated[Path | None, typer.Argument(help="Where to [weights/VERSION].")] = None,
@@ -65,6 +67,7 @@ def random_weights(
 
 
 @app.command()
+@reported()
 def engine(
     version: VersionName,
     engines: Annotated[Path, typer.Option(envvar="LTX_ENGINES", help="Root of the version folders.")] = Path("engines"),
@@ -121,5 +124,4 @@ def _need(*modules: str) -> None:
 
 def main() -> None:
     """The `ltx-export` command."""
-    with reported():
-        app()
+    app()

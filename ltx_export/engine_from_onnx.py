@@ -11,8 +11,8 @@ from typing import Any
 
 from ltx_runtime.components import Component, Port, Profile, line_of, profiles
 from ltx_runtime.errors import LtxError
-from ltx_runtime.manifest import Engines, checksum, export_command
-from ltx_runtime.sidecar import ENGINE_PRECISION, describe, engine_path, sidecar_path, write_sidecar
+from ltx_runtime.manifest import Engines, checksum
+from ltx_runtime.sidecar import describe, engine_path, graph_of, sidecar_path, write_sidecar
 
 BUILDER = "tensorrt_rtx"
 
@@ -39,17 +39,13 @@ def build_engine(engines: Engines, name: str) -> Path:
         LtxError: the folder has no bf16 graph, or TensorRT-RTX refuses it; says why in its words.
     """
     library = builder_library()
-    entry = engines.component(name)
-    if ENGINE_PRECISION not in entry.graphs:
-        raise LtxError(
-            f"{engines.folder} has no {ENGINE_PRECISION} graph of {name} - {export_command(engines.manifest.version)}"
-        )
+    graph = engines.folder / graph_of(engines, name)
     target = engine_path(engines, name, BUILDER, library.__version__)
     target.parent.mkdir(exist_ok=True)
     temporary = target.with_name(f".{target.name}.partial")
     sidecar_path(target).unlink(missing_ok=True)
     try:
-        _compile(library, engines.folder / entry.graphs[ENGINE_PRECISION], entry.signature, temporary)
+        _compile(library, graph, engines.component(name).signature, temporary)
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)

@@ -38,6 +38,8 @@ _CORPUS = (
     "A cat plays with a ball of yarn on a wooden floor in the warm sun.",
     "worst quality, inconsistent motion, blurry, jittery, distorted",
 )
+_T5_QUERY = "SelfAttention.q.weight"
+_T5_HEAD_DIM = 64
 _SPECIAL_PIECES = 3
 _BYTE_PIECES = 256
 
@@ -105,6 +107,8 @@ def random_weight(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
         return 1 + 0.1 * normal.abs()
     if leaf == "weight" and len(shape) == 1:
         return 1 + 0.1 * normal
+    if name.endswith(_T5_QUERY):  # T5 does not scale its scores, so its queries start smaller
+        normal = normal / math.sqrt(_T5_HEAD_DIM)
     if leaf == "weight":
         return normal / math.sqrt(math.prod(shape[1:]))
     return 0.1 * normal

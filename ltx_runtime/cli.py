@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ltx_runtime.errors import reported
 
 if TYPE_CHECKING:
-    from ltx_runtime.pipeline import ProgressOf
+    from ltx_runtime.pipeline import ProgressOf, Request
+    from ltx_runtime.versions import Version
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -23,6 +25,7 @@ Progress = Callable[[], None]
 
 
 @app.command()
+@reported()
 def run(
     prompt: Annotated[str, typer.Option(help="What the video shows.")],
     engines: Annotated[
@@ -42,28 +45,29 @@ def run(
     ] = None,
 ) -> None:
     """Make a video from a prompt. What is left out is the version's own default."""
-    from ltx_runtime import manifest, pipeline, versions, video
+    from ltx_runtime import manifest, pipeline, versions
 
     folder = manifest.find_folder(engines, versions.find_version(version).name if version else None)
     release = versions.find_version(manifest.read_manifest(folder).version)
     seed = secrets.randbits(32) if seed is None else seed
+    asked: dict[str, Any] = {
+        "negative_prompt": negative_prompt,
+        "height": height,
+        "width": width,
+        "num_frames": num_frames,
+        "fps": fps,
+        "steps": steps,
+        "guidance_scale": guidance_scale,
+    }
+    request = pipeline.default_request(release, prompt, seed)
+    request = dataclasses.replace(request, **{name: value for name, value in asked.items() if value is not None})
+    _make(folder, request, release, _free_name(prompt, seed) if output is None else output)
 
-    def given(value: int | None, default: int) -> int:
-        return default if value is None else value
 
-    request = pipeline.Request(
-        prompt=prompt,
-        negative_prompt=release.negative_prompt if negative_prompt is None else negative_prompt,
-        height=given(height, release.height),
-        width=given(width, release.width),
-        num_frames=given(num_frames, release.num_frames),
-        fps=release.fps if fps is None else fps,
-        seed=seed,
-        steps=steps,
-        guidance_scale=guidance_scale,
-    )
+def _make(folder: Path, request: Request, release: Version, output: Path) -> None:
+    from ltx_runtime import manifest, pipeline, video
+
     pipeline.plan(request, release)
-    output = _free_name(prompt, seed) if output is None else output
     target = video.target_of(output)
     if len(release.passes) > 1:
         print(f"note: {release.name} was made for two passes; this is the first one alone, at the size asked for")
@@ -72,7 +76,7 @@ def run(
         pipeline.generate(manifest.open_engines(folder), request, write, _progress_into(seconds))
     stages = ", ".join(f"{name} {took:.1f} s" for name, took in seconds.items())
     size = f"{request.width}x{request.height}, {request.num_frames} frames at {request.fps:g} fps"
-    print(f"{target}: {size}, seed {seed}; {stages}")
+    print(f"{target}: {size}, seed {request.seed}; {stages}")
 
 
 def _free_name(prompt: str, seed: int) -> Path:
@@ -119,5 +123,4 @@ def _progress_into(seconds: dict[str, float]) -> ProgressOf:
 
 def main() -> None:
     """The `ltx-run` command."""
-    with reported():
-        app()
+    app()

@@ -130,8 +130,8 @@ def vae_decoder(channels: int, *, timestep: bool, noise_maps: Mapping[int, tuple
 # What an engine serves unless told otherwise. `timesteps` follows the profile: one, or as many as tokens.
 SPANS: dict[str, Span] = {
     "batch": Span(1, 1, 3),
-    "tokens": Span(24, 4992, 13376),
-    "text_tokens": Span(8, 128, 256),
+    "tokens": Span(4, 4992, 13376),
+    "text_tokens": Span(1, 128, 256),
     "frames": Span(1, 13, 16),
     "rows": Span(2, 16, 22),
     "columns": Span(2, 24, 38),

@@ -30,35 +30,40 @@ class LtxError(Exception):
     """Says in one sentence what is wrong, what was given, and what to do. Command lines exit with code 2."""
 
 
-def explained(error: OSError, doing: str) -> LtxError | OSError:
-    """The operating system's refusal as an LtxError, or the error itself where no advice fits.
+@contextmanager
+def explaining(doing: str | None = None) -> Iterator[None]:
+    """Turns the operating system's refusals inside the block into LtxErrors where there is advice to give.
 
     Args:
-        error: what was raised.
-        doing: what was being attempted, as in "cannot write clip.mp4".
+        doing: what is being attempted, as in "write clip.mp4"; if left out, using the file the error names.
+
+    Raises:
+        LtxError: instead of an OSError such as a full disk or a missing permission.
     """
-    advice = _ADVICE.get(error.errno or 0)
-    if advice is None:
-        return error
-    return LtxError(f"cannot {doing}: {os.strerror(error.errno or 0).lower()} - {advice}")
+    try:
+        yield
+    except OSError as error:
+        advice = _ADVICE.get(error.errno or 0)
+        if advice is None:
+            raise
+        doing = doing or (f"use {error.filename}" if error.filename else "go on")
+        raise LtxError(f"cannot {doing}: {os.strerror(error.errno or 0).lower()} - {advice}") from None
 
 
 @contextmanager
 def reported() -> Iterator[None]:
     """Ends the process with one line on standard error for what the user can fix, and for Ctrl-C.
 
+    Also a decorator, for the functions of a command line.
+
     Raises:
         SystemExit: code 2 for an LtxError or a refusal of the operating system, 130 for Ctrl-C.
     """
     try:
-        yield
+        with explaining():
+            yield
     except LtxError as error:
         _leave(str(error), USER_ERROR)
-    except OSError as error:
-        reason = explained(error, f"use {error.filename}" if error.filename else "go on")
-        if not isinstance(reason, LtxError):
-            raise
-        _leave(str(reason), USER_ERROR)
     except KeyboardInterrupt:
         _leave("interrupted; nothing was left half-written", INTERRUPTED)
 

@@ -108,11 +108,14 @@ def describe_files(folder: Path, names: Iterable[str]) -> dict[str, FileEntry]:
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Writes manifest.json under a temporary name, syncs it and renames it."""
     temporary = folder / f".{MANIFEST}.partial"
-    with temporary.open("w") as file:
-        json.dump({"format": FORMAT, **asdict(manifest)}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(folder / MANIFEST)
+    try:
+        with temporary.open("w") as file:
+            json.dump({"format": FORMAT, **asdict(manifest)}, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(folder / MANIFEST)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -133,9 +136,15 @@ def read_manifest(folder: Path) -> Manifest:
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise LtxError(f"{path} has another format than {FORMAT} - {export_command(folder.name)}")
     try:
-        return _parse(data)
+        manifest = _parse(data)
+        named = {manifest.tokenizer}
+        for entry in manifest.components.values():
+            named |= {entry.weights, *entry.graphs.values()}
+        for name in named:
+            manifest.files[name]
     except (KeyError, TypeError, AttributeError) as error:
         raise LtxError(f"{path} is incomplete ({error}) - {export_command(folder.name)}") from None
+    return manifest
 
 
 def _parse(data: dict[str, Any]) -> Manifest:

@@ -72,6 +72,19 @@ class Text:
     mask: NDArray[np.int64]
 
 
+def default_request(version: Version, prompt: str, seed: int) -> Request:
+    """A request with the version's own size, length, frame rate and negative prompt."""
+    return Request(
+        prompt=prompt,
+        negative_prompt=version.negative_prompt,
+        height=version.height,
+        width=version.width,
+        num_frames=version.num_frames,
+        fps=version.fps,
+        seed=seed,
+    )
+
+
 def plan(request: Request, version: Version) -> Plan:
     """Checks a request before anything is loaded.
 
@@ -118,6 +131,8 @@ def velocity_function(
     Rows are [positive, negative if CFG, perturbed if STG], each over the batch of one sample.
     """
     ports = {port.name: port for port in session.component.inputs}
+    if "skip_mask" not in ports and any(entry.uses_stg for entry in guidance):
+        raise LtxError("this transformer was exported without STG, which its version uses - export it again")
 
     def velocity_of(latents: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
         now = guidance_at(sigma, guidance)
@@ -151,12 +166,13 @@ def decode_frames(session: Session, latents: NDArray[np.float32], version: Versi
     A decoder that takes a timestep gets the version's, and latents mixed with noise by the version's scale, as
     the official pipeline does before un-normalizing. Pixels are floor(255 y) of y clamped to 0..1.
     """
-    _, _, frames, rows, columns = latents.shape
+    batch, _, frames, rows, columns = latents.shape
+    assert batch == 1, "frames of one video at a time"
     feeds = {"latents": latents}
     maps = NoiseStream(seed, "decoder_maps")
     for port in session.component.inputs[1:]:
         if port.name == "timestep":
-            feeds["timestep"] = np.full((len(latents),), version.decode_timestep, np.float32)
+            feeds["timestep"] = np.full((1,), version.decode_timestep, np.float32)
             scale = np.float32(version.decode_noise_scale)
             noise = NoiseStream(seed, "decode").draw(latents.shape)
             feeds["latents"] = (np.float32(1.0) - scale) * latents + scale * noise

@@ -11,10 +11,21 @@ from typing import Any
 
 from ltx_runtime.components import Profile, Span, profiles
 from ltx_runtime.errors import LtxError
-from ltx_runtime.manifest import Engines, checksum
+from ltx_runtime.manifest import Engines, checksum, export_command
 
 ENGINE_PRECISION = "bf16"
 PORTABLE = "portable"
+
+_MISFITS = {
+    "builder": "was built by another library",
+    "builder_version": "was built by another version of its library",
+    "target": "was built for another GPU",
+    "component": "is another component",
+    "precision": "has another precision",
+    "profiles": "serves other sizes",
+    "sources": "was built from another graph or other weights",
+    "engine_checksum": "has changed since it was built",
+}
 
 
 @dataclass(frozen=True)
@@ -41,6 +52,20 @@ def sidecar_path(engine: Path) -> Path:
     return engine.with_name(f"{engine.name}.json")
 
 
+def graph_of(engines: Engines, name: str) -> str:
+    """The file name of the graph that engines of this component are built from.
+
+    Raises:
+        LtxError: the folder lacks it.
+    """
+    graph = engines.component(name).graphs.get(ENGINE_PRECISION)
+    if graph is None:
+        raise LtxError(
+            f"{engines.folder} has no {ENGINE_PRECISION} graph of {name} - {export_command(engines.manifest.version)}"
+        )
+    return graph
+
+
 def describe(engines: Engines, name: str, builder: str, builder_version: str, engine_checksum: str) -> Sidecar:
     """The sidecar an engine of this component has when it is built here and now."""
     entry = engines.component(name)
@@ -51,9 +76,7 @@ def describe(engines: Engines, name: str, builder: str, builder_version: str, en
         component=name,
         precision=ENGINE_PRECISION,
         profiles=profiles(entry.signature),
-        sources={
-            name: engines.manifest.files[name].checksum for name in (entry.graphs[ENGINE_PRECISION], entry.weights)
-        },
+        sources={file: engines.manifest.files[file].checksum for file in (graph_of(engines, name), entry.weights)},
         engine_checksum=engine_checksum,
     )
 
@@ -95,5 +118,5 @@ def check_engine(engines: Engines, name: str, engine: Path, builder: str, builde
     wanted = describe(engines, name, builder, builder_version, checksum(engine))
     for field, value in asdict(wanted).items():
         if asdict(found)[field] != value:
-            raise LtxError(f"{engine} does not fit: its {field.replace('_', ' ')} differs - {rebuild}")
+            raise LtxError(f"{engine} {_MISFITS[field]} - {rebuild}")
     return found

@@ -18,14 +18,17 @@ class Tokenizer:
     """A T5 tokenizer: pieces, then `</s>`, padded on the right with id 0."""
 
     def __init__(self, model_file: Path, max_tokens: int) -> None:
-        """Raises LtxError if the file is no SentencePiece model."""
+        """Raises LtxError if the file is no SentencePiece model with T5's special ids."""
         import sentencepiece  # noqa: PLC0415  (2 MB of native code, only when text is encoded)
 
         self._max_tokens = max_tokens
         try:
             self._pieces = sentencepiece.SentencePieceProcessor(model_file=str(model_file))
-        except (OSError, RuntimeError) as error:
-            raise LtxError(f"{model_file} is not a SentencePiece model - export the version again") from error
+            fits = (self._pieces.pad_id(), self._pieces.eos_id()) == (PAD_ID, END_ID)
+        except (OSError, RuntimeError):
+            fits = False
+        if not fits:
+            raise LtxError(f"{model_file} is not T5's SentencePiece model - export the version with that one")
 
     def encode(self, prompts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Ids and mask, both (B, T) int64, T the longest prompt's length with `</s>`.

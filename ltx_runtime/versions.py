@@ -95,15 +95,18 @@ class Pass:
 
 @dataclass(frozen=True)
 class Version:
-    """One release. `passes` holds one entry, or two where the second refines upsampled latents."""
+    """One release. `passes` holds one entry, or two where the second refines upsampled latents.
+
+    Defaults are those of 0.9.5 and later.
+    """
 
     name: str
     transformer: TransformerSize
-    vae: VaeGeneration
-    causal_positions: bool
-    schedule: Schedule
     passes: tuple[Pass, ...]
     checkpoint: str
+    vae: VaeGeneration = "C"
+    causal_positions: bool = True
+    schedule: Schedule = "linear-quadratic"
     repository: str | None = "Lightricks/LTX-Video"
     diffusers_repository: str | None = None
     upscaler: str | None = None
@@ -187,9 +190,6 @@ _ALL = (
         name="0.9.5",
         aliases=("0.9.5-2b",),
         transformer=SIZE_2B,
-        vae="C",
-        causal_positions=True,
-        schedule="linear-quadratic",
         passes=(_BASE,),
         checkpoint="ltx-video-2b-v0.9.5.safetensors",
         diffusers_repository="Lightricks/LTX-Video-0.9.5",
@@ -198,9 +198,6 @@ _ALL = (
         name="0.9.6-dev",
         aliases=("0.9.6-2b-dev",),
         transformer=SIZE_2B,
-        vae="C",
-        causal_positions=True,
-        schedule="linear-quadratic",
         passes=(_BASE,),
         checkpoint="ltxv-2b-0.9.6-dev-04-25.safetensors",
     ),
@@ -208,9 +205,6 @@ _ALL = (
         name="0.9.6-distilled",
         aliases=("0.9.6-2b-distilled",),
         transformer=SIZE_2B,
-        vae="C",
-        causal_positions=True,
-        schedule="linear-quadratic",
         passes=(_DISTILLED_SINGLE,),
         checkpoint="ltxv-2b-0.9.6-distilled-04-25.safetensors",
     ),
@@ -218,9 +212,6 @@ _ALL = (
         name="0.9.7-dev",
         aliases=("0.9.7-13b-dev",),
         transformer=SIZE_13B,
-        vae="C",
-        causal_positions=True,
-        schedule="linear-quadratic",
         passes=_DEV_13B,
         checkpoint="ltxv-13b-0.9.7-dev.safetensors",
         diffusers_repository="Lightricks/LTX-Video-0.9.7-dev",
@@ -230,9 +221,6 @@ _ALL = (
         name="0.9.7-distilled",
         aliases=("0.9.7-13b-distilled",),
         transformer=SIZE_13B,
-        vae="C",
-        causal_positions=True,
-        schedule="linear-quadratic",
         passes=_distilled(),
         checkpoint="ltxv-13b-0.9.7-distilled.safetensors",
         diffusers_repository="Lightricks/LTX-Video-0.9.7-distilled",
@@ -242,9 +230,6 @@ _ALL = (
         name="0.9.8-2b-distilled",
         aliases=("0.9.8-distilled",),
         transformer=SIZE_2B,
-        vae="C",
-        causal_positions=True,
-        schedule="linear-quadratic",
         passes=_distilled(),
         checkpoint="ltxv-2b-0.9.8-distilled.safetensors",
         upscaler="ltxv-spatial-upscaler-0.9.8.safetensors",
@@ -253,9 +238,6 @@ _ALL = (
         name="0.9.8-13b-dev",
         aliases=("0.9.8-dev",),
         transformer=SIZE_13B,
-        vae="C",
-        causal_positions=True,
-        schedule="linear-quadratic",
         passes=_DEV_13B,
         checkpoint="ltxv-13b-0.9.8-dev.safetensors",
         upscaler="ltxv-spatial-upscaler-0.9.8.safetensors",
@@ -264,9 +246,6 @@ _ALL = (
         name="0.9.8-13b-distilled",
         aliases=("0.9.8-13b",),
         transformer=SIZE_13B,
-        vae="C",
-        causal_positions=True,
-        schedule="linear-quadratic",
         passes=_distilled(tone_map=0.6),
         checkpoint="ltxv-13b-0.9.8-distilled.safetensors",
         diffusers_repository="Lightricks/LTX-Video-0.9.8-13B-distilled",
@@ -275,11 +254,8 @@ _ALL = (
     Version(
         name="demo",
         transformer=TransformerSize(layers=4, heads=4, head_dim=32, text_channels=64),
-        vae="C",
         vae_size=VaeSize(base_channels=8, latent_channels=128, layers_per_block=1),
         text_encoder=TextEncoderSize(layers=2, width=64, heads=4, head_dim=16, hidden=160, vocabulary=320),
-        causal_positions=True,
-        schedule="linear-quadratic",
         passes=(Pass(steps=8, guidance=(Guidance(3.0),)),),
         checkpoint="demo.safetensors",
         repository=None,

@@ -6,6 +6,7 @@ Knows nothing of models: frames are (height, width, 3) uint8 RGB.
 from __future__ import annotations
 
 import itertools
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -17,13 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ltx_runtime.errors import LtxError, explained
+from ltx_runtime.errors import LtxError, explaining
 
 Frame = NDArray[np.uint8]
 Write = Callable[[Frame], None]
 Writer = Callable[[Path, float], AbstractContextManager[Write]]
 
-GIF_MAX_FPS = 50  # a GIF counts in hundredths of a second, and players slow down anything under two of them
 _BT709 = 1
 
 
@@ -62,14 +62,14 @@ def _webm(path: Path, fps: float) -> AbstractContextManager[Write]:
 @contextmanager
 def _gif(path: Path, fps: float) -> Iterator[Write]:
     """An endless GIF with a palette per frame; delays are rounded so that their sum keeps time."""
-    if fps > GIF_MAX_FPS:
-        raise LtxError(f"a gif shows at most {GIF_MAX_FPS} frames a second; got fps {fps:g} - use .mp4 or .webm")
     frames: list[Image.Image] = []
 
     def write(frame: Frame) -> None:
         frames.append(Image.fromarray(frame).quantize(dither=Image.Dither.FLOYDSTEINBERG))
 
     yield write
+    if not frames:
+        return
     ticks = [round(100 * i / fps) for i in range(len(frames) + 1)]
     delays_ms = [10 * (after - before) for before, after in itertools.pairwise(ticks)]
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=delays_ms, loop=0)
@@ -91,6 +91,9 @@ def _png_folder(path: Path, fps: float) -> Iterator[Write]:
 
 
 WRITERS: dict[str, Writer] = {".mp4": _mp4, ".webm": _webm, ".gif": _gif, ".png": _png_folder}
+
+# What formats can store; a GIF counts in hundredths of a second, and players slow down anything under two of them.
+FPS_RANGES: dict[str, tuple[int, int]] = {".mp4": (1, 1000), ".webm": (1, 1000), ".gif": (1, 50)}
 
 
 def target_of(output: Path) -> Path:
@@ -119,20 +122,43 @@ def open_writer(output: Path, fps: float) -> Iterator[Write]:
     The place is tried before the first frame, so that an unwritable folder costs no denoising.
 
     Raises:
-        LtxError: unknown suffix, unwritable place, or full disk.
+        LtxError: unknown suffix, a frame rate it cannot store, unwritable place, or full disk.
     """
-    target = target_of(output)
-    temporary = target.with_name(f".{target.stem}.partial{output.suffix.lower()}")
-    try:
+    with explaining(f"write {output}"):
+        target = target_of(output)
+    suffix = output.suffix.lower()
+    slowest, fastest = FPS_RANGES.get(suffix, (0, math.inf))
+    if not slowest <= fps <= fastest:
+        raise LtxError(f"{suffix} takes {slowest} to {fastest} frames a second; got fps {fps:g} - use 24 or 30")
+    temporary = target.with_name(f".{target.name}.partial{suffix}")
+    doing = f"write {target}"
+    with explaining(doing):
         _remove(temporary)
         temporary.touch()
-        with WRITERS[output.suffix.lower()](temporary, fps) as write:
-            yield write
+    foreign: OSError | None = None
+    try:
+        with WRITERS[suffix](temporary, fps) as write:
+            try:
+                yield _explained(write, doing)
+            except OSError as error:
+                foreign = error  # of whoever makes the frames, not of the output
+                raise
         temporary.replace(target)
     except OSError as error:
-        raise explained(error, f"write {target}") from None
+        if error is foreign:
+            raise
+        with explaining(doing):
+            raise
     finally:
         _remove(temporary)
+
+
+def _explained(write: Write, doing: str) -> Write:
+    def explained(frame: Frame) -> None:
+        with explaining(doing):
+            write(frame)
+
+    return explained
 
 
 def _remove(path: Path) -> None:

@@ -1,10 +1,15 @@
 """What several of the runtime's tests need."""
 
 import io
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import sentencepiece
+from fake_stages import Stage
+
+from ltx_runtime.sessions import BACKENDS, Backend
 
 SENTENCES = (
     "a cat walks on wet grass at dawn",
@@ -31,3 +36,14 @@ def spiece(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tokenizer") / "spiece.model"
     path.write_bytes(model.getvalue())
     return path
+
+
+@pytest.fixture
+def diary(monkeypatch):
+    """What the stages of a backend called `fake` do, in order."""
+    notes = []
+    module = ModuleType("fake_stages")
+    module.load = lambda graph: Stage(graph.name.partition(".")[0], notes)
+    monkeypatch.setitem(sys.modules, "fake_stages", module)
+    monkeypatch.setitem(BACKENDS, "fake", Backend("fake_stages", "fp32", "fake"))
+    return notes

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from ltx_runtime.errors import INTERRUPTED, USER_ERROR, LtxError, explained, reported
+from ltx_runtime.errors import INTERRUPTED, USER_ERROR, LtxError, explaining, reported
 
 REFUSALS = ("ENOSPC", "EDQUOT", "EACCES", "EPERM", "EROFS", "ENOENT", "ENOTDIR", "EISDIR", "EFBIG")
 
@@ -58,11 +58,35 @@ def test_our_own_bug_keeps_its_traceback(error):
 
 def test_an_operating_system_error_without_advice_stays_as_it_is():
     for error in (OSError(errno.EBADF, "bad"), OSError("without a number")):
-        assert explained(error, "write clip.mp4") is error
+        with pytest.raises(OSError) as raised, explaining("write clip.mp4"):
+            raise error
+        assert raised.value is error
 
 
 def test_an_explanation_says_what_was_being_done():
-    assert str(explained(OSError(errno.EROFS, ""), "write clip.mp4")).startswith("cannot write clip.mp4: ")
+    with (
+        pytest.raises(LtxError, match=r"^cannot write clip\.mp4: read-only file system - "),
+        explaining("write clip.mp4"),
+    ):
+        raise OSError(errno.EROFS, "", "other.txt")
+
+
+def test_an_explanation_leaves_every_other_exception_alone():
+    for error in (LtxError("x"), ValueError("y"), KeyboardInterrupt()):
+        with pytest.raises(type(error)) as raised, explaining("write clip.mp4"):
+            raise error
+        assert raised.value is error
+
+
+def test_a_function_of_a_command_line_can_be_decorated(capsys):
+    @reported()
+    def command():
+        raise LtxError("no")
+
+    for _ in range(2):
+        with pytest.raises(SystemExit) as left:
+            command()
+        assert (left.value.code, capsys.readouterr().err) == (2, "error: no\n")
 
 
 def test_a_command_that_ends_well_is_left_alone(capsys):

@@ -63,11 +63,10 @@ def test_every_refusal_names_the_nearest_sizes_below_and_above_that_can_be_made(
 def test_coordinates_are_seconds_and_first_pixel_of_every_cell_frame_by_frame_row_by_row(grid, fps, causal):
     coords = coords_of(grid, fps, causal=causal)
     assert (coords.dtype, coords.shape) == (np.float32, (1, 3, grid.tokens))
-    token = 0
-    for frame, row, column in product(range(grid.frames), range(grid.rows), range(grid.columns)):
+    cells = product(range(grid.frames), range(grid.rows), range(grid.columns))
+    for token, (frame, row, column) in enumerate(cells):
         first_frame = 8 * frame if not causal else max(8 * frame - 7, 0)
         np.testing.assert_allclose(coords[0, :, token], [first_frame / fps, 32 * row, 32 * column], rtol=3e-7)
-        token += 1
 
 
 def test_causal_time_counts_the_first_latent_frame_as_one_frame():

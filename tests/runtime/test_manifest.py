@@ -37,8 +37,10 @@ def write_folder(folder, version="demo"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
     parity = Parity((1e-6, 2.5e-6), ({"batch": 1, "tokens": 24}, {"batch": 3, "tokens": 30}), "checkpoint")
-    components = {s.name: ComponentEntry(s, {"fp32": f"{s.name}.fp32.onnx"}, parity) for s in SIGNATURES}
-    components["vae_decoder"] = ComponentEntry(SIGNATURES[2], {})
+    components = {
+        s.name: ComponentEntry(s, "transformer.data", {"fp32": "transformer.fp32.onnx"}, parity) for s in SIGNATURES
+    }
+    components["vae_decoder"] = ComponentEntry(SIGNATURES[2], "transformer.data", {})
     manifest = Manifest(version, True, "tokenizer/spiece.model", components, describe_files(folder, FILES))
     write_manifest(folder, manifest)
     return manifest

@@ -1,5 +1,7 @@
 """Schedules and steps: the official package's golden values, closed forms and laws."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from golden_files import golden
@@ -19,7 +21,9 @@ from ltx_runtime.versions import VERSIONS, Pass
 
 GOLDEN = golden("sampler")
 TOKENS = (384, 4992, 13376)
-PASSES = [pytest.param(v, one, id=f"{v.name}_pass_{i + 1}") for v in VERSIONS.values() for i, one in enumerate(v.passes)]
+PASSES = [
+    pytest.param(v, one, id=f"{v.name}_pass_{i + 1}") for v in VERSIONS.values() for i, one in enumerate(v.passes)
+]
 EVERY_PASS = pytest.mark.parametrize(("version", "one"), PASSES)
 SCHEDULES = pytest.mark.parametrize("schedule", sorted({v.schedule for v in VERSIONS.values()}))
 
@@ -101,7 +105,7 @@ def test_the_sigmas_of_every_pass_fall_from_at_most_one_to_above_zero(version, o
     sigmas = sigmas_of(version.schedule, one, tokens=384)
     assert len(sigmas) == one.steps - one.skip_initial_steps - one.skip_final_steps
     assert sigmas.dtype == np.float32
-    assert 1 >= sigmas[0]
+    assert sigmas[0] <= 1
     assert (np.diff(sigmas) < 0).all()
     assert sigmas[-1] > 0
 
@@ -153,7 +157,7 @@ def test_every_step_is_the_official_one(kind):
     steps = {name.rpartition("/")[2]: t for name, t in GOLDEN.items() if name.startswith(f"steps_{kind}/")}
     sigmas = [*steps["timesteps"].tolist(), 0.0]
     assert len(sigmas) == 9
-    for i, (sigma, after) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
+    for i, (sigma, after) in enumerate(pairwise(sigmas)):
         given = steps["latents"][i], steps["velocity"][i], sigma, after
         made = euler_step(*given) if kind == "deterministic" else stochastic_step(*given, steps["noise"][i])
         assert made.dtype == np.float32
@@ -180,7 +184,7 @@ def test_four_euler_steps_reach_the_known_latents():
     k = np.arange(1, 13)
     latents = np.sin(0.3 * k).astype(np.float32)
     sigmas = [*linear_quadratic(4).tolist(), 0.0]
-    for sigma, after in zip(sigmas, sigmas[1:], strict=False):
+    for sigma, after in pairwise(sigmas):
         latents = euler_step(latents, (sigma * np.sin(0.7 * k)).astype(np.float32), sigma, after)
     np.testing.assert_allclose(latents[:4], [-0.216130, -0.218020, 0.097750, 0.665985], atol=2e-6)
 

@@ -23,7 +23,7 @@ SIGNATURE = text_encoder(6)
 
 
 def engines_in(folder, precision):
-    entry = ComponentEntry(SIGNATURE, {precision: f"text_encoder.{precision}.onnx"})
+    entry = ComponentEntry(SIGNATURE, "text_encoder.data", {precision: f"text_encoder.{precision}.onnx"})
     return Engines(folder, Manifest("demo", True, "spiece.model", {"text_encoder": entry}))
 
 
@@ -96,23 +96,26 @@ def test_a_session_is_closed_once_at_the_end_however_it_ends(opened, tmp_path, e
 
 
 def test_an_unknown_backend_is_refused_with_the_known_ones(tmp_path):
-    with pytest.raises(LtxError, match="unknown backend 'npu'") as refused:
-        with open_session(engines_in(tmp_path, "fp32"), "text_encoder", "npu"):
-            pass
+    with (
+        pytest.raises(LtxError, match="unknown backend 'npu'") as refused,
+        open_session(engines_in(tmp_path, "fp32"), "text_encoder", "npu"),
+    ):
+        pass
     assert all(name in str(refused.value) for name in BACKENDS)
 
 
 @pytest.mark.parametrize("name", BACKENDS)
 def test_a_folder_without_a_graph_of_the_precision_is_refused(tmp_path, name):
-    with pytest.raises(LtxError, match=rf"has no {BACKENDS[name].precision} graph of text_encoder.*make engines"):
-        with open_session(engines_in(tmp_path, "other"), "text_encoder", name):
-            pass
+    with (
+        pytest.raises(LtxError, match=rf"has no {BACKENDS[name].precision} graph of text_encoder.*make engines"),
+        open_session(engines_in(tmp_path, "other"), "text_encoder", name),
+    ):
+        pass
 
 
 def test_a_component_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(LtxError, match="has no transformer"):
-        with open_session(engines_in(tmp_path, "fp32"), "transformer"):
-            pass
+    with pytest.raises(LtxError, match="has no transformer"), open_session(engines_in(tmp_path, "fp32"), "transformer"):
+        pass
 
 
 @pytest.mark.parametrize("name", BACKENDS)
@@ -125,17 +128,38 @@ def test_a_backend_that_is_not_installed_is_refused_with_the_command_that_instal
     for library in libraries:
         monkeypatch.setitem(sys.modules, library, None)  # importing it raises ModuleNotFoundError
     monkeypatch.delitem(sys.modules, row.module, raising=False)
-    with pytest.raises(LtxError, match=rf"is not installed - run: pip install 'ltx-engines\[{row.extra}\]'"):
-        with open_session(engines_in(tmp_path, row.precision), "text_encoder", name):
-            pass
+    with (
+        pytest.raises(LtxError, match=rf"is not installed - run: pip install 'ltx-engines\[{row.extra}\]'"),
+        open_session(engines_in(tmp_path, row.precision), "text_encoder", name),
+    ):
+        pass
 
 
-@pytest.mark.parametrize("content", [None, b"", b"no graph"], ids=["missing", "empty", "text"])
-def test_the_cpu_refuses_a_file_that_is_no_graph(tmp_path, content):
+def field(number, content):
+    """One field of a protobuf message: a number, or text or another message with its length before it."""
+    if isinstance(content, int):
+        return bytes([number << 3, content])
+    content = content.encode() if isinstance(content, str) else content
+    assert len(content) < 1 << 14
+    return bytes([number << 3 | 2, len(content) & 127 | 128, len(content) >> 7]) + content
+
+
+def graph_that_adds(*inputs, output):
+    """ONNX bytes of int64 `output` = the sum of two inputs, both (batch, text_tokens)."""
+    shape = b"".join(field(1, field(2, axis)) for axis in ("batch", "text_tokens"))
+    kind = field(2, field(1, field(1, 7) + field(2, shape)))
+    node = b"".join(field(1, name) for name in inputs) + field(2, output) + field(4, "Add")
+    values = b"".join(field(11, field(1, name) + kind) for name in inputs) + field(12, field(1, output) + kind)
+    return field(1, 8) + field(8, field(2, 13)) + field(7, field(1, node) + field(2, "sum") + values)
+
+
+def test_the_cpu_computes_a_graph_by_port_names_for_every_size(tmp_path):
     if importlib.util.find_spec("onnxruntime") is None:
         pytest.skip("onnxruntime is not installed")
-    if content is not None:
-        (tmp_path / "text_encoder.fp32.onnx").write_bytes(content)
-    with pytest.raises(LtxError, match=r"text_encoder\.fp32\.onnx"):
-        with open_session(engines_in(tmp_path, "fp32"), "text_encoder", "cpu"):
-            pass
+    (tmp_path / "text_encoder.fp32.onnx").write_bytes(graph_that_adds("ids", "mask", output="text"))
+    with open_session(engines_in(tmp_path, "fp32"), "text_encoder", "cpu") as session:
+        for shape in ((1, 1), (2, 5)):
+            ids = np.arange(np.prod(shape)).reshape(shape)
+            result = session.run({"mask": np.full(shape, 100), "ids": ids})
+            assert set(result) == {"text"}
+            np.testing.assert_array_equal(result["text"], ids + 100)

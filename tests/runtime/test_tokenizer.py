@@ -79,12 +79,12 @@ def test_a_file_that_is_no_model_is_refused_by_name(tmp_path, content):
     path = tmp_path / "spiece.model"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(LtxError, match=r"spiece\.model is not a SentencePiece model - "):
+    with pytest.raises(LtxError, match=r"spiece\.model is not T5's SentencePiece model - "):
         Tokenizer(path, 256)
 
 
 def test_a_truncated_model_is_refused(tmp_path, spiece):
     path = tmp_path / "spiece.model"
     path.write_bytes(spiece.read_bytes()[:-7])
-    with pytest.raises(LtxError, match="is not a SentencePiece model"):
+    with pytest.raises(LtxError, match="is not T5's SentencePiece model"):
         Tokenizer(path, 256)

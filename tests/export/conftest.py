@@ -1,0 +1,24 @@
+"""Tiny releases that are exported once for all tests of the exporter."""
+
+from collections.abc import Callable
+from functools import cache
+
+import pytest
+from tiny import Exported, export_tiny
+
+from ltx_export.build import PRECISIONS
+
+# One release of each VAE generation, with and without STG, at both remainders of the width modulo 6.
+BOTH_PRECISIONS = ("0.9.0", "0.9.1", "0.9.8-13b-distilled")
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Exported]:
+    """The complete folder of a tiny release, by name; tests must not change it."""
+
+    @cache
+    def of(name: str) -> Exported:
+        precisions = PRECISIONS if name in BOTH_PRECISIONS else ("fp32",)
+        return export_tiny(name, tmp_path_factory.mktemp(name), precisions)
+
+    return of

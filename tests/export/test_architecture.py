@@ -1,0 +1,207 @@
+"""Headers: what they say becomes the released networks, and what no release says is refused by name."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from oracles import (
+    diffusers_dit,
+    diffusers_dit_key,
+    diffusers_vae,
+    diffusers_vae_key,
+    shapes_of,
+    transformers_t5,
+)
+
+from ltx_export.architecture import header_config, t5_config, transformer_config, vae_config
+from ltx_export.checkpoint import StoredTensor
+from ltx_export.models.dit import DitConfig, Transformer
+from ltx_export.models.t5 import T5Config, TextEncoder
+from ltx_export.models.vae import VaeBlock, VaeDecoder
+from ltx_runtime.errors import LtxError
+from ltx_runtime.versions import VERSIONS, TextEncoderSize
+
+RELEASES = [version for version in VERSIONS.values() if version.repository]
+EVERY_RELEASE = pytest.mark.parametrize("version", RELEASES, ids=lambda version: version.name)
+STATISTICS = 2 * 128  # mean and deviation of every latent channel; published counts leave them out
+DIT_PARAMETERS = {28: 1_923_385_472, 48: 13_042_569_344}
+DIT_TENSORS = {28: 715, 48: 1215}
+DECODER_PARAMETERS = {"A": 238_789_296, "B": 754_572_081, "C": 552_814_641}
+VAE_TENSORS = {"A": 190, "B": 294, "C": 226}  # with the encoder, which is diffusers' here
+T5_PARAMETERS = 4_762_310_656
+XXL = T5Config(layers=24, width=4096, heads=64, head_dim=64, hidden=10240, vocabulary=32128)
+# decoder.up_blocks in the order of application: (channels in, kind, layers, injects noise)
+WALKS = {
+    "A": [(512, "res_x", 4), (512, "res_x", 3), (512, "compress_all", 1), (512, "res_x", 3), (512, "res_x_y", 1),
+          (256, "compress_all", 1), (256, "res_x", 3), (256, "res_x_y", 1), (128, "compress_all", 1), (128, "res_x", 4)],
+    "B": [(1024, "res_x", 8), (1024, "compress_all", 1), (512, "res_x", 7), (512, "compress_all", 1),
+          (256, "res_x", 6), (256, "compress_all", 1), (128, "res_x", 5)],
+    "C": [(1024, "res_x", 5), (1024, "compress_all", 1), (512, "res_x", 5), (512, "compress_all", 1),
+          (256, "res_x", 5), (256, "compress_all", 1), (128, "res_x", 5)],
+}  # fmt: skip
+NOISY = {"A": [], "B": [2, 4, 6], "C": []}
+CONFIG = header_config(VERSIONS["0.9.1"])
+
+
+def on_meta(make) -> torch.nn.Module:
+    with torch.device("meta"):
+        return make()
+
+
+def count(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def transformer_of(version) -> Transformer:
+    return on_meta(lambda: Transformer(transformer_config(header_config(version)["transformer"])))
+
+
+def decoder_of(version) -> VaeDecoder:
+    return on_meta(lambda: VaeDecoder(vae_config(header_config(version)["vae"])))
+
+
+@EVERY_RELEASE
+def test_the_header_of_a_release_is_that_of_its_published_transformer(version):
+    head_dim = {28: 64, 48: 128}[version.transformer.layers]
+    header = header_config(version)["transformer"]
+    assert transformer_config(header) == DitConfig(version.transformer.layers, 32, head_dim, 128, 4096)
+    assert header["cross_attention_dim"] == 32 * head_dim
+    assert header["causal_temporal_positioning"] == (version.name not in ("0.9.0", "0.9.1"))
+
+
+@EVERY_RELEASE
+def test_the_transformer_of_a_release_has_the_published_size(version):
+    module = transformer_of(version)
+    assert count(module) == DIT_PARAMETERS[version.transformer.layers]
+    assert len(list(module.parameters())) == DIT_TENSORS[version.transformer.layers]
+
+
+@EVERY_RELEASE
+def test_the_decoder_of_a_release_has_the_published_size_and_walk(version):
+    module = decoder_of(version)
+    assert count(module.decoder) == DECODER_PARAMETERS[version.vae]
+    assert count(module) == DECODER_PARAMETERS[version.vae] + STATISTICS
+    config = vae_config(header_config(version)["vae"])
+    channels, walk = config.first_channels, []
+    for block in config.blocks:
+        walk.append((channels, block.kind, block.layers))
+        channels //= block.multiplier
+    assert (walk, channels) == (WALKS[version.vae], 128)
+    assert [i for i, block in enumerate(config.blocks) if block.inject_noise] == NOISY[version.vae]
+    assert {block.residual for block in config.blocks if block.kind == "compress_all"} == {version.vae != "A"}
+    assert config.timestep == (version.vae != "A")
+    assert config.padding_mode == "zeros"
+
+
+@pytest.mark.parametrize("name", ["0.9.0", "0.9.1", "0.9.5"])
+def test_a_decoder_of_full_size_has_the_names_and_shapes_of_diffusers(name):
+    generation = VERSIONS[name].vae
+    theirs = shapes_of(on_meta(lambda: diffusers_vae(generation, 128, 128, None)).state_dict().items())
+    assert len(theirs) == VAE_TENSORS[generation]
+    ours = shapes_of(decoder_of(VERSIONS[name]).named_parameters())
+    assert {diffusers_vae_key(key, generation): shape for key, shape in ours.items()} == {
+        key: shape for key, shape in theirs.items() if not key.startswith("encoder.")
+    }
+
+
+@pytest.mark.parametrize("name", ["0.9.0", "0.9.7-dev"])
+def test_a_transformer_of_full_size_has_the_names_and_shapes_of_diffusers(name):
+    theirs = shapes_of(on_meta(lambda: diffusers_dit(VERSIONS[name].transformer)).state_dict().items())
+    ours = shapes_of(transformer_of(VERSIONS[name]).named_parameters())
+    assert {diffusers_dit_key(key): shape for key, shape in ours.items()} == theirs
+
+
+def test_the_text_encoder_of_the_releases_is_t5_xxl():
+    assert {version.text_encoder for version in RELEASES} == {TextEncoderSize(24, 4096, 64, 64, 10240, 32128)}
+    module = on_meta(lambda: TextEncoder(XXL))
+    assert count(module) == T5_PARAMETERS
+    assert len(list(module.parameters())) == 219
+    theirs = shapes_of(on_meta(lambda: transformers_t5(XXL)).state_dict().items())
+    theirs.pop("encoder.embed_tokens.weight", None)
+    assert shapes_of(module.named_parameters()) == theirs
+
+
+def test_the_sizes_of_a_text_encoder_are_read_off_its_tensors():
+    for size in (XXL, T5Config(layers=2, width=30, heads=3, head_dim=4, hidden=50, vocabulary=11)):
+        shapes = shapes_of(on_meta(lambda size=size: TextEncoder(size)).named_parameters())
+        assert t5_config({k: StoredTensor(Path("x"), 0, 0, "F32", s) for k, s in shapes.items()}) == size
+
+
+def test_what_is_no_t5_is_refused():
+    tensors = {"shared.weight": StoredTensor(Path("x"), 0, 0, "F32", (32, 16))}
+    with pytest.raises(LtxError, match=r"no T5 .*relative_attention_bias"):
+        t5_config(tensors)
+    with pytest.raises(LtxError, match="no T5"):
+        t5_config({"shared.weight": StoredTensor(Path("x"), 0, 0, "F32", (32,))})
+
+
+def test_block_parameters_may_be_a_number_or_a_table():
+    def blocks(*given) -> tuple[VaeBlock, ...]:
+        return vae_config({**CONFIG["vae"], "decoder_blocks": list(given)}).blocks
+
+    assert blocks(["res_x", 4]) == blocks(["res_x", {"num_layers": 4}])
+    assert blocks(["res_x_y", 1]) == blocks(["res_x_y", {"multiplier": 2}])
+    assert blocks(["compress_all", 1]) == blocks(["compress_all", {"multiplier": 1, "residual": False}])
+    assert blocks(["res_x", {"num_layers": 5, "inject_noise": True}]) == (VaeBlock("res_x", 5, inject_noise=True),)
+
+
+def test_one_list_of_blocks_serves_a_decoder_that_has_no_list_of_its_own():
+    header = header_config(VERSIONS["0.9.0"])["vae"]
+    assert "decoder_blocks" not in header
+    own = {**header, "decoder_blocks": header["blocks"], "blocks": [["res_x", 1]]}
+    assert vae_config(own) == vae_config(header)
+
+
+@pytest.mark.parametrize("mode", ["zeros", "replicate", "reflect"])
+def test_the_padding_of_the_header_is_that_of_every_convolution(mode):
+    config = vae_config({**CONFIG["vae"], "spatial_padding_mode": mode})
+    convolutions = [m for m in on_meta(lambda: VaeDecoder(config)).modules() if isinstance(m, torch.nn.Conv3d)]
+    assert {one.padding_mode for one in convolutions if one.kernel_size == (3, 3, 3)} == {mode}
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "value"),
+    [
+        ("transformer", "_class_name", "OtherModel"),
+        ("transformer", "activation_fn", "geglu"),
+        ("transformer", "attention_bias", False),
+        ("transformer", "norm_elementwise_affine", True),
+        ("transformer", "norm_eps", 1e-5),
+        ("transformer", "qk_norm", "layer_norm"),
+        ("transformer", "standardization_norm", "layer_norm"),
+        ("transformer", "positional_embedding_type", "sinusoidal"),
+        ("transformer", "positional_embedding_theta", 1000.0),
+        ("transformer", "positional_embedding_max_pos", [20, 1024, 1024]),
+        ("transformer", "timestep_scale_multiplier", 1),
+        ("transformer", "num_layers", 0),
+        ("transformer", "num_layers", None),
+        ("transformer", "num_attention_heads", "32"),
+        ("transformer", "attention_head_dim", -64),
+        ("transformer", "in_channels", 1.5),
+        ("transformer", "caption_channels", None),
+        ("vae", "_class_name", "AutoencoderKL"),
+        ("vae", "dims", 2),
+        ("vae", "norm_layer", "group_norm"),
+        ("vae", "patch_size", 1),
+        ("vae", "use_quant_conv", True),
+        ("vae", "causal_decoder", True),
+        ("vae", "latent_channels", 0),
+        ("vae", "spatial_padding_mode", "circular"),
+    ],
+)
+def test_a_field_that_the_networks_do_not_implement_is_refused_by_name(part, field, value):
+    parse = {"transformer": transformer_config, "vae": vae_config}[part]
+    parse(CONFIG[part])
+    with pytest.raises(LtxError, match=rf"{part}\.{field}"):
+        parse({**CONFIG[part], field: value})
+
+
+@pytest.mark.parametrize("kind", ["attn_res_x", "compress_time", "compress_space", "res_z", ""])
+def test_a_block_that_no_decoder_has_is_refused_by_name(kind):
+    with pytest.raises(LtxError, match=f"block {kind!r}"):
+        vae_config({**CONFIG["vae"], "decoder_blocks": [["res_x", 1], [kind, 1]]})
+
+
+def test_a_decoder_without_blocks_is_refused():
+    with pytest.raises(LtxError, match="no decoder_blocks"):
+        vae_config({key: value for key, value in CONFIG["vae"].items() if key != "decoder_blocks"})

@@ -1,0 +1,171 @@
+"""The checkpoint reader against the safetensors package, and every way a file can be damaged."""
+
+import json
+import struct
+
+import numpy as np
+import pytest
+import torch
+from oracles import normal
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from ltx_export.checkpoint import ITEM_BYTES, open_checkpoint
+from ltx_runtime.errors import LtxError
+
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+METADATA = {"config": json.dumps({"transformer": {"num_layers": 28}, "vae": {"blocks": [["res_x", 4]]}})}
+
+
+def as_bytes(tensor: torch.Tensor) -> bytes:
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+@pytest.fixture
+def written(tmp_path):
+    """A file by the safetensors package, with tensors of several shapes in every dtype that graphs take."""
+    shapes = {"scalar": (), "vector": (5,), "matrix": (4, 7), "kernel": (2, 3, 3, 3, 3), "empty": (0, 4)}
+    path = tmp_path / "model.safetensors"
+    tensors = {f"{d}.{s}": normal(1, *shape).to(DTYPES[d]) for d in DTYPES for s, shape in shapes.items()}
+    save_file(tensors, path, METADATA)
+    return path
+
+
+def raw_file(path, header, data=b"", header_bytes=None):
+    """A file whose header says anything."""
+    raw = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(raw) if header_bytes is None else header_bytes) + raw + data)
+    return path
+
+
+def entry(begin=0, end=8, shape=(2,), dtype="F32"):
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+
+
+def refusal(path) -> str:
+    """The message of the refusal: one sentence that names the file and says what to do."""
+    with pytest.raises(LtxError) as refused:
+        open_checkpoint(path)
+    message = str(refused.value)
+    assert "\n" not in message
+    assert str(path) in message
+    assert " - " in message
+    return message
+
+
+def test_names_shapes_dtypes_and_bytes_are_those_that_safetensors_reads(written):
+    checkpoint = open_checkpoint(written)
+    with safe_open(written, "pt") as expected:
+        assert set(checkpoint.tensors) == set(expected.keys())
+        for name, stored in checkpoint.tensors.items():
+            tensor = expected.get_tensor(name)
+            assert stored.shape == tuple(tensor.shape)
+            assert DTYPES[stored.dtype] == tensor.dtype
+            assert bytes(stored.read()) == as_bytes(tensor)
+
+
+def test_the_bytes_of_a_tensor_lie_at_its_offset(written):
+    raw = written.read_bytes()
+    for stored in open_checkpoint(written).tensors.values():
+        assert raw[stored.offset : stored.offset + stored.length] == bytes(stored.read())
+
+
+def test_the_configuration_is_that_of_the_header(written):
+    assert open_checkpoint(written).config == json.loads(METADATA["config"])
+
+
+@pytest.mark.parametrize("metadata", [None, {}, {"format": "pt"}])
+def test_a_file_without_configuration_has_an_empty_one(tmp_path, metadata):
+    save_file({"x": torch.zeros(2)}, tmp_path / "x.safetensors", metadata)
+    assert open_checkpoint(tmp_path / "x.safetensors").config == {}
+
+
+def test_item_sizes_are_those_of_the_dtypes():
+    names = {"F32": "f4", "F16": "f2", "F64": "f8", "I64": "i8", "I32": "i4", "U8": "u1", "BOOL": "?"}
+    for name, numpy_name in names.items():
+        assert ITEM_BYTES[name] == np.dtype(numpy_name).itemsize
+    assert ITEM_BYTES["BF16"] == torch.bfloat16.itemsize
+    assert ITEM_BYTES["F8_E4M3"] == torch.float8_e4m3fn.itemsize
+
+
+def test_opening_reads_the_header_only(written):
+    """Data that is not there is found missing by its size, not by reading: a hole of any size costs nothing."""
+    header = {"x": entry(0, 1 << 33, (1 << 31,))}
+    path = raw_file(written.with_name("huge.safetensors"), header)
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size + (1 << 33))
+    assert open_checkpoint(path).tensors["x"].length == 1 << 33
+
+
+def test_a_truncated_file_is_refused_at_every_length(written):
+    raw = written.read_bytes()
+    header_end = 8 + int.from_bytes(raw[:8], "little")
+    for length in (0, 1, 7, 8, 9, header_end - 1, header_end, header_end + 1, len(raw) - 1):
+        written.write_bytes(raw[:length])
+        assert "download it again" in refusal(written)
+
+
+@pytest.mark.parametrize(
+    "junk", [b"", b"\0" * 64, b"\xff" * 64, b"PK\x03\x04" + b"x" * 200, b"<html>" * 50, b"GGUF" * 9]
+)
+def test_what_is_no_safetensors_file_is_refused(tmp_path, junk):
+    (tmp_path / "junk").write_bytes(junk)
+    assert "download it again" in refusal(tmp_path / "junk")
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path):
+    assert "no such file" in refusal(tmp_path / "missing.safetensors")
+    assert "directory" in refusal(tmp_path)
+    (tmp_path / "file").write_bytes(b"x")
+    assert "not a directory" in refusal(tmp_path / "file" / "below")
+
+
+@pytest.mark.parametrize("announced", [0, 1, 1 << 20, (100 << 20) + 1, 1 << 40, (1 << 64) - 1])
+def test_a_header_longer_than_its_file_or_too_short_is_refused(tmp_path, announced):
+    refusal(raw_file(tmp_path / "x", {"x": entry()}, bytes(8), announced))
+
+
+def test_a_header_over_the_limit_of_the_format_is_refused_before_it_is_read(tmp_path):
+    path = tmp_path / "x"
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", (100 << 20) + 1))
+        file.truncate(200 << 20)
+    refusal(path)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        entry(end=4),
+        entry(end=12),
+        entry(begin=4),
+        entry(begin=8, end=0),
+        entry(shape=(3,)),
+        entry(dtype="F64"),
+        entry(dtype="Q4_K"),
+        entry(dtype=None),
+        entry(begin=-8, end=0),
+        entry(begin=0, end=-8, shape=(-2,)),
+        {**entry(), "data_offsets": [0]},
+        {**entry(), "data_offsets": ["0", "8"]},
+        {**entry(), "shape": None},
+        {**entry(), "shape": ["2"]},
+        {"dtype": "F32"},
+        [],
+        None,
+        7,
+    ],
+    ids=str,
+)
+def test_an_entry_that_contradicts_itself_is_refused(tmp_path, wrong):
+    refusal(raw_file(tmp_path / "x", {"x": wrong}, bytes(16)))
+
+
+@pytest.mark.parametrize("header", [b"[]", b"7", b"null", b'"text"', b"{not json", b"\xff\xfe{}", b'{"x": '])
+def test_a_header_that_is_no_object_is_refused(tmp_path, header):
+    refusal(raw_file(tmp_path / "x", header, bytes(16)))
+
+
+@pytest.mark.parametrize("config", ["{not json", "[]", "null", "7", '"text"'])
+def test_a_configuration_that_is_no_object_is_refused(tmp_path, config):
+    refusal(raw_file(tmp_path / "x", {"__metadata__": {"config": config}, "x": entry()}, bytes(8)))

@@ -1,0 +1,107 @@
+"""Releases in miniature: every field but the sizes is the release's own, so that a whole export takes seconds.
+
+Graphs of equal networks are traced once per process: what is exported many times is cloned, not traced again.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from unittest.mock import patch
+
+import onnx_ir as ir
+import torch
+from torch import nn
+
+from ltx_export import build
+from ltx_export.onnx_from_torch import build_empty, onnx_from_torch
+from ltx_export.random_weights import write_random_weights
+from ltx_runtime.components import Component
+from ltx_runtime.manifest import Manifest
+from ltx_runtime.versions import SIZE_13B, VERSIONS, Pass, TextEncoderSize, TransformerSize, VaeSize, Version
+
+LAYERS = 2
+TEXT = TextEncoderSize(layers=2, width=32, heads=4, head_dim=8, hidden=48, vocabulary=330)
+VAE = VaeSize(base_channels=4, latent_channels=8, layers_per_block=1)
+# Head sizes give the width of 2B and 13B their own remainder modulo 6: two and four channels without rotation.
+HEAD_DIM_2B, HEAD_DIM_13B = 16, 20
+
+_traced: dict[object, ir.Model] = {}
+
+
+def tiny(name: str) -> Version:
+    """The release `name` with two layers; blocks to skip are counted modulo that."""
+    version = VERSIONS[name]
+    head_dim = HEAD_DIM_13B if version.transformer == SIZE_13B else HEAD_DIM_2B
+    size = TransformerSize(LAYERS, heads=2, head_dim=head_dim, text_channels=TEXT.width, channels=VAE.latent_channels)
+    passes = tuple(_shallow(one) for one in version.passes)
+    return replace(version, transformer=size, vae_size=VAE, text_encoder=TEXT, passes=passes)
+
+
+def _shallow(one: Pass) -> Pass:
+    entries = tuple(
+        replace(entry, skip_blocks=tuple(sorted({block % LAYERS for block in entry.skip_blocks})))
+        for entry in one.guidance
+    )
+    return replace(one, guidance=entries)
+
+
+def sources_of(version: Version, weights: Path) -> build.Sources:
+    """The files `write_random_weights` wrote into `weights`."""
+    return build.Sources(
+        weights / version.checkpoint, weights / build.TEXT_ENCODER_FILE, weights / build.TOKENIZER_FILE
+    )
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A complete version folder, and what it was made from."""
+
+    version: Version
+    weights: Path
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def sources(self) -> build.Sources:
+        return sources_of(self.version, self.weights)
+
+    def graph(self, component: str, precision: str = "fp32") -> Path:
+        return self.folder / self.manifest.components[component].graphs[precision]
+
+
+def export_tiny(name: str, root: Path, precisions: Sequence[str] = ("fp32",)) -> Exported:
+    """Random weights and a version folder of a tiny release, both below `root`."""
+    version = tiny(name)
+    weights = root / "weights" / name
+    write_random_weights(version, weights)
+    folder = root / "engines" / name
+    return Exported(version, weights, folder, export(version, sources_of(version, weights), folder, precisions))
+
+
+def export(
+    version: Version,
+    sources: build.Sources,
+    folder: Path,
+    precisions: Sequence[str] = ("fp32",),
+    report: build.Report = lambda line: None,
+) -> Manifest:
+    """`export_version`, without tracing the same network twice."""
+    with patch.object(build, "onnx_from_torch", _traced_once):
+        return build.export_version(version, sources, folder, precisions, report)
+
+
+def _traced_once(make: Callable[[], nn.Module], component: Component, precision: str) -> ir.Model:
+    key = (repr(component), precision, _architecture(make))
+    if key not in _traced:
+        _traced[key] = onnx_from_torch(make, component, precision)
+    return _traced[key].clone()
+
+
+def _architecture(make: Callable[[], nn.Module]) -> str:
+    """Everything a trace depends on: layers, their plain attributes and the shapes of their parameters."""
+    layers = []
+    for name, layer in build_empty(make, torch.float32).named_modules():
+        plain = {k: v for k, v in vars(layer).items() if isinstance(v, bool | int | float | str | tuple)}
+        shapes = {k: tuple(p.shape) for k, p in layer.named_parameters(recurse=False)}
+        layers.append((name, type(layer).__name__, sorted(plain.items()), shapes))
+    return repr(layers)
