@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ltx_runtime.errors import LtxError, explaining
 
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "I64": 8, "I32": 4, "U8": 1, "F64": 8, "BOOL": 1}
@@ -28,13 +31,9 @@ class StoredTensor:
     dtype: str
     shape: tuple[int, ...]
 
-    def read(self) -> bytearray:
-        """The tensor's bytes, C order, little-endian."""
-        data = bytearray(self.length)
-        with self.file.open("rb") as file:
-            file.seek(self.offset)
-            file.readinto(data)
-        return data
+    def mapped(self) -> NDArray[np.uint8]:
+        """The tensor's bytes (length,), C order, little-endian; mapped, and copied where written to."""
+        return np.memmap(self.file, np.uint8, mode="c", offset=self.offset, shape=(self.length,))
 
 
 @dataclass(frozen=True)

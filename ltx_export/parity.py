@@ -1,19 +1,20 @@
 """The same inputs through a graph and its module, with the checkpoint's own weights; reports the differences.
 
-The module lives on the meta device: each layer's weights are read and widened to fp32 just before it runs and
-dropped after, so that any size of model is checked in the memory of its largest layer.
+The module lives on the meta device: each layer's weights are widened to fp32 just before it runs, into one buffer,
+so that any size of model is checked in the memory of its largest layer.
 """
 
 from __future__ import annotations
 
+import math
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ltx_export.checkpoint import StoredTensor
 from ltx_export.onnx_from_torch import build_empty
@@ -23,6 +24,7 @@ from ltx_runtime.manifest import Parity
 from ltx_runtime.sessions.onnxruntime_cpu import load
 
 Array = np.ndarray[Any, Any]
+Feeds = dict[str, Array]
 
 LIMIT = 1e-4
 # Two requests of different shape in every axis: one timestep for all tokens, and one per token.
@@ -34,7 +36,7 @@ _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _SMALLEST_VOCABULARY = 100
 
 
-def random_feeds(component: Component, sizes: Mapping[str, int]) -> dict[str, Array]:
+def random_feeds(component: Component, sizes: Mapping[str, int]) -> Feeds:
     """Inputs a port may really get, the same for the same port and sizes."""
     return {port.name: _values(port, port.shape(sizes)) for port in component.inputs}
 
@@ -60,28 +62,30 @@ def _values(port: Port, shape: tuple[int, ...]) -> Array:
 def stream_weights(module: nn.Module, tensors: Mapping[str, StoredTensor]) -> None:
     """Makes a meta-device module run in fp32, holding one layer's weights at a time.
 
-    Parameters that belong to a module with children are small tables and are read at once.
+    Layers run one after another and share one buffer, the size of the largest; parameters that belong to a module
+    with children are small tables and are read at once.
     """
+    layers: list[tuple[nn.Module, dict[str, StoredTensor]]] = []
     for prefix, owner in module.named_modules():
         stored = {name: tensors[f"{prefix}.{name}".lstrip(".")] for name, _ in owner.named_parameters(recurse=False)}
-        if not stored:
-            continue
         if any(True for _ in owner.children()):
-            _fill(owner, stored)
+            _fill(owner, stored, torch.empty(_numel(stored)))
         else:
-            owner.register_forward_pre_hook(lambda layer, _, stored=stored: _fill(layer, stored))
-            owner.register_forward_hook(lambda layer, _, __, stored=stored: _drop(layer, stored))
+            layers.append((owner, stored))
+    buffer = torch.empty(max(_numel(stored) for _, stored in layers))
+    for layer, stored in layers:
+        layer.register_forward_pre_hook(lambda layer, _, stored=stored: _fill(layer, stored, buffer))
 
 
-def _fill(layer: nn.Module, stored: Mapping[str, StoredTensor]) -> None:
+def _numel(stored: Mapping[str, StoredTensor]) -> int:
+    return sum(math.prod(tensor.shape) for tensor in stored.values())
+
+
+def _fill(layer: nn.Module, stored: Mapping[str, StoredTensor], buffer: Tensor) -> None:
     for name, tensor in stored.items():
-        values = torch.frombuffer(tensor.read(), dtype=_DTYPES[tensor.dtype]).reshape(tensor.shape)
-        layer._parameters[name] = nn.Parameter(values.float(), requires_grad=False)
-
-
-def _drop(layer: nn.Module, stored: Mapping[str, StoredTensor]) -> None:
-    for name, tensor in stored.items():
-        layer._parameters[name] = nn.Parameter(torch.empty(tensor.shape, device="meta"), requires_grad=False)
+        values = torch.from_numpy(tensor.mapped()).view(_DTYPES[tensor.dtype])
+        widened, buffer = buffer[: len(values)].copy_(values), buffer[len(values) :]
+        layer._parameters[name] = nn.Parameter(widened.reshape(tensor.shape), requires_grad=False)
 
 
 def relative_l2(actual: Array, expected: Array) -> float:
@@ -92,6 +96,22 @@ def relative_l2(actual: Array, expected: Array) -> float:
     return difference / float(np.linalg.norm(expected.astype(np.float64))) if difference else 0.0
 
 
+def _run_module(
+    module: nn.Module, component: Component, tensors: Mapping[str, StoredTensor], requests: Sequence[Feeds]
+) -> list[Array]:
+    stream_weights(module, tensors)
+    with torch.inference_mode():
+        return [module(*(torch.from_numpy(feeds[p.name]) for p in component.inputs)).numpy() for feeds in requests]
+
+
+def _run_graph(graph: Path, component: Component, requests: Sequence[Feeds]) -> list[Array]:
+    runner = load(graph)
+    try:
+        return [runner.run(feeds)[component.outputs[0].name] for feeds in requests]
+    finally:
+        runner.close()
+
+
 def check_parity(
     make: Callable[[], nn.Module], component: Component, tensors: Mapping[str, StoredTensor], graph: Path
 ) -> Parity:
@@ -100,18 +120,10 @@ def check_parity(
     Raises:
         LtxError: they differ by more than LIMIT relative L2 at one of them.
     """
-    module = build_empty(make, torch.float32)
-    stream_weights(module, tensors)
-    runner = load(graph)
-    errors = []
-    try:
-        for sizes in SIZES:
-            feeds = random_feeds(component, sizes)
-            with torch.inference_mode():
-                expected = module(*(torch.from_numpy(feeds[port.name]) for port in component.inputs)).numpy()
-            errors.append(relative_l2(runner.run(feeds)[component.outputs[0].name], expected))
-    finally:
-        runner.close()
+    requests = [random_feeds(component, sizes) for sizes in SIZES]
+    expected = _run_module(build_empty(make, torch.float32), component, tensors, requests)
+    actual = _run_graph(graph, component, requests)
+    errors = [relative_l2(mine, theirs) for mine, theirs in zip(actual, expected, strict=True)]
     if max(errors) > LIMIT:
         raise LtxError(
             f"the graph of {component.name} differs from its module by {max(errors):.1e} relative L2, more than "

@@ -195,7 +195,7 @@ def find_folder(engines: Path, version: str | None) -> Path:
     Raises:
         LtxError: there is none, or several and no version was named.
     """
-    if (engines / MANIFEST).exists():
+    if (engines / MANIFEST).exists() or any(engines.glob("*.onnx")):
         found = read_manifest(engines).version
         if version not in (None, found):
             raise LtxError(f"{engines} holds version {found}, not {version} - leave --version out")
