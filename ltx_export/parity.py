@@ -7,6 +7,7 @@ so that any size of model is checked in the memory of its largest layer.
 from __future__ import annotations
 
 import math
+import warnings
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -100,8 +101,10 @@ def _run_module(
     module: nn.Module, component: Component, tensors: Mapping[str, StoredTensor], requests: Sequence[Feeds]
 ) -> list[Array]:
     stream_weights(module, tensors)
-    with torch.inference_mode():
-        return [module(*(torch.from_numpy(feeds[p.name]) for p in component.inputs)).numpy() for feeds in requests]
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # switching oneDNN off warns about GPUs
+        with torch.backends.mkldnn.flags(enabled=False):  # it would keep a second copy of a layer's weights
+            return [module(*(torch.from_numpy(feeds[p.name]) for p in component.inputs)).numpy() for feeds in requests]
 
 
 def _run_graph(graph: Path, component: Component, requests: Sequence[Feeds]) -> list[Array]:

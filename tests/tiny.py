@@ -4,6 +4,7 @@ Graphs of equal networks are traced once per process: what is exported many time
 """
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest.mock import patch
@@ -20,7 +21,7 @@ from ltx_runtime.manifest import Manifest
 from ltx_runtime.versions import SIZE_13B, VERSIONS, Pass, TextEncoderSize, TransformerSize, VaeSize, Version
 
 LAYERS = 2
-TEXT = TextEncoderSize(layers=2, width=32, heads=4, head_dim=8, hidden=48, vocabulary=330)
+TEXT = TextEncoderSize(layers=2, width=32, heads=4, head_dim=16, hidden=48, vocabulary=330)
 VAE = VaeSize(base_channels=4, latent_channels=8, layers_per_block=1)
 # Head sizes give the width of 2B and 13B their own remainder modulo 6: two and four channels without rotation.
 HEAD_DIM_2B, HEAD_DIM_13B = 16, 20
@@ -94,7 +95,15 @@ def _traced_once(make: Callable[[], nn.Module], component: Component, precision:
     key = (repr(component), precision, _architecture(make))
     if key not in _traced:
         _traced[key] = onnx_from_torch(make, component, precision)
-    return _traced[key].clone()
+    return _copy_of(_traced[key])
+
+
+def _copy_of(model: ir.Model) -> ir.Model:
+    """A clone with types of its own: attaching weights changes them in place."""
+    copied = model.clone()
+    for value in (*copied.graph.initializers.values(), *(out for node in copied.graph for out in node.outputs)):
+        value.type = copy(value.type)
+    return copied
 
 
 def _architecture(make: Callable[[], nn.Module]) -> str:

@@ -33,7 +33,8 @@ XXL = T5Config(layers=24, width=4096, heads=64, head_dim=64, hidden=10240, vocab
 # decoder.up_blocks in the order of application: (channels in, kind, layers, injects noise)
 WALKS = {
     "A": [(512, "res_x", 4), (512, "res_x", 3), (512, "compress_all", 1), (512, "res_x", 3), (512, "res_x_y", 1),
-          (256, "compress_all", 1), (256, "res_x", 3), (256, "res_x_y", 1), (128, "compress_all", 1), (128, "res_x", 4)],
+          (256, "compress_all", 1), (256, "res_x", 3), (256, "res_x_y", 1), (128, "compress_all", 1),
+          (128, "res_x", 4)],
     "B": [(1024, "res_x", 8), (1024, "compress_all", 1), (512, "res_x", 7), (512, "compress_all", 1),
           (256, "res_x", 6), (256, "compress_all", 1), (128, "res_x", 5)],
     "C": [(1024, "res_x", 5), (1024, "compress_all", 1), (512, "res_x", 5), (512, "compress_all", 1),

@@ -61,13 +61,20 @@ def test_names_shapes_dtypes_and_bytes_are_those_that_safetensors_reads(written)
             tensor = expected.get_tensor(name)
             assert stored.shape == tuple(tensor.shape)
             assert DTYPES[stored.dtype] == tensor.dtype
-            assert bytes(stored.read()) == as_bytes(tensor)
+            assert stored.mapped().tobytes() == as_bytes(tensor)
 
 
 def test_the_bytes_of_a_tensor_lie_at_its_offset(written):
     raw = written.read_bytes()
     for stored in open_checkpoint(written).tensors.values():
-        assert raw[stored.offset : stored.offset + stored.length] == bytes(stored.read())
+        assert raw[stored.offset : stored.offset + stored.length] == stored.mapped().tobytes()
+
+
+def test_bytes_that_are_written_to_change_nothing_in_the_file(written):
+    before = written.read_bytes()
+    for stored in open_checkpoint(written).tensors.values():
+        stored.mapped()[:] = 0xFF
+    assert written.read_bytes() == before
 
 
 def test_the_configuration_is_that_of_the_header(written):

@@ -1,6 +1,7 @@
 """Exported graphs: ONNX Runtime against the torch module at many sizes, and what a graph file holds."""
 
 import json
+import logging
 import math
 import re
 from itertools import takewhile
@@ -11,14 +12,11 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from oracles import RELATIVE_L2, distance, filled
-from safetensors.torch import load_file
+from oracles import RELATIVE_L2, distance
+from sampling import networks_of
+from tiny import Exported
 
 from ltx_export import onnx_from_torch as tracing
-from ltx_export.architecture import header_config, transformer_config, vae_config
-from ltx_export.models.dit import Transformer
-from ltx_export.models.t5 import T5Config, TextEncoder
-from ltx_export.models.vae import VaeDecoder
 from ltx_export.parity import random_feeds
 
 PREFIXES = {"text_encoder": "", "transformer": "model.diffusion_model.", "vae_decoder": "vae."}
@@ -49,19 +47,8 @@ def sizes_of(component: str) -> list[dict[str, int]]:
     return [dict(zip(("batch", "frames", "rows", "columns"), sizes, strict=True)) for sizes in DECODER_SIZES]
 
 
-def module_of(release, component: str) -> torch.nn.Module:
-    """The torch module with the checkpoint's weights as the safetensors package reads them, in float32."""
-    header, text = header_config(release.version), release.version.text_encoder
-    module = {
-        "text_encoder": lambda: TextEncoder(
-            T5Config(text.layers, text.width, text.heads, text.head_dim, text.hidden, text.vocabulary)
-        ),
-        "transformer": lambda: Transformer(transformer_config(header["transformer"])),
-        "vae_decoder": lambda: VaeDecoder(vae_config(header["vae"])),
-    }[component]()
-    source = release.sources.text_encoder if component == "text_encoder" else release.sources.checkpoint
-    stored = load_file(source)
-    return filled(module, lambda key, shape: stored[PREFIXES[component] + key].float().numpy())
+def module_of(release: Exported, component: str) -> torch.nn.Module:
+    return getattr(networks_of(release), component)
 
 
 def proto_of(path: Path) -> onnx.ModelProto:
@@ -221,8 +208,6 @@ def test_rotary_frequencies_are_the_float32_constants_that_torch_computes(export
 
 
 def test_tracing_leaves_the_default_dtype_and_the_loggers_as_they_were(exported):
-    import logging
-
     levels = {name: logging.getLogger(name).level for name in tracing._CHATTY_LOGGERS}
     exported("0.9.0")
     assert torch.get_default_dtype() == torch.float32

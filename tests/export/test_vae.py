@@ -1,5 +1,7 @@
 """The VAE decoders against the official package's golden values, diffusers, and published numbers."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -46,8 +48,6 @@ PUBLISHED = {
 
 def config_of(generation: str, size: VaeSize, *, noise: bool = True) -> VaeConfig:
     """A generation's decoder with other sizes, as its header tells it."""
-    from dataclasses import replace
-
     config = vae_config(header_config(replace(tiny(GENERATIONS[generation]), vae_size=size))["vae"])
     if noise:
         return config
