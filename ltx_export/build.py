@@ -163,11 +163,20 @@ def _place(source: Path, target: Path) -> None:
 
 @contextmanager
 def _staged(folder: Path) -> Iterator[Path]:
-    """A hidden folder that takes the place of `folder` if the block ends well, and vanishes if not."""
+    """A hidden folder that takes the place of `folder` if the block ends well, and vanishes if not.
+
+    Whatever happens, even between the two renames, the folder of before is kept or brought back.
+    """
     staging = folder.with_name(f".{folder.name}.partial")
     retired = folder.with_name(f".{folder.name}.old")
-    for leftover in (staging, retired):
-        shutil.rmtree(leftover, ignore_errors=True)
+
+    def bring_back() -> None:
+        if retired.exists() and not folder.exists():
+            retired.replace(folder)
+        for leftover in (staging, retired):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    bring_back()
     staging.mkdir(parents=True)
     try:
         yield staging
@@ -175,5 +184,4 @@ def _staged(folder: Path) -> Iterator[Path]:
             folder.replace(retired)
         staging.replace(folder)
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        shutil.rmtree(retired, ignore_errors=True)
+        bring_back()

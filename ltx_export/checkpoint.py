@@ -63,6 +63,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
         metadata = header.pop("__metadata__", {})
         tensors = {name: _stored(path, 8 + header_bytes, entry) for name, entry in header.items()}
         config = json.loads(metadata.get("config", "{}"))
+        if not all(isinstance(part, dict) for part in (config, *_networks(config))):
+            raise ValueError("its config is not an object of objects")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise LtxError(f"{path} has a damaged safetensors header ({error}) - download it again") from None
     end = max((tensor.offset + tensor.length for tensor in tensors.values()), default=0)
@@ -71,9 +73,14 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path, tensors, config)
 
 
+def _networks(config: Any) -> list[Any]:
+    return [config[name] for name in ("transformer", "vae") if name in config]
+
+
 def _stored(path: Path, data_start: int, entry: dict[str, Any]) -> StoredTensor:
     begin, end = entry["data_offsets"]
     shape = tuple(entry["shape"])
-    if entry["dtype"] not in ITEM_BYTES or end - begin != math.prod(shape) * ITEM_BYTES[entry["dtype"]]:
+    possible = 0 <= begin <= end and min(shape, default=0) >= 0 and entry["dtype"] in ITEM_BYTES
+    if not possible or end - begin != math.prod(shape) * ITEM_BYTES[entry["dtype"]]:
         raise ValueError(f"dtype {entry['dtype']}, shape {shape}, {end - begin} bytes")
     return StoredTensor(path, data_start + begin, end - begin, entry["dtype"], shape)

@@ -1,0 +1,260 @@
+"""The exporter's road: complete folders for every release, or nothing at all."""
+
+import errno
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from oracles import RELATIVE_L2
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from tiny import Exported, export, tiny
+
+from ltx_export import build
+from ltx_export.random_weights import write_random_weights
+from ltx_runtime.components import transformer
+from ltx_runtime.errors import LtxError
+from ltx_runtime.manifest import MANIFEST, open_engines
+from ltx_runtime.versions import VERSIONS
+
+EVERY_RELEASE = pytest.mark.parametrize("name", VERSIONS)
+LINKS = {
+    "checkpoint": build.CHECKPOINT_FILE,
+    "text_encoder": build.TEXT_ENCODER_FILE,
+    "tokenizer": build.TOKENIZER_FILE,
+}
+
+
+def with_header(release: Exported, folder: Path, change) -> build.Sources:
+    """The release's sources, with a checkpoint whose header is `change` of its own (None: no header)."""
+    with safe_open(release.sources.checkpoint, "pt") as file:
+        header = change(json.loads(file.metadata()["config"]))
+    metadata = None if header is None else {"config": json.dumps(header)}
+    save_file(load_file(release.sources.checkpoint), folder / "changed.safetensors", metadata)
+    return replace(release.sources, checkpoint=folder / "changed.safetensors")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@EVERY_RELEASE
+def test_every_release_becomes_a_folder_that_the_runtime_accepts(exported, name):
+    release = exported(name)
+    engines = open_engines(release.folder)
+    assert engines.manifest == release.manifest
+    assert engines.manifest.version == name
+    assert engines.manifest.causal_positions == VERSIONS[name].causal_positions
+    assert list(engines.manifest.components) == ["text_encoder", "transformer", "vae_decoder"]
+    listed = {*engines.manifest.files, MANIFEST}
+    assert {path.name for path in release.folder.iterdir()} == listed
+    for entry in engines.manifest.components.values():
+        assert max(entry.parity.relative_l2) <= RELATIVE_L2
+        assert set(entry.graphs.values()) <= listed
+
+
+@EVERY_RELEASE
+def test_a_transformer_can_skip_layers_exactly_if_a_pass_of_its_release_does(exported, name):
+    release = exported(name)
+    layers = release.version.transformer.layers if VERSIONS[name].uses_stg else 0
+    size = release.version.transformer
+    expected = transformer(size.channels, size.text_channels, layers)
+    assert release.manifest.components["transformer"].signature == expected
+
+
+@pytest.mark.parametrize("source", LINKS)
+def test_weights_are_linked_not_copied_on_one_file_system(exported, source):
+    release = exported("0.9.0")
+    original, placed = getattr(release.sources, source), release.folder / LINKS[source]
+    assert placed.stat().st_ino == original.stat().st_ino
+    assert not placed.is_symlink()
+
+
+def test_weights_given_by_a_symlink_are_placed_as_the_file_itself(exported, tmp_path):
+    release = exported("0.9.0")
+    link = tmp_path / "link.safetensors"
+    link.symlink_to(release.sources.checkpoint)
+    export(release.version, replace(release.sources, checkpoint=link), tmp_path / "out")
+    placed = tmp_path / "out" / build.CHECKPOINT_FILE
+    assert not placed.is_symlink()
+    assert placed.stat().st_ino == release.sources.checkpoint.stat().st_ino
+
+
+def test_weights_are_copied_where_no_link_can_be_made(exported, tmp_path, monkeypatch):
+    def refuses(*_: object) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    release = exported("0.9.0")
+    monkeypatch.setattr(os, "link", refuses)
+    export(release.version, release.sources, tmp_path / "out")
+    for source, name in LINKS.items():
+        original, placed = getattr(release.sources, source), tmp_path / "out" / name
+        assert placed.stat().st_ino != original.stat().st_ino
+        assert placed.read_bytes() == original.read_bytes()
+    open_engines(tmp_path / "out")
+
+
+@pytest.mark.parametrize(("name", "causal"), [("0.9.0", True), ("0.9.5", False)])
+def test_the_positions_of_the_header_win_over_those_of_the_release(exported, tmp_path, name, causal):
+    def change(header):
+        header["transformer"]["causal_temporal_positioning"] = causal
+        return header
+
+    release = exported(name)
+    assert VERSIONS[name].causal_positions != causal
+    manifest = export(release.version, with_header(release, tmp_path, change), tmp_path / "out")
+    assert manifest.causal_positions == causal
+    assert open_engines(tmp_path / "out").manifest.causal_positions == causal
+
+
+@pytest.mark.parametrize("name", ["0.9.0", "0.9.5"])
+def test_a_checkpoint_without_a_header_is_what_its_release_says(exported, tmp_path, name):
+    release = exported(name)
+    manifest = export(release.version, with_header(release, tmp_path, lambda header: None), tmp_path / "out")
+    assert manifest.causal_positions == VERSIONS[name].causal_positions
+    signatures = [{n: c.signature for n, c in m.components.items()} for m in (manifest, release.manifest)]
+    assert signatures[0] == signatures[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_weights_may_be_stored_in_any_float_dtype_and_stay_in_it(exported, tmp_path, dtype):
+    release = exported("0.9.1")
+    for source in ("checkpoint", "text_encoder"):
+        with safe_open(getattr(release.sources, source), "pt") as file:
+            stored = {name: values.to(dtype) for name, values in load_file(getattr(release.sources, source)).items()}
+            save_file(stored, tmp_path / source, file.metadata())
+    sources = replace(release.sources, checkpoint=tmp_path / "checkpoint", text_encoder=tmp_path / "text_encoder")
+    manifest = export(release.version, sources, tmp_path / "out")
+    assert all(max(entry.parity.relative_l2) <= RELATIVE_L2 for entry in manifest.components.values())
+    assert (tmp_path / "out" / build.CHECKPOINT_FILE).read_bytes() == (tmp_path / "checkpoint").read_bytes()
+
+
+def test_weights_may_begin_at_an_odd_byte(exported, tmp_path):
+    release = exported("0.9.0")
+    raw = release.sources.checkpoint.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    header = raw[8 : 8 + length] + b" " * (1 + length % 2)
+    odd = tmp_path / "odd.safetensors"
+    odd.write_bytes(len(header).to_bytes(8, "little") + header + raw[8 + length :])
+    assert (8 + len(header)) % 2 == 1
+    manifest = export(release.version, replace(release.sources, checkpoint=odd), tmp_path / "out")
+    assert all(max(entry.parity.relative_l2) <= RELATIVE_L2 for entry in manifest.components.values())
+
+
+def test_an_older_header_without_positions_means_those_of_the_release(exported, tmp_path):
+    def change(header):
+        del header["transformer"]["causal_temporal_positioning"]
+        return header
+
+    release = exported("0.9.0")
+    assert not export(release.version, with_header(release, tmp_path, change), tmp_path / "out").causal_positions
+
+
+def test_what_is_done_is_reported_once_per_graph_and_per_check(exported, tmp_path):
+    release, lines = exported("0.9.0"), []
+    export(release.version, release.sources, tmp_path / "out", build.PRECISIONS, lines.append)
+    for component in release.manifest.components:
+        for precision in build.PRECISIONS:
+            assert len([line for line in lines if line.startswith(f"{component}.{precision}.onnx")]) == 1
+        assert len([line for line in lines if line.startswith(f"{component}: relative L2")]) == 1
+
+
+STOPS = [KeyboardInterrupt(), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))]
+
+
+def stopping(exception: BaseException, at: int):
+    """A report that raises when it is told the line number `at`."""
+    lines = []
+
+    def report(line: str) -> None:
+        lines.append(line)
+        if len(lines) == at:
+            raise exception
+
+    return report
+
+
+@pytest.mark.parametrize("at", [1, 2, 6])
+@pytest.mark.parametrize("exception", STOPS, ids=["interrupted", "disk_full"])
+def test_an_export_that_is_stopped_leaves_nothing_behind(exported, tmp_path, exception, at):
+    release = exported("0.9.0")
+    root = tmp_path / "engines"
+    with pytest.raises((type(exception), LtxError)):
+        export(release.version, release.sources, root / "0.9.0", report=stopping(exception, at))
+    assert not root.exists() or list(root.iterdir()) == []
+    assert all(getattr(release.sources, source).is_file() for source in LINKS)
+
+
+@pytest.mark.parametrize("exception", STOPS, ids=["interrupted", "disk_full"])
+def test_an_export_that_is_stopped_keeps_the_complete_folder_of_before(exported, tmp_path, exception):
+    release = exported("0.9.0")
+    root = tmp_path / "engines"
+    export(release.version, release.sources, root / "0.9.0")
+    before = contents(root)
+    with pytest.raises((type(exception), LtxError)):
+        export(release.version, release.sources, root / "0.9.0", report=stopping(exception, 6))
+    assert contents(root) == before
+    open_engines(root / "0.9.0")
+
+
+@pytest.mark.parametrize("exception", STOPS, ids=["interrupted", "disk_full"])
+def test_even_the_last_renaming_can_fail_without_losing_the_folder_of_before(
+    exported, tmp_path, monkeypatch, exception
+):
+    release = exported("0.9.0")
+    root = tmp_path / "engines"
+    export(release.version, release.sources, root / "0.9.0")
+    before = contents(root)
+    rename = Path.replace
+
+    def fails(self: Path, target: Path) -> Path:
+        if self.is_dir() and (self / MANIFEST).exists() and Path(target).name == "0.9.0" and "partial" in self.name:
+            raise exception
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "replace", fails)
+    with pytest.raises((type(exception), LtxError)):
+        export(release.version, release.sources, root / "0.9.0")
+    assert contents(root) == before
+
+
+def test_a_new_export_replaces_the_old_folder_whole(exported, tmp_path):
+    release = exported("0.9.0")
+    folder = tmp_path / "0.9.0"
+    folder.mkdir()
+    (folder / "stray.engine").write_bytes(b"old")
+    export(release.version, release.sources, folder)
+    assert not (folder / "stray.engine").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["0.9.0"]
+
+
+@pytest.mark.parametrize("source", ["checkpoint", "text_encoder"])
+def test_a_truncated_file_is_refused_before_anything_is_written(exported, tmp_path, source):
+    release = exported("0.9.0")
+    raw = getattr(release.sources, source).read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(raw[:-1])
+    sources = replace(release.sources, **{source: tmp_path / "cut.safetensors"})
+    with pytest.raises(LtxError, match=r"cut\.safetensors is truncated"):
+        export(release.version, sources, tmp_path / "engines" / "0.9.0")
+    assert not (tmp_path / "engines").exists()
+
+
+def test_a_text_encoder_of_another_width_is_refused(exported, tmp_path):
+    release = exported("0.9.0")
+    wider = replace(release.version, text_encoder=replace(release.version.text_encoder, width=40))
+    write_random_weights(wider, tmp_path)
+    sources = replace(release.sources, text_encoder=tmp_path / build.TEXT_ENCODER_FILE)
+    with pytest.raises(LtxError, match=r"width 40.*width 32"):
+        export(release.version, sources, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("given", "meant"), [("0.9.0", "0.9.1"), ("0.9.5", "0.9.0")])
+def test_the_checkpoint_of_another_release_without_a_header_is_refused(exported, tmp_path, given, meant):
+    sources = with_header(exported(given), tmp_path, lambda header: None)
+    with pytest.raises(LtxError, match=r"vae_decoder (lacks|has unexpected).*right version"):
+        export(tiny(meant), sources, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

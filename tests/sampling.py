@@ -1,0 +1,139 @@
+"""The whole road a second time, in torch alone: the official sampling written down from its formulas.
+
+Shares with the runtime only the noise, the token ids, and the version's numbers.
+"""
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from safetensors.torch import load_file
+from tiny import Exported
+from torch import Tensor, nn
+
+from ltx_export.architecture import header_config, transformer_config, vae_config
+from ltx_export.models.dit import Transformer
+from ltx_export.models.t5 import T5Config, TextEncoder
+from ltx_export.models.vae import VaeDecoder
+from ltx_runtime.noise import NoiseStream
+from ltx_runtime.versions import Guidance
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The three modules of a release with its checkpoint's weights in float32."""
+
+    text_encoder: nn.Module
+    transformer: nn.Module
+    vae_decoder: nn.Module
+
+
+def networks_of(release: Exported) -> Networks:
+    header, text = header_config(release.version), release.version.text_encoder
+    sizes = (text.layers, text.width, text.heads, text.head_dim, text.hidden, text.vocabulary)
+    checkpoint = load_file(release.sources.checkpoint)
+    return Networks(
+        _loaded(TextEncoder(T5Config(*sizes)), load_file(release.sources.text_encoder), ""),
+        _loaded(Transformer(transformer_config(header["transformer"])), checkpoint, "model.diffusion_model."),
+        _loaded(VaeDecoder(vae_config(header["vae"])), checkpoint, "vae."),
+    )
+
+
+def _loaded(module: nn.Module, stored: dict[str, Tensor], prefix: str) -> nn.Module:
+    module.load_state_dict({name: stored[prefix + name].float() for name, _ in module.named_parameters()})
+    return module.eval().requires_grad_(False)
+
+
+def linear_quadratic(steps: int) -> Tensor:
+    """Half the steps linear to 1 - 0.025, the rest quadratic, as the official scheduler builds them."""
+    linear = steps // 2
+    quadratic = steps - linear
+    a = (linear - 0.025 * steps) / (linear * quadratic**2)
+    b = 0.025 / linear - 2 * (linear - 0.025 * steps) / quadratic**2
+    complement = [0.025 * i / linear for i in range(linear)]
+    complement += [a * i**2 + b * i + a * linear**2 for i in range(linear, steps)]
+    return torch.tensor([1 - x for x in complement])
+
+
+def shifted_uniform(steps: int, tokens: int) -> Tensor:
+    """Uniform, shifted by the number of tokens, stretched to end at 0.1."""
+    mu = 0.95 + (2.05 - 0.95) / (4096 - 1024) * (tokens - 1024)
+    t = torch.linspace(1, 1 / steps, steps, dtype=torch.float64)
+    rest = 1 - math.exp(mu) / (math.exp(mu) + (1 / t - 1))
+    return (1 - rest * 0.9 / rest[-1]).float()
+
+
+def coords(frames: int, rows: int, columns: int, fps: float, causal: bool) -> Tensor:
+    """(1, 3, N): seconds, pixel row, pixel column of every token."""
+    time = 8.0 * torch.arange(frames)
+    time = (time - 7).clamp(min=0) if causal else time
+    return torch.cartesian_prod(time / fps, 32.0 * torch.arange(rows), 32.0 * torch.arange(columns)).T[None]
+
+
+def guided(text: Tensor, unconditional: Tensor, perturbed: Tensor, entry: Guidance) -> Tensor:
+    """CFG, then STG, then the rescaling that belongs to STG."""
+    velocity = text
+    if entry.cfg_scale > 1:
+        velocity = unconditional + entry.cfg_scale * (text - unconditional)
+    if entry.stg_scale > 0:
+        velocity = velocity + entry.stg_scale * (text - perturbed)
+        if entry.rescale != 1:
+            factor = text.std() / velocity.std()
+            velocity = velocity * (entry.rescale * factor + 1 - entry.rescale)
+    return velocity
+
+
+def sample(
+    release: Exported,
+    networks: Networks,
+    ids: Tensor,
+    mask: Tensor,
+    size: tuple[int, int, int],
+    fps: float,
+    **asked: int,
+) -> Tensor:
+    """Latents (1, C, F, H, W) after `steps` steps from `seed`; one network call per condition."""
+    version = release.version
+    (one,) = version.passes
+    (entry,) = one.guidance
+    shape = (1, version.transformer.channels, *size)
+    x = torch.from_numpy(NoiseStream(asked["seed"], "latents").draw(shape)).flatten(2).transpose(1, 2)
+    fresh = NoiseStream(asked["seed"], "step")
+    tokens, steps = math.prod(size), asked["steps"]
+    sd3 = version.schedule == "sd3"
+    sigmas = [*(shifted_uniform(steps, tokens) if sd3 else linear_quadratic(steps)), torch.zeros(())]
+    positions = coords(*size, fps, version.causal_positions)
+    text = networks.text_encoder(ids, mask)
+    keep = torch.ones(version.transformer.layers, 1)
+    skip = keep.clone()
+    skip[list(entry.skip_blocks)] = 0
+
+    def velocity(row: int, at: Tensor, skip_mask: Tensor) -> Tensor:
+        masked = [skip_mask] if version.uses_stg else []
+        return networks.transformer(x, at.reshape(1, 1), positions, text[[row]], mask[[row]], *masked)
+
+    for at, following in pairwise(sigmas):
+        v = guided(velocity(0, at, keep), velocity(-1, at, keep), velocity(0, at, skip), entry)
+        if one.stochastic:
+            noise = torch.from_numpy(fresh.draw(tuple(x.shape)))
+            x = (1 - following) * (x - at * v) + following * noise
+        else:
+            x = x - (at - following) * v
+    return x.transpose(1, 2).reshape(shape)
+
+
+def decode(release: Exported, networks: Networks, latents: Tensor, seed: int) -> Tensor:
+    """Video (3, f, h, w) in 0..255; noise is mixed in, and injected, where the decoder takes a timestep."""
+    if release.version.vae == "A":
+        video = networks.vae_decoder(latents)
+    else:
+        scale = release.version.decode_noise_scale
+        noise = torch.from_numpy(NoiseStream(seed, "decode").draw(tuple(latents.shape)))
+        maps = NoiseStream(seed, "decoder_maps")
+        sizes = dict(zip(("frames", "rows", "columns"), latents.shape[2:], strict=True))
+        ports = release.manifest.components["vae_decoder"].signature.inputs[2:]
+        injected = [torch.from_numpy(maps.draw(port.shape(sizes))) for port in ports]
+        timestep = torch.tensor([release.version.decode_timestep])
+        video = networks.vae_decoder((1 - scale) * latents + scale * noise, timestep, *injected)
+    return 255 * (0.5 * video[0] + 0.5).clamp(0, 1)
