@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup engines tensorrt-rtx demo check fix test test-runtime bench clean
+.PHONY: setup engines tensorrt-rtx demo check fix test test-runtime clean
 
 setup: $(VENV)/.ready
 
@@ -41,12 +41,15 @@ fix: setup
 test: setup
 	$(BIN)/python -m pytest
 
-# The runtime as it is on a machine without PyTorch, in an environment of its own.
-test-runtime:
+# The runtime as it is on a machine without PyTorch, in an environment and a place of its own.
+test-runtime: demo
 	$(PYTHON) -m venv $(VENV)-runtime
 	$(VENV)-runtime/bin/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(VENV)-runtime/bin/python -m pip install --quiet ".[cpu]" pytest
+	! $(VENV)-runtime/bin/python -c "import torch" 2>/dev/null
 	$(VENV)-runtime/bin/python -m pytest tests/runtime tests/test_walls.py
+	rm -rf $(VENV)-runtime/moved && cp -r engines/demo $(VENV)-runtime/moved
+	cd $(VENV)-runtime && bin/ltx-run --engines moved --prompt "A red fox" --output fox.png && rm -r fox
 
 clean:
-	rm -rf $(VENV) $(VENV)-runtime build dist
+	rm -rf $(VENV) $(VENV)-runtime build dist engines/demo weights/demo

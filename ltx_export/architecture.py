@@ -7,15 +7,16 @@ a checkpoint without one.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from ltx_export.checkpoint import StoredTensor
-from ltx_export.models.dit import DitConfig
+from ltx_export.models.dit import TIMESTEP_SCALE, DitConfig
+from ltx_export.models.rope import MAX_POSITION, THETA
 from ltx_export.models.t5 import T5Config
-from ltx_export.models.vae import VaeBlock, VaeConfig
+from ltx_export.models.vae import BlockKind, VaeBlock, VaeConfig
 from ltx_export.models.vae_blocks import PaddingMode
 from ltx_runtime.errors import LtxError
-from ltx_runtime.versions import Version
+from ltx_runtime.versions import Schedule, Version
 
 Json = dict[str, Any]
 
@@ -28,10 +29,14 @@ _TRANSFORMER_ASSUMED: Json = {
     "norm_eps": 1e-6,
     "qk_norm": "rms_norm",
     "standardization_norm": "rms_norm",
+    "adaptive_norm": "single_scale_shift",
+    "attention_type": "default",
+    "double_self_attention": False,
+    "only_cross_attention": False,
     "positional_embedding_type": "rope",
-    "positional_embedding_theta": 10000.0,
-    "positional_embedding_max_pos": [20, 2048, 2048],
-    "timestep_scale_multiplier": 1000,
+    "positional_embedding_theta": THETA,
+    "positional_embedding_max_pos": list(MAX_POSITION),
+    "timestep_scale_multiplier": TIMESTEP_SCALE,
 }
 _VAE_ASSUMED: Json = {
     "_class_name": "CausalVideoAutoencoder",
@@ -43,6 +48,8 @@ _VAE_ASSUMED: Json = {
     "latent_log_var": "uniform",
     "use_quant_conv": False,
     "causal_decoder": False,
+    "scaling_factor": 1.0,
+    "normalize_latent_channels": False,
 }
 _A_LAYERS = (4, 3, 3, 3, 4)
 _DECODER_LAYERS = {"B": (5, 6, 7, 8), "C": (5, 5, 5, 5)}
@@ -110,6 +117,37 @@ def _vae_blocks(version: Version) -> Json:
     return {"encoder_blocks": [*encoder, ["res_x", {"num_layers": layers(2)}]], "decoder_blocks": decoder}
 
 
+def refuse_another_version(version: Version, header: Mapping[str, Any]) -> None:
+    """Refuses a checkpoint whose own header describes another network or schedule than the version named.
+
+    Raises:
+        LtxError: names the field, both values and what to do.
+    """
+    expected = header_config(version)
+    facts = {
+        f"transformer.{field}": (header["transformer"].get(field), expected["transformer"][field])
+        for field in ("num_layers", "num_attention_heads", "attention_head_dim")
+    }
+    for what, read in (
+        ("vae.timestep_conditioning", lambda config: vae_config(config).timestep),
+        ("vae.decoder_blocks", lambda config: [(b.kind, b.inject_noise) for b in vae_config(config).blocks]),
+    ):
+        facts[what] = (read(header["vae"]), read(expected["vae"]))
+    facts["scheduler"] = (_schedule(header.get("scheduler", {})) or version.schedule, version.schedule)
+    for field, (found, wanted) in facts.items():
+        if found != wanted:
+            raise LtxError(
+                f"the checkpoint's {field} is {found!r}, but {version.name} has {wanted!r} - name the version it is"
+            )
+
+
+def _schedule(config: Mapping[str, Any]) -> Schedule | None:
+    """The schedule a header's `scheduler` part describes, if it is one of a release."""
+    if config.get("sampler") == "LinearQuadratic":
+        return "linear-quadratic"
+    return "sd3" if config.get("shifting") == "SD3" else None
+
+
 def transformer_config(config: Mapping[str, Any]) -> DitConfig:
     """The DiT of a header's `transformer` part.
 
@@ -140,7 +178,7 @@ def vae_config(config: Mapping[str, Any]) -> VaeConfig:
     if padding_mode not in _PADDING_MODES:
         raise LtxError(f"vae.spatial_padding_mode {padding_mode!r} is not one of {', '.join(_PADDING_MODES)}")
     return VaeConfig(
-        blocks=tuple(_vae_block(name, given) for name, given in reversed(blocks)),
+        blocks=_vae_block_list(blocks),
         latent_channels=_required("vae", config, "latent_channels"),
         base_channels=config.get("decoder_base_channels", 128),
         timestep=bool(config.get("timestep_conditioning", False)),
@@ -148,17 +186,25 @@ def vae_config(config: Mapping[str, Any]) -> VaeConfig:
     )
 
 
+def _vae_block_list(blocks: Any) -> tuple[VaeBlock, ...]:
+    try:
+        return tuple(_vae_block(name, given) for name, given in reversed(blocks))
+    except (TypeError, ValueError):
+        raise LtxError("the checkpoint's VAE blocks are no list of name and sizes - use an official file") from None
+
+
 def _vae_block(name: str, given: int | Json) -> VaeBlock:
-    fields: Json = {"num_layers": given} if isinstance(given, int) else given
-    if name == "res_x":
-        return VaeBlock("res_x", fields["num_layers"], inject_noise=bool(fields.get("inject_noise", False)))
-    if name == "res_x_y":
-        return VaeBlock("res_x_y", multiplier=fields.get("multiplier", 2))
-    if name == "compress_all":
-        return VaeBlock(
-            "compress_all", multiplier=fields.get("multiplier", 1), residual=bool(fields.get("residual", False))
+    fields: Json = {"num_layers": given} if isinstance(given, int) else dict(given)
+    layers = fields.pop("num_layers", 1)
+    inject_noise = bool(fields.pop("inject_noise", False))
+    residual = bool(fields.pop("residual", False))
+    multiplier = fields.pop("multiplier", 2 if name == "res_x_y" else 1)
+    if name not in get_args(BlockKind) or fields:
+        unknown = f"{name} with {', '.join(fields)}" if fields else name
+        raise LtxError(
+            f"the checkpoint's VAE decoder has a block {unknown!r} that no release has - use an official file"
         )
-    raise LtxError(f"the checkpoint's VAE decoder has a block {name!r} that no release has - use an official file")
+    return VaeBlock(cast(BlockKind, name), layers, multiplier, residual, inject_noise)
 
 
 def t5_config(tensors: Mapping[str, StoredTensor]) -> T5Config:

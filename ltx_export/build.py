@@ -18,7 +18,7 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from ltx_export.architecture import header_config, t5_config, transformer_config, vae_config
+from ltx_export.architecture import header_config, refuse_another_version, t5_config, transformer_config, vae_config
 from ltx_export.checkpoint import Checkpoint, StoredTensor, open_checkpoint
 from ltx_export.keys import check_names, component_tensors, refuse_unknown
 from ltx_export.models.dit import Transformer
@@ -31,6 +31,7 @@ from ltx_runtime import components
 from ltx_runtime.components import Component
 from ltx_runtime.errors import LtxError
 from ltx_runtime.manifest import ComponentEntry, Manifest, Parity, describe_files, write_manifest
+from ltx_runtime.tokenizer import Tokenizer
 from ltx_runtime.versions import Version
 
 # Names in a weights folder (the checkpoint has its version's own name) and in a version folder.
@@ -82,15 +83,17 @@ def export_version(
     text_encoder = open_checkpoint(sources.text_encoder)
     refuse_unknown(checkpoint)
     header = {**header_config(version), **checkpoint.config}
+    refuse_another_version(version, header)
     causal = header["transformer"].get("causal_temporal_positioning", version.causal_positions)
     parts = _parts(version, header, checkpoint, text_encoder)
+    _check_tokenizer(sources.tokenizer, parts[0].tensors["shared.weight"].shape[0])
     with _staged(folder) as staging:
         for source, name in (
             (sources.checkpoint, CHECKPOINT_FILE),
             (sources.text_encoder, TEXT_ENCODER_FILE),
             (sources.tokenizer, TOKENIZER_FILE),
         ):
-            _place(source, staging / name)
+            _place(source, staging / name, report)
         entries: dict[str, ComponentEntry] = {
             part.component.name: _export_part(part, staging, precisions, report) for part in parts
         }
@@ -153,11 +156,21 @@ def _export_part(part: Part, folder: Path, precisions: Sequence[str], report: Re
     return ComponentEntry(part.component, part.weights_file, graphs, parity)
 
 
-def _place(source: Path, target: Path) -> None:
+def _check_tokenizer(file: Path, vocabulary: int) -> None:
+    """Raises LtxError if it is no tokenizer of T5, or knows pieces that the text encoder does not."""
+    pieces = Tokenizer(file, max_tokens=1).pieces
+    if pieces > vocabulary:
+        raise LtxError(
+            f"{file} has {pieces} pieces, but the text encoder knows {vocabulary} - give the one it came with"
+        )
+
+
+def _place(source: Path, target: Path, report: Report) -> None:
     """A hard link where the file system allows one, so that no weights are copied."""
     try:
         os.link(source.resolve(), target)
     except OSError:
+        report(f"copying {source} ({source.stat().st_size / 1e9:.1f} GB): it cannot be linked")
         shutil.copyfile(source, target)
 
 

@@ -85,8 +85,10 @@ def engine(
 
     found = open_engines(find_folder(engines, find_version(version).name))
     library_version = builder_library().__version__
+    unknown = sorted(set(component or ()) - set(COMPONENT_NAMES))
+    if unknown:
+        raise LtxError(f"unknown component {unknown[0]!r}; use one of {', '.join(COMPONENT_NAMES)}")
     for name in component or COMPONENT_NAMES:
-        found.component(name)
         path = engine_path(found, name, BUILDER, library_version)
         if not force:
             try:
@@ -102,11 +104,15 @@ def engine(
 
 
 def _check_sources(release: Version, paths: list[Path]) -> None:
+    folders = [str(path) for path in paths if path.is_dir()]
+    if folders:
+        raise LtxError(f"{folders[0]} is a folder - give the file in it")
     missing = [str(path) for path in paths if not path.is_file()]
     if not missing:
         return
     advice = (
-        f"get {release.checkpoint} from {release.repository} and T5 from {release.text_repository}"
+        f"get {release.checkpoint} from {release.repository}, T5-v1.1-XXL's encoder as one safetensors file, and its "
+        f"tokenizer/spiece.model from {release.text_repository}"
         if release.repository
         else f"run: ltx-export random-weights {release.name}"
     )

@@ -66,8 +66,13 @@ def _compile(library: Any, graph: Path, component: Component, engine: Path) -> N
     for spans in profiles(component):
         config.add_optimization_profile(_profile(builder, component.inputs, spans))
     with engine.open("wb") as file:
-        if not builder.build_serialized_network_to_stream(network, config, _writer(library, file)):
-            raise LtxError(f"TensorRT-RTX cannot build {graph}: {_first(heard)} - see its release notes")
+        writer = _writer(library, file)
+        built = builder.build_serialized_network_to_stream(network, config, writer)
+    # TensorRT takes an exception inside the writer for success.
+    if writer.failure is not None:
+        raise writer.failure
+    if not built:
+        raise LtxError(f"TensorRT-RTX cannot build {graph}: {_first(heard)} - see its release notes")
 
 
 def _first(reasons: Sequence[str]) -> str:
@@ -89,8 +94,15 @@ def _writer(library: Any, file: Any) -> Any:
     class Writer(library.IStreamWriter):
         """Hands the engine to a file in pieces, so that memory never holds all of it."""
 
+        failure: BaseException | None = None
+
         def write(self, data: bytes) -> int:
-            return int(file.write(data))
+            if self.failure is None:
+                try:
+                    return int(file.write(data))
+                except BaseException as error:
+                    self.failure = error
+            return 0
 
     return Writer()
 

@@ -42,7 +42,8 @@ def component_tensors(checkpoint: Checkpoint, component: ComponentName) -> dict[
             if name.startswith(prefixes) and not name.startswith(_UNUSED)
         }
     if not found:
-        raise LtxError(f"{checkpoint.file} holds no {component} - give an official single-file checkpoint")
+        wanted = "a T5 encoder as one file" if component == "text_encoder" else "an official single-file checkpoint"
+        raise LtxError(f"{checkpoint.file} holds no {component} - give {wanted}")
     return found
 
 

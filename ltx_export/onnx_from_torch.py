@@ -5,6 +5,7 @@ The graph's initializers keep their state-dict names and have no data; `weights`
 
 from __future__ import annotations
 
+import ast
 import inspect
 import logging
 import warnings
@@ -13,11 +14,15 @@ from contextlib import contextmanager
 
 import onnx_ir as ir
 import torch
-from onnxscript import optimizer
+from onnx_ir.passes import common as passes
+from onnxscript.optimizer import fold_constants_ir
+from onnxscript.rewriter import rewrite
+from onnxscript.rewriter.rules import common as rules
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim, export
 
+from ltx_runtime import __version__
 from ltx_runtime.components import Axis, Component, line_of
 
 OPSET = 23
@@ -26,6 +31,18 @@ _PORT_DTYPES = {"float32": torch.float32, "int64": torch.int64}
 # Traced sizes, all different so that no two axes are taken for one. `timesteps` is tied to `tokens`.
 _TRACED = {"batch": 2, "tokens": 12, "timesteps": 12, "text_tokens": 7, "frames": 3, "rows": 4, "columns": 5}
 _FOLD_LIMIT_BYTES = 1 << 20
+_SCOPES = "pkg.torch.onnx.name_scopes"
+_REWRITES = (
+    rules.collapse_slice_rule,
+    rules.collapse_slice2_rule,
+    rules.materialize_reshape_shape_rule,
+    rules.no_op_cast_rule,
+    rules.no_op_expand_rule,
+    rules.reshape_reshape_rule,
+    rules.slice_split_rule,
+    rules.transpose_transpose_rule,
+    rules.unsqueeze_unsqueeze_rule,
+)
 _CHATTY_LOGGERS = ("torch.onnx", "onnx_ir", "onnxscript")
 
 
@@ -70,10 +87,35 @@ def onnx_from_torch(make: Callable[[], nn.Module], component: Component, precisi
         for name, value in model.graph.initializers.items():
             if name in parameters:
                 value.const_value = None
-        optimizer.optimize_ir(model, input_size_limit=_FOLD_LIMIT_BYTES, output_size_limit=_FOLD_LIMIT_BYTES)
+        _simplify(model)
+    _name_nodes(model)
     _strip_metadata(model)
     _name_axes(model, component)
+    model.producer_name, model.producer_version = "ltx-engines", __version__
+    model.graph.name = component.name
+    model.metadata_props["precision"] = precision
     return model
+
+
+def _simplify(model: ir.Model) -> None:
+    """Folds constants, and removes and merges what only moves data.
+
+    Not onnxscript's whole optimizer: its rules about zeros take 1e-8, the pixel norm's epsilon, for one and drop it.
+    """
+    passes.InlinePass()(model)
+    fold_constants_ir(
+        model, onnx_shape_inference=True, input_size_limit=_FOLD_LIMIT_BYTES, output_size_limit=_FOLD_LIMIT_BYTES
+    )
+    rewrite(model, _REWRITES)
+    ir.passes.Sequential(
+        passes.IdentityEliminationPass(),
+        passes.RemoveUnusedNodesPass(),
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        passes.DeduplicateInitializersPass(),
+        passes.CommonSubexpressionEliminationPass(),
+        passes.OutputFixPass(),
+        passes.NameFixPass(),
+    )(model)
 
 
 def _fake_parameters(module: nn.Module) -> None:
@@ -99,6 +141,14 @@ def _dynamic_shapes(module: nn.Module, component: Component) -> dict[str, object
 
     shapes = [{i: dim(a) for i, a in enumerate(p.axes) if isinstance(a, str)} for p in component.inputs]
     return inspect.signature(module.forward).bind(*shapes).arguments
+
+
+def _name_nodes(model: ir.Model) -> None:
+    """Puts the module's path in front of each node's name, so that a profile can be read."""
+    for i, node in enumerate(model.graph):
+        scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
+        module = scopes[-2] if len(scopes) > 1 else ""
+        node.name = f"{module or 'graph'}/{node.op_type}_{i}"
 
 
 def _strip_metadata(model: ir.Model) -> None:

@@ -6,8 +6,9 @@ each result after its consumer; behind the lookup for an embedding, so that only
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 
@@ -54,12 +55,9 @@ def _cast(graph: ir.Graph, weight: ir.Value, wanted: ir.DataType, first: ir.Node
         for node in lookups:
             _cast_after(graph, node, wanted)
         return
-    cast = ir.node("Cast", [weight], {"to": ir.AttrInt64("to", wanted)}, name=f"cast.{weight.name}")
-    cast.outputs[0].name = f"{weight.name}.{wanted.name.lower()}"
-    cast.outputs[0].dtype = wanted
+    cast = _cast_node(weight, wanted)
     graph.insert_before(first, cast)
-    for use in consumers:
-        use.node.replace_input_with(use.idx, cast.outputs[0])
+    _redirect(consumers, cast)
 
 
 def _cast_after(graph: ir.Graph, lookup: ir.Node, wanted: ir.DataType) -> None:
@@ -68,9 +66,18 @@ def _cast_after(graph: ir.Graph, lookup: ir.Node, wanted: ir.DataType) -> None:
     weight = lookup.inputs[0]
     assert weight is not None and weight.dtype is not None
     looked_up.dtype = weight.dtype
-    cast = ir.node("Cast", [looked_up], {"to": ir.AttrInt64("to", wanted)}, name=f"cast.{looked_up.name}")
-    cast.outputs[0].name = f"{looked_up.name}.{wanted.name.lower()}"
-    cast.outputs[0].dtype = wanted
+    cast = _cast_node(looked_up, wanted)
     graph.insert_after(lookup, cast)
+    _redirect(consumers, cast)
+
+
+def _cast_node(value: ir.Value, wanted: ir.DataType) -> ir.Node:
+    cast = ir.node("Cast", [value], {"to": ir.AttrInt64("to", wanted)}, name=f"cast/{value.name}")
+    cast.outputs[0].name = f"{value.name}.{wanted.name.lower()}"
+    cast.outputs[0].dtype = wanted
+    return cast
+
+
+def _redirect(consumers: Sequence[Any], cast: ir.Node) -> None:
     for use in consumers:
         use.node.replace_input_with(use.idx, cast.outputs[0])

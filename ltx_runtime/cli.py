@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import secrets
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -69,14 +70,17 @@ def _make(folder: Path, request: Request, release: Version, output: Path) -> Non
 
     pipeline.plan(request, release)
     target = video.target_of(output)
-    if len(release.passes) > 1:
-        print(f"note: {release.name} was made for two passes; this is the first one alone, at the size asked for")
     seconds: dict[str, float] = {}
     with video.open_writer(output, request.fps) as write:
-        pipeline.generate(manifest.open_engines(folder), request, write, _progress_into(seconds))
+        progress = _progress_into(seconds)
+        pipeline.generate(manifest.open_engines(folder), request, write, progress, note=_note)
     stages = ", ".join(f"{name} {took:.1f} s" for name, took in seconds.items())
     size = f"{request.width}x{request.height}, {request.num_frames} frames at {request.fps:g} fps"
     print(f"{target}: {size}, seed {request.seed}; {stages}")
+
+
+def _note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr)
 
 
 def _free_name(prompt: str, seed: int) -> Path:

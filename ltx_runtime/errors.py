@@ -23,6 +23,9 @@ _ADVICE = {
     errno.ENOTDIR: "check the path",
     errno.EISDIR: "give a file instead of a folder",
     errno.EFBIG: "choose another file system",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "check the links in the path",
+    errno.EEXIST: "choose another name",
 }
 
 

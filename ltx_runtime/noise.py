@@ -19,13 +19,18 @@ _STREAMS: dict[Purpose, int] = {"latents": 0, "step": 1, "decode": 2, "decoder_m
 SEED_BITS = 64
 
 
+def check_seed(seed: int) -> None:
+    """Raises LtxError unless the seed is in 0 .. 2**64-1."""
+    if not 0 <= seed < 2**SEED_BITS:
+        raise LtxError(f"seed must be from 0 to 2^{SEED_BITS}-1; got {seed} - use a seed in that range")
+
+
 class NoiseStream:
     """Standard normal float32 draws for one purpose of one seed."""
 
     def __init__(self, seed: int, purpose: Purpose) -> None:
         """Raises LtxError if the seed is not in 0 .. 2**64-1."""
-        if not 0 <= seed < 2**SEED_BITS:
-            raise LtxError(f"seed must be from 0 to 2^{SEED_BITS}-1; got {seed} - use a seed in that range")
+        check_seed(seed)
         self._state = np.random.RandomState([seed & 0xFFFFFFFF, seed >> 32, _STREAMS[purpose]])
 
     def draw(self, shape: tuple[int, ...]) -> NDArray[np.float32]:

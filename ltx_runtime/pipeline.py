@@ -20,7 +20,7 @@ from ltx_runtime.errors import LtxError
 from ltx_runtime.geometry import Grid, check_fps, coords_of, grid_of, latents_of, tokens_of
 from ltx_runtime.guidance import combine, guidance_at
 from ltx_runtime.manifest import Engines
-from ltx_runtime.noise import NoiseStream
+from ltx_runtime.noise import NoiseStream, check_seed
 from ltx_runtime.schedule import Sigmas, sigmas_of
 from ltx_runtime.sessions import Session, open_session
 from ltx_runtime.tokenizer import Tokenizer
@@ -93,7 +93,7 @@ def plan(request: Request, version: Version) -> Plan:
     """
     grid = grid_of(request.height, request.width, request.num_frames)
     check_fps(request.fps)
-    NoiseStream(request.seed, "latents")
+    check_seed(request.seed)
     first = version.passes[0]
     guidance = first.guidance
     if request.guidance_scale is not None:
@@ -176,15 +176,35 @@ def decode_frames(session: Session, latents: NDArray[np.float32], version: Versi
             scale = np.float32(version.decode_noise_scale)
             noise = NoiseStream(seed, "decode").draw(latents.shape)
             feeds["latents"] = (np.float32(1.0) - scale) * latents + scale * noise
-        else:
+        elif port.name.startswith("noise_"):
             feeds[port.name] = maps.draw(port.shape({"frames": frames, "rows": rows, "columns": columns}))
     video = session.run(feeds)["video"][0]
+    if not np.isfinite(video).all():
+        raise LtxError("the decoder made numbers that are not finite - try another checkpoint or report it")
     for frame in video.transpose(1, 2, 3, 0):
         yield (np.clip(frame * np.float32(0.5) + np.float32(0.5), 0.0, 1.0) * np.float32(255.0)).astype(np.uint8)
 
 
-def generate(engines: Engines, request: Request, sink: FrameSink, progress: ProgressOf, backend: str = "cpu") -> None:
+def _notes(version: Version, tokenizer: Tokenizer, prompts: Sequence[str]) -> Iterator[str]:
+    if len(version.passes) > 1:
+        yield f"{version.name} was made for two passes; this is the first one alone, at the size asked for"
+    for prompt in prompts:
+        tokens = tokenizer.count(prompt)
+        if tokens > version.text_tokens:
+            yield f"the prompt {prompt[:30]!r}... has {tokens} tokens; the model sees the first {version.text_tokens}"
+
+
+def generate(
+    engines: Engines,
+    request: Request,
+    sink: FrameSink,
+    progress: ProgressOf,
+    backend: str = "cpu",
+    note: Callable[[str], None] = lambda text: None,
+) -> None:
     """Makes a video: every decoded frame goes to `sink`, every unit of work is told to `progress`.
+
+    `note` hears what the user should know but need not change.
 
     Raises:
         LtxError: the request cannot be made, or the engines do not fit the backend.
@@ -193,6 +213,8 @@ def generate(engines: Engines, request: Request, sink: FrameSink, progress: Prog
     planned = plan(request, version)
     prompts = [request.prompt] + [request.negative_prompt] * planned.uses_negative_prompt
     tokenizer = Tokenizer(engines.folder / engines.manifest.tokenizer, version.text_tokens)
+    for remark in _notes(version, tokenizer, prompts):
+        note(remark)
 
     def stage(name: ComponentName) -> AbstractContextManager[Session]:
         return open_session(engines, name, backend)

@@ -85,8 +85,11 @@ def write_sidecar(engine: Path, sidecar: Sidecar) -> None:
     """Writes the JSON file under a temporary name and renames it."""
     path = sidecar_path(engine)
     temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(json.dumps(asdict(sidecar), indent=1))
-    temporary.replace(path)
+    try:
+        temporary.write_text(json.dumps(asdict(sidecar), indent=1))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_sidecar(engine: Path) -> Sidecar:

@@ -45,6 +45,11 @@ class Tokenizer:
             mask[i, : len(row)] = 1
         return ids, mask
 
+    @property
+    def pieces(self) -> int:
+        """Size of the vocabulary."""
+        return int(self._pieces.get_piece_size())
+
     def count(self, prompt: str) -> int:
         """Number of tokens the prompt has with `</s>`, before cutting."""
         return len(self._pieces.encode(prompt.strip())) + 1

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ltx_export.models.layers import RMSNorm, TimestepEmbedding, attention
 from ltx_export.models.rope import RotaryEmbedding, rotate
 
-_TIMESTEP_SCALE = 1000.0
+TIMESTEP_SCALE = 1000.0
 _MASKED = -10000.0  # additive, as the official code has it; not -inf
 _NORM_EPS = 1e-6
 _QK_NORM_EPS = 1e-5
@@ -41,7 +41,7 @@ class AdaLayerNormSingle(nn.Module):
         self.linear = nn.Linear(width, 6 * width)
 
     def forward(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
-        embedded = self.emb(timestep * _TIMESTEP_SCALE)
+        embedded = self.emb(timestep * TIMESTEP_SCALE)
         return self.linear(F.silu(embedded)), embedded
 
 
@@ -82,7 +82,7 @@ class Attention(nn.Module):
         query, key, value = self.q_norm(self.to_q(x)), self.k_norm(self.to_k(source)), self.to_v(source)
         if rope is not None:
             query, key = rotate(query, *rope), rotate(key, *rope)
-        attended = attention(query, key, value, self.heads, bias)
+        attended = attention(query.to(x.dtype), key.to(x.dtype), value, self.heads, bias)
         if keep is not None:
             attended = torch.where(keep, attended, value)
         return self.to_out[0](attended)
@@ -132,10 +132,10 @@ class Block(nn.Module):
         # No reshape names the number of timesteps here, so that one graph takes one timestep or one per token.
         table = self.scale_shift_table.reshape(-1)
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = (table + modulation).chunk(6, -1)
-        h = self.norm1(x) * (1 + scale_msa) + shift_msa
+        h = self.norm1(x).to(x.dtype) * (1 + scale_msa) + shift_msa
         x = x + gate_msa * self.attn1(h, h, rope=rope, keep=keep)
         x = x + self.attn2(x, text, bias=text_bias)  # the raw residual stream: no norm, no gate
-        h = self.norm2(x) * (1 + scale_mlp) + shift_mlp
+        h = self.norm2(x).to(x.dtype) * (1 + scale_mlp) + shift_mlp
         return x + gate_mlp * self.ff(h)
 
 

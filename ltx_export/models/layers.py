@@ -13,7 +13,7 @@ _MAX_PERIOD = 10000.0
 
 
 class RMSNorm(nn.Module):
-    """Root mean square norm over the last axis, computed in float32 and returned in x's dtype."""
+    """Root mean square norm over the last axis, in float32 whatever x's dtype; the caller casts when it needs to."""
 
     weight: Tensor
 
@@ -26,7 +26,7 @@ class RMSNorm(nn.Module):
             self.register_buffer("weight", torch.ones(width, dtype=torch.float32, device="cpu"), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), x.shape[-1:], self.weight.float(), self.eps).to(x.dtype)
+        return F.rms_norm(x.float(), x.shape[-1:], self.weight.float(), self.eps)
 
 
 class TimestepEmbedder(nn.Module):

@@ -44,6 +44,5 @@ class RotaryEmbedding(nn.Module):
 
 
 def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """Rotates adjacent channel pairs of (B, N, width) in float32, before the split into heads."""
-    rotated = torch.onnx.ops.rotary_embedding(x.float(), cosines, sines, interleaved=True, num_heads=1)
-    return rotated.to(x.dtype)
+    """Rotates adjacent channel pairs of (B, N, width) float32, before the split into heads."""
+    return torch.onnx.ops.rotary_embedding(x, cosines, sines, interleaved=True, num_heads=1)

@@ -54,7 +54,7 @@ class AttentionLayer(nn.Module):
         self.layer_norm = RMSNorm(config.width, _EPS)
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
-        return x + self.SelfAttention(self.layer_norm(x), bias)
+        return x + self.SelfAttention(self.layer_norm(x).to(x.dtype), bias)
 
 
 class DenseReluDense(nn.Module):
@@ -77,7 +77,7 @@ class FeedForwardLayer(nn.Module):
         self.layer_norm = RMSNorm(config.width, _EPS)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.DenseReluDense(self.layer_norm(x))
+        return x + self.DenseReluDense(self.layer_norm(x).to(x.dtype))
 
 
 class Block(nn.Module):
@@ -128,4 +128,4 @@ class TextEncoder(nn.Module):
         bias = positions + masked  # (B, heads, T, T)
         for block in self.encoder.block:
             x = block(x, bias)
-        return self.encoder.final_layer_norm(x).float()
+        return self.encoder.final_layer_norm(x)

@@ -258,3 +258,34 @@ def test_the_checkpoint_of_another_release_without_a_header_is_refused(exported,
     with pytest.raises(LtxError, match=r"vae_decoder (lacks|has unexpected).*right version"):
         export(tiny(meant), sources, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+CONTRADICTIONS = {
+    "transformer.num_layers": ("transformer", {"num_layers": 3}),
+    "transformer.attention_head_dim": ("transformer", {"attention_head_dim": 18}),
+    "vae.timestep_conditioning": ("vae", {"timestep_conditioning": False}),
+    "vae.decoder_blocks": ("vae", {"decoder_blocks": [["res_x", {"num_layers": 1}]]}),
+    "scheduler": ("scheduler", {"sampler": "Uniform", "shifting": "SD3"}),
+}
+
+
+@pytest.mark.parametrize("field", CONTRADICTIONS)
+def test_a_checkpoint_of_another_version_is_refused_by_the_field_that_differs(exported, tmp_path, field):
+    release = exported("0.9.5")
+    part, change = CONTRADICTIONS[field]
+    sources = with_header(release, tmp_path, lambda header: {**header, part: {**header[part], **change}})
+    with pytest.raises(LtxError, match=f"{field} is .*, but 0.9.5 has .* - name the version it is"):
+        export(release.version, sources, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tokenizer_that_is_none_or_knows_more_than_the_text_encoder_is_refused(exported, tmp_path):
+    release = exported("0.9.5")
+    (tmp_path / "text").write_text("no model")
+    with pytest.raises(LtxError, match="is not T5's SentencePiece model"):
+        export(release.version, replace(release.sources, tokenizer=tmp_path / "text"), tmp_path / "out")
+    small = replace(release.version, text_encoder=replace(release.version.text_encoder, vocabulary=300))
+    write_random_weights(small, tmp_path / "small")
+    sources = replace(release.sources, text_encoder=tmp_path / "small" / build.TEXT_ENCODER_FILE)
+    with pytest.raises(LtxError, match="pieces, but the text encoder knows 300"):
+        export(release.version, sources, tmp_path / "out")

@@ -1,5 +1,6 @@
 """TensorRT-RTX's own parser and compiler, without a GPU: every component of every VAE generation becomes an engine."""
 
+import errno
 import shutil
 import sys
 from dataclasses import replace
@@ -75,15 +76,27 @@ def test_a_graph_that_is_refused_leaves_no_engine_and_one_sentence(engines):
     assert list(path_of(engines, "text_encoder").parent.iterdir()) == []
 
 
-def test_a_build_that_is_cut_off_leaves_no_engine(engines, monkeypatch):
-    class Interrupted:
-        def write(self, data):
-            raise KeyboardInterrupt
+class FullDisk:
+    """A file that takes a little and then nothing more; TensorRT takes an exception in its writer for success."""
 
+    def __init__(self, error):
+        self.error, self.room = error, 1000
+
+    def write(self, data):
+        if len(data) > self.room:
+            raise self.error
+        self.room -= len(data)
+        return len(data)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt()], ids=["full_disk", "ctrl_c"])
+def test_an_engine_that_can_not_be_written_whole_is_none(engines, monkeypatch, error):
     path = build_engine(engines, "text_encoder")
-    monkeypatch.setattr(engine_from_onnx, "_compile", lambda *given: Interrupted().write(b""))
-    with pytest.raises(KeyboardInterrupt):
+    writer_of = engine_from_onnx._writer
+    monkeypatch.setattr(engine_from_onnx, "_writer", lambda library, file: writer_of(library, FullDisk(error)))
+    with pytest.raises(type(error)):
         build_engine(engines, "text_encoder")
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
     with pytest.raises(LtxError, match="has no sidecar"):
         check_engine(engines, "text_encoder", path, BUILDER, library.__version__)
 

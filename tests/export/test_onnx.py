@@ -153,7 +153,8 @@ def test_a_graph_file_tells_nothing_of_the_machine_it_was_made_on(exported, name
     release = exported(name)
     path = release.graph(component, precision)
     model, raw = proto_of(path), path.read_bytes()
-    described = [model, model.graph, *model.graph.node, *model.graph.initializer]
+    assert {prop.key: prop.value for prop in model.metadata_props} == {"precision": precision}
+    described = [model.graph, *model.graph.node, *model.graph.initializer]
     described += [*model.graph.input, *model.graph.output, *model.graph.value_info]
     assert all(len(one.metadata_props) == 0 for one in described)
     assert all(one.doc_string == "" for one in described)

@@ -113,7 +113,7 @@ def test_what_the_user_can_fix_ends_with_code_2_and_one_line(run, engines, tmp_p
 
 
 def test_ctrl_c_leaves_no_file_and_ends_with_code_130_and_one_line(run, engines, tmp_path, monkeypatch):
-    def interrupted(*_):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     engines(VERSIONS["demo"])
