@@ -11,6 +11,7 @@ import json
 import math
 import struct
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ _CORPUS = (
 )
 _T5_QUERY = "SelfAttention.q.weight"
 _T5_HEAD_DIM = 64
+_FOLDED = {"compress_space_res": 4, "compress_time_res": 2, "compress_all_res": 8}
 _SPECIAL_PIECES = 3
 _BYTE_PIECES = 256
 
@@ -59,6 +61,7 @@ def write_random_weights(version: Version, folder: Path, *, seed: int = 0, spars
     decoder = build_empty(lambda: VaeDecoder(vae_config(header["vae"])), torch.bfloat16)
     text_encoder = build_empty(lambda: TextEncoder(_t5_config(version.text_encoder)), torch.bfloat16)
     unified = _shapes(transformer, "model.diffusion_model.") | _shapes(decoder, "vae.")
+    unified |= encoder_shapes(header["vae"])
     metadata = {"config": json.dumps(header)}
     _write_safetensors(folder / version.checkpoint, unified, metadata, seed, sparse)
     _write_safetensors(folder / TEXT_ENCODER_FILE, _shapes(text_encoder, ""), {}, seed, sparse)
@@ -71,6 +74,37 @@ def _t5_config(size: TextEncoderSize) -> T5Config:
 
 def _shapes(module: torch.nn.Module, prefix: str) -> Shapes:
     return {prefix + name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+
+
+def encoder_shapes(config: Mapping[str, Any]) -> Shapes:
+    """Names and shapes of the VAE encoder that a header's `vae` part describes.
+
+    Every official file has one; no graph is made of it yet, so there is no module to ask.
+    """
+    channels = config["encoder_base_channels"]
+    shapes = _conv_shapes("vae.encoder.conv_in.conv", 3 * config["patch_size"] ** 2, channels)
+    for i, (kind, given) in enumerate(config.get("encoder_blocks", config.get("blocks"))):
+        name, fields = f"vae.encoder.down_blocks.{i}", {"num_layers": given} if isinstance(given, int) else given
+        if kind == "res_x":
+            for j in range(fields["num_layers"]):
+                for conv in ("conv1", "conv2"):
+                    shapes |= _conv_shapes(f"{name}.res_blocks.{j}.{conv}.conv", channels, channels)
+        elif kind == "compress_all":
+            shapes |= _conv_shapes(f"{name}.conv", channels, channels)
+        elif kind == "res_x_y":
+            shapes |= _conv_shapes(f"{name}.conv1.conv", channels, 2 * channels)
+            shapes |= _conv_shapes(f"{name}.conv2.conv", 2 * channels, 2 * channels)
+            shapes |= _conv_shapes(f"{name}.conv_shortcut", channels, 2 * channels, kernel=1)
+            shapes |= {f"{name}.norm3.norm.weight": (channels,), f"{name}.norm3.norm.bias": (channels,)}
+            channels *= 2
+        else:  # compress_*_res: the rest of the channels comes from folding space and time
+            shapes |= _conv_shapes(f"{name}.conv.conv", channels, 2 * channels // _FOLDED[kind])
+            channels *= 2
+    return shapes | _conv_shapes("vae.encoder.conv_out.conv", channels, config["latent_channels"] + 1)
+
+
+def _conv_shapes(name: str, channels: int, out_channels: int, kernel: int = 3) -> Shapes:
+    return {f"{name}.weight": (out_channels, channels, kernel, kernel, kernel), f"{name}.bias": (out_channels,)}
 
 
 def _write_safetensors(path: Path, shapes: Shapes, metadata: dict[str, str], seed: int, sparse: bool) -> None:

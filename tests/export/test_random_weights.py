@@ -1,6 +1,7 @@
 """Random checkpoints: official names, the same bytes for the same seed, small or without any blocks on disk."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -11,18 +12,24 @@ from safetensors.torch import load_file
 from tiny import sources_of, tiny
 
 from ltx_export import random_weights
-from ltx_export.architecture import header_config
+from ltx_export.architecture import header_config, vae_config
 from ltx_export.build import TEXT_ENCODER_FILE, TOKENIZER_FILE
 from ltx_export.checkpoint import open_checkpoint
 from ltx_export.keys import refuse_unknown
+from ltx_export.models.vae import VaeDecoder
+from ltx_export.onnx_from_torch import build_empty
 from ltx_export.random_weights import random_weight, write_random_weights
 from ltx_runtime.tokenizer import END_ID, PAD_ID, Tokenizer
 from ltx_runtime.versions import NEGATIVE_PROMPT, VERSIONS
 
 EVERY_VERSION = pytest.mark.parametrize("name", VERSIONS)
 MAX_DEMO_BYTES = 8 << 20
-# 2B transformer, decoder C with its 256 statistics, and T5-XXL: published counts.
-PARAMETERS_2B, PARAMETERS_T5 = 1_923_385_472 + 552_814_641 + 256, 4_762_310_656
+# Published counts: VAE encoders; 2B transformer, decoder C, its 256 statistics and the encoder; T5-XXL.
+ENCODER_PARAMETERS = {"A": 180_404_353, "B": 180_404_353, "C": 694_098_881}
+PARAMETERS_2B = 1_923_385_472 + 552_814_641 + 256 + ENCODER_PARAMETERS["C"]
+PARAMETERS_T5 = 4_762_310_656
+# Tensors of a whole VAE with its two statistics.
+VAE_TENSORS = {"A": 190, "B": 294, "C": 226}
 
 
 def bytes_in(folder) -> dict[str, bytes]:
@@ -150,3 +157,14 @@ def test_a_folder_holds_nothing_half_written(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         write_random_weights(tiny("0.9.0"), tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["0.9.0", "0.9.1", "0.9.5"])
+def test_a_vae_has_the_tensors_and_parameters_of_the_released_one(name):
+    version = VERSIONS[name]
+    config = header_config(version)["vae"]
+    encoder = random_weights.encoder_shapes(config)
+    assert sum(math.prod(shape) for shape in encoder.values()) == ENCODER_PARAMETERS[version.vae]
+    decoder = build_empty(lambda: VaeDecoder(vae_config(config)), torch.float32)
+    named = len(list(decoder.named_parameters()))
+    assert len(encoder) + named == VAE_TENSORS[version.vae]
