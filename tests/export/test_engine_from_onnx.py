@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+import tensorrt_rtx as library
 
 from ltx_export import engine_from_onnx
 from ltx_export.engine_from_onnx import BUILDER, build_engine, builder_library
@@ -15,8 +16,6 @@ from ltx_runtime.manifest import Engines, open_engines
 from ltx_runtime.sidecar import check_engine, engine_path, read_sidecar, sidecar_path
 
 BOTH_PRECISIONS = ("0.9.0", "0.9.1", "0.9.8-13b-distilled")
-
-library = pytest.importorskip("tensorrt_rtx")
 
 
 @pytest.fixture
