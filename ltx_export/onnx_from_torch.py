@@ -1,6 +1,7 @@
-"""Module + ports -> ONNX graph, traced with fake weights: no parameter is ever allocated.
+"""Network + ports -> ONNX graph, traced with fake weights: no parameter is ever allocated.
 
-The graph's initializers keep their state-dict names and have no data; `weights` gives it to them.
+The graph's initializers keep their state-dict names and have no data; `weights` gives it to them. Repeated blocks
+are traced a few times only, and in bf16 only: `repeat` and `precision` make the whole graph of it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import onnx_ir as ir
 import torch
@@ -22,11 +24,11 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim, export
 
+from ltx_export.repeat import TRACED_BLOCKS, repeat_blocks
 from ltx_runtime import __version__
 from ltx_runtime.components import Axis, Component, line_of
 
 OPSET = 23
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _PORT_DTYPES = {"float32": torch.float32, "int64": torch.int64}
 # Traced sizes, all different so that no two axes are taken for one. `timesteps` is tied to `tokens`.
 _TRACED = {"batch": 2, "tokens": 12, "timesteps": 12, "text_tokens": 7, "frames": 3, "rows": 4, "columns": 5}
@@ -57,15 +59,43 @@ def build_empty(make: Callable[[], nn.Module], dtype: torch.dtype) -> nn.Module:
         torch.set_default_dtype(default)
 
 
-def onnx_from_torch(make: Callable[[], nn.Module], component: Component, precision: str) -> ir.Model:
-    """Traces the module once into a graph that serves every size of its named axes.
+@dataclass(frozen=True)
+class Network:
+    """What a graph is made of: a module and its ports, both by their number of repeated blocks.
 
-    Args:
+    Attributes:
+        component: the ports of a network of so many blocks.
         make: builds the module; its forward takes the component's input ports in order.
-        component: the ports.
-        precision: a key of DTYPES, the dtype of the arithmetic; ports are the same for all.
+        blocks: how many repeated blocks it has.
+        path: of their module list; empty if no block is repeated in a row, `blocks` being 1.
     """
-    module = build_empty(make, DTYPES[precision])
+
+    component: Callable[[int], Component]
+    make: Callable[[int], nn.Module]
+    blocks: int = 1
+    path: str = ""
+
+    @property
+    def traced_blocks(self) -> int:
+        """The most blocks that are traced."""
+        return min(self.blocks, TRACED_BLOCKS)
+
+
+def onnx_from_torch(network: Network) -> tuple[ir.Model, ir.Model]:
+    """Traces a network into graphs that serve every size of their named axes.
+
+    Returns:
+        The graph of `traced_blocks` blocks and that of all of them, both in bf16.
+    """
+    component = network.component(network.traced_blocks)
+    traced = _trace(build_empty(lambda: network.make(network.traced_blocks), torch.bfloat16), component)
+    whole = repeat_blocks(traced, network.path, network.blocks) if network.blocks > TRACED_BLOCKS else traced
+    for model, blocks in ((traced, network.traced_blocks), (whole, network.blocks)):
+        _name_axes(model, network.component(blocks))
+    return traced, whole
+
+
+def _trace(module: nn.Module, component: Component) -> ir.Model:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with mode, _quiet():
         _fake_parameters(module)
@@ -90,10 +120,8 @@ def onnx_from_torch(make: Callable[[], nn.Module], component: Component, precisi
         _simplify(model)
     _name_nodes(model)
     _strip_metadata(model)
-    _name_axes(model, component)
     model.producer_name, model.producer_version = "ltx-engines", __version__
     model.graph.name = component.name
-    model.metadata_props["precision"] = precision
     return model
 
 
@@ -144,10 +172,17 @@ def _dynamic_shapes(module: nn.Module, component: Component) -> dict[str, object
 
 
 def _name_nodes(model: ir.Model) -> None:
-    """Puts the module's path in front of each node's name, so that a profile can be read."""
+    """Puts the module's path in front of each node's name, so that a profile can be read and blocks be told apart.
+
+    A node that a rewrite has made belongs where its first input comes from.
+    """
     for i, node in enumerate(model.graph):
         scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
-        module = scopes[-2] if len(scopes) > 1 else ""
+        maker = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
+        if scopes or maker is None:
+            module = scopes[-2] if len(scopes) > 1 else ""
+        else:
+            module = (maker.name or "").partition("/")[0]
         node.name = f"{module or 'graph'}/{node.op_type}_{i}"
 
 

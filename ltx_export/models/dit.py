@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ltx_export.models.layers import RMSNorm, TimestepEmbedding, attention
-from ltx_export.models.rope import RotaryEmbedding, rotate
+from ltx_export.models.rope import MAX_POSITION, THETA, RotaryEmbedding, rotate
 
 TIMESTEP_SCALE = 1000.0
 _MASKED = -10000.0  # additive, as the official code has it; not -inf
@@ -26,6 +26,8 @@ class DitConfig:
     head_dim: int
     channels: int = 128
     text_channels: int = 4096
+    theta: float = THETA
+    max_position: tuple[float, float, float] = MAX_POSITION
 
     @property
     def width(self) -> int:
@@ -127,8 +129,15 @@ class Block(nn.Module):
         rope: tuple[Tensor, Tensor],
         text: Tensor,
         text_bias: Tensor,
-        keep: Tensor | None,
-    ) -> Tensor:
+        skip_mask: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """-> (B, N, width), and the rows of `skip_mask` (layers left, B) that belong to the blocks behind this one.
+
+        A block takes its own row off the top, so that all blocks are the same graph whatever their number.
+        """
+        keep = None
+        if skip_mask is not None:
+            keep, skip_mask = (skip_mask[0] > 0.5)[:, None, None], skip_mask[1:]
         # No reshape names the number of timesteps here, so that one graph takes one timestep or one per token.
         table = self.scale_shift_table.reshape(-1)
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = (table + modulation).chunk(6, -1)
@@ -136,7 +145,7 @@ class Block(nn.Module):
         x = x + gate_msa * self.attn1(h, h, rope=rope, keep=keep)
         x = x + self.attn2(x, text, bias=text_bias)  # the raw residual stream: no norm, no gate
         h = self.norm2(x).to(x.dtype) * (1 + scale_mlp) + shift_mlp
-        return x + gate_mlp * self.ff(h)
+        return x + gate_mlp * self.ff(h), skip_mask
 
 
 class Transformer(nn.Module):
@@ -148,7 +157,7 @@ class Transformer(nn.Module):
         self.patchify_proj = nn.Linear(config.channels, width)
         self.adaln_single = AdaLayerNormSingle(width)
         self.caption_projection = CaptionProjection(config.text_channels, width)
-        self.rope = RotaryEmbedding(width)
+        self.rope = RotaryEmbedding(width, config.theta, config.max_position)
         self.transformer_blocks = nn.ModuleList([Block(width, config.heads) for _ in range(config.layers)])
         self.scale_shift_table = nn.Parameter(torch.empty(2, width))
         self.proj_out = nn.Linear(width, config.channels)
@@ -167,13 +176,12 @@ class Transformer(nn.Module):
         x = self.patchify_proj(latents.to(dtype))
         modulation, embedded = self.adaln_single(timestep)
         text = self.caption_projection(text.to(dtype))
-        text_bias = (1 - text_mask).to(dtype) * _MASKED  # (B, L)
+        text_bias = ((1 - text_mask).float() * _MASKED).to(dtype)  # (B, L)
         # ONNX Runtime's Attention does not broadcast the bias over queries.
         text_bias = text_bias[:, None, None, :].expand(-1, 1, x.shape[1], -1)
         rope = self.rope(coords)
-        for i, block in enumerate(self.transformer_blocks):
-            keep = None if skip_mask is None else (skip_mask[i] > 0.5)[:, None, None]
-            x = block(x, modulation, rope, text, text_bias, keep)
+        for block in self.transformer_blocks:
+            x, skip_mask = block(x, modulation, rope, text, text_bias, skip_mask)
         shift, scale = (self.scale_shift_table.reshape(-1) + torch.cat([embedded, embedded], -1)).chunk(2, -1)
         x = F.layer_norm(x.float(), (x.shape[-1],), eps=_NORM_EPS).to(dtype)
         return self.proj_out(x * (1 + scale) + shift).float()

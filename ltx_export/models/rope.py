@@ -20,14 +20,16 @@ class RotaryEmbedding(nn.Module):
     frequencies: Tensor
     max_position: Tensor
 
-    def __init__(self, width: int) -> None:
+    def __init__(
+        self, width: int, theta: float = THETA, max_position: tuple[float, float, float] = MAX_POSITION
+    ) -> None:
         super().__init__()
         self.unrotated_pairs = width % 6 // 2
         # Real constants computed by torch, even where parameters are on the meta device: folded by another
         # library's pow they differ by 6.6e-7, and times 15708 rad that shows in the velocity.
         exponents = torch.linspace(0.0, 1.0, width // 6, dtype=torch.float32, device="cpu")
-        maximum = torch.tensor(MAX_POSITION, dtype=torch.float32, device="cpu")
-        self.register_buffer("frequencies", THETA**exponents * math.pi / 2, persistent=False)
+        maximum = torch.tensor(max_position, dtype=torch.float32, device="cpu")
+        self.register_buffer("frequencies", theta**exponents * math.pi / 2, persistent=False)
         self.register_buffer("max_position", maximum, persistent=False)
 
     def forward(self, coords: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,10 @@ from torch import Tensor, nn
 from ltx_export.models.layers import RMSNorm, attention
 
 _EPS = 1e-6
+# Drowns every score, and is finite in fp16 and bf16.
+_MASKED = -30000.0
+# The products in front of the last projection, and its results, outgrow fp16; a power of two costs no accuracy.
+_HALF_RANGE = 64.0
 _BUCKETS = 32
 # Distances from which the next logarithmic bucket counts: 8 + floor(ln(n/8) / ln(128/8) * 8), capped at 15.
 _BUCKET_STARTS = (12, 16, 23, 32, 46, 64, 91)
@@ -54,7 +58,8 @@ class AttentionLayer(nn.Module):
         self.layer_norm = RMSNorm(config.width, _EPS)
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
-        return x + self.SelfAttention(self.layer_norm(x).to(x.dtype), bias)
+        dtype = self.SelfAttention.q.weight.dtype
+        return x + self.SelfAttention(self.layer_norm(x).to(dtype), bias.to(dtype)).float()
 
 
 class DenseReluDense(nn.Module):
@@ -67,7 +72,9 @@ class DenseReluDense(nn.Module):
         self.wo = nn.Linear(config.hidden, config.width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.wo(F.gelu(self.wi_0(x), approximate="tanh") * self.wi_1(x))
+        """-> float32."""
+        gated = F.gelu(self.wi_0(x), approximate="tanh").float() * self.wi_1(x).float()
+        return self.wo((gated * (1 / _HALF_RANGE)).to(x.dtype)).float() * _HALF_RANGE
 
 
 class FeedForwardLayer(nn.Module):
@@ -77,7 +84,7 @@ class FeedForwardLayer(nn.Module):
         self.layer_norm = RMSNorm(config.width, _EPS)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.DenseReluDense(self.layer_norm(x).to(x.dtype))
+        return x + self.DenseReluDense(self.layer_norm(x).to(self.DenseReluDense.wo.weight.dtype))
 
 
 class Block(nn.Module):
@@ -112,7 +119,7 @@ def position_buckets(length: int, device: torch.device) -> Tensor:
 
 
 class TextEncoder(nn.Module):
-    """Ports: see `ltx_runtime.components.text_encoder`."""
+    """Ports: see `ltx_runtime.components.text_encoder`. The residual stream is float32: it outgrows fp16."""
 
     def __init__(self, config: T5Config) -> None:
         super().__init__()
@@ -121,11 +128,11 @@ class TextEncoder(nn.Module):
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """-> text (B, T, width) float32."""
-        x = self.shared(ids)
+        x = self.shared(ids).float()
         positions = self.encoder.position_table()(position_buckets(ids.shape[1], ids.device))
         positions = positions.permute(2, 0, 1).unsqueeze(0)  # (1, heads, T, T)
-        masked = (1 - mask).to(x.dtype)[:, None, None, :] * torch.finfo(x.dtype).min
-        bias = positions + masked  # (B, heads, T, T)
+        masked = (1 - mask).float()[:, None, None, :] * _MASKED
+        bias = positions.float() + masked  # (B, heads, T, T)
         for block in self.encoder.block:
             x = block(x, bias)
         return self.encoder.final_layer_norm(x)
