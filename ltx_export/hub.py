@@ -1,0 +1,196 @@
+"""One file of the Hugging Face hub: what it is, where it is cached, its bytes, and what to do when they cannot be had.
+
+Wraps huggingface_hub, which reads the endpoint, the token and the offline mode from the environment and moves the
+bytes. Only the partial file is kept here: `hf_hub_download` gives every attempt a new one and removes it when the
+attempt fails, so that 28 GB would begin anew after each interruption. Knows nothing of releases and weights folders.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+from ltx_runtime.errors import LtxError
+
+T = TypeVar("T")
+
+_CHECKSUM = re.compile(r"[0-9a-f]{64}|[0-9a-f]{40}")
+_SHA256_DIGITS = 64
+_WAITS_S = (1, 2, 4)
+_BLOCK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file of the hub: its path in its repository, and in the weights folder."""
+
+    repository: str
+    name: str
+    target: str
+
+
+@dataclass(frozen=True)
+class Published:
+    """A file as the hub has it. The checksum is SHA-256, or git's blob id (SHA-1) where the file is not in LFS."""
+
+    file: RemoteFile
+    commit: str
+    checksum: str
+    size: int
+
+
+class UnreachableError(LtxError):
+    """The hub does not answer; says why."""
+
+
+def load_hub_library() -> None:
+    """Imports huggingface_hub, which reads its variables of the environment then and never again.
+
+    Raises:
+        LtxError: one of them has no possible value.
+    """
+    try:
+        from huggingface_hub import constants, file_download  # noqa: F401, PLC0415  (0.5 s, only to download)
+
+        _ = urlsplit(constants.ENDPOINT).port  # some releases of the library find a wrong one only when they connect
+    except ValueError as error:
+        raise LtxError(f"huggingface_hub refuses a variable HF_... of the environment: {error} - correct it") from None
+
+
+def ask(file: RemoteFile) -> Published:
+    """What the hub says of a file now.
+
+    Raises:
+        LtxError: there is no such file, or the user may not have it; UnreachableError if the hub does not answer.
+    """
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url  # noqa: PLC0415
+
+    answer = _persistently(lambda: get_hf_file_metadata(hf_hub_url(file.repository, file.name)), file)
+    if answer.commit_hash is None or answer.size is None or not _CHECKSUM.fullmatch(answer.etag or ""):
+        raise LtxError(
+            f"{constants.ENDPOINT} gives no size and checksum of {file.repository}/{file.name}, as a Hugging Face hub "
+            "would - check HF_ENDPOINT and the proxy"
+        )
+    return Published(file, answer.commit_hash, answer.etag or "", answer.size)
+
+
+def fetch(published: Published, partial: Path) -> None:
+    """Brings what a partial file lacks, unchecked. `partial` must have been begun for this very checksum.
+
+    Raises:
+        LtxError: the hub does not answer any more, or refuses; the partial file is kept.
+    """
+    from huggingface_hub import hf_hub_url  # noqa: PLC0415
+    from huggingface_hub.file_download import http_get  # noqa: PLC0415
+    from huggingface_hub.utils import build_hf_headers  # noqa: PLC0415
+
+    file = published.file
+    # The hub's own address at this commit: the signed one of its storage expires long before a slow download ends.
+    url = hf_hub_url(file.repository, file.name, revision=published.commit)
+
+    def attempt() -> None:
+        headers = {**build_hf_headers(), "Accept-Encoding": "identity"}  # ranges count bytes of the file itself
+        with partial.open("ab") as out:
+            http_get(
+                url,
+                out,
+                resume_size=out.tell(),
+                headers=headers,
+                expected_size=published.size,
+                displayed_filename=file.target,
+            )
+
+    try:
+        _persistently(attempt, file, grown=lambda: partial.stat().st_size if partial.exists() else 0)
+    except UnreachableError as error:
+        raise LtxError(f"{error}; what there is of {file.target} is kept - run the command again to go on") from None
+
+
+def cached(file: RemoteFile, commit: str) -> tuple[Path, Published] | None:
+    """A file of huggingface_hub's shared cache, of this commit or of the newest one that is there; unchecked.
+
+    The cache names contents for their checksums and links to them from `snapshots/<commit>/<name>`; where links cannot
+    be made, nothing is found.
+    """
+    from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415
+
+    for revision in (commit, "main"):
+        found = try_to_load_from_cache(file.repository, file.name, revision=revision)
+        if isinstance(found, str) and (link := Path(found)).is_symlink():
+            snapshot = link.parents[file.name.count("/")]
+            return link.resolve(), Published(file, snapshot.name, link.readlink().name, link.stat().st_size)
+    return None
+
+
+def checksum(path: Path, like: str) -> str:
+    """SHA-256 of a file, or git's blob id if `like` is as short as one."""
+    if len(like) == _SHA256_DIGITS:
+        digest = hashlib.sha256()
+    else:
+        digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _persistently(attempt: Callable[[], T], file: RemoteFile, grown: Callable[[], int] = lambda: 0) -> T:
+    """Tries again after faults that pass, until several attempts in a row have brought nothing."""
+    from huggingface_hub.errors import HTTPError  # noqa: PLC0415  (of whichever HTTP library it uses)
+
+    failures, bytes_before = 0, grown()
+    while True:
+        try:
+            return attempt()
+        except (HTTPError, OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # the disk's, not the network's
+            bytes_now = grown()
+            failures = 1 if bytes_now > bytes_before else failures + 1
+            bytes_before = bytes_now
+            if not _passes(error) or failures > len(_WAITS_S):
+                raise _refusal(error, file) from None
+        time.sleep(_WAITS_S[failures - 1])
+
+
+def _passes(error: Exception) -> bool:
+    """Whether the same request may succeed later: a busy or failing server, a broken connection, a body cut short."""
+    from huggingface_hub.errors import HTTPError  # noqa: PLC0415
+
+    status = _status_of(error)
+    if status is not None:
+        return status in (408, 429) or status >= 500
+    return isinstance(error, HTTPError) or type(error) is OSError
+
+
+def _status_of(error: Exception) -> int | None:
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def _refusal(error: Exception, file: RemoteFile) -> LtxError:
+    """An error of huggingface_hub in one sentence, with what to do about it."""
+    from huggingface_hub import constants, errors  # noqa: PLC0415
+
+    page, status = f"{constants.ENDPOINT}/{file.repository}", _status_of(error)
+    said = f"status {status}" if status else " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return UnreachableError("offline mode is on (HF_HUB_OFFLINE)")
+    if _passes(error):
+        return UnreachableError(f"{constants.ENDPOINT} cannot be reached or is busy ({said})")
+    if isinstance(error, errors.GatedRepoError):
+        return LtxError(f"{page} is gated - accept its licence there, then set HF_TOKEN to a token of that account")
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return LtxError(
+            f"{page} does not exist or is private - check HF_ENDPOINT, or set HF_TOKEN to a token that may read it"
+        )
+    if isinstance(error, errors.EntryNotFoundError):
+        return LtxError(f"{page} has no file {file.name} - check whether HF_ENDPOINT names a complete mirror")
+    if status in (401, 403):
+        return LtxError(f"{page} refuses {file.name} ({said}) - set HF_TOKEN to a valid token that may read it")
+    return LtxError(f"cannot download {file.name} from {page}: {said} - check HF_ENDPOINT and HF_TOKEN")
