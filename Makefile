@@ -1,5 +1,8 @@
 # One target = one command you could have typed. VERSION names a release or demo.
 VERSION ?= demo
+# A file or folder of weights, and a T5 (a file, a folder, or what to download: bf16, Q8_0, Q5_K_M, ...).
+WEIGHTS ?=
+T5 ?=
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -14,9 +17,13 @@ $(VENV)/.ready: pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[cpu,export,tensorrt-rtx]" --group dev
 	touch $@
 
-# Checkpoint -> engines/VERSION. The demo's weights are random and made here.
+# Checkpoint -> engines/VERSION. What weights/VERSION/ lacks is downloaded; the demo's weights are random and made here.
+T5_PATH := $(wildcard $(T5))
 engines: setup $(if $(filter demo,$(VERSION)),weights/demo/demo.safetensors)
-	$(BIN)/ltx-export onnx $(VERSION)
+ifeq ($(WEIGHTS)$(filter demo,$(VERSION)),)
+	$(BIN)/ltx-export download $(VERSION) --missing $(if $(T5_PATH),--t5 none,$(if $(T5),--t5 $(T5)))
+endif
+	$(BIN)/ltx-export onnx $(VERSION) $(if $(WEIGHTS),--weights $(WEIGHTS)) $(if $(T5_PATH),--t5 $(T5_PATH))
 
 weights/demo/demo.safetensors: | setup
 	$(BIN)/ltx-export random-weights demo

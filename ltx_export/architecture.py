@@ -10,11 +10,13 @@ from collections.abc import Mapping
 from typing import Any, cast, get_args
 
 from ltx_export.checkpoint import StoredTensor
+from ltx_export.detection import transformer_part, vae_part
 from ltx_export.models.dit import TIMESTEP_SCALE, DitConfig
 from ltx_export.models.rope import MAX_POSITION, THETA
 from ltx_export.models.t5 import T5Config
 from ltx_export.models.vae import BlockKind, VaeBlock, VaeConfig
 from ltx_export.models.vae_blocks import PaddingMode
+from ltx_export.sources import Opened
 from ltx_runtime.errors import LtxError
 from ltx_runtime.versions import Schedule, Version
 
@@ -34,8 +36,6 @@ _TRANSFORMER_ASSUMED: Json = {
     "double_self_attention": False,
     "only_cross_attention": False,
     "positional_embedding_type": "rope",
-    "positional_embedding_theta": THETA,
-    "positional_embedding_max_pos": list(MAX_POSITION),
     "timestep_scale_multiplier": TIMESTEP_SCALE,
 }
 _VAE_ASSUMED: Json = {
@@ -54,6 +54,7 @@ _VAE_ASSUMED: Json = {
 _A_LAYERS = (4, 3, 3, 3, 4)
 _DECODER_LAYERS = {"B": (5, 6, 7, 8), "C": (5, 5, 5, 5)}
 _C_ENCODER = ((4, "space"), (6, "time"), (6, "all"), (2, "all"))
+_UNFOLDED = 8  # channels that one place of an upsampling block becomes
 _PADDING_MODES = get_args(PaddingMode)
 
 
@@ -70,6 +71,8 @@ def header_config(version: Version) -> Json:
             "caption_channels": size.text_channels,
             "in_channels": size.channels,
             "out_channels": size.channels,
+            "positional_embedding_theta": THETA,
+            "positional_embedding_max_pos": list(MAX_POSITION),
             "causal_temporal_positioning": version.causal_positions,
         },
         "vae": {
@@ -117,6 +120,22 @@ def _vae_blocks(version: Version) -> Json:
     return {"encoder_blocks": [*encoder, ["res_x", {"num_layers": layers(2)}]], "decoder_blocks": decoder}
 
 
+def effective_header(version: Version, opened: Opened) -> Json:
+    """What the files say about their networks; the version's table only where they say nothing.
+
+    Raises:
+        LtxError: a file without configuration lacks a tensor that tells a size.
+    """
+    table, said = header_config(version), opened.config
+    header = {**table, **said}
+    if "transformer" not in said:
+        heads = opened.heads or version.transformer.heads
+        header["transformer"] = {**table["transformer"], **transformer_part(opened.transformer, heads)}
+    if "vae" not in said:
+        header["vae"] = {**table["vae"], **vae_part(opened.vae)}
+    return header
+
+
 def refuse_another_version(version: Version, header: Mapping[str, Any]) -> None:
     """Refuses a checkpoint whose own header describes another network or schedule than the version named.
 
@@ -161,7 +180,27 @@ def transformer_config(config: Mapping[str, Any]) -> DitConfig:
         head_dim=_required("transformer", config, "attention_head_dim"),
         channels=_required("transformer", config, "in_channels"),
         text_channels=_required("transformer", config, "caption_channels"),
+        theta=_positive("positional_embedding_theta", config.get("positional_embedding_theta", THETA)),
+        max_position=_max_position(config.get("positional_embedding_max_pos", MAX_POSITION)),
     )
+
+
+def _max_position(given: Any) -> tuple[float, float, float]:
+    if not isinstance(given, list | tuple) or len(given) != 3:
+        raise LtxError(
+            f"the checkpoint's transformer.positional_embedding_max_pos is {given!r}, not three numbers - "
+            "use an official file"
+        )
+    seconds, row, column = (_positive("positional_embedding_max_pos", value) for value in given)
+    return seconds, row, column
+
+
+def _positive(field: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise LtxError(
+            f"the checkpoint's transformer.{field} has {value!r}, not a positive number - use an official file"
+        )
+    return float(value)
 
 
 def vae_config(config: Mapping[str, Any]) -> VaeConfig:
@@ -177,13 +216,27 @@ def vae_config(config: Mapping[str, Any]) -> VaeConfig:
     padding_mode = config.get("spatial_padding_mode", "zeros")
     if padding_mode not in _PADDING_MODES:
         raise LtxError(f"vae.spatial_padding_mode {padding_mode!r} is not one of {', '.join(_PADDING_MODES)}")
-    return VaeConfig(
+    vae = VaeConfig(
         blocks=_vae_block_list(blocks),
         latent_channels=_required("vae", config, "latent_channels"),
-        base_channels=config.get("decoder_base_channels", 128),
+        base_channels=_required("vae", {"decoder_base_channels": 128, **config}, "decoder_base_channels"),
         timestep=bool(config.get("timestep_conditioning", False)),
         padding_mode=padding_mode,
     )
+    _refuse_widths(vae)
+    return vae
+
+
+def _refuse_widths(vae: VaeConfig) -> None:
+    """Raises LtxError if a residual upsampling block's channels cannot be unfolded to 2x2x2 times the places."""
+    channels = vae.first_channels
+    for block in vae.blocks:
+        if block.residual and channels % _UNFOLDED:
+            raise LtxError(
+                f"the checkpoint's vae.decoder_base_channels is {vae.base_channels}, which gives an upsampling block "
+                f"{channels} channels, not a multiple of {_UNFOLDED} - use an official file"
+            )
+        channels //= block.multiplier
 
 
 def _vae_block_list(blocks: Any) -> tuple[VaeBlock, ...]:

@@ -1,159 +1,168 @@
-"""The road for one version: checkpoint -> names -> graphs -> weights -> parity -> manifest, read top to bottom.
+"""The road for one version: sources -> networks -> weights -> graphs -> parity -> manifest, read top to bottom.
 
 Everything is written into a hidden folder beside the target, which takes the target's name at the end.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
-import torch
-from torch import nn
 
-from ltx_export.architecture import header_config, refuse_another_version, t5_config, transformer_config, vae_config
-from ltx_export.checkpoint import Checkpoint, StoredTensor, open_checkpoint
-from ltx_export.keys import check_names, component_tensors, refuse_unknown
-from ltx_export.models.dit import Transformer
-from ltx_export.models.t5 import TextEncoder
-from ltx_export.models.vae import VaeDecoder
-from ltx_export.onnx_from_torch import build_empty, onnx_from_torch
+from ltx_export.architecture import effective_header, refuse_another_version
+from ltx_export.checkpoint import StoredTensor
+from ltx_export.lora import Lora, open_lora
+from ltx_export.networks import Part, parts_of
+from ltx_export.onnx_from_torch import onnx_from_torch
 from ltx_export.parity import check_parity
+from ltx_export.placing import Placed, place_file, place_weights
+from ltx_export.precision import at_precision
+from ltx_export.recorded import record
+from ltx_export.rewrite import BlockWeight, Weight
+from ltx_export.sources import TOKENIZER_FILE, Sources, open_sources
+from ltx_export.streaming import Progress, silent
 from ltx_export.weights import attach
-from ltx_runtime import components
-from ltx_runtime.components import Component
 from ltx_runtime.errors import LtxError
 from ltx_runtime.manifest import ComponentEntry, Manifest, Parity, describe_files, write_manifest
 from ltx_runtime.tokenizer import Tokenizer
 from ltx_runtime.versions import Version
 
-# Names in a weights folder (the checkpoint has its version's own name) and in a version folder.
-TEXT_ENCODER_FILE = "text_encoder.safetensors"
-TOKENIZER_FILE = "tokenizer.model"
-CHECKPOINT_FILE = "checkpoint.safetensors"
-
-PRECISIONS = ("fp32", "bf16")
+DEFAULT_PRECISIONS = ("fp32", "bf16")
 _CHECKED_PRECISION = "fp32"
 
 Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Sources:
-    """The files an export starts from."""
+class Options:
+    """What may be chosen about an export.
 
-    checkpoint: Path
-    text_encoder: Path
-    tokenizer: Path
+    Attributes:
+        precisions: of the graphs, for every component.
+        of_component: other precisions for some components.
+        store: F32, F16 or BF16: rewrites all weights; None leaves every byte where it can stay.
+        loras: file and scale of what is merged into the transformer.
+        link: leave unchanged weights where they are instead of placing them in the folder.
+    """
 
-
-@dataclass(frozen=True)
-class Part:
-    """One graph to be made: how to build its module, its ports, its weights and the file they are in."""
-
-    component: Component
-    make: Callable[[], nn.Module]
-    tensors: Mapping[str, StoredTensor]
-    weights_file: str
+    precisions: Sequence[str] = DEFAULT_PRECISIONS
+    of_component: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    store: str | None = None
+    loras: Sequence[tuple[Path, float]] = ()
+    link: bool = False
 
 
 def export_version(
-    version: Version, sources: Sources, folder: Path, precisions: Sequence[str], report: Report
+    version: Version,
+    sources: Sources,
+    folder: Path,
+    options: Options,
+    report: Report,
+    progress: Progress = silent,
 ) -> Manifest:
     """Writes a complete version folder, or leaves what was there untouched.
 
     Args:
         version: what the checkpoint is; its own header's architecture is used where it has one.
-        sources: checkpoint, text encoder and tokenizer; linked into the folder, or copied across file systems.
+        sources: checkpoint, text encoder and tokenizer.
         folder: the version folder, replaced if it exists.
-        precisions: of the graphs; the parity of the fp32 graph is checked.
+        options: what to make.
         report: is told each thing done.
+        progress: shows what goes through gigabytes.
 
     Raises:
         LtxError: a file is damaged or does not fit the version, or a graph fails its parity check.
     """
-    checkpoint = open_checkpoint(sources.checkpoint)
-    text_encoder = open_checkpoint(sources.text_encoder)
-    refuse_unknown(checkpoint)
-    header = {**header_config(version), **checkpoint.config}
+    opened = open_sources(sources)
+    header = effective_header(version, opened)
     refuse_another_version(version, header)
     causal = header["transformer"].get("causal_temporal_positioning", version.causal_positions)
-    parts = _parts(version, header, checkpoint, text_encoder)
+    parts = parts_of(version, header, opened)
     _check_tokenizer(sources.tokenizer, parts[0].tensors["shared.weight"].shape[0])
+    loras = _open_loras(parts, options)
     with _staged(folder) as staging:
-        for source, name in (
-            (sources.checkpoint, CHECKPOINT_FILE),
-            (sources.text_encoder, TEXT_ENCODER_FILE),
-            (sources.tokenizer, TOKENIZER_FILE),
-        ):
-            _place(source, staging / name, report)
-        entries: dict[str, ComponentEntry] = {
-            part.component.name: _export_part(part, staging, precisions, report) for part in parts
-        }
-        graphs = [graph for entry in entries.values() for graph in entry.graphs.values()]
-        files = describe_files(staging, [*graphs, CHECKPOINT_FILE, TEXT_ENCODER_FILE, TOKENIZER_FILE])
-        manifest = Manifest(version.name, bool(causal), TOKENIZER_FILE, entries, files)
+        place_file(sources.tokenizer, staging / TOKENIZER_FILE, progress)
+        placed = place_weights(parts, staging, options.store, loras, options.link, progress)
+        entries: dict[str, ComponentEntry] = {}
+        for part, place in zip(parts, placed, strict=True):
+            precisions = options.of_component.get(part.component.name, options.precisions)
+            entries[part.component.name] = _export_part(part, place, staging, precisions, report)
+        manifest = Manifest(
+            version.name,
+            bool(causal),
+            TOKENIZER_FILE,
+            entries,
+            describe_files(_paths(staging, placed, entries)),
+            {name: str(place.folder) for place in placed if place.linked for name in place.names.values()},
+            tuple(f"{lora.file.name}:{lora.scale:g}" for lora in loras),
+        )
         write_manifest(staging, manifest)
     return manifest
 
 
-def _parts(version: Version, header: Mapping[str, Any], checkpoint: Checkpoint, text_encoder: Checkpoint) -> list[Part]:
-    t5_tensors = component_tensors(text_encoder, "text_encoder")
-    t5 = t5_config(t5_tensors)
-    dit = transformer_config(header["transformer"])
-    vae = vae_config(header["vae"])
-    if t5.width != dit.text_channels:
-        raise LtxError(
-            f"{text_encoder.file} has width {t5.width}, but {checkpoint.file} takes text of width "
-            f"{dit.text_channels} - give the T5 that belongs to it"
-        )
-    stg_layers = dit.layers if version.uses_stg else 0
-    decoder = components.vae_decoder(vae.latent_channels, timestep=vae.timestep, noise_maps=vae.noise_maps())
-    parts = [
-        Part(components.text_encoder(t5.width), lambda: TextEncoder(t5), t5_tensors, TEXT_ENCODER_FILE),
-        Part(
-            components.transformer(dit.channels, dit.text_channels, stg_layers),
-            lambda: Transformer(dit),
-            component_tensors(checkpoint, "transformer"),
-            CHECKPOINT_FILE,
-        ),
-        Part(decoder, lambda: VaeDecoder(vae), component_tensors(checkpoint, "vae_decoder"), CHECKPOINT_FILE),
-    ]
-    return [_fitted(part) for part in parts]
+def _paths(folder: Path, placed: Sequence[Placed], entries: Mapping[str, ComponentEntry]) -> dict[str, Path]:
+    """Every file of the version folder, by its name in it."""
+    paths = {name: place.folder / name for place in placed for name in place.names.values()}
+    for entry in entries.values():
+        paths |= {name: folder / name for name in (*entry.graphs.values(), entry.recorded) if name}
+    return paths | {TOKENIZER_FILE: folder / TOKENIZER_FILE}
 
 
-def _fitted(part: Part) -> Part:
-    """The part with exactly its module's tensors."""
-    module = build_empty(part.make, torch.float32)
-    expected = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
-    check_names(part.component.name, expected, part.tensors)
-    return replace(part, tensors={name: part.tensors[name] for name in expected})
+def _open_loras(parts: Sequence[Part], options: Options) -> list[Lora]:
+    transformer = next(part for part in parts if part.source == "transformer")
+    shapes = {name: tensor.shape for name, tensor in transformer.tensors.items()}
+    return [open_lora(path, scale, shapes) for path, scale in options.loras]
 
 
-def _export_part(part: Part, folder: Path, precisions: Sequence[str], report: Report) -> ComponentEntry:
+def _export_part(part: Part, place: Placed, folder: Path, precisions: Sequence[str], report: Report) -> ComponentEntry:
     name = part.component.name
+    started = time.perf_counter()
+    traced, whole = onnx_from_torch(part.network)
+    report(f"{name}: traced to {len(whole.graph)} nodes in {time.perf_counter() - started:.1f} s")
+    parity = _check_traced(part, place, traced, folder, report)
     graphs: dict[str, str] = {}
-    parity: Parity | None = None
-    for precision in precisions:
-        started = time.perf_counter()
+    recorded = f"{name}.recorded.npz"
+    for precision in dict.fromkeys((_CHECKED_PRECISION, *precisions)):
         graphs[precision] = f"{name}.{precision}.onnx"
-        model = onnx_from_torch(part.make, part.component, precision)
-        attach(model, part.tensors, part.weights_file, folder)
-        ir.save(model, folder / graphs[precision])
-        report(f"{graphs[precision]}: {len(model.graph)} nodes, {time.perf_counter() - started:.1f} s")
-        if precision == _CHECKED_PRECISION:
-            started = time.perf_counter()
-            parity = check_parity(part.make, part.component, part.tensors, folder / graphs[precision])
-            errors = ", ".join(f"{error:.1e}" for error in parity.relative_l2)
-            report(f"{name}: relative L2 {errors} to PyTorch, {time.perf_counter() - started:.1f} s")
-    return ComponentEntry(part.component, part.weights_file, graphs, parity)
+        _save(whole, precision, place, folder / graphs[precision])
+    record(folder / graphs[_CHECKED_PRECISION], place.folder, part.component, folder / recorded)
+    if _CHECKED_PRECISION not in precisions:
+        (folder / graphs.pop(_CHECKED_PRECISION)).unlink()
+    report(f"{name}: {', '.join(graphs.values())}, {time.perf_counter() - started:.1f} s in all")
+    return ComponentEntry(part.component, tuple(place.names.values()), graphs, parity, recorded)
+
+
+def _check_traced(part: Part, place: Placed, traced: ir.Model, folder: Path, report: Report) -> Parity:
+    """The parity of the traced blocks, over the weights as they are stored now."""
+    blocks = part.network.traced_blocks
+    component = part.network.component(blocks)
+    tensors = {name: _module_weight(place.weights[name], tensor) for name, tensor in part.tensors.items()}
+    described = "the checkpoint's own"
+    if blocks < part.network.blocks:
+        described += f", blocks 0 to {blocks - 1} of {part.network.blocks}"
+    graph = folder / f".{component.name}.traced.onnx"
+    try:
+        _save(traced, _CHECKED_PRECISION, place, graph)
+        parity = check_parity(lambda: part.network.make(blocks), component, tensors, graph, place.folder, described)
+    finally:
+        graph.unlink(missing_ok=True)
+    report(f"{component.name}: relative L2 {', '.join(f'{e:.1e}' for e in parity.relative_l2)} to PyTorch")
+    return parity
+
+
+def _module_weight(weight: Weight, source: StoredTensor) -> StoredTensor:
+    return source if isinstance(weight, BlockWeight) else weight
+
+
+def _save(model: ir.Model, precision: str, place: Placed, path: Path) -> None:
+    made = at_precision(model, precision)
+    attach(made, place.weights, place.names, place.folder)
+    ir.save(made, path)
 
 
 def _check_tokenizer(file: Path, vocabulary: int) -> None:
@@ -163,15 +172,6 @@ def _check_tokenizer(file: Path, vocabulary: int) -> None:
         raise LtxError(
             f"{file} has {pieces} pieces, but the text encoder knows {vocabulary} - give the one it came with"
         )
-
-
-def _place(source: Path, target: Path, report: Report) -> None:
-    """A hard link where the file system allows one, so that no weights are copied."""
-    try:
-        os.link(source.resolve(), target)
-    except OSError:
-        report(f"copying {source} ({source.stat().st_size / 1e9:.1f} GB): it cannot be linked")
-        shutil.copyfile(source, target)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
-"""A safetensors file -> named tensors by offset. Reads the header only; bytes are read when asked for.
+"""Files of weights -> named tensors by offset. Reads headers only; bytes are read when asked for.
 
-Knows nothing of models: names, shapes and dtypes are the file's own.
+One safetensors file, or the shards that an index names. Knows nothing of models: names, shapes and dtypes are the
+file's own. A header is not to be trusted: every offset is held against the file's size before it is used.
 """
 
 from __future__ import annotations
@@ -17,13 +18,21 @@ from numpy.typing import NDArray
 
 from ltx_runtime.errors import LtxError, explaining
 
-ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "I64": 8, "I32": 4, "U8": 1, "F64": 8, "BOOL": 1}
+# safetensors' dtypes that have a fixed size in bytes.
+ITEM_BYTES = {
+    **{"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "C64": 8},
+    **{"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1},
+}
+INDEX_SUFFIX = ".safetensors.index"
 _MAX_HEADER_BYTES = 100 << 20
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor's bytes lie: `length` bytes at `offset` of `file`, dtype in safetensors' words."""
+    """Where a tensor's bytes lie: `length` bytes at `offset` of `file`.
+
+    The dtype is in safetensors' words, or the name of a GGUF block type.
+    """
 
     file: Path
     offset: int
@@ -35,21 +44,39 @@ class StoredTensor:
         """The tensor's bytes (length,), C order, little-endian; mapped, and copied where written to."""
         return np.memmap(self.file, np.uint8, mode="c", offset=self.offset, shape=(self.length,))
 
+    def read(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """A copy of the bytes from `start` to `stop`.
+
+        Raises:
+            LtxError: the file has become shorter since its header was read.
+        """
+        with explaining(f"read {self.file}"), self.file.open("rb") as file:
+            file.seek(self.offset + start)
+            data = file.read(stop - start)
+        if len(data) != stop - start:
+            raise LtxError(f"{self.file} was cut while it was read - get it again")
+        return np.frombuffer(data, np.uint8)
+
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Tensors by name, and the configuration the header carries (empty if none)."""
+    """Tensors by name, the configuration a header carries, and the rest of its metadata.
 
-    file: Path
+    Attributes:
+        path: the file, or the index of the shards.
+    """
+
+    path: Path
     tensors: dict[str, StoredTensor]
     config: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def open_safetensors(path: Path) -> Checkpoint:
     """Reads the header of a safetensors file.
 
     Raises:
-        LtxError: the file is missing, no safetensors, truncated, or its offsets contradict its shapes.
+        LtxError: the file is missing, no safetensors, truncated, or its header contradicts itself.
     """
     with explaining(f"read {path}"), path.open("rb") as file:
         size = path.stat().st_size
@@ -62,15 +89,17 @@ def open_checkpoint(path: Path) -> Checkpoint:
         header = json.loads(raw)
         metadata = header.pop("__metadata__", {})
         tensors = {name: _stored(path, 8 + header_bytes, entry) for name, entry in header.items()}
-        config = json.loads(metadata.get("config", "{}"))
+        config = json.loads(metadata.pop("config", "{}"))
         if not all(isinstance(part, dict) for part in (config, *_networks(config))):
             raise ValueError("its config is not an object of objects")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise LtxError(f"{path} has a damaged safetensors header ({error}) - download it again") from None
-    end = max((tensor.offset + tensor.length for tensor in tensors.values()), default=0)
-    if end > size:
-        raise LtxError(f"{path} is truncated: {size} bytes of {end} - download it again")
-    return Checkpoint(path, tensors, config)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise LtxError(f"{path} has a damaged safetensors header ({_first_line(error)}) - download it again") from None
+    _check_places(path, tensors, size)
+    return Checkpoint(path, tensors, config, metadata)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def _networks(config: Any) -> list[Any]:
@@ -78,9 +107,58 @@ def _networks(config: Any) -> list[Any]:
 
 
 def _stored(path: Path, data_start: int, entry: dict[str, Any]) -> StoredTensor:
-    begin, end = entry["data_offsets"]
-    shape = tuple(entry["shape"])
-    possible = 0 <= begin <= end and min(shape, default=0) >= 0 and entry["dtype"] in ITEM_BYTES
-    if not possible or end - begin != math.prod(shape) * ITEM_BYTES[entry["dtype"]]:
-        raise ValueError(f"dtype {entry['dtype']}, shape {shape}, {end - begin} bytes")
-    return StoredTensor(path, data_start + begin, end - begin, entry["dtype"], shape)
+    begin, end = (_whole(offset) for offset in entry["data_offsets"])
+    shape = tuple(_whole(size) for size in entry["shape"])
+    dtype = entry["dtype"]
+    if dtype not in ITEM_BYTES or begin > end or end - begin != math.prod(shape) * ITEM_BYTES[dtype]:
+        raise ValueError(f"dtype {dtype}, shape {list(shape)}, {end - begin} bytes")
+    return StoredTensor(path, data_start + begin, end - begin, dtype, shape)
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 63:
+        raise ValueError(f"{value!r} is no size")
+    return value
+
+
+def _check_places(path: Path, tensors: dict[str, StoredTensor], size: int) -> None:
+    """Refuses tensors that lie beyond the file or on each other."""
+    end, before = 0, ""
+    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].length)):
+        if tensor.offset < end:
+            raise LtxError(f"{path} has a damaged safetensors header ({before} and {name} overlap) - download it again")
+        end, before = tensor.offset + tensor.length, name
+    if end > size:
+        raise LtxError(f"{path} is truncated: {size} bytes of {end} - download it again")
+
+
+def open_shards(index: Path) -> Checkpoint:
+    """Reads the headers of all files that a `*.safetensors.index.json` names.
+
+    Raises:
+        LtxError: the index is damaged, a shard is missing or damaged, or lacks a tensor the index promises.
+    """
+    with explaining(f"read {index}"):
+        raw = index.read_bytes()
+    try:
+        places = {str(name): _bare(file) for name, file in json.loads(raw)["weight_map"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise LtxError(f"{index} is no index of shards ({_first_line(error)}) - download it again") from None
+    missing = sorted({file for file in places.values() if not (index.parent / file).is_file()})
+    if missing:
+        raise LtxError(f"{index} names {', '.join(missing[:4])}, not found beside it - download the missing shards")
+    shards = {file: open_safetensors(index.parent / file) for file in sorted(set(places.values()))}
+    tensors: dict[str, StoredTensor] = {}
+    for file, shard in shards.items():
+        named = {name for name, place in places.items() if place == file}
+        if named != shard.tensors.keys():
+            odd = sorted(named ^ shard.tensors.keys())
+            raise LtxError(f"{shard.path} and {index.name} disagree about {', '.join(odd[:4])} - download both again")
+        tensors |= shard.tensors
+    return Checkpoint(index, tensors)
+
+
+def _bare(name: Any) -> str:
+    if not isinstance(name, str) or Path(name).name != name or "\\" in name:
+        raise ValueError(f"{name!r} is no file name")
+    return name

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ltx_runtime.errors import LtxError, reported
-from ltx_runtime.versions import Version, find_version
+from ltx_runtime.versions import find_version
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 
 VersionName = Annotated[str, typer.Argument(metavar="VERSION", help="A release, e.g. 0.9.8-2b-distilled, or demo.")]
+EnginesRoot = Annotated[Path, typer.Option(envvar="LTX_ENGINES", help="Root of the version folders.")]
+_STORES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 
 
 @app.command()
@@ -20,32 +24,100 @@ VersionName = Annotated[str, typer.Argument(metavar="VERSION", help="A release, 
 def onnx(
     version: VersionName,
     weights: Annotated[
-        Path | None, typer.Option(help="Folder with the checkpoint, text encoder and tokenizer [weights/VERSION].")
+        Path | None,
+        typer.Option(
+            help="Official single file, diffusers folder, GGUF transformer, or a folder with it [weights/VERSION]."
+        ),
     ] = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="Official single-file checkpoint.")] = None,
-    text_encoder: Annotated[Path | None, typer.Option(help="T5 as one safetensors file.")] = None,
+    vae: Annotated[Path | None, typer.Option(help="File or folder of the VAE, if not in the weights.")] = None,
+    t5: Annotated[
+        Path | None, typer.Option(help="T5: safetensors, index of shards, folder of shards, or GGUF.")
+    ] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="T5's SentencePiece model.")] = None,
-    engines: Annotated[Path, typer.Option(envvar="LTX_ENGINES", help="Root of the version folders.")] = Path("engines"),
-    precision: Annotated[list[str] | None, typer.Option(help="fp32 (CPU) or bf16 (GPU engines) [both].")] = None,
+    variant: Annotated[str, typer.Option(help="Which weights of folders to take, e.g. bf16.")] = "",
+    engines: EnginesRoot = Path("engines"),
+    precision: Annotated[
+        list[str] | None,
+        typer.Option(help="fp32 (CPU), bf16 or fp16 (GPU); COMPONENT=PRECISION for one component [fp32 and bf16]."),
+    ] = None,
+    lora: Annotated[list[str] | None, typer.Option(help="FILE[:SCALE], merged into the transformer.")] = None,
+    store: Annotated[str | None, typer.Option(help="Rewrite all weights as fp32, fp16 or bf16.")] = None,
+    link: Annotated[bool, typer.Option("--link", help="Leave the weights where they are.")] = False,
 ) -> None:
-    """Trace a version's networks to ONNX graphs over its own, uncopied weights."""
+    """Trace a version's networks to ONNX graphs over its own weights."""
     release = find_version(version)
     _need("torch", "onnxscript", "onnxruntime")
     from ltx_export import build
+    from ltx_export import lora as loras
+    from ltx_export.sources import find_sources
 
-    folder = weights or Path("weights") / release.name
-    precisions = precision or list(build.PRECISIONS)
-    unknown = sorted(set(precisions) - set(build.PRECISIONS))
-    if unknown:
-        raise LtxError(f"unknown precision {unknown[0]!r}; use one of {', '.join(build.PRECISIONS)}")
-    sources = build.Sources(
-        checkpoint or folder / release.checkpoint,
-        text_encoder or folder / build.TEXT_ENCODER_FILE,
-        tokenizer or folder / build.TOKENIZER_FILE,
+    everywhere, of_component = _precisions(precision or list(build.DEFAULT_PRECISIONS))
+    if store is not None and store not in _STORES:
+        raise LtxError(f"weights cannot be stored as {store!r}; use one of {', '.join(_STORES)}")
+    options = build.Options(
+        everywhere or build.DEFAULT_PRECISIONS,
+        of_component,
+        _STORES[store] if store else None,
+        [loras.parse_lora(one) for one in lora or ()],
+        link,
     )
-    _check_sources(release, [sources.checkpoint, sources.text_encoder, sources.tokenizer])
-    build.export_version(release, sources, engines / release.name, precisions, print)
+    folder = weights or Path("weights") / release.name
+    sources = find_sources(release, folder, vae=vae, t5=t5, tokenizer=tokenizer, variant=variant)
+    build.export_version(release, sources, engines / release.name, options, print, _progress)
     print(f"{engines / release.name} is complete")
+
+
+def _precisions(asked: list[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """`bf16` holds for every component, `text_encoder=bf16` for one."""
+    from ltx_export.precision import PRECISIONS
+    from ltx_runtime.components import COMPONENT_NAMES
+
+    everywhere: list[str] = []
+    of_component: dict[str, list[str]] = {}
+    for one in asked:
+        component, _, precision = one.rpartition("=")
+        if component and component not in COMPONENT_NAMES:
+            raise LtxError(f"unknown component {component!r}; use one of {', '.join(COMPONENT_NAMES)}")
+        if precision not in PRECISIONS:
+            raise LtxError(f"unknown precision {precision!r}; use one of {', '.join(PRECISIONS)}")
+        (of_component.setdefault(component, []) if component else everywhere).append(precision)
+    return everywhere, of_component
+
+
+@app.command()
+@reported()
+def download(
+    version: VersionName,
+    folder: Annotated[Path | None, typer.Argument(help="Where to [weights/VERSION].")] = None,
+    t5: Annotated[str, typer.Option(help="bf16, or a quantization such as Q8_0 or Q5_K_M.")] = "Q8_0",
+    missing: Annotated[
+        bool, typer.Option("--missing", help="Take what is there as it is, without asking the hub.")
+    ] = False,
+) -> None:
+    """Fetch a version's checkpoint, T5 and tokenizer from the hub; what is there is not fetched again."""
+    release = find_version(version)
+    _need("huggingface_hub")
+    from ltx_export.download import download as fetch
+
+    target = folder or Path("weights") / release.name
+    fetch(release, target, t5, print, only_missing=missing)
+    print(f"{target} is complete")
+
+
+@app.command()
+@reported()
+def check(
+    folder: Annotated[Path, typer.Argument(help="A version folder, or a folder with one.")] = Path("engines"),
+    version: Annotated[str | None, typer.Option(help="Which version; not needed when there is one.")] = None,
+) -> None:
+    """Verify a version folder where it has arrived: checksums, and every fp32 graph on what was recorded at export."""
+    _need("onnxruntime")
+    from ltx_export.recorded import check_folder
+    from ltx_runtime.manifest import find_folder, open_engines
+
+    found = open_engines(find_folder(folder, find_version(version).name if version else None))
+    print(f"{found.folder}: {len(found.manifest.files)} files are whole")
+    check_folder(found, print)
 
 
 @app.command()
@@ -70,7 +142,7 @@ def random_weights(
 @reported()
 def engine(
     version: VersionName,
-    engines: Annotated[Path, typer.Option(envvar="LTX_ENGINES", help="Root of the version folders.")] = Path("engines"),
+    engines: EnginesRoot = Path("engines"),
     component: Annotated[list[str] | None, typer.Option(help="Only this one; can be repeated [all].")] = None,
     force: Annotated[bool, typer.Option(help="Build even where a fitting engine exists.")] = False,
     check: Annotated[bool, typer.Option(help="Build nothing; fail if an engine is missing or does not fit.")] = False,
@@ -103,20 +175,16 @@ def engine(
         print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, {time.perf_counter() - started:.1f} s")
 
 
-def _check_sources(release: Version, paths: list[Path]) -> None:
-    folders = [str(path) for path in paths if path.is_dir()]
-    if folders:
-        raise LtxError(f"{folders[0]} is a folder - give the file in it")
-    missing = [str(path) for path in paths if not path.is_file()]
-    if not missing:
-        return
-    advice = (
-        f"get {release.checkpoint} from {release.repository}, T5-v1.1-XXL's encoder as one safetensors file, and its "
-        f"tokenizer/spiece.model from {release.text_repository}"
-        if release.repository
-        else f"run: ltx-export random-weights {release.name}"
-    )
-    raise LtxError(f"{', '.join(missing)} not found - {advice}")
+@contextmanager
+def _progress(name: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on standard error for what goes through many bytes."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task(name, total=total)
+        yield lambda done: bars.update(task, advance=done)
 
 
 def _need(*modules: str) -> None:

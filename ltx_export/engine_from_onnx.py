@@ -45,7 +45,7 @@ def build_engine(engines: Engines, name: str) -> Path:
     temporary = target.with_name(f".{target.name}.partial")
     sidecar_path(target).unlink(missing_ok=True)
     try:
-        _compile(library, graph, engines.component(name).signature, temporary)
+        _compile(library, graph, engines.weights_folder(name), engines.component(name).signature, temporary)
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
@@ -53,13 +53,13 @@ def build_engine(engines: Engines, name: str) -> Path:
     return target
 
 
-def _compile(library: Any, graph: Path, component: Component, engine: Path) -> None:
+def _compile(library: Any, graph: Path, weights: Path, component: Component, engine: Path) -> None:
     heard: list[str] = []
     builder = library.Builder(_logger(library, heard))
     flag = library.NetworkDefinitionCreationFlag.STRONGLY_TYPED
     network = builder.create_network(1 << int(flag))
     parser = library.OnnxParser(network, builder.logger)
-    if not parser.parse(graph.read_bytes(), str(graph)):
+    if not parser.parse(graph.read_bytes(), str(weights / graph.name)):
         reasons = [parser.get_error(i).desc() for i in range(parser.num_errors)]
         raise LtxError(f"TensorRT-RTX cannot parse {graph}: {_first(reasons)} - export it again")
     config = builder.create_builder_config()

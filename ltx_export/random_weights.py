@@ -9,22 +9,22 @@ from __future__ import annotations
 import io
 import json
 import math
-import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import sentencepiece
 import torch
 from torch import Tensor
 
 from ltx_export.architecture import header_config, transformer_config, vae_config
-from ltx_export.build import TEXT_ENCODER_FILE, TOKENIZER_FILE
+from ltx_export.encoder_shapes import encoder_shapes
 from ltx_export.models.dit import Transformer
 from ltx_export.models.t5 import T5Config, TextEncoder
 from ltx_export.models.vae import VaeDecoder
 from ltx_export.onnx_from_torch import build_empty
+from ltx_export.sources import TEXT_ENCODER_FILE, TOKENIZER_FILE
+from ltx_export.streaming import Entry, write_safetensors
 from ltx_runtime.versions import TextEncoderSize, Version
 
 Shapes = dict[str, tuple[int, ...]]
@@ -41,7 +41,6 @@ _CORPUS = (
 )
 _T5_QUERY = "SelfAttention.q.weight"
 _T5_HEAD_DIM = 64
-_FOLDED = {"compress_space_res": 4, "compress_time_res": 2, "compress_all_res": 8}
 _SPECIAL_PIECES = 3
 _BYTE_PIECES = 256
 
@@ -61,10 +60,14 @@ def write_random_weights(version: Version, folder: Path, *, seed: int = 0, spars
     decoder = build_empty(lambda: VaeDecoder(vae_config(header["vae"])), torch.bfloat16)
     text_encoder = build_empty(lambda: TextEncoder(_t5_config(version.text_encoder)), torch.bfloat16)
     unified = _shapes(transformer, "model.diffusion_model.") | _shapes(decoder, "vae.")
-    unified |= encoder_shapes(header["vae"])
+    unified |= {f"vae.{name}": shape for name, shape in encoder_shapes(header["vae"]).items()}
     metadata = {"config": json.dumps(header)}
-    _write_safetensors(folder / version.checkpoint, unified, metadata, seed, sparse)
-    _write_safetensors(folder / TEXT_ENCODER_FILE, _shapes(text_encoder, ""), {}, seed, sparse)
+    for name, shapes, described in (
+        (version.checkpoint, unified, metadata),
+        (TEXT_ENCODER_FILE, _shapes(text_encoder, ""), {}),
+    ):
+        groups = [((Entry(key, "BF16", shape),), _source(key, shape, seed, sparse)) for key, shape in shapes.items()]
+        write_safetensors(folder / name, groups, described)
     _replace(folder / TOKENIZER_FILE, _tokenizer(version.text_encoder.vocabulary))
 
 
@@ -76,58 +79,11 @@ def _shapes(module: torch.nn.Module, prefix: str) -> Shapes:
     return {prefix + name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
 
 
-def encoder_shapes(config: Mapping[str, Any]) -> Shapes:
-    """Names and shapes of the VAE encoder that a header's `vae` part describes.
-
-    Every official file has one; no graph is made of it yet, so there is no module to ask.
-    """
-    channels = config["encoder_base_channels"]
-    shapes = _conv_shapes("vae.encoder.conv_in.conv", 3 * config["patch_size"] ** 2, channels)
-    for i, (kind, given) in enumerate(config.get("encoder_blocks", config.get("blocks"))):
-        name, fields = f"vae.encoder.down_blocks.{i}", {"num_layers": given} if isinstance(given, int) else given
-        if kind == "res_x":
-            for j in range(fields["num_layers"]):
-                for conv in ("conv1", "conv2"):
-                    shapes |= _conv_shapes(f"{name}.res_blocks.{j}.{conv}.conv", channels, channels)
-        elif kind == "compress_all":
-            shapes |= _conv_shapes(f"{name}.conv", channels, channels)
-        elif kind == "res_x_y":
-            shapes |= _conv_shapes(f"{name}.conv1.conv", channels, 2 * channels)
-            shapes |= _conv_shapes(f"{name}.conv2.conv", 2 * channels, 2 * channels)
-            shapes |= _conv_shapes(f"{name}.conv_shortcut", channels, 2 * channels, kernel=1)
-            shapes |= {f"{name}.norm3.norm.weight": (channels,), f"{name}.norm3.norm.bias": (channels,)}
-            channels *= 2
-        else:  # compress_*_res: the rest of the channels comes from folding space and time
-            shapes |= _conv_shapes(f"{name}.conv.conv", channels, 2 * channels // _FOLDED[kind])
-            channels *= 2
-    return shapes | _conv_shapes("vae.encoder.conv_out.conv", channels, config["latent_channels"] + 1)
-
-
-def _conv_shapes(name: str, channels: int, out_channels: int, kernel: int = 3) -> Shapes:
-    return {f"{name}.weight": (out_channels, channels, kernel, kernel, kernel), f"{name}.bias": (out_channels,)}
-
-
-def _write_safetensors(path: Path, shapes: Shapes, metadata: dict[str, str], seed: int, sparse: bool) -> None:
-    """Tensor after tensor, so that memory holds one at a time."""
-    header: dict[str, Any] = {"__metadata__": metadata}
-    end = 0
-    for name, shape in shapes.items():
-        begin, end = end, end + 2 * math.prod(shape)
-        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [begin, end]}
-    raw = json.dumps(header, separators=(",", ":")).encode()
-    raw += b" " * (-len(raw) % 8)
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        with temporary.open("wb") as file:
-            file.write(struct.pack("<Q", len(raw)) + raw)
-            if sparse:
-                file.truncate(file.tell() + end)
-            else:
-                for name, shape in shapes.items():
-                    file.write(random_weight(name, shape, seed).to(torch.bfloat16).view(torch.int16).numpy().tobytes())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _source(name: str, shape: tuple[int, ...], seed: int, sparse: bool) -> Callable[[], Iterable[bytes]] | None:
+    """Bytes of a random tensor in bf16, made when they are written; None, a hole, if sparse."""
+    if sparse:
+        return None
+    return lambda: [random_weight(name, shape, seed).to(torch.bfloat16).view(torch.int16).numpy().tobytes()]
 
 
 def random_weight(name: str, shape: tuple[int, ...], seed: int) -> Tensor:

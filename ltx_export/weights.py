@@ -1,4 +1,4 @@
-"""Graph + stored tensors -> a graph whose initializers point into the unmodified file by offset. Copies nothing.
+"""Graph + stored weights -> a graph whose initializers point into files by offset. Copies nothing.
 
 Where a file's dtype differs from the graph's, the graph casts: first in the node list, so that a runtime frees
 each result after its consumer; behind the lookup for an embedding, so that only looked-up rows are cast.
@@ -12,40 +12,48 @@ from typing import Any
 
 import onnx_ir as ir
 
+from ltx_export.block_weights import attach_blocks
 from ltx_export.checkpoint import StoredTensor
-from ltx_runtime.errors import LtxError
+from ltx_export.rewrite import BlockWeight, Weight
 
 _DTYPES = {"F32": ir.DataType.FLOAT, "F16": ir.DataType.FLOAT16, "BF16": ir.DataType.BFLOAT16}
 
 
-def attach(model: ir.Model, tensors: Mapping[str, StoredTensor], file_name: str, folder: Path) -> None:
-    """Gives every weight of the graph its place in `file_name`, which lies beside the graph in `folder`.
+def attach(model: ir.Model, weights: Mapping[str, Weight], names: Mapping[Path, str], folder: Path) -> None:
+    """Gives every weight of the graph its place in a file.
 
-    Raises:
-        LtxError: a tensor is stored in a dtype that graphs cannot point into.
+    Args:
+        model: weights are initializers without data, by their state-dict names.
+        weights: stored as F32, F16 or BF16, or as integers with block scales.
+        names: of the files, as the graph is to call them.
+        folder: where files of these names lie.
     """
     graph = model.graph
-    first = graph[0]
-    for name, value in list(graph.initializers.items()):
-        if name not in tensors:
-            continue
-        tensor = tensors[name]
-        if tensor.dtype not in _DTYPES:
-            raise LtxError(f"{name} is stored as {tensor.dtype}; graphs take {', '.join(_DTYPES)} - use a bf16 file")
-        stored = _DTYPES[tensor.dtype]
-        wanted = value.dtype
-        value.const_value = ir.ExternalTensor(
-            file_name,
-            tensor.offset,
-            tensor.length,
-            stored,
-            shape=ir.Shape(tensor.shape),
-            name=name,
-            base_dir=folder,
+
+    def external(name: str, tensor: StoredTensor, dtype: ir.DataType, shape: Sequence[int]) -> ir.ExternalTensor:
+        place = names[tensor.file]
+        return ir.ExternalTensor(
+            place, tensor.offset, tensor.length, dtype, shape=ir.Shape(shape), name=name, base_dir=folder
         )
-        value.dtype = stored
-        if wanted is not None and wanted != stored:
-            _cast(graph, value, wanted, first)
+
+    def point(name: str, tensor: StoredTensor, dtype: ir.DataType, shape: Sequence[int]) -> ir.Value:
+        data = external(name, tensor, dtype, shape)
+        value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype), const_value=data)
+        graph.initializers[name] = value
+        return value
+
+    given = {name: weights[name] for name in graph.initializers if name in weights}
+    for name, weight in given.items():
+        if isinstance(weight, BlockWeight):
+            attach_blocks(graph, graph.initializers[name], weight, point)
+    first = graph[0]
+    for name, weight in given.items():
+        if isinstance(weight, StoredTensor):
+            value, stored = graph.initializers[name], _DTYPES[weight.dtype]
+            wanted, value.dtype = value.dtype, stored
+            value.const_value = external(name, weight, stored, weight.shape)
+            if wanted is not None and wanted != stored:
+                _cast(graph, value, wanted, first)
 
 
 def _cast(graph: ir.Graph, weight: ir.Value, wanted: ir.DataType, first: ir.Node) -> None:

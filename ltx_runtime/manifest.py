@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from ltx_runtime.components import Component, Port
 from ltx_runtime.errors import LtxError
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 
 _WHOLE_BYTES = 64 << 20
 _SAMPLE_BYTES = 1 << 20
@@ -43,23 +43,44 @@ class Parity:
 
 @dataclass(frozen=True)
 class ComponentEntry:
-    """A component's signature, its weights file, its graph file by precision, and the parity of its fp32 graph."""
+    """One component of a folder.
+
+    Attributes:
+        signature: its ports.
+        weights: the files its graphs point into.
+        graphs: graph file by precision.
+        parity: of its fp32 graph.
+        recorded: file of inputs and of what the fp32 graph made of them where it was exported.
+    """
 
     signature: Component
-    weights: str
+    weights: tuple[str, ...]
     graphs: dict[str, str]
     parity: Parity | None = None
+    recorded: str | None = None
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What is in a version folder. `files` covers every file but the manifest itself."""
+    """What is in a version folder.
+
+    Attributes:
+        files: every file but the manifest itself.
+        linked: files that lie elsewhere, and in which folder; an export with `--link` leaves weights where they are.
+        loras: what was merged into the transformer, as `FILE:SCALE`.
+    """
 
     version: str
     causal_positions: bool
     tokenizer: str
     components: dict[str, ComponentEntry]
     files: dict[str, FileEntry] = field(default_factory=dict)
+    linked: dict[str, str] = field(default_factory=dict)
+    loras: tuple[str, ...] = ()
+
+    def place(self, folder: Path, name: str) -> Path:
+        """Where a file of the version folder is: in it, or where a link says."""
+        return Path(self.linked.get(name, folder)) / name
 
 
 @dataclass(frozen=True)
@@ -68,6 +89,10 @@ class Engines:
 
     folder: Path
     manifest: Manifest
+
+    def weights_folder(self, name: str) -> Path:
+        """The folder that a component's graphs point into."""
+        return Path(self.manifest.linked.get(self.component(name).weights[0], self.folder))
 
     def component(self, name: str) -> ComponentEntry:
         """Raises LtxError if the folder lacks the component."""
@@ -100,9 +125,9 @@ def checksum(path: Path) -> str:
     return digest.hexdigest()
 
 
-def describe_files(folder: Path, names: Iterable[str]) -> dict[str, FileEntry]:
-    """Size and checksum of each named file of the folder."""
-    return {n: FileEntry((folder / n).stat().st_size, checksum(folder / n)) for n in sorted(names)}
+def describe_files(paths: Mapping[str, Path]) -> dict[str, FileEntry]:
+    """Size and checksum of each file, by its name in the folder."""
+    return {name: FileEntry(path.stat().st_size, checksum(path)) for name, path in sorted(paths.items())}
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -139,7 +164,7 @@ def read_manifest(folder: Path) -> Manifest:
         manifest = _parse(data)
         named = {manifest.tokenizer}
         for entry in manifest.components.values():
-            named |= {entry.weights, *entry.graphs.values()}
+            named |= {*entry.weights, *entry.graphs.values(), *filter(None, [entry.recorded])}
         for name in named:
             manifest.files[name]
     except (KeyError, TypeError, AttributeError) as error:
@@ -154,6 +179,8 @@ def _parse(data: dict[str, Any]) -> Manifest:
         tokenizer=data["tokenizer"],
         components={name: _parse_component(entry) for name, entry in data["components"].items()},
         files={name: FileEntry(**entry) for name, entry in data["files"].items()},
+        linked={str(name): str(folder) for name, folder in data["linked"].items()},
+        loras=tuple(data["loras"]),
     )
 
 
@@ -165,7 +192,7 @@ def _parse_component(entry: dict[str, Any]) -> ComponentEntry:
     parity = entry["parity"]
     if parity is not None:
         parity = Parity(tuple(parity["relative_l2"]), tuple(parity["sizes"]), parity["weights"])
-    return ComponentEntry(signature, entry["weights"], entry["graphs"], parity)
+    return ComponentEntry(signature, tuple(entry["weights"]), entry["graphs"], parity, entry["recorded"])
 
 
 def open_engines(folder: Path) -> Engines:
@@ -176,7 +203,11 @@ def open_engines(folder: Path) -> Engines:
     """
     manifest = read_manifest(folder)
     for name, entry in manifest.files.items():
-        path = folder / name
+        path = manifest.place(folder, name)
+        if not path.is_file() and name in manifest.linked:
+            raise LtxError(
+                f"{path} is gone, and {folder} only links to it - put it back or {export_command(manifest.version)}"
+            )
         if not path.is_file():
             raise LtxError(f"{path} is missing - {export_command(manifest.version)}")
         size = path.stat().st_size

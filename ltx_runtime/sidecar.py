@@ -76,7 +76,7 @@ def describe(engines: Engines, name: str, builder: str, builder_version: str, en
         component=name,
         precision=ENGINE_PRECISION,
         profiles=profiles(entry.signature),
-        sources={file: engines.manifest.files[file].checksum for file in (graph_of(engines, name), entry.weights)},
+        sources={file: engines.manifest.files[file].checksum for file in (graph_of(engines, name), *entry.weights)},
         engine_checksum=engine_checksum,
     )
 

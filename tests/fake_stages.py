@@ -49,5 +49,5 @@ def engines_of(version: Version, spiece) -> Engines:
         transformer(CHANNELS, TEXT_CHANNELS, version.transformer.layers if version.uses_stg else 0),
         vae_decoder(CHANNELS, timestep=version.vae != "A", noise_maps=NOISE_MAPS.get(version.vae)),
     )
-    components = {s.name: ComponentEntry(s, f"{s.name}.data", {"fp32": f"{s.name}.fp32.onnx"}) for s in signatures}
+    components = {s.name: ComponentEntry(s, (f"{s.name}.data",), {"fp32": f"{s.name}.fp32.onnx"}) for s in signatures}
     return Engines(spiece.parent, Manifest(version.name, version.causal_positions, spiece.name, components))

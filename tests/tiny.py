@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from ltx_export import build
-from ltx_export.onnx_from_torch import build_empty, onnx_from_torch
+from ltx_export.onnx_from_torch import Network, build_empty, onnx_from_torch
 from ltx_export.random_weights import write_random_weights
-from ltx_runtime.components import Component
+from ltx_export.sources import TEXT_ENCODER_FILE, TOKENIZER_FILE, Sources
 from ltx_runtime.manifest import Manifest
 from ltx_runtime.versions import SIZE_13B, VERSIONS, Pass, TextEncoderSize, TransformerSize, VaeSize, Version
 
@@ -26,7 +26,7 @@ VAE = VaeSize(base_channels=4, latent_channels=8, layers_per_block=1)
 # Head sizes give the width of 2B and 13B their own remainder modulo 6: two and four channels without rotation.
 HEAD_DIM_2B, HEAD_DIM_13B = 16, 20
 
-_traced: dict[object, ir.Model] = {}
+_traced: dict[object, tuple[ir.Model, ir.Model]] = {}
 
 
 def tiny(name: str) -> Version:
@@ -46,11 +46,9 @@ def _shallow(one: Pass) -> Pass:
     return replace(one, guidance=entries)
 
 
-def sources_of(version: Version, weights: Path) -> build.Sources:
+def sources_of(version: Version, weights: Path) -> Sources:
     """The files `write_random_weights` wrote into `weights`."""
-    return build.Sources(
-        weights / version.checkpoint, weights / build.TEXT_ENCODER_FILE, weights / build.TOKENIZER_FILE
-    )
+    return Sources(weights / version.checkpoint, weights / TEXT_ENCODER_FILE, weights / TOKENIZER_FILE)
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ class Exported:
     manifest: Manifest
 
     @property
-    def sources(self) -> build.Sources:
+    def sources(self) -> Sources:
         return sources_of(self.version, self.weights)
 
     def graph(self, component: str, precision: str = "fp32") -> Path:
@@ -81,25 +79,29 @@ def export_tiny(name: str, root: Path, precisions: Sequence[str] = ("fp32",)) ->
 
 def export(
     version: Version,
-    sources: build.Sources,
+    sources: Sources,
     folder: Path,
     precisions: Sequence[str] = ("fp32",),
     report: build.Report = lambda line: None,
+    options: build.Options | None = None,
 ) -> Manifest:
-    """`export_version`, without tracing the same network twice."""
-    with patch.object(build, "onnx_from_torch", _traced_once):
-        return build.export_version(version, sources, folder, precisions, report)
+    """`export_version`, without tracing the same network twice; `options` if given, else those of `precisions`."""
+    with patch.object(build, "onnx_from_torch", traced_once):
+        return build.export_version(version, sources, folder, options or build.Options(precisions), report)
 
 
-def _traced_once(make: Callable[[], nn.Module], component: Component, precision: str) -> ir.Model:
-    key = (repr(component), precision, _architecture(make))
+def traced_once(network: Network) -> tuple[ir.Model, ir.Model]:
+    """`onnx_from_torch`, once for each network."""
+    made = (repr(network.component(network.blocks)), _architecture(lambda: network.make(network.blocks)))
+    key = (*made, network.blocks, network.traced_blocks, network.path)
     if key not in _traced:
-        _traced[key] = onnx_from_torch(make, component, precision)
-    return _copy_of(_traced[key])
+        _traced[key] = onnx_from_torch(network)
+    traced, whole = _traced[key]
+    return _copy_of(traced), _copy_of(whole)
 
 
 def _copy_of(model: ir.Model) -> ir.Model:
-    """A clone with types of its own: attaching weights changes them in place."""
+    """A clone with types of its own: a change of them in place stays in the copy."""
     copied = model.clone()
     for value in (*copied.graph.initializers.values(), *(out for node in copied.graph for out in node.outputs)):
         value.type = copy(value.type)
@@ -107,10 +109,11 @@ def _copy_of(model: ir.Model) -> ir.Model:
 
 
 def _architecture(make: Callable[[], nn.Module]) -> str:
-    """Everything a trace depends on: layers, their plain attributes and the shapes of their parameters."""
+    """Everything a trace depends on: layers, their plain attributes, constants and the shapes of their parameters."""
     layers = []
     for name, layer in build_empty(make, torch.float32).named_modules():
         plain = {k: v for k, v in vars(layer).items() if isinstance(v, bool | int | float | str | tuple)}
+        constants = {k: b.tolist() for k, b in layer.named_buffers(recurse=False)}
         shapes = {k: tuple(p.shape) for k, p in layer.named_parameters(recurse=False)}
-        layers.append((name, type(layer).__name__, sorted(plain.items()), shapes))
+        layers.append((name, type(layer).__name__, sorted(plain.items()), constants, shapes))
     return repr(layers)

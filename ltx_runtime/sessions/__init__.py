@@ -19,7 +19,10 @@ Arrays = Mapping[str, np.ndarray[Any, Any]]
 
 
 class Runner(Protocol):
-    """What a backend's `load(graph: Path)` returns: runs one graph until closed."""
+    """What a backend's `load(graph: Path, weights: Path)` returns: runs one graph until closed.
+
+    `weights` is the folder that the graph's weights are in; file names in the graph are relative to it.
+    """
 
     def run(self, feeds: Arrays) -> dict[str, np.ndarray[Any, Any]]: ...
 
@@ -79,17 +82,17 @@ def open_session(engines: Engines, name: ComponentName, backend: str = "cpu") ->
             f"{engines.folder} has no {row.precision} graph of {name}, which backend {backend} needs - "
             f"{export_command(engines.manifest.version)}"
         )
-    runner = _load(row, engines.folder / graph)
+    runner = _load(row, engines.folder / graph, engines.weights_folder(name))
     try:
         yield CheckedSession(entry.signature, runner)
     finally:
         runner.close()
 
 
-def _load(row: Backend, graph: Path) -> Runner:
+def _load(row: Backend, graph: Path, weights: Path) -> Runner:
     try:
         module = importlib.import_module(row.module)
     except ModuleNotFoundError as error:
         raise LtxError(f"{error.name} is not installed - run: pip install 'ltx-engines[{row.extra}]'") from error
-    runner: Runner = module.load(graph)
+    runner: Runner = module.load(graph, weights)
     return runner

@@ -6,10 +6,10 @@ from functools import cache
 import pytest
 from tiny import Exported, export_tiny
 
-from ltx_export.build import PRECISIONS
+from ltx_export.precision import PRECISIONS
 
 # One release of each VAE generation, with and without STG, at both remainders of the width modulo 6.
-BOTH_PRECISIONS = ("0.9.0", "0.9.1", "0.9.8-13b-distilled")
+EVERY_PRECISION = ("0.9.0", "0.9.1", "0.9.8-13b-distilled")
 
 
 @pytest.fixture(scope="session")
@@ -18,7 +18,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Export
 
     @cache
     def of(name: str) -> Exported:
-        precisions = PRECISIONS if name in BOTH_PRECISIONS else ("fp32",)
+        precisions = tuple(PRECISIONS) if name in EVERY_PRECISION else ("fp32",)
         return export_tiny(name, tmp_path_factory.mktemp(name), precisions)
 
     return of

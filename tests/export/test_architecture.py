@@ -1,5 +1,7 @@
 """Headers: what they say becomes the released networks, and what no release says is refused by name."""
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,11 +15,20 @@ from oracles import (
     transformers_t5,
 )
 
-from ltx_export.architecture import header_config, t5_config, transformer_config, vae_config
+from ltx_export.architecture import (
+    effective_header,
+    header_config,
+    refuse_another_version,
+    t5_config,
+    transformer_config,
+    vae_config,
+)
 from ltx_export.checkpoint import StoredTensor
+from ltx_export.encoder_shapes import encoder_shapes
 from ltx_export.models.dit import DitConfig, Transformer
 from ltx_export.models.t5 import T5Config, TextEncoder
 from ltx_export.models.vae import VaeBlock, VaeDecoder
+from ltx_export.sources import Opened
 from ltx_runtime.errors import LtxError
 from ltx_runtime.versions import VERSIONS, TextEncoderSize
 
@@ -42,6 +53,7 @@ WALKS = {
 }  # fmt: skip
 NOISY = {"A": [], "B": [2, 4, 6], "C": []}
 CONFIG = header_config(VERSIONS["0.9.1"])
+BAD_NUMBERS = (0, -1000.0, "1000", True, math.inf, math.nan, None)
 
 
 def on_meta(make) -> torch.nn.Module:
@@ -51,6 +63,10 @@ def on_meta(make) -> torch.nn.Module:
 
 def count(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def stored(shapes: dict[str, tuple[int, ...]]) -> dict[str, StoredTensor]:
+    return {name: StoredTensor(Path("x"), 0, 0, "F32", shape) for name, shape in shapes.items()}
 
 
 def transformer_of(version) -> Transformer:
@@ -125,15 +141,14 @@ def test_the_text_encoder_of_the_releases_is_t5_xxl():
 def test_the_sizes_of_a_text_encoder_are_read_off_its_tensors():
     for size in (XXL, T5Config(layers=2, width=30, heads=3, head_dim=4, hidden=50, vocabulary=11)):
         shapes = shapes_of(on_meta(lambda size=size: TextEncoder(size)).named_parameters())
-        assert t5_config({k: StoredTensor(Path("x"), 0, 0, "F32", s) for k, s in shapes.items()}) == size
+        assert t5_config(stored(shapes)) == size
 
 
 def test_what_is_no_t5_is_refused():
-    tensors = {"shared.weight": StoredTensor(Path("x"), 0, 0, "F32", (32, 16))}
     with pytest.raises(LtxError, match=r"no T5 .*relative_attention_bias"):
-        t5_config(tensors)
+        t5_config(stored({"shared.weight": (32, 16)}))
     with pytest.raises(LtxError, match="no T5"):
-        t5_config({"shared.weight": StoredTensor(Path("x"), 0, 0, "F32", (32,))})
+        t5_config(stored({"shared.weight": (32,)}))
 
 
 def test_block_parameters_may_be_a_number_or_a_table():
@@ -171,8 +186,9 @@ def test_the_padding_of_the_header_is_that_of_every_convolution(mode):
         ("transformer", "qk_norm", "layer_norm"),
         ("transformer", "standardization_norm", "layer_norm"),
         ("transformer", "positional_embedding_type", "sinusoidal"),
-        ("transformer", "positional_embedding_theta", 1000.0),
-        ("transformer", "positional_embedding_max_pos", [20, 1024, 1024]),
+        *(("transformer", "positional_embedding_theta", value) for value in BAD_NUMBERS),
+        *(("transformer", "positional_embedding_max_pos", [20, value, 2048]) for value in BAD_NUMBERS),
+        *(("transformer", "positional_embedding_max_pos", value) for value in (None, 2048, [20, 2048], [1, 2, 3, 4])),
         ("transformer", "timestep_scale_multiplier", 1),
         ("transformer", "num_layers", 0),
         ("transformer", "num_layers", None),
@@ -195,6 +211,78 @@ def test_a_field_that_the_networks_do_not_implement_is_refused_by_name(part, fie
     parse(CONFIG[part])
     with pytest.raises(LtxError, match=rf"{part}\.{field}"):
         parse({**CONFIG[part], field: value})
+
+
+def test_the_positions_of_the_header_are_those_of_the_network():
+    """Angles run from -pi/2 to pi/2 over the largest position, in the first frequency, and theta times that."""
+    given = {"positional_embedding_theta": 500, "positional_embedding_max_pos": [10, 1024, 512]}
+    config = transformer_config({**CONFIG["transformer"], **given})
+    assert (config.theta, config.max_position) == (500.0, (10.0, 1024.0, 512.0))
+    rope = on_meta(lambda: Transformer(replace(config, layers=1))).rope
+    coords = torch.tensor([[[0.0, 10.0], [0.0, 1024.0], [0.0, 512.0]]])
+    sines = rope(coords)[1][0]
+    width, pairs = config.width, rope.unrotated_pairs
+    expected = torch.tensor([-1.0, 1.0])[:, None].expand(2, 3)
+    torch.testing.assert_close(sines[:, pairs : pairs + 3], expected)
+    assert rope.frequencies[-1] / rope.frequencies[0] == pytest.approx(500, rel=1e-5)
+    assert sines.shape == (2, width // 2)
+
+
+def test_a_header_without_positions_means_those_of_the_releases():
+    fields = ("positional_embedding_theta", "positional_embedding_max_pos")
+    bare = {field: value for field, value in CONFIG["transformer"].items() if field not in fields}
+    assert transformer_config(bare) == transformer_config(CONFIG["transformer"])
+
+
+@pytest.mark.parametrize(("base", "fits"), [(128, True), (4, True), (2, False), (6, False), (127, False)])
+def test_a_width_that_can_not_be_unfolded_is_refused_by_name(base, fits):
+    """The last upsampling block of 0.9.1 has twice the base's channels, and unfolds eighths of them."""
+    given = {**CONFIG["vae"], "decoder_base_channels": base}
+    if fits:
+        on_meta(lambda: VaeDecoder(vae_config(given)))
+        return
+    with pytest.raises(LtxError, match=rf"vae\.decoder_base_channels is {base}, .* not a multiple of 8 - use"):
+        vae_config(given)
+
+
+def opened(version, **changes) -> Opened:
+    """The networks of a release in files that say nothing of themselves."""
+    vae = shapes_of(decoder_of(version).named_parameters()) | encoder_shapes(header_config(version)["vae"])
+    return Opened(stored(shapes_of(transformer_of(version).named_parameters())), stored(vae), {}, **changes)
+
+
+@EVERY_RELEASE
+def test_a_file_without_a_header_has_the_sizes_that_its_tensors_tell(version):
+    header, expected = effective_header(version, opened(version)), header_config(version)
+    assert transformer_config(header["transformer"]) == transformer_config(expected["transformer"])
+    assert vae_config(header["vae"]) == vae_config(expected["vae"])
+    assert header["scheduler"] == expected["scheduler"]
+    refuse_another_version(version, header)
+
+
+def test_a_file_without_a_header_is_not_taken_for_the_release_it_is_called():
+    header = effective_header(VERSIONS["0.9.0"], opened(VERSIONS["0.9.7-dev"]))
+    with pytest.raises(LtxError, match=r"transformer\.num_layers is 48, but 0\.9\.0 has 28 - name the version it is"):
+        refuse_another_version(VERSIONS["0.9.0"], header)
+
+
+def test_heads_that_a_configuration_names_divide_the_width():
+    header = effective_header(VERSIONS["0.9.0"], opened(VERSIONS["0.9.0"], heads=16))
+    config = transformer_config(header["transformer"])
+    assert (config.heads, config.head_dim) == (16, 128)
+
+
+def test_what_a_header_says_wins_over_tensors_and_releases():
+    said = {"transformer": {"num_layers": 5}, "vae": {"latent_channels": 6}, "scheduler": {"shifting": "SD3"}}
+    assert effective_header(VERSIONS["0.9.0"], opened(VERSIONS["0.9.0"], config=said)) == said
+
+
+def test_a_file_without_a_header_that_lacks_what_tells_a_size_is_refused_by_name():
+    one = opened(VERSIONS["0.9.0"])
+    for part, name in (("transformer", "patchify_proj.weight"), ("vae", "decoder.conv_in.conv.weight")):
+        rest = {key: tensor for key, tensor in getattr(one, part).items() if key != name}
+        with pytest.raises(LtxError, match=f"{name} is missing, so the network's sizes are unknown - "):
+            effective_header(VERSIONS["0.9.0"], replace(one, **{part: rest}))
 
 
 @pytest.mark.parametrize("kind", ["attn_res_x", "compress_time", "compress_space", "res_z", ""])

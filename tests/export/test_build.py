@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,22 +14,20 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny import Exported, export, tiny
 
-from ltx_export import build
+from ltx_export.build import DEFAULT_PRECISIONS
 from ltx_export.random_weights import write_random_weights
+from ltx_export.sources import TEXT_ENCODER_FILE, TOKENIZER_FILE, Sources
 from ltx_runtime.components import transformer
 from ltx_runtime.errors import LtxError
 from ltx_runtime.manifest import MANIFEST, open_engines
 from ltx_runtime.versions import VERSIONS
 
 EVERY_RELEASE = pytest.mark.parametrize("name", VERSIONS)
-LINKS = {
-    "checkpoint": build.CHECKPOINT_FILE,
-    "text_encoder": build.TEXT_ENCODER_FILE,
-    "tokenizer": build.TOKENIZER_FILE,
-}
+CHECKPOINT_FILE = "checkpoint.safetensors"
+LINKS = {"checkpoint": CHECKPOINT_FILE, "text_encoder": TEXT_ENCODER_FILE, "tokenizer": TOKENIZER_FILE}
 
 
-def with_header(release: Exported, folder: Path, change) -> build.Sources:
+def with_header(release: Exported, folder: Path, change) -> Sources:
     """The release's sources, with a checkpoint whose header is `change` of its own (None: no header)."""
     with safe_open(release.sources.checkpoint, "pt") as file:
         header = change(json.loads(file.metadata()["config"]))
@@ -51,7 +50,9 @@ def test_every_release_becomes_a_folder_that_the_runtime_accepts(exported, name)
     assert list(engines.manifest.components) == ["text_encoder", "transformer", "vae_decoder"]
     listed = {*engines.manifest.files, MANIFEST}
     assert {path.name for path in release.folder.iterdir()} == listed
-    for entry in engines.manifest.components.values():
+    for component, entry in engines.manifest.components.items():
+        assert entry.recorded == f"{component}.recorded.npz"
+        assert {entry.recorded, *entry.weights} <= listed
         assert max(entry.parity.relative_l2) <= RELATIVE_L2
         assert set(entry.graphs.values()) <= listed
 
@@ -78,7 +79,7 @@ def test_weights_given_by_a_symlink_are_placed_as_the_file_itself(exported, tmp_
     link = tmp_path / "link.safetensors"
     link.symlink_to(release.sources.checkpoint)
     export(release.version, replace(release.sources, checkpoint=link), tmp_path / "out")
-    placed = tmp_path / "out" / build.CHECKPOINT_FILE
+    placed = tmp_path / "out" / CHECKPOINT_FILE
     assert not placed.is_symlink()
     assert placed.stat().st_ino == release.sources.checkpoint.stat().st_ino
 
@@ -125,11 +126,12 @@ def test_weights_may_be_stored_in_any_float_dtype_and_stay_in_it(exported, tmp_p
     for source in ("checkpoint", "text_encoder"):
         with safe_open(getattr(release.sources, source), "pt") as file:
             stored = {name: values.to(dtype) for name, values in load_file(getattr(release.sources, source)).items()}
-            save_file(stored, tmp_path / source, file.metadata())
-    sources = replace(release.sources, checkpoint=tmp_path / "checkpoint", text_encoder=tmp_path / "text_encoder")
+            save_file(stored, tmp_path / f"{source}.safetensors", file.metadata())
+    given = {source: tmp_path / f"{source}.safetensors" for source in ("checkpoint", "text_encoder")}
+    sources = replace(release.sources, **given)
     manifest = export(release.version, sources, tmp_path / "out")
     assert all(max(entry.parity.relative_l2) <= RELATIVE_L2 for entry in manifest.components.values())
-    assert (tmp_path / "out" / build.CHECKPOINT_FILE).read_bytes() == (tmp_path / "checkpoint").read_bytes()
+    assert (tmp_path / "out" / CHECKPOINT_FILE).read_bytes() == given["checkpoint"].read_bytes()
 
 
 def test_weights_may_begin_at_an_odd_byte(exported, tmp_path):
@@ -153,13 +155,16 @@ def test_an_older_header_without_positions_means_those_of_the_release(exported, 
     assert not export(release.version, with_header(release, tmp_path, change), tmp_path / "out").causal_positions
 
 
-def test_what_is_done_is_reported_once_per_graph_and_per_check(exported, tmp_path):
+def test_what_is_done_is_reported_once_per_component_and_step(exported, tmp_path):
     release, lines = exported("0.9.0"), []
-    export(release.version, release.sources, tmp_path / "out", build.PRECISIONS, lines.append)
+    export(release.version, release.sources, tmp_path / "out", DEFAULT_PRECISIONS, lines.append)
+    told = iter(lines)
     for component in release.manifest.components:
-        for precision in build.PRECISIONS:
-            assert len([line for line in lines if line.startswith(f"{component}.{precision}.onnx")]) == 1
-        assert len([line for line in lines if line.startswith(f"{component}: relative L2")]) == 1
+        graphs = ", ".join(f"{component}.{precision}.onnx" for precision in DEFAULT_PRECISIONS)
+        assert re.fullmatch(rf"{component}: traced to \d+ nodes in [\d.]+ s", next(told))
+        assert re.fullmatch(rf"{component}: relative L2 [\d.e-]+, [\d.e-]+ to PyTorch", next(told))
+        assert re.fullmatch(rf"{component}: {re.escape(graphs)}, [\d.]+ s in all", next(told))
+    assert list(told) == []
 
 
 STOPS = [KeyboardInterrupt(), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))]
@@ -177,7 +182,7 @@ def stopping(exception: BaseException, at: int):
     return report
 
 
-@pytest.mark.parametrize("at", [1, 2, 6])
+@pytest.mark.parametrize("at", [1, 2, 6, 9])
 @pytest.mark.parametrize("exception", STOPS, ids=["interrupted", "disk_full"])
 def test_an_export_that_is_stopped_leaves_nothing_behind(exported, tmp_path, exception, at):
     release = exported("0.9.0")
@@ -246,16 +251,16 @@ def test_a_text_encoder_of_another_width_is_refused(exported, tmp_path):
     release = exported("0.9.0")
     wider = replace(release.version, text_encoder=replace(release.version.text_encoder, width=40))
     write_random_weights(wider, tmp_path)
-    sources = replace(release.sources, text_encoder=tmp_path / build.TEXT_ENCODER_FILE)
+    sources = replace(release.sources, text_encoder=tmp_path / TEXT_ENCODER_FILE)
     with pytest.raises(LtxError, match=r"width 40.*width 32"):
         export(release.version, sources, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("given", "meant"), [("0.9.0", "0.9.1"), ("0.9.5", "0.9.0")])
+@pytest.mark.parametrize(("given", "meant"), [("0.9.0", "0.9.1"), ("0.9.5", "0.9.0"), ("0.9.1", "0.9.5")])
 def test_the_checkpoint_of_another_release_without_a_header_is_refused(exported, tmp_path, given, meant):
     sources = with_header(exported(given), tmp_path, lambda header: None)
-    with pytest.raises(LtxError, match=r"vae_decoder (lacks|has unexpected).*right version"):
+    with pytest.raises(LtxError, match=rf"vae\.\w+ is .*, but {re.escape(meant)} has .* - name the version it is"):
         export(tiny(meant), sources, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -286,6 +291,6 @@ def test_a_tokenizer_that_is_none_or_knows_more_than_the_text_encoder_is_refused
         export(release.version, replace(release.sources, tokenizer=tmp_path / "text"), tmp_path / "out")
     small = replace(release.version, text_encoder=replace(release.version.text_encoder, vocabulary=300))
     write_random_weights(small, tmp_path / "small")
-    sources = replace(release.sources, text_encoder=tmp_path / "small" / build.TEXT_ENCODER_FILE)
+    sources = replace(release.sources, text_encoder=tmp_path / "small" / TEXT_ENCODER_FILE)
     with pytest.raises(LtxError, match="pieces, but the text encoder knows 300"):
         export(release.version, sources, tmp_path / "out")

@@ -1,6 +1,7 @@
 """The checkpoint reader against the safetensors package, and every way a file can be damaged."""
 
 import json
+import re
 import struct
 
 import numpy as np
@@ -10,10 +11,13 @@ from oracles import normal
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from ltx_export.checkpoint import ITEM_BYTES, open_checkpoint
+from ltx_export.checkpoint import ITEM_BYTES, open_safetensors
 from ltx_runtime.errors import LtxError
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+OTHER_DTYPES = [torch.float64, torch.complex64, torch.bool, torch.float8_e4m3fn, torch.float8_e5m2]
+OTHER_DTYPES += [torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8]
+OTHER_DTYPES += [torch.uint16, torch.uint32, torch.uint64, torch.float8_e8m0fnu]
 METADATA = {"config": json.dumps({"transformer": {"num_layers": 28}, "vae": {"blocks": [["res_x", 4]]}})}
 
 
@@ -45,7 +49,7 @@ def entry(begin=0, end=8, shape=(2,), dtype="F32"):
 def refusal(path) -> str:
     """The message of the refusal: one sentence that names the file and says what to do."""
     with pytest.raises(LtxError) as refused:
-        open_checkpoint(path)
+        open_safetensors(path)
     message = str(refused.value)
     assert "\n" not in message
     assert str(path) in message
@@ -54,7 +58,7 @@ def refusal(path) -> str:
 
 
 def test_names_shapes_dtypes_and_bytes_are_those_that_safetensors_reads(written):
-    checkpoint = open_checkpoint(written)
+    checkpoint = open_safetensors(written)
     with safe_open(written, "pt") as expected:
         assert set(checkpoint.tensors) == set(expected.keys())
         for name, stored in checkpoint.tensors.items():
@@ -66,33 +70,53 @@ def test_names_shapes_dtypes_and_bytes_are_those_that_safetensors_reads(written)
 
 def test_the_bytes_of_a_tensor_lie_at_its_offset(written):
     raw = written.read_bytes()
-    for stored in open_checkpoint(written).tensors.values():
+    for stored in open_safetensors(written).tensors.values():
         assert raw[stored.offset : stored.offset + stored.length] == stored.mapped().tobytes()
 
 
 def test_bytes_that_are_written_to_change_nothing_in_the_file(written):
     before = written.read_bytes()
-    for stored in open_checkpoint(written).tensors.values():
+    for stored in open_safetensors(written).tensors.values():
         stored.mapped()[:] = 0xFF
     assert written.read_bytes() == before
 
 
 def test_the_configuration_is_that_of_the_header(written):
-    assert open_checkpoint(written).config == json.loads(METADATA["config"])
+    opened = open_safetensors(written)
+    assert opened.path == written
+    assert opened.config == json.loads(METADATA["config"])
+
+
+def test_metadata_beside_the_configuration_are_kept(tmp_path):
+    save_file({"x": torch.zeros(2)}, tmp_path / "x.safetensors", METADATA | {"format": "pt", "lora": "{}"})
+    opened = open_safetensors(tmp_path / "x.safetensors")
+    assert (opened.config, opened.metadata) == (json.loads(METADATA["config"]), {"format": "pt", "lora": "{}"})
 
 
 @pytest.mark.parametrize("metadata", [None, {}, {"format": "pt"}])
 def test_a_file_without_configuration_has_an_empty_one(tmp_path, metadata):
     save_file({"x": torch.zeros(2)}, tmp_path / "x.safetensors", metadata)
-    assert open_checkpoint(tmp_path / "x.safetensors").config == {}
+    assert open_safetensors(tmp_path / "x.safetensors").config == {}
 
 
 def test_item_sizes_are_those_of_the_dtypes():
-    names = {"F32": "f4", "F16": "f2", "F64": "f8", "I64": "i8", "I32": "i4", "U8": "u1", "BOOL": "?"}
-    for name, numpy_name in names.items():
-        assert ITEM_BYTES[name] == np.dtype(numpy_name).itemsize
-    assert ITEM_BYTES["BF16"] == torch.bfloat16.itemsize
-    assert ITEM_BYTES["F8_E4M3"] == torch.float8_e4m3fn.itemsize
+    names = {"F32": "f4", "F16": "f2", "F64": "f8", "BOOL": "?", "C64": "c8"}
+    names |= {f"{kind.upper()}{8 * size}": f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)}
+    halves = {"BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
+    halves |= {"F8_E8M0": torch.float8_e8m0fnu}
+    sizes = {name: np.dtype(numpy_name).itemsize for name, numpy_name in names.items()}
+    assert sizes | {name: dtype.itemsize for name, dtype in halves.items()} == ITEM_BYTES
+
+
+@pytest.mark.parametrize("dtype", OTHER_DTYPES, ids=str)
+def test_tensors_that_no_network_uses_may_have_any_dtype_of_safetensors(tmp_path, dtype):
+    tensors = {"first": torch.arange(6).to(dtype), "second": torch.ones(2, 3).to(dtype)}
+    save_file(tensors, tmp_path / "x.safetensors")
+    found = open_safetensors(tmp_path / "x.safetensors").tensors
+    assert {name: stored.mapped().tobytes() for name, stored in found.items()} == {
+        name: as_bytes(values) for name, values in tensors.items()
+    }
+    assert len({stored.dtype for stored in found.values()}) == 1
 
 
 def test_opening_reads_the_header_only(written):
@@ -101,7 +125,7 @@ def test_opening_reads_the_header_only(written):
     path = raw_file(written.with_name("huge.safetensors"), header)
     with path.open("r+b") as file:
         file.truncate(path.stat().st_size + (1 << 33))
-    assert open_checkpoint(path).tensors["x"].length == 1 << 33
+    assert open_safetensors(path).tensors["x"].length == 1 << 33
 
 
 def test_a_truncated_file_is_refused_at_every_length(written):
@@ -157,6 +181,10 @@ def test_a_header_over_the_limit_of_the_format_is_refused_before_it_is_read(tmp_
         {**entry(), "data_offsets": ["0", "8"]},
         {**entry(), "shape": None},
         {**entry(), "shape": ["2"]},
+        {**entry(), "shape": [2.0]},
+        {**entry(), "shape": [True, 2]},
+        {**entry(), "shape": [1 << 64, 0], "data_offsets": [0, 0]},
+        {**entry(), "data_offsets": [0.0, 8.0]},
         {"dtype": "F32"},
         [],
         None,
@@ -168,9 +196,30 @@ def test_an_entry_that_contradicts_itself_is_refused(tmp_path, wrong):
     refusal(raw_file(tmp_path / "x", {"x": wrong}, bytes(16)))
 
 
+@pytest.mark.parametrize(("begin", "end"), [(0, 8), (4, 12), (4, 8), (0, 4)])
+def test_tensors_that_lie_on_each_other_are_refused_by_name(tmp_path, begin, end):
+    header = {"x": entry(), "y": entry(begin, end, ((end - begin) // 4,))}
+    assert re.search("[xy] and [xy] overlap", refusal(raw_file(tmp_path / "x", header, bytes(16))))
+
+
+def test_tensors_may_stand_in_any_order_with_gaps_and_empty_ones_between(tmp_path):
+    header = {"last": entry(12, 20), "empty": entry(8, 8, (0, 3)), "first": entry(), "also": entry(8, 8, (0,))}
+    tensors = open_safetensors(raw_file(tmp_path / "x", header, bytes(20))).tensors
+    assert {name: tensor.length for name, tensor in tensors.items()} == {"last": 8, "empty": 0, "first": 8, "also": 0}
+
+
 @pytest.mark.parametrize("header", [b"[]", b"7", b"null", b'"text"', b"{not json", b"\xff\xfe{}", b'{"x": '])
 def test_a_header_that_is_no_object_is_refused(tmp_path, header):
     refusal(raw_file(tmp_path / "x", header, bytes(16)))
+
+
+@pytest.mark.parametrize("metadata", [None, [], 7, "text", {"config": 7}, {"config": {}}], ids=str)
+def test_metadata_that_are_no_texts_are_refused(tmp_path, metadata):
+    refusal(raw_file(tmp_path / "x", {"__metadata__": metadata, "x": entry()}, bytes(8)))
+
+
+def test_a_header_nested_without_end_is_refused(tmp_path):
+    refusal(raw_file(tmp_path / "x", b'{"x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", bytes(8)))
 
 
 @pytest.mark.parametrize("config", ["{not json", "[]", "null", "7", '"text"'])

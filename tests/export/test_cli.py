@@ -1,11 +1,18 @@
 """ltx-export as a user meets it: mistakes end with code 2 and one line, never with a traceback."""
 
+import shutil
 import sys
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
-from tiny import tiny
 
-from ltx_export import build, cli
+from ltx_export import build, cli, download
+from ltx_export.precision import PRECISIONS
+from ltx_export.sources import TEXT_ENCODER_FILE, TOKENIZER_FILE, Sources
+from ltx_runtime.components import COMPONENT_NAMES
+from ltx_runtime.manifest import MANIFEST, describe_files, read_manifest, write_manifest
 from ltx_runtime.versions import VERSIONS
 
 
@@ -35,7 +42,7 @@ def one_line(ended: tuple[int, str, str]) -> str:
     return err
 
 
-@pytest.mark.parametrize("command", ["onnx", "random-weights"])
+@pytest.mark.parametrize("command", ["onnx", "random-weights", "download"])
 def test_an_unknown_version_is_refused_with_the_known_ones(ltx_export, command):
     line = one_line(ltx_export(command, "0.9.2"))
     assert "'0.9.2'" in line
@@ -44,11 +51,20 @@ def test_an_unknown_version_is_refused_with_the_known_ones(ltx_export, command):
 
 def test_missing_weights_of_a_release_are_named_with_where_to_get_them(ltx_export):
     line = one_line(ltx_export("onnx", "0.9.5"))
-    release = VERSIONS["0.9.5"]
-    for name in (release.checkpoint, build.TEXT_ENCODER_FILE, build.TOKENIZER_FILE):
-        assert f"weights/0.9.5/{name}" in line
-    assert release.repository in line
-    assert release.text_repository in line
+    assert "weights/0.9.5 not found" in line
+    assert "ltx-export download 0.9.5" in line
+
+
+@pytest.mark.parametrize("name", [VERSIONS["0.9.5"].checkpoint, TEXT_ENCODER_FILE, TOKENIZER_FILE])
+def test_a_file_that_a_weights_folder_lacks_is_named_with_where_to_get_it(ltx_export, tmp_path, name):
+    folder = tmp_path / "weights/0.9.5"
+    folder.mkdir(parents=True)
+    for other in {VERSIONS["0.9.5"].checkpoint, TEXT_ENCODER_FILE, TOKENIZER_FILE} - {name}:
+        (folder / other).touch()
+    line = one_line(ltx_export("onnx", "0.9.5"))
+    assert "weights/0.9.5" in line
+    assert ("T5 encoder" if name == TEXT_ENCODER_FILE else name) in line
+    assert "ltx-export download 0.9.5" in line
 
 
 def test_missing_weights_of_the_demo_come_with_the_command_that_makes_them(ltx_export):
@@ -56,13 +72,26 @@ def test_missing_weights_of_the_demo_come_with_the_command_that_makes_them(ltx_e
 
 
 def test_an_alias_means_its_release(ltx_export):
-    assert "weights/0.9.8-2b-distilled/" in one_line(ltx_export("onnx", "0.9.8-distilled"))
+    assert "weights/0.9.8-2b-distilled " in one_line(ltx_export("onnx", "0.9.8-distilled"))
 
 
-def test_an_unknown_precision_is_refused_with_the_known_ones(ltx_export):
-    line = one_line(ltx_export("onnx", "demo", "--precision", "fp16"))
-    assert "'fp16'" in line
-    assert all(name in line for name in build.PRECISIONS)
+@pytest.mark.parametrize("asked", ["fp8", "FP32", "", "text_encoder=fp8", "text_encoder="])
+def test_an_unknown_precision_is_refused_with_the_known_ones(ltx_export, asked):
+    line = one_line(ltx_export("onnx", "demo", "--precision", asked))
+    assert repr(asked.removeprefix("text_encoder=")) in line
+    assert all(name in line for name in PRECISIONS)
+
+
+def test_an_unknown_component_is_refused_with_the_known_ones(ltx_export):
+    line = one_line(ltx_export("onnx", "demo", "--precision", "vae=fp32"))
+    assert "'vae'" in line
+    assert all(name in line for name in COMPONENT_NAMES)
+
+
+def test_an_unknown_dtype_to_store_weights_in_is_refused_with_the_known_ones(ltx_export):
+    line = one_line(ltx_export("onnx", "demo", "--store", "fp8"))
+    assert "'fp8'" in line
+    assert all(name in line for name in PRECISIONS)
 
 
 def test_a_damaged_checkpoint_is_refused(ltx_export, tmp_path):
@@ -88,20 +117,98 @@ def test_random_weights_are_written_where_the_export_looks_for_them(ltx_export, 
     assert code == 0
     assert "weights/demo" in out
     found = {path.name for path in (tmp_path / "weights" / "demo").iterdir()}
-    assert found == {VERSIONS["demo"].checkpoint, build.TEXT_ENCODER_FILE, build.TOKENIZER_FILE}
+    assert found == {VERSIONS["demo"].checkpoint, TEXT_ENCODER_FILE, TOKENIZER_FILE}
 
 
-def test_options_reach_the_exporter(ltx_export, exported, tmp_path, monkeypatch):
-    release, calls = exported("0.9.0"), []
-    monkeypatch.setitem(VERSIONS, "0.9.0", tiny("0.9.0"))
+@pytest.fixture
+def exports(exported, monkeypatch):
+    """What the exporter is asked for; the tiny release stands for its own."""
+    calls = []
+    monkeypatch.setitem(VERSIONS, "0.9.0", exported("0.9.0").version)
     monkeypatch.setattr(build, "export_version", lambda *given: calls.append(given))
-    code, out, _ = ltx_export(
-        "onnx", "0.9.0", "--weights", str(release.weights), "--engines", "made", "--precision", "fp32"
-    )
+    return calls
+
+
+@pytest.mark.parametrize("is_file", [False, True])
+def test_weights_and_precisions_reach_the_exporter(ltx_export, exported, exports, tmp_path, is_file):
+    release = exported("0.9.0")
+    weights = release.sources.checkpoint if is_file else release.weights
+    code, out, _ = ltx_export("onnx", "0.9.0", "--weights", str(weights), "--engines", "made", "--precision", "fp32")
     assert (code, out) == (0, "made/0.9.0 is complete\n")
-    ((version, sources, folder, precisions, report),) = calls
+    ((version, sources, folder, options, report, progress),) = exports
     assert (version, sources) == (release.version, release.sources)
-    assert ((tmp_path / folder), precisions, report) == (tmp_path / "made/0.9.0", ["fp32"], print)
+    assert options == build.Options(["fp32"], loras=[])
+    assert ((tmp_path / folder), report, progress) == (tmp_path / "made/0.9.0", print, cli._progress)
+
+
+def test_precisions_are_the_usual_ones_unless_asked_for(ltx_export, exported, exports):
+    release = exported("0.9.0")
+    for asked in ([], ["--precision", "vae_decoder=fp32"]):
+        assert ltx_export("onnx", "0.9.0", "--weights", str(release.weights), *asked)[0] == 0
+    (*_, usual, _, _), (*_, but_one, _, _) = exports
+    assert tuple(usual.precisions) == tuple(but_one.precisions) == build.DEFAULT_PRECISIONS
+    assert (usual.of_component, but_one.of_component) == ({}, {"vae_decoder": ["fp32"]})
+
+
+def test_every_option_reaches_the_exporter(ltx_export, exported, exports, tmp_path):
+    release = exported("0.9.0")
+    for name in ("vae", "t5", "pieces"):
+        (tmp_path / name).touch()
+    asked = ["--vae", "vae", "--t5", "t5", "--tokenizer", "pieces", "--variant", "bf16", "--store", "fp16", "--link"]
+    asked += ["--lora", "fox.safetensors:0.5", "--lora", "den.safetensors"]
+    for precision in ("fp16", "bf16", "text_encoder=fp32", "text_encoder=fp16", "vae_decoder=bf16"):
+        asked += ["--precision", precision]
+    assert ltx_export("onnx", "0.9.0", "--weights", str(release.weights), *asked)[0] == 0
+    ((_, sources, folder, options, _, _),) = exports
+    assert folder == Path("engines/0.9.0")
+    assert sources == Sources(release.sources.checkpoint, Path("t5"), Path("pieces"), Path("vae"), "bf16")
+    of_component = {"text_encoder": ["fp32", "fp16"], "vae_decoder": ["bf16"]}
+    loras = [(Path("fox.safetensors"), 0.5), (Path("den.safetensors"), 1.0)]
+    assert options == build.Options(["fp16", "bf16"], of_component, "F16", loras, True)
+
+
+def test_a_download_goes_where_the_export_looks(ltx_export, monkeypatch):
+    calls = []
+    monkeypatch.setattr(download, "download", lambda *given, **named: calls.append(given))
+    for asked in ([], ["elsewhere", "--t5", "bf16"]):
+        assert ltx_export("download", "0.9.8-distilled", *asked)[0] == 0
+    release = VERSIONS["0.9.8-2b-distilled"]
+    assert calls == [
+        (release, Path("weights/0.9.8-2b-distilled"), "Q8_0", print),
+        (release, Path("elsewhere"), "bf16", print),
+    ]
+
+
+def test_a_folder_that_has_arrived_whole_is_checked_against_its_record(ltx_export, exported):
+    folder = exported("0.9.5").folder
+    for place in (folder, folder.parent):
+        code, out, _ = ltx_export("check", str(place))
+        files, *components = out.splitlines()
+        assert (code, files) == (0, f"{folder}: {len(list(folder.iterdir())) - 1} files are whole")
+        assert components == [f"{name}: relative L2 0.0e+00 to its record" for name in COMPONENT_NAMES]
+
+
+def test_a_folder_that_has_arrived_damaged_is_refused(ltx_export, exported, tmp_path):
+    shutil.copytree(exported("0.9.5").folder, tmp_path / "moved")
+    (tmp_path / "moved" / "vae_decoder.recorded.npz").unlink()
+    assert "vae_decoder.recorded.npz is missing" in one_line(ltx_export("check", "moved"))
+    (tmp_path / "moved" / MANIFEST).unlink()
+    assert "holds no manifest.json" in one_line(ltx_export("check", "moved"))
+
+
+def test_a_graph_that_computes_otherwise_than_its_record_is_refused(ltx_export, exported, tmp_path):
+    folder = tmp_path / "moved"
+    shutil.copytree(exported("0.9.5").folder, folder)
+    with np.load(folder / "transformer.recorded.npz") as arrays:
+        recorded = dict(arrays)
+    np.savez(folder / "transformer.recorded.npz", **recorded | {"velocity": 1.001 * recorded["velocity"]})
+    manifest = read_manifest(folder)
+    files = describe_files({name: folder / name for name in manifest.files})
+    write_manifest(folder, replace(manifest, files=files))
+    code, out, err = ltx_export("check", "moved")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "transformer.fp32.onnx differs from its record by 1.0e-03 relative L2, more than 1e-04 - run" in err
+    assert "transformer:" not in out
 
 
 def test_an_interrupted_export_ends_with_130_and_one_line(ltx_export, exported, monkeypatch):
@@ -118,5 +225,5 @@ def test_an_interrupted_export_ends_with_130_and_one_line(ltx_export, exported, 
 def test_help_names_every_command(ltx_export):
     code, out, _ = ltx_export("--help")
     assert code == 0
-    assert "onnx" in out
-    assert "random-weights" in out
+    for command in ("onnx", "download", "check", "random-weights", "engine"):
+        assert f" {command} " in out

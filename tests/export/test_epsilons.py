@@ -6,8 +6,8 @@ import pytest
 from onnx import numpy_helper
 from tiny import export, sources_of, tiny
 
-from ltx_export.parity import SIZES, random_feeds
 from ltx_export.random_weights import write_random_weights
+from ltx_export.recorded import SIZES, random_feeds
 from ltx_runtime.components import COMPONENT_NAMES
 from ltx_runtime.manifest import open_engines
 from ltx_runtime.sessions import open_session

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from ltx_export.checkpoint import Checkpoint, StoredTensor
-from ltx_export.keys import check_names, component_tensors, refuse_unknown
-from ltx_runtime.components import COMPONENT_NAMES
+from ltx_export.keys import check_names, part_of, parts_of
 from ltx_runtime.errors import LtxError
 
 EXPECTED = {"a.weight": (4, 3), "a.bias": (4,), "b.weight": (2,)}
@@ -20,6 +19,13 @@ UNIFIED = (
     "vae.per_channel_statistics.mean-of-stds_over_std-of-means",
     "vae.per_channel_statistics.channel",
 )
+# What a file of one network has, by the network.
+BARE = {
+    "transformer": ("patchify_proj.weight", "transformer_blocks.0.scale_shift_table"),
+    "vae": ("decoder.conv_in.conv.weight", "per_channel_statistics.std-of-means"),
+    "text_encoder": ("encoder.block.0.layer.0.SelfAttention.q.weight", "encoder.final_layer_norm.weight"),
+    "upsampler": ("initial_conv.weight", "final_conv.weight"),
+}
 
 
 def stored(*shape: int) -> StoredTensor:
@@ -69,11 +75,13 @@ def test_many_names_are_counted_and_the_first_are_shown():
         check_names("vae_decoder", expected, {})
 
 
-def test_components_take_their_own_tensors_by_prefix_and_drop_it():
+def test_networks_take_their_own_tensors_by_prefix_and_drop_it():
     given = checkpoint(*UNIFIED)
-    assert list(component_tensors(given, "transformer")) == ["patchify_proj.weight"]
-    assert list(component_tensors(given, "vae_decoder")) == [
+    assert list(parts_of(given)) == ["transformer", "vae"]
+    assert list(part_of(given, "transformer")) == ["patchify_proj.weight"]
+    assert list(part_of(given, "vae")) == [
         "decoder.conv_in.conv.weight",
+        "encoder.conv_in.conv.weight",
         "per_channel_statistics.mean-of-means",
         "per_channel_statistics.std-of-means",
     ]
@@ -81,31 +89,55 @@ def test_components_take_their_own_tensors_by_prefix_and_drop_it():
 
 def test_a_tensor_keeps_its_place_in_the_file_under_its_new_name():
     given = checkpoint(*UNIFIED)
-    assert component_tensors(given, "transformer")["patchify_proj.weight"] is given.tensors[UNIFIED[0]]
+    assert part_of(given, "transformer")["patchify_proj.weight"] is given.tensors[UNIFIED[0]]
 
 
 def test_all_tensors_of_an_official_file_are_known_and_others_are_named():
-    refuse_unknown(checkpoint(*UNIFIED))
-    with pytest.raises(LtxError, match=r"given\.safetensors has 1 tensor \(lora\.up\)"):
-        refuse_unknown(checkpoint(*UNIFIED, "lora.up"))
+    parts_of(checkpoint(*UNIFIED))
+    with pytest.raises(LtxError, match=r"given\.safetensors has 1 tensor \(lora\.up\) of no known network - "):
+        parts_of(checkpoint(*UNIFIED, "lora.up"))
 
 
-@pytest.mark.parametrize("component", COMPONENT_NAMES)
-def test_a_file_without_the_component_is_refused(component):
-    with pytest.raises(LtxError, match=rf"given\.safetensors holds no {component}"):
-        component_tensors(checkpoint("unrelated.weight"), component)
+@pytest.mark.parametrize("part", BARE)
+def test_a_file_of_one_network_is_known_by_its_tensors_and_has_no_other(part):
+    given = checkpoint(*BARE[part])
+    assert list(parts_of(given)) == [part]
+    for other in BARE.keys() - {part}:
+        with pytest.raises(LtxError, match=rf"given\.safetensors holds no {other} \(it holds {part}\) - give the file"):
+            part_of(given, other)
+
+
+@pytest.mark.parametrize("part", BARE)
+def test_a_file_of_no_network_is_refused(part):
+    with pytest.raises(LtxError, match=r"given\.safetensors has 1 tensor \(unrelated\.weight\) of no known network - "):
+        part_of(checkpoint("unrelated.weight"), part)
+    with pytest.raises(LtxError, match=rf"given\.safetensors holds no {part} \(it holds nothing\) - "):
+        part_of(checkpoint(), part)
+
+
+def test_two_tensors_for_one_name_are_refused():
+    name = "model.diffusion_model.proj_in.weight"
+    with pytest.raises(LtxError, match=r"given\.safetensors has two tensors for patchify_proj\.weight - "):
+        parts_of(checkpoint(*UNIFIED, name))
 
 
 @pytest.mark.parametrize(
     "names", [("shared.weight",), ("encoder.embed_tokens.weight",), ("encoder.embed_tokens.weight", "shared.weight")]
 )
 def test_a_text_encoder_has_one_embedding_under_either_of_its_names(names):
-    tensors = component_tensors(checkpoint(*names, "encoder.final_layer_norm.weight"), "text_encoder")
-    assert set(tensors) == {"shared.weight", "encoder.final_layer_norm.weight"}
+    given = checkpoint(*BARE["text_encoder"])
+    given.tensors.update({name: stored(40, 8) for name in names})
+    tensors = part_of(given, "text_encoder")
+    assert set(tensors) == {"shared.weight", *BARE["text_encoder"]}
+    assert tensors["shared.weight"].shape == (40, 8)
+
+
+def test_two_embeddings_of_different_sizes_are_refused():
+    given = checkpoint("shared.weight", "encoder.embed_tokens.weight", *BARE["text_encoder"])
+    with pytest.raises(LtxError, match=r"given\.safetensors has two tensors for shared\.weight - "):
+        part_of(given, "text_encoder")
 
 
 def test_of_a_whole_t5_only_the_encoder_is_taken():
-    given = checkpoint(
-        "shared.weight", "encoder.final_layer_norm.weight", "decoder.final_layer_norm.weight", "lm_head.weight"
-    )
-    assert set(component_tensors(given, "text_encoder")) == {"shared.weight", "encoder.final_layer_norm.weight"}
+    given = checkpoint("shared.weight", *BARE["text_encoder"], "decoder.final_layer_norm.weight", "lm_head.weight")
+    assert set(part_of(given, "text_encoder")) == {"shared.weight", *BARE["text_encoder"]}

@@ -17,14 +17,15 @@ from sampling import networks_of
 from tiny import Exported
 
 from ltx_export import onnx_from_torch as tracing
-from ltx_export.parity import random_feeds
+from ltx_export.precision import PRECISIONS
+from ltx_export.recorded import random_feeds
 
 PREFIXES = {"text_encoder": "", "transformer": "model.diffusion_model.", "vae_decoder": "vae."}
 # One release of each VAE generation; the last has no STG and the width of 13B.
 RELEASES = ("0.9.0", "0.9.1", "0.9.8-13b-distilled")
 GRAPHS = [(name, component) for name in RELEASES for component in PREFIXES]
 EVERY_GRAPH = pytest.mark.parametrize(("name", "component"), GRAPHS)
-EVERY_PRECISION = pytest.mark.parametrize("precision", ["fp32", "bf16"])
+EVERY_PRECISION = pytest.mark.parametrize("precision", PRECISIONS)
 
 TEXT_SIZES = [(1, 1), (1, 9), (3, 20), (1, 91), (3, 150)]
 # (batch, tokens of a grid, timesteps, text tokens): one timestep for all tokens, and one per token.

@@ -1,5 +1,6 @@
 """The parity check: its measure, its inputs, its memory, and that it finds graphs that are wrong."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -7,18 +8,20 @@ import pytest
 import torch
 from oracles import RELATIVE_L2, distance
 from sampling import networks_of
-from tiny import sources_of
+from tiny import Exported
 from torch import nn
 
-from ltx_export.architecture import header_config, transformer_config, vae_config
-from ltx_export.checkpoint import open_checkpoint
-from ltx_export.keys import component_tensors
+from ltx_export.architecture import header_config, t5_config, transformer_config, vae_config
+from ltx_export.checkpoint import StoredTensor, open_safetensors
+from ltx_export.keys import Part, part_of
 from ltx_export.models.dit import Transformer
+from ltx_export.models.t5 import TextEncoder
 from ltx_export.models.vae import VaeDecoder
 from ltx_export.onnx_from_torch import build_empty
-from ltx_export.parity import LIMIT, SIZES, check_parity, random_feeds, relative_l2, stream_weights
+from ltx_export.parity import check_parity, stream_weights
 from ltx_export.random_weights import write_random_weights
-from ltx_runtime.components import check_feeds, text_encoder, transformer, vae_decoder
+from ltx_export.recorded import LIMIT, SIZES, random_feeds, relative_l2
+from ltx_runtime.components import COMPONENT_NAMES, check_feeds, text_encoder, transformer, vae_decoder
 from ltx_runtime.errors import LtxError
 
 COMPONENTS = (
@@ -82,20 +85,29 @@ def test_the_two_requests_differ_in_every_axis_and_one_of_them_pads(component):
     assert all((mask.sum(axis=1) > 0).all() for mask in masks)
 
 
-def decoder_and_tensors(release):
-    def make() -> VaeDecoder:
-        return VaeDecoder(vae_config(header_config(release.version)["vae"]))
+def network_and_tensors(release: Exported, component: str) -> tuple[Callable[[], nn.Module], dict[str, StoredTensor]]:
+    """How a module is built, and its weights as they are stored."""
+    header = header_config(release.version)
+    makers: dict[str, tuple[Part, Callable[[], nn.Module]]] = {
+        "text_encoder": ("text_encoder", lambda: TextEncoder(t5_config(tensors))),
+        "transformer": ("transformer", lambda: Transformer(transformer_config(header["transformer"]))),
+        "vae_decoder": ("vae", lambda: VaeDecoder(vae_config(header["vae"]))),
+    }
+    part, make = makers[component]
+    sources = release.sources
+    file = sources.text_encoder if part == "text_encoder" else sources.checkpoint
+    tensors = part_of(open_safetensors(file), part)
+    return make, tensors
 
-    return make, component_tensors(open_checkpoint(release.sources.checkpoint), "vae_decoder")
 
-
-def test_a_streamed_module_computes_what_the_loaded_one_does_every_time(exported):
+@pytest.mark.parametrize("component", COMPONENT_NAMES)
+def test_a_streamed_module_computes_what_the_loaded_one_does_every_time(exported, component):
     release = exported("0.9.1")
-    make, tensors = decoder_and_tensors(release)
-    loaded = networks_of(release).vae_decoder
+    make, tensors = network_and_tensors(release, component)
+    loaded = getattr(networks_of(release), component)
     streamed = build_empty(make, torch.float32)
     stream_weights(streamed, tensors)
-    feeds = random_feeds(release.manifest.components["vae_decoder"].signature, SIZES[0])
+    feeds = random_feeds(release.manifest.components[component].signature, SIZES[0])
     inputs = [torch.from_numpy(array) for array in feeds.values()]
     for _ in range(2):  # nothing is left over from the first run
         assert distance(streamed(*inputs), loaded(*inputs)) <= RELATIVE_L2
@@ -107,9 +119,10 @@ def bytes_held(layers: list[nn.Module]) -> int:
     return sum({storage.data_ptr(): storage.nbytes() for storage in held}.values())
 
 
-def test_streaming_holds_no_more_than_the_largest_layer(exported):
+@pytest.mark.parametrize("component", ["text_encoder", "vae_decoder"])
+def test_streaming_holds_no_more_than_the_largest_layer(exported, component):
     release = exported("0.9.1")
-    make, tensors = decoder_and_tensors(release)
+    make, tensors = network_and_tensors(release, component)
     module = build_empty(make, torch.float32)
     stream_weights(module, tensors)
     leaves = [layer for layer in module.modules() if layer_has_own_weights(layer)]
@@ -123,47 +136,64 @@ def test_streaming_holds_no_more_than_the_largest_layer(exported):
 
     for leaf in leaves:
         leaf.register_forward_pre_hook(look)
-    feeds = random_feeds(release.manifest.components["vae_decoder"].signature, SIZES[1])
+    feeds = random_feeds(release.manifest.components[component].signature, SIZES[1])
     module(*(torch.from_numpy(array) for array in feeds.values()))
     assert len(seen) == len(leaves)
 
 
 def layer_has_own_weights(layer: nn.Module) -> bool:
-    return not any(layer.children()) and any(True for _ in layer.parameters(recurse=False))
+    """Whether it is a layer whose weights are held while it runs; of a table only rows are read."""
+    is_leaf = not any(layer.children()) and not isinstance(layer, nn.Embedding)
+    return is_leaf and any(True for _ in layer.parameters(recurse=False))
+
+
+def test_of_a_table_only_the_rows_asked_for_are_read(exported, monkeypatch):
+    make, tensors = network_and_tensors(exported("0.9.1"), "text_encoder")
+    module = build_empty(make, torch.float32)
+    stream_weights(module, tensors)
+    read_part, spans = StoredTensor.read, []
+
+    def noted(self: StoredTensor, start: int, stop: int) -> np.ndarray:
+        spans.append((start, stop))
+        return read_part(self, start, stop)
+
+    monkeypatch.setattr(StoredTensor, "read", noted)
+    monkeypatch.setattr(StoredTensor, "mapped", lambda self: pytest.fail("the table was mapped whole"))
+    rows = module.shared(torch.tensor([[7, 3, 3], [300, 7, 0]]))
+    row_bytes = tensors["shared.weight"].length // len(module.shared.weight)
+    assert sorted(spans) == [(row * row_bytes, (row + 1) * row_bytes) for row in (0, 3, 7, 300)]
+    assert rows.shape == (2, 3, module.shared.embedding_dim)
+    assert module.shared.weight.is_meta
 
 
 def test_the_right_weights_are_found_equal_at_both_shapes_every_time(exported):
     release = exported("0.9.0")
-    make, tensors = decoder_and_tensors(release)
-    component = release.manifest.components["vae_decoder"].signature
-    first, again = (check_parity(make, component, tensors, release.graph("vae_decoder")) for _ in range(2))
+    make, tensors = network_and_tensors(release, "vae_decoder")
+    component, graph = release.manifest.components["vae_decoder"].signature, release.graph("vae_decoder")
+    first, again = (check_parity(make, component, tensors, graph, release.folder, "whose") for _ in range(2))
+    assert first.weights == "whose"
     assert first.sizes == SIZES
     assert len(first.relative_l2) == len(SIZES)
     assert max(first.relative_l2) <= RELATIVE_L2 < LIMIT
     assert max(again.relative_l2) <= RELATIVE_L2
 
 
-@pytest.mark.parametrize("component", ["transformer", "vae_decoder"])
+@pytest.mark.parametrize("component", COMPONENT_NAMES)
 def test_a_graph_over_other_weights_than_its_module_is_refused(exported, tmp_path, component):
     release = exported("0.9.0")
     write_random_weights(release.version, tmp_path, seed=1)
-    others = component_tensors(open_checkpoint(sources_of(release.version, tmp_path).checkpoint), component)
-    header = header_config(release.version)
-    makers = {
-        "transformer": lambda: Transformer(transformer_config(header["transformer"])),
-        "vae_decoder": lambda: VaeDecoder(vae_config(header["vae"])),
-    }
+    make, others = network_and_tensors(replace(release, weights=tmp_path), component)
     signature = release.manifest.components[component].signature
     with pytest.raises(LtxError, match=rf"graph of {component} differs from its module by .* more than 1e-04"):
-        check_parity(makers[component], signature, others, release.graph(component))
+        check_parity(make, signature, others, release.graph(component), release.folder)
 
 
 def test_one_wrong_tensor_among_all_is_noticed(exported):
     """The smallest mistake in attaching: two tensors of one shape have changed places."""
     release = exported("0.9.0")
-    make, tensors = decoder_and_tensors(release)
+    make, tensors = network_and_tensors(release, "vae_decoder")
     first, second = (f"decoder.up_blocks.{i}.res_blocks.0.conv1.conv.weight" for i in (0, 1))
     swapped = {**tensors, first: replace(tensors[second]), second: replace(tensors[first])}
     signature = release.manifest.components["vae_decoder"].signature
     with pytest.raises(LtxError, match="differs from its module"):
-        check_parity(make, signature, swapped, release.graph("vae_decoder"))
+        check_parity(make, signature, swapped, release.graph("vae_decoder"), release.folder)

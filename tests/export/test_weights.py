@@ -1,5 +1,6 @@
 """Attaching weights: graphs point into files, cast what is stored otherwise, and refuse what they cannot point to."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ import torch
 from oracles import RELATIVE_L2, distance, normal
 from safetensors.torch import save_file
 
-from ltx_export.checkpoint import StoredTensor, open_checkpoint
+from ltx_export.checkpoint import ITEM_BYTES, StoredTensor, open_safetensors
+from ltx_export.rewrite import must_be_rewritten, rewrite
 from ltx_export.weights import attach
 from ltx_runtime.errors import LtxError
 
@@ -52,7 +54,7 @@ def stored(tmp_path):
         shapes = {"table": (6, 4), "matrix": (4, 3), "bias": (3,)}
         tensors = {name: normal(i, *shape).to(DTYPES[dtype]) for i, (name, shape) in enumerate(shapes.items())}
         save_file(tensors, tmp_path / FILE)
-        return tmp_path, tensors, open_checkpoint(tmp_path / FILE).tensors
+        return tmp_path, tensors, open_safetensors(tmp_path / FILE).tensors
 
     return write
 
@@ -61,7 +63,7 @@ def stored(tmp_path):
 def test_a_graph_computes_with_the_stored_values_whatever_their_dtype(stored, dtype):
     folder, tensors, places = stored(dtype)
     model = lookup_graph()
-    attach(model, places, FILE, folder)
+    attach(model, places, {folder / FILE: FILE}, folder)
     ir.save(model, folder / "graph.onnx")
     session = onnxruntime.InferenceSession(str(folder / "graph.onnx"), providers=["CPUExecutionProvider"])
     ids = np.array([5, 0, 2, 2], np.int64)
@@ -78,7 +80,7 @@ def test_a_graph_computes_with_the_stored_values_whatever_their_dtype(stored, dt
 def test_only_what_is_stored_otherwise_is_cast_matrices_first_and_tables_behind_their_lookup(stored, dtype, operators):
     folder, _, places = stored(dtype)
     model = lookup_graph()
-    attach(model, places, FILE, folder)
+    attach(model, places, {folder / FILE: FILE}, folder)
     assert [node.op_type for node in model.graph] == operators
 
 
@@ -86,7 +88,7 @@ def test_attaching_copies_no_bytes_and_leaves_the_file_alone(stored):
     folder, _, places = stored("BF16")
     before = (folder / FILE).read_bytes()
     model = lookup_graph()
-    attach(model, places, FILE, folder)
+    attach(model, places, {folder / FILE: FILE}, folder)
     ir.save(model, folder / "graph.onnx")
     assert (folder / FILE).read_bytes() == before
     for name, value in model.graph.initializers.items():
@@ -98,13 +100,32 @@ def test_attaching_copies_no_bytes_and_leaves_the_file_alone(stored):
 def test_tensors_that_the_graph_does_not_have_are_left_out(stored):
     folder, _, places = stored("F32")
     model = lookup_graph()
-    attach(model, places | {"unused": places["bias"]}, FILE, folder)
+    attach(model, places | {"unused": places["bias"]}, {folder / FILE: FILE}, folder)
     assert set(model.graph.initializers) == {"table", "matrix", "bias"}
 
 
+def test_weights_of_one_graph_may_lie_in_several_files(stored):
+    folder, _, places = stored("BF16")
+    (folder / "second").write_bytes((folder / FILE).read_bytes())
+    places["matrix"] = replace(places["matrix"], file=folder / "second")
+    model = lookup_graph()
+    attach(model, places, {folder / FILE: FILE, folder / "second": "renamed"}, folder)
+    files = {name: str(value.const_value.location) for name, value in model.graph.initializers.items()}
+    assert files == {"table": FILE, "matrix": "renamed", "bias": FILE}
+
+
 @pytest.mark.parametrize("dtype", ["F8_E4M3", "I64", "U8"])
-def test_a_dtype_that_graphs_can_not_point_into_is_refused_by_name(stored, dtype):
+def test_a_dtype_that_graphs_can_not_point_into_is_rewritten_before(stored, dtype):
     folder, _, places = stored("F32")
     other = StoredTensor(folder / FILE, 8, 12, dtype, (3,))
-    with pytest.raises(LtxError, match=f"bias is stored as {dtype}.*F32, F16, BF16"):
-        attach(lookup_graph(), places | {"bias": other}, FILE, folder)
+    assert not must_be_rewritten(places, None, ())
+    assert must_be_rewritten(places | {"bias": other}, None, ())
+
+
+@pytest.mark.parametrize("dtype", ["I64", "U8", "F64"])
+def test_a_dtype_that_no_weights_are_stored_in_is_refused_by_name(stored, dtype):
+    folder, _, places = stored("F32")
+    other = StoredTensor(folder / FILE, 8, 3 * ITEM_BYTES[dtype], dtype, (3,))
+    with pytest.raises(LtxError, match=f"stored as {dtype}.*F32, F16, BF16"):
+        rewrite(places | {"bias": other}, folder / "rewritten.safetensors")
+    assert [path.name for path in folder.iterdir()] == [FILE]

@@ -44,10 +44,11 @@ def engines(tmp_path, spiece, diary, monkeypatch):
         (folder / spiece.name).write_bytes(spiece.read_bytes())
         manifest = engines_of(version, spiece).manifest
         entries = manifest.components.values()
-        names = {name for entry in entries for name in (entry.weights, *entry.graphs.values())}
+        names = {name for entry in entries for name in (*entry.weights, *entry.graphs.values())}
         for name in names:
             (folder / name).touch()
-        write_manifest(folder, replace(manifest, files=describe_files(folder, {spiece.name, *names})))
+        files = describe_files({name: folder / name for name in {spiece.name, *names}})
+        write_manifest(folder, replace(manifest, files=files))
         return folder
 
     return make

@@ -28,7 +28,12 @@ SIGNATURES = (
     transformer(4, 6, stg_layers=2),
     vae_decoder(4, timestep=True, noise_maps={2: (14, 2), 4: (12, 4)}),
 )
-FILES = {"transformer.fp32.onnx": b"graph", "transformer.data": b"weights", "tokenizer/spiece.model": b"pieces"}
+FILES = {
+    "transformer.fp32.onnx": b"graph",
+    "transformer.data": b"weights",
+    "transformer.recorded.npz": b"numbers",
+    "tokenizer/spiece.model": b"pieces",
+}
 
 
 def write_folder(folder, version="demo"):
@@ -37,11 +42,11 @@ def write_folder(folder, version="demo"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
     parity = Parity((1e-6, 2.5e-6), ({"batch": 1, "tokens": 24}, {"batch": 3, "tokens": 30}), "checkpoint")
-    components = {
-        s.name: ComponentEntry(s, "transformer.data", {"fp32": "transformer.fp32.onnx"}, parity) for s in SIGNATURES
-    }
-    components["vae_decoder"] = ComponentEntry(SIGNATURES[2], "transformer.data", {})
-    manifest = Manifest(version, True, "tokenizer/spiece.model", components, describe_files(folder, FILES))
+    graphs, recorded = {"fp32": "transformer.fp32.onnx"}, "transformer.recorded.npz"
+    components = {s.name: ComponentEntry(s, ("transformer.data",), graphs, parity, recorded) for s in SIGNATURES}
+    components["vae_decoder"] = ComponentEntry(SIGNATURES[2], ("transformer.data",), {})
+    files = describe_files({name: folder / name for name in FILES})
+    manifest = Manifest(version, True, "tokenizer/spiece.model", components, files, loras=("fox.safetensors:0.8",))
     write_manifest(folder, manifest)
     return manifest
 
@@ -50,6 +55,15 @@ def write_folder(folder, version="demo"):
 def folder(tmp_path):
     write_folder(tmp_path / "demo")
     return tmp_path / "demo"
+
+
+@pytest.fixture
+def weights(folder):
+    """Where the folder's weights have gone: it only links to them now."""
+    (folder.parent / "elsewhere").mkdir()
+    (folder / "transformer.data").rename(folder.parent / "elsewhere" / "transformer.data")
+    edit(folder, lambda data: data["linked"].update({"transformer.data": str(folder.parent / "elsewhere")}))
+    return folder.parent / "elsewhere" / "transformer.data"
 
 
 def edit(folder, change):
@@ -138,6 +152,26 @@ def test_a_file_of_the_same_size_with_other_bytes_is_named(folder, name):
         open_engines(folder)
 
 
+def test_a_file_that_a_folder_only_links_to_is_verified_where_it_is(folder, weights):
+    engines = open_engines(folder)
+    assert engines.manifest.place(folder, "transformer.data") == weights
+    assert engines.manifest.place(folder, "transformer.fp32.onnx") == folder / "transformer.fp32.onnx"
+    assert engines.weights_folder("transformer") == weights.parent
+    weights.write_bytes(b"WEIGHTS")
+    with pytest.raises(LtxError, match=rf"{weights} has changed since the export - run"):
+        open_engines(folder)
+
+
+def test_a_linked_file_that_is_gone_is_named_with_where_it_was(folder, weights):
+    weights.unlink()
+    with pytest.raises(LtxError, match=rf"{weights} is gone, and {folder} only links to it - put it back or run: make"):
+        open_engines(folder)
+
+
+def test_weights_that_are_not_linked_are_in_the_folder_itself(folder):
+    assert open_engines(folder).weights_folder("transformer") == folder
+
+
 def test_a_folder_without_a_manifest_is_incomplete_and_the_message_says_how_to_make_it(tmp_path):
     for folder in (tmp_path, tmp_path / "0.9.5"):
         with pytest.raises(LtxError, match=rf"holds no manifest\.json.*make engines VERSION={folder.name}$"):
@@ -157,17 +191,26 @@ def test_what_is_not_json_is_refused(folder, content):
         read_manifest(folder)
 
 
-@pytest.mark.parametrize("content", ["[]", "3", "{}", '{"format": 0}', '{"format": 2}', '{"format": "1"}'])
+@pytest.mark.parametrize("content", ["[]", "3", "{}", '{"format": 0}', '{"format": 1}', '{"format": "2"}'])
 def test_another_format_is_refused(folder, content):
     (folder / MANIFEST).write_text(content)
-    with pytest.raises(LtxError, match="another format than 1"):
+    with pytest.raises(LtxError, match="another format than 2"):
         read_manifest(folder)
 
 
-@pytest.mark.parametrize("field", ["version", "causal_positions", "tokenizer", "components", "files"])
+@pytest.mark.parametrize(
+    "field", ["version", "causal_positions", "tokenizer", "components", "files", "linked", "loras"]
+)
 def test_a_manifest_without_one_of_its_fields_is_incomplete(folder, field):
     edit(folder, lambda data: data.pop(field))
     with pytest.raises(LtxError, match=rf"incomplete .*{field}"):
+        read_manifest(folder)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_manifest_that_lists_no_checksum_of_a_file_it_names_is_incomplete(folder, name):
+    edit(folder, lambda data: data["files"].pop(name))
+    with pytest.raises(LtxError, match=rf"incomplete .*{name}"):
         read_manifest(folder)
 
 

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -22,7 +23,7 @@ SIGNATURE = text_encoder(6)
 
 
 def engines_in(folder, precision):
-    entry = ComponentEntry(SIGNATURE, "text_encoder.data", {precision: f"text_encoder.{precision}.onnx"})
+    entry = ComponentEntry(SIGNATURE, ("text_encoder.data",), {precision: f"text_encoder.{precision}.onnx"})
     return Engines(folder, Manifest("demo", True, "spiece.model", {"text_encoder": entry}))
 
 
@@ -37,13 +38,14 @@ class ClosingRunner(FunctionRunner):
 
 @pytest.fixture
 def opened(monkeypatch):
-    """A backend called `fake` that runs a function; the list holds (graph, runner) of everything it opened."""
+    """A backend called `fake` that runs a function; the list holds (graph, weights, runner) of all it opened."""
     opened = []
     module = ModuleType("fake_backend")
 
-    def load(graph):
-        opened.append((graph, ClosingRunner(lambda feeds: {"text": np.ones((*feeds["ids"].shape, 6), np.float32)})))
-        return opened[-1][1]
+    def load(graph, weights):
+        runner = ClosingRunner(lambda feeds: {"text": np.ones((*feeds["ids"].shape, 6), np.float32)})
+        opened.append((graph, weights, runner))
+        return runner
 
     module.load = load
     monkeypatch.setitem(sys.modules, "fake_backend", module)
@@ -68,8 +70,19 @@ def test_a_session_runs_the_graph_of_its_backend_s_precision(opened, tmp_path):
     with open_session(engines_in(tmp_path, "fp32"), "text_encoder", "fake") as session:
         assert session.component == SIGNATURE
         assert session.run(feeds_of(SIGNATURE.inputs, SIZES))["text"].shape == (2, 5, 6)
-    ((graph, _),) = opened
+    ((graph, weights, _),) = opened
     assert graph == tmp_path / "text_encoder.fp32.onnx"
+    assert weights == tmp_path
+
+
+def test_a_session_finds_weights_that_the_folder_only_links_to(opened, tmp_path):
+    engines = engines_in(tmp_path, "fp32")
+    linked = replace(engines.manifest, linked={"text_encoder.data": str(tmp_path / "elsewhere")})
+    with open_session(Engines(tmp_path, linked), "text_encoder", "fake"):
+        pass
+    ((graph, weights, _),) = opened
+    assert graph == tmp_path / "text_encoder.fp32.onnx"
+    assert weights == tmp_path / "elsewhere"
 
 
 def test_a_session_refuses_feeds_that_do_not_fit_before_the_graph_sees_them(opened, tmp_path):
@@ -77,19 +90,19 @@ def test_a_session_refuses_feeds_that_do_not_fit_before_the_graph_sees_them(open
     with open_session(engines_in(tmp_path, "fp32"), "text_encoder", "fake") as session:
         with pytest.raises(ValueError, match="axis 'text_tokens' is 4, expected 5"):
             session.run(feeds)
-        assert opened[0][1].fed == []
+        assert opened[0][2].fed == []
 
 
 @pytest.mark.parametrize("error", [None, RuntimeError, KeyboardInterrupt])
 def test_a_session_is_closed_once_at_the_end_however_it_ends(opened, tmp_path, error):
     try:
         with open_session(engines_in(tmp_path, "fp32"), "text_encoder", "fake"):
-            assert opened[0][1].closed == 0
+            assert opened[0][2].closed == 0
             if error:
                 raise error
     except (RuntimeError, KeyboardInterrupt):
         pass
-    assert opened[0][1].closed == 1
+    assert opened[0][2].closed == 1
 
 
 def test_an_unknown_backend_is_refused_with_the_known_ones(tmp_path):

@@ -20,12 +20,13 @@ from ltx_runtime.sidecar import (
 )
 
 BUILDER = ("tensorrt-rtx", "1.7")
-GRAPH, WEIGHTS = f"transformer.{ENGINE_PRECISION}.onnx", "transformer.data"
+GRAPH, *WEIGHTS = f"transformer.{ENGINE_PRECISION}.onnx", "transformer-1.data", "transformer-2.data"
 
 
 def engines_in(folder, graph="1", weights="2"):
-    entry = ComponentEntry(transformer(4, 6), WEIGHTS, {ENGINE_PRECISION: GRAPH})
-    files = {GRAPH: FileEntry(1, graph), WEIGHTS: FileEntry(1, weights), "other": FileEntry(1, "3")}
+    entry = ComponentEntry(transformer(4, 6), tuple(WEIGHTS), {ENGINE_PRECISION: GRAPH})
+    sums = dict(zip((GRAPH, *WEIGHTS, "other"), (graph, "0", weights, "3"), strict=True))
+    files = {name: FileEntry(1, checksum) for name, checksum in sums.items()}
     return Engines(folder, Manifest("demo", True, "spiece.model", {"transformer": entry}, files))
 
 
@@ -56,7 +57,7 @@ def test_engines_of_different_builders_lie_in_different_folders(tmp_path):
 
 
 def test_a_sidecar_names_the_checksums_of_graph_and_weights_alone(engine):
-    assert read_sidecar(engine).sources == {GRAPH: "1", WEIGHTS: "2"}
+    assert read_sidecar(engine).sources == {GRAPH: "1", WEIGHTS[0]: "0", WEIGHTS[1]: "2"}
 
 
 def refused(engine, message, **change):
