@@ -56,14 +56,13 @@ class Options:
     loras: Sequence[tuple[Path, float]] = ()
     link: bool = False
 
+    def precisions_of(self, part: Part) -> Sequence[str]:
+        """The precisions of one component's graphs."""
+        return self.of_component.get(part.component.name, self.precisions)
+
 
 def export_version(
-    version: Version,
-    sources: Sources,
-    folder: Path,
-    options: Options,
-    report: Report,
-    progress: Progress = silent,
+    version: Version, sources: Sources, folder: Path, options: Options, report: Report, progress: Progress = silent
 ) -> Manifest:
     """Writes a complete version folder, or leaves what was there untouched.
 
@@ -84,14 +83,14 @@ def export_version(
     causal = header["transformer"].get("causal_temporal_positioning", version.causal_positions)
     parts = parts_of(version, header, opened)
     _check_tokenizer(sources.tokenizer, parts[0].tensors["shared.weight"].shape[0])
-    loras = _open_loras(parts, options)
+    loras = _open_loras(parts, options.loras)
     with _staged(folder) as staging:
         place_file(sources.tokenizer, staging / TOKENIZER_FILE, progress)
         placed = place_weights(parts, staging, options.store, loras, options.link, progress)
-        entries: dict[str, ComponentEntry] = {}
-        for part, place in zip(parts, placed, strict=True):
-            precisions = options.of_component.get(part.component.name, options.precisions)
-            entries[part.component.name] = _export_part(part, place, staging, precisions, report)
+        entries: dict[str, ComponentEntry] = {
+            part.component.name: _export_part(part, place, staging, options.precisions_of(part), report)
+            for part, place in zip(parts, placed, strict=True)
+        }
         manifest = Manifest(
             version.name,
             bool(causal),
@@ -113,10 +112,10 @@ def _paths(folder: Path, placed: Sequence[Placed], entries: Mapping[str, Compone
     return paths | {TOKENIZER_FILE: folder / TOKENIZER_FILE}
 
 
-def _open_loras(parts: Sequence[Part], options: Options) -> list[Lora]:
+def _open_loras(parts: Sequence[Part], loras: Sequence[tuple[Path, float]]) -> list[Lora]:
     transformer = next(part for part in parts if part.source == "transformer")
     shapes = {name: tensor.shape for name, tensor in transformer.tensors.items()}
-    return [open_lora(path, scale, shapes) for path, scale in options.loras]
+    return [open_lora(path, scale, shapes) for path, scale in loras]
 
 
 def _export_part(part: Part, place: Placed, folder: Path, precisions: Sequence[str], report: Report) -> ComponentEntry:

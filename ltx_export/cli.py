@@ -106,6 +106,23 @@ def download(
 
 @app.command()
 @reported()
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A file of weights, or any folder of them.")],
+    as_json: Annotated[bool, typer.Option("--json", help="The same for programs.")] = False,
+) -> None:
+    """Say what a file or folder is, which version and why, what is missing, and what memory it will need."""
+    import dataclasses
+    import json
+
+    from ltx_export.inspection import inspect as look
+    from ltx_export.inspection_lines import lines_of
+
+    found = look(path)
+    print(json.dumps(dataclasses.asdict(found), indent=1) if as_json else "\n".join(lines_of(found)))
+
+
+@app.command()
+@reported()
 def check(
     folder: Annotated[Path, typer.Argument(help="A version folder, or a folder with one.")] = Path("engines"),
     version: Annotated[str | None, typer.Option(help="Which version; not needed when there is one.")] = None,

@@ -247,7 +247,7 @@ def _peft_config(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     try:
         config = json.loads(metadata.get(_PEFT_CONFIG, "{}"))
         return {field.removeprefix(_COMPONENT): value for field, value in config.items()}
-    except (ValueError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise LtxError(f"{path} has a damaged {_PEFT_CONFIG} ({error}) - download it again") from None
 
 
@@ -265,7 +265,7 @@ def _peft_alpha(path: Path, config: Mapping[str, Any], name: str, rank: int) -> 
         # Rank-stabilised LoRA divides by the root of the rank (arXiv:2312.03732).
         stabilised = math.sqrt(rank) if config.get("use_rslora") else 1.0
         return _finite(float(alpha) * stabilised, f"alpha of {name} in {path}", alpha, "download it again")
-    except (ValueError, TypeError, AttributeError, re.error) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError, re.error) as error:
         raise LtxError(f"{path} has a damaged {_PEFT_CONFIG} ({error}) - download it again") from None
 
 

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 from copy import copy
 
+import numpy as np
 import onnx_ir as ir
 
 # A first block, which may own what all use, two to compare, and a last one, of which nothing is taken on.
@@ -32,7 +33,7 @@ def repeat_blocks(traced: ir.Model, path: str, blocks: int) -> ir.Model:
     """
     model = traced.clone()
     pattern, following = _nodes_of(model, path, _PATTERN), _nodes_of(model, path, _NEXT)
-    carried = _carried(pattern, following)
+    carried = _carried(pattern, following, path)
     added = blocks - TRACED_BLOCKS
     for last in range(TRACED_BLOCKS - 1, _NEXT - 1, -1):
         _rename(model, path, last, last + added)
@@ -65,21 +66,47 @@ def _nodes_of(model: ir.Model, path: str, block: int) -> Nodes:
     return nodes
 
 
-def _carried(pattern: Nodes, following: Nodes) -> dict[ir.Value, ir.Value]:
+def _carried(pattern: Nodes, following: Nodes, path: str) -> dict[ir.Value, ir.Value]:
     """What the pattern takes from the block before it -> what it hands to the block behind it."""
     if pattern.keys() != following.keys():
         raise ValueError(f"blocks differ in {sorted(pattern.keys() ^ following.keys())[:4]}")
-    inside, behind = set(pattern.values()), set(following.values())
+    inside = set(pattern.values())
+    twins = {
+        own: other for key in pattern for own, other in zip(pattern[key].outputs, following[key].outputs, strict=True)
+    }
     carried: dict[ir.Value, ir.Value] = {}
     for key, node in pattern.items():
-        for taken, counterpart in zip(node.inputs, following[key].inputs, strict=True):
-            if taken is None or counterpart is None or taken is counterpart or counterpart.producer() in behind:
-                continue
-            if counterpart.producer() in inside:
-                carried[taken] = counterpart
-            elif not (taken.is_initializer() and counterpart.is_initializer()):
-                raise ValueError(f"{node.name} takes {taken.name}, which is neither its block's, shared nor handed on")
+        other = following[key]
+        if _attributes(node) != _attributes(other) or len(node.inputs) != len(other.inputs):
+            raise ValueError(f"blocks differ: {node.name} and {other.name} are not the same operation")
+        for taken, counterpart in zip(node.inputs, other.inputs, strict=True):
+            if taken is None or counterpart is None:
+                fits = taken is counterpart
+            elif taken in twins:
+                fits = twins[taken] is counterpart
+            elif taken is not counterpart and counterpart.producer() in inside:
+                fits = carried.setdefault(taken, counterpart) is counterpart
+            else:
+                fits = taken is counterpart or _are_twins(taken, counterpart, path)
+            if not fits:
+                raise ValueError(f"blocks differ: {node.name} and {other.name} do not take the same")
     return carried
+
+
+def _attributes(node: ir.Node) -> dict[str, object]:
+    return {name: attribute.value for name, attribute in node.attributes.items()}
+
+
+def _are_twins(taken: ir.Value, counterpart: ir.Value, path: str) -> bool:
+    """Whether two initializers are the blocks' own weights of one name, or equal constants."""
+    if not (taken.is_initializer() and counterpart.is_initializer()):
+        return False
+    if taken.const_value is None or counterpart.const_value is None:
+        same = taken.const_value is counterpart.const_value
+        return same and _renamed(taken.name, path, _PATTERN, _NEXT) == counterpart.name
+    return taken.dtype == counterpart.dtype and np.array_equal(
+        taken.const_value.numpy(), counterpart.const_value.numpy()
+    )
 
 
 def _copied(model: ir.Model, pattern: Nodes, path: str, block: int, inputs: Mapping[ir.Value, ir.Value]) -> Nodes:

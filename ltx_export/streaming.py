@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ltx_export.checkpoint import ITEM_BYTES, StoredTensor
 from ltx_runtime.errors import explaining
@@ -62,36 +64,43 @@ def write_safetensors(
         LtxError: the disk is full or the folder cannot be written.
     """
     groups = list(groups)
+    entries = [entry for group, _ in groups for entry in group]
+    ends = list(accumulate(entry.length for entry in entries))
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    end = 0
-    for entry in (entry for entries, _ in groups for entry in entries):
-        begin, end = end, end + entry.length
-        header[entry.name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": [begin, end]}
+    for entry, end in zip(entries, ends, strict=True):
+        offsets = [end - entry.length, end]
+        header[entry.name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": offsets}
     raw = json.dumps(header, separators=(",", ":")).encode()
     raw += b" " * (-len(raw) % _ALIGNMENT)
     temporary = path.with_name(f".{path.name}.partial")
+    shown = progress(path.name, ends[-1] if ends else 0)
     try:
-        with explaining(f"write {path}"), temporary.open("wb") as file, progress(path.name, end) as done:
+        with explaining(f"write {path}"), temporary.open("wb") as file, shown as done:
             file.write(struct.pack("<Q", len(raw)) + raw)
-            for entries, chunks in groups:
-                due = sum(entry.length for entry in entries)
-                if chunks is None:
-                    file.truncate(file.seek(due, 1))
-                    continue
-                written = 0
-                for chunk in chunks():
-                    written += file.write(chunk)
-                    done(len(chunk))
-                assert written == due, f"{entries[0].name}: {written} bytes of {due}"
+            for group, chunks in groups:
+                _write_group(file, group, chunks, done)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+    start = 8 + len(raw)
     return {
-        name: StoredTensor(path, 8 + len(raw) + row["data_offsets"][0], entry.length, entry.dtype, entry.shape)
-        for entries, _ in groups
-        for entry in entries
-        for name, row in ((entry.name, header[entry.name]),)
+        entry.name: StoredTensor(path, start + end - entry.length, entry.length, entry.dtype, entry.shape)
+        for entry, end in zip(entries, ends, strict=True)
     }
+
+
+def _write_group(
+    file: BinaryIO, group: Sequence[Entry], chunks: Callable[[], Iterable[Chunk]] | None, done: Callable[[int], None]
+) -> None:
+    due = sum(entry.length for entry in group)
+    if chunks is None:
+        file.truncate(file.seek(due, os.SEEK_CUR))
+        return
+    written = 0
+    for chunk in chunks():
+        written += file.write(chunk)
+        done(len(chunk))
+    assert written == due, f"{group[0].name}: {written} bytes of {due}"
 
 
 def copy_file(source: Path, target: Path, progress: Progress = silent) -> None:
@@ -100,9 +109,8 @@ def copy_file(source: Path, target: Path, progress: Progress = silent) -> None:
     Raises:
         LtxError: the disk is full.
     """
-    size = source.stat().st_size
-    with explaining(f"write {target}"), source.open("rb") as read, target.open("wb") as write:
-        with progress(target.name, size) as done:
-            while chunk := read.read(COPY_BYTES):
-                write.write(chunk)
-                done(len(chunk))
+    shown = progress(target.name, source.stat().st_size)
+    with explaining(f"write {target}"), source.open("rb") as read, target.open("wb") as write, shown as done:
+        while chunk := read.read(COPY_BYTES):
+            write.write(chunk)
+            done(len(chunk))

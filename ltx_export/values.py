@@ -48,6 +48,8 @@ def float32_of(tensor: StoredTensor, start: int = 0, stop: int | None = None) ->
     row_bytes = tensor.length // max(rows, 1)
     raw = tensor.read(start * row_bytes, stop * row_bytes)
     shape = tensor.shape if (start, stop) == (0, rows) else (stop - start, *tensor.shape[1:])
+    if tensor.dtype not in READ_DTYPES:
+        raise LtxError(f"{tensor.file} stores weights as {tensor.dtype}; use one in {', '.join(READ_DTYPES)}")
     return _widened(raw, tensor.dtype, tensor.shape[-1] if tensor.shape else 1).reshape(shape)
 
 
@@ -60,8 +62,6 @@ def _widened(raw: Bytes, dtype: str, columns: int) -> Floats:
         return (raw.view("<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
     if dtype == "F8_E4M3":
         return np.take(_E4M3, raw)
-    if dtype not in BLOCK_FORMATS:
-        raise LtxError(f"weights are stored as {dtype}; use a file in one of {', '.join(READ_DTYPES)}")
     return _joined(raw, dtype, columns)
 
 

@@ -1,4 +1,4 @@
-"""Small GGUF files of quantized networks, written by the package gguf; blocks drawn so that activations stay near one."""
+"""Small GGUF files of quantized networks, written by the package gguf; blocks that keep activations near one."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -23,8 +23,6 @@ _SPREAD = {
     **{"Q4_1": 4.6, "Q5_1": 9.2, "Q4_K": 168, "Q5_K": 335, "Q2_K": 10},
 }
 _MEAN_CODE = {"Q4_1": -7.5, "Q5_1": -15.5, "Q4_K": 7.5, "Q5_K": 15.5, "Q2_K": 1.5}
-# Types whose scales have both signs in real files: their largest weight becomes the lowest code.
-_BOTH_SIGNS = ("Q4_0", "Q5_0", "IQ4_NL", "Q3_K", "Q6_K")
 _FLOATS = ("F32", "F16", "BF16")
 QUANTIZED = tuple(HALVES)
 
@@ -46,10 +44,10 @@ def random_blocks(dtype: str, rows: int, columns: int, deviation: float, seed: i
     if dtype == "Q2_K":
         blocks[:, :16] = (blocks[:, :16] & 15) * 17
     scales = (deviation / _SPREAD[dtype] * random.uniform(0.5, 1.5, count)).astype(np.float16)
+    if dtype != "Q8_0":  # where there are no minimums, the largest weight becomes the lowest code, whatever its sign
+        scales[random.random(count) < (1 / 32 if dtype in _MEAN_CODE else 1 / 2)] *= -1
     means = (scales.astype(np.float32) * _MEAN_CODE.get(dtype, 0)).astype(np.float16)
     scales[random.random(count) < 1 / 32] = 0
-    if dtype in _BOTH_SIGNS:
-        scales *= random.choice(np.array([-1, 1], np.float16), count)
     for at, halves in zip(HALVES[dtype], (scales, means), strict=False):
         blocks[:, at : at + 2] = halves.view(np.uint8).reshape(-1, 2)
     return blocks.reshape(rows, -1)

@@ -214,7 +214,7 @@ def test_a_header_that_is_no_object_is_refused(tmp_path, header):
 
 
 @pytest.mark.parametrize("metadata", [None, [], 7, "text", {"config": 7}, {"config": {}}], ids=str)
-def test_metadata_that_are_no_texts_are_refused(tmp_path, metadata):
+def test_metadata_that_are_no_object_or_whose_configuration_is_no_text_are_refused(tmp_path, metadata):
     refusal(raw_file(tmp_path / "x", {"__metadata__": metadata, "x": entry()}, bytes(8)))
 
 

@@ -131,7 +131,9 @@ def test_of_many_misfits_the_first_few_are_named(exported, tmp_path):
     state = load_file(release.sources.checkpoint)
     gone = [name for name in state if name.startswith("vae.encoder.down_blocks.")]
     with safe_open(release.sources.checkpoint, "pt") as file:
-        save_file({name: state[name] for name in state if name not in gone}, tmp_path / "cut.safetensors", file.metadata())
+        save_file(
+            {name: state[name] for name in state if name not in gone}, tmp_path / "cut.safetensors", file.metadata()
+        )
     with pytest.raises(LtxError) as refused:
         export(release.version, replace(release.sources, checkpoint=tmp_path / "cut.safetensors"), tmp_path / "out")
     message = str(refused.value)

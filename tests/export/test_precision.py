@@ -37,7 +37,7 @@ EVERY_COMPONENT = pytest.mark.parametrize("component", COMPONENT_NAMES)
 EVERY_PRECISION = pytest.mark.parametrize("precision", PRECISIONS)
 HALVES = {onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
 HALF_OF = {"fp32": set(), "bf16": {onnx.TensorProto.BFLOAT16}, "fp16": {onnx.TensorProto.FLOAT16}}
-# What two roundings to fp16 in every layer may cost.
+# What rounding to fp16 in every layer may cost.
 FP16 = 1e-2
 FP16_MAX = 65504.0
 
@@ -127,9 +127,9 @@ def test_ports_of_every_precision_are_float32_or_whole_numbers(exported, name, c
 
 @EVERY_COMPONENT
 @EVERY_RELEASE
-def test_no_cast_of_an_fp32_graph_changes_nothing(exported, name, component):
+def test_every_cast_of_an_fp32_graph_changes_something_or_makes_the_output(exported, name, component):
     graph, types = typed(exported(name).graph(component))
-    casts = [node for node in graph.node if node.op_type == "Cast"]
+    casts = [node for node in graph.node if node.op_type == "Cast" and node.output[0] != graph.output[0].name]
     assert [node.name for node in casts if types[node.input[0]] == types[node.output[0]]] == []
 
 
@@ -206,8 +206,8 @@ def test_every_component_has_the_precisions_asked_for_and_no_others(mixed):
 
 
 def test_a_folder_without_fp32_graphs_was_compared_in_fp32_all_the_same(mixed, exported):
-    for name, entry in mixed.manifest.components.items():
-        whole = exported("0.9.5")
+    whole = exported("0.9.5")
+    for entry in mixed.manifest.components.values():
         assert max(entry.parity.relative_l2) < 1e-5
         with np.load(mixed.folder / entry.recorded) as ours, np.load(whole.folder / entry.recorded) as theirs:
             assert set(ours.files) == {port.name for port in (*entry.signature.inputs, *entry.signature.outputs)}

@@ -1,0 +1,280 @@
+"""What lies at a path, told from headers: its kind, its version and why, its networks, what an export lacks, memory.
+
+`ltx-export inspect` prints it. The export's own readers open the files; only a LoRA's alphas are read. No torch.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ltx_export.blocks import BLOCK_FORMATS
+from ltx_export.checkpoint import Checkpoint
+from ltx_export.detection import transformer_part, vae_part
+from ltx_export.keys import Part, Tensors, parts_of
+from ltx_export.readers import open_weights, weights_file
+from ltx_export.sources import find_sources
+from ltx_export.values import FLOAT_DTYPES, float32_of
+from ltx_runtime.errors import LtxError
+from ltx_runtime.manifest import MANIFEST, read_manifest
+from ltx_runtime.versions import VERSIONS, Version
+
+Facts = dict[str, Any]
+_FOLDERS = ("transformer", "vae", "text_encoder", "latent_upsampler")
+_COMPONENT = re.compile(r"(?!.*-of-\d{5})(diffusion_pytorch_)?model\.(.*\.)?safetensors(\.index.*\.json)?$")
+_AROUND_VARIANT = re.compile(r"^(diffusion_pytorch_)?model|\.safetensors|\.index|\.json$")
+_SHARD = re.compile(r"-\d{5}-of-\d{5}\.")
+_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.", "vae.")
+_KINDS = {"transformer": "transformer", "vae": "VAE", "text_encoder": "T5 text encoder", "upsampler": "upscaler"}
+_RESAMPLED = {2: "temporal", 4: "spatial", 8: "spatial and temporal"}  # what a place's channels are unfolded to
+_FIELDS = {  # of a header, and what they are called here
+    **{"num_layers": "layers", "num_attention_heads": "heads", "attention_head_dim": "head_dim"},
+    **{"cross_attention_dim": "width", "caption_channels": "text_channels", "latent_channels": "latent_channels"},
+    **{"decoder_base_channels": "base_channels", "causal_temporal_positioning": "causal_positions"},
+}
+_RELEASES: dict[str, Facts] = {
+    name: {**asdict(one.transformer), **asdict(one.vae_size), "width": one.transformer.width}
+    | {"vae_generation": one.vae, "causal_positions": one.causal_positions, "schedule": one.schedule}
+    | {"is_distilled": not any(rule.uses_cfg or rule.uses_stg for each in one.passes for rule in each.guidance)}
+    for name, one in VERSIONS.items()
+}
+# How names begin and end, in whichever network; rewritten matrices have scales and minimums.
+_NAME = re.compile(
+    r"(transformer_blocks|patchify_proj|proj_out|caption_projection|adaln_single|encoder|decoder|per_channel_statistics"
+    r"|shared|upsampler|(post_upsample_)?res_blocks|(initial|final)_(conv|norm))\.(.+\.)?(weight(\.scales|\.minimums)?|bias"
+    r"|(last_)?scale_shift_table|\w+-of-means|per_channel_scale[12]|timestep_scale_multiplier)|scale_shift_table"
+)
+# A trainer's prefix, the module, and what its factor (rank, in) is called.
+_LORA_DOWN = re.compile(r"((?:\w*model\.|transformer\.|lora_[a-z]+_)*).+?([._]lora[._](?:A.*|down)\.weight)")
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of weights, or the shards of one; the variants of its folder; names that belong to nothing."""
+
+    path: str
+    kind: str
+    size_bytes: int
+    variants: list[str]
+    header: Facts
+    networks: list[Facts]
+    lora: Facts
+    unknown_names: list[str]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Everything told about a path: the releases it may be and why these, and what an export needs beside it."""
+
+    path: str
+    kind: str
+    versions: list[str]
+    reasons: list[str]
+    files: list[File]
+    engines: Facts
+    missing: list[str]
+    memory: Facts
+
+
+def inspect(path: Path) -> Inspection:
+    """Looks at a file of weights, an index of shards, a folder of either, or a version folder.
+
+    Raises:
+        LtxError: it is not there, is damaged, or is of no known kind.
+    """
+    path = path.parent if path.name in (MANIFEST, "model_index.json") else path
+    if not path.exists():
+        raise LtxError(f"{path} not found - check the path")
+    if (path / MANIFEST).exists() or any(path.glob("*.onnx")):
+        return _version_folder(path)
+    files = [_file(*place) for place in _places(path)]
+    known = [file for file in files if file.kind != "unknown"]
+    if not known:
+        held = ", ".join(name for file in files for name in file.unknown_names[:2]) or "no weights"
+        raise LtxError(f"{path} holds nothing known ({held}) - give LTX-Video's weights, a T5, an upscaler or a LoRA")
+    kind = known[0].kind
+    if path.is_dir():
+        whole = "diffusers folder" if (path / "transformer").is_dir() else "weights folder"
+        kind = f"component folder: {kind}" if len(files) == 1 and known[0].variants else whole
+    versions, reasons = _guess(path, known)
+    return Inspection(str(path), kind, versions, reasons, files, {}, _missing(path, known, versions), _memory(known))
+
+
+def _places(path: Path) -> Iterator[tuple[Path, list[str]]]:
+    if path.is_file() and _SHARD.search(path.name):
+        raise LtxError(f"{path} is one shard of several - give their index or folder")
+    if path.is_file():
+        yield path, []
+    for folder in (path, *(path / name for name in _FOLDERS)):
+        found = [file.name for file in folder.glob("*") if _COMPONENT.match(file.name)]
+        if variants := sorted({_AROUND_VARIANT.sub("", name).strip(".") for name in found}):
+            yield weights_file(folder, variants[0]), variants
+    for file in sorted((*path.glob("[!.]*.safetensors"), *path.glob("[!.]*.gguf"))):
+        if not _SHARD.search(file.name) and not _COMPONENT.match(file.name):
+            yield file, []
+
+
+def _file(path: Path, variants: list[str]) -> File:
+    checkpoint = open_weights(path)
+    tensors, lora = checkpoint.tensors, _lora(checkpoint)
+    strangers = {name for name in tensors if lora and not re.search(r"[._]lora[._](up|down|[AB])\.|\.alpha$", name)}
+    try:
+        parts = {} if lora else parts_of(checkpoint)
+    except LtxError:
+        strangers = {name for name in tensors if not name.startswith(_PREFIXES)}
+        parts = parts_of(replace(checkpoint, tensors={n: tensors[n] for n in tensors if n not in strangers}))
+    odd = {id(tensor) for part in parts.values() for name, tensor in part.items() if not _NAME.fullmatch(name)}
+    unknown = [name for name, tensor in tensors.items() if name in strangers or id(tensor) in odd]
+    networks = [_network(part, ours) for part, ours in parts.items()]
+    kinds = " and ".join(f"{one['sizes'].get('resamples', '')} {_KINDS[one['name']]}".strip() for one in networks)
+    kind = f"GGUF {kinds}" if path.suffix.lower() == ".gguf" else kinds
+    kind = "official single file" if {"transformer", "vae"} <= parts.keys() else kind
+    kind = "LoRA" if lora else kind if len(unknown) < len(tensors) else "unknown"
+    size_bytes = sum(file.stat().st_size for file in {tensor.file for tensor in tensors.values()})
+    return File(str(path), kind, size_bytes, variants, _said(checkpoint.config), networks, lora, unknown)
+
+
+def _network(part: Part, tensors: Tensors) -> Facts:
+    dtypes = Counter(tensor.dtype for tensor in tensors.values()).most_common()
+    packed = {dtype: " matrices" for dtype, _ in dtypes if dtype in BLOCK_FORMATS or dtype.startswith("F8")}
+    quantization = ", ".join(f"{dtype} {count}{packed.get(dtype, '')}" for dtype, count in dtypes if packed)
+    elements = {name: math.prod(tensor.shape) for name, tensor in tensors.items()}
+    return {
+        **{"name": part, "tensors": len(tensors), "parameters": sum(elements.values())},
+        "size_bytes": sum(tensor.length for tensor in tensors.values()),
+        # Of what is multiplied: in T5's table rows are looked up.
+        "largest_elements": max((count for name, count in elements.items() if name != "shared.weight"), default=0),
+        **{"dtypes": dict(dtypes), "quantization": quantization, "sizes": _sizes(part, tensors)},
+    }
+
+
+def _sizes(part: Part, tensors: Tensors) -> Facts:
+    try:
+        if part == "transformer":
+            return _said({part: {k: v for k, v in transformer_part(tensors, heads=1).items() if "head" not in k}})
+        if part == "vae":
+            return _said({part: vae_part(tensors)})
+        if part == "text_encoder":
+            blocks = sum(name.endswith(".q.weight") for name in tensors)
+            return {"blocks": blocks, "text_channels": tensors["shared.weight"].shape[1]}
+        unfolded, channels, *_ = tensors["upsampler.0.weight"].shape
+        return {"resamples": _RESAMPLED.get(unfolded // channels, "unknown"), "mid_channels": channels}
+    except (LtxError, LookupError, ValueError, ZeroDivisionError) as error:
+        return {"problem": str(error)}
+
+
+def _said(config: Mapping[str, Any]) -> Facts:
+    """What a header, or shapes in a header's words, say of what tells releases apart."""
+    parts = (config.get(name) for name in ("transformer", "vae", "scheduler"))
+    transformer, vae, scheduler = (part if isinstance(part, dict) else {} for part in parts)
+    said: Facts = {_FIELDS[k]: v for k, v in (vae | transformer).items() if k in _FIELDS and isinstance(v, int)}
+    for field, value, schedule in (("shifting", "SD3", "sd3"), ("sampler", "LinearQuadratic", "linear-quadratic")):
+        said |= {"schedule": schedule} if scheduler.get(field) == value else {}
+    if blocks := vae.get("decoder_blocks", vae.get("blocks")):
+        late = "B" if "'inject_noise': True" in str(blocks) else "C"
+        said["vae_generation"] = late if vae.get("timestep_conditioning") else "A"
+    if steps := config.get("allowed_inference_steps"):
+        said |= {"is_distilled": True, "allowed_inference_steps": str(steps)}
+    return said
+
+
+def _guess(path: Path, files: Sequence[File]) -> tuple[list[str], list[str]]:
+    """The releases that neither headers, shapes nor names speak against, and what each of them says."""
+    left, reasons = list(VERSIONS), []
+    said = [(f"header of {Path(file.path).name}", file.header) for file in files]
+    said += [(f"shapes of the {one['name']}", one["sizes"]) for file in files for one in file.networks]
+    for source, facts in said:
+        facts = {name: value for name, value in facts.items() if name in _RELEASES["demo"]}
+        if facts:
+            left = [name for name in left if facts.items() <= _RELEASES[name].items()]
+            told = ", ".join(f"{name} {value}" for name, value in facts.items())
+            reasons.append(f"{source}: {told}; this leaves {', '.join(left) or 'no release'}")
+    left = left if reasons else [name for file in files for name in file.lora.get("versions", ())]
+    names = [Path(file.path).name for file in files if file.networks]
+    named = [one.name for one in VERSIONS.values() if _is_named(one, names, path if path.is_dir() else path.parent)]
+    fits = [name for name in left if name in named]
+    if named and left:
+        reasons.append(f"names: {', '.join(named)}{'' if fits else ', which does not fit'}")
+    if len(fits or left) > 1:
+        reasons.append("nothing else tells these apart, weights of a dev and a distilled release least of all")
+    return fits or left, reasons
+
+
+def _is_named(version: Version, files: Sequence[str], folder: Path) -> bool:
+    """By its official file, with any ending such as -fp8 or -Q8_0, or by a folder called as it or its repository is."""
+    names = (version.name, *version.aliases, (version.diffusers_repository or "?").rpartition("/")[2])
+    stem = re.compile(re.escape(Path(version.checkpoint).stem) + r"(?!\w|\.\d)")
+    return folder.absolute().name in names or any(stem.match(file) for file in files)
+
+
+def _lora(checkpoint: Checkpoint) -> Facts:
+    """Keys, ranks, alphas and the releases that a LoRA fits by its widths; empty for another file."""
+    matrices = {name: tensor for name, tensor in checkpoint.tensors.items() if len(tensor.shape) == 2}
+    downs = {name: match for name in matrices if (match := _LORA_DOWN.fullmatch(name))}
+    scalars = [one for name, one in checkpoint.tensors.items() if name.endswith(".alpha") and one.dtype in FLOAT_DTYPES]
+    alphas = [str(float32_of(one).item()) for one in scalars if downs and math.prod(one.shape) == 1]
+    alphas += re.findall(r'lora_alpha": ([\d.]+)', str(checkpoint.metadata.get("lora_adapter_metadata")))
+    widths = {tensor.shape[name in downs] for name, tensor in matrices.items()}  # in of down, out of up
+    fits = {
+        n: {256, r["channels"], r["text_channels"], *(r["width"] * k for k in (1, 4, 6))} for n, r in _RELEASES.items()
+    }
+    return downs and {
+        "keys": sorted({f"{match[1]}*{match[2]}" for match in downs.values()}),
+        "modules": len(downs),
+        "ranks": dict(Counter(str(matrices[name].shape[0]) for name in downs)),
+        "alphas": dict(Counter(alphas)),
+        "versions": [name for name, one in _RELEASES.items() if one["width"] in widths <= fits[name]],
+    }
+
+
+def _missing(path: Path, files: Sequence[File], versions: Sequence[str]) -> list[str]:
+    held = {one["name"]: Path(file.path) for file in files for one in file.networks}
+    if "transformer" not in held:
+        return [f"a {_KINDS[part]}" for part in _FOLDERS[:3] if part not in held and held.keys() - {"upsampler"}]
+    main = held["transformer"]
+    weights, root = (path, path) if (path / "transformer").is_dir() else (main, main.parent)
+    by_name = {one.checkpoint: one for one in VERSIONS.values()}
+    version = by_name.get(weights.name, VERSIONS[[*versions, "demo"][0]])
+    missing = [] if "vae" in held or (root / "vae").is_dir() else ["a VAE"]
+    for what, t5, tokenizer in (("a T5 text encoder", None, main), ("a tokenizer", main, None)):
+        try:
+            find_sources(version, weights, t5=t5, tokenizer=tokenizer)
+        except LtxError as error:
+            missing.append(f"{what}: {error}")
+    upscalers = {file: name for name in versions if (file := VERSIONS[name].upscaler) and not (root / file).is_file()}
+    if all(one["sizes"].get("resamples") != "spatial" for file in files for one in file.networks):
+        missing += [f"a spatial upscaler for the second pass of {name}: {file}" for file, name in upscalers.items()]
+    return missing
+
+
+def _memory(files: Sequence[File]) -> Facts:
+    networks = [*{one["name"]: one for file in files for one in file.networks}.values()]
+    if not networks:
+        return {}
+    return {
+        "cpu_mapped_bytes": sum(one["size_bytes"] for one in networks),
+        "cpu_private_bytes": 2 * 4 * max(one["largest_elements"] for one in networks),
+        "gpu_bytes": 2 * max(one["parameters"] for one in networks),
+        "how": "estimates for the networks found here, which run one after another: a CPU maps the stored bytes and "
+        "keeps the largest weight as float32 twice; a GPU keeps the largest network in bf16; activations come on top",
+    }
+
+
+def _version_folder(path: Path) -> Inspection:
+    manifest = read_manifest(path)
+    places = {name: manifest.place(path, name) for name in manifest.files}
+    weights = dict.fromkeys(name for entry in manifest.components.values() for name in entry.weights)
+    files = [_file(places[name], []) for name in weights if places[name].is_file()]
+    engines = {
+        **{"causal_positions": manifest.causal_positions, "linked": manifest.linked, "loras": [*manifest.loras]},
+        "precisions": {name: [*one.graphs] for name, one in manifest.components.items()},
+        "weights": {name: [*one.weights] for name, one in manifest.components.items()},
+        "size_bytes": {name: one.size_bytes for name, one in manifest.files.items()},
+    }
+    gone = [str(place) for place in places.values() if not place.is_file()]
+    return Inspection(str(path), "version folder", [manifest.version], [MANIFEST], files, engines, gone, _memory(files))
