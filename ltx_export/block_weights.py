@@ -23,8 +23,7 @@ FLOAT = ir.DataType.FLOAT
 # A tensor's place in a file beside the graph -> an initializer under a name, in a dtype and shape of ours.
 Point = Callable[[str, StoredTensor, ir.DataType, Sequence[int]], ir.Value]
 
-
-_CODES = {4: ir.DataType.INT4, 8: ir.DataType.INT8, 16: ir.DataType.FLOAT16}
+_CODES = {4: ir.DataType.INT4, 8: ir.DataType.INT8, 16: ir.DataType.FLOAT16}  # by their bits
 
 
 @dataclass(frozen=True)
@@ -97,9 +96,8 @@ def attach_blocks(graph: ir.Graph, weight: ir.Value, blocks: BlockWeight, point:
 
 
 def _point_to(name: str, blocks: BlockWeight, point: Point) -> _Integers:
-    codes = point(
-        name, blocks.codes, _CODES[blocks.format.bits], blocks.shape if blocks.is_table else blocks.shape[::-1]
-    )
+    shape = blocks.shape if blocks.is_table else blocks.shape[::-1]
+    codes = point(name, blocks.codes, _CODES[blocks.format.bits], shape)
     scales = point(f"{name}.scales", blocks.scales, FLOAT, blocks.scales.shape)
     added = []
     if blocks.format.offset:

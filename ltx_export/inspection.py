@@ -101,7 +101,12 @@ def inspect(path: Path) -> Inspection:
     if path.is_dir():
         whole = "diffusers folder" if (path / "transformer").is_dir() else "weights folder"
         kind = f"component folder: {kind}" if len(files) == 1 and known[0].variants else whole
-    versions, reasons = _guess(path, known)
+    # Of several checkpoints in a folder, each may be of another release.
+    mains = [file for file in known if any(one["name"] == "transformer" for one in file.networks)]
+    rest = [file for file in known if file not in mains]
+    guesses = [_guess(path, [main, *rest]) for main in mains] or [_guess(path, rest)]
+    versions = list(dict.fromkeys(name for names, _ in guesses for name in names))
+    reasons = list(dict.fromkeys(reason for _, why in guesses for reason in why))
     return Inspection(str(path), kind, versions, reasons, files, {}, _missing(path, known, versions), _memory(known))
 
 
@@ -187,7 +192,11 @@ def _guess(path: Path, files: Sequence[File]) -> tuple[list[str], list[str]]:
     """The releases that neither headers, shapes nor names speak against, and what each of them says."""
     left, reasons = list(VERSIONS), []
     said = [(f"header of {Path(file.path).name}", file.header) for file in files]
-    said += [(f"shapes of the {one['name']}", one["sizes"]) for file in files for one in file.networks]
+    said += [
+        (f"shapes of the {one['name']} in {Path(file.path).name}", one["sizes"])
+        for file in files
+        for one in file.networks
+    ]
     for source, facts in said:
         facts = {name: value for name, value in facts.items() if name in _RELEASES["demo"]}
         if facts:
@@ -217,7 +226,7 @@ def _lora(checkpoint: Checkpoint) -> Facts:
     matrices = {name: tensor for name, tensor in checkpoint.tensors.items() if len(tensor.shape) == 2}
     downs = {name: match for name in matrices if (match := _LORA_DOWN.fullmatch(name))}
     scalars = [one for name, one in checkpoint.tensors.items() if name.endswith(".alpha") and one.dtype in FLOAT_DTYPES]
-    alphas = [str(float32_of(one).item()) for one in scalars if downs and math.prod(one.shape) == 1]
+    alphas = [str(float32_of(one).item()) for one in scalars if math.prod(one.shape) == 1]
     alphas += re.findall(r'lora_alpha": ([\d.]+)', str(checkpoint.metadata.get("lora_adapter_metadata")))
     widths = {tensor.shape[name in downs] for name, tensor in matrices.items()}  # in of down, out of up
     fits = {
@@ -253,7 +262,8 @@ def _missing(path: Path, files: Sequence[File], versions: Sequence[str]) -> list
 
 
 def _memory(files: Sequence[File]) -> Facts:
-    networks = [*{one["name"]: one for file in files for one in file.networks}.values()]
+    found = sorted((one for file in files for one in file.networks), key=lambda one: one["size_bytes"])
+    networks = {one["name"]: one for one in found}.values()  # the largest of every name
     if not networks:
         return {}
     return {

@@ -27,8 +27,8 @@ def _lines(found: Inspection) -> Iterator[str]:
     memory = found.memory
     if memory:
         yield (
-            f"memory: CPU {_amount(memory['cpu_mapped_bytes'])} mapped and {_amount(memory['cpu_private_bytes'])} private, "
-            f"GPU {_amount(memory['gpu_bytes'])}"
+            f"memory: CPU {_amount(memory['cpu_mapped_bytes'])} mapped and "
+            f"{_amount(memory['cpu_private_bytes'])} private, GPU {_amount(memory['gpu_bytes'])}"
         )
         yield f"  {memory['how']}"
 
@@ -36,7 +36,7 @@ def _lines(found: Inspection) -> Iterator[str]:
 def _file_lines(file: File) -> Iterator[str]:
     yield f"{file.path}: {file.kind}, {_amount(file.size_bytes)}"
     if file.variants:
-        yield f"  variants: {_listed(file.variants)}"
+        yield f"  variants: {_listed([variant or 'plain' for variant in file.variants])}"
     if file.header:
         yield f"  header: {_facts(file.header)}"
     for network in file.networks:

@@ -189,7 +189,7 @@ def _vae_path(sources: Sources, is_layout: bool) -> Path:
 
 
 def _check_architecture(checkpoint: Checkpoint, part: Part) -> None:
-    found = checkpoint.metadata.get("architecture") if checkpoint.path.suffix == ".gguf" else None
+    found = checkpoint.metadata.get("architecture") if checkpoint.path.suffix.lower() == ".gguf" else None
     if found is not None and found not in _ARCHITECTURES[part]:
         wanted = " or ".join(_ARCHITECTURES[part])
         raise LtxError(f"{checkpoint.path} is a GGUF of architecture {found!r}, not {wanted} - give the {part}'s file")

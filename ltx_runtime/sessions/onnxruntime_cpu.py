@@ -17,8 +17,7 @@ class CpuRunner:
     def __init__(self, graph: Path, weights: Path) -> None:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        # Both would keep the floats of several layers' weights to the end, and neither makes a step faster.
-        options.enable_cpu_mem_arena = False
+        # Reuse would keep the floats of several layers' weights until the end, and makes no step faster.
         options.enable_mem_reuse = False
         # Folding would turn every mapped bf16 weight into a private fp32 copy at load; left alone, the cast runs
         # just before its consumer and its result is freed at once.

@@ -3,6 +3,7 @@
 The other layouts come from diffusers, transformers and the package gguf.
 """
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,12 +28,13 @@ from safetensors.torch import load_file, save_file
 from tiny import Exported, export, sources_of
 from transformers import T5Config, T5ForConditionalGeneration
 
+from ltx_export import networks
 from ltx_export.architecture import effective_header, header_config, transformer_config, vae_config
 from ltx_export.checkpoint import Checkpoint
 from ltx_export.keys import parts_of
 from ltx_export.random_weights import write_random_weights
 from ltx_export.sources import TEXT_ENCODER_FILE, Sources, find_sources, open_sources
-from ltx_runtime.versions import VERSIONS
+from ltx_runtime.versions import VERSIONS, VaeSize
 
 EVERY_RELEASE = pytest.mark.parametrize("name", [name for name in VERSIONS if name != "demo"])
 # One release of each VAE generation, with both widths of the transformer.
@@ -176,6 +178,25 @@ def test_the_vae_that_is_named_is_taken_instead_of_the_one_in_the_checkpoint(exp
     assert bits_of(opened)["vae"].keys() == expected["vae"].keys()
     assert all(bits != expected["vae"][key] for key, bits in bits_of(opened)["vae"].items())
     assert bits_of(opened)["transformer"] == expected["transformer"]
+
+
+@pytest.mark.parametrize("main", ["official", "alone", "layout"])
+@pytest.mark.parametrize("header", [{"spatial_padding_mode": "reflect"}, None], ids=["header", "headerless"])
+def test_what_holds_for_the_vae_is_said_by_the_file_it_is_taken_from(exported, tmp_path, main, header):
+    release = exported("0.9.1")
+    wider = replace(release.version, vae_size=VaeSize(base_channels=8, latent_channels=8, layers_per_block=1))
+    write_random_weights(wider, tmp_path)
+    config = header and {"config": json.dumps({"vae": header_config(wider)["vae"] | header})}
+    save_file(bare(load_file(tmp_path / wider.checkpoint), "vae."), tmp_path / "wider.safetensors", config)
+    sources = replace(release.sources, vae=tmp_path / "wider.safetensors")
+    if main == "alone":
+        sources = replace(sources, checkpoint=with_transformer(release, tmp_path, ""))
+    elif main == "layout":
+        sources = replace(sources, checkpoint=write_diffusers(release.version, release.weights, tmp_path / "layout"))
+    opened = open_sources(sources)
+    vae = vae_config(effective_header(release.version, opened)["vae"])
+    assert (vae.base_channels, vae.padding_mode) == (8, "reflect" if header else "zeros")
+    assert len(networks.parts_of(release.version, effective_header(release.version, opened), opened)) == 3
 
 
 @pytest.mark.parametrize("place", ["vae", "ltx-video-VAE-bf16.safetensors"])

@@ -126,6 +126,6 @@ def test_a_dtype_that_graphs_can_not_point_into_is_rewritten_before(stored, dtyp
 def test_a_dtype_that_no_weights_are_stored_in_is_refused_by_name(stored, dtype):
     folder, _, places = stored("F32")
     other = StoredTensor(folder / FILE, 8, 3 * ITEM_BYTES[dtype], dtype, (3,))
-    with pytest.raises(LtxError, match=f"stored as {dtype}.*F32, F16, BF16"):
+    with pytest.raises(LtxError, match=f"stores weights as {dtype}.*F32, F16, BF16"):
         rewrite(places | {"bias": other}, folder / "rewritten.safetensors")
     assert [path.name for path in folder.iterdir()] == [FILE]
