@@ -24,6 +24,7 @@ class CpuRunner:
         options.add_session_config_entry("optimization.disable_specified_optimizers", "ConstantFolding")
         # Block-quantized weights are widened the same way: fused, they would be unpacked into private memory.
         options.add_session_config_entry("session.disable_quant_qdq", "1")
+        options.add_session_config_entry("session.disable_prepacking", "1")  # would copy minimums and scales
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights))
         self._session: Any = onnxruntime.InferenceSession(
             graph.read_bytes(), options, providers=["CPUExecutionProvider"]
