@@ -13,8 +13,8 @@ _FOLDED = {"compress_space_res": 4, "compress_time_res": 2, "compress_all_res": 
 
 def encoder_shapes(config: Mapping[str, Any]) -> Shapes:
     """Names and shapes of the encoder that a header's `vae` part describes, without the prefix `vae.`."""
-    channels = config["encoder_base_channels"]
-    shapes = _conv_shapes("encoder.conv_in.conv", 3 * config["patch_size"] ** 2, channels)
+    channels = config.get("encoder_base_channels", 128)  # the official code's default
+    shapes = _conv_shapes("encoder.conv_in.conv", 3 * config.get("patch_size", 4) ** 2, channels)
     for i, (kind, given) in enumerate(config.get("encoder_blocks", config.get("blocks"))):
         name, fields = f"encoder.down_blocks.{i}", {"num_layers": given} if isinstance(given, int) else given
         if kind == "res_x":
