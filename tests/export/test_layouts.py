@@ -245,20 +245,24 @@ def test_a_text_encoder_has_its_embedding_under_either_name_or_both(exported, tm
     assert bits_of(opened) == bits_of(open_sources(release.sources))
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_of_a_whole_t5_the_encoder_is_exported(exported, tmp_path, tied):
+@pytest.mark.parametrize("head", [False, True], ids=["shards", "one file with a head of its own"])
+def test_of_a_whole_t5_the_encoder_is_exported(exported, tmp_path, head):
     release = exported("0.9.5")
     size = release.version.text_encoder
     config = T5Config(
         vocab_size=size.vocabulary, d_model=size.width, d_kv=size.head_dim, d_ff=size.hidden, num_layers=size.layers,
-        num_heads=size.heads, feed_forward_proj="gated-gelu", tie_word_embeddings=tied,
+        num_heads=size.heads, feed_forward_proj="gated-gelu",
     )  # fmt: skip
     whole = T5ForConditionalGeneration(config).to(torch.bfloat16)
     missing, unexpected = whole.load_state_dict(load_file(release.sources.text_encoder), strict=False)
     assert unexpected == [] and any(name.startswith("decoder.") for name in missing)
     whole.save_pretrained(tmp_path / "t5", max_shard_size="20KB")
-    sources = replace(release.sources, text_encoder=tmp_path / "t5")
-    assert_exports_the_same(release, sources, tmp_path / "out")
+    path = tmp_path / "t5"
+    if head:
+        state = {name: values for shard in path.glob("*.safetensors") for name, values in load_file(shard).items()}
+        path = tmp_path / "t5.safetensors"
+        save_file(state | {"lm_head.weight": state["shared.weight"] * 2}, path)
+    assert_exports_the_same(release, replace(release.sources, text_encoder=path), tmp_path / "out")
 
 
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
