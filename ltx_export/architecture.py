@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, cast, get_args
 
 from ltx_export.checkpoint import StoredTensor
-from ltx_export.detection import transformer_part, vae_part
+from ltx_export.detection import UNFOLDED, transformer_part, vae_part
 from ltx_export.models.dit import TIMESTEP_SCALE, DitConfig
 from ltx_export.models.rope import MAX_POSITION, THETA
 from ltx_export.models.t5 import T5Config
@@ -54,7 +54,7 @@ _VAE_ASSUMED: Json = {
 _A_LAYERS = (4, 3, 3, 3, 4)
 _DECODER_LAYERS = {"B": (5, 6, 7, 8), "C": (5, 5, 5, 5)}
 _C_ENCODER = ((4, "space"), (6, "time"), (6, "all"), (2, "all"))
-_UNFOLDED = 8  # channels that one place of an upsampling block becomes
+_LARGEST = 1 << 16  # of any size in a header; the widest layer of a release has 24,576
 _PADDING_MODES = get_args(PaddingMode)
 
 
@@ -231,10 +231,10 @@ def _refuse_widths(vae: VaeConfig) -> None:
     """Raises LtxError if a residual upsampling block's channels cannot be unfolded to 2x2x2 times the places."""
     channels = vae.first_channels
     for block in vae.blocks:
-        if block.residual and channels % _UNFOLDED:
+        if block.residual and channels % UNFOLDED:
             raise LtxError(
                 f"the checkpoint's vae.decoder_base_channels is {vae.base_channels}, which gives an upsampling block "
-                f"{channels} channels, not a multiple of {_UNFOLDED} - use an official file"
+                f"{channels} channels, not a multiple of {UNFOLDED} - use an official file"
             )
         channels //= block.multiplier
 
@@ -248,16 +248,22 @@ def _vae_block_list(blocks: Any) -> tuple[VaeBlock, ...]:
 
 def _vae_block(name: str, given: int | Json) -> VaeBlock:
     fields: Json = {"num_layers": given} if isinstance(given, int) else dict(given)
-    layers = fields.pop("num_layers", 1)
+    layers = _count(name, "num_layers", fields.pop("num_layers", 1))
     inject_noise = bool(fields.pop("inject_noise", False))
     residual = bool(fields.pop("residual", False))
-    multiplier = fields.pop("multiplier", 2 if name == "res_x_y" else 1)
+    multiplier = _count(name, "multiplier", fields.pop("multiplier", 2 if name == "res_x_y" else 1))
     if name not in get_args(BlockKind) or fields:
         unknown = f"{name} with {', '.join(fields)}" if fields else name
         raise LtxError(
             f"the checkpoint's VAE decoder has a block {unknown!r} that no release has - use an official file"
         )
     return VaeBlock(cast(BlockKind, name), layers, multiplier, residual, inject_noise)
+
+
+def _count(block: str, field: str, value: Any) -> int:
+    if type(value) is not int or not 1 <= value <= _LARGEST:
+        raise LtxError(f"the checkpoint's VAE block {block} has {field} {value!r}, no count - use an official file")
+    return value
 
 
 def t5_config(tensors: Mapping[str, StoredTensor]) -> T5Config:
@@ -280,7 +286,7 @@ def t5_config(tensors: Mapping[str, StoredTensor]) -> T5Config:
 
 def _required(part: str, config: Mapping[str, Any], field: str) -> int:
     value = config.get(field)
-    if not isinstance(value, int) or value < 1:
+    if type(value) is not int or not 1 <= value <= _LARGEST:
         raise LtxError(f"the checkpoint's {part}.{field} is {value!r}, not a positive number - use an official file")
     return value
 

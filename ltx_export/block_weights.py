@@ -153,7 +153,7 @@ def _add_behind(graph: ir.Graph, product: ir.Node, weight: _Integers) -> None:
     for values, factor in weight.added:
         scaled = sums if factor == 1 else new.add("Mul", [sums, new.constant(factor)])
         total = new.add("Add", [total, new.add("MatMul", [scaled, values])])
-    _hand_over(consumers, total)
+    hand_over(consumers, total)
     graph.insert_after(product, new.made)
 
 
@@ -174,11 +174,12 @@ def _look_up(graph: ir.Graph, lookup: ir.Node, weight: _Integers, wanted: ir.Dat
     values = new.add("Mul", [values, per_block(weight.scales)])
     for table, _ in weight.added:  # a table's codes have no offset
         values = new.add("Add", [values, per_block(table)])
-    _hand_over(consumers, new.cast(new.add("Reshape", [values, new.constant([0, 0, columns])]), wanted))
+    hand_over(consumers, new.cast(new.add("Reshape", [values, new.constant([0, 0, columns])]), wanted))
     graph.insert_after(lookup, new.made)
     graph.remove(lookup, safe=True)
 
 
-def _hand_over(consumers: Sequence[Any], value: ir.Value) -> None:
+def hand_over(consumers: Sequence[Any], value: ir.Value) -> None:
+    """Gives uses of another value this one instead."""
     for use in consumers:
         use.node.replace_input_with(use.idx, value)

@@ -80,7 +80,8 @@ def export_version(
     opened = open_sources(sources)
     header = effective_header(version, opened)
     refuse_another_version(version, header)
-    causal = header["transformer"].get("causal_temporal_positioning", version.causal_positions)
+    causal = header["transformer"].get("causal_temporal_positioning")
+    causal = version.causal_positions if causal is None else causal
     parts = parts_of(version, header, opened)
     _check_tokenizer(sources.tokenizer, parts[0].tensors["shared.weight"].shape[0])
     loras = _open_loras(parts, options.loras)

@@ -103,7 +103,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _networks(config: Any) -> list[Any]:
-    return [config[name] for name in ("transformer", "vae") if name in config]
+    return [config[name] for name in ("transformer", "vae", "scheduler") if name in config]
 
 
 def _stored(path: Path, data_start: int, entry: dict[str, Any]) -> StoredTensor:

@@ -16,7 +16,7 @@ from ltx_runtime.errors import LtxError
 Tensors = Mapping[str, StoredTensor]
 _BLOCK = re.compile(r"transformer_blocks\.(\d+)\.scale_shift_table")
 _UP_BLOCK = re.compile(r"decoder\.up_blocks\.(\d{1,3})\.(.+)")
-_UNFOLDED = 8  # channels that one place of an upsampling block becomes
+UNFOLDED = 8  # channels that one place of an upsampling block becomes
 _RATIOS = (1, 2)  # by which a release's blocks divide channels
 
 
@@ -67,7 +67,7 @@ def vae_part(tensors: Tensors) -> dict[str, Any]:
 def _block(tensors: Tensors, place: int, leaves: set[str], *, residual: bool) -> list[Any]:
     name = f"decoder.up_blocks.{place}"
     if "conv.conv.weight" in leaves:
-        ratio = _ratio(tensors, f"{name}.conv.conv.weight", _UNFOLDED)
+        ratio = _ratio(tensors, f"{name}.conv.conv.weight", UNFOLDED)
         return ["compress_all", {"residual": residual, "multiplier": ratio}]
     if "conv1.conv.weight" in leaves:
         return ["res_x_y", {"multiplier": _ratio(tensors, f"{name}.conv1.conv.weight")}]

@@ -7,7 +7,7 @@ official files in diffusers, and llama.cpp's names of a T5 encoder.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
 from ltx_export.checkpoint import Checkpoint, StoredTensor
@@ -38,7 +38,7 @@ _UNUSED: dict[Part, tuple[str, ...]] = {
     "upsampler": (),
 }
 
-_TRANSFORMER_WORDS = {"proj_in": "patchify_proj", "time_embed": "adaln_single", "norm_q": "q_norm", "norm_k": "k_norm"}
+DIFFUSERS_WORDS = {"proj_in": "patchify_proj", "time_embed": "adaln_single", "norm_q": "q_norm", "norm_k": "k_norm"}
 _VAE_WORDS = {
     "resnets": "res_blocks",
     "conv_shortcut.conv": "conv_shortcut",
@@ -144,7 +144,7 @@ def _ours(checkpoint: Checkpoint, part: Part, tensors: Tensors) -> Tensors:
 
 def _renamer(part: Part, names: Iterable[str]) -> Callable[[str], str]:
     if part == "transformer":
-        return lambda name: _replaced(name, _TRANSFORMER_WORDS)
+        return lambda name: _replaced(name, DIFFUSERS_WORDS)
     if part == "vae":
         return _vae_renamer(set(names))
     return _t5_name if part == "text_encoder" else lambda name: name
@@ -210,7 +210,12 @@ def check_names(network: str, expected: Mapping[str, tuple[int, ...]], found: Ma
         raise LtxError(f"{network} has {some(misshapen)} - is it the right version?")
 
 
-def some(names: list[str]) -> str:
+def some(names: Sequence[str]) -> str:
     """How many tensors, and the first of them by name."""
+    return f"{len(names)} tensor{'s' if len(names) > 1 else ''} ({first(names)})"
+
+
+def first(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"{len(names)} tensor{'s' if len(names) > 1 else ''} ({', '.join(names[:_SHOWN])}{more})"
+    return ", ".join(names[:_SHOWN]) + more

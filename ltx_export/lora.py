@@ -19,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltx_export.checkpoint import StoredTensor, open_safetensors
+from ltx_export.keys import DIFFUSERS_WORDS, first
+from ltx_export.values import float32_of
 from ltx_runtime.errors import LtxError
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
@@ -28,8 +30,6 @@ _SUFFIX = ".safetensors"
 # What trainers put before the path of a module: with its dots, and where the dots became underscores.
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.", "base_model.model.", "transformer.")
 _FLAT_PREFIXES = ("lora_unet_", "lora_transformer_", "lycoris_")
-# Official -> diffusers, as in diffusers' `convert_ltx_transformer_checkpoint_to_diffusers`.
-_DIFFUSERS = {"patchify_proj": "proj_in", "adaln_single": "time_embed", "q_norm": "norm_q", "k_norm": "norm_k"}
 
 # peft with or without the adapter's name, kohya and Comfy, diffusers, diffusers before peft.
 _KEY = re.compile(r"(.+?)(?:\.lora_([AB])(?:\.\w+)?\.weight|(?:\.lora_|\.lora\.|_lora\.)(down|up)\.weight|\.(alpha))")
@@ -47,10 +47,9 @@ _OTHER_KINDS = {
 _PEFT_CONFIG = "lora_adapter_metadata"
 _COMPONENT = "transformer."
 _FACTOR_DTYPES = ("F32", "F16", "BF16")
-# Some trainers store alpha as an integer.
-_DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8", "I64": "<i8", "I32": "<i4"}
+# What some trainers store alpha in, beside the dtypes of the factors.
+_DTYPES = {"F64": "<f8", "I64": "<i8", "I32": "<i4"}
 _BLOCK_BYTES = 16 << 20
-_SHOWN = 4
 
 
 @dataclass(frozen=True)
@@ -139,7 +138,7 @@ def merge(weight: NDArray[np.float32], name: str, loras: Sequence[Lora]) -> None
         factor = 0.0 if pair is None else lora.scale * pair.factor
         if pair is None or factor == 0:  # adding zeros would still turn -0.0 into 0.0
             continue
-        down, up = _float32(pair.down), _float32(pair.up)
+        down, up = float32_of(pair.down), float32_of(pair.up)
         if not (np.isfinite(down).all() and np.isfinite(up).all()):
             raise LtxError(f"{lora.file} has values for {name} that are not finite - use another copy or training step")
         up = up * np.float32(factor)
@@ -158,12 +157,12 @@ def _check_keys(path: Path, keys: Mapping[str, StoredTensor]) -> None:
     for kind, pattern in _OTHER_KINDS.items():
         found = [key for key in keys if pattern.match(_without_prefix(key))]
         if found:
-            raise LtxError(f"{path} holds {kind} ({_first(found)}) - give a plain LoRA of the transformer's layers")
+            raise LtxError(f"{path} holds {kind} ({first(found)}) - give a plain LoRA of the transformer's layers")
     strangers = [key for key in keys if not _KEY.fullmatch(key)]
     if len(strangers) == len(keys):
-        raise LtxError(f"{path} holds no LoRA ({_first(strangers) or 'no tensors'}) - give a file with LoRA keys")
+        raise LtxError(f"{path} holds no LoRA ({first(strangers) or 'no tensors'}) - give a file with LoRA keys")
     if strangers:
-        raise LtxError(f"{path} has keys that belong to no LoRA ({_first(strangers)}) - give a plain LoRA")
+        raise LtxError(f"{path} has keys that belong to no LoRA ({first(strangers)}) - give a plain LoRA")
 
 
 def _without_prefix(key: str) -> str:
@@ -190,11 +189,11 @@ def _parts_by_weight(
         elif parts.setdefault(name, {}).setdefault(part, tensor) is not tensor:
             raise LtxError(f"{path} has {part} of {name} twice, the second as {key} - give a file with one LoRA")
     if unknown:
-        raise LtxError(f"the transformer lacks modules of {path} ({_first([*unknown])}) - give a LoRA for this version")
+        raise LtxError(f"the transformer lacks modules of {path} ({first([*unknown])}) - give a LoRA for this version")
     fixed = [name for name in parts if len(expected[name]) != 2 or not name.endswith(".weight")]
     if fixed:
         raise LtxError(
-            f"{path} changes biases, norms or tables ({_first(fixed)}) - give a LoRA of linear layers' weights"
+            f"{path} changes biases, norms or tables ({first(fixed)}) - give a LoRA of linear layers' weights"
         )
     return parts
 
@@ -211,7 +210,7 @@ def _spellings(name: str) -> Iterator[str]:
 def _modules(name: str) -> tuple[str, str]:
     """The module of a parameter in official and in diffusers' words."""
     official = theirs = name.removesuffix(".weight")
-    for ours, other in _DIFFUSERS.items():
+    for other, ours in DIFFUSERS_WORDS.items():
         theirs = theirs.replace(ours, other)
     return official, theirs
 
@@ -270,21 +269,9 @@ def _peft_alpha(path: Path, config: Mapping[str, Any], name: str, rank: int) -> 
 
 
 def _scalar(path: Path, name: str, tensor: StoredTensor) -> float:
-    if tensor.shape not in ((), (1,)) or tensor.dtype not in _DTYPES:
+    if tensor.shape not in ((), (1,)) or tensor.dtype not in (*_FACTOR_DTYPES, *_DTYPES):
         shown = f"{tensor.dtype} {list(tensor.shape)}"
         raise LtxError(f"{path} has an alpha for {name} that is no number: {shown} - download it again")
-    alpha = float(_float32(tensor).reshape(()))
+    is_factor = tensor.dtype in _FACTOR_DTYPES
+    alpha = float((float32_of(tensor) if is_factor else tensor.mapped().view(_DTYPES[tensor.dtype])).item())
     return _finite(alpha, f"alpha of {name} in {path}", alpha, "download it again")
-
-
-def _float32(tensor: StoredTensor) -> NDArray[np.float32]:
-    """A stored tensor's values in its shape."""
-    values = tensor.mapped().view(_DTYPES[tensor.dtype])
-    if tensor.dtype == "BF16":  # the upper half of a float32
-        values = (values.astype("<u4") << np.uint32(16)).view("<f4")
-    return values.astype(np.float32, copy=False).reshape(tensor.shape)
-
-
-def _first(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more

@@ -59,6 +59,11 @@ def parts_of(version: Version, header: Mapping[str, Any], opened: Opened) -> lis
             f"the text encoder has width {t5.width}, but the transformer takes text of width {dit.text_channels} - "
             "give the T5 that belongs to it"
         )
+    if vae.latent_channels != dit.channels:
+        raise LtxError(
+            f"the VAE has {vae.latent_channels} latent channels, but the transformer takes {dit.channels} - "
+            "give the VAE that belongs to it"
+        )
     text_encoder = Network(
         lambda blocks: components.text_encoder(t5.width),
         lambda blocks: TextEncoder(replace(t5, layers=blocks)),

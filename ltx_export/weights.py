@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 
-from ltx_export.block_weights import attach_blocks
+from ltx_export.block_weights import attach_blocks, hand_over
 from ltx_export.checkpoint import StoredTensor
 from ltx_export.rewrite import BlockWeight, Weight
 
@@ -65,7 +64,7 @@ def _cast(graph: ir.Graph, weight: ir.Value, wanted: ir.DataType, first: ir.Node
         return
     cast = _cast_node(weight, wanted)
     graph.insert_before(first, cast)
-    _redirect(consumers, cast)
+    hand_over(consumers, cast.outputs[0])
 
 
 def _cast_after(graph: ir.Graph, lookup: ir.Node, wanted: ir.DataType) -> None:
@@ -76,7 +75,7 @@ def _cast_after(graph: ir.Graph, lookup: ir.Node, wanted: ir.DataType) -> None:
     looked_up.dtype = weight.dtype
     cast = _cast_node(looked_up, wanted)
     graph.insert_after(lookup, cast)
-    _redirect(consumers, cast)
+    hand_over(consumers, cast.outputs[0])
 
 
 def _cast_node(value: ir.Value, wanted: ir.DataType) -> ir.Node:
@@ -84,8 +83,3 @@ def _cast_node(value: ir.Value, wanted: ir.DataType) -> ir.Node:
     cast.outputs[0].name = f"{value.name}.{wanted.name.lower()}"
     cast.outputs[0].dtype = wanted
     return cast
-
-
-def _redirect(consumers: Sequence[Any], cast: ir.Node) -> None:
-    for use in consumers:
-        use.node.replace_input_with(use.idx, cast.outputs[0])
