@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny import Exported, export
 
+from ltx_export.random_weights import write_random_weights
 from ltx_export.sources import Sources, find_sources
 from ltx_runtime.errors import LtxError
 
@@ -139,3 +140,63 @@ def test_of_many_misfits_the_first_few_are_named(exported, tmp_path):
     message = str(refused.value)
     assert message.startswith(f"vae_encoder lacks {len(gone)} tensors (encoder.down_blocks.0.res_blocks.0.")
     assert message.count("encoder.down_blocks.") == 4 and f" and {len(gone) - 4} more) - " in message
+
+
+def with_header(release: Exported, path: Path, part: str, change: object) -> Sources:
+    """The release's sources, with a checkpoint whose header's `part` is `change` of its own, or just that."""
+    with safe_open(release.sources.checkpoint, "pt") as file:
+        header = json.loads(file.metadata()["config"])
+    header[part] = change(header[part]) if callable(change) else change
+    save_file(load_file(release.sources.checkpoint), path, {"config": json.dumps(header)})
+    return replace(release.sources, checkpoint=path)
+
+
+def first_upsampling(**fields: object):
+    """A change of a header's VAE: of the fields of its first upsampling block."""
+
+    def change(vae: dict) -> dict:
+        blocks = [
+            [kind, {**given, **fields} if kind == "compress_all" else given] for kind, given in vae["decoder_blocks"]
+        ]
+        return {**vae, "decoder_blocks": blocks}
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "named"),
+    [
+        *(("vae", first_upsampling(multiplier=value), f"multiplier {value!r}") for value in (0, "2", 2.0, None, True)),
+        *(("vae", first_upsampling(num_layers=value), f"num_layers {value!r}") for value in ("1", 1.5)),
+        ("vae", lambda vae: {**vae, "decoder_base_channels": 1 << 40}, f"decoder_base_channels is {1 << 40}"),
+        ("transformer", lambda dit: {**dit, "in_channels": 1 << 40}, f"in_channels is {1 << 40}"),
+        ("scheduler", None, "not an object of objects"),
+        ("scheduler", [], "not an object of objects"),
+    ],
+)
+def test_a_broken_field_of_a_header_is_refused_by_its_name(exported, tmp_path, part, change, named):
+    release = exported(RELEASE)
+    sources = with_header(release, tmp_path / "changed.safetensors", part, change)
+    with pytest.raises(LtxError) as refused:
+        export(release.version, sources, tmp_path / "out")
+    assert named in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_positions_that_a_header_leaves_open_are_those_of_the_release(exported, tmp_path):
+    release = exported(RELEASE)
+    opened = with_header(
+        release, tmp_path / "x.safetensors", "transformer", lambda dit: {**dit, "causal_temporal_positioning": None}
+    )
+    assert release.version.causal_positions
+    assert export(release.version, opened, tmp_path / "out").causal_positions is True
+
+
+def test_the_vae_of_another_transformer_is_refused_with_both_numbers_of_channels(exported, tmp_path):
+    release = exported(RELEASE)
+    wide = replace(release.version, vae_size=replace(release.version.vae_size, latent_channels=16))
+    write_random_weights(wide, tmp_path / "wide")
+    sources = replace(release.sources, vae=tmp_path / "wide" / wide.checkpoint)
+    with pytest.raises(LtxError, match="the VAE has 16 latent channels, but the transformer takes 8 - give the VAE"):
+        export(release.version, sources, tmp_path / "out")
