@@ -142,6 +142,8 @@ def open_shards(index: Path) -> Checkpoint:
         raw = index.read_bytes()
     try:
         places = {str(name): _bare(file) for name, file in json.loads(raw)["weight_map"].items()}
+        if not places:
+            raise ValueError("it names no tensors")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise LtxError(f"{index} is no index of shards ({_first_line(error)}) - download it again") from None
     missing = sorted({file for file in places.values() if not (index.parent / file).is_file()})
@@ -159,6 +161,6 @@ def open_shards(index: Path) -> Checkpoint:
 
 
 def _bare(name: Any) -> str:
-    if not isinstance(name, str) or Path(name).name != name or "\\" in name:
+    if not isinstance(name, str) or not name or Path(name).name != name or "\\" in name:
         raise ValueError(f"{name!r} is no file name")
     return name
