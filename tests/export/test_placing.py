@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from oracles import distance
 from safetensors.torch import load_file, save_file
 from tiny import Exported, export
 
@@ -156,7 +157,7 @@ def test_weights_can_be_stored_narrower_and_what_is_so_already_stays(release, ex
 
 
 def test_a_lora_is_merged_into_the_transformer_alone_and_named_in_the_manifest(release, expected, tmp_path):
-    name = "transformer_blocks.1.attn1.to_q"
+    name = "transformer_blocks.0.attn1.to_q"  # the request skips the attention of the other block
     weight = load_file(release.sources.checkpoint)[f"model.diffusion_model.{name}.weight"].float()
     out_features, in_features = weight.shape
     generator = torch.Generator().manual_seed(5)
@@ -170,7 +171,7 @@ def test_a_lora_is_merged_into_the_transformer_alone_and_named_in_the_manifest(r
     merged = load_file(tmp_path / "0.9.5" / "transformer.safetensors")
     reference = weight.double() + 0.5 * up.double() @ down.double()
     assert torch.linalg.norm(merged[f"{name}.weight"].double() - reference) <= 1e-6 * torch.linalg.norm(reference)
-    assert not np.array_equal(outputs(open_engines(tmp_path / "0.9.5"))["transformer"], expected["transformer"])
+    assert distance(outputs(open_engines(tmp_path / "0.9.5"))["transformer"], expected["transformer"]) > 1e-3
     others = load_file(release.sources.checkpoint)
     for other, values in merged.items():
         if other != f"{name}.weight":
