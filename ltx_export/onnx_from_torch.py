@@ -13,16 +13,18 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import onnx_ir as ir
 import torch
 from onnx_ir.passes import common as passes
+from onnxscript import opset23
 from onnxscript.optimizer import fold_constants_ir
 from onnxscript.rewriter import rewrite
 from onnxscript.rewriter.rules import common as rules
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.export import Dim, export
+from torch.export import Dim, ExportedProgram, export
 
 from ltx_export.repeat import TRACED_BLOCKS, repeat_blocks
 from ltx_runtime import __version__
@@ -34,17 +36,7 @@ _PORT_DTYPES = {"float32": torch.float32, "int64": torch.int64}
 _TRACED = {"batch": 2, "tokens": 12, "timesteps": 12, "text_tokens": 7, "frames": 3, "rows": 4, "columns": 5}
 _FOLD_LIMIT_BYTES = 1 << 20
 _SCOPES = "pkg.torch.onnx.name_scopes"
-_REWRITES = (
-    rules.collapse_slice_rule,
-    rules.collapse_slice2_rule,
-    rules.materialize_reshape_shape_rule,
-    rules.no_op_cast_rule,
-    rules.no_op_expand_rule,
-    rules.reshape_reshape_rule,
-    rules.slice_split_rule,
-    rules.transpose_transpose_rule,
-    rules.unsqueeze_unsqueeze_rule,
-)
+_REWRITES = (rules.collapse_slice_rule, rules.collapse_slice2_rule, rules.unsqueeze_unsqueeze_rule)
 _CHATTY_LOGGERS = ("torch.onnx", "onnx_ir", "onnxscript")
 
 
@@ -96,33 +88,51 @@ def onnx_from_torch(network: Network) -> tuple[ir.Model, ir.Model]:
 
 
 def _trace(module: nn.Module, component: Component) -> ir.Model:
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with mode, _quiet():
-        _fake_parameters(module)
-        inputs = tuple(torch.zeros(p.shape(_TRACED), dtype=_PORT_DTYPES[p.dtype]) for p in component.inputs)
-        program = export(module, inputs, dynamic_shapes=_dynamic_shapes(module, component), strict=False)
-        exported = torch.onnx.export(
-            program,
-            input_names=[port.name for port in component.inputs],
-            output_names=[port.name for port in component.outputs],
-            opset_version=OPSET,
-            dynamo=True,
-            verify=False,
-            verbose=False,
-            optimize=False,  # would read the fake weights; done below
-        )
+    with _quiet():
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            _fake_parameters(module)
+            inputs = tuple(torch.zeros(p.shape(_TRACED), dtype=_PORT_DTYPES[p.dtype]) for p in component.inputs)
+            program = export(module, inputs, dynamic_shapes=_dynamic_shapes(module, component), strict=False)
+            _keep_operators(program)
+            exported = torch.onnx.export(
+                program,
+                input_names=[port.name for port in component.inputs],
+                output_names=[port.name for port in component.outputs],
+                opset_version=OPSET,
+                custom_translation_table={torch.ops.aten.to.dtype: _cast},
+                dynamo=True,
+                verify=False,
+                verbose=False,
+                optimize=False,  # would read the fake weights; done below
+            )
         assert exported is not None
         model = exported.model
         parameters = {name for name, _ in module.named_parameters()}
         for name, value in model.graph.initializers.items():
             if name in parameters:
                 value.const_value = None
-        _simplify(model)
+        _simplify(model)  # not in fake mode, where constants that are copied become whatever the memory held
     _name_nodes(model)
     _strip_metadata(model)
     model.producer_name, model.producer_version = "ltx-engines", __version__
     model.graph.name = component.name
     return model
+
+
+def _keep_operators(program: ExportedProgram) -> None:
+    """Spares the exporter its decomposition, which traces everything twice more, mostly in sympy.
+
+    It has a translation for every operator of ours but the cast; one without is refused by name. What decomposition
+    also does, rewriting operators that change their input, must have nothing to do.
+    """
+    for node in program.graph.nodes:
+        if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
+            raise ValueError(f"{node} changes its input, which no graph can")
+    program.run_decompositions = lambda *_: program
+
+
+def _cast(x: Any, dtype: int) -> Any:
+    return opset23.Cast(x, to=dtype)
 
 
 def _simplify(model: ir.Model) -> None:

@@ -176,7 +176,7 @@ class Transformer(nn.Module):
         x = self.patchify_proj(latents.to(dtype))
         modulation, embedded = self.adaln_single(timestep)
         text = self.caption_projection(text.to(dtype))
-        text_bias = ((1 - text_mask).float() * _MASKED).to(dtype)  # (B, L)
+        text_bias = ((text_mask == 0).float() * _MASKED).to(dtype)  # (B, L)
         # ONNX Runtime's Attention does not broadcast the bias over queries.
         text_bias = text_bias[:, None, None, :].expand(-1, 1, x.shape[1], -1)
         rope = self.rope(coords)

@@ -131,7 +131,7 @@ class TextEncoder(nn.Module):
         x = self.shared(ids).float()
         positions = self.encoder.position_table()(position_buckets(ids.shape[1], ids.device))
         positions = positions.permute(2, 0, 1).unsqueeze(0)  # (1, heads, T, T)
-        masked = (1 - mask).float()[:, None, None, :] * _MASKED
+        masked = (mask == 0).float()[:, None, None, :] * _MASKED
         bias = positions.float() + masked  # (B, heads, T, T)
         for block in self.encoder.block:
             x = block(x, bias)

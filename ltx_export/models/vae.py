@@ -11,7 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ltx_export.models.layers import TimestepEmbedding
-from ltx_export.models.vae_blocks import Conv, PaddingMode, ResBlock, ResStack, Upsample, modulate, pixel_norm
+from ltx_export.models.vae_blocks import (
+    Conv,
+    PaddingMode,
+    ResBlock,
+    ResStack,
+    Upsample,
+    modulate,
+    over_space,
+    pixel_norm,
+)
 
 _PATCH = 4
 _RGB = 3
@@ -94,8 +103,8 @@ class Decoder(nn.Module):
             x = block(x, scaled, noise_of.get(i)) if isinstance(block, ResStack) else block(x)
         x = pixel_norm(x)
         if scaled is not None:
-            embedded = self.last_time_embedder(scaled)
-            shift, scale = (self.last_scale_shift_table.reshape(-1) + embedded).chunk(2, -1)
+            embedded = over_space(self.last_time_embedder(scaled))
+            shift, scale = (self.last_scale_shift_table.reshape(-1, 1, 1, 1) + embedded).chunk(2, dim=1)
             x = modulate(x, shift, scale)
         return unpatchify(self.conv_out(F.silu(x)))
 

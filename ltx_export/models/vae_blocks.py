@@ -23,8 +23,18 @@ def pixel_norm(x: Tensor) -> Tensor:
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """(B, C, F, H, W) by (B, C) shift and scale."""
-    return x * (1 + scale[:, :, None, None, None]) + shift[:, :, None, None, None]
+    """(B, C, F, H, W) by shift and scale (B, C, 1, 1, 1)."""
+    return x * (1 + scale) + shift
+
+
+def over_space(x: Tensor) -> Tensor:
+    """(B, C) to (B, C, 1, 1, 1)."""
+    return x.unsqueeze(-1).unsqueeze(-1).unsqueeze(-1)
+
+
+def frames(x: Tensor, start: int, end: int | None = None) -> Tensor:
+    """x[:, :, start:end] as one operation: tracing an index makes one for every axis in front too."""
+    return torch.ops.aten.slice.Tensor(x, 2, start, end)
 
 
 class Conv(nn.Module):
@@ -35,7 +45,7 @@ class Conv(nn.Module):
         self.conv = nn.Conv3d(channels, out_channels, 3, padding=(0, 1, 1), padding_mode=padding_mode)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(torch.cat([x[:, :, :1], x, x[:, :, -1:]], dim=2))
+        return self.conv(torch.cat([frames(x, 0, 1), x, frames(x, -1)], dim=2))
 
 
 class ShortcutNorm(nn.Module):
@@ -46,7 +56,7 @@ class ShortcutNorm(nn.Module):
         self.norm = nn.LayerNorm(channels, eps=_SHORTCUT_NORM_EPS)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(x.movedim(1, -1)).movedim(-1, 1)
+        return self.norm(x.permute(0, 2, 3, 4, 1)).permute(0, 4, 1, 2, 3)
 
 
 class ResBlock(nn.Module):
@@ -75,11 +85,11 @@ class ResBlock(nn.Module):
             self.scale_shift_table = nn.Parameter(torch.empty(4, channels))
 
     def forward(self, x: Tensor, embedded: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
-        """`embedded` is (B, 4C) from the timestep, `noise` two maps (2, H, W) shared by batch and frames."""
+        """`embedded` (B, 4C, 1, 1, 1) is the timestep's, `noise` two maps (2, H, W) shared by batch and frames."""
         h = pixel_norm(x)
         if embedded is not None:
-            modulation = self.scale_shift_table.reshape(-1) + embedded
-            shift1, scale1, shift2, scale2 = modulation.chunk(4, -1)
+            modulation = self.scale_shift_table.reshape(-1, 1, 1, 1) + embedded
+            shift1, scale1, shift2, scale2 = modulation.chunk(4, dim=1)
             h = modulate(h, shift1, scale1)
         h = self.conv1(F.silu(h))
         if noise is not None:
@@ -113,7 +123,7 @@ class ResStack(nn.Module):
 
     def forward(self, x: Tensor, scaled_timestep: Tensor | None, noise: Tensor | None) -> Tensor:
         """`scaled_timestep` is (B,) in 0..1000, `noise` (2 * layers, H, W)."""
-        embedded = None if scaled_timestep is None else self.time_embedder(scaled_timestep)
+        embedded = None if scaled_timestep is None else over_space(self.time_embedder(scaled_timestep))
         for i, block in enumerate(self.res_blocks):
             x = block(x, embedded, None if noise is None else noise[2 * i : 2 * i + 2])
         return x
@@ -140,4 +150,4 @@ class Upsample(nn.Module):
         h = unfold(self.conv(x))
         if self.residual:
             h = h + unfold(x).repeat(1, self.repeats, 1, 1, 1)
-        return h[:, :, 1:]
+        return frames(h, 1)
