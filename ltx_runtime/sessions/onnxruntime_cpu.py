@@ -14,8 +14,9 @@ from ltx_runtime.sessions import Arrays
 class CpuRunner:
     """One graph in ONNX Runtime's CPU provider."""
 
-    def __init__(self, graph: Path, weights: Path) -> None:
+    def __init__(self, graph: Path, weights: Path, arena: bool) -> None:
         options = onnxruntime.SessionOptions()
+        options.enable_cpu_mem_arena = arena
         options.log_severity_level = 3
         # Reuse would keep the floats of several layers' weights until the end, and makes no step faster.
         options.enable_mem_reuse = False
@@ -40,6 +41,13 @@ class CpuRunner:
         self._session = None
 
 
-def load(graph: Path, weights: Path) -> CpuRunner:
-    """Opens the graph; its weights are mapped from files in the folder `weights`, not read."""
-    return CpuRunner(graph, weights)
+def load(graph: Path, weights: Path, *, arena: bool = True) -> CpuRunner:
+    """Opens the graph; its weights are mapped from files in the folder `weights`, not read.
+
+    Args:
+        graph: an fp32 graph.
+        weights: the folder that its file names are relative to.
+        arena: keep what one layer has freed for the next: fast where layers are equal, and up to twice the memory
+            where each has a size of its own.
+    """
+    return CpuRunner(graph, weights, arena)
