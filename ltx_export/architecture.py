@@ -7,17 +7,17 @@ a checkpoint without one.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict, fields
 from typing import Any, cast, get_args
 
-from ltx_export.checkpoint import StoredTensor
 from ltx_export.detection import UNFOLDED, transformer_part, vae_part
 from ltx_export.models.dit import TIMESTEP_SCALE, DitConfig
 from ltx_export.models.rope import MAX_POSITION, THETA
-from ltx_export.models.t5 import T5Config
 from ltx_export.models.vae import BlockKind, VaeBlock, VaeConfig
 from ltx_export.models.vae_blocks import PaddingMode
 from ltx_export.sources import Opened
 from ltx_runtime.errors import LtxError
+from ltx_runtime.schedule import GRIDS, SHIFTS
 from ltx_runtime.versions import Schedule, Version
 
 Json = dict[str, Any]
@@ -56,6 +56,7 @@ _DECODER_LAYERS = {"B": (5, 6, 7, 8), "C": (5, 5, 5, 5)}
 _C_ENCODER = ((4, "space"), (6, "time"), (6, "all"), (2, "all"))
 _LARGEST = 1 << 16  # of any size in a header; the widest layer of a release has 24,576
 _PADDING_MODES = get_args(PaddingMode)
+_SCHEDULE_FIELDS = {field.name for field in fields(Schedule)}
 
 
 def header_config(version: Version) -> Json:
@@ -88,10 +89,7 @@ def header_config(version: Version) -> Json:
 
 
 def _scheduler(version: Version) -> Json:
-    shared = {"_class_name": "RectifiedFlowScheduler", "num_train_timesteps": 1000}
-    if version.schedule == "sd3":
-        return {**shared, "shifting": "SD3", "base_resolution": None, "target_shift_terminal": 0.1}
-    return {**shared, "sampler": "LinearQuadratic", "shifting": None}
+    return {"_class_name": "RectifiedFlowScheduler", "num_train_timesteps": 1000, **asdict(version.schedule)}
 
 
 def _vae_blocks(version: Version) -> Json:
@@ -137,7 +135,7 @@ def effective_header(version: Version, opened: Opened) -> Json:
 
 
 def refuse_another_version(version: Version, header: Mapping[str, Any]) -> None:
-    """Refuses a checkpoint whose own header describes another network or schedule than the version named.
+    """Refuses a checkpoint whose own header describes another network than the version named.
 
     Raises:
         LtxError: names the field, both values and what to do.
@@ -152,7 +150,6 @@ def refuse_another_version(version: Version, header: Mapping[str, Any]) -> None:
         ("vae.decoder_blocks", lambda config: [(b.kind, b.inject_noise) for b in vae_config(config).blocks]),
     ):
         facts[what] = (read(header["vae"]), read(expected["vae"]))
-    facts["scheduler"] = (_schedule(header.get("scheduler", {})) or version.schedule, version.schedule)
     for field, (found, wanted) in facts.items():
         if found != wanted:
             raise LtxError(
@@ -160,11 +157,28 @@ def refuse_another_version(version: Version, header: Mapping[str, Any]) -> None:
             )
 
 
-def _schedule(config: Mapping[str, Any]) -> Schedule | None:
-    """The schedule a header's `scheduler` part describes, if it is one of a release."""
-    if config.get("sampler") == "LinearQuadratic":
-        return "linear-quadratic"
-    return "sd3" if config.get("shifting") == "SD3" else None
+def schedule_of(version: Version, header: Mapping[str, Any]) -> Schedule:
+    """The schedule that a header's `scheduler` part describes; the version's where it names nothing of it.
+
+    Raises:
+        LtxError: a field has a value that is not implemented; names the field.
+    """
+    config = header.get("scheduler", {})
+    if not config.keys() & _SCHEDULE_FIELDS:
+        return version.schedule
+    said = Schedule(config.get("sampler", "Uniform"), config.get("shifting"), config.get("target_shift_terminal"))
+    terminal = said.target_shift_terminal
+    for name, known in (
+        ("sampler", said.sampler in [*GRIDS]),
+        ("shifting", said.shifting in [None, *SHIFTS]),
+        ("target_shift_terminal", terminal is None or (type(terminal) is float and 0 < terminal < 1)),
+    ):
+        if not known:
+            raise LtxError(
+                f"the checkpoint's scheduler.{name} is {getattr(said, name)!r}, which no release has - "
+                "use an official file"
+            )
+    return said
 
 
 def transformer_config(config: Mapping[str, Any]) -> DitConfig:
@@ -264,24 +278,6 @@ def _count(block: str, field: str, value: Any) -> int:
     if type(value) is not int or not 1 <= value <= _LARGEST:
         raise LtxError(f"the checkpoint's VAE block {block} has {field} {value!r}, no count - use an official file")
     return value
-
-
-def t5_config(tensors: Mapping[str, StoredTensor]) -> T5Config:
-    """A T5 encoder's sizes, read off its tensors' shapes.
-
-    Raises:
-        LtxError: a tensor that tells a size is missing.
-    """
-    attention = "encoder.block.0.layer.0.SelfAttention"
-    try:
-        vocabulary, width = tensors["shared.weight"].shape
-        heads = tensors[f"{attention}.relative_attention_bias.weight"].shape[1]
-        inner = tensors[f"{attention}.q.weight"].shape[0]
-        hidden = tensors["encoder.block.0.layer.1.DenseReluDense.wi_0.weight"].shape[0]
-    except (KeyError, ValueError, IndexError) as error:
-        raise LtxError(f"the text encoder is no T5 v1.1 encoder (at {error}) - give one such as t5xxl") from None
-    layers = sum(name.endswith("SelfAttention.q.weight") for name in tensors)
-    return T5Config(layers, width, heads, inner // heads, hidden, vocabulary)
 
 
 def _required(part: str, config: Mapping[str, Any], field: str) -> int:

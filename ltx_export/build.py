@@ -14,7 +14,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from ltx_export.architecture import effective_header, refuse_another_version
+from ltx_export.architecture import effective_header, refuse_another_version, schedule_of
 from ltx_export.checkpoint import StoredTensor
 from ltx_export.lora import Lora, open_lora
 from ltx_export.networks import Part, parts_of
@@ -80,6 +80,7 @@ def export_version(
     opened = open_sources(sources)
     header = effective_header(version, opened)
     refuse_another_version(version, header)
+    schedule = schedule_of(version, header)
     causal = header["transformer"].get("causal_temporal_positioning")
     causal = version.causal_positions if causal is None else causal
     parts = parts_of(version, header, opened)
@@ -95,6 +96,7 @@ def export_version(
         manifest = Manifest(
             version.name,
             bool(causal),
+            schedule,
             TOKENIZER_FILE,
             entries,
             describe_files(_paths(staging, placed, entries)),

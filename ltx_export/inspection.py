@@ -39,7 +39,7 @@ _FIELDS = {  # of a header, and what they are called here
 }
 _RELEASES: dict[str, Facts] = {
     name: {**asdict(one.transformer), **asdict(one.vae_size), "width": one.transformer.width}
-    | {"vae_generation": one.vae, "causal_positions": one.causal_positions, "schedule": one.schedule}
+    | {"vae_generation": one.vae, "causal_positions": one.causal_positions}
     | {"is_distilled": not any(rule.uses_cfg or rule.uses_stg for each in one.passes for rule in each.guidance)}
     for name, one in VERSIONS.items()
 }
@@ -178,8 +178,7 @@ def _said(config: Mapping[str, Any]) -> Facts:
     parts = (config.get(name) for name in ("transformer", "vae", "scheduler"))
     transformer, vae, scheduler = (part if isinstance(part, dict) else {} for part in parts)
     said: Facts = {_FIELDS[k]: v for k, v in (vae | transformer).items() if k in _FIELDS and isinstance(v, int)}
-    for field, value, schedule in (("shifting", "SD3", "sd3"), ("sampler", "LinearQuadratic", "linear-quadratic")):
-        said |= {"schedule": schedule} if scheduler.get(field) == value else {}
+    said |= {k: v for k, v in scheduler.items() if k in ("sampler", "shifting") and isinstance(v, str)}
     if blocks := vae.get("decoder_blocks", vae.get("blocks")):
         late = "B" if "'inject_noise': True" in str(blocks) else "C"
         said["vae_generation"] = late if vae.get("timestep_conditioning") else "A"

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from ltx_export.architecture import t5_config, transformer_config, vae_config
+from ltx_export.architecture import transformer_config, vae_config
 from ltx_export.checkpoint import StoredTensor
 from ltx_export.encoder_shapes import encoder_shapes
 from ltx_export.keys import check_names
 from ltx_export.models.dit import Transformer
-from ltx_export.models.t5 import TextEncoder
+from ltx_export.models.t5 import T5Config, TextEncoder
 from ltx_export.models.vae import VaeDecoder
 from ltx_export.onnx_from_torch import Network, build_empty
 from ltx_export.sources import Opened
@@ -108,3 +108,21 @@ def _fitted(network: Network, tensors: Mapping[str, StoredTensor], source: str) 
     check_names(network.component(network.blocks).name, expected, tensors)
     tables = {f"{path}.weight" for path, layer in module.named_modules() if isinstance(layer, nn.Embedding)}
     return Part(network, {name: tensors[name] for name in expected}, source, frozenset(tables))
+
+
+def t5_config(tensors: Mapping[str, StoredTensor]) -> T5Config:
+    """A T5 encoder's sizes, read off its tensors' shapes.
+
+    Raises:
+        LtxError: a tensor that tells a size is missing.
+    """
+    attention = "encoder.block.0.layer.0.SelfAttention"
+    try:
+        vocabulary, width = tensors["shared.weight"].shape
+        heads = tensors[f"{attention}.relative_attention_bias.weight"].shape[1]
+        inner = tensors[f"{attention}.q.weight"].shape[0]
+        hidden = tensors["encoder.block.0.layer.1.DenseReluDense.wi_0.weight"].shape[0]
+    except (KeyError, ValueError, IndexError) as error:
+        raise LtxError(f"the text encoder is no T5 v1.1 encoder (at {error}) - give one such as t5xxl") from None
+    layers = sum(name.endswith("SelfAttention.q.weight") for name in tensors)
+    return T5Config(layers, width, heads, inner // heads, hidden, vocabulary)

@@ -15,9 +15,10 @@ from typing import Any
 
 from ltx_runtime.components import Component, Port
 from ltx_runtime.errors import LtxError
+from ltx_runtime.versions import Schedule
 
 MANIFEST = "manifest.json"
-FORMAT = 2
+FORMAT = 3
 
 _WHOLE_BYTES = 64 << 20
 _SAMPLE_BYTES = 1 << 20
@@ -65,6 +66,7 @@ class Manifest:
     """What is in a version folder.
 
     Attributes:
+        causal_positions, schedule: the checkpoint's own where its header names them, else the version's.
         files: every file but the manifest itself.
         linked: files that lie elsewhere, and in which folder; an export with `--link` leaves weights where they are.
         loras: what was merged into the transformer, as `FILE:SCALE`.
@@ -72,6 +74,7 @@ class Manifest:
 
     version: str
     causal_positions: bool
+    schedule: Schedule
     tokenizer: str
     components: dict[str, ComponentEntry]
     files: dict[str, FileEntry] = field(default_factory=dict)
@@ -176,6 +179,7 @@ def _parse(data: dict[str, Any]) -> Manifest:
     return Manifest(
         version=data["version"],
         causal_positions=data["causal_positions"],
+        schedule=Schedule(**data["schedule"]),
         tokenizer=data["tokenizer"],
         components={name: _parse_component(entry) for name, entry in data["components"].items()},
         files={name: FileEntry(**entry) for name, entry in data["files"].items()},

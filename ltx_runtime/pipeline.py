@@ -24,7 +24,7 @@ from ltx_runtime.noise import NoiseStream, check_seed
 from ltx_runtime.schedule import Sigmas, sigmas_of
 from ltx_runtime.sessions import Session, open_session
 from ltx_runtime.tokenizer import Tokenizer
-from ltx_runtime.versions import Guidance, Version, find_version
+from ltx_runtime.versions import Guidance, Schedule, Version, find_version
 
 Frame = NDArray[np.uint8]
 FrameSink = Callable[[Frame], None]
@@ -85,8 +85,8 @@ def default_request(version: Version, prompt: str, seed: int) -> Request:
     )
 
 
-def plan(request: Request, version: Version) -> Plan:
-    """Checks a request before anything is loaded.
+def plan(request: Request, version: Version, schedule: Schedule | None = None) -> Plan:
+    """Checks a request before anything is loaded; a checkpoint's own schedule replaces the version's.
 
     Raises:
         LtxError: size, frame rate, steps, guidance or seed cannot be used.
@@ -100,7 +100,7 @@ def plan(request: Request, version: Version) -> Plan:
         if not (np.isfinite(request.guidance_scale) and request.guidance_scale >= 1):
             raise LtxError(f"guidance-scale must be at least 1 (1 = off); got {request.guidance_scale:g} - use 3")
         guidance = tuple(replace(entry, cfg_scale=request.guidance_scale) for entry in guidance)
-    sigmas = sigmas_of(version.schedule, first, grid.tokens, request.steps)
+    sigmas = sigmas_of(schedule or version.schedule, first, grid.tokens, request.steps)
     return Plan(grid, sigmas, guidance, first.stochastic)
 
 
@@ -210,7 +210,7 @@ def generate(
         LtxError: the request cannot be made, or the engines do not fit the backend.
     """
     version = find_version(engines.manifest.version)
-    planned = plan(request, version)
+    planned = plan(request, version, engines.manifest.schedule)
     prompts = [request.prompt] + [request.negative_prompt] * planned.uses_negative_prompt
     tokenizer = Tokenizer(engines.folder / engines.manifest.tokenizer, version.text_tokens)
     for remark in _notes(version, tokenizer, prompts):

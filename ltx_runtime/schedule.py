@@ -17,7 +17,6 @@ Sigmas = NDArray[np.float32]
 MAX_STEPS = 1000
 _LINEAR_THRESHOLD = 0.025
 _SD3_SHIFTS = ((1024, 0.95), (4096, 2.05))
-_SD3_TERMINAL = 0.1
 
 
 def linear_quadratic(steps: int) -> Sigmas:
@@ -57,11 +56,15 @@ def stretch_to_terminal(sigmas: Sigmas, terminal: float) -> Sigmas:
     return stretched.astype(np.float32)
 
 
+GRIDS = {"LinearQuadratic": linear_quadratic, "Uniform": uniform}
+SHIFTS = {"SD3": sd3_shift}
+
+
 def sigmas_of(schedule: Schedule, one: Pass, tokens: int, steps: int | None = None) -> Sigmas:
     """The noise levels of a pass, from the first to the last before 0. (n,) float32, descending.
 
     The pass's own list is used verbatim unless another number of `steps` is asked for; otherwise `steps` of the
-    version's schedule, less those the pass skips at both ends.
+    schedule, less those the pass skips at both ends.
 
     Raises:
         LtxError: steps is below 1, above 1000, or not more than the steps skipped, or contradicts a fixed list.
@@ -77,10 +80,11 @@ def sigmas_of(schedule: Schedule, one: Pass, tokens: int, steps: int | None = No
     skipped = one.skip_initial_steps + one.skip_final_steps
     if not skipped < count <= MAX_STEPS:
         raise LtxError(f"steps must be from {skipped + 1} to {MAX_STEPS}; got {count} - use {one.steps}")
-    if schedule == "linear-quadratic":
-        sigmas = linear_quadratic(count)
-    else:
-        sigmas = stretch_to_terminal(sd3_shift(uniform(count), tokens), _SD3_TERMINAL)
+    sigmas = GRIDS[schedule.sampler](count)
+    if schedule.shifting:
+        sigmas = SHIFTS[schedule.shifting](sigmas, tokens)
+        if schedule.target_shift_terminal is not None:
+            sigmas = stretch_to_terminal(sigmas, schedule.target_shift_terminal)
     return sigmas[one.skip_initial_steps : count - one.skip_final_steps]
 
 

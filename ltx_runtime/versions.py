@@ -11,7 +11,6 @@ from typing import Literal
 
 from ltx_runtime.errors import LtxError
 
-Schedule = Literal["sd3", "linear-quadratic"]
 VaeGeneration = Literal["A", "B", "C"]
 
 NEGATIVE_PROMPT = "worst quality, inconsistent motion, blurry, jittery, distorted"
@@ -77,6 +76,24 @@ class Guidance:
 
 
 @dataclass(frozen=True)
+class Schedule:
+    """How a number of steps becomes sigmas, in the words of a checkpoint's `scheduler` header.
+
+    Attributes:
+        sampler: of the grid, LinearQuadratic or Uniform.
+        shifting: SD3 moves the grid towards noise by the number of tokens.
+        target_shift_terminal: where a shifted grid is stretched to end.
+    """
+
+    sampler: str = "LinearQuadratic"
+    shifting: str | None = None
+    target_shift_terminal: float | None = None
+
+
+SD3 = Schedule("Uniform", "SD3", 0.1)
+
+
+@dataclass(frozen=True)
 class Pass:
     """One run of the denoising loop: `sigmas` verbatim, or `steps` of the version's schedule cut at both ends."""
 
@@ -106,7 +123,7 @@ class Version:
     checkpoint: str
     vae: VaeGeneration = "C"
     causal_positions: bool = True
-    schedule: Schedule = "linear-quadratic"
+    schedule: Schedule = Schedule()
     repository: str | None = "Lightricks/LTX-Video"
     diffusers_repository: str | None = None
     upscaler: str | None = None
@@ -170,7 +187,7 @@ _ALL = (
         transformer=SIZE_2B,
         vae="A",
         causal_positions=False,
-        schedule="sd3",
+        schedule=SD3,
         passes=(_BASE,),
         checkpoint="ltx-video-2b-v0.9.safetensors",
         diffusers_repository="diffusers/LTX-Video-0.9.0",
@@ -181,7 +198,7 @@ _ALL = (
         transformer=SIZE_2B,
         vae="B",
         causal_positions=False,
-        schedule="sd3",
+        schedule=SD3,
         passes=(_BASE,),
         checkpoint="ltx-video-2b-v0.9.1.safetensors",
         diffusers_repository="Lightricks/LTX-Video-0.9.1",

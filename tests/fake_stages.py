@@ -50,4 +50,6 @@ def engines_of(version: Version, spiece) -> Engines:
         vae_decoder(CHANNELS, timestep=version.vae != "A", noise_maps=NOISE_MAPS.get(version.vae)),
     )
     components = {s.name: ComponentEntry(s, (f"{s.name}.data",), {"fp32": f"{s.name}.fp32.onnx"}) for s in signatures}
-    return Engines(spiece.parent, Manifest(version.name, version.causal_positions, spiece.name, components))
+    return Engines(
+        spiece.parent, Manifest(version.name, version.causal_positions, version.schedule, spiece.name, components)
+    )

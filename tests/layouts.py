@@ -85,7 +85,7 @@ def write_diffusers(
     models["text_encoder"].to(text_dtype)
     for name, model in models.items():
         model.save_pretrained(folder / name, max_shard_size=shard_size, variant=variant)
-    shifts = version.schedule == "sd3"
+    shifts = version.schedule.shifting == "SD3"
     FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=shifts).save_pretrained(folder / "scheduler")
     (folder / "tokenizer").mkdir(exist_ok=True)
     shutil.copy(weights / TOKENIZER_FILE, folder / "tokenizer" / "spiece.model")

@@ -101,7 +101,7 @@ def sample(
     x = torch.from_numpy(NoiseStream(asked["seed"], "latents").draw(shape)).flatten(2).transpose(1, 2)
     fresh = NoiseStream(asked["seed"], "step")
     tokens, steps = math.prod(size), asked["steps"]
-    sd3 = version.schedule == "sd3"
+    sd3 = version.schedule.shifting == "SD3"
     sigmas = [*(shifted_uniform(steps, tokens) if sd3 else linear_quadratic(steps)), torch.zeros(())]
     positions = coords(*size, fps, version.causal_positions)
     text = networks.text_encoder(ids, mask)

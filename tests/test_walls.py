@@ -34,7 +34,7 @@ ALLOWED = {
     "video": LEAF,
     "tiling": LEAF,
     "conditioning": LEAF | {"geometry", "noise"},
-    "manifest": {"components", "errors"},
+    "manifest": LEAF,
     "denoise": {"schedule"},
     "sidecar": {"components", "manifest", "errors"},
     "sessions": {"sessions", "components", "manifest", "sidecar", "errors"},

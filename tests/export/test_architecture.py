@@ -2,35 +2,32 @@
 
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from layouts import stored_shapes
 from oracles import (
     diffusers_dit,
     diffusers_dit_key,
     diffusers_vae,
     diffusers_vae_key,
     shapes_of,
-    transformers_t5,
 )
 
 from ltx_export.architecture import (
     effective_header,
     header_config,
     refuse_another_version,
-    t5_config,
+    schedule_of,
     transformer_config,
     vae_config,
 )
-from ltx_export.checkpoint import StoredTensor
 from ltx_export.encoder_shapes import encoder_shapes
 from ltx_export.models.dit import DitConfig, Transformer
-from ltx_export.models.t5 import T5Config, TextEncoder
 from ltx_export.models.vae import VaeBlock, VaeDecoder
 from ltx_export.sources import Opened
 from ltx_runtime.errors import LtxError
-from ltx_runtime.versions import VERSIONS, TextEncoderSize
+from ltx_runtime.versions import VERSIONS
 
 RELEASES = [version for version in VERSIONS.values() if version.repository]
 EVERY_RELEASE = pytest.mark.parametrize("version", RELEASES, ids=lambda version: version.name)
@@ -39,8 +36,6 @@ DIT_PARAMETERS = {28: 1_923_385_472, 48: 13_042_569_344}
 DIT_TENSORS = {28: 715, 48: 1215}
 DECODER_PARAMETERS = {"A": 238_789_296, "B": 754_572_081, "C": 552_814_641}
 VAE_TENSORS = {"A": 190, "B": 294, "C": 226}  # with the encoder, which is diffusers' here
-T5_PARAMETERS = 4_762_310_656
-XXL = T5Config(layers=24, width=4096, heads=64, head_dim=64, hidden=10240, vocabulary=32128)
 # decoder.up_blocks in the order of application: (channels in, kind, layers, injects noise)
 WALKS = {
     "A": [(512, "res_x", 4), (512, "res_x", 3), (512, "compress_all", 1), (512, "res_x", 3), (512, "res_x_y", 1),
@@ -63,10 +58,6 @@ def on_meta(make) -> torch.nn.Module:
 
 def count(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def stored(shapes: dict[str, tuple[int, ...]]) -> dict[str, StoredTensor]:
-    return {name: StoredTensor(Path("x"), 0, 0, "F32", shape) for name, shape in shapes.items()}
 
 
 def transformer_of(version) -> Transformer:
@@ -126,29 +117,6 @@ def test_a_transformer_of_full_size_has_the_names_and_shapes_of_diffusers(name):
     theirs = shapes_of(on_meta(lambda: diffusers_dit(VERSIONS[name].transformer)).state_dict().items())
     ours = shapes_of(transformer_of(VERSIONS[name]).named_parameters())
     assert {diffusers_dit_key(key): shape for key, shape in ours.items()} == theirs
-
-
-def test_the_text_encoder_of_the_releases_is_t5_xxl():
-    assert {version.text_encoder for version in RELEASES} == {TextEncoderSize(24, 4096, 64, 64, 10240, 32128)}
-    module = on_meta(lambda: TextEncoder(XXL))
-    assert count(module) == T5_PARAMETERS
-    assert len(list(module.parameters())) == 219
-    theirs = shapes_of(on_meta(lambda: transformers_t5(XXL)).state_dict().items())
-    theirs.pop("encoder.embed_tokens.weight", None)
-    assert shapes_of(module.named_parameters()) == theirs
-
-
-def test_the_sizes_of_a_text_encoder_are_read_off_its_tensors():
-    for size in (XXL, T5Config(layers=2, width=30, heads=3, head_dim=4, hidden=50, vocabulary=11)):
-        shapes = shapes_of(on_meta(lambda size=size: TextEncoder(size)).named_parameters())
-        assert t5_config(stored(shapes)) == size
-
-
-def test_what_is_no_t5_is_refused():
-    with pytest.raises(LtxError, match=r"no T5 .*relative_attention_bias"):
-        t5_config(stored({"shared.weight": (32, 16)}))
-    with pytest.raises(LtxError, match="no T5"):
-        t5_config(stored({"shared.weight": (32,)}))
 
 
 def test_block_parameters_may_be_a_number_or_a_table():
@@ -248,7 +216,9 @@ def test_a_width_that_can_not_be_unfolded_is_refused_by_name(base, fits):
 def opened(version, **changes) -> Opened:
     """The networks of a release in files that say nothing of themselves."""
     vae = shapes_of(decoder_of(version).named_parameters()) | encoder_shapes(header_config(version)["vae"])
-    return Opened(stored(shapes_of(transformer_of(version).named_parameters())), stored(vae), {}, **changes)
+    return Opened(
+        stored_shapes(shapes_of(transformer_of(version).named_parameters())), stored_shapes(vae), {}, **changes
+    )
 
 
 @EVERY_RELEASE
@@ -275,6 +245,23 @@ def test_heads_that_a_configuration_names_divide_the_width():
 def test_what_a_header_says_wins_over_tensors_and_releases():
     said = {"transformer": {"num_layers": 5}, "vae": {"latent_channels": 6}, "scheduler": {"shifting": "SD3"}}
     assert effective_header(VERSIONS["0.9.0"], opened(VERSIONS["0.9.0"], config=said)) == said
+
+
+@pytest.mark.parametrize("said", [{}, {"_class_name": "RectifiedFlowScheduler", "num_train_timesteps": 1000}], ids=len)
+def test_a_header_without_a_schedule_leaves_the_release_its_own(said):
+    for version in VERSIONS.values():
+        assert schedule_of(version, {"scheduler": said}) == version.schedule
+        assert schedule_of(version, header_config(version)) == version.schedule
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("sampler", "Constant"), ("sampler", []), ("shifting", "SimpleDiffusion"), ("shifting", 3)]
+    + [("target_shift_terminal", value) for value in (0, 1.0, "0.1", True, float("nan"))],
+)
+def test_a_schedule_that_is_not_implemented_is_refused_by_field(field, value):
+    with pytest.raises(LtxError, match=rf"checkpoint's scheduler\.{field} is .*, .* - use an official file"):
+        schedule_of(VERSIONS["0.9.0"], {"scheduler": {"shifting": "SD3", field: value}})
 
 
 def test_a_file_without_a_header_that_lacks_what_tells_a_size_is_refused_by_name():

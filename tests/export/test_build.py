@@ -20,7 +20,7 @@ from ltx_export.sources import TEXT_ENCODER_FILE, TOKENIZER_FILE, Sources
 from ltx_runtime.components import transformer
 from ltx_runtime.errors import LtxError
 from ltx_runtime.manifest import MANIFEST, open_engines
-from ltx_runtime.versions import VERSIONS
+from ltx_runtime.versions import VERSIONS, Schedule
 
 EVERY_RELEASE = pytest.mark.parametrize("name", VERSIONS)
 CHECKPOINT_FILE = "checkpoint.safetensors"
@@ -99,23 +99,26 @@ def test_weights_are_copied_where_no_link_can_be_made(exported, tmp_path, monkey
 
 
 @pytest.mark.parametrize(("name", "causal"), [("0.9.0", True), ("0.9.5", False)])
-def test_the_positions_of_the_header_win_over_those_of_the_release(exported, tmp_path, name, causal):
+def test_the_positions_and_the_schedule_of_the_header_win_over_those_of_the_release(exported, tmp_path, name, causal):
     def change(header):
         header["transformer"]["causal_temporal_positioning"] = causal
+        header["scheduler"] = {"shifting": "SD3", "target_shift_terminal": 0.25}
         return header
 
     release = exported(name)
     assert VERSIONS[name].causal_positions != causal
     manifest = export(release.version, with_header(release, tmp_path, change), tmp_path / "out")
     assert manifest.causal_positions == causal
-    assert open_engines(tmp_path / "out").manifest.causal_positions == causal
+    assert manifest.schedule == Schedule("Uniform", "SD3", 0.25)
+    assert open_engines(tmp_path / "out").manifest == manifest
 
 
 @pytest.mark.parametrize("name", ["0.9.0", "0.9.5"])
 def test_a_checkpoint_without_a_header_is_what_its_release_says(exported, tmp_path, name):
     release = exported(name)
     manifest = export(release.version, with_header(release, tmp_path, lambda header: None), tmp_path / "out")
-    assert manifest.causal_positions == VERSIONS[name].causal_positions
+    said = VERSIONS[name]
+    assert (manifest.causal_positions, manifest.schedule) == (said.causal_positions, said.schedule)
     signatures = [{n: c.signature for n, c in m.components.items()} for m in (manifest, release.manifest)]
     assert signatures[0] == signatures[1]
 
@@ -270,7 +273,6 @@ CONTRADICTIONS = {
     "transformer.attention_head_dim": ("transformer", {"attention_head_dim": 18}),
     "vae.timestep_conditioning": ("vae", {"timestep_conditioning": False}),
     "vae.decoder_blocks": ("vae", {"decoder_blocks": [["res_x", {"num_layers": 1}]]}),
-    "scheduler": ("scheduler", {"sampler": "Uniform", "shifting": "SD3"}),
 }
 
 

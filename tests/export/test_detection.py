@@ -17,12 +17,11 @@ from ltx_export.architecture import (
     effective_header,
     header_config,
     refuse_another_version,
-    t5_config,
     transformer_config,
     vae_config,
 )
 from ltx_export.detection import transformer_part, vae_part
-from ltx_export.networks import parts_of
+from ltx_export.networks import parts_of, t5_config
 from ltx_export.random_weights import write_random_weights
 from ltx_export.recorded import SIZES, random_feeds, run_graph
 from ltx_export.sources import Opened, open_sources

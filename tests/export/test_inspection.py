@@ -23,7 +23,7 @@ from ltx_export.streaming import Entry, write_safetensors
 from ltx_runtime.components import text_encoder, transformer, vae_decoder
 from ltx_runtime.errors import LtxError
 from ltx_runtime.manifest import ComponentEntry, Manifest, describe_files, write_manifest
-from ltx_runtime.versions import VERSIONS
+from ltx_runtime.versions import VERSIONS, Schedule
 
 ROOT, DIT = Path(__file__).parents[2], "model.diffusion_model."
 # Published parameters: of transformers by layers, of VAEs by generation, beside which there are 256 statistics.
@@ -122,7 +122,7 @@ def version_folder(release, tmp_path) -> Path:
     entries["text_encoder"] = ComponentEntry(signatures[0], (linked.name,), {"bf16": checkpoint.name})
     files = describe_files({path.name: path for path in (folder / checkpoint.name, linked)})
     links, loras = {linked.name: str(linked.parent)}, ("fox.safetensors:0.8",)
-    write_manifest(folder, Manifest("demo", True, linked.name, entries, files, links, loras))
+    write_manifest(folder, Manifest("demo", True, Schedule(), linked.name, entries, files, links, loras))
     return folder
 
 
@@ -133,8 +133,8 @@ def test_a_weights_folder_is_recognised_down_to_the_parameter(release, name):
     assert [(file.kind, file.unknown_names) for file in told.files] == [(WHOLE, []), ("T5 text encoder", [])]
     size, header = version.transformer, told.files[0].header
     assert [header[field] for field in ("layers", "heads", "head_dim")] == [size.layers, size.heads, size.head_dim]
-    found = (header["width"], header["causal_positions"], header["vae_generation"], header["schedule"])
-    assert found == (size.width, version.causal_positions, version.vae, version.schedule)
+    found = (header["width"], header["causal_positions"], header["vae_generation"], header["sampler"])
+    assert found == (size.width, version.causal_positions, version.vae, version.schedule.sampler)
     if version.repository:
         expected = [TRANSFORMER[size.layers], VAE[version.vae] + 256, T5_XXL]
         assert [network(told, part)["parameters"] for part in ("transformer", "vae", "text_encoder")] == expected

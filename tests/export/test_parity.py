@@ -11,12 +11,13 @@ from sampling import networks_of
 from tiny import Exported
 from torch import nn
 
-from ltx_export.architecture import header_config, t5_config, transformer_config, vae_config
+from ltx_export.architecture import header_config, transformer_config, vae_config
 from ltx_export.checkpoint import StoredTensor, open_safetensors
 from ltx_export.keys import Part, part_of
 from ltx_export.models.dit import Transformer
 from ltx_export.models.t5 import TextEncoder
 from ltx_export.models.vae import VaeDecoder
+from ltx_export.networks import t5_config
 from ltx_export.onnx_from_torch import build_empty
 from ltx_export.parity import check_parity, stream_weights
 from ltx_export.random_weights import write_random_weights

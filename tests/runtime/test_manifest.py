@@ -21,6 +21,7 @@ from ltx_runtime.manifest import (
     read_manifest,
     write_manifest,
 )
+from ltx_runtime.versions import SD3, Schedule
 
 MIB = 1 << 20
 SIGNATURES = (
@@ -46,7 +47,8 @@ def write_folder(folder, version="demo"):
     components = {s.name: ComponentEntry(s, ("transformer.data",), graphs, parity, recorded) for s in SIGNATURES}
     components["vae_decoder"] = ComponentEntry(SIGNATURES[2], ("transformer.data",), {})
     files = describe_files({name: folder / name for name in FILES})
-    manifest = Manifest(version, True, "tokenizer/spiece.model", components, files, loras=("fox.safetensors:0.8",))
+    loras = ("fox.safetensors:0.8",)
+    manifest = Manifest(version, True, SD3, "tokenizer/spiece.model", components, files, loras=loras)
     write_manifest(folder, manifest)
     return manifest
 
@@ -88,7 +90,7 @@ def test_writing_a_manifest_again_replaces_it_and_leaves_nothing_else(folder):
 def test_a_manifest_that_can_not_be_written_leaves_the_old_one(folder):
     before = read_manifest(folder)
     with pytest.raises(TypeError):
-        write_manifest(folder, Manifest("demo", True, "spiece.model", {"bad": object()}))
+        write_manifest(folder, Manifest("demo", True, Schedule(), "spiece.model", {"bad": object()}))
     assert read_manifest(folder) == before
 
 
@@ -191,10 +193,10 @@ def test_what_is_not_json_is_refused(folder, content):
         read_manifest(folder)
 
 
-@pytest.mark.parametrize("content", ["[]", "3", "{}", '{"format": 0}', '{"format": 1}', '{"format": "2"}'])
+@pytest.mark.parametrize("content", ["[]", "3", "{}", '{"format": 0}', '{"format": 2}', '{"format": "3"}'])
 def test_another_format_is_refused(folder, content):
     (folder / MANIFEST).write_text(content)
-    with pytest.raises(LtxError, match="another format than 2"):
+    with pytest.raises(LtxError, match="another format than 3"):
         read_manifest(folder)
 
 

@@ -11,7 +11,7 @@ from ltx_runtime.errors import LtxError
 from ltx_runtime.geometry import grid_of
 from ltx_runtime.pipeline import Request, generate, plan
 from ltx_runtime.schedule import sigmas_of
-from ltx_runtime.versions import VERSIONS
+from ltx_runtime.versions import VERSIONS, Schedule
 
 EVERY_VERSION = pytest.mark.parametrize("version", VERSIONS.values(), ids=VERSIONS)
 REQUEST = Request("a cat walks", "blurry", 64, 96, 17, 24.0, seed=7)
@@ -41,6 +41,15 @@ def test_every_version_makes_the_frames_asked_for_and_announces_what_it_does(ver
     assert {frame.dtype for frame in frames} == {np.dtype(np.uint8)}
     steps = len(plan(REQUEST, version).sigmas)
     assert units == {"text": [1, 1], "denoise": [steps, steps], "decode": [17, 17]}
+
+
+def test_the_schedule_of_the_checkpoint_replaces_that_of_the_version(spiece, diary):
+    version = VERSIONS["0.9.0"]
+    engines = engines_of(version, spiece)
+    other = replace(engines, manifest=replace(engines.manifest, schedule=Schedule("Uniform")))
+    assert not np.array_equal(make(engines)[0], make(other)[0])
+    planned = plan(REQUEST, version, Schedule("Uniform"))
+    np.testing.assert_allclose(planned.sigmas, [1 - i / 40 for i in range(40)], atol=1e-7)
 
 
 @EVERY_VERSION

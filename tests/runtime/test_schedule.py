@@ -17,7 +17,7 @@ from ltx_runtime.schedule import (
     stretch_to_terminal,
     uniform,
 )
-from ltx_runtime.versions import VERSIONS, Pass
+from ltx_runtime.versions import SD3, VERSIONS, Pass, Schedule
 
 GOLDEN = golden("sampler")
 TOKENS = (384, 4992, 13376)
@@ -25,7 +25,7 @@ PASSES = [
     pytest.param(v, one, id=f"{v.name}_pass_{i + 1}") for v in VERSIONS.values() for i, one in enumerate(v.passes)
 ]
 EVERY_PASS = pytest.mark.parametrize(("version", "one"), PASSES)
-SCHEDULES = pytest.mark.parametrize("schedule", sorted({v.schedule for v in VERSIONS.values()}))
+SCHEDULES = pytest.mark.parametrize("schedule", [Schedule(), SD3], ids=["linear_quadratic", "sd3"])
 
 
 def plain(steps: int, **fields: object) -> Pass:
@@ -36,14 +36,27 @@ def plain(steps: int, **fields: object) -> Pass:
 def test_the_linear_quadratic_schedule_is_the_official_one(steps):
     expected = GOLDEN[f"linear_quadratic_{steps}/timesteps"]
     np.testing.assert_array_max_ulp(linear_quadratic(steps), expected, maxulp=1)
-    np.testing.assert_array_max_ulp(sigmas_of("linear-quadratic", plain(steps), 384), expected, maxulp=1)
+    np.testing.assert_array_max_ulp(sigmas_of(Schedule(), plain(steps), 384), expected, maxulp=1)
 
 
 @pytest.mark.parametrize("steps", [20, 40])
 @pytest.mark.parametrize("tokens", TOKENS)
 def test_the_sd3_schedule_is_the_official_one(steps, tokens):
     expected = GOLDEN[f"shifted_uniform_{steps}_{tokens}_tokens/timesteps"]
-    np.testing.assert_allclose(sigmas_of("sd3", plain(steps), tokens), expected, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(sigmas_of(SD3, plain(steps), tokens), expected, rtol=0, atol=1e-6)
+
+
+def test_every_grid_can_be_shifted_and_every_shifted_grid_be_stretched_or_not():
+    grids = {"Uniform": uniform(9), "LinearQuadratic": linear_quadratic(9)}
+    for sampler, grid in grids.items():
+        shifted = sd3_shift(grid, 4992)
+        for schedule, expected in (
+            (Schedule(sampler), grid),
+            (Schedule(sampler, "SD3"), shifted),
+            (Schedule(sampler, "SD3", 0.3), stretch_to_terminal(shifted, 0.3)),
+            (Schedule(sampler, None, 0.3), grid),  # the official scheduler stretches where it shifts
+        ):
+            np.testing.assert_array_equal(sigmas_of(schedule, plain(9), 4992), expected)
 
 
 @pytest.mark.parametrize(
@@ -121,14 +134,14 @@ def test_skipped_steps_are_cut_from_the_ends_and_the_rest_stays(schedule, initia
 def test_a_list_of_sigmas_is_used_verbatim():
     listed = (1.0, 0.9937, 0.725)
     for steps in (None, 3):
-        sigmas = sigmas_of("sd3", plain(3, sigmas=listed), 13376, steps)
+        sigmas = sigmas_of(SD3, plain(3, sigmas=listed), 13376, steps)
         np.testing.assert_array_equal(sigmas, np.array(listed, np.float32))
 
 
 @pytest.mark.parametrize("steps", [0, 2, 4, 40])
 def test_another_number_of_steps_than_a_fixed_list_has_is_refused(steps):
     with pytest.raises(LtxError, match=rf"list of 3 steps; got {steps} - .*use 3$"):
-        sigmas_of("linear-quadratic", plain(3, sigmas=(1.0, 0.9, 0.5)), 384, steps)
+        sigmas_of(Schedule(), plain(3, sigmas=(1.0, 0.9, 0.5)), 384, steps)
 
 
 @pytest.mark.parametrize("steps", [5, 12, MAX_STEPS])

@@ -15,6 +15,7 @@ from ltx_runtime.components import text_encoder
 from ltx_runtime.errors import LtxError
 from ltx_runtime.manifest import ComponentEntry, Engines, Manifest
 from ltx_runtime.sessions import BACKENDS, Backend, open_session
+from ltx_runtime.versions import Schedule
 
 ROOT = Path(sessions.__file__).parents[2]
 EVERY_BACKEND = pytest.mark.parametrize("backend", BACKENDS.values(), ids=BACKENDS)
@@ -24,7 +25,7 @@ SIGNATURE = text_encoder(6)
 
 def engines_in(folder, precision):
     entry = ComponentEntry(SIGNATURE, ("text_encoder.data",), {precision: f"text_encoder.{precision}.onnx"})
-    return Engines(folder, Manifest("demo", True, "spiece.model", {"text_encoder": entry}))
+    return Engines(folder, Manifest("demo", True, Schedule(), "spiece.model", {"text_encoder": entry}))
 
 
 class ClosingRunner(FunctionRunner):

@@ -18,6 +18,7 @@ from ltx_runtime.sidecar import (
     sidecar_path,
     write_sidecar,
 )
+from ltx_runtime.versions import Schedule
 
 BUILDER = ("tensorrt-rtx", "1.7")
 GRAPH, *WEIGHTS = f"transformer.{ENGINE_PRECISION}.onnx", "transformer-1.data", "transformer-2.data"
@@ -27,7 +28,7 @@ def engines_in(folder, graph="1", weights="2"):
     entry = ComponentEntry(transformer(4, 6), tuple(WEIGHTS), {ENGINE_PRECISION: GRAPH})
     sums = dict(zip((GRAPH, *WEIGHTS, "other"), (graph, "0", weights, "3"), strict=True))
     files = {name: FileEntry(1, checksum) for name, checksum in sums.items()}
-    return Engines(folder, Manifest("demo", True, "spiece.model", {"transformer": entry}, files))
+    return Engines(folder, Manifest("demo", True, Schedule(), "spiece.model", {"transformer": entry}, files))
 
 
 @pytest.fixture

@@ -9,22 +9,22 @@ from ltx_runtime.errors import LtxError
 from ltx_runtime.geometry import grid_of
 from ltx_runtime.guidance import guidance_at
 from ltx_runtime.schedule import linear_quadratic, sigmas_of
-from ltx_runtime.versions import SIZE_2B, SIZE_13B, VERSIONS, Guidance, Version, find_version
+from ltx_runtime.versions import SD3, SIZE_2B, SIZE_13B, VERSIONS, Guidance, Schedule, Version, find_version
 
 EVERY_VERSION = pytest.mark.parametrize("version", VERSIONS.values(), ids=VERSIONS)
 
 # name: (layers, heads, head_dim, vae, causal, schedule, single-file checkpoint, upscaler)
 RELEASES = {
-    "0.9.0": (28, 32, 64, "A", False, "sd3", "ltx-video-2b-v0.9", None),
-    "0.9.1": (28, 32, 64, "B", False, "sd3", "ltx-video-2b-v0.9.1", None),
-    "0.9.5": (28, 32, 64, "C", True, "linear-quadratic", "ltx-video-2b-v0.9.5", None),
-    "0.9.6-dev": (28, 32, 64, "C", True, "linear-quadratic", "ltxv-2b-0.9.6-dev-04-25", None),
-    "0.9.6-distilled": (28, 32, 64, "C", True, "linear-quadratic", "ltxv-2b-0.9.6-distilled-04-25", None),
-    "0.9.7-dev": (48, 32, 128, "C", True, "linear-quadratic", "ltxv-13b-0.9.7-dev", "0.9.7"),
-    "0.9.7-distilled": (48, 32, 128, "C", True, "linear-quadratic", "ltxv-13b-0.9.7-distilled", "0.9.7"),
-    "0.9.8-2b-distilled": (28, 32, 64, "C", True, "linear-quadratic", "ltxv-2b-0.9.8-distilled", "0.9.8"),
-    "0.9.8-13b-dev": (48, 32, 128, "C", True, "linear-quadratic", "ltxv-13b-0.9.8-dev", "0.9.8"),
-    "0.9.8-13b-distilled": (48, 32, 128, "C", True, "linear-quadratic", "ltxv-13b-0.9.8-distilled", "0.9.8"),
+    "0.9.0": (28, 32, 64, "A", False, SD3, "ltx-video-2b-v0.9", None),
+    "0.9.1": (28, 32, 64, "B", False, SD3, "ltx-video-2b-v0.9.1", None),
+    "0.9.5": (28, 32, 64, "C", True, Schedule(), "ltx-video-2b-v0.9.5", None),
+    "0.9.6-dev": (28, 32, 64, "C", True, Schedule(), "ltxv-2b-0.9.6-dev-04-25", None),
+    "0.9.6-distilled": (28, 32, 64, "C", True, Schedule(), "ltxv-2b-0.9.6-distilled-04-25", None),
+    "0.9.7-dev": (48, 32, 128, "C", True, Schedule(), "ltxv-13b-0.9.7-dev", "0.9.7"),
+    "0.9.7-distilled": (48, 32, 128, "C", True, Schedule(), "ltxv-13b-0.9.7-distilled", "0.9.7"),
+    "0.9.8-2b-distilled": (28, 32, 64, "C", True, Schedule(), "ltxv-2b-0.9.8-distilled", "0.9.8"),
+    "0.9.8-13b-dev": (48, 32, 128, "C", True, Schedule(), "ltxv-13b-0.9.8-dev", "0.9.8"),
+    "0.9.8-13b-distilled": (48, 32, 128, "C", True, Schedule(), "ltxv-13b-0.9.8-distilled", "0.9.8"),
 }
 DEV_13B = ("0.9.7-dev", "0.9.8-13b-dev")
 LIST_DISTILLED = ("0.9.7-distilled", "0.9.8-2b-distilled", "0.9.8-13b-distilled")
@@ -101,7 +101,7 @@ def test_only_098_13b_distilled_tone_maps_and_only_in_its_second_pass():
 @pytest.mark.parametrize("name", DEV_13B)
 def test_the_first_pass_of_13b_dev_follows_the_published_table_and_costs_62_evaluations(name):
     first = VERSIONS[name].passes[0]
-    active = [guidance_at(float(s), first.guidance) for s in sigmas_of("linear-quadratic", first, tokens=1)]
+    active = [guidance_at(float(s), first.guidance) for s in sigmas_of(Schedule(), first, tokens=1)]
     expected = [entry for count, *entry in DEV_13B_STEPS for _ in range(count)]
     assert len(active) == 27
     for now, (cfg, stg, rescale, skipped) in zip(active, expected, strict=True):
@@ -115,7 +115,7 @@ def test_the_first_pass_of_13b_dev_follows_the_published_table_and_costs_62_eval
 @pytest.mark.parametrize("name", DEV_13B)
 def test_the_second_pass_of_13b_dev_is_13_steps_of_stg_in_block_27(name):
     second = VERSIONS[name].passes[1]
-    sigmas = sigmas_of("linear-quadratic", second, tokens=1)
+    sigmas = sigmas_of(Schedule(), second, tokens=1)
     np.testing.assert_allclose(sigmas[[0, -1]], [0.954778, 0.124111], atol=5e-7)
     assert len(sigmas) == 13
     (entry,) = second.guidance

@@ -1,0 +1,43 @@
+"""The text encoder of the releases is T5-XXL, and any T5 is as large as its tensors say."""
+
+import pytest
+import torch
+from layouts import stored_shapes
+from oracles import shapes_of, transformers_t5
+
+from ltx_export.models.t5 import T5Config, TextEncoder
+from ltx_export.networks import t5_config
+from ltx_runtime.errors import LtxError
+from ltx_runtime.versions import VERSIONS, TextEncoderSize
+
+RELEASES = [version for version in VERSIONS.values() if version.repository]
+T5_PARAMETERS = 4_762_310_656
+XXL = T5Config(layers=24, width=4096, heads=64, head_dim=64, hidden=10240, vocabulary=32128)
+
+
+def on_meta(make) -> torch.nn.Module:
+    with torch.device("meta"):
+        return make()
+
+
+def test_the_text_encoder_of_the_releases_is_t5_xxl():
+    assert {version.text_encoder for version in RELEASES} == {TextEncoderSize(24, 4096, 64, 64, 10240, 32128)}
+    module = on_meta(lambda: TextEncoder(XXL))
+    assert sum(parameter.numel() for parameter in module.parameters()) == T5_PARAMETERS
+    assert len(list(module.parameters())) == 219
+    theirs = shapes_of(on_meta(lambda: transformers_t5(XXL)).state_dict().items())
+    theirs.pop("encoder.embed_tokens.weight", None)
+    assert shapes_of(module.named_parameters()) == theirs
+
+
+def test_the_sizes_of_a_text_encoder_are_read_off_its_tensors():
+    for size in (XXL, T5Config(layers=2, width=30, heads=3, head_dim=4, hidden=50, vocabulary=11)):
+        shapes = shapes_of(on_meta(lambda size=size: TextEncoder(size)).named_parameters())
+        assert t5_config(stored_shapes(shapes)) == size
+
+
+def test_what_is_no_t5_is_refused():
+    with pytest.raises(LtxError, match=r"no T5 .*relative_attention_bias"):
+        t5_config(stored_shapes({"shared.weight": (32, 16)}))
+    with pytest.raises(LtxError, match="no T5"):
+        t5_config(stored_shapes({"shared.weight": (32,)}))
