@@ -23,6 +23,8 @@ from ltx_runtime.components import Component
 from ltx_runtime.errors import LtxError
 from ltx_runtime.versions import Version
 
+_TIMESTEP_SCALE = "decoder.timestep_scale_multiplier"
+
 
 @dataclass(frozen=True)
 class Part:
@@ -53,7 +55,8 @@ def parts_of(version: Version, header: Mapping[str, Any], opened: Opened) -> lis
     """
     t5 = t5_config(opened.text_encoder)
     dit = transformer_config(header["transformer"])
-    vae = vae_config(header["vae"])
+    # Diffusers' conversion of 0.9.1 leaves the scale out.
+    vae = replace(vae_config(header["vae"]), stores_timestep_scale=_TIMESTEP_SCALE in opened.vae)
     if t5.width != dit.text_channels:
         raise LtxError(
             f"the text encoder has width {t5.width}, but the transformer takes text of width {dit.text_channels} - "

@@ -24,6 +24,7 @@ from ltx_export.models.vae_blocks import (
 
 _PATCH = 4
 _RGB = 3
+_TIMESTEP_SCALE = 1000.0  # of every release
 
 BlockKind = Literal["res_x", "res_x_y", "compress_all"]
 
@@ -41,12 +42,16 @@ class VaeBlock:
 
 @dataclass(frozen=True)
 class VaeConfig:
-    """A decoder: blocks in the order they are applied, i.e. the reverse of a checkpoint's list."""
+    """A decoder: blocks in the order they are applied, i.e. the reverse of a checkpoint's list.
+
+    `stores_timestep_scale` is false where a checkpoint leaves `timestep_scale_multiplier` out, which is 1000.
+    """
 
     blocks: tuple[VaeBlock, ...]
     latent_channels: int = 128
     base_channels: int = 128
     timestep: bool = False
+    stores_timestep_scale: bool = True
     padding_mode: PaddingMode = "zeros"
 
     @property
@@ -80,6 +85,8 @@ def _block(config: VaeConfig, block: VaeBlock, channels: int) -> nn.Module:
 class Decoder(nn.Module):
     """Latents in the VAE's own scale to video (B, 3, 8F-7, 32H, 32W)."""
 
+    timestep_scale_multiplier: Tensor
+
     def __init__(self, config: VaeConfig) -> None:
         super().__init__()
         channels = config.first_channels
@@ -91,7 +98,11 @@ class Decoder(nn.Module):
         self.conv_out = Conv(channels, _RGB * _PATCH**2, config.padding_mode)
         self.noisy_blocks = tuple(config.noise_maps())
         if config.timestep:
-            self.timestep_scale_multiplier = nn.Parameter(torch.empty(()))
+            if config.stores_timestep_scale:
+                self.timestep_scale_multiplier = nn.Parameter(torch.empty(()))
+            else:
+                scale = torch.tensor(_TIMESTEP_SCALE, device="cpu")
+                self.register_buffer("timestep_scale_multiplier", scale, persistent=False)
             self.last_time_embedder = TimestepEmbedding(2 * channels)
             self.last_scale_shift_table = nn.Parameter(torch.empty(2, channels))
 

@@ -160,6 +160,15 @@ def test_a_transformer_and_a_vae_in_files_of_their_own_give_the_same_bits(export
     assert_exports_the_same(release, sources, tmp_path / "out")
 
 
+def test_a_vae_that_leaves_out_its_timestep_scale_has_that_of_every_release(exported, tmp_path):
+    release = exported("0.9.1")
+    state = load_file(vae_file(release, tmp_path))
+    del state["decoder.timestep_scale_multiplier"]
+    save_file(state, tmp_path / "converted.safetensors")
+    sources = replace(release.sources, vae=tmp_path / "converted.safetensors")
+    assert_exports_the_same(release, sources, tmp_path / "out")
+
+
 def test_a_vae_in_a_folder_of_diffusers_gives_the_same_bits(exported, tmp_path):
     release = exported("0.9.5")
     alone = with_transformer(release, tmp_path, "transformer.")
