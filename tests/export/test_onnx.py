@@ -19,6 +19,7 @@ from tiny import Exported
 from ltx_export import onnx_from_torch as tracing
 from ltx_export.precision import PRECISIONS
 from ltx_export.recorded import random_feeds
+from ltx_runtime.components import text_encoder
 
 PREFIXES = {"text_encoder": "", "transformer": "model.diffusion_model.", "vae_decoder": "vae."}
 # One release of each VAE generation; the last has no STG and the width of 13B.
@@ -223,3 +224,16 @@ def test_the_default_dtype_comes_back_when_a_module_can_not_be_built():
     with pytest.raises(ArithmeticError):
         tracing.build_empty(fails, torch.bfloat16)
     assert torch.get_default_dtype() == torch.float32
+
+
+class Changing(torch.nn.Module):
+    """Adds to a tensor in place."""
+
+    def forward(self, ids, mask):
+        return ids.float().add_(mask.float())[..., None]
+
+
+def test_an_operator_that_changes_its_input_is_refused():
+    network = tracing.Network(lambda blocks: text_encoder(1), lambda blocks: Changing())
+    with pytest.raises(ValueError, match=r"add_.* changes its input"):
+        tracing.onnx_from_torch(network)
