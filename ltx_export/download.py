@@ -18,6 +18,7 @@ from pathlib import Path
 from ltx_export.checkpoint import open_safetensors
 from ltx_export.hub import Published, RemoteFile, UnreachableError, ask, cached, checksum, fetch, load_hub_library
 from ltx_export.sources import has_checkpoint, has_text_encoder, has_tokenizer
+from ltx_export.streaming import check_space
 from ltx_runtime.errors import LtxError, explaining
 from ltx_runtime.versions import Version
 
@@ -154,7 +155,7 @@ def _shards(index: RemoteFile, folder: Path) -> list[RemoteFile]:
 
 def _complete(published: Sequence[Published], folder: Path, report: Report) -> None:
     missing = [one for one in published if not _is_there(one, folder, report) and not _is_cached(one, folder, report)]
-    _check_space(folder, sum(one.size - _kept_bytes(one, folder) for one in missing))
+    check_space(folder, sum(one.size - _kept_bytes(one, folder) for one in missing))
     for one in missing:
         partial, kept = _partial(one, folder), _kept_bytes(one, folder)
         report(f"{one.file.target}: {_amount(one.size - kept)} of {_amount(one.size)} from {one.file.repository}")
@@ -189,15 +190,6 @@ def _drop_partials(one: Published, folder: Path, but: Path | None = None) -> Non
     for other in _partial(one, folder).parent.iterdir():
         if of_this_file.fullmatch(other.name) and other != but:
             other.unlink()
-
-
-def _check_space(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise LtxError(
-            f"{folder} needs {needed / 1e9:.2f} GB more, but {free / 1e9:.2f} GB are free there - free some space or "
-            "choose another disk"
-        )
 
 
 def _is_there(one: Published, folder: Path, report: Report) -> bool:
@@ -262,7 +254,7 @@ def _is_cached(one: Published, folder: Path, report: Report) -> bool:
         try:
             os.link(found[0], taken)
         except OSError:
-            _check_space(folder, one.size)
+            check_space(folder, one.size)
             shutil.copyfile(found[0], taken)
         if not _is_right(taken, one, report):
             return False

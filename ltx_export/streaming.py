@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ltx_export.checkpoint import ITEM_BYTES, StoredTensor
-from ltx_runtime.errors import explaining
+from ltx_runtime.errors import LtxError, explaining
 
 Chunk = bytes | memoryview
 # Opens a stage that goes through so many bytes; what it yields is told how many more have been done.
@@ -61,32 +62,49 @@ def write_safetensors(
         Where each tensor lies.
 
     Raises:
-        LtxError: the disk is full or the folder cannot be written.
+        LtxError: the disk is or becomes full, or the folder cannot be written.
     """
     groups = list(groups)
     entries = [entry for group, _ in groups for entry in group]
     ends = list(accumulate(entry.length for entry in entries))
+    raw = _header(entries, ends, metadata)
+    temporary = path.with_name(f".{path.name}.partial")
+    shown = progress(path.name, ends[-1] if ends else 0)
+    try:
+        with explaining(f"write {path}"):
+            check_space(path.parent, sum(entry.length for group, chunks in groups if chunks for entry in group))
+            with temporary.open("wb") as file, shown as done:
+                file.write(raw)
+                for group, chunks in groups:
+                    _write_group(file, group, chunks, done)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return {
+        entry.name: StoredTensor(path, len(raw) + end - entry.length, entry.length, entry.dtype, entry.shape)
+        for entry, end in zip(entries, ends, strict=True)
+    }
+
+
+def _header(entries: Sequence[Entry], ends: Sequence[int], metadata: Mapping[str, str] | None) -> bytes:
+    """What stands in front of the tensors, its own length included."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     for entry, end in zip(entries, ends, strict=True):
         offsets = [end - entry.length, end]
         header[entry.name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": offsets}
     raw = json.dumps(header, separators=(",", ":")).encode()
     raw += b" " * (-len(raw) % _ALIGNMENT)
-    temporary = path.with_name(f".{path.name}.partial")
-    shown = progress(path.name, ends[-1] if ends else 0)
-    try:
-        with explaining(f"write {path}"), temporary.open("wb") as file, shown as done:
-            file.write(struct.pack("<Q", len(raw)) + raw)
-            for group, chunks in groups:
-                _write_group(file, group, chunks, done)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    start = 8 + len(raw)
-    return {
-        entry.name: StoredTensor(path, start + end - entry.length, entry.length, entry.dtype, entry.shape)
-        for entry, end in zip(entries, ends, strict=True)
-    }
+    return struct.pack("<Q", len(raw)) + raw
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Raises LtxError unless so many bytes are free on the disk of a folder that exists."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise LtxError(
+            f"{folder} needs {needed / 1e9:.2f} GB more, but {free / 1e9:.2f} GB are free there - free some space or "
+            "choose another disk"
+        )
 
 
 def _write_group(
@@ -107,9 +125,11 @@ def copy_file(source: Path, target: Path, progress: Progress = silent) -> None:
     """Copies a file piece by piece; holes become zeros.
 
     Raises:
-        LtxError: the disk is full.
+        LtxError: the disk is or becomes full.
     """
-    shown = progress(target.name, source.stat().st_size)
+    size = source.stat().st_size
+    check_space(target.parent, size)
+    shown = progress(target.name, size)
     with explaining(f"write {target}"), source.open("rb") as read, target.open("wb") as write, shown as done:
         while chunk := read.read(COPY_BYTES):
             write.write(chunk)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -213,3 +214,19 @@ def test_copying_to_a_full_disk_is_said_in_a_sentence(tmp_path, full_disk):
     full_disk(99)
     with pytest.raises(LtxError, match=f"cannot write {tmp_path / 'copy'}: no space left on device - free"):
         copy_file(tmp_path / "source", tmp_path / "copy")
+
+
+def test_a_disk_too_small_for_a_file_is_refused_before_a_byte_is_written(tmp_path, monkeypatch):
+    (tmp_path / "source").write_bytes(bytes(101))
+    nearly = shutil.disk_usage(tmp_path)._replace(free=100)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: nearly)
+    room = ((Entry("room", "U8", (100,)),), lambda: [bytes(100)])
+    hole = ((Entry("hole", "U8", (1 << 40,)),), None)
+    for write in (
+        lambda: copy_file(tmp_path / "source", tmp_path / "copy"),
+        lambda: write_safetensors(tmp_path / FILE, [room, ((Entry("more", "U8", (1,)),), lambda: [b"1"])]),
+    ):
+        with pytest.raises(LtxError, match=f"{tmp_path} needs 0.00 GB more, but 0.00 GB are free there - free some"):
+            write()
+    assert [file.name for file in tmp_path.iterdir()] == ["source"]
+    write_safetensors(tmp_path / FILE, [room, hole])
