@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import numpy as np
 import onnxruntime
 
 from ltx_runtime.sessions import Arrays
+
+_FATAL = 4  # a run that is ended counts as an error
 
 
 class CpuRunner:
@@ -33,8 +36,17 @@ class CpuRunner:
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     def run(self, feeds: Arrays) -> dict[str, np.ndarray[Any, Any]]:
-        """Runs the graph once."""
-        return dict(zip(self._outputs, self._session.run(self._outputs, dict(feeds)), strict=True))
+        """Runs the graph once, in a thread: Ctrl-C would wait for the end of the run, and ends it after an operator."""
+        options = onnxruntime.RunOptions()
+        options.log_severity_level = _FATAL
+        with ThreadPoolExecutor(1) as thread:
+            running = thread.submit(self._session.run, self._outputs, dict(feeds), options)
+            try:
+                made = running.result()
+            except BaseException:
+                options.terminate = True
+                raise
+        return dict(zip(self._outputs, made, strict=True))
 
     def close(self) -> None:
         """Frees weights and buffers."""

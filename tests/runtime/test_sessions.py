@@ -1,7 +1,9 @@
 """Laws of sessions: feeds are checked first, memory goes back at the end, and what is missing is said."""
 
+import _thread
 import re
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +16,7 @@ from ltx_runtime import sessions
 from ltx_runtime.components import text_encoder
 from ltx_runtime.errors import LtxError
 from ltx_runtime.manifest import ComponentEntry, Engines, Manifest
-from ltx_runtime.sessions import BACKENDS, Backend, open_session
+from ltx_runtime.sessions import BACKENDS, Backend, onnxruntime_cpu, open_session
 from ltx_runtime.versions import Schedule
 
 ROOT = Path(sessions.__file__).parents[2]
@@ -172,3 +174,24 @@ def test_the_cpu_computes_a_graph_by_port_names_for_every_size(tmp_path):
             result = session.run({"mask": np.full(shape, 100), "ids": ids})
             assert set(result) == {"text"}
             np.testing.assert_array_equal(result["text"], ids + 100)
+
+
+class EndlessSession:
+    """Runs until it is told to end, and presses Ctrl-C itself."""
+
+    ended = False
+
+    def run(self, names, feeds, options):
+        _thread.interrupt_main()
+        while not options.terminate:
+            time.sleep(0.01)
+        self.ended = True
+        raise RuntimeError("Exiting due to terminate flag")
+
+
+def test_ctrl_c_ends_a_run_of_onnx_runtime_instead_of_waiting_for_it():
+    runner = onnxruntime_cpu.CpuRunner.__new__(onnxruntime_cpu.CpuRunner)
+    runner._session, runner._outputs = EndlessSession(), []
+    with pytest.raises(KeyboardInterrupt):
+        runner.run({})
+    assert runner._session.ended
