@@ -40,9 +40,8 @@ class CpuRunner:
         options = onnxruntime.RunOptions()
         options.log_severity_level = _FATAL
         with ThreadPoolExecutor(1) as thread:
-            running = thread.submit(self._session.run, self._outputs, dict(feeds), options)
             try:
-                made = running.result()
+                made = thread.submit(self._session.run, self._outputs, dict(feeds), options).result()
             except BaseException:
                 options.terminate = True
                 raise

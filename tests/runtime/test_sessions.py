@@ -1,7 +1,8 @@
 """Laws of sessions: feeds are checked first, memory goes back at the end, and what is missing is said."""
 
-import _thread
+import os
 import re
+import signal
 import sys
 import time
 from dataclasses import replace
@@ -182,7 +183,8 @@ class EndlessSession:
     ended = False
 
     def run(self, names, feeds, options):
-        _thread.interrupt_main()
+        time.sleep(0.2)  # until the main thread waits
+        os.kill(os.getpid(), signal.SIGINT)
         while not options.terminate:
             time.sleep(0.01)
         self.ended = True
