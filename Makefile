@@ -18,12 +18,12 @@ $(VENV)/.ready: pyproject.toml
 	touch $@
 
 # Checkpoint -> engines/VERSION. What weights/VERSION/ lacks is downloaded; the demo's weights are random and made here.
-T5_PATH := $(wildcard $(T5))
+T5_PATH := $(if $(findstring /,$(T5))$(findstring .,$(T5))$(wildcard $(T5)),$(T5))
 engines: setup $(if $(filter demo,$(VERSION)),weights/demo/demo.safetensors)
 ifeq ($(WEIGHTS)$(filter demo,$(VERSION)),)
 	$(BIN)/ltx-export download $(VERSION) --missing $(if $(T5_PATH),--t5 none,$(if $(T5),--t5 $(T5)))
 endif
-	$(BIN)/ltx-export onnx $(VERSION) $(if $(WEIGHTS),--weights $(WEIGHTS)) $(if $(T5_PATH),--t5 $(T5_PATH))
+	$(BIN)/ltx-export onnx $(VERSION) $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(T5_PATH)$(and $(WEIGHTS),$(T5)),--t5 "$(T5)")
 
 weights/demo/demo.safetensors: | setup
 	$(BIN)/ltx-export random-weights demo

@@ -11,6 +11,7 @@ from dataclasses import asdict, fields
 from typing import Any, cast, get_args
 
 from ltx_export.detection import UNFOLDED, transformer_part, vae_part
+from ltx_export.header_fields import LARGEST, block_count, flag, positive, refuse_others, required
 from ltx_export.models.dit import TIMESTEP_SCALE, DitConfig
 from ltx_export.models.rope import MAX_POSITION, THETA
 from ltx_export.models.vae import BlockKind, VaeBlock, VaeConfig
@@ -54,7 +55,6 @@ _VAE_ASSUMED: Json = {
 _A_LAYERS = (4, 3, 3, 3, 4)
 _DECODER_LAYERS = {"B": (5, 6, 7, 8), "C": (5, 5, 5, 5)}
 _C_ENCODER = ((4, "space"), (6, "time"), (6, "all"), (2, "all"))
-_LARGEST = 1 << 16  # of any size in a header; the widest layer of a release has 24,576
 _PADDING_MODES = get_args(PaddingMode)
 _SCHEDULE_FIELDS = {field.name for field in fields(Schedule)}
 
@@ -187,16 +187,18 @@ def transformer_config(config: Mapping[str, Any]) -> DitConfig:
     Raises:
         LtxError: a size is missing, or a field has a value the model does not implement; names the field.
     """
-    _refuse_others("transformer", config, _TRANSFORMER_ASSUMED)
-    return DitConfig(
-        layers=_required("transformer", config, "num_layers"),
-        heads=_required("transformer", config, "num_attention_heads"),
-        head_dim=_required("transformer", config, "attention_head_dim"),
-        channels=_required("transformer", config, "in_channels"),
-        text_channels=_required("transformer", config, "caption_channels"),
-        theta=_positive("positional_embedding_theta", config.get("positional_embedding_theta", THETA)),
+    refuse_others("transformer", config, _TRANSFORMER_ASSUMED)
+    dit = DitConfig(
+        layers=required("transformer", config, "num_layers"),
+        heads=required("transformer", config, "num_attention_heads"),
+        head_dim=required("transformer", config, "attention_head_dim"),
+        channels=required("transformer", config, "in_channels"),
+        text_channels=required("transformer", config, "caption_channels"),
+        theta=positive("positional_embedding_theta", config.get("positional_embedding_theta", THETA)),
         max_position=_max_position(config.get("positional_embedding_max_pos", MAX_POSITION)),
     )
+    refuse_others("transformer", config, {"out_channels": dit.channels, "cross_attention_dim": dit.width})
+    return dit
 
 
 def _max_position(given: Any) -> tuple[float, float, float]:
@@ -205,16 +207,8 @@ def _max_position(given: Any) -> tuple[float, float, float]:
             f"the checkpoint's transformer.positional_embedding_max_pos is {given!r}, not three numbers - "
             "use an official file"
         )
-    seconds, row, column = (_positive("positional_embedding_max_pos", value) for value in given)
+    seconds, row, column = (positive("positional_embedding_max_pos", value) for value in given)
     return seconds, row, column
-
-
-def _positive(field: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-        raise LtxError(
-            f"the checkpoint's transformer.{field} has {value!r}, not a positive number - use an official file"
-        )
-    return float(value)
 
 
 def vae_config(config: Mapping[str, Any]) -> VaeConfig:
@@ -223,7 +217,7 @@ def vae_config(config: Mapping[str, Any]) -> VaeConfig:
     Raises:
         LtxError: a block or a field is one the model does not implement; names it.
     """
-    _refuse_others("vae", config, _VAE_ASSUMED)
+    refuse_others("vae", config, _VAE_ASSUMED)
     blocks = config.get("decoder_blocks", config.get("blocks"))
     if not blocks:
         raise LtxError("the checkpoint's vae configuration has no decoder_blocks - use an official file")
@@ -232,9 +226,9 @@ def vae_config(config: Mapping[str, Any]) -> VaeConfig:
         raise LtxError(f"vae.spatial_padding_mode {padding_mode!r} is not one of {', '.join(_PADDING_MODES)}")
     vae = VaeConfig(
         blocks=_vae_block_list(blocks),
-        latent_channels=_required("vae", config, "latent_channels"),
-        base_channels=_required("vae", {"decoder_base_channels": 128, **config}, "decoder_base_channels"),
-        timestep=bool(config.get("timestep_conditioning", False)),
+        latent_channels=required("vae", config, "latent_channels"),
+        base_channels=required("vae", {"decoder_base_channels": 128, **config}, "decoder_base_channels"),
+        timestep=flag("vae", config, "timestep_conditioning", False),
         padding_mode=padding_mode,
     )
     _refuse_widths(vae)
@@ -244,6 +238,8 @@ def vae_config(config: Mapping[str, Any]) -> VaeConfig:
 def _refuse_widths(vae: VaeConfig) -> None:
     """Raises LtxError if a residual upsampling block's channels cannot be unfolded to 2x2x2 times the places."""
     channels = vae.first_channels
+    if channels > LARGEST:
+        raise LtxError(f"the checkpoint's vae.decoder_blocks make {channels} channels - use an official file")
     for block in vae.blocks:
         if block.residual and channels % UNFOLDED:
             raise LtxError(
@@ -262,35 +258,13 @@ def _vae_block_list(blocks: Any) -> tuple[VaeBlock, ...]:
 
 def _vae_block(name: str, given: int | Json) -> VaeBlock:
     fields: Json = {"num_layers": given} if isinstance(given, int) else dict(given)
-    layers = _count(name, "num_layers", fields.pop("num_layers", 1))
-    inject_noise = bool(fields.pop("inject_noise", False))
-    residual = bool(fields.pop("residual", False))
-    multiplier = _count(name, "multiplier", fields.pop("multiplier", 2 if name == "res_x_y" else 1))
+    layers = block_count(name, "num_layers", fields.pop("num_layers", 1))
+    inject_noise, residual = (flag(f"vae {name}", fields, field, False) for field in ("inject_noise", "residual"))
+    multiplier = block_count(name, "multiplier", fields.pop("multiplier", 2 if name == "res_x_y" else 1))
+    fields = {field: value for field, value in fields.items() if field not in ("inject_noise", "residual")}
     if name not in get_args(BlockKind) or fields:
         unknown = f"{name} with {', '.join(fields)}" if fields else name
         raise LtxError(
             f"the checkpoint's VAE decoder has a block {unknown!r} that no release has - use an official file"
         )
     return VaeBlock(cast(BlockKind, name), layers, multiplier, residual, inject_noise)
-
-
-def _count(block: str, field: str, value: Any) -> int:
-    if type(value) is not int or not 1 <= value <= _LARGEST:
-        raise LtxError(f"the checkpoint's VAE block {block} has {field} {value!r}, no count - use an official file")
-    return value
-
-
-def _required(part: str, config: Mapping[str, Any], field: str) -> int:
-    value = config.get(field)
-    if type(value) is not int or not 1 <= value <= _LARGEST:
-        raise LtxError(f"the checkpoint's {part}.{field} is {value!r}, not a positive number - use an official file")
-    return value
-
-
-def _refuse_others(part: str, config: Mapping[str, Any], assumed: Json) -> None:
-    for field, value in assumed.items():
-        if config.get(field, value) != value:
-            raise LtxError(
-                f"the checkpoint's {part}.{field} is {config[field]!r}, but only {value!r} is implemented - "
-                "use an official file"
-            )

@@ -5,10 +5,8 @@ Everything is written into a hidden folder beside the target, which takes the ta
 
 from __future__ import annotations
 
-import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import onnx_ir as ir
 
 from ltx_export.architecture import effective_header, refuse_another_version, schedule_of
 from ltx_export.checkpoint import StoredTensor
+from ltx_export.header_fields import flag
 from ltx_export.lora import Lora, open_lora
 from ltx_export.networks import Part, parts_of
 from ltx_export.onnx_from_torch import onnx_from_torch
@@ -25,6 +24,7 @@ from ltx_export.precision import at_precision
 from ltx_export.recorded import record
 from ltx_export.rewrite import BlockWeight, Weight
 from ltx_export.sources import TOKENIZER_FILE, Sources, open_sources
+from ltx_export.staging import refuse_foreign, staged
 from ltx_export.streaming import Progress, silent
 from ltx_export.weights import attach
 from ltx_runtime.errors import LtxError
@@ -75,18 +75,19 @@ def export_version(
         progress: shows what goes through gigabytes.
 
     Raises:
-        LtxError: a file is damaged or does not fit the version, or a graph fails its parity check.
+        LtxError: the folder is no version folder, a file is damaged or does not fit, or a graph fails its parity check.
     """
+    refuse_foreign(folder)
     opened = open_sources(sources)
     header = effective_header(version, opened)
     refuse_another_version(version, header)
     schedule = schedule_of(version, header)
-    causal = header["transformer"].get("causal_temporal_positioning")
-    causal = version.causal_positions if causal is None else causal
+    causal = flag("transformer", header["transformer"], "causal_temporal_positioning", version.causal_positions)
     parts = parts_of(version, header, opened)
     _check_tokenizer(sources.tokenizer, parts[0].tensors["shared.weight"].shape[0])
     loras = _open_loras(parts, options.loras)
-    with _staged(folder) as staging:
+    _refuse_own_weights(parts, folder, options)
+    with staged(folder) as staging:
         place_file(sources.tokenizer, staging / TOKENIZER_FILE, progress)
         placed = place_weights(parts, staging, options.store, loras, options.link, progress)
         entries: dict[str, ComponentEntry] = {
@@ -95,7 +96,7 @@ def export_version(
         }
         manifest = Manifest(
             version.name,
-            bool(causal),
+            causal,
             schedule,
             TOKENIZER_FILE,
             entries,
@@ -105,6 +106,19 @@ def export_version(
         )
         write_manifest(staging, manifest)
     return manifest
+
+
+def _refuse_own_weights(parts: Sequence[Part], folder: Path, options: Options) -> None:
+    """Raises LtxError if weights are in the folder that is replaced, where links to them or rewriting loses them."""
+    if not (options.link or options.store or options.loras):
+        return
+    files = {tensor.file.resolve() for part in parts for tensor in part.tensors.values()}
+    inside = sorted(file for file in files if file.is_relative_to(folder.resolve()))
+    if inside:
+        raise LtxError(
+            f"{inside[0]} is in the folder that this export replaces - move it out of {folder}, or leave --link, "
+            "--store and --lora out"
+        )
 
 
 def _paths(folder: Path, placed: Sequence[Placed], entries: Mapping[str, ComponentEntry]) -> dict[str, Path]:
@@ -174,29 +188,3 @@ def _check_tokenizer(file: Path, vocabulary: int) -> None:
         raise LtxError(
             f"{file} has {pieces} pieces, but the text encoder knows {vocabulary} - give the one it came with"
         )
-
-
-@contextmanager
-def _staged(folder: Path) -> Iterator[Path]:
-    """A hidden folder that takes the place of `folder` if the block ends well, and vanishes if not.
-
-    Whatever happens, even between the two renames, the folder of before is kept or brought back.
-    """
-    staging = folder.with_name(f".{folder.name}.partial")
-    retired = folder.with_name(f".{folder.name}.old")
-
-    def bring_back() -> None:
-        if retired.exists() and not folder.exists():
-            retired.replace(folder)
-        for leftover in (staging, retired):
-            shutil.rmtree(leftover, ignore_errors=True)
-
-    bring_back()
-    staging.mkdir(parents=True)
-    try:
-        yield staging
-        if folder.exists():
-            folder.replace(retired)
-        staging.replace(folder)
-    finally:
-        bring_back()

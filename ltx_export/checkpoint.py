@@ -10,6 +10,7 @@ import json
 import math
 import struct
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ ITEM_BYTES = {
 }
 INDEX_SUFFIX = ".safetensors.index"
 _MAX_HEADER_BYTES = 100 << 20
+_MAX_DIMENSIONS = 8
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Tensors by name, the configuration a header carries, and the rest of its metadata.
+    """Tensors by name, and what a header says beside them.
 
     Attributes:
         path: the file, or the index of the shards.
@@ -68,8 +70,23 @@ class Checkpoint:
 
     path: Path
     tensors: dict[str, StoredTensor]
-    config: dict[str, Any] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The networks' configuration, JSON under `config`; other programs put there what they like.
+
+        Raises:
+            LtxError: it is no object of objects.
+        """
+        try:
+            config = json.loads(self.metadata.get("config", "{}"))
+            parts = [config[name] for name in ("transformer", "vae", "scheduler") if name in config]
+            if not all(isinstance(part, dict) for part in (config, *parts)):
+                raise ValueError("its config is not an object of objects")
+        except (ValueError, TypeError, RecursionError) as error:
+            raise _damaged(self.path, _first_line(error)) from None
+        return dict(config)
 
 
 def open_safetensors(path: Path) -> Checkpoint:
@@ -86,29 +103,37 @@ def open_safetensors(path: Path) -> Checkpoint:
             raise LtxError(f"{path} is not a whole safetensors file - download it again")
         raw = file.read(header_bytes)
     try:
-        header = json.loads(raw)
+        header = json.loads(raw, object_pairs_hook=_without_namesakes)
         metadata = header.pop("__metadata__", {})
+        if not isinstance(metadata, dict):
+            raise ValueError("its metadata is no object")
         tensors = {name: _stored(path, 8 + header_bytes, entry) for name, entry in header.items()}
-        config = json.loads(metadata.pop("config", "{}"))
-        if not all(isinstance(part, dict) for part in (config, *_networks(config))):
-            raise ValueError("its config is not an object of objects")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise LtxError(f"{path} has a damaged safetensors header ({_first_line(error)}) - download it again") from None
+        raise _damaged(path, _first_line(error)) from None
     _check_places(path, tensors, size)
-    return Checkpoint(path, tensors, config, metadata)
+    return Checkpoint(path, tensors, metadata)
+
+
+def _damaged(path: Path, what: str) -> LtxError:
+    return LtxError(f"{path} has a damaged header ({what}) - download it again")
+
+
+def _without_namesakes(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise ValueError("a name stands in it twice")
+    return made
 
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
-def _networks(config: Any) -> list[Any]:
-    return [config[name] for name in ("transformer", "vae", "scheduler") if name in config]
-
-
 def _stored(path: Path, data_start: int, entry: dict[str, Any]) -> StoredTensor:
     begin, end = (_whole(offset) for offset in entry["data_offsets"])
     shape = tuple(_whole(size) for size in entry["shape"])
+    if len(shape) > _MAX_DIMENSIONS:  # the product of a million sizes takes forever
+        raise ValueError(f"{len(shape)} dimensions")
     dtype = entry["dtype"]
     if dtype not in ITEM_BYTES or begin > end or end - begin != math.prod(shape) * ITEM_BYTES[dtype]:
         raise ValueError(f"dtype {dtype}, shape {list(shape)}, {end - begin} bytes")
@@ -126,7 +151,7 @@ def _check_places(path: Path, tensors: dict[str, StoredTensor], size: int) -> No
     end, before = 0, ""
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].length)):
         if tensor.offset < end:
-            raise LtxError(f"{path} has a damaged safetensors header ({before} and {name} overlap) - download it again")
+            raise _damaged(path, f"{before} and {name} overlap")
         end, before = tensor.offset + tensor.length, name
     if end > size:
         raise LtxError(f"{path} is truncated: {size} bytes of {end} - download it again")

@@ -11,12 +11,12 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ltx_export.checkpoint import open_safetensors
 from ltx_export.hub import Published, RemoteFile, UnreachableError, ask, cached, checksum, fetch, load_hub_library
+from ltx_export.locks import locked
 from ltx_export.sources import has_checkpoint, has_text_encoder, has_tokenizer
 from ltx_export.streaming import check_space
 from ltx_runtime.errors import LtxError, explaining
@@ -35,7 +35,6 @@ NO_T5 = "none"
 # Where `hf download --local-dir` keeps its records too: either program trusts what the other has brought.
 _STATE = Path(".cache", "huggingface", "download")
 _CLOCK_SLACK_S = 1  # huggingface_hub's own: file systems round times, and those in the network have their own clocks
-_LOCK_S = 0.2
 _SHARD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors")
 _PRECISIONS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -78,13 +77,16 @@ def download(version: Version, folder: Path, t5: str, report: Report, *, only_mi
             report(f"{folder} lacks nothing")
             return
     load_hub_library()
-    with explaining(f"download to {folder}"), _alone(folder):
-        try:
-            shards = _complete_with_hub(files, folder, report)
-        except UnreachableError as error:
-            shards = _complete_without_hub(files, folder, str(error), report)
-        if shards:
-            _report_precision(shards, folder, report)
+    lock = folder / _STATE / "ltx-export.lock"
+    with explaining(f"download to {folder}"):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with locked(lock, f"download writes to {folder}"):  # and would append to the same partial files
+            try:
+                shards = _complete_with_hub(files, folder, report)
+            except UnreachableError as error:
+                shards = _complete_without_hub(files, folder, str(error), report)
+            if shards:
+                _report_precision(shards, folder, report)
 
 
 def _is_held(version: Version, file: RemoteFile, folder: Path) -> bool:
@@ -94,21 +96,6 @@ def _is_held(version: Version, file: RemoteFile, folder: Path) -> bool:
     if file.name in T5_CHOICES.values():
         return has_text_encoder(folder)
     return (folder / file.target).is_file() or (file.name == TOKENIZER and has_tokenizer(folder))
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Makes the folder and locks it: a second download would append to the first one's partial files."""
-    from huggingface_hub.utils import WeakFileLock  # noqa: PLC0415
-
-    lock = folder / _STATE / "ltx-export.lock"
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as held:
-        try:
-            held.enter_context(WeakFileLock(lock, timeout=_LOCK_S))
-        except TimeoutError:
-            raise LtxError(f"another download writes to {folder} (it holds {lock}) - wait until it has ended") from None
-        yield
 
 
 def _complete_with_hub(files: Sequence[RemoteFile], folder: Path, report: Report) -> list[RemoteFile]:

@@ -81,6 +81,12 @@ def parts_of(version: Version, header: Mapping[str, Any], opened: Opened) -> lis
     )
     decoder = components.vae_decoder(vae.latent_channels, timestep=vae.timestep, noise_maps=vae.noise_maps())
     vae_tensors = _without_encoder(header["vae"], opened.vae)
+    for name, layers, tensors in (
+        ("transformer", dit.layers, opened.transformer),
+        ("vae_decoder", len(vae.blocks) + sum(block.layers for block in vae.blocks), vae_tensors),
+    ):
+        if layers > len(tensors):  # before so many are built
+            raise LtxError(f"{name} has {len(tensors)} tensors for {layers} layers - give a whole checkpoint")
     return [
         _fitted(text_encoder, opened.text_encoder, "text_encoder"),
         _fitted(transformer, opened.transformer, "transformer"),
@@ -125,7 +131,10 @@ def t5_config(tensors: Mapping[str, StoredTensor]) -> T5Config:
         heads = tensors[f"{attention}.relative_attention_bias.weight"].shape[1]
         inner = tensors[f"{attention}.q.weight"].shape[0]
         hidden = tensors["encoder.block.0.layer.1.DenseReluDense.wi_0.weight"].shape[0]
+        blocks = {name.split(".")[2] for name in tensors if name.startswith("encoder.block.")}
+        layers = next(i for i in range(len(blocks) + 1) if str(i) not in blocks)
+        if 0 in (vocabulary, width, heads, inner, hidden) or inner % heads:
+            raise ValueError(f"{heads} heads of a width of {inner}")
     except (KeyError, ValueError, IndexError) as error:
         raise LtxError(f"the text encoder is no T5 v1.1 encoder (at {error}) - give one such as t5xxl") from None
-    layers = sum(name.endswith("SelfAttention.q.weight") for name in tensors)
     return T5Config(layers, width, heads, inner // heads, hidden, vocabulary)

@@ -61,6 +61,7 @@ def place_weights(
     }
     names: dict[Path, str] = {}
     placed = []
+    shared = _shared(parts)
     for part, merged in zip(parts, changes, strict=True):
         files = _files(part)
         if spoilt & set(files):
@@ -68,8 +69,9 @@ def place_weights(
         elif link:
             placed.append(_linked(part, files))
         else:
-            for source, name in _names_of(part, files, parts).items():
-                if source not in names:
+            kept = shared if set(shared) & set(files) else files
+            for source, name in _names_of(_SHARED if kept is shared else part.source, kept).items():
+                if source in files and source not in names:
                     names[source] = name
                     place_file(source, folder / name, progress)
             placed.append(Placed(part.tensors, {source: names[source] for source in files}, folder))
@@ -100,10 +102,14 @@ def _linked(part: Part, files: Sequence[Path]) -> Placed:
     return Placed(part.tensors, names, folder, linked=True)
 
 
-def _names_of(part: Part, files: Sequence[Path], parts: Sequence[Part]) -> dict[Path, str]:
-    """Names in the version folder: by the network, and by the place among its shards."""
-    shared = any(other is not part and set(_files(other)) & set(files) for other in parts)
-    stem = _SHARED if shared else part.source
+def _shared(parts: Sequence[Part]) -> list[Path]:
+    """The files of all networks that have one in common with another."""
+    of = {part.source: set(_files(part)) for part in parts}
+    return sorted({file for a in of for b in of if a != b and of[a] & of[b] for file in of[a] | of[b]})
+
+
+def _names_of(stem: str, files: Sequence[Path]) -> dict[Path, str]:
+    """Names in the version folder: by the network, or what is shared, and by the place among its shards."""
     if len(files) == 1:
         return {files[0]: f"{stem}{files[0].suffix}"}
     return {file: f"{stem}-{i:05d}-of-{len(files):05d}{file.suffix}" for i, file in enumerate(files, start=1)}
@@ -128,5 +134,7 @@ def place_file(source: Path, target: Path, progress: Progress) -> None:
     """
     try:
         os.link(source.resolve(), target)
+    except FileExistsError:
+        raise  # writing into it could be writing into a checkpoint that it is a link to
     except OSError:
         copy_file(source, target, progress)

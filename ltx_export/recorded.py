@@ -5,6 +5,7 @@ The record travels with the folder: another machine, library or engine is held a
 
 from __future__ import annotations
 
+import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ltx_runtime.components import Component, Port
+from ltx_runtime.components import Component, Port, check_feeds
 from ltx_runtime.errors import LtxError, explaining
 from ltx_runtime.manifest import Engines, export_command
 from ltx_runtime.sessions.onnxruntime_cpu import load
@@ -88,6 +89,18 @@ def record(graph: Path, weights: Path, component: Component, path: Path) -> None
         np.savez(path, allow_pickle=False, **feeds, **{component.outputs[0].name: output})
 
 
+def _read(path: Path, component: Component) -> tuple[Feeds, Array]:
+    """Inputs and output as `record` wrote them."""
+    try:
+        with np.load(path) as arrays:
+            recorded = {port.name: arrays[port.name] for port in component.inputs}
+            expected = arrays[component.outputs[0].name]
+        check_feeds(component, recorded)
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise LtxError(f"{path} is no record of {component.name} ({error}) - export the version again") from None
+    return recorded, expected
+
+
 def check_folder(engines: Engines, report: Callable[[str], None]) -> None:
     """Runs every fp32 graph of a verified folder on what was recorded at its export.
 
@@ -99,9 +112,7 @@ def check_folder(engines: Engines, report: Callable[[str], None]) -> None:
         if graph is None or entry.recorded is None:
             report(f"{name}: no fp32 graph to run here; its files are whole")
             continue
-        with np.load(engines.folder / entry.recorded) as arrays:
-            recorded = {key: arrays[key] for key in arrays.files}
-        expected = recorded.pop(entry.signature.outputs[0].name)
+        recorded, expected = _read(engines.folder / entry.recorded, entry.signature)
         (actual,) = run_graph(engines.folder / graph, engines.weights_folder(name), entry.signature, [recorded])
         error = relative_l2(actual, expected)
         if error > LIMIT:

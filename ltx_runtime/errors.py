@@ -54,10 +54,13 @@ def explaining(doing: str | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def reported() -> Iterator[None]:
+def reported(left: str = "nothing was left half-written") -> Iterator[None]:
     """Ends the process with one line on standard error for what the user can fix, and for Ctrl-C.
 
     Also a decorator, for the functions of a command line.
+
+    Args:
+        left: what Ctrl-C leaves behind.
 
     Raises:
         SystemExit: code 2 for an LtxError or a refusal of the operating system, 130 for Ctrl-C.
@@ -68,9 +71,11 @@ def reported() -> Iterator[None]:
     except LtxError as error:
         _leave(str(error), USER_ERROR)
     except KeyboardInterrupt:
-        _leave("interrupted; nothing was left half-written", INTERRUPTED)
+        _leave(f"interrupted; {left}", INTERRUPTED)
 
 
 def _leave(message: str, code: int) -> None:
-    sys.stderr.write(f"error: {message}\n")
+    # Names come from files: a line break or an escape sequence in one must not reach the terminal.
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+    sys.stderr.write(f"error: {shown}\n")
     raise SystemExit(code) from None

@@ -159,7 +159,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise LtxError(
             f"{folder} holds no {MANIFEST}: it is missing or its export was interrupted - {export_command(folder.name)}"
         ) from None
-    except (ValueError, UnicodeDecodeError):
+    except (ValueError, RecursionError):
         raise LtxError(f"{path} is not valid JSON - {export_command(folder.name)}") from None
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise LtxError(f"{path} has another format than {FORMAT} - {export_command(folder.name)}")
@@ -167,6 +167,8 @@ def read_manifest(folder: Path) -> Manifest:
         manifest = _parse(data)
         named = {manifest.tokenizer}
         for entry in manifest.components.values():
+            if not entry.weights:
+                raise KeyError(f"weights of {entry.signature.name}")
             named |= {*entry.weights, *entry.graphs.values(), *filter(None, [entry.recorded])}
         for name in named:
             manifest.files[name]

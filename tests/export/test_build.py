@@ -232,7 +232,7 @@ def test_even_the_last_renaming_can_fail_without_losing_the_folder_of_before(
 def test_a_new_export_replaces_the_old_folder_whole(exported, tmp_path):
     release = exported("0.9.0")
     folder = tmp_path / "0.9.0"
-    folder.mkdir()
+    export(release.version, release.sources, folder)
     (folder / "stray.engine").write_bytes(b"old")
     export(release.version, release.sources, folder)
     assert not (folder / "stray.engine").exists()

@@ -46,10 +46,10 @@ def entry(begin=0, end=8, shape=(2,), dtype="F32"):
     return {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
 
 
-def refusal(path) -> str:
+def refusal(path, opening=open_safetensors) -> str:
     """The message of the refusal: one sentence that names the file and says what to do."""
     with pytest.raises(LtxError) as refused:
-        open_safetensors(path)
+        opening(path)
     message = str(refused.value)
     assert "\n" not in message
     assert str(path) in message
@@ -90,7 +90,8 @@ def test_the_configuration_is_that_of_the_header(written):
 def test_metadata_beside_the_configuration_are_kept(tmp_path):
     save_file({"x": torch.zeros(2)}, tmp_path / "x.safetensors", METADATA | {"format": "pt", "lora": "{}"})
     opened = open_safetensors(tmp_path / "x.safetensors")
-    assert (opened.config, opened.metadata) == (json.loads(METADATA["config"]), {"format": "pt", "lora": "{}"})
+    assert opened.config == json.loads(METADATA["config"])
+    assert opened.metadata == METADATA | {"format": "pt", "lora": "{}"}
 
 
 @pytest.mark.parametrize("metadata", [None, {}, {"format": "pt"}])
@@ -213,15 +214,34 @@ def test_a_header_that_is_no_object_is_refused(tmp_path, header):
     refusal(raw_file(tmp_path / "x", header, bytes(16)))
 
 
-@pytest.mark.parametrize("metadata", [None, [], 7, "text", {"config": 7}, {"config": {}}], ids=str)
-def test_metadata_that_are_no_object_or_whose_configuration_is_no_text_are_refused(tmp_path, metadata):
+@pytest.mark.parametrize("metadata", [[], 7, "text", None])
+def test_metadata_that_are_no_object_are_refused(tmp_path, metadata):
     refusal(raw_file(tmp_path / "x", {"__metadata__": metadata, "x": entry()}, bytes(8)))
+
+
+def test_a_tensor_that_stands_twice_in_a_header_is_refused(tmp_path):
+    twice = b'{"x": %s, "x": %s}' % ((json.dumps(entry()).encode(),) * 2)
+    assert "a name stands in it twice" in refusal(raw_file(tmp_path / "x", twice, bytes(8)))
+
+
+def test_a_shape_of_a_million_sizes_is_refused_before_they_are_multiplied(tmp_path):
+    assert "1000000 dimensions" in refusal(raw_file(tmp_path / "x", {"x": entry(shape=[3] * 1_000_000)}, bytes(8)))
 
 
 def test_a_header_nested_without_end_is_refused(tmp_path):
     refusal(raw_file(tmp_path / "x", b'{"x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", bytes(8)))
 
 
-@pytest.mark.parametrize("config", ["{not json", "[]", "null", "7", '"text"'])
-def test_a_configuration_that_is_no_object_is_refused(tmp_path, config):
-    refusal(raw_file(tmp_path / "x", {"__metadata__": {"config": config}, "x": entry()}, bytes(8)))
+@pytest.mark.parametrize(
+    "config", ["{not json", "[]", "null", "7", '"text"', "configs/x.yaml", '{"vae": 3}', "[" * 99_999]
+)
+def test_a_configuration_that_is_no_object_is_refused_where_it_is_asked_for(tmp_path, config):
+    path = raw_file(tmp_path / "x", {"__metadata__": {"config": config}, "x": entry()}, bytes(8))
+    assert list(open_safetensors(path).tensors) == ["x"]
+    refusal(path, lambda path: open_safetensors(path).config)
+
+
+@pytest.mark.parametrize("config", [7, {}, None, []])
+def test_a_configuration_that_is_no_text_is_refused_where_it_is_asked_for(tmp_path, config):
+    path = raw_file(tmp_path / "x", {"__metadata__": {"config": config}, "x": entry()}, bytes(8))
+    refusal(path, lambda path: open_safetensors(path).config)

@@ -170,6 +170,30 @@ def first_upsampling(**fields: object):
         *(("vae", first_upsampling(num_layers=value), f"num_layers {value!r}") for value in ("1", 1.5)),
         ("vae", lambda vae: {**vae, "decoder_base_channels": 1 << 40}, f"decoder_base_channels is {1 << 40}"),
         ("transformer", lambda dit: {**dit, "in_channels": 1 << 40}, f"in_channels is {1 << 40}"),
+        *(
+            ("vae", first_upsampling(residual=value), f"residual is {value!r}, not true or false")
+            for value in ("no", 1)
+        ),
+        ("vae", first_upsampling(multiplier=60_000), "make "),
+        ("vae", lambda vae: {**vae, "timestep_conditioning": "no"}, "timestep_conditioning is 'no', not true or false"),
+        *(
+            ("vae", lambda vae, bad=bad: {**vae, "encoder_blocks": [bad] * 2}, "encoder blocks are not understood")
+            for bad in (["res_x", 10**9], ["res_x", {}], "x", ["compress_all_res", {"multiplier": "2"}], ["other", {}])
+        ),
+        ("vae", lambda vae: {**vae, "encoder_blocks": [["compress_all", {}]] * 100_000}, "more than 10000 tensors"),
+        ("vae", lambda vae: {**vae, "decoder_blocks": [["res_x", 9000]] * 9}, "name the version it is"),
+        ("transformer", lambda dit: {**dit, "out_channels": 9}, "out_channels is 9, but only 8"),
+        ("transformer", lambda dit: {**dit, "cross_attention_dim": 1}, "cross_attention_dim is 1, but only"),
+        (
+            "transformer",
+            lambda dit: {**dit, "causal_temporal_positioning": "false"},
+            "positioning is 'false', not true",
+        ),
+        (
+            "transformer",
+            lambda dit: {**dit, "positional_embedding_theta": 10**400},
+            "positional_embedding_theta has 1000",
+        ),
         ("scheduler", None, "not an object of objects"),
         ("scheduler", [], "not an object of objects"),
     ],

@@ -41,3 +41,25 @@ def test_what_is_no_t5_is_refused():
         t5_config(stored_shapes({"shared.weight": (32, 16)}))
     with pytest.raises(LtxError, match="no T5"):
         t5_config(stored_shapes({"shared.weight": (32,)}))
+
+
+SMALL = T5Config(layers=2, width=30, heads=3, head_dim=4, hidden=50, vocabulary=11)
+ATTENTION = "encoder.block.0.layer.0.SelfAttention"
+
+
+def small(**changes) -> dict:
+    """The tensors of a small encoder with some of other shapes; names begin behind the first block's attention."""
+    shapes = shapes_of(on_meta(lambda: TextEncoder(SMALL)).named_parameters())
+    return stored_shapes(shapes | {f"{ATTENTION}.{name}.weight": shape for name, shape in changes.items()})
+
+
+@pytest.mark.parametrize("changes", [{"relative_attention_bias": (32, 0)}, {"q": (0, 30)}, {"q": (13, 30)}])
+def test_heads_that_divide_nothing_are_refused(changes):
+    with pytest.raises(LtxError, match=r"no T5 .*\d+ heads of a width of \d+\) - give one such as t5xxl"):
+        t5_config(small(**changes))
+
+
+def test_blocks_are_counted_until_one_is_missing():
+    tensors = small()
+    far = stored_shapes({"encoder.block.1000000.layer.0.SelfAttention.q.weight": (12, 30), "encoder.block.x": (1,)})
+    assert t5_config(tensors | far) == SMALL

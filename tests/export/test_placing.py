@@ -1,5 +1,6 @@
 """Where weights end up: linked, left where they are, or rewritten; and that a folder needs nothing it does not name."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -57,6 +58,40 @@ def test_a_folder_runs_elsewhere_when_the_weights_it_came_from_are_gone(own_weig
     shutil.rmtree(own_weights.weights)
     shutil.rmtree(tmp_path / "made")
     assert_equal(outputs(open_engines(moved)), expected)
+
+
+def test_networks_that_share_some_of_their_shards_get_every_shard_under_a_name_of_its_own(
+    own_weights, expected, tmp_path
+):
+    state = load_file(own_weights.sources.checkpoint)
+    places = {
+        name: f"ltx-{1 + name.startswith('vae.') + (i % 2):05d}-of-00003.safetensors" for i, name in enumerate(state)
+    }
+    for file in set(places.values()):
+        save_file({name: state[name] for name in state if places[name] == file}, own_weights.weights / file)
+    index = own_weights.weights / "ltx.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": places}))
+    before = {file: (own_weights.weights / file).read_bytes() for file in places.values()}
+    export(own_weights.version, replace(own_weights.sources, checkpoint=index), tmp_path / "0.9.5")
+    assert {file: (own_weights.weights / file).read_bytes() for file in before} == before
+    assert_equal(outputs(open_engines(tmp_path / "0.9.5")), expected)
+
+
+@pytest.mark.parametrize(
+    "options", [Options(["fp32"], link=True), Options(["fp32"], store="F32")], ids=["link", "store"]
+)
+def test_weights_in_the_folder_that_is_replaced_are_not_lost(release, expected, tmp_path, options):
+    folder = tmp_path / "0.9.5"
+    export(release.version, release.sources, folder)
+    own = replace(
+        release.sources, checkpoint=folder / "checkpoint.safetensors", text_encoder=folder / "text_encoder.safetensors"
+    )
+    with pytest.raises(
+        LtxError, match=r"is in the folder that this export replaces - move it out of .*, or leave --link"
+    ):
+        export(release.version, own, folder, options=options)
+    export(release.version, own, folder)
+    assert_equal(outputs(open_engines(folder)), expected)
 
 
 def test_links_leave_the_weights_where_they_are_and_the_manifest_says_so(own_weights, expected, tmp_path):

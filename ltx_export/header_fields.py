@@ -1,0 +1,56 @@
+"""One field of a header: what it says, or a sentence about what is wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ltx_runtime.errors import LtxError
+
+LARGEST = 1 << 16  # of any size in a header; the widest layer of a release has 24,576
+
+
+def required(part: str, config: Mapping[str, Any], field: str) -> int:
+    """A size that must be there. Raises LtxError unless it is one."""
+    value = config.get(field)
+    if type(value) is not int or not 1 <= value <= LARGEST:
+        raise LtxError(f"the checkpoint's {part}.{field} is {value!r}, not a positive number - use an official file")
+    return value
+
+
+def positive(field: str, value: Any) -> float:
+    """A number of the transformer's. Raises LtxError unless it is positive and no larger than makes sense."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < LARGEST**2:
+        raise LtxError(
+            f"the checkpoint's transformer.{field} has {value!r}, not a positive number - use an official file"
+        )
+    return float(value)
+
+
+def flag(part: str, config: Mapping[str, Any], field: str, default: bool) -> bool:
+    """A field that is true or false; the default where it is null or not there.
+
+    Raises:
+        LtxError: it is something else, such as the word "false".
+    """
+    value = config.get(field)
+    if value is not None and not isinstance(value, bool):
+        raise LtxError(f"the checkpoint's {part}.{field} is {value!r}, not true or false - use an official file")
+    return default if value is None else value
+
+
+def block_count(block: str, field: str, value: Any) -> int:
+    """A count in one of the VAE's blocks. Raises LtxError unless it is one."""
+    if type(value) is not int or not 1 <= value <= LARGEST:
+        raise LtxError(f"the checkpoint's VAE block {block} has {field} {value!r}, no count - use an official file")
+    return value
+
+
+def refuse_others(part: str, config: Mapping[str, Any], assumed: Mapping[str, Any]) -> None:
+    """Raises LtxError if a field is there and says something else than what is implemented."""
+    for field, value in assumed.items():
+        if config.get(field, value) != value:
+            raise LtxError(
+                f"the checkpoint's {part}.{field} is {config[field]!r}, but only {value!r} is implemented - "
+                "use an official file"
+            )
