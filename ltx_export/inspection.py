@@ -17,7 +17,7 @@ from ltx_export.blocks import BLOCK_FORMATS
 from ltx_export.checkpoint import Checkpoint
 from ltx_export.detection import transformer_part, vae_part
 from ltx_export.keys import Part, Tensors, parts_of
-from ltx_export.readers import open_weights, weights_file
+from ltx_export.readers import has_shards, kind_of, open_weights, variants_in, weights_file
 from ltx_export.sources import find_sources
 from ltx_export.values import FLOAT_DTYPES, float32_of
 from ltx_runtime.errors import LtxError
@@ -26,8 +26,6 @@ from ltx_runtime.versions import VERSIONS, Version
 
 Facts = dict[str, Any]
 _FOLDERS = ("transformer", "vae", "text_encoder", "latent_upsampler")
-_COMPONENT = re.compile(r"(?!.*-of-\d{5})(diffusion_pytorch_)?model\.(.*\.)?safetensors(\.index.*\.json)?$")
-_AROUND_VARIANT = re.compile(r"^(diffusion_pytorch_)?model|\.safetensors|\.index|\.json$")
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.")
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.", "vae.")
 _KINDS = {"transformer": "transformer", "vae": "VAE", "text_encoder": "T5 text encoder", "upsampler": "upscaler"}
@@ -55,7 +53,7 @@ _LORA_DOWN = re.compile(r"((?:\w*model\.|transformer\.|lora_[a-z]+_)*).+?([._]lo
 
 @dataclass(frozen=True)
 class File:
-    """A file of weights, or the shards of one; the variants of its folder; names that belong to nothing."""
+    """A file of weights or the shards of one, its folder's variants, names that belong to nothing, why it is unread."""
 
     path: str
     kind: str
@@ -65,6 +63,7 @@ class File:
     networks: list[Facts]
     lora: Facts
     unknown_names: list[str]
+    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,22 +84,26 @@ def inspect(path: Path) -> Inspection:
     """Looks at a file of weights, an index of shards, a folder of either, or a version folder.
 
     Raises:
-        LtxError: it is not there, is damaged, or is of no known kind.
+        LtxError: it is not there, is a damaged file, or is of no known kind. A damaged file in a folder is told.
     """
     path = path.parent if path.name in (MANIFEST, "model_index.json") else path
     if not path.exists():
         raise LtxError(f"{path} not found - check the path")
-    if (path / MANIFEST).exists() or any(path.glob("*.onnx")):
+    if (path / MANIFEST).exists() or any(path.glob("[!.]*.onnx")):
         return _version_folder(path)
-    files = [_file(*place) for place in _places(path)]
-    known = [file for file in files if file.kind != "unknown"]
-    if not known:
+    if path.is_file() and _SHARD.search(path.name):
+        raise LtxError(f"{path} is one shard of several - give their index or folder")
+    files = [_file(path, [])] if path.is_file() else [_file_or_problem(*place) for place in _places(path)]
+    known = [file for file in files if file.kind not in ("unknown", "unreadable")]
+    if not known and not any(file.problem for file in files):
         held = ", ".join(name for file in files for name in file.unknown_names[:2]) or "no weights"
-        raise LtxError(f"{path} holds nothing known ({held}) - give LTX-Video's weights, a T5, an upscaler or a LoRA")
-    kind = known[0].kind
+        below = ", ".join(sorted(place.name for place in path.glob("[!.]*") if place.is_dir())[:8])
+        fit = f"one of its folders: {below}" if below else "LTX-Video's weights, a T5, an upscaler or a LoRA"
+        raise LtxError(f"{path} holds nothing known ({held}) - give {fit}")
+    kind = (known or files)[0].kind
     if path.is_dir():
         whole = "diffusers folder" if (path / "transformer").is_dir() else "weights folder"
-        kind = f"component folder: {kind}" if len(files) == 1 and known[0].variants else whole
+        kind = f"component folder: {kind}" if len(files) == 1 and files[0].variants else whole
     # Of several checkpoints in a folder, each may be of another release.
     mains = [file for file in known if any(one["name"] == "transformer" for one in file.networks)]
     rest = [file for file in known if file not in mains]
@@ -111,20 +114,27 @@ def inspect(path: Path) -> Inspection:
 
 
 def _places(path: Path) -> Iterator[tuple[Path, list[str]]]:
-    if path.is_file() and _SHARD.search(path.name):
-        raise LtxError(f"{path} is one shard of several - give their index or folder")
-    if path.is_file():
-        yield path, []
-    for folder in (path, *(path / name for name in _FOLDERS)):
-        found = [file.name for file in folder.glob("*") if _COMPONENT.match(file.name)]
-        if variants := sorted({_AROUND_VARIANT.sub("", name).strip(".") for name in found}):
-            yield weights_file(folder, variants[0]), variants
+    told: list[Path] = []
+    for folder in filter(Path.is_dir, (path, *(path / name for name in _FOLDERS))):
+        found = variants_in(folder)
+        told += [file for files in found.values() for file in files]
+        if found or has_shards(folder):
+            yield folder, sorted(found)
     for file in sorted((*path.glob("[!.]*.safetensors"), *path.glob("[!.]*.gguf"))):
-        if not _SHARD.search(file.name) and not _COMPONENT.match(file.name):
+        if not _SHARD.search(file.name) and file not in told:
             yield file, []
 
 
+def _file_or_problem(path: Path, variants: list[str]) -> File:
+    try:
+        return _file(path, variants)
+    except LtxError as error:
+        return File(str(path), "unreadable", 0, variants, {}, [], {}, [], str(error))
+
+
 def _file(path: Path, variants: list[str]) -> File:
+    """What a file holds, or the first variant of a component's folder."""
+    path = weights_file(path, "".join(variants[:1])) if path.is_dir() else path
     checkpoint = open_weights(path)
     tensors, lora = checkpoint.tensors, _lora(checkpoint)
     strangers = {name for name in tensors if lora and not re.search(r"[._]lora[._](up|down|[AB])\.|\.alpha$", name)}
@@ -137,11 +147,12 @@ def _file(path: Path, variants: list[str]) -> File:
     unknown = [name for name, tensor in tensors.items() if name in strangers or id(tensor) in odd]
     networks = [_network(part, ours) for part, ours in parts.items()]
     kinds = " and ".join(f"{one['sizes'].get('resamples', '')} {_KINDS[one['name']]}".strip() for one in networks)
-    kind = f"GGUF {kinds}" if path.suffix.lower() == ".gguf" else kinds
+    kind = f"GGUF {kinds}" if kind_of(path) == ".gguf" else kinds
     kind = "official single file" if {"transformer", "vae"} <= parts.keys() else kind
     kind = "LoRA" if lora else kind if len(unknown) < len(tensors) else "unknown"
     size_bytes = sum(file.stat().st_size for file in {tensor.file for tensor in tensors.values()})
-    return File(str(path), kind, size_bytes, variants, _said(checkpoint.config), networks, lora, unknown)
+    header = _said(checkpoint.config) if {"transformer", "vae"} & parts.keys() else {}
+    return File(str(path), kind, size_bytes, variants, header, networks, lora, unknown)
 
 
 def _network(part: Part, tensors: Tensors) -> Facts:
@@ -278,7 +289,7 @@ def _version_folder(path: Path) -> Inspection:
     manifest = read_manifest(path)
     places = {name: manifest.place(path, name) for name in manifest.files}
     weights = dict.fromkeys(name for entry in manifest.components.values() for name in entry.weights)
-    files = [_file(places[name], []) for name in weights if places[name].is_file()]
+    files = [_file_or_problem(places[name], []) for name in weights if places[name].is_file()]
     engines = {
         **{"causal_positions": manifest.causal_positions, "linked": manifest.linked, "loras": [*manifest.loras]},
         "precisions": {name: [*one.graphs] for name, one in manifest.components.items()},

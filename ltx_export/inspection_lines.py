@@ -34,6 +34,9 @@ def _lines(found: Inspection) -> Iterator[str]:
 
 
 def _file_lines(file: File) -> Iterator[str]:
+    if file.problem:
+        yield f"{file.path}: {file.kind}: {file.problem}"
+        return
     yield f"{file.path}: {file.kind}, {_amount(file.size_bytes)}"
     if file.variants:
         yield f"  variants: {_listed([variant or 'plain' for variant in file.variants])}"

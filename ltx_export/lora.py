@@ -7,19 +7,18 @@ graphs, of where weights are written, or of torch.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ltx_export.checkpoint import StoredTensor, open_safetensors
 from ltx_export.keys import DIFFUSERS_WORDS, first
+from ltx_export.lora_adapter import find_factors, open_adapter_config
 from ltx_export.values import float32_of
 from ltx_runtime.errors import LtxError
 
@@ -44,8 +43,6 @@ _OTHER_KINDS = {
     "a LoRA of convolutions": re.compile(r".*lora_mid"),
 }
 
-_PEFT_CONFIG = "lora_adapter_metadata"
-_COMPONENT = "transformer."
 _FACTOR_DTYPES = ("F32", "F16", "BF16")
 # What some trainers store alpha in, beside the dtypes of the factors.
 _DTYPES = {"F64": "<f8", "I64": "<i8", "I32": "<i4"}
@@ -76,7 +73,7 @@ class Lora:
 
 
 def parse_lora(text: str) -> tuple[Path, float]:
-    """FILE or FILE:SCALE -> the file and its scale, 1 where left out.
+    """FILE or FILE:SCALE -> the file, or folder saved by peft, and its scale, 1 where left out.
 
     A colon belongs to the path unless a number follows it, so that `C:\\fox.safetensors` is a file.
 
@@ -97,27 +94,28 @@ def parse_lora(text: str) -> tuple[Path, float]:
 def open_lora(path: Path, scale: float, expected: Mapping[str, tuple[int, ...]]) -> Lora:
     """Finds the weight that every tensor of a LoRA file changes; reads headers and alphas only.
 
-    diffusers keeps peft's configuration in the header, and with it the alpha of every layer; an alpha stored as a
-    tensor wins.
+    An alpha stored as a tensor wins over that of peft's configuration; where neither is known, alpha is the rank.
 
     Args:
-        path: a safetensors file with the keys of peft, diffusers, Comfy or kohya.
+        path: a safetensors file with the keys of peft, diffusers, Comfy or kohya, or a folder saved by peft.
         scale: how much of the change to apply; negative takes it away.
         expected: our names of the transformer's parameters, and their shapes.
 
     Raises:
-        LtxError: the file is no plain LoRA of linear layers, or was made for another transformer.
+        LtxError: the file is no plain LoRA of linear layers, was made for another transformer, or was saved by peft
+            and lacks its configuration.
     """
     _finite(scale, f"the scale of {path}", scale)
+    path = find_factors(path)
     file = open_safetensors(path)
-    tensors = file.tensors
-    _check_keys(path, tensors)
-    config = _peft_config(path, file.metadata)
+    _check_keys(path, file.tensors)
+    layers = _parts_by_weight(path, file.tensors, expected)
+    config = open_adapter_config(file, has_alphas=all("alpha" in parts for parts in layers.values()))
     pairs = {}
-    for name, parts in _parts_by_weight(path, tensors, expected).items():
+    for name, parts in layers.items():
         down, up = _factors(path, name, parts, expected[name])
         stored = parts.get("alpha")
-        alpha = _peft_alpha(path, config, name, down.shape[0]) if stored is None else _scalar(path, name, stored)
+        alpha = config.alpha(name, _modules(name), down.shape[0]) if stored is None else _scalar(path, name, stored)
         pairs[name] = LoraPair(down, up, alpha)
     return Lora(path, scale, pairs)
 
@@ -235,37 +233,6 @@ def _factors(
         sizes = f"{up.shape[0]} x {down.shape[1]} for {name} of {' x '.join(map(str, shape))}"
         raise LtxError(f"{path} is {sizes}: it was made for another size of model - give a LoRA for this version")
     return down, up
-
-
-def _peft_config(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Fields of peft's LoraConfig for the transformer.
-
-    diffusers prefixes them with the component in `LTXPipeline.save_lora_weights`, with nothing in the transformer's
-    own `save_lora_adapter`.
-    """
-    try:
-        config = json.loads(metadata.get(_PEFT_CONFIG, "{}"))
-        return {field.removeprefix(_COMPONENT): value for field, value in config.items()}
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise LtxError(f"{path} has a damaged {_PEFT_CONFIG} ({error}) - download it again") from None
-
-
-def _peft_alpha(path: Path, config: Mapping[str, Any], name: str, rank: int) -> float | None:
-    """What peft's configuration makes of a layer's alpha; None where it says nothing."""
-    try:
-        alpha = config.get("lora_alpha")
-        for pattern, value in (config.get("alpha_pattern") or {}).items():
-            # The rule of peft's `get_pattern_key`: the first pattern that matches whole last components.
-            if any(re.match(rf"(.*\.)?({pattern})$", module) for module in _modules(name)):
-                alpha = value
-                break
-        if alpha is None:
-            return None
-        # Rank-stabilised LoRA divides by the root of the rank (arXiv:2312.03732).
-        stabilised = math.sqrt(rank) if config.get("use_rslora") else 1.0
-        return _finite(float(alpha) * stabilised, f"alpha of {name} in {path}", alpha, "download it again")
-    except (ValueError, TypeError, AttributeError, OverflowError, re.error) as error:
-        raise LtxError(f"{path} has a damaged {_PEFT_CONFIG} ({error}) - download it again") from None
 
 
 def _scalar(path: Path, name: str, tensor: StoredTensor) -> float:

@@ -25,7 +25,7 @@ from ltx_runtime.errors import LtxError
 from ltx_runtime.manifest import ComponentEntry, Manifest, describe_files, write_manifest
 from ltx_runtime.versions import VERSIONS, Schedule
 
-ROOT, DIT = Path(__file__).parents[2], "model.diffusion_model."
+ROOT, DIT, PEFT = Path(__file__).parents[2], "model.diffusion_model.", {"lora_adapter_metadata": '{"lora_alpha": 4}'}
 # Published parameters: of transformers by layers, of VAEs by generation, beside which there are 256 statistics.
 TRANSFORMER = {28: 1_923_385_472, 48: 13_042_569_344}
 VAE, T5_XXL = {"A": 419_193_649, "B": 934_976_434, "C": 1_246_913_522}, 4_762_310_656
@@ -229,7 +229,7 @@ def test_of_several_checkpoints_in_a_folder_each_is_told(release, tmp_path):
 @pytest.mark.parametrize(("name", "versions"), [("0.9.5", EVERY_2B), (BIG, EVERY_13B), ("demo", ["demo"])])
 def test_a_lora_of_every_layer_fits_what_the_export_merges_it_into(release, tmp_path, style, name, versions):
     weights = linear(release(name))
-    told = inspect(path := holes(tmp_path / "x.safetensors", lora_shapes(weights, style)))
+    told = inspect(path := holes(tmp_path / "x.safetensors", lora_shapes(weights, style), "BF16", PEFT))
     assert (told.kind, told.versions, told.missing, told.memory) == ("LoRA", versions, [], {})
     facts, count = told.files[0].lora, len(weights)
     assert (facts["keys"], facts["modules"], facts["ranks"]) == ([style], count, {"4": count})
