@@ -55,10 +55,11 @@ def vae_part(tensors: Tensors) -> dict[str, Any]:
         if match:
             leaves.setdefault(int(match[1]), set()).add(match[2])
     blocks = [_block(tensors, i, leaves[i], residual=timestep) for i in sorted(leaves)]
+    encoder = "encoder.conv_in.conv.weight"  # an export leaves it out where it rewrites
     return {
         "decoder_blocks": blocks[::-1],
         "latent_channels": _shape(tensors, "decoder.conv_in.conv.weight", 5)[1],
-        "encoder_base_channels": _shape(tensors, "encoder.conv_in.conv.weight", 5)[0],
+        **({"encoder_base_channels": _shape(tensors, encoder, 5)[0]} if encoder in tensors else {}),
         "decoder_base_channels": _shape(tensors, "decoder.conv_out.conv.weight", 5)[1],
         "timestep_conditioning": timestep,
     }

@@ -42,15 +42,21 @@ _LEAST_BYTES = _SCALAR_BYTES | {_STRING: 8, _ARRAY: 12}
 _LEAST_PAIR_BYTES = 8 + 4 + 1
 _LEAST_TENSOR_BYTES = 8 + 4 + 4 + 8
 # The metadata that is read, and the type it must have.
-_READ = {"general.architecture": _STRING, "general.alignment": _UINT32}
+_READ = {"general.architecture": _STRING, "general.alignment": _UINT32, "config": _STRING}
 
 
 @dataclass(frozen=True)
 class GgufFile:
-    """Tensors by name, shapes outermost first, and the architecture the file says it is of (empty if it does not)."""
+    """Tensors by name, shapes outermost first, and what the file says of itself.
+
+    Attributes:
+        architecture: empty if the file does not say it.
+        config: the JSON that some converters carry over from a safetensors header; that of nothing if they do not.
+    """
 
     file: Path
     architecture: str
+    config: str
     tensors: dict[str, StoredTensor]
 
 
@@ -115,14 +121,14 @@ def open_gguf(path: Path) -> GgufFile:
         _check_start(header)
         tensor_count, pair_count = header.integer(8), header.integer(8)
         header.require(tensor_count * _LEAST_TENSOR_BYTES + pair_count * _LEAST_PAIR_BYTES)
-        architecture, alignment = _read_metadata(header, pair_count)
+        architecture, config, alignment = _read_metadata(header, pair_count)
         tensors: dict[str, StoredTensor] = {}
         for _ in range(tensor_count):
             name, stored = _read_tensor(header, alignment)
             if name in tensors:
                 raise header.refusal(f"has two tensors named {name!r}")
             tensors[name] = stored
-    return GgufFile(path, architecture, _placed(header, tensors, alignment))
+    return GgufFile(path, architecture, config, _placed(header, tensors, alignment))
 
 
 def _check_start(header: _Header) -> None:
@@ -136,12 +142,13 @@ def _check_start(header: _Header) -> None:
         raise header.refusal(f"is of GGUF version {number}", "give a file of version 2 or 3")
 
 
-def _read_metadata(header: _Header, count: int) -> tuple[str, int]:
-    """Architecture and alignment; all other values are skipped."""
+def _read_metadata(header: _Header, count: int) -> tuple[str, str, int]:
+    """Architecture, configuration and alignment; all other values are skipped."""
     found: dict[str, str | int] = {}
     for _ in range(count):
         key, kind = header.text("a key"), header.integer(4)
-        if key not in _READ:
+        # The format owns what is `general`; a `config` that is no text is another program's.
+        if key not in _READ or (key == "config" and kind != _STRING):
             _skip_values(header, kind, 1, 0)
             continue
         if key in found:
@@ -152,7 +159,7 @@ def _read_metadata(header: _Header, count: int) -> tuple[str, int]:
     alignment = int(found.get("general.alignment", _DEFAULT_ALIGNMENT))
     if alignment.bit_count() != 1:
         raise header.refusal(f"has an alignment of {alignment}, which is no power of two")
-    return str(found.get("general.architecture", "")), alignment
+    return str(found.get("general.architecture", "")), str(found.get("config", "{}")), alignment
 
 
 def _skip_values(header: _Header, kind: int, count: int, depth: int) -> None:

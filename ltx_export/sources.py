@@ -13,7 +13,7 @@ from typing import Any
 
 from ltx_export.checkpoint import Checkpoint
 from ltx_export.keys import Part, Tensors, part_of, parts_of
-from ltx_export.readers import open_weights
+from ltx_export.readers import is_whole, kind_of, open_weights
 from ltx_runtime.errors import LtxError, explaining
 from ltx_runtime.versions import VERSIONS, Version
 
@@ -25,7 +25,10 @@ _TOKENIZER_NAMES = (TOKENIZER_FILE, "tokenizer/spiece.model", "spiece.model")
 _TRANSFORMER_NAMES = ("*ltx*.gguf",)
 _VAE_NAMES = ("vae", "*[vV][aA][eE]*.safetensors")
 _FP8 = "-fp8"
+_LAYOUT_FOLDERS = ("transformer", "vae", "text_encoder")
 _ARCHITECTURES: dict[Part, tuple[str, ...]] = {"transformer": ("ltxv",), "text_encoder": ("t5", "t5encoder")}
+# What stable-diffusion.cpp and gguf-org's converter write whatever the network; its tensors' names decide.
+_SAYS_NOTHING = ("", "pig")
 
 
 @dataclass(frozen=True)
@@ -88,21 +91,26 @@ def find_sources(
 
 
 def has_checkpoint(version: Version, folder: Path) -> bool:
-    """Whether a weights folder has a transformer, of whatever kind."""
-    try:
-        return _checkpoint_in(version, folder).exists()
-    except LtxError:
-        return False
+    """Whether a weights folder has a transformer that is whole, of whatever kind.
+
+    Several will do: the export asks which is meant, but takes the official file unasked once it is beside them. A file
+    of the official name is taken as it is: what is lacking would be written over it.
+
+    Raises:
+        LtxError: a folder that should hold a transformer cannot be read.
+    """
+    official, fp8 = _official_in(version, folder)
+    others = (fp8, folder / "transformer", *_matching(folder, _TRANSFORMER_NAMES))
+    return official.is_file() or any(is_whole(path) for path in others)
 
 
 def has_text_encoder(folder: Path) -> bool:
-    """Whether a weights folder has a T5 that is whole."""
-    for path in (path for pattern in _T5_NAMES for path in folder.glob(pattern)):
-        try:
-            return bool(open_weights(path).tensors)
-        except LtxError:
-            continue
-    return False
+    """Whether a weights folder has a T5 that is whole.
+
+    Raises:
+        LtxError: a folder that should hold one cannot be read.
+    """
+    return any(is_whole(path) for path in _matching(folder, _T5_NAMES))
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -111,14 +119,26 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def _checkpoint_in(version: Version, folder: Path) -> Path:
-    official = Path(version.checkpoint)
-    for name in (official.name, f"{official.stem}{_FP8}{official.suffix}"):
-        if (folder / name).is_file():
-            return folder / name
+    for path in _official_in(version, folder):
+        if path.is_file():
+            return path
     if (folder / "transformer").is_dir():
         return folder
-    absent = f"{folder / official.name} not found, and no diffusers layout beside it - {_advice(version)}"
+    place = folder.resolve()
+    if place.name in _LAYOUT_FOLDERS and (place.parent / "transformer").is_dir():
+        absent = f"{folder} is one network of a diffusers layout"
+        absent += f" - give --weights the folder above, {place.parent}, or a file"
+    else:
+        official = _official_in(version, folder)[0]
+        absent = f"{official} not found, and no diffusers layout beside it - {_advice(version)}"
+        absent += ", or give --weights the file itself if it has another name"
     return _only(folder, _TRANSFORMER_NAMES, absent, "--weights")
+
+
+def _official_in(version: Version, folder: Path) -> tuple[Path, Path]:
+    """Where a release's official file belongs, and its fp8 sibling."""
+    official = Path(version.checkpoint)
+    return folder / official.name, folder / f"{official.stem}{_FP8}{official.suffix}"
 
 
 def _named_by(checkpoint: Path) -> Version | None:
@@ -138,8 +158,13 @@ def _tokenizer_near(version: Version, folder: Path, t5: Path) -> Path:
     raise LtxError(f"no {' or '.join(_TOKENIZER_NAMES)} in {folder} - {_advice(version)}, or name it with --tokenizer")
 
 
+def _matching(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
+    """What is called so; not the hidden files that macOS puts beside others on foreign disks, such as `._t5.gguf`."""
+    return sorted({path for pattern in patterns for path in folder.glob(pattern) if not path.name.startswith(".")})
+
+
 def _only(folder: Path, patterns: tuple[str, ...], absent: str, option: str) -> Path:
-    found = sorted({path for pattern in patterns for path in folder.glob(pattern)})
+    found = _matching(folder, patterns)
     if len(found) > 1:
         raise LtxError(f"{folder} holds {', '.join(path.name for path in found)} - choose one with {option}")
     if not found:
@@ -182,6 +207,8 @@ def _open(path: Path, variant: str) -> Checkpoint:
 def _vae_path(sources: Sources, is_layout: bool) -> Path:
     if sources.vae is not None:
         return sources.vae
+    if is_layout and not (sources.checkpoint / "vae").is_dir():
+        raise LtxError(f"{sources.checkpoint / 'vae'} is missing - download it too, or name a VAE with --vae")
     if is_layout:
         return sources.checkpoint / "vae"
     absent = f"{sources.checkpoint} holds no vae, nor is one beside it - name its file or folder with --vae"
@@ -189,8 +216,8 @@ def _vae_path(sources: Sources, is_layout: bool) -> Path:
 
 
 def _check_architecture(checkpoint: Checkpoint, part: Part) -> None:
-    found = checkpoint.metadata.get("architecture") if checkpoint.path.suffix.lower() == ".gguf" else None
-    if found is not None and found not in _ARCHITECTURES[part]:
+    found = checkpoint.metadata.get("architecture") if kind_of(checkpoint.path) == ".gguf" else ""
+    if found not in (*_SAYS_NOTHING, *_ARCHITECTURES[part]):
         wanted = " or ".join(_ARCHITECTURES[part])
         raise LtxError(f"{checkpoint.path} is a GGUF of architecture {found!r}, not {wanted} - give the {part}'s file")
 

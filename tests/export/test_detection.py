@@ -209,8 +209,11 @@ SHAPES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("shape", [None, (), (3,), (0, 8), (4, 0, 3, 3, 3)], ids=str)
-@pytest.mark.parametrize("name", SHAPES)
+MISFITS = [(name, shape) for name in SHAPES for shape in (None, (), (3,), (0, 8), (4, 0, 3, 3, 3))]
+MISFITS.remove(("encoder.conv_in.conv.weight", None))  # an export that rewrites a VAE leaves its encoder out
+
+
+@pytest.mark.parametrize(("name", "shape"), MISFITS, ids=str)
 def test_a_tensor_that_tells_a_size_must_be_there_and_tell_it(name, shape):
     transformer_part(stored_shapes(SHAPES), 2)
     vae_part(stored_shapes(SHAPES))

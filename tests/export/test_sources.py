@@ -115,6 +115,22 @@ def test_what_is_not_there_is_named_with_what_to_do(tmp_path, files, options, ex
     assert expected in message
 
 
+def test_a_file_of_any_other_name_or_the_folder_above_are_what_weights_may_be(tmp_path):
+    made(tmp_path, *BESIDE, "my_finetune.safetensors")
+    assert refusal(find_sources, V095, tmp_path).endswith(", or give --weights the file itself if it has another name")
+    assert find_sources(V095, tmp_path / "my_finetune.safetensors").checkpoint == tmp_path / "my_finetune.safetensors"
+    made(tmp_path / "repo", "transformer/model.safetensors", "vae/model.safetensors", "text_encoder/")
+    for name in ("transformer", "vae", "text_encoder"):
+        message = refusal(find_sources, V095, tmp_path / "repo" / name)
+        assert message.endswith(f"layout - give --weights the folder above, {tmp_path / 'repo'}, or a file")
+
+
+def test_hidden_files_are_none_of_the_weights(tmp_path):
+    made(tmp_path, *BESIDE, "my-ltx.gguf", "._my-ltx.gguf", "._t5.gguf", "._vae.safetensors", "vae/")
+    found = find_sources(V095, tmp_path)
+    assert (found.checkpoint.name, found.text_encoder.name) == ("my-ltx.gguf", TEXT_ENCODER_FILE)
+
+
 @pytest.mark.parametrize("beside", [(), BESIDE], ids=["alone", "beside a text encoder"])
 def test_weights_that_do_not_exist_are_missed_first(tmp_path, beside):
     made(tmp_path, *beside)
