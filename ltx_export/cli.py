@@ -40,7 +40,7 @@ def onnx(
         list[str] | None,
         typer.Option(help="fp32 (CPU), bf16 or fp16 (GPU); COMPONENT=PRECISION for one component [fp32 and bf16]."),
     ] = None,
-    lora: Annotated[list[str] | None, typer.Option(help="FILE[:SCALE], merged into the transformer.")] = None,
+    lora: Annotated[list[str] | None, typer.Option(help="FILE or FOLDER[:SCALE], merged into the transformer.")] = None,
     store: Annotated[str | None, typer.Option(help="Rewrite all weights as fp32, fp16 or bf16.")] = None,
     link: Annotated[bool, typer.Option("--link", help="Leave the weights where they are.")] = False,
 ) -> None:
@@ -85,7 +85,7 @@ def _precisions(asked: list[str]) -> tuple[list[str], dict[str, list[str]]]:
 
 
 @app.command()
-@reported()
+@reported("what has arrived is kept, and not fetched again")
 def download(
     version: VersionName,
     folder: Annotated[Path | None, typer.Argument(help="Where to [weights/VERSION].")] = None,

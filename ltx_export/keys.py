@@ -189,25 +189,31 @@ def _t5_name(name: str) -> str:
     return _replaced(name, _GGUF_T5)
 
 
+_SCALES = (".scale_weight", ".scale_input", "scaled_fp8")  # of a file whose values are not its own
+
+
 def check_names(network: str, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, StoredTensor]) -> None:
     """Checks that every expected tensor is there in its shape, and no other.
 
     Raises:
         LtxError: lists the first missing, unexpected or misshapen names.
     """
+    file = next((str(tensor.file) for tensor in found.values()), "the file")
     missing = [name for name in expected if name not in found]
     if missing:
-        raise LtxError(f"{network} lacks {some(missing)} - is it the right version?")
+        raise LtxError(f"{network} lacks {some(missing)} in {file} - is it the right version?")
     extra = [name for name in found if name not in expected]
+    if any(name.endswith(_SCALES) for name in extra):
+        raise LtxError(f"{file} is scaled fp8 ({first(extra)}), which is not read - give plain fp8, fp16, bf16 or GGUF")
     if extra:
-        raise LtxError(f"{network} has unexpected {some(extra)} - is it the right version?")
+        raise LtxError(f"{network} has unexpected {some(extra)} in {file} - is it the right version?")
     misshapen = [
         f"{name} {list(found[name].shape)} instead of {list(shape)}"
         for name, shape in expected.items()
         if found[name].shape != shape
     ]
     if misshapen:
-        raise LtxError(f"{network} has {some(misshapen)} - is it the right version?")
+        raise LtxError(f"{network} has misshapen {some(misshapen)} in {file} - is it the right version?")
 
 
 def some(names: Sequence[str]) -> str:

@@ -18,6 +18,7 @@ from ltx_export.models.t5 import T5Config, TextEncoder
 from ltx_export.models.vae import VaeDecoder
 from ltx_export.onnx_from_torch import Network, build_empty
 from ltx_export.sources import Opened
+from ltx_export.values import check_dtype
 from ltx_runtime import components
 from ltx_runtime.components import Component
 from ltx_runtime.errors import LtxError
@@ -115,6 +116,8 @@ def _fitted(network: Network, tensors: Mapping[str, StoredTensor], source: str) 
     module = build_empty(lambda: network.make(network.blocks), torch.float32)
     expected = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
     check_names(network.component(network.blocks).name, expected, tensors)
+    for name in expected:
+        check_dtype(tensors[name])
     tables = {f"{path}.weight" for path, layer in module.named_modules() if isinstance(layer, nn.Embedding)}
     return Part(network, {name: tensors[name] for name in expected}, source, frozenset(tables))
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ltx_runtime.components import Component, Port, check_feeds
+from ltx_runtime.components import COMPONENT_NAMES, Component, Port, check_feeds
 from ltx_runtime.errors import LtxError, explaining
 from ltx_runtime.manifest import Engines, export_command
 from ltx_runtime.sessions.onnxruntime_cpu import load
@@ -107,7 +107,8 @@ def check_folder(engines: Engines, report: Callable[[str], None]) -> None:
     Raises:
         LtxError: a graph cannot be loaded, or differs by more than LIMIT relative L2.
     """
-    for name, entry in engines.manifest.components.items():
+    for name in COMPONENT_NAMES:
+        entry = engines.component(name)
         graph = entry.graphs.get("fp32")
         if graph is None or entry.recorded is None:
             report(f"{name}: no fp32 graph to run here; its files are whole")

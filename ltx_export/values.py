@@ -43,14 +43,20 @@ def float32_of(tensor: StoredTensor, start: int = 0, stop: int | None = None) ->
     Raises:
         LtxError: the tensor is not stored as a float.
     """
+    check_dtype(tensor)
     rows = rows_of(tensor)
     stop = rows if stop is None else stop
     row_bytes = tensor.length // max(rows, 1)
     raw = tensor.read(start * row_bytes, stop * row_bytes)
     shape = tensor.shape if (start, stop) == (0, rows) else (stop - start, *tensor.shape[1:])
-    if tensor.dtype not in READ_DTYPES:
-        raise LtxError(f"{tensor.file} stores weights as {tensor.dtype}; use one in {', '.join(READ_DTYPES)}")
     return _widened(raw, tensor.dtype, tensor.shape[-1] if tensor.shape else 1).reshape(shape)
+
+
+def check_dtype(tensor: StoredTensor) -> None:
+    """Raises LtxError if a tensor is stored as something that weights are not read from."""
+    if tensor.dtype not in READ_DTYPES:
+        known = ", ".join(dtype for dtype in READ_DTYPES if dtype not in BLOCK_FORMATS)
+        raise LtxError(f"{tensor.file} stores weights as {tensor.dtype}; use one in {known}, or a GGUF")
 
 
 def _widened(raw: Bytes, dtype: str, columns: int) -> Floats:

@@ -6,12 +6,15 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 USER_ERROR = 2
 INTERRUPTED = 130
+_ENDING = ("SIGTERM", "SIGHUP")  # the second is unknown to Windows
 
 _ADVICE = {
     errno.ENOSPC: "free some space or choose another disk",
@@ -63,15 +66,33 @@ def reported(left: str = "nothing was left half-written") -> Iterator[None]:
         left: what Ctrl-C leaves behind.
 
     Raises:
-        SystemExit: code 2 for an LtxError or a refusal of the operating system, 130 for Ctrl-C.
+        SystemExit: code 2 for an LtxError, a refusal of the operating system or too little memory, 130 for Ctrl-C.
     """
     try:
-        with explaining():
+        with explaining(), _interrupted_by_signals():
             yield
     except LtxError as error:
         _leave(str(error), USER_ERROR)
+    except MemoryError:
+        _leave("not enough memory - ask for a smaller size or fewer frames, or close other programs", USER_ERROR)
     except KeyboardInterrupt:
         _leave(f"interrupted; {left}", INTERRUPTED)
+
+
+@contextmanager
+def _interrupted_by_signals() -> Iterator[None]:
+    """A closed terminal and `kill` end the block as Ctrl-C does, so that nothing half-written stays."""
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for name in _ENDING:
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores one of them
+                before[number] = signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _leave(message: str, code: int) -> None:

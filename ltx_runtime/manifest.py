@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from ltx_runtime.components import Component, Port
@@ -171,13 +171,21 @@ def read_manifest(folder: Path) -> Manifest:
                 raise KeyError(f"weights of {entry.signature.name}")
             named |= {*entry.weights, *entry.graphs.values(), *filter(None, [entry.recorded])}
         for name in named:
+            _refuse_outside(name)
             manifest.files[name]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise LtxError(f"{path} is incomplete ({error}) - {export_command(folder.name)}") from None
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise LtxError(f"{path} is damaged ({error}) - {export_command(folder.name)}") from None
     return manifest
 
 
+def _refuse_outside(name: str) -> None:
+    if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
+        raise ValueError(f"{name} is outside the folder")
+
+
 def _parse(data: dict[str, Any]) -> Manifest:
+    if not isinstance(data["causal_positions"], bool):
+        raise TypeError("causal_positions is not true or false")
     return Manifest(
         version=data["version"],
         causal_positions=data["causal_positions"],
@@ -248,7 +256,7 @@ def find_folder(engines: Path, version: str | None) -> Path:
     if names:
         raise LtxError(f"{engines} holds several versions - choose one with --version: {', '.join(names)}")
     if not engines.is_dir():
-        raise LtxError(f"{engines} is not a folder - give --engines or {export_command('demo')}")
+        raise LtxError(f"{engines} is not a folder - check the path or {export_command('demo')}")
     raise LtxError(f"{engines} holds no complete version folder - {export_command('demo')}")
 
 

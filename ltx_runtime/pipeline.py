@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ltx_runtime.components import ComponentName
+from ltx_runtime.components import COMPONENT_NAMES, ComponentName
 from ltx_runtime.denoise import Step, VelocityOf, denoise
 from ltx_runtime.errors import LtxError
 from ltx_runtime.geometry import Grid, check_fps, coords_of, grid_of, latents_of, tokens_of
@@ -22,7 +22,7 @@ from ltx_runtime.guidance import combine, guidance_at
 from ltx_runtime.manifest import Engines
 from ltx_runtime.noise import NoiseStream, check_seed
 from ltx_runtime.schedule import Sigmas, sigmas_of
-from ltx_runtime.sessions import Session, open_session
+from ltx_runtime.sessions import Session, graph_of, open_session
 from ltx_runtime.tokenizer import Tokenizer
 from ltx_runtime.versions import Guidance, Schedule, Version, find_version
 
@@ -213,6 +213,8 @@ def generate(
     planned = plan(request, version, engines.manifest.schedule)
     prompts = [request.prompt] + [request.negative_prompt] * planned.uses_negative_prompt
     tokenizer = Tokenizer(engines.folder / engines.manifest.tokenizer, version.text_tokens)
+    for name in COMPONENT_NAMES:  # before the first stage, not minutes later before the last
+        graph_of(engines, name, backend)
     for remark in _notes(version, tokenizer, prompts):
         note(remark)
 

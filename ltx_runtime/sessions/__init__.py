@@ -72,21 +72,30 @@ def open_session(engines: Engines, name: ComponentName, backend: str = "cpu") ->
     Raises:
         LtxError: the backend is unknown or not installed, or the folder has no graph for it.
     """
-    entry = engines.component(name)
+    graph = graph_of(engines, name, backend)
+    runner = _load(BACKENDS[backend], graph, engines.weights_folder(name))
+    try:
+        yield CheckedSession(engines.component(name).signature, runner)
+    finally:
+        runner.close()
+
+
+def graph_of(engines: Engines, name: ComponentName, backend: str) -> Path:
+    """The graph of one component that a backend runs.
+
+    Raises:
+        LtxError: the backend is unknown, or the folder has no graph for it.
+    """
     row = BACKENDS.get(backend)
     if row is None:
         raise LtxError(f"unknown backend {backend!r}; use one of {', '.join(BACKENDS)}")
-    graph = entry.graphs.get(row.precision)
+    graph = engines.component(name).graphs.get(row.precision)
     if graph is None:
         raise LtxError(
             f"{engines.folder} has no {row.precision} graph of {name}, which backend {backend} needs - "
             f"{export_command(engines.manifest.version)}"
         )
-    runner = _load(row, engines.folder / graph, engines.weights_folder(name))
-    try:
-        yield CheckedSession(entry.signature, runner)
-    finally:
-        runner.close()
+    return engines.folder / graph
 
 
 def _load(row: Backend, graph: Path, weights: Path) -> Runner:

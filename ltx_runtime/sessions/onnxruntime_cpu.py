@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import onnxruntime
 
 from ltx_runtime.sessions import Arrays
 
+_NO_MEMORY = re.compile("allocate memory|bad.?alloc")
 _FATAL = 4  # a run that is ended counts as an error
 
 
@@ -36,12 +38,20 @@ class CpuRunner:
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     def run(self, feeds: Arrays) -> dict[str, np.ndarray[Any, Any]]:
-        """Runs the graph once, in a thread: Ctrl-C would wait for the end of the run, and ends it after an operator."""
+        """Runs the graph once, in a thread: Ctrl-C would wait for the end of the run, and ends it after an operator.
+
+        Raises:
+            MemoryError: there is too little.
+        """
         options = onnxruntime.RunOptions()
         options.log_severity_level = _FATAL
         with ThreadPoolExecutor(1) as thread:
             try:
                 made = thread.submit(self._session.run, self._outputs, dict(feeds), options).result()
+            except Exception as error:
+                if _NO_MEMORY.search(str(error)):
+                    raise MemoryError(str(error)) from error
+                raise
             except BaseException:
                 options.terminate = True
                 raise

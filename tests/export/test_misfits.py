@@ -1,6 +1,7 @@
 """A tensor too few, too many or of another shape, in any network and any layout, is refused by its name."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,10 +57,12 @@ def assert_refused(release: Exported, sources: Sources, folder: Path, network: s
     message = str(refused.value)
     if damage == "misshapen":
         rows, *rest = shape_of(release, network)
-        expected = f"has 1 tensor ({ours} {[rows + 1, *rest]} instead of {[rows, *rest]})"
+        expected = f"has misshapen 1 tensor ({ours} {[rows + 1, *rest]} instead of {[rows, *rest]})"
     else:
         expected = f"lacks 1 tensor ({ours})" if damage == "missing" else f"has unexpected 1 tensor ({ours}.extra)"
-    assert message == f"{network} {expected} - is it the right version?"
+    told = re.fullmatch(rf"{re.escape(f'{network} {expected}')} in (.+) - is it the right version\?", message)
+    assert told, message
+    assert Path(told[1]).is_file()
     assert not (folder / "engines").exists()
 
 
@@ -127,6 +130,30 @@ def test_a_misfit_in_gguf_is_refused_by_its_name(exported, tmp_path, network, da
     assert_refused(release, sources, tmp_path, network, damage)
 
 
+def test_scaled_fp8_is_refused_as_what_it_is(exported, tmp_path):
+    release = exported(RELEASE)
+    state = load_file(release.sources.text_encoder)
+    name = "encoder.block.0.layer.0.SelfAttention.q"
+    scaled = {"scaled_fp8": torch.zeros(2), f"{name}.scale_weight": torch.ones(1)}
+    save_file(state | scaled, tmp_path / "t5xxl_fp8_e4m3fn_scaled.safetensors")
+    sources = replace(release.sources, text_encoder=tmp_path / "t5xxl_fp8_e4m3fn_scaled.safetensors")
+    with pytest.raises(LtxError, match=r"t5xxl_fp8_e4m3fn_scaled.safetensors is scaled fp8 \(.*scale_weight.* - give"):
+        export(release.version, sources, tmp_path / "out")
+
+
+@pytest.mark.parametrize("network", ["transformer", "vae_decoder", "text_encoder"])
+def test_a_dtype_that_is_not_read_is_refused_before_anything_is_written(exported, tmp_path, network):
+    release = exported(RELEASE)
+    path, name = file_of(release, network), PREFIX[network] + TENSORS[network][0]
+    state = load_file(path)
+    save_file(state | {name: state[name].double()}, tmp_path / "double.safetensors")
+    field = "text_encoder" if network == "text_encoder" else "checkpoint"
+    sources = replace(release.sources, **{field: tmp_path / "double.safetensors"})
+    with pytest.raises(LtxError, match=r"double\.safetensors stores weights as F64; use one in F32, "):
+        export(release.version, sources, tmp_path / "engines" / RELEASE)
+    assert not (tmp_path / "engines").exists()
+
+
 def test_of_many_misfits_the_first_few_are_named(exported, tmp_path):
     release = exported(RELEASE)
     state = load_file(release.sources.checkpoint)
@@ -139,7 +166,7 @@ def test_of_many_misfits_the_first_few_are_named(exported, tmp_path):
         export(release.version, replace(release.sources, checkpoint=tmp_path / "cut.safetensors"), tmp_path / "out")
     message = str(refused.value)
     assert message.startswith(f"vae_encoder lacks {len(gone)} tensors (encoder.down_blocks.0.res_blocks.0.")
-    assert message.count("encoder.down_blocks.") == 4 and f" and {len(gone) - 4} more) - " in message
+    assert message.count("encoder.down_blocks.") == 4 and f" and {len(gone) - 4} more) in " in message
 
 
 def with_header(release: Exported, path: Path, part: str, change: object) -> Sources:

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import signal
+import time
 
 import pytest
 
@@ -40,6 +42,43 @@ def test_a_refusal_of_the_operating_system_is_explained_with_file_reason_and_adv
     advice = message.rpartition(" - ")[2]
     assert advice.strip()
     assert message.count("\n") == 1
+
+
+def test_too_little_memory_is_the_user_s_to_mend(capsys):
+    code, message = left_with(MemoryError("137438953472 bytes"), capsys)
+    assert (code, message) == (
+        2,
+        "error: not enough memory - ask for a smaller size or fewer frames, or close other programs\n",
+    )
+
+
+def test_names_from_files_can_not_write_to_the_terminal_as_they_like(capsys):
+    _, message = left_with(LtxError("no tensor \x1b[31mred\nerror: fake \u202e Füchse"), capsys)
+    assert message == "error: no tensor \\x1b[31mred\\nerror: fake \\u202e Füchse\n"
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_being_ended_by_a_signal_is_an_interruption_that_cleans_up(name, capsys):
+    number, cleaned = getattr(signal, name), []
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as left, reported("what has arrived is kept"):
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(10)
+        finally:
+            cleaned.append(True)
+    assert (left.value.code, cleaned) == (INTERRUPTED, [True])
+    assert capsys.readouterr().err == "error: interrupted; what has arrived is kept\n"
+    assert signal.getsignal(number) == before
+
+
+def test_a_signal_that_is_ignored_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with reported():
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_full_disk_without_a_file_name_is_still_explained(capsys):

@@ -186,7 +186,7 @@ def test_a_file_in_the_place_of_a_folder_is_refused(tmp_path):
         read_manifest(tmp_path / "demo")
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b'{"format": 1'], ids=["empty", "open", "bytes", "cut"])
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b'{"format": 1', b"[" * 99_999], ids=len)
 def test_what_is_not_json_is_refused(folder, content):
     (folder / MANIFEST).write_bytes(content)
     with pytest.raises(LtxError, match=r"manifest\.json is not valid JSON - run: make engines"):
@@ -205,14 +205,34 @@ def test_another_format_is_refused(folder, content):
 )
 def test_a_manifest_without_one_of_its_fields_is_incomplete(folder, field):
     edit(folder, lambda data: data.pop(field))
-    with pytest.raises(LtxError, match=rf"incomplete .*{field}"):
+    with pytest.raises(LtxError, match=rf"damaged .*{field}"):
         read_manifest(folder)
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_manifest_that_lists_no_checksum_of_a_file_it_names_is_incomplete(folder, name):
     edit(folder, lambda data: data["files"].pop(name))
-    with pytest.raises(LtxError, match=rf"incomplete .*{name}"):
+    with pytest.raises(LtxError, match=rf"damaged .*{name}"):
+        read_manifest(folder)
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../spiece.model", "a/../../b"])
+def test_a_file_outside_the_folder_is_refused(folder, name):
+    edit(
+        folder,
+        lambda data: data.update(tokenizer=name, files=data["files"] | {name: {"size_bytes": 1, "checksum": "x"}}),
+    )
+    with pytest.raises(LtxError, match=f"{name} is outside the folder"):
+        read_manifest(folder)
+
+
+def test_a_component_without_weights_and_positions_of_a_third_kind_are_refused(folder):
+    edit(folder, lambda data: data.update(causal_positions="yes"))
+    with pytest.raises(LtxError, match="causal_positions is not true or false"):
+        read_manifest(folder)
+    edit(folder, lambda data: data.update(causal_positions=True))
+    edit(folder, lambda data: data["components"]["transformer"].update(weights=[]))
+    with pytest.raises(LtxError, match="weights of transformer"):
         read_manifest(folder)
 
 
@@ -220,7 +240,7 @@ def test_a_manifest_that_lists_no_checksum_of_a_file_it_names_is_incomplete(fold
 @pytest.mark.parametrize("value", [None, [], {"x": None}, {"x": {"size": 3}}], ids=str)
 def test_a_field_of_another_kind_is_incomplete_too(folder, field, value):
     edit(folder, lambda data: data.update({field: value}))
-    with pytest.raises(LtxError, match="incomplete"):
+    with pytest.raises(LtxError, match="damaged"):
         read_manifest(folder)
 
 

@@ -127,6 +127,17 @@ def test_a_request_that_can_not_be_made_is_refused_before_anything_is_opened(ver
     assert diary == []
 
 
+@pytest.mark.parametrize("name", ["text_encoder", "transformer", "vae_decoder"])
+def test_a_graph_that_the_backend_lacks_is_said_before_the_first_stage(name, spiece, diary):
+    engines = engines_of(VERSIONS["demo"], spiece)
+    components = dict(engines.manifest.components)
+    components[name] = replace(components[name], graphs={"bf16": "graph.onnx"})
+    lacking = replace(engines, manifest=replace(engines.manifest, components=components))
+    with pytest.raises(LtxError, match=f"has no fp32 graph of {name}, which backend fake needs"):
+        make(lacking)
+    assert diary == []
+
+
 @EVERY_VERSION
 def test_a_plan_without_wishes_is_the_version_s_own_first_pass(version):
     planned = plan(REQUEST, version)

@@ -191,6 +191,18 @@ class EndlessSession:
         raise RuntimeError("Exiting due to terminate flag")
 
 
+class FullSession:
+    def run(self, names, feeds, options):
+        raise RuntimeError("[ONNXRuntimeError] : 1 : FAIL : Failed to allocate memory for requested buffer of size 137")
+
+
+def test_too_little_memory_is_told_from_other_failures():
+    runner = onnxruntime_cpu.CpuRunner.__new__(onnxruntime_cpu.CpuRunner)
+    runner._session, runner._outputs = FullSession(), []
+    with pytest.raises(MemoryError, match="requested buffer of size 137"):
+        runner.run({})
+
+
 def test_ctrl_c_ends_a_run_of_onnx_runtime_instead_of_waiting_for_it():
     runner = onnxruntime_cpu.CpuRunner.__new__(onnxruntime_cpu.CpuRunner)
     runner._session, runner._outputs = EndlessSession(), []
