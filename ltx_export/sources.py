@@ -77,7 +77,9 @@ def find_sources(
     """
     for path in (weights, vae, t5, tokenizer):
         if path is not None and not path.exists():
-            raise LtxError(f"{path} not found - {_advice(version)}")
+            raise LtxError(f"{path} not found - check the path{f', or {_advice(version)}' if path is weights else ''}")
+    if weights.is_file():
+        kind_of(weights)  # before what lies beside it is blamed
     folder = weights if weights.is_dir() else weights.parent
     checkpoint = _checkpoint_in(version, weights) if weights.is_dir() else weights
     named = _named_by(checkpoint)
