@@ -67,7 +67,7 @@ def export_version(
     """Writes a complete version folder, or leaves what was there untouched.
 
     Args:
-        version: what the checkpoint is; its own header's architecture is used where it has one.
+        version: what the checkpoint is.
         sources: checkpoint, text encoder and tokenizer.
         folder: the version folder, replaced if it exists.
         options: what to make.
@@ -92,7 +92,8 @@ def export_version(
         placed = place_weights(parts, staging, options.store, loras, options.link, progress)
         entries: dict[str, ComponentEntry] = {
             part.component.name: _export_part(part, place, staging, options.precisions_of(part), report)
-            for part, place in zip(parts, placed, strict=True)
+            # The VAE first: it takes the most memory, and what the others leave behind would come on top.
+            for part, place in sorted(zip(parts, placed, strict=True), key=lambda pair: pair[0].source != "vae")
         }
         manifest = Manifest(
             version.name,

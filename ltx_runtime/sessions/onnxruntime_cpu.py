@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class CpuRunner:
         self._session: Any = onnxruntime.InferenceSession(
             graph.read_bytes(), options, providers=["CPUExecutionProvider"]
         )
+        self._thread = ThreadPoolExecutor(1)  # one for all runs, as the C library keeps memory by thread
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     def run(self, feeds: Arrays) -> dict[str, np.ndarray[Any, Any]]:
@@ -45,20 +46,22 @@ class CpuRunner:
         """
         options = onnxruntime.RunOptions()
         options.log_severity_level = _FATAL
-        with ThreadPoolExecutor(1) as thread:
-            try:
-                made = thread.submit(self._session.run, self._outputs, dict(feeds), options).result()
-            except Exception as error:
-                if _NO_MEMORY.search(str(error)):
-                    raise MemoryError(str(error)) from error
-                raise
-            except BaseException:
-                options.terminate = True
-                raise
+        running = self._thread.submit(self._session.run, self._outputs, dict(feeds), options)
+        try:
+            made = running.result()
+        except Exception as error:
+            if _NO_MEMORY.search(str(error)):
+                raise MemoryError(str(error)) from error
+            raise
+        except BaseException:
+            options.terminate = True
+            wait([running])
+            raise
         return dict(zip(self._outputs, made, strict=True))
 
     def close(self) -> None:
         """Frees weights and buffers."""
+        self._thread.shutdown()
         self._session = None
 
 
