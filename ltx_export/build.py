@@ -90,11 +90,7 @@ def export_version(
     with staged(folder) as staging:
         place_file(sources.tokenizer, staging / TOKENIZER_FILE, progress)
         placed = place_weights(parts, staging, options.store, loras, options.link, progress)
-        entries: dict[str, ComponentEntry] = {
-            part.component.name: _export_part(part, place, staging, options.precisions_of(part), report)
-            # The VAE first: it takes the most memory, and what the others leave behind would come on top.
-            for part, place in sorted(zip(parts, placed, strict=True), key=lambda pair: pair[0].source != "vae")
-        }
+        entries = _export_parts(parts, placed, staging, options, report)
         manifest = Manifest(
             version.name,
             causal,
@@ -134,6 +130,16 @@ def _open_loras(parts: Sequence[Part], loras: Sequence[tuple[Path, float]]) -> l
     transformer = next(part for part in parts if part.source == "transformer")
     shapes = {name: tensor.shape for name, tensor in transformer.tensors.items()}
     return [open_lora(path, scale, shapes) for path, scale in loras]
+
+
+def _export_parts(
+    parts: Sequence[Part], placed: Sequence[Placed], folder: Path, options: Options, report: Report
+) -> dict[str, ComponentEntry]:
+    made: dict[str, ComponentEntry] = {}
+    # The VAE first: it takes the most memory, and what the others leave behind would come on top.
+    for part, place in sorted(zip(parts, placed, strict=True), key=lambda pair: pair[0].source != "vae"):
+        made[part.component.name] = _export_part(part, place, folder, options.precisions_of(part), report)
+    return {part.component.name: made[part.component.name] for part in parts}
 
 
 def _export_part(part: Part, place: Placed, folder: Path, precisions: Sequence[str], report: Report) -> ComponentEntry:

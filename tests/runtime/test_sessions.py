@@ -5,6 +5,7 @@ import re
 import signal
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -191,21 +192,26 @@ class EndlessSession:
         raise RuntimeError("Exiting due to terminate flag")
 
 
+def runner_of(session) -> onnxruntime_cpu.CpuRunner:
+    """The runner of a stand-in for ONNX Runtime's session."""
+    runner = onnxruntime_cpu.CpuRunner.__new__(onnxruntime_cpu.CpuRunner)
+    runner._session, runner._outputs, runner._thread = session, [], ThreadPoolExecutor(1)
+    return runner
+
+
 class FullSession:
     def run(self, names, feeds, options):
         raise RuntimeError("[ONNXRuntimeError] : 1 : FAIL : Failed to allocate memory for requested buffer of size 137")
 
 
 def test_too_little_memory_is_told_from_other_failures():
-    runner = onnxruntime_cpu.CpuRunner.__new__(onnxruntime_cpu.CpuRunner)
-    runner._session, runner._outputs = FullSession(), []
+    runner = runner_of(FullSession())
     with pytest.raises(MemoryError, match="requested buffer of size 137"):
         runner.run({})
 
 
 def test_ctrl_c_ends_a_run_of_onnx_runtime_instead_of_waiting_for_it():
-    runner = onnxruntime_cpu.CpuRunner.__new__(onnxruntime_cpu.CpuRunner)
-    runner._session, runner._outputs = EndlessSession(), []
+    runner = runner_of(EndlessSession())
     with pytest.raises(KeyboardInterrupt):
         runner.run({})
     assert runner._session.ended
