@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from ltx_runtime.errors import LtxError
@@ -29,5 +29,10 @@ def locked(lock: Path, writer: str) -> Iterator[None]:
             held.enter_context(WeakFileLock(lock, timeout=_WAIT_S))
         except TimeoutError:
             raise LtxError(f"another {writer} (it holds {lock}) - wait until it has ended") from None
-        held.callback(lock.unlink, missing_ok=True)
+        held.callback(_remove, lock)
         yield
+
+
+def _remove(lock: Path) -> None:
+    with suppress(OSError):  # Windows removes no file that is held; it is locked anew the next time
+        lock.unlink()
