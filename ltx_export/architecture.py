@@ -261,9 +261,9 @@ def _vae_block(name: str, given: int | Json) -> VaeBlock:
     layers = block_count(name, "num_layers", fields.pop("num_layers", 1))
     inject_noise, residual = (flag(f"vae {name}", fields, field, False) for field in ("inject_noise", "residual"))
     multiplier = block_count(name, "multiplier", fields.pop("multiplier", 2 if name == "res_x_y" else 1))
-    fields = {field: value for field, value in fields.items() if field not in ("inject_noise", "residual")}
-    if name not in get_args(BlockKind) or fields:
-        unknown = f"{name} with {', '.join(fields)}" if fields else name
+    others = fields.keys() - {"inject_noise", "residual"}
+    if name not in get_args(BlockKind) or others:
+        unknown = f"{name} with {', '.join(sorted(others))}" if others else name
         raise LtxError(
             f"the checkpoint's VAE decoder has a block {unknown!r} that no release has - use an official file"
         )

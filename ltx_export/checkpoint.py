@@ -80,13 +80,13 @@ class Checkpoint:
             LtxError: it is no object of objects.
         """
         try:
-            config = json.loads(self.metadata.get("config", "{}"))
+            config: dict[str, Any] = json.loads(self.metadata.get("config", "{}"))
             parts = [config[name] for name in ("transformer", "vae", "scheduler") if name in config]
             if not all(isinstance(part, dict) for part in (config, *parts)):
                 raise ValueError("its config is not an object of objects")
         except (ValueError, TypeError, RecursionError) as error:
             raise _damaged(self.path, _first_line(error)) from None
-        return dict(config)
+        return config
 
 
 def open_safetensors(path: Path) -> Checkpoint:

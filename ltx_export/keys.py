@@ -85,6 +85,7 @@ _GGUF_T5 = {
 }
 _GGUF_BLOCK = re.compile(r"enc\.blk\.(\d+)\.(\w+)")
 _EMBEDDING, _EMBEDDING_ALIAS = "shared.weight", "encoder.embed_tokens.weight"
+_SCALES = (".scale_weight", ".scale_input", "scaled_fp8")  # of a file whose values are not its own
 _SHOWN = 4
 
 
@@ -187,9 +188,6 @@ def _t5_name(name: str) -> str:
         stem, rest = block[2], name[block.end() :]
         return f"encoder.block.{block[1]}.{_GGUF_T5.get(stem, stem)}{rest}"
     return _replaced(name, _GGUF_T5)
-
-
-_SCALES = (".scale_weight", ".scale_input", "scaled_fp8")  # of a file whose values are not its own
 
 
 def check_names(network: str, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, StoredTensor]) -> None:

@@ -7,6 +7,7 @@ from oracles import shapes_of, transformers_t5
 
 from ltx_export.models.t5 import T5Config, TextEncoder
 from ltx_export.networks import t5_config
+from ltx_export.onnx_from_torch import build_empty
 from ltx_runtime.errors import LtxError
 from ltx_runtime.versions import VERSIONS, TextEncoderSize
 
@@ -15,24 +16,19 @@ T5_PARAMETERS = 4_762_310_656
 XXL = T5Config(layers=24, width=4096, heads=64, head_dim=64, hidden=10240, vocabulary=32128)
 
 
-def on_meta(make) -> torch.nn.Module:
-    with torch.device("meta"):
-        return make()
-
-
 def test_the_text_encoder_of_the_releases_is_t5_xxl():
     assert {version.text_encoder for version in RELEASES} == {TextEncoderSize(24, 4096, 64, 64, 10240, 32128)}
-    module = on_meta(lambda: TextEncoder(XXL))
+    module = build_empty(lambda: TextEncoder(XXL), torch.float32)
     assert sum(parameter.numel() for parameter in module.parameters()) == T5_PARAMETERS
     assert len(list(module.parameters())) == 219
-    theirs = shapes_of(on_meta(lambda: transformers_t5(XXL)).state_dict().items())
+    theirs = shapes_of(build_empty(lambda: transformers_t5(XXL), torch.float32).state_dict().items())
     theirs.pop("encoder.embed_tokens.weight", None)
     assert shapes_of(module.named_parameters()) == theirs
 
 
 def test_the_sizes_of_a_text_encoder_are_read_off_its_tensors():
     for size in (XXL, T5Config(layers=2, width=30, heads=3, head_dim=4, hidden=50, vocabulary=11)):
-        shapes = shapes_of(on_meta(lambda size=size: TextEncoder(size)).named_parameters())
+        shapes = shapes_of(build_empty(lambda size=size: TextEncoder(size), torch.float32).named_parameters())
         assert t5_config(stored_shapes(shapes)) == size
 
 
@@ -49,7 +45,7 @@ ATTENTION = "encoder.block.0.layer.0.SelfAttention"
 
 def small(**changes) -> dict:
     """The tensors of a small encoder with some of other shapes; names begin behind the first block's attention."""
-    shapes = shapes_of(on_meta(lambda: TextEncoder(SMALL)).named_parameters())
+    shapes = shapes_of(build_empty(lambda: TextEncoder(SMALL), torch.float32).named_parameters())
     return stored_shapes(shapes | {f"{ATTENTION}.{name}.weight": shape for name, shape in changes.items()})
 
 

@@ -204,7 +204,10 @@ with reported(), open_writer(Path(sys.argv[1]), 24.0) as write:
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="file size limits of Linux")
+@pytest.mark.skipif(
+    sys.platform != "linux",
+    reason="RLIMIT_FSIZE as Linux has it; test_a_full_disk_is_explained covers the refusal elsewhere",
+)
 @EVERY_WRITER
 def test_a_disk_that_takes_no_more_bytes_ends_in_one_line_and_leaves_nothing(tmp_path, suffix):
     command = [sys.executable, "-c", LIMITED, str(tmp_path / f"clip{suffix}")]
