@@ -11,15 +11,16 @@ from dataclasses import asdict, fields
 from typing import Any, cast, get_args
 
 from ltx_export.detection import UNFOLDED, transformer_part, vae_part
-from ltx_export.header_fields import LARGEST, block_count, flag, positive, refuse_others, required
+from ltx_export.header_fields import LARGEST, block_count, flag, one_of, positive, refuse_others, required
 from ltx_export.models.dit import TIMESTEP_SCALE, DitConfig
 from ltx_export.models.rope import MAX_POSITION, THETA
 from ltx_export.models.vae import BlockKind, VaeBlock, VaeConfig
-from ltx_export.models.vae_blocks import PaddingMode
+from ltx_export.models.vae_blocks import PADDING_MODES
 from ltx_export.sources import Opened
 from ltx_runtime.errors import LtxError
+from ltx_runtime.passes import Schedule
 from ltx_runtime.schedule import GRIDS, SHIFTS
-from ltx_runtime.versions import Schedule, Version
+from ltx_runtime.versions import Version
 
 Json = dict[str, Any]
 
@@ -55,7 +56,6 @@ _VAE_ASSUMED: Json = {
 _A_LAYERS = (4, 3, 3, 3, 4)
 _DECODER_LAYERS = {"B": (5, 6, 7, 8), "C": (5, 5, 5, 5)}
 _C_ENCODER = ((4, "space"), (6, "time"), (6, "all"), (2, "all"))
-_PADDING_MODES = get_args(PaddingMode)
 _SCHEDULE_FIELDS = {field.name for field in fields(Schedule)}
 
 
@@ -221,15 +221,12 @@ def vae_config(config: Mapping[str, Any]) -> VaeConfig:
     blocks = config.get("decoder_blocks", config.get("blocks"))
     if not blocks:
         raise LtxError("the checkpoint's vae configuration has no decoder_blocks - use an official file")
-    padding_mode = config.get("spatial_padding_mode", "zeros")
-    if padding_mode not in _PADDING_MODES:
-        raise LtxError(f"vae.spatial_padding_mode {padding_mode!r} is not one of {', '.join(_PADDING_MODES)}")
     vae = VaeConfig(
         blocks=_vae_block_list(blocks),
         latent_channels=required("vae", config, "latent_channels"),
         base_channels=required("vae", {"decoder_base_channels": 128, **config}, "decoder_base_channels"),
         timestep=flag("vae", config, "timestep_conditioning", False),
-        padding_mode=padding_mode,
+        padding_mode=one_of("vae", config, "spatial_padding_mode", PADDING_MODES),
     )
     _refuse_widths(vae)
     return vae

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from ltx_export.architecture import effective_header, refuse_another_version, schedule_of
 from ltx_export.checkpoint import StoredTensor
-from ltx_export.header_fields import flag
+from ltx_export.header_fields import allowed_sigmas, flag
 from ltx_export.lora import Lora, open_lora
 from ltx_export.networks import Part, parts_of
 from ltx_export.onnx_from_torch import onnx_from_torch
@@ -48,6 +48,8 @@ class Options:
         store: F32, F16 or BF16: rewrites all weights; None leaves every byte where it can stay.
         loras: file and scale of what is merged into the transformer.
         link: leave unchanged weights where they are instead of placing them in the folder.
+        stg: a transformer that can skip layers, whether the version's presets do or not.
+        without: components that are left out, of those a run can do without.
     """
 
     precisions: Sequence[str] = DEFAULT_PRECISIONS
@@ -55,10 +57,16 @@ class Options:
     store: str | None = None
     loras: Sequence[tuple[Path, float]] = ()
     link: bool = False
+    stg: bool = False
+    without: Sequence[str] = ()
 
     def precisions_of(self, part: Part) -> Sequence[str]:
         """The precisions of one component's graphs."""
         return self.of_component.get(part.component.name, self.precisions)
+
+    def kept(self, parts: Sequence[Part]) -> list[Part]:
+        """The parts that are not left out."""
+        return [part for part in parts if part.component.name not in self.without]
 
 
 def export_version(
@@ -83,7 +91,9 @@ def export_version(
     refuse_another_version(version, header)
     schedule = schedule_of(version, header)
     causal = flag("transformer", header["transformer"], "causal_temporal_positioning", version.causal_positions)
-    parts = parts_of(version, header, opened)
+    sigmas = allowed_sigmas(header, version.allowed_sigmas)
+    parts = options.kept(parts_of(version, header, opened, stg=options.stg))
+    _report_lacking(version, parts, options, report)
     _check_tokenizer(sources.tokenizer, parts[0].tensors["shared.weight"].shape[0])
     loras = _open_loras(parts, options.loras)
     _refuse_own_weights(parts, folder, options)
@@ -100,9 +110,40 @@ def export_version(
             describe_files(_paths(staging, placed, entries)),
             {name: str(place.folder) for place in placed if place.linked for name in place.names.values()},
             tuple(f"{lora.file.name}:{lora.scale:g}" for lora in loras),
+            sigmas,
         )
         write_manifest(staging, manifest)
     return manifest
+
+
+def _report_lacking(version: Version, parts: Sequence[Part], options: Options, report: Report) -> None:
+    """Tells what runs cannot do for want of a component."""
+    _report_no_encoder(parts, options, report)
+    _report_single_pass(version, parts, options, report)
+
+
+def _report_single_pass(version: Version, parts: Sequence[Part], options: Options, report: Report) -> None:
+    """Tells what a release of two passes lacks for its second."""
+    name = "upsampler"
+    if len(version.passes) < 2 or any(part.component.name == name for part in parts):
+        return
+    if name in options.without:
+        reason, advice = "its upscaler is left out", f"leave --without {name} out"
+    else:
+        reason, advice = "there is no upscaler", f"give --upscaler {version.upscaler or 'FILE'}"
+    report(
+        f"{version.name} has a second pass, but {reason}: ltx-run will need --single-pass - to add it, {advice} and "
+        "export again"
+    )
+
+
+def _report_no_encoder(parts: Sequence[Part], options: Options, report: Report) -> None:
+    """Tells if the VAE was stored without its encoder."""
+    name = "vae_encoder"
+    if name not in options.without and all(part.component.name != name for part in parts):
+        report(
+            f"{name}: the VAE has no encoder, so ltx-run can take no images and videos - to add it, give a whole VAE"
+        )
 
 
 def _refuse_own_weights(parts: Sequence[Part], folder: Path, options: Options) -> None:
@@ -136,7 +177,7 @@ def _export_parts(
     parts: Sequence[Part], placed: Sequence[Placed], folder: Path, options: Options, report: Report
 ) -> dict[str, ComponentEntry]:
     made: dict[str, ComponentEntry] = {}
-    # The VAE first: it takes the most memory, and what the others leave behind would come on top.
+    # The VAE first, encoder before decoder: they take the most memory, and what others leave behind would come on top.
     for part, place in sorted(zip(parts, placed, strict=True), key=lambda pair: pair[0].source != "vae"):
         made[part.component.name] = _export_part(part, place, folder, options.precisions_of(part), report)
     return {part.component.name: made[part.component.name] for part in parts}

@@ -16,6 +16,21 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_
 
 VersionName = Annotated[str, typer.Argument(metavar="VERSION", help="A release, e.g. 0.9.8-2b-distilled, or demo.")]
 EnginesRoot = Annotated[Path, typer.Option(envvar="LTX_ENGINES", help="Root of the version folders.")]
+_File = Path | None
+Weights = Annotated[
+    _File,
+    typer.Option(
+        help="Official single file, diffusers folder, GGUF transformer, or a folder with it (weights/VERSION)."
+    ),
+]
+Upscaler = Annotated[_File, typer.Option(help="File or folder of the spatial upscaler, for a second pass.")]
+TemporalUpscaler = Annotated[_File, typer.Option(help="File of the temporal upscaler, for twice the frame rate.")]
+Vae = Annotated[_File, typer.Option(help="File or folder of the VAE, if not in the weights.")]
+T5 = Annotated[_File, typer.Option(help="T5: safetensors, index of shards, folder of shards, or GGUF.")]
+Precisions = Annotated[
+    list[str] | None,
+    typer.Option(help="fp32 (CPU), bf16 or fp16 (GPU); COMPONENT=PRECISION for one component (fp32 and bf16)."),
+]
 _STORES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 
 
@@ -23,26 +38,20 @@ _STORES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 @reported()
 def onnx(
     version: VersionName,
-    weights: Annotated[
-        Path | None,
-        typer.Option(
-            help="Official single file, diffusers folder, GGUF transformer, or a folder with it [weights/VERSION]."
-        ),
-    ] = None,
-    vae: Annotated[Path | None, typer.Option(help="File or folder of the VAE, if not in the weights.")] = None,
-    t5: Annotated[
-        Path | None, typer.Option(help="T5: safetensors, index of shards, folder of shards, or GGUF.")
-    ] = None,
+    weights: Weights = None,
+    vae: Vae = None,
+    t5: T5 = None,
     tokenizer: Annotated[Path | None, typer.Option(help="T5's SentencePiece model.")] = None,
+    upscaler: Upscaler = None,
+    temporal_upscaler: TemporalUpscaler = None,
     variant: Annotated[str, typer.Option(help="Which weights of folders to take, e.g. bf16.")] = "",
     engines: EnginesRoot = Path("engines"),
-    precision: Annotated[
-        list[str] | None,
-        typer.Option(help="fp32 (CPU), bf16 or fp16 (GPU); COMPONENT=PRECISION for one component [fp32 and bf16]."),
-    ] = None,
+    precision: Precisions = None,
     lora: Annotated[list[str] | None, typer.Option(help="FILE or FOLDER[:SCALE], merged into the transformer.")] = None,
     store: Annotated[str | None, typer.Option(help="Rewrite all weights as fp32, fp16 or bf16.")] = None,
     link: Annotated[bool, typer.Option("--link", help="Leave the weights where they are.")] = False,
+    stg: Annotated[bool, typer.Option("--stg", help="Let layers be skipped though no preset does.")] = False,
+    without: Annotated[list[str] | None, typer.Option(help="Leave a component out; can be repeated.")] = None,
 ) -> None:
     """Trace a version's networks to ONNX graphs over its own weights."""
     release = find_version(version)
@@ -52,19 +61,20 @@ def onnx(
     from ltx_export.sources import find_sources
 
     everywhere, of_component = _precisions(precision or list(build.DEFAULT_PRECISIONS))
-    if store is not None and store not in _STORES:
-        raise LtxError(f"weights cannot be stored as {store!r}; use one of {', '.join(_STORES)}")
-    options = build.Options(
-        everywhere or build.DEFAULT_PRECISIONS,
-        of_component,
-        _STORES[store] if store else None,
-        [loras.parse_lora(one) for one in lora or ()],
-        link,
-    )
+    merged, left_out = [loras.parse_lora(one) for one in lora or ()], _optional(without or [])
+    precisions = everywhere or build.DEFAULT_PRECISIONS
+    options = build.Options(precisions, of_component, _stored(store), merged, link, stg, left_out)
     folder = weights or Path("weights") / release.name
-    sources = find_sources(release, folder, vae=vae, t5=t5, tokenizer=tokenizer, variant=variant)
+    named = {"vae": vae, "t5": t5, "upscaler": upscaler, "temporal_upscaler": temporal_upscaler}
+    sources = find_sources(release, folder, **named, tokenizer=tokenizer, variant=variant)
     build.export_version(release, sources, engines / release.name, options, print, _progress)
     print(f"{engines / release.name} is complete")
+
+
+def _stored(store: str | None) -> str | None:
+    if store is not None and store not in _STORES:
+        raise LtxError(f"weights cannot be stored as {store!r}; use one of {', '.join(_STORES)}")
+    return _STORES[store] if store else None
 
 
 def _precisions(asked: list[str]) -> tuple[list[str], dict[str, list[str]]]:
@@ -84,14 +94,27 @@ def _precisions(asked: list[str]) -> tuple[list[str], dict[str, list[str]]]:
     return everywhere, of_component
 
 
+def _optional(components: list[str]) -> list[str]:
+    """Raises LtxError if one is none that may be left out."""
+    from ltx_runtime.components import OPTIONAL
+
+    for one in components:
+        if one not in OPTIONAL:
+            raise LtxError(f"{one!r} is no component that can be left out; use one of {', '.join(OPTIONAL)}")
+    return components
+
+
 @app.command()
 @reported("what has arrived is kept, and not fetched again")
 def download(
     version: VersionName,
-    folder: Annotated[Path | None, typer.Argument(help="Where to [weights/VERSION].")] = None,
+    folder: Annotated[Path | None, typer.Argument(help="Where to (weights/VERSION).")] = None,
     t5: Annotated[str, typer.Option(help="bf16, or a quantization such as Q8_0 or Q5_K_M.")] = "Q8_0",
     missing: Annotated[
         bool, typer.Option("--missing", help="Take what is there as it is, without asking the hub.")
+    ] = False,
+    temporal_upscaler: Annotated[
+        bool, typer.Option("--temporal-upscaler", help="The temporal upscaler too, for twice the frame rate.")
     ] = False,
 ) -> None:
     """Fetch a version's checkpoint, T5 and tokenizer from the hub; what is there is not fetched again."""
@@ -100,7 +123,7 @@ def download(
     from ltx_export.download import download as fetch
 
     target = folder or Path("weights") / release.name
-    fetch(release, target, t5, print, only_missing=missing)
+    fetch(release, target, t5, print, only_missing=missing, temporal_upscaler=temporal_upscaler)
     print(f"{target} is complete")
 
 
@@ -141,11 +164,11 @@ def check(
 @reported()
 def random_weights(
     version: VersionName,
-    folder: Annotated[Path | None, typer.Argument(help="Where to [weights/VERSION].")] = None,
+    folder: Annotated[Path | None, typer.Argument(help="Where to (weights/VERSION).")] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
     sparse: Annotated[bool, typer.Option(help="Zeros that take no disk space, to measure large versions.")] = False,
 ) -> None:
-    """Write a checkpoint of random weights in the official format; `demo` is made of nothing else."""
+    """Write files of random weights in the official formats; `demo` is made of nothing else."""
     release = find_version(version)
     _need("torch")
     from ltx_export.random_weights import write_random_weights
@@ -160,7 +183,7 @@ def random_weights(
 def engine(
     version: VersionName,
     engines: EnginesRoot = Path("engines"),
-    component: Annotated[list[str] | None, typer.Option(help="Only this one; can be repeated [all].")] = None,
+    component: Annotated[list[str] | None, typer.Option(help="Only this one; can be repeated (all there are).")] = None,
     force: Annotated[bool, typer.Option(help="Build even where a fitting engine exists.")] = False,
     check: Annotated[bool, typer.Option(help="Build nothing; fail if an engine is missing or does not fit.")] = False,
 ) -> None:
@@ -177,7 +200,7 @@ def engine(
     unknown = sorted(set(component or ()) - set(COMPONENT_NAMES))
     if unknown:
         raise LtxError(f"unknown component {unknown[0]!r}; use one of {', '.join(COMPONENT_NAMES)}")
-    for name in component or COMPONENT_NAMES:
+    for name in component or found.manifest.components:
         path = engine_path(found, name, BUILDER, library_version)
         if not force:
             try:

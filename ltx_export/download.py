@@ -19,6 +19,7 @@ from ltx_export.hub import Published, RemoteFile, UnreachableError, ask, cached,
 from ltx_export.locks import locked
 from ltx_export.sources import has_checkpoint, has_text_encoder, has_tokenizer
 from ltx_export.streaming import check_space
+from ltx_export.upscalers import has_upscaler, temporal_upscaler_of
 from ltx_runtime.errors import LtxError, explaining
 from ltx_runtime.versions import Version
 
@@ -39,17 +40,21 @@ _SHARD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors")
 _PRECISIONS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
-def files_of(version: Version, t5: str) -> list[RemoteFile]:
+def files_of(version: Version, t5: str, *, temporal_upscaler: bool = False) -> list[RemoteFile]:
     """What the weights folder of a release holds; of a text encoder in shards, the index that names them.
 
     Raises:
-        LtxError: the release is not published, or there is no such text encoder.
+        LtxError: the release is not published, or has no such text encoder or no temporal upscaler.
     """
     if version.repository is None:
         raise LtxError(f"{version.name} is not published - run: ltx-export random-weights {version.name}")
     if t5 not in (*T5_CHOICES, NO_T5):
         raise LtxError(f"unknown text encoder {t5!r}; use one of {', '.join(T5_CHOICES)} or {NO_T5}")
-    places = [(version.repository, name) for name in (version.checkpoint, version.upscaler) if name is not None]
+    temporal = temporal_upscaler_of(version) if temporal_upscaler else None
+    if temporal_upscaler and temporal is None:
+        raise LtxError(f"no upscalers were published for {version.name} - leave --temporal-upscaler out")
+    wanted = (version.checkpoint, version.upscaler, temporal)
+    places = [(version.repository, name) for name in wanted if name is not None]
     places.append((version.text_repository, TOKENIZER))
     if t5 != NO_T5:
         encoder = T5_CHOICES[t5]
@@ -57,7 +62,15 @@ def files_of(version: Version, t5: str) -> list[RemoteFile]:
     return [RemoteFile(repository, name, target=name) for repository, name in places]
 
 
-def download(version: Version, folder: Path, t5: str, report: Report, *, only_missing: bool = False) -> None:
+def download(
+    version: Version,
+    folder: Path,
+    t5: str,
+    report: Report,
+    *,
+    only_missing: bool = False,
+    temporal_upscaler: bool = False,
+) -> None:
     """Makes a release's weights folder complete. Where the hub cannot be reached, a folder that has every file will do.
 
     Args:
@@ -66,11 +79,12 @@ def download(version: Version, folder: Path, t5: str, report: Report, *, only_mi
         t5: a key of `T5_CHOICES`.
         report: is told what happens, line by line.
         only_missing: take what the folder has as it is, of whatever name or kind, and fetch only what it lacks.
+        temporal_upscaler: fetch that too.
 
     Raises:
         LtxError: a file cannot be had, finds no room, or arrived wrong. What has arrived of it is kept unless wrong.
     """
-    files = files_of(version, t5)
+    files = files_of(version, t5, temporal_upscaler=temporal_upscaler)
     if only_missing:
         files = [file for file in files if not _is_held(version, file, folder)]
         if not files:
@@ -95,7 +109,11 @@ def _is_held(version: Version, file: RemoteFile, folder: Path) -> bool:
         return has_checkpoint(version, folder)
     if file.name in T5_CHOICES.values():
         return has_text_encoder(folder)
-    return (folder / file.target).is_file() or (file.name == TOKENIZER and has_tokenizer(folder))
+    if (folder / file.target).is_file():
+        return True
+    if file.name == TOKENIZER:
+        return has_tokenizer(folder)
+    return has_upscaler(folder, "spatial" if file.name == version.upscaler else "temporal")
 
 
 def _complete_with_hub(files: Sequence[RemoteFile], folder: Path, report: Report) -> list[RemoteFile]:

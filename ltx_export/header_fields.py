@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from ltx_runtime.errors import LtxError
+
+Word = TypeVar("Word", bound=str)
 
 LARGEST = 1 << 16  # of any size in a header; the widest layer of a release has 24,576
 
@@ -37,6 +39,33 @@ def flag(part: str, config: Mapping[str, Any], field: str, default: bool) -> boo
     if value is not None and not isinstance(value, bool):
         raise LtxError(f"the checkpoint's {part}.{field} is {value!r}, not true or false - use an official file")
     return default if value is None else value
+
+
+def one_of(part: str, config: Mapping[str, Any], field: str, known: tuple[Word, ...]) -> Word:
+    """A field that has one of a few words; the first of them where it is not there. Raises LtxError for another."""
+    value = config.get(field, known[0])
+    if value not in known:
+        words = ", ".join(known)
+        raise LtxError(f"the checkpoint's {part}.{field} {value!r} is not one of {words} - use an official file")
+    return cast(Word, value)
+
+
+def allowed_sigmas(config: Mapping[str, Any], default: tuple[float, ...]) -> tuple[float, ...]:
+    """The noise levels that a distilled transformer knows; the default where the header is silent.
+
+    Raises:
+        LtxError: they are no numbers above 0 and at most 1.
+    """
+    field = "allowed_inference_steps"
+    given = config.get(field)
+    if given is None:
+        return default
+    numbers = given if isinstance(given, list) else []
+    if not numbers or not all(type(one) in (int, float) and 0 < one <= 1 for one in numbers):
+        raise LtxError(
+            f"the checkpoint's {field} is {given!r}, not a list of numbers above 0 and at most 1 - use an official file"
+        )
+    return tuple(float(one) for one in numbers)
 
 
 def block_count(block: str, field: str, value: Any) -> int:

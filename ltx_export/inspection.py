@@ -15,10 +15,10 @@ from typing import Any
 
 from ltx_export.blocks import BLOCK_FORMATS
 from ltx_export.checkpoint import Checkpoint
-from ltx_export.detection import transformer_part, vae_part
+from ltx_export.detection import RESAMPLED, transformer_part, vae_part
+from ltx_export.inspection_needs import KINDS, memory_of, missing_for
 from ltx_export.keys import Part, Tensors, parts_of
 from ltx_export.readers import has_shards, kind_of, open_weights, variants_in, weights_file
-from ltx_export.sources import find_sources
 from ltx_export.values import FLOAT_DTYPES, float32_of
 from ltx_runtime.errors import LtxError
 from ltx_runtime.manifest import MANIFEST, read_manifest
@@ -28,8 +28,7 @@ Facts = dict[str, Any]
 _FOLDERS = ("transformer", "vae", "text_encoder", "latent_upsampler")
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.")
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.", "vae.")
-_KINDS = {"transformer": "transformer", "vae": "VAE", "text_encoder": "T5 text encoder", "upsampler": "upscaler"}
-_RESAMPLED = {2: "temporal", 4: "spatial", 8: "spatial and temporal"}  # what a place's channels are unfolded to
+_SCALED = {(True, False): "spatial", (False, True): "temporal", (True, True): "spatial and temporal"}
 _FIELDS = {  # of a header, and what they are called here
     **{"num_layers": "layers", "num_attention_heads": "heads", "attention_head_dim": "head_dim"},
     **{"cross_attention_dim": "width", "caption_channels": "text_channels", "latent_channels": "latent_channels"},
@@ -110,7 +109,9 @@ def inspect(path: Path) -> Inspection:
     guesses = [_guess(path, [main, *rest]) for main in mains] or [_guess(path, rest)]
     versions = list(dict.fromkeys(name for names, _ in guesses for name in names))
     reasons = list(dict.fromkeys(reason for _, why in guesses for reason in why))
-    return Inspection(str(path), kind, versions, reasons, files, {}, _missing(path, known, versions), _memory(known))
+    return Inspection(
+        str(path), kind, versions, reasons, files, {}, missing_for(path, known, versions), memory_of(known)
+    )
 
 
 def _places(path: Path) -> Iterator[tuple[Path, list[str]]]:
@@ -146,7 +147,7 @@ def _file(path: Path, variants: list[str]) -> File:
     odd = {id(tensor) for part in parts.values() for name, tensor in part.items() if not _NAME.fullmatch(name)}
     unknown = [name for name, tensor in tensors.items() if name in strangers or id(tensor) in odd]
     networks = [_network(part, ours) for part, ours in parts.items()]
-    kinds = " and ".join(f"{one['sizes'].get('resamples', '')} {_KINDS[one['name']]}".strip() for one in networks)
+    kinds = " and ".join(f"{one['sizes'].get('resamples', '')} {KINDS[one['name']]}".strip() for one in networks)
     kind = f"GGUF {kinds}" if kind_of(path) == ".gguf" else kinds
     kind = "official single file" if {"transformer", "vae"} <= parts.keys() else kind
     kind = "LoRA" if lora else kind if len(unknown) < len(tensors) else "unknown"
@@ -179,7 +180,8 @@ def _sizes(part: Part, tensors: Tensors) -> Facts:
             blocks = sum(name.endswith(".q.weight") for name in tensors)
             return {"blocks": blocks, "text_channels": tensors["shared.weight"].shape[1]}
         unfolded, channels, *_ = tensors["upsampler.0.weight"].shape
-        return {"resamples": _RESAMPLED.get(unfolded // channels, "unknown"), "mid_channels": channels}
+        scaled = RESAMPLED.get(unfolded // channels, (False, False))
+        return {"resamples": _SCALED.get(scaled, "unknown"), "mid_channels": channels}
     except (LtxError, LookupError, ValueError, ZeroDivisionError) as error:
         return {"problem": str(error)}
 
@@ -251,40 +253,6 @@ def _lora(checkpoint: Checkpoint) -> Facts:
     }
 
 
-def _missing(path: Path, files: Sequence[File], versions: Sequence[str]) -> list[str]:
-    held = {one["name"]: Path(file.path) for file in files for one in file.networks}
-    if "transformer" not in held:
-        return [f"a {_KINDS[part]}" for part in _FOLDERS[:3] if part not in held and held.keys() - {"upsampler"}]
-    main = held["transformer"]
-    weights, root = (path, path) if (path / "transformer").is_dir() else (main, main.parent)
-    by_name = {one.checkpoint: one for one in VERSIONS.values()}
-    version = by_name.get(weights.name, VERSIONS[[*versions, "demo"][0]])
-    missing = [] if "vae" in held or (root / "vae").is_dir() else ["a VAE"]
-    for what, t5, tokenizer in (("a T5 text encoder", None, main), ("a tokenizer", main, None)):
-        try:
-            find_sources(version, weights, t5=t5, tokenizer=tokenizer)
-        except LtxError as error:
-            missing.append(f"{what}: {error}")
-    upscalers = {file: name for name in versions if (file := VERSIONS[name].upscaler) and not (root / file).is_file()}
-    if all(one["sizes"].get("resamples") != "spatial" for file in files for one in file.networks):
-        missing += [f"a spatial upscaler for the second pass of {name}: {file}" for file, name in upscalers.items()]
-    return missing
-
-
-def _memory(files: Sequence[File]) -> Facts:
-    found = sorted((one for file in files for one in file.networks), key=lambda one: one["size_bytes"])
-    networks = {one["name"]: one for one in found}.values()  # the largest of every name
-    if not networks:
-        return {}
-    return {
-        "cpu_mapped_bytes": sum(one["size_bytes"] for one in networks),
-        "cpu_private_bytes": 2 * 4 * max(one["largest_elements"] for one in networks),
-        "gpu_bytes": 2 * max(one["parameters"] for one in networks),
-        "how": "estimates for the networks found here, which run one after another: a CPU maps the stored bytes and "
-        "keeps the largest weight as float32 twice; a GPU keeps the largest network in bf16; activations come on top",
-    }
-
-
 def _version_folder(path: Path) -> Inspection:
     manifest = read_manifest(path)
     places = {name: manifest.place(path, name) for name in manifest.files}
@@ -297,4 +265,6 @@ def _version_folder(path: Path) -> Inspection:
         "size_bytes": {name: one.size_bytes for name, one in manifest.files.items()},
     }
     gone = [str(place) for place in places.values() if not place.is_file()]
-    return Inspection(str(path), "version folder", [manifest.version], [MANIFEST], files, engines, gone, _memory(files))
+    return Inspection(
+        str(path), "version folder", [manifest.version], [MANIFEST], files, engines, gone, memory_of(files)
+    )

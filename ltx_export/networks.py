@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,20 +11,26 @@ from torch import nn
 
 from ltx_export.architecture import transformer_config, vae_config
 from ltx_export.checkpoint import StoredTensor
-from ltx_export.encoder_shapes import encoder_shapes
+from ltx_export.detection import has_encoder
+from ltx_export.encoder_architecture import encoder_config
 from ltx_export.keys import check_names
-from ltx_export.models.dit import Transformer
+from ltx_export.models.dit import DitConfig, Transformer
 from ltx_export.models.t5 import T5Config, TextEncoder
-from ltx_export.models.vae import VaeDecoder
+from ltx_export.models.upsampler import LatentUpsampler, Resampling, Statistics
+from ltx_export.models.vae import VaeBlock, VaeConfig, VaeDecoder
+from ltx_export.models.vae_encoder import EncoderBlock, VaeEncoder
 from ltx_export.onnx_from_torch import Network, build_empty
 from ltx_export.sources import Opened
-from ltx_export.values import check_dtype
+from ltx_export.upsampler_architecture import upsampler_of
+from ltx_export.upscalers import Upscaler
+from ltx_export.values import check_dtype, float32_of
 from ltx_runtime import components
 from ltx_runtime.components import Component
 from ltx_runtime.errors import LtxError
 from ltx_runtime.versions import Version
 
 _TIMESTEP_SCALE = "decoder.timestep_scale_multiplier"
+_STATISTICS = "per_channel_statistics."
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,7 @@ class Part:
     Attributes:
         network: how to build its module.
         tensors: its weights by parameter name, where they are stored.
-        source: transformer, vae or text_encoder: the name of its file where it has one of its own.
+        source: transformer, vae, text_encoder, or the component: the name of its file where it has one of its own.
         tables: parameters that rows are looked up in.
     """
 
@@ -48,8 +54,10 @@ class Part:
         return self.network.component(self.network.blocks)
 
 
-def parts_of(version: Version, header: Mapping[str, Any], opened: Opened) -> list[Part]:
-    """Text encoder, transformer and VAE decoder.
+def parts_of(version: Version, header: Mapping[str, Any], opened: Opened, *, stg: bool = False) -> list[Part]:
+    """Text encoder, VAE encoder unless the VAE has none, transformer, the upsamplers that there are, and VAE decoder.
+
+    The transformer can skip layers if a preset of the version does, or with `stg`.
 
     Raises:
         LtxError: a size is not implemented, or a tensor is missing, unexpected or misshapen.
@@ -58,6 +66,20 @@ def parts_of(version: Version, header: Mapping[str, Any], opened: Opened) -> lis
     dit = transformer_config(header["transformer"])
     # Diffusers' conversion of 0.9.1 leaves the scale out.
     vae = replace(vae_config(header["vae"]), stores_timestep_scale=_TIMESTEP_SCALE in opened.vae)
+    _refuse_misfits(t5, dit, vae)
+    _refuse_endless("transformer", dit.layers, opened.transformer)
+    # First, for the upsamplers take statistics of its tensors.
+    vae_decoder = _vae_decoder(vae, opened.vae)
+    return [
+        _fitted(_text_network(t5), opened.text_encoder, "text_encoder"),
+        *([_vae_encoder(header["vae"], opened.vae)] if has_encoder(opened.vae) else []),
+        _fitted(_transformer_network(dit, stg=stg or version.uses_stg), opened.transformer, "transformer"),
+        *_upsamplers(opened),
+        vae_decoder,
+    ]
+
+
+def _refuse_misfits(t5: T5Config, dit: DitConfig, vae: VaeConfig) -> None:
     if t5.width != dit.text_channels:
         raise LtxError(
             f"the text encoder has width {t5.width}, but the transformer takes text of width {dit.text_channels} - "
@@ -68,47 +90,65 @@ def parts_of(version: Version, header: Mapping[str, Any], opened: Opened) -> lis
             f"the VAE has {vae.latent_channels} latent channels, but the transformer takes {dit.channels} - "
             "give the VAE that belongs to it"
         )
-    text_encoder = Network(
+
+
+def _text_network(t5: T5Config) -> Network:
+    return Network(
         lambda blocks: components.text_encoder(t5.width),
         lambda blocks: TextEncoder(replace(t5, layers=blocks)),
         t5.layers,
         "encoder.block",
     )
-    transformer = Network(
-        lambda blocks: components.transformer(dit.channels, dit.text_channels, blocks if version.uses_stg else 0),
+
+
+def _transformer_network(dit: DitConfig, *, stg: bool) -> Network:
+    return Network(
+        lambda blocks: components.transformer(dit.channels, dit.text_channels, blocks if stg else 0),
         lambda blocks: Transformer(replace(dit, layers=blocks)),
         dit.layers,
         "transformer_blocks",
     )
-    decoder = components.vae_decoder(vae.latent_channels, timestep=vae.timestep, noise_maps=vae.noise_maps())
-    vae_tensors = _without_encoder(header["vae"], opened.vae)
-    for name, layers, tensors in (
-        ("transformer", dit.layers, opened.transformer),
-        ("vae_decoder", len(vae.blocks) + sum(block.layers for block in vae.blocks), vae_tensors),
-    ):
-        if layers > len(tensors):  # before so many are built
-            raise LtxError(f"{name} has {len(tensors)} tensors for {layers} layers - give a whole checkpoint")
-    return [
-        _fitted(text_encoder, opened.text_encoder, "text_encoder"),
-        _fitted(transformer, opened.transformer, "transformer"),
-        _fitted(Network(lambda blocks: decoder, lambda blocks: VaeDecoder(vae)), vae_tensors, "vae"),
-    ]
 
 
-def _without_encoder(config: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """The decoder's tensors; the encoder's, which no graph takes yet, are checked as strictly."""
-    encoder = {name: tensor for name, tensor in tensors.items() if name.startswith("encoder.")}
-    check_names("vae_encoder", _encoder_shapes(config), encoder)
-    return {name: tensor for name, tensor in tensors.items() if name not in encoder}
+def _upsamplers(opened: Opened) -> Iterator[Part]:
+    """The upscalers that there are, for latents with the VAE's statistics."""
+    mean, deviation = (float32_of(opened.vae[f"{_STATISTICS}{kind}-of-means"]) for kind in ("mean", "std"))
+    if opened.upscaler:
+        yield _upsampler(opened.upscaler, "spatial", components.upsampler(len(mean)), Statistics(mean, deviation))
+    if opened.temporal_upscaler:
+        ports = components.temporal_upsampler(len(mean))
+        yield _upsampler(opened.temporal_upscaler, "temporal", ports, Statistics(mean, deviation))
 
 
-def _encoder_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    try:
-        return encoder_shapes(config)
-    except (KeyError, TypeError, ValueError) as error:
-        raise LtxError(
-            f"the checkpoint's vae encoder blocks are not understood ({error}) - use an official file"
-        ) from None
+def _upsampler(upscaler: Upscaler, wanted: Resampling, ports: Component, statistics: Statistics) -> Part:
+    config = upsampler_of(upscaler, wanted, len(statistics.mean))
+    network = Network(lambda blocks: ports, lambda blocks: LatentUpsampler(config, statistics))
+    return _fitted(network, upscaler.tensors, ports.name)
+
+
+def _vae_encoder(config: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> Part:
+    encoder = encoder_config(config)
+    _refuse_endless("vae_encoder", _layers(encoder.blocks), tensors)
+    ports = components.vae_encoder(encoder.latent_channels)
+    own = {name: one for name, one in tensors.items() if name.startswith(("encoder.", _STATISTICS))}
+    return _fitted(Network(lambda blocks: ports, lambda blocks: VaeEncoder(encoder)), own, "vae")
+
+
+def _vae_decoder(vae: VaeConfig, tensors: Mapping[str, StoredTensor]) -> Part:
+    own = {name: one for name, one in tensors.items() if not name.startswith("encoder.")}
+    _refuse_endless("vae_decoder", _layers(vae.blocks), own)
+    ports = components.vae_decoder(vae.latent_channels, timestep=vae.timestep, noise_maps=vae.noise_maps())
+    return _fitted(Network(lambda blocks: ports, lambda blocks: VaeDecoder(vae)), own, "vae")
+
+
+def _layers(blocks: Sequence[VaeBlock | EncoderBlock]) -> int:
+    return len(blocks) + sum(block.layers for block in blocks)
+
+
+def _refuse_endless(name: str, layers: int, tensors: Mapping[str, StoredTensor]) -> None:
+    """Raises LtxError if a header names more layers than there are tensors, before so many are built."""
+    if layers > len(tensors):
+        raise LtxError(f"{name} has {len(tensors)} tensors for {layers} layers - give a whole checkpoint")
 
 
 def _fitted(network: Network, tensors: Mapping[str, StoredTensor], source: str) -> Part:

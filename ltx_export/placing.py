@@ -2,19 +2,21 @@
 rewritten.
 
 A file whose bytes can stay is hard-linked, so that nothing is copied, or copied across file systems. A file of which
-one network must be rewritten is not kept at all: every network in it gets a file of its own.
+one network must be rewritten is not kept at all: every source in it gets a file of its own. A source is what several
+networks may share: the VAE's encoder and decoder have some tensors in common.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ltx_export.checkpoint import StoredTensor
 from ltx_export.lora import Lora
 from ltx_export.networks import Part
-from ltx_export.rewrite import Weight, must_be_rewritten, rewrite
+from ltx_export.rewrite import BlockWeight, Weight, must_be_rewritten, rewrite
 from ltx_export.streaming import Progress, copy_file
 from ltx_runtime.errors import LtxError
 
@@ -54,62 +56,89 @@ def place_weights(
     Raises:
         LtxError: the disk is full, or two linked files have one name.
     """
-    changes = [loras if part.source == "transformer" else () for part in parts]
-    rewritten = [must_be_rewritten(part.tensors, store, merged) for part, merged in zip(parts, changes, strict=True)]
+    sources = _sources(parts)
+    changes = {source.name: loras if source.name == "transformer" else () for source in sources}
     spoilt = {
-        tensor.file for part, yes in zip(parts, rewritten, strict=True) if yes for tensor in part.tensors.values()
+        file
+        for source in sources
+        if must_be_rewritten(source.tensors, store, changes[source.name])
+        for file in source.files
     }
     names: dict[Path, str] = {}
-    placed = []
-    shared = _shared(parts)
-    for part, merged in zip(parts, changes, strict=True):
-        files = _files(part)
-        if spoilt & set(files):
-            placed.append(_rewritten(part, folder, store, merged, progress))
+    placed: dict[str, Placed] = {}
+    shared = _shared(sources)
+    for source in sources:
+        if spoilt & set(source.files):
+            placed[source.name] = _rewritten(source, folder, store, changes[source.name], progress)
         elif link:
-            placed.append(_linked(part, files))
+            placed[source.name] = _linked(source)
         else:
-            kept = shared if set(shared) & set(files) else files
-            for source, name in _names_of(_SHARED if kept is shared else part.source, kept).items():
-                if source in files and source not in names:
-                    names[source] = name
-                    place_file(source, folder / name, progress)
-            placed.append(Placed(part.tensors, {source: names[source] for source in files}, folder))
-    _refuse_namesakes(placed)
-    return placed
+            kept = shared if set(shared) & set(source.files) else source.files
+            for file, name in _names_of(_SHARED if kept is shared else source.name, kept).items():
+                if file in source.files and file not in names:
+                    names[file] = name
+                    place_file(file, folder / name, progress)
+            placed[source.name] = Placed(source.tensors, {file: names[file] for file in source.files}, folder)
+    _refuse_namesakes([*placed.values()])
+    return [_own(placed[part.source], part) for part in parts]
 
 
-def _files(part: Part) -> list[Path]:
-    return sorted({tensor.file for tensor in part.tensors.values()})
+@dataclass(frozen=True)
+class _Source:
+    """The weights of all networks of one source, each once."""
+
+    name: str
+    tensors: Mapping[str, StoredTensor]
+    tables: frozenset[str]
+
+    @property
+    def files(self) -> list[Path]:
+        return sorted({tensor.file for tensor in self.tensors.values()})
 
 
-def _rewritten(part: Part, folder: Path, store: str | None, loras: Sequence[Lora], progress: Progress) -> Placed:
-    path = folder / f"{part.source}.safetensors"
-    weights = rewrite(part.tensors, path, tables=part.tables, store=store, loras=loras, progress=progress)
+def _sources(parts: Sequence[Part]) -> list[_Source]:
+    tensors: dict[str, dict[str, StoredTensor]] = {}
+    tables: dict[str, frozenset[str]] = {}
+    for part in parts:
+        tensors.setdefault(part.source, {}).update(part.tensors)
+        tables[part.source] = tables.get(part.source, frozenset()) | part.tables
+    return [_Source(name, tensors[name], tables[name]) for name in tensors]
+
+
+def _own(place: Placed, part: Part) -> Placed:
+    """Of a source's weights those of one network."""
+    weights = {name: place.weights[name] for name in part.tensors}
+    files = {(one.codes if isinstance(one, BlockWeight) else one).file for one in weights.values()}
+    return replace(place, weights=weights, names={file: place.names[file] for file in place.names if file in files})
+
+
+def _rewritten(source: _Source, folder: Path, store: str | None, loras: Sequence[Lora], progress: Progress) -> Placed:
+    path = folder / f"{source.name}.safetensors"
+    weights = rewrite(source.tensors, path, tables=source.tables, store=store, loras=loras, progress=progress)
     return Placed(weights, {path: path.name}, folder)
 
 
-def _linked(part: Part, files: Sequence[Path]) -> Placed:
+def _linked(source: _Source) -> Placed:
     """Named with the folder they are in: in diffusers' layout all networks' files are called the same."""
-    resolved = {file: file.resolve() for file in files}
-    folder = resolved[files[0]].parent.parent
+    resolved = {file: file.resolve() for file in source.files}
+    folder = resolved[source.files[0]].parent.parent
     strays = [place for place in resolved.values() if not place.is_relative_to(folder)]
     if strays:
         raise LtxError(
             f"{strays[0]} is not beside the other shards in {folder}, so it cannot be linked - leave --link out"
         )
     names = {file: place.relative_to(folder).as_posix() for file, place in resolved.items()}
-    return Placed(part.tensors, names, folder, linked=True)
+    return Placed(source.tensors, names, folder, linked=True)
 
 
-def _shared(parts: Sequence[Part]) -> list[Path]:
-    """The files of all networks that have one in common with another."""
-    of = {part.source: set(_files(part)) for part in parts}
+def _shared(sources: Sequence[_Source]) -> list[Path]:
+    """The files of all sources that have one in common with another."""
+    of = {source.name: set(source.files) for source in sources}
     return sorted({file for a in of for b in of if a != b and of[a] & of[b] for file in of[a] | of[b]})
 
 
 def _names_of(stem: str, files: Sequence[Path]) -> dict[Path, str]:
-    """Names in the version folder: by the network, or what is shared, and by the place among its shards."""
+    """Names in the version folder: by the source, or what is shared, and by the place among its shards."""
     if len(files) == 1:
         return {files[0]: f"{stem}{files[0].suffix}"}
     return {file: f"{stem}-{i:05d}-of-{len(files):05d}{file.suffix}" for i, file in enumerate(files, start=1)}

@@ -13,18 +13,22 @@ import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import numpy as np
 import sentencepiece
 import torch
 from torch import Tensor
 
 from ltx_export.architecture import header_config, transformer_config, vae_config
-from ltx_export.encoder_shapes import encoder_shapes
+from ltx_export.encoder_architecture import encoder_config
 from ltx_export.models.dit import Transformer
 from ltx_export.models.t5 import T5Config, TextEncoder
+from ltx_export.models.upsampler import LatentUpsampler, Statistics
 from ltx_export.models.vae import VaeDecoder
+from ltx_export.models.vae_encoder import VaeEncoder
 from ltx_export.onnx_from_torch import build_empty
 from ltx_export.sources import TEXT_ENCODER_FILE, TOKENIZER_FILE
 from ltx_export.streaming import Entry, write_safetensors
+from ltx_export.upsampler_architecture import upsampler_config, upsampler_header
 from ltx_runtime.versions import TextEncoderSize, Version
 
 Shapes = dict[str, tuple[int, ...]]
@@ -46,7 +50,7 @@ _BYTE_PIECES = 256
 
 
 def write_random_weights(version: Version, folder: Path, *, seed: int = 0, sparse: bool = False) -> None:
-    """Writes a version's checkpoint, text encoder and tokenizer into `folder`, in bf16.
+    """Writes a version's checkpoint, upscaler, text encoder and tokenizer into `folder`, in bf16.
 
     Args:
         version: sizes and header.
@@ -58,17 +62,28 @@ def write_random_weights(version: Version, folder: Path, *, seed: int = 0, spars
     header = header_config(version)
     transformer = build_empty(lambda: Transformer(transformer_config(header["transformer"])), torch.bfloat16)
     decoder = build_empty(lambda: VaeDecoder(vae_config(header["vae"])), torch.bfloat16)
+    encoder = build_empty(lambda: VaeEncoder(encoder_config(header["vae"])), torch.bfloat16)
     text_encoder = build_empty(lambda: TextEncoder(_t5_config(version.text_encoder)), torch.bfloat16)
-    unified = _shapes(transformer, "model.diffusion_model.") | _shapes(decoder, "vae.")
-    unified |= {f"vae.{name}": shape for name, shape in encoder_shapes(header["vae"]).items()}
+    unified = _shapes(transformer, "model.diffusion_model.") | _shapes(decoder, "vae.") | _shapes(encoder, "vae.")
     metadata = {"config": json.dumps(header)}
     for name, shapes, described in (
         (version.checkpoint, unified, metadata),
         (TEXT_ENCODER_FILE, _shapes(text_encoder, ""), {}),
+        *([_upscaler(version, version.upscaler)] if version.upscaler else []),
     ):
         groups = [((Entry(key, "BF16", shape),), _source(key, shape, seed, sparse)) for key, shape in shapes.items()]
         write_safetensors(folder / name, groups, described)
     _replace(folder / TOKENIZER_FILE, _tokenizer(version.text_encoder.vocabulary))
+
+
+def _upscaler(version: Version, name: str) -> tuple[str, Shapes, dict[str, str]]:
+    """A spatial upscaler's file: name, shapes and metadata."""
+    header = upsampler_header(version)
+    constants = np.zeros(header["in_channels"], np.float32)
+    module = build_empty(
+        lambda: LatentUpsampler(upsampler_config(header), Statistics(constants, constants)), torch.bfloat16
+    )
+    return name, _shapes(module, ""), {"config": json.dumps(header)}
 
 
 def _t5_config(size: TextEncoderSize) -> T5Config:
@@ -80,8 +95,11 @@ def _shapes(module: torch.nn.Module, prefix: str) -> Shapes:
 
 
 def _source(name: str, shape: tuple[int, ...], seed: int, sparse: bool) -> Callable[[], Iterable[bytes]] | None:
-    """Bytes of a random tensor in bf16, made when they are written; None, a hole, if sparse."""
-    if sparse:
+    """Bytes of a random tensor in bf16, made when they are written; None, a hole, if sparse.
+
+    Deviations are divided by, so they are never holes.
+    """
+    if sparse and not name.endswith("std-of-means"):
         return None
     return lambda: [random_weight(name, shape, seed).to(torch.bfloat16).view(torch.int16).numpy().tobytes()]
 

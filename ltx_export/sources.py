@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from ltx_export.checkpoint import Checkpoint
+from ltx_export.folder_search import matching, only_match
 from ltx_export.keys import Part, Tensors, part_of, parts_of
 from ltx_export.readers import is_whole, kind_of, open_weights
+from ltx_export.upscalers import Upscaler, find_upscaler, open_upscaler
 from ltx_runtime.errors import LtxError, explaining
 from ltx_runtime.versions import VERSIONS, Version
 
@@ -41,6 +43,7 @@ class Sources:
         tokenizer: T5's SentencePiece model.
         vae: where the VAE is, if not in the checkpoint.
         variant: which weights of folders to take, e.g. `bf16`.
+        upscaler, temporal_upscaler: what doubles height and width, and what doubles the frame rate, if anything.
     """
 
     checkpoint: Path
@@ -48,6 +51,8 @@ class Sources:
     tokenizer: Path
     vae: Path | None = None
     variant: str = ""
+    upscaler: Path | None = None
+    temporal_upscaler: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,8 @@ class Opened:
     text_encoder: Tensors
     config: dict[str, Any] = field(default_factory=dict)
     heads: int | None = None
+    upscaler: Upscaler | None = None
+    temporal_upscaler: Upscaler | None = None
 
 
 def find_sources(
@@ -69,13 +76,15 @@ def find_sources(
     t5: Path | None = None,
     tokenizer: Path | None = None,
     variant: str = "",
+    upscaler: Path | None = None,
+    temporal_upscaler: Path | None = None,
 ) -> Sources:
     """The files of a version in a weights folder, or beside a file of weights.
 
     Raises:
         LtxError: one cannot be found, or several could be meant; says how to get or name it.
     """
-    for path in (weights, vae, t5, tokenizer):
+    for path in (weights, vae, t5, tokenizer, upscaler, temporal_upscaler):
         if path is not None and not path.exists():
             raise LtxError(f"{path} not found - check the path{f', or {_advice(version)}' if path is weights else ''}")
     if weights.is_file():
@@ -89,7 +98,9 @@ def find_sources(
         t5 = _only(folder, _T5_NAMES, f"no T5 encoder in {folder} - {_advice(version)}, or name one with --t5", "--t5")
     if tokenizer is None:
         tokenizer = _tokenizer_near(version, folder, t5)
-    return Sources(checkpoint, t5, tokenizer, vae, variant)
+    upscaler = upscaler or find_upscaler(version, folder, "spatial")
+    temporal_upscaler = temporal_upscaler or find_upscaler(version, folder, "temporal")
+    return Sources(checkpoint, t5, tokenizer, vae, variant, upscaler, temporal_upscaler)
 
 
 def has_checkpoint(version: Version, folder: Path) -> bool:
@@ -102,7 +113,7 @@ def has_checkpoint(version: Version, folder: Path) -> bool:
         LtxError: a folder that should hold a transformer cannot be read.
     """
     official, fp8 = _official_in(version, folder)
-    others = (fp8, folder / "transformer", *_matching(folder, _TRANSFORMER_NAMES))
+    others = (fp8, folder / "transformer", *matching(folder, _TRANSFORMER_NAMES))
     return official.is_file() or any(is_whole(path) for path in others)
 
 
@@ -112,7 +123,7 @@ def has_text_encoder(folder: Path) -> bool:
     Raises:
         LtxError: a folder that should hold one cannot be read.
     """
-    return any(is_whole(path) for path in _matching(folder, _T5_NAMES))
+    return any(is_whole(path) for path in matching(folder, _T5_NAMES))
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -160,18 +171,11 @@ def _tokenizer_near(version: Version, folder: Path, t5: Path) -> Path:
     raise LtxError(f"no {' or '.join(_TOKENIZER_NAMES)} in {folder} - {_advice(version)}, or name it with --tokenizer")
 
 
-def _matching(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
-    """What is called so; not the hidden files that macOS puts beside others on foreign disks, such as `._t5.gguf`."""
-    return sorted({path for pattern in patterns for path in folder.glob(pattern) if not path.name.startswith(".")})
-
-
 def _only(folder: Path, patterns: tuple[str, ...], absent: str, option: str) -> Path:
-    found = _matching(folder, patterns)
-    if len(found) > 1:
-        raise LtxError(f"{folder} holds {', '.join(path.name for path in found)} - choose one with {option}")
-    if not found:
+    found = only_match(folder, patterns, option)
+    if found is None:
         raise LtxError(absent)
-    return found[0]
+    return found
 
 
 def _advice(version: Version) -> str:
@@ -199,7 +203,10 @@ def open_sources(sources: Sources) -> Opened:
             config.pop("vae", None)  # it describes the one that is not taken
         config |= {name: part for name, part in vae.config.items() if name == "vae"}
     heads = _heads(sources.checkpoint / "transformer" / "config.json") if is_layout else None
-    return Opened(transformer, part_of(vae, "vae"), part_of(text_encoder, "text_encoder"), config, heads)
+    upscalers = [
+        open_upscaler(path, sources.variant) if path else None for path in (sources.upscaler, sources.temporal_upscaler)
+    ]
+    return Opened(transformer, part_of(vae, "vae"), part_of(text_encoder, "text_encoder"), config, heads, *upscalers)
 
 
 def _open(path: Path, variant: str) -> Checkpoint:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import secrets
 import sys
@@ -10,85 +9,104 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING
 
 import typer
 
-from ltx_runtime.errors import reported
+from ltx_runtime.arguments import Arguments, command_of
+from ltx_runtime.errors import LtxError, reported
 
 if TYPE_CHECKING:
-    from ltx_runtime.pipeline import ProgressOf, Request
-    from ltx_runtime.versions import Version
+    from ltx_runtime.manifest import Engines
+    from ltx_runtime.pipeline import ProgressOf
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 Progress = Callable[[], None]
 
 
-@app.command()
 @reported()
-def run(
-    prompt: Annotated[str, typer.Option(help="What the video shows.")],
-    engines: Annotated[
-        Path, typer.Option(envvar="LTX_ENGINES", help="Folder of version folders, or a version folder.")
-    ] = Path("engines"),
-    version: Annotated[str | None, typer.Option(help="Which version; not needed when there is one.")] = None,
-    negative_prompt: Annotated[str | None, typer.Option(help="What it must not show.")] = None,
-    height: Annotated[int | None, typer.Option(help="Pixels, a multiple of 32.")] = None,
-    width: Annotated[int | None, typer.Option(help="Pixels, a multiple of 32.")] = None,
-    num_frames: Annotated[int | None, typer.Option(help="8n+1, e.g. 25, 97 or 121.")] = None,
-    fps: Annotated[float | None, typer.Option(help="Frames per second; also tells the model about speed.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
-    guidance_scale: Annotated[float | None, typer.Option(help="CFG; 1 turns it off.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Same seed, same video; random if left out.")] = None,
-    output: Annotated[
-        Path | None, typer.Option(help=".mp4, .webm, .gif, or NAME.png for a folder NAME of frames.")
-    ] = None,
-) -> None:
-    """Make a video from a prompt. What is left out is the version's own default."""
-    from ltx_runtime import manifest, pipeline, versions
+def _run(typed: Arguments) -> None:
+    """Make a video from a prompt, and from images and clips. What is left out is the version's own default."""
+    from ltx_runtime import manifest, versions
 
-    folder = manifest.find_folder(engines, versions.find_version(version).name if version else None)
-    release = versions.find_version(manifest.read_manifest(folder).version)
-    seed = secrets.randbits(32) if seed is None else seed
-    asked: dict[str, Any] = {
-        "negative_prompt": negative_prompt,
-        "height": height,
-        "width": width,
-        "num_frames": num_frames,
-        "fps": fps,
-        "steps": steps,
-        "guidance_scale": guidance_scale,
-    }
-    request = pipeline.default_request(release, prompt, seed)
-    request = dataclasses.replace(request, **{name: value for name, value in asked.items() if value is not None})
-    _make(folder, request, release, _free_name(prompt, seed) if output is None else output)
+    folder = manifest.find_folder(typed.engines, versions.find_version(typed.version).name if typed.version else None)
+    if typed.latents is not None:
+        _decode(typed, manifest.open_engines(folder))
+        return
+    if typed.prompt is None and typed.embeddings_file is None:
+        raise LtxError("nothing says what the video shows - add --prompt TEXT, or --embeddings-file FILE")
+    _make(typed, folder)
 
 
-def _make(folder: Path, request: Request, release: Version, output: Path) -> None:
-    from ltx_runtime import manifest, pipeline, video
+app.command()(command_of(_run))
 
-    pipeline.plan(request, release)
+
+def _make(typed: Arguments, folder: Path) -> None:
+    """From a request to a file; with --plan, only the plan."""
+    from ltx_runtime import asked, manifest, media, pipeline, plan, plan_lines, versions, video
+
+    seed = secrets.randbits(32) if typed.seed is None else typed.seed
+    found = manifest.read_manifest(folder)
+    release = versions.find_version(found.version)
+    clip_frames = None if typed.video is None else media.count_frames(typed.video)
+    request = asked.request_of(typed, release, seed, clip_frames)
+    options = asked.options_of(typed)
+    planned = plan.plan(request, release, found.schedule, found.allowed_sigmas)
+    if typed.plan or typed.json:
+        print(plan_lines.told(planned, request, options, found, as_json=typed.json))
+        return
+    output = _output_of(typed, typed.prompt or "video", seed)
     target = video.target_of(output)
     seconds: dict[str, float] = {}
-    with video.open_writer(output, request.fps) as write:
+    with video.open_writer(output, planned.ending.fps) as write:
         progress = _progress_into(seconds)
-        pipeline.generate(manifest.open_engines(folder), request, write, progress, note=_note)
-    stages = ", ".join(f"{name} {took:.1f} s" for name, took in seconds.items())
-    size = f"{request.width}x{request.height}, {request.num_frames} frames at {request.fps:g} fps"
-    print(f"{target}: {size}, seed {request.seed}; {stages}")
+        pipeline.generate(manifest.open_engines(folder), request, write, progress, options, _note)
+    ending = planned.ending
+    size = f"{request.width}x{request.height}, {ending.num_frames} frames at {ending.fps:g} fps"
+    print(f"{target}: {size}, seed {seed}; {_told(seconds)}")
+
+
+def _decode(typed: Arguments, engines: Engines) -> None:
+    """From latents to a file."""
+    from ltx_runtime import asked, pipeline, video
+
+    assert typed.latents is not None
+    options = asked.options_of(typed)
+    ending = pipeline.saved_of(engines, typed.latents)[1]
+    output = _output_of(typed, typed.latents.stem, ending.seed)
+    target = video.target_of(output)
+    seconds: dict[str, float] = {}
+    with video.open_writer(output, ending.fps) as write:
+        pipeline.decode_saved(engines, typed.latents, write, _progress_into(seconds), options)
+    print(f"{target}: {ending.num_frames} frames at {ending.fps:g} fps, seed {ending.seed}; {_told(seconds)}")
+
+
+def _told(seconds: dict[str, float]) -> str:
+    return ", ".join(f"{name} {took:.1f} s" for name, took in seconds.items())
+
+
+def _output_of(typed: Arguments, title: str, seed: int) -> Path:
+    """The file to write: as typed, or called after the title in a folder that is made if need be."""
+    if typed.output is not None:
+        if typed.output_dir is not None:
+            raise LtxError("output and output-dir both say where the video goes - leave one of them out")
+        return typed.output
+    folder = typed.output_dir or Path()
+    folder.mkdir(parents=True, exist_ok=True)
+    return _free_name(folder, title, seed)
 
 
 def _note(text: str) -> None:
     print(f"note: {text}", file=sys.stderr)
 
 
-def _free_name(prompt: str, seed: int) -> Path:
+def _free_name(folder: Path, prompt: str, seed: int) -> Path:
     """A file name from the prompt's first words that does not exist yet."""
     words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40].rstrip("-") or "video"
     number = 1
     while True:
-        path = Path(f"{words}-{seed}{'' if number == 1 else f'-{number}'}.mp4")
+        path = folder / (f"{words}-{seed}{'' if number == 1 else f'-{number}'}.mp4")
         if not path.exists():
             return path
         number += 1

@@ -11,14 +11,17 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
+from ltx_runtime.passes import STG_MODES
+
 Axis = int | str
 Dtype = Literal["float32", "int64"]
-ComponentName = Literal["text_encoder", "transformer", "vae_decoder"]
-COMPONENT_NAMES: tuple[ComponentName, ...] = ("text_encoder", "transformer", "vae_decoder")
+ComponentName = Literal["text_encoder", "vae_encoder", "transformer", "upsampler", "temporal_upsampler", "vae_decoder"]
+COMPONENT_NAMES: tuple[ComponentName, ...] = get_args(ComponentName)  # in the order of the road
+OPTIONAL: tuple[ComponentName, ...] = ("vae_encoder", "upsampler", "temporal_upsampler")
 
 _LINE = re.compile(r"(?:(?P<factor>\d+)\*)?(?P<name>[a-z_]+)(?P<offset>[+-]\d+)?")
 
@@ -96,8 +99,9 @@ def text_encoder(text_channels: int) -> Component:
 def transformer(channels: int, text_channels: int, stg_layers: int = 0) -> Component:
     """DiT: noisy latents at noise level `timestep` (0..1; one for all tokens or one per token) to a velocity.
 
-    `coords` are (seconds, pixel row, pixel column) of every token. With `stg_layers` there is a `skip_mask`:
-    where it is 0, self-attention of that layer returns each token's own value.
+    `coords` are (seconds, pixel row, pixel column) of every token. With `stg_layers` there is a `skip_mask` with a
+    row for each of STG_MODES: where it is 0, that layer's self-attention gives each token's own value or its own
+    input, or the whole block its input.
     """
     inputs: tuple[Port, ...] = (
         Port("latents", ("batch", "tokens", channels)),
@@ -107,7 +111,7 @@ def transformer(channels: int, text_channels: int, stg_layers: int = 0) -> Compo
         Port("text_mask", ("batch", "text_tokens"), "int64"),
     )
     if stg_layers:
-        inputs += (Port("skip_mask", (stg_layers, "batch")),)
+        inputs += (Port("skip_mask", (stg_layers, len(STG_MODES), "batch")),)
     return Component("transformer", inputs, (Port("velocity", ("batch", "tokens", channels)),))
 
 
@@ -125,6 +129,31 @@ def vae_decoder(channels: int, *, timestep: bool, noise_maps: Mapping[int, tuple
         inputs += (Port(f"noise_{block}", (count, f"{scale}*rows", f"{scale}*columns")),)
     video = ("batch", 3, "8*frames-7", "32*rows", "32*columns")
     return Component("vae_decoder", inputs, (Port("video", video),))
+
+
+def vae_encoder(channels: int) -> Component:
+    """VAE encoder: video in [-1, 1] to the latents' distribution, in normalized space.
+
+    The first half of `posterior`'s channels are means, the second half deviations.
+    """
+    grid = ("frames", "rows", "columns")
+    video = ("batch", 3, "8*frames-7", "32*rows", "32*columns")
+    return Component("vae_encoder", (Port("video", video),), (Port("posterior", ("batch", 2 * channels, *grid)),))
+
+
+def upsampler(channels: int) -> Component:
+    """Latent upsampler: normalized latents to normalized latents of twice the height and width."""
+    return _upsampler("upsampler", channels, ("frames", "2*rows", "2*columns"))
+
+
+def temporal_upsampler(channels: int) -> Component:
+    """Latent upsampler: normalized latents to normalized latents of twice the frame rate."""
+    return _upsampler("temporal_upsampler", channels, ("2*frames-1", "rows", "columns"))
+
+
+def _upsampler(name: ComponentName, channels: int, upsampled: tuple[Axis, ...]) -> Component:
+    latents = Port("latents", ("batch", channels, "frames", "rows", "columns"))
+    return Component(name, (latents,), (Port("upsampled", ("batch", channels, *upsampled)),))
 
 
 # What an engine serves unless told otherwise. `timesteps` follows the profile: one, or as many as tokens.

@@ -1,6 +1,6 @@
 """The loop: noise -> latents, as a generator, so that the caller owns progress, preview, cancelling and memory.
 
-Is given a velocity function; knows nothing of sessions, text or guidance.
+Is given a velocity function and a way to draw noise; knows nothing of sessions, text or guidance.
 """
 
 from __future__ import annotations
@@ -11,38 +11,57 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ltx_runtime.schedule import Sigmas, euler_step, stochastic_step
+from ltx_runtime.conditioning import moves, renoise_image_tokens, token_timesteps
+from ltx_runtime.schedule import Sigmas, euler_step, next_sigmas, stochastic_step
 
-VelocityOf = Callable[[NDArray[np.float32], float], NDArray[np.float32]]
-NoiseOf = Callable[[tuple[int, ...]], NDArray[np.float32]]
+Tokens = NDArray[np.float32]
+# (tokens (B, N, C), timesteps (1, 1) or (1, N), index of the step) -> velocity (B, N, C)
+VelocityOf = Callable[[Tokens, NDArray[np.float32], int], Tokens]
+Draw = Callable[[str, tuple[int, ...]], Tokens]
 
 
 @dataclass(frozen=True)
 class Step:
-    """The state after one step: `latents` (B, N, C) float32 at noise level `sigma`."""
+    """The state after one step: `tokens` (B, N, C) float32 at noise level `sigma`."""
 
     index: int
     sigma: float
-    latents: NDArray[np.float32]
+    tokens: Tokens
 
 
 def denoise(
-    latents: NDArray[np.float32], sigmas: Sigmas, velocity_of: VelocityOf, step_noise: NoiseOf | None = None
+    tokens: Tokens,
+    sigmas: Sigmas,
+    velocity_of: VelocityOf,
+    draw: Draw,
+    *,
+    stochastic: bool = False,
+    mask: NDArray[np.float32] | None = None,
+    image_noise_scale: float = 0.0,
 ) -> Iterator[Step]:
     """Yields one Step per sigma; the last one, at sigma 0, holds the result.
 
     Args:
-        latents: (B, N, C) float32 noise at level sigmas[0].
+        tokens: (B, N, C) float32, noise at level sigmas[0] where nothing is given.
         sigmas: (n,) float32, descending; the jump after the last always goes to 0.
-        velocity_of: (latents, sigma) -> velocity, same shape.
-        step_noise: draws fresh noise for stochastic steps; None for deterministic Euler steps.
+        velocity_of: see VelocityOf.
+        draw: (name, shape) -> fresh noise, for `image_<step>` and `step_<step>`.
+        stochastic: go through the predicted data and noise it anew, instead of Euler steps.
+        mask: (1, N) in 0..1, how much of each token is given; given ones join when sigma falls to 1 - mask.
+        image_noise_scale: of the noise that wholly given tokens get before every step, times sigma squared.
     """
+    given = tokens
     for index, sigma in enumerate(sigmas):
-        next_sigma = float(sigmas[index + 1]) if index + 1 < len(sigmas) else 0.0
-        velocity = velocity_of(latents, float(sigma))
-        if step_noise is None:
-            latents = euler_step(latents, velocity, float(sigma), next_sigma)
+        if mask is not None and image_noise_scale > 0:
+            noise = draw(f"image_{index}", tokens.shape)
+            tokens = renoise_image_tokens(tokens, given, mask, noise, image_noise_scale, float(sigma))
+        timesteps = token_timesteps(float(sigma), mask)
+        velocity = velocity_of(tokens, timesteps, index)
+        following = next_sigmas(timesteps, sigmas)
+        if stochastic:
+            noise = draw(f"step_{index}", tokens.shape)
+            stepped = stochastic_step(tokens, velocity, timesteps, following, noise)
         else:
-            noise = step_noise(latents.shape)
-            latents = stochastic_step(latents, velocity, float(sigma), next_sigma, noise)
-        yield Step(index, next_sigma, latents)
+            stepped = euler_step(tokens, velocity, timesteps, following)
+        tokens = stepped if mask is None else np.where(moves(float(sigma), mask)[..., None], stepped, tokens)
+        yield Step(index, float(sigmas[index + 1]) if index + 1 < len(sigmas) else 0.0, tokens)

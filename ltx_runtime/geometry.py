@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,11 +61,56 @@ def _check(what: str, given: int, step: int, offset: int, rule: str) -> None:
     raise LtxError(f"{what} must be {rule}; got {given} - use {' or '.join(nearest)}")
 
 
-def coords_of(grid: Grid, fps: float, *, causal: bool) -> NDArray[np.float32]:
+class Padding(NamedTuple):
+    """How many pixels lie around a picture within a larger one."""
+
+    left: int
+    right: int
+    top: int
+    bottom: int
+
+
+def padded_size(height: int, width: int, num_frames: int) -> tuple[int, int, int]:
+    """The next size at or above this one that the model can make: multiples of 32, and 8n+1 frames.
+
+    Raises:
+        LtxError: one of them is below 1.
+    """
+    for what, given, usual in (("height", height, 480), ("width", width, 704), ("num-frames", num_frames, 97)):
+        if given < 1:
+            raise LtxError(f"{what} must be at least 1; got {given} - use {usual}")
+    rows, columns = -(-height // SPATIAL_SCALE), -(-width // SPATIAL_SCALE)
+    frames = (num_frames - 2) // TEMPORAL_SCALE + 1
+    return rows * SPATIAL_SCALE, columns * SPATIAL_SCALE, frames * TEMPORAL_SCALE + 1
+
+
+def padding_of(height: int, width: int, padded_height: int, padded_width: int) -> Padding:
+    """How a picture lies in the middle of a larger one; of an odd difference the right and bottom get more."""
+    over, beside = padded_height - height, padded_width - width
+    assert min(over, beside) >= 0
+    return Padding(beside // 2, beside - beside // 2, over // 2, over - over // 2)
+
+
+def first_pass_size(height: int, width: int, factor: float) -> tuple[int, int]:
+    """The size of the first of two passes, the second of which makes twice that: `factor` of each side, rounded down.
+
+    Raises:
+        LtxError: a side of the first pass would be below 32.
+    """
+    smallest = math.ceil(SPATIAL_SCALE / factor / SPATIAL_SCALE) * SPATIAL_SCALE
+    for what, given in (("height", height), ("width", width)):
+        if int(given * factor) < SPATIAL_SCALE:
+            raise LtxError(f"{what} must be at least {smallest} for two passes; got {given} - use {smallest}")
+    rows, columns = (int(side * factor) // SPATIAL_SCALE for side in (height, width))
+    return rows * SPATIAL_SCALE, columns * SPATIAL_SCALE
+
+
+def coords_of(grid: Grid, fps: float, *, causal: bool, first_frame: int = 0) -> NDArray[np.float32]:
     """Token coordinates (1, 3, N) float32 in (seconds, pixel row, pixel column), at each cell's first corner.
 
     Causal positions (0.9.5 and later) count the first latent frame as one frame: 0, 1, 9, 17, ... instead of
-    0, 8, 16, ... Seconds are frames times the float32 reciprocal of `fps`, as the official pipeline does.
+    0, 8, 16, ... Seconds are frames times the float32 reciprocal of `fps`, as the official pipeline does. A grid that
+    begins within a video counts from its `first_frame`.
 
     Raises:
         LtxError: fps is not a positive finite number.
@@ -76,7 +122,7 @@ def coords_of(grid: Grid, fps: float, *, causal: bool) -> NDArray[np.float32]:
     start = TEMPORAL_SCALE * frames
     if causal:
         start = np.maximum(start + 1 - TEMPORAL_SCALE, 0)
-    seconds = start.astype(np.float32) * np.float32(1.0 / fps)
+    seconds = (start + first_frame).astype(np.float32) * np.float32(1.0 / fps)
     coords = np.stack([seconds, SPATIAL_SCALE * rows, SPATIAL_SCALE * columns]).astype(np.float32)
     return coords.reshape(1, 3, grid.tokens)
 

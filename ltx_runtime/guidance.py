@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ltx_runtime.versions import Guidance
+from ltx_runtime.passes import Guidance
 
 Velocity = NDArray[np.float32]
 

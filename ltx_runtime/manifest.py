@@ -15,10 +15,10 @@ from typing import Any
 
 from ltx_runtime.components import Component, Port
 from ltx_runtime.errors import LtxError
-from ltx_runtime.versions import Schedule
+from ltx_runtime.passes import Schedule
 
 MANIFEST = "manifest.json"
-FORMAT = 3
+FORMAT = 4
 
 _WHOLE_BYTES = 64 << 20
 _SAMPLE_BYTES = 1 << 20
@@ -66,7 +66,8 @@ class Manifest:
     """What is in a version folder.
 
     Attributes:
-        causal_positions, schedule: the checkpoint's own where its header names them, else the version's.
+        causal_positions, schedule, allowed_sigmas: the checkpoint's own where its header names them, else the
+            version's; without allowed sigmas every noise level is.
         files: every file but the manifest itself.
         linked: files that lie elsewhere, and in which folder; an export with `--link` leaves weights where they are.
         loras: what was merged into the transformer, as `FILE:SCALE`.
@@ -80,6 +81,7 @@ class Manifest:
     files: dict[str, FileEntry] = field(default_factory=dict)
     linked: dict[str, str] = field(default_factory=dict)
     loras: tuple[str, ...] = ()
+    allowed_sigmas: tuple[float, ...] = ()
 
     def place(self, folder: Path, name: str) -> Path:
         """Where a file of the version folder is: in it, or where a link says."""
@@ -195,6 +197,7 @@ def _parse(data: dict[str, Any]) -> Manifest:
         files={name: FileEntry(**entry) for name, entry in data["files"].items()},
         linked={str(name): str(folder) for name, folder in data["linked"].items()},
         loras=tuple(data["loras"]),
+        allowed_sigmas=tuple(float(sigma) for sigma in data["allowed_sigmas"]),
     )
 
 

@@ -1,197 +1,95 @@
-"""The road from a prompt to frames: encode_prompt -> make_latents -> decode_frames, and `generate`, which opens
-one session after another so that the text encoder has left the memory before the transformer arrives.
+"""The road from a request to frames: each stage opens its session, so that the one before has left the memory.
 
-Each stage is given an open session; someone who serves many prompts opens all of them once and calls the stages.
+text -> media -> [ first pass -> upsampler -> ] last pass -> [ temporal upsampler -> ] frames
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ltx_runtime.components import COMPONENT_NAMES, ComponentName
-from ltx_runtime.denoise import Step, VelocityOf, denoise
+from ltx_runtime.components import ComponentName
+from ltx_runtime.embeddings import Text, read_text, write_text
 from ltx_runtime.errors import LtxError
-from ltx_runtime.geometry import Grid, check_fps, coords_of, grid_of, latents_of, tokens_of
-from ltx_runtime.guidance import combine, guidance_at
+from ltx_runtime.geometry import latents_of
+from ltx_runtime.latents import adain
 from ltx_runtime.manifest import Engines
-from ltx_runtime.noise import NoiseStream, check_seed
-from ltx_runtime.schedule import Sigmas, sigmas_of
+from ltx_runtime.media import CRF
+from ltx_runtime.noise import RNGS, FileNoise, GivenNoise, Noise, RecordingNoise
+from ltx_runtime.plan import Plan, Request, plan
+from ltx_runtime.resize import resize_bilinear
+from ltx_runtime.saved_latents import Ending, read_initial, read_latents, write_latents
 from ltx_runtime.sessions import Session, graph_of, open_session
+from ltx_runtime.stages import decode, encode_prompt, make_latents, ready_to_decode, upsample
+from ltx_runtime.start import Encoded, Media, encode_for, read_media, start_of
+from ltx_runtime.tiling import DEFAULT_BUDGET_BYTES, tiling_for
 from ltx_runtime.tokenizer import Tokenizer
-from ltx_runtime.versions import Guidance, Schedule, Version, find_version
+from ltx_runtime.versions import Version, find_version
 
 Frame = NDArray[np.uint8]
+Floats = NDArray[np.float32]
 FrameSink = Callable[[Frame], None]
 # Opens a stage of so many units of work; what it yields is called after each unit.
 ProgressOf = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
 
-
-@dataclass(frozen=True)
-class Request:
-    """What to make. `steps` and `guidance_scale` default to the version's own (None)."""
-
-    prompt: str
-    negative_prompt: str
-    height: int
-    width: int
-    num_frames: int
-    fps: float
-    seed: int
-    steps: int | None = None
-    guidance_scale: float | None = None
+_MISSING: dict[ComponentName, str] = {
+    "vae_encoder": "images and clips need: export the version again without leaving it out",
+    "upsampler": "the second pass needs: add --single-pass, or export the version again with --upscaler FILE",
+    "temporal_upsampler": "--temporal-upscale needs: export the version again with --temporal-upscaler FILE",
+}
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A request checked against a version: grid, sigmas (n,) and the guidance entries of the first pass."""
+class Options:
+    """How a request is run.
 
-    grid: Grid
-    sigmas: Sigmas
-    guidance: tuple[Guidance, ...]
-    stochastic: bool
+    Attributes:
+        backend: a name of BACKENDS.
+        rng: a name of RNGS, where no file has the noise.
+        low_memory: run guidance's conditions one after another.
+        memory_bytes: of activations that the VAE may take; tiles are cut so that it does not take more.
+        tiled: cut tiles even where all would fit.
+        crf: H.264's, at which images and clips are compressed as what the model was trained on; 0 for not at all.
+        sample_posterior: draw latents of images and clips from the VAE's distribution instead of taking its mean.
+        embeddings, initial_latents, noise: files to take these from instead of making them.
+        save_embeddings, save_latents, save_noise: files to keep them in.
+    """
 
-    @property
-    def uses_negative_prompt(self) -> bool:
-        return any(guidance_at(float(sigma), self.guidance).uses_cfg for sigma in self.sigmas)
+    backend: str = "cpu"
+    rng: str = "numpy"
+    low_memory: bool = False
+    memory_bytes: int = DEFAULT_BUDGET_BYTES
+    tiled: bool = False
+    crf: int = CRF
+    sample_posterior: bool = False
+    embeddings: Path | None = None
+    initial_latents: Path | None = None
+    noise: Path | None = None
+    save_embeddings: Path | None = None
+    save_latents: Path | None = None
+    save_noise: Path | None = None
+
+
+DEFAULT_OPTIONS = Options()
 
 
 @dataclass(frozen=True)
-class Text:
-    """Encoded prompts, the positive one first, then the negative one if there is any.
+class _Road:
+    """What every stage needs to open its session and to tell how far it is."""
 
-    embeddings: (P, T, C) float32; mask: (P, T) int64, 1 = a token of the prompt.
-    """
+    engines: Engines
+    options: Options
+    progress: ProgressOf
 
-    embeddings: NDArray[np.float32]
-    mask: NDArray[np.int64]
-
-
-def default_request(version: Version, prompt: str, seed: int) -> Request:
-    """A request with the version's own size, length, frame rate and negative prompt."""
-    return Request(
-        prompt=prompt,
-        negative_prompt=version.negative_prompt,
-        height=version.height,
-        width=version.width,
-        num_frames=version.num_frames,
-        fps=version.fps,
-        seed=seed,
-    )
-
-
-def plan(request: Request, version: Version, schedule: Schedule | None = None) -> Plan:
-    """Checks a request before anything is loaded; a checkpoint's own schedule replaces the version's.
-
-    Raises:
-        LtxError: size, frame rate, steps, guidance or seed cannot be used.
-    """
-    grid = grid_of(request.height, request.width, request.num_frames)
-    check_fps(request.fps)
-    check_seed(request.seed)
-    first = version.passes[0]
-    guidance = first.guidance
-    if request.guidance_scale is not None:
-        if not (np.isfinite(request.guidance_scale) and request.guidance_scale >= 1):
-            raise LtxError(f"guidance-scale must be at least 1 (1 = off); got {request.guidance_scale:g} - use 3")
-        guidance = tuple(replace(entry, cfg_scale=request.guidance_scale) for entry in guidance)
-    sigmas = sigmas_of(schedule or version.schedule, first, grid.tokens, request.steps)
-    return Plan(grid, sigmas, guidance, first.stochastic)
-
-
-def encode_prompt(session: Session, tokenizer: Tokenizer, prompts: Sequence[str]) -> Text:
-    """Text embeddings of all prompts, padded to the longest."""
-    ids, mask = tokenizer.encode(prompts)
-    return Text(session.run({"ids": ids, "mask": mask})["text"], mask)
-
-
-def make_latents(session: Session, text: Text, planned: Plan, *, fps: float, seed: int, causal: bool) -> Iterator[Step]:
-    """Noise -> latents; yields one step after another, the last with the result as tokens (1, N, C) float32."""
-    channels = session.component.inputs[0].axes[-1]
-    assert isinstance(channels, int)
-    noise = NoiseStream(seed, "latents").draw(
-        (1, channels, planned.grid.frames, planned.grid.rows, planned.grid.columns)
-    )
-    coords = coords_of(planned.grid, fps, causal=causal)
-    step_noise = NoiseStream(seed, "step").draw if planned.stochastic else None
-    velocity_of = velocity_function(session, text, coords, planned.guidance)
-    return denoise(tokens_of(noise), planned.sigmas, velocity_of, step_noise)
-
-
-def velocity_function(
-    session: Session, text: Text, coords: NDArray[np.float32], guidance: Sequence[Guidance]
-) -> VelocityOf:
-    """The guided velocity at a noise level; all conditions go through the transformer in one batch.
-
-    Rows are [positive, negative if CFG, perturbed if STG], each over the batch of one sample.
-    """
-    ports = {port.name: port for port in session.component.inputs}
-    if "skip_mask" not in ports and any(entry.uses_stg for entry in guidance):
-        raise LtxError("this transformer was exported without STG, which its version uses - export it again")
-
-    def velocity_of(latents: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
-        now = guidance_at(sigma, guidance)
-        prompts = [0] + [1] * now.uses_cfg + [0] * now.uses_stg
-        rows = len(prompts)
-        feeds: dict[str, NDArray[Any]] = {
-            "latents": np.repeat(latents, rows, axis=0),
-            "timestep": np.full((rows, 1), sigma, np.float32),
-            "coords": np.repeat(coords, rows, axis=0),
-            "text": text.embeddings[prompts],
-            "text_mask": text.mask[prompts],
-        }
-        if "skip_mask" in ports:
-            feeds["skip_mask"] = np.ones(ports["skip_mask"].shape({"batch": rows}), np.float32)
-            if now.uses_stg:
-                feeds["skip_mask"][list(now.skip_blocks), -1] = 0.0
-        velocity = session.run(feeds)["velocity"]
-        return combine(
-            now,
-            text=velocity[:1],
-            unconditional=velocity[1:2] if now.uses_cfg else None,
-            perturbed=velocity[-1:] if now.uses_stg else None,
-        )
-
-    return velocity_of
-
-
-def decode_frames(session: Session, latents: NDArray[np.float32], version: Version, seed: int) -> Iterator[Frame]:
-    """Frames (height, width, 3) uint8 RGB, one after another, of normalized latents (1, C, F, H, W) float32.
-
-    A decoder that takes a timestep gets the version's, and latents mixed with noise by the version's scale, as
-    the official pipeline does before un-normalizing. Pixels are floor(255 y) of y clamped to 0..1.
-    """
-    batch, _, frames, rows, columns = latents.shape
-    assert batch == 1, "frames of one video at a time"
-    feeds = {"latents": latents}
-    maps = NoiseStream(seed, "decoder_maps")
-    for port in session.component.inputs[1:]:
-        if port.name == "timestep":
-            feeds["timestep"] = np.full((1,), version.decode_timestep, np.float32)
-            scale = np.float32(version.decode_noise_scale)
-            noise = NoiseStream(seed, "decode").draw(latents.shape)
-            feeds["latents"] = (np.float32(1.0) - scale) * latents + scale * noise
-        elif port.name.startswith("noise_"):
-            feeds[port.name] = maps.draw(port.shape({"frames": frames, "rows": rows, "columns": columns}))
-    video = session.run(feeds)["video"][0]
-    if not np.isfinite(video).all():
-        raise LtxError("the decoder made numbers that are not finite - try another checkpoint or report it")
-    for frame in video.transpose(1, 2, 3, 0):
-        yield (np.clip(frame * np.float32(0.5) + np.float32(0.5), 0.0, 1.0) * np.float32(255.0)).astype(np.uint8)
-
-
-def _notes(version: Version, tokenizer: Tokenizer, prompts: Sequence[str]) -> Iterator[str]:
-    if len(version.passes) > 1:
-        yield f"{version.name} was made for two passes; this is the first one alone, at the size asked for"
-    for prompt in prompts:
-        tokens = tokenizer.count(prompt)
-        if tokens > version.text_tokens:
-            yield f"the prompt {prompt[:30]!r}... has {tokens} tokens; the model sees the first {version.text_tokens}"
+    @contextmanager
+    def stage(self, label: str, units: int, name: ComponentName) -> Iterator[tuple[Session, Callable[[], None]]]:
+        with self.progress(label, units) as done, open_session(self.engines, name, self.options.backend) as session:
+            yield session, done
 
 
 def generate(
@@ -199,43 +97,204 @@ def generate(
     request: Request,
     sink: FrameSink,
     progress: ProgressOf,
-    backend: str = "cpu",
+    options: Options = DEFAULT_OPTIONS,
     note: Callable[[str], None] = lambda text: None,
 ) -> None:
-    """Makes a video: every decoded frame goes to `sink`, every unit of work is told to `progress`.
+    """Makes a video: every decoded frame, (height, width, 3) uint8 RGB, goes to `sink` in order.
 
-    `note` hears what the user should know but need not change.
+    Args:
+        engines: a verified version folder.
+        request: what to make.
+        sink: takes the frames.
+        progress: is told every unit of work.
+        options: how.
+        note: hears what the user should know but need not change.
 
     Raises:
-        LtxError: the request cannot be made, or the engines do not fit the backend.
+        LtxError: the request cannot be made, a file cannot be used, or the engines do not fit the backend.
     """
     version = find_version(engines.manifest.version)
-    planned = plan(request, version, engines.manifest.schedule)
-    prompts = [request.prompt] + [request.negative_prompt] * planned.uses_negative_prompt
-    tokenizer = Tokenizer(engines.folder / engines.manifest.tokenizer, version.text_tokens)
-    for name in COMPONENT_NAMES:  # before the first stage, not minutes later before the last
-        graph_of(engines, name, backend)
-    for remark in _notes(version, tokenizer, prompts):
-        note(remark)
+    planned = plan(request, version, engines.manifest.schedule, engines.manifest.allowed_sigmas)
+    road = _Road(engines, options, progress)
+    for name in needed(planned, request, options):  # before the first stage, not minutes later before the last
+        _check_component(engines, name, options.backend)
+    noise = _noise(road, planned, request.seed)
+    media = read_media(request, planned, options.crf)
+    latents = _latents(road, planned, _text(road, version, planned, request, note), media, noise)
+    _write_frames(road, latents, planned.ending, noise, sink)
 
-    def stage(name: ComponentName) -> AbstractContextManager[Session]:
-        return open_session(engines, name, backend)
 
-    with progress("text", 1) as done, stage("text_encoder") as session:
-        text = encode_prompt(session, tokenizer, prompts)
-        done()
-    with progress("denoise", len(planned.sigmas)) as done, stage("transformer") as session:
-        for step in make_latents(  # noqa: B007  (the last step holds the result)
-            session,
-            text,
-            planned,
-            fps=request.fps,
-            seed=request.seed,
-            causal=engines.manifest.causal_positions,
-        ):
+def saved_of(engines: Engines, path: Path) -> tuple[Floats, Ending]:
+    """Latents that a run saved, and how they end.
+
+    Raises:
+        LtxError: the file is no such file, or of another version.
+    """
+    latents, ending = read_latents(path, _channels(engines))
+    if ending.version != engines.manifest.version:
+        raise LtxError(
+            f"{path} is of {ending.version}, not {engines.manifest.version} - add --version {ending.version}"
+        )
+    return latents, ending
+
+
+def decode_saved(engines: Engines, path: Path, sink: FrameSink, progress: ProgressOf, options: Options) -> None:
+    """Makes frames of latents that a run saved, as that run would have; see `generate` and `saved_of`."""
+    latents, ending = saved_of(engines, path)
+    graph_of(engines, "vae_decoder", options.backend)
+    _write_frames(_Road(engines, options, progress), latents, ending, _source(options, ending.seed), sink)
+
+
+def needed(planned: Plan, request: Request, options: Options) -> list[ComponentName]:
+    """The components that a request runs, in the order of the road."""
+    names: list[tuple[ComponentName, bool]] = [
+        ("text_encoder", options.embeddings is None),
+        ("vae_encoder", bool(request.conditions) or request.video is not None),
+        ("transformer", True),
+        ("upsampler", len(planned.passes) > 1),
+        ("temporal_upsampler", planned.temporal_upscale),
+        ("vae_decoder", True),
+    ]
+    return [name for name, runs in names if runs]
+
+
+def _channels(engines: Engines) -> int:
+    """Of the latents."""
+    channels = engines.component("transformer").signature.inputs[0].axes[-1]
+    assert isinstance(channels, int)
+    return channels
+
+
+def _check_component(engines: Engines, name: ComponentName, backend: str) -> None:
+    if name in _MISSING and name not in engines.manifest.components:
+        raise LtxError(f"{engines.folder} has no {name}, which {_MISSING[name]}")
+    graph_of(engines, name, backend)
+
+
+def _noise(road: _Road, planned: Plan, seed: int) -> Noise:
+    options = road.options
+    noise = _source(options, seed)
+    if options.initial_latents is not None:
+        initial = read_initial(options.initial_latents, planned.passes[0].grid, _channels(road.engines))
+        noise = GivenNoise(noise, {"pass1/initial": initial})
+    return noise if options.save_noise is None else RecordingNoise(noise)
+
+
+def _source(options: Options, seed: int) -> Noise:
+    return RNGS[options.rng](seed) if options.noise is None else FileNoise(options.noise)
+
+
+def _text(road: _Road, version: Version, planned: Plan, request: Request, note: Callable[[str], None]) -> Text:
+    options = road.options
+    if options.embeddings is not None:
+        ports = {port.name: port for port in road.engines.component("transformer").signature.inputs}
+        channels = ports["text"].axes[-1]
+        assert isinstance(channels, int)
+        text = read_text(options.embeddings, channels, negative=planned.uses_negative_prompt)
+        if len(text.embeddings) > 1:
+            raise LtxError(f"{options.embeddings} has {len(text.embeddings)} prompts - give one, for one video")
+    else:
+        tokenizer = Tokenizer(road.engines.folder / road.engines.manifest.tokenizer, version.text_tokens)
+        negative = request.negative_prompt if planned.uses_negative_prompt else None
+        for prompt in filter(None, (request.prompt, negative)):
+            if (tokens := tokenizer.count(prompt)) > version.text_tokens:
+                note(
+                    f"the prompt {prompt[:30]!r}... has {tokens} tokens; the model sees the first {version.text_tokens}"
+                )
+        with road.stage("text", 1, "text_encoder") as (session, done):
+            text = encode_prompt(session, tokenizer, request.prompt, negative)
             done()
-    latents = latents_of(step.latents, planned.grid)
-    with progress("decode", planned.grid.num_frames) as done, stage("vae_decoder") as session:
-        for frame in decode_frames(session, latents, version, request.seed):
-            sink(frame)
+    if options.save_embeddings is not None:
+        write_text(options.save_embeddings, text)
+    return text
+
+
+def _latents(road: _Road, planned: Plan, text: Text, media: Media, noise: Noise) -> Floats:
+    """All passes, and the temporal upscale; what is saved is saved after each, before anything else can fail."""
+    made: dict[str, Floats] = {}
+
+    def keep(name: str, latents: Floats) -> Floats:
+        made[name] = latents
+        if road.options.save_latents is not None:
+            write_latents(road.options.save_latents, made, planned.ending)
+        return latents
+
+    encoded = _encoded(road, planned, media)
+    latents = keep("pass1", _pass(road, planned, 1, text, None, media, encoded[0], noise))
+    for number in range(2, len(planned.passes) + 1):
+        with road.stage("upscale", 1, "upsampler") as (session, done):
+            before = adain(upsample(session, latents), latents)
+            done()
+        latents = keep(f"pass{number}", _pass(road, planned, number, text, before, media, encoded[number - 1], noise))
+    if planned.temporal_upscale:
+        with road.stage("frame rate", 1, "temporal_upsampler") as (session, done):
+            latents = keep("temporal", upsample(session, latents))
+            done()
+    return latents
+
+
+def _encoded(road: _Road, planned: Plan, media: Media) -> list[Encoded]:
+    """The media at the size of every pass, with the encoder opened once."""
+    count = len(media.clips) + (media.whole is not None)
+    if not count:
+        return [Encoded()] * len(planned.passes)
+    with road.stage("media", count * len(planned.passes), "vae_encoder") as (session, done):
+        return [encode_for(session, media, one.grid, road.options.memory_bytes, done) for one in planned.passes]
+
+
+def _pass(
+    road: _Road,
+    planned: Plan,
+    number: int,
+    text: Text,
+    before: Floats | None,
+    media: Media,
+    encoded: Encoded,
+    noise: Noise,
+) -> Floats:
+    """Latents (1, C, F, H, W) of one pass, from noise or from the latents of the one before."""
+    one = planned.passes[number - 1]
+    grid = one.grid
+
+    def draw(name: str, shape: tuple[int, ...]) -> Floats:
+        return noise.draw(f"pass{number}/{name}", shape)
+
+    start = start_of(
+        one,
+        planned,
+        (1, _channels(road.engines), grid.frames, grid.rows, grid.columns),
+        before,
+        media,
+        encoded,
+        draw,
+        causal=road.engines.manifest.causal_positions,
+        sampled=road.options.sample_posterior,
+    )
+    label = "denoise" if len(planned.passes) == 1 else f"denoise {number}"
+    with road.stage(label, len(one.sigmas), "transformer") as (session, done):
+        steps = make_latents(session, text, start, one, planned, draw, low_memory=road.options.low_memory)
+        for step in steps:  # noqa: B007  (the last step holds the result)
+            done()
+    return latents_of(step.tokens[:, start.extra :], grid)
+
+
+def _write_frames(road: _Road, latents: Floats, ending: Ending, noise: Noise, sink: FrameSink) -> None:
+    """Decodes, resizes to the size asked for, crops, and hands over so many frames as were asked for.
+
+    Pixels are floor(255 y), as the official code has them.
+    """
+    _, _, frames, rows, columns = latents.shape
+    ports = road.engines.component("vae_decoder").signature.inputs
+    feeds = ready_to_decode(latents, ending, ports, noise)
+    if isinstance(noise, RecordingNoise) and road.options.save_noise is not None:
+        noise.save(road.options.save_noise)
+    tiling = tiling_for(frames, rows, columns, road.options.memory_bytes)
+    left, right, top, bottom = ending.crop
+    height, width = ending.size
+    with road.stage("decode", ending.num_frames, "vae_decoder") as (session, done):
+        for index, frame in enumerate(decode(session, feeds, tiling)):
+            if index == ending.num_frames:
+                break
+            sized = resize_bilinear(frame, height, width)[:, top : height - bottom, left : width - right]
+            sink((sized * np.float32(255.0)).astype(np.uint8).transpose(1, 2, 0))
             done()

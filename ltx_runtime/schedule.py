@@ -5,17 +5,20 @@ clock: 1 is noise, 0 is data. Formulas: RectifiedFlowScheduler of the official `
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ltx_runtime.errors import LtxError
-from ltx_runtime.versions import Pass, Schedule
+from ltx_runtime.passes import Pass, Schedule
 
 Sigmas = NDArray[np.float32]
 
 MAX_STEPS = 1000
 _LINEAR_THRESHOLD = 0.025
+_ALLOWED_DECIMALS = 4
+_TIMESTEP_EPSILON = np.float32(1e-6)
 _SD3_SHIFTS = ((1024, 0.95), (4096, 2.05))
 
 
@@ -60,50 +63,81 @@ GRIDS = {"LinearQuadratic": linear_quadratic, "Uniform": uniform}
 SHIFTS = {"SD3": sd3_shift}
 
 
-def sigmas_of(schedule: Schedule, one: Pass, tokens: int, steps: int | None = None) -> Sigmas:
+def sigmas_of(schedule: Schedule, one: Pass, tokens: int) -> Sigmas:
     """The noise levels of a pass, from the first to the last before 0. (n,) float32, descending.
 
-    The pass's own list is used verbatim unless another number of `steps` is asked for; otherwise `steps` of the
-    schedule, less those the pass skips at both ends.
+    The pass's own list is used verbatim; otherwise `steps` of the schedule, less those it skips at both ends.
 
     Raises:
-        LtxError: steps is below 1, above 1000, or not more than the steps skipped, or contradicts a fixed list.
+        LtxError: the steps are not more than those skipped, or above 1000, or a list does not descend within 1..0.
     """
     if one.sigmas:
-        if steps is not None and steps != len(one.sigmas):
-            raise LtxError(
-                f"this version is distilled to a fixed list of {len(one.sigmas)} steps; "
-                f"got {steps} - leave the steps out or use {len(one.sigmas)}"
-            )
-        return np.array(one.sigmas, np.float32)
-    count = one.steps if steps is None else steps
+        sigmas = np.array(one.sigmas, np.float32)
+        if not (np.isfinite(sigmas).all() and sigmas[-1] > 0 and sigmas[0] <= 1 and (np.diff(sigmas) < 0).all()):
+            given = ", ".join(f"{sigma:g}" for sigma in one.sigmas)
+            raise LtxError(f"timesteps must descend from at most 1 and stay above 0; got {given} - leave 0 out")
+        return sigmas
     skipped = one.skip_initial_steps + one.skip_final_steps
-    if not skipped < count <= MAX_STEPS:
-        raise LtxError(f"steps must be from {skipped + 1} to {MAX_STEPS}; got {count} - use {one.steps}")
-    sigmas = GRIDS[schedule.sampler](count)
+    if min(one.skip_initial_steps, one.skip_final_steps) < 0:
+        raise LtxError(
+            f"steps to skip cannot be negative; got {one.skip_initial_steps} and {one.skip_final_steps} - use 0"
+        )
+    if not skipped < one.steps <= MAX_STEPS:
+        raise LtxError(f"steps must be from {skipped + 1} to {MAX_STEPS}; got {one.steps} - use 20 or more")
+    sigmas = GRIDS[schedule.sampler](one.steps)
     if schedule.shifting:
         sigmas = SHIFTS[schedule.shifting](sigmas, tokens)
         if schedule.target_shift_terminal is not None:
             sigmas = stretch_to_terminal(sigmas, schedule.target_shift_terminal)
-    return sigmas[one.skip_initial_steps : count - one.skip_final_steps]
+    return sigmas[one.skip_initial_steps : one.steps - one.skip_final_steps]
+
+
+def check_allowed(sigmas: Sigmas, allowed: Sequence[float]) -> None:
+    """Checks the noise levels against those that a distilled transformer was trained on, to four decimals.
+
+    Where none are listed, all are allowed.
+
+    Raises:
+        LtxError: one is not among them; names it, and all that are.
+    """
+    known = {round(float(sigma), _ALLOWED_DECIMALS) for sigma in allowed}
+    strange = [float(sigma) for sigma in sigmas if round(float(sigma), _ALLOWED_DECIMALS) not in known]
+    if known and strange:
+        listed = ", ".join(f"{sigma:g}" for sigma in allowed)
+        raise LtxError(
+            f"this version is distilled to the timesteps {listed}; got {strange[0]:g} - "
+            "leave --steps and --timesteps out, or use --timesteps with some of these"
+        )
+
+
+def next_sigmas(timesteps: NDArray[np.float32], sigmas: Sigmas) -> NDArray[np.float32]:
+    """For each timestep, the largest of the sigmas and 0 that is below it; a token at 0 stays there."""
+    levels = np.append(sigmas, np.float32(0.0))
+    lower = levels < timesteps[..., None] - _TIMESTEP_EPSILON
+    following: NDArray[np.float32] = (levels * lower).max(-1)
+    return following
 
 
 def euler_step(
-    latents: NDArray[np.float32], velocity: NDArray[np.float32], sigma: float, next_sigma: float
+    tokens: NDArray[np.float32],
+    velocity: NDArray[np.float32],
+    timesteps: NDArray[np.float32],
+    following: NDArray[np.float32],
 ) -> NDArray[np.float32]:
-    """x - (sigma - next_sigma) v, in float32."""
-    stepped: NDArray[np.float32] = latents - (np.float32(sigma) - np.float32(next_sigma)) * velocity
+    """x - (t - next) v, in float32; tokens are (B, N, C), timesteps (1, 1) or one per token."""
+    stepped: NDArray[np.float32] = tokens - (timesteps - following)[..., None] * velocity
     return stepped
 
 
 def stochastic_step(
-    latents: NDArray[np.float32],
+    tokens: NDArray[np.float32],
     velocity: NDArray[np.float32],
-    sigma: float,
-    next_sigma: float,
+    timesteps: NDArray[np.float32],
+    following: NDArray[np.float32],
     noise: NDArray[np.float32],
 ) -> NDArray[np.float32]:
-    """Goes to the predicted data x - sigma v and noises it anew to `next_sigma`, in float32."""
-    data = latents - np.float32(sigma) * velocity
-    stepped: NDArray[np.float32] = (np.float32(1.0) - np.float32(next_sigma)) * data + np.float32(next_sigma) * noise
+    """Goes to the predicted data x - t v and noises it anew to the next level, in float32."""
+    data = tokens - timesteps[..., None] * velocity
+    level = following[..., None]
+    stepped: NDArray[np.float32] = (np.float32(1.0) - level) * data + level * noise
     return stepped

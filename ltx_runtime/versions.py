@@ -10,6 +10,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ltx_runtime.errors import LtxError
+from ltx_runtime.passes import (
+    BASE,
+    DEV_13B,
+    DISTILLED_SIGMAS,
+    DISTILLED_SINGLE,
+    LINEAR_QUADRATIC,
+    SD3,
+    Guidance,
+    Pass,
+    Schedule,
+    distilled,
+)
 
 VaeGeneration = Literal["A", "B", "C"]
 
@@ -41,6 +53,14 @@ class VaeSize:
 
 
 @dataclass(frozen=True)
+class UpsamplerSize:
+    """Width of a latent upsampler, and its residual blocks before and after the upsampling."""
+
+    mid_channels: int = 512
+    blocks_per_stage: int = 4
+
+
+@dataclass(frozen=True)
 class TextEncoderSize:
     """A T5 encoder. The released versions all use T5-v1.1-XXL."""
 
@@ -53,68 +73,11 @@ class TextEncoderSize:
 
 
 @dataclass(frozen=True)
-class Guidance:
-    """How velocities are combined while sigma is at or above `from_sigma`.
-
-    CFG is on if `cfg_scale` > 1, STG if `stg_scale` > 0; `rescale` acts only with STG and 1 means off.
-    """
-
-    cfg_scale: float = 1.0
-    stg_scale: float = 0.0
-    rescale: float = 1.0
-    skip_blocks: tuple[int, ...] = ()
-    cfg_star: bool = False
-    from_sigma: float = 0.0
-
-    @property
-    def uses_cfg(self) -> bool:
-        return self.cfg_scale > 1.0
-
-    @property
-    def uses_stg(self) -> bool:
-        return self.stg_scale > 0.0
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How a number of steps becomes sigmas, in the words of a checkpoint's `scheduler` header.
-
-    Attributes:
-        sampler: of the grid, LinearQuadratic or Uniform.
-        shifting: SD3 moves the grid towards noise by the number of tokens.
-        target_shift_terminal: where a shifted grid is stretched to end.
-    """
-
-    sampler: str = "LinearQuadratic"
-    shifting: str | None = None
-    target_shift_terminal: float | None = None
-
-
-SD3 = Schedule("Uniform", "SD3", 0.1)
-
-
-@dataclass(frozen=True)
-class Pass:
-    """One run of the denoising loop: `sigmas` verbatim, or `steps` of the version's schedule cut at both ends."""
-
-    steps: int
-    guidance: tuple[Guidance, ...]
-    sigmas: tuple[float, ...] = ()
-    skip_initial_steps: int = 0
-    skip_final_steps: int = 0
-    stochastic: bool = False
-    tone_map: float = 0.0
-
-    @property
-    def uses_stg(self) -> bool:
-        return any(guidance.uses_stg for guidance in self.guidance)
-
-
-@dataclass(frozen=True)
 class Version:
     """One release. `passes` holds one entry, or two where the second refines upsampled latents.
 
-    Defaults are those of 0.9.5 and later.
+    Of two passes, the first works at `first_pass_scale` of the size asked for. `allowed_sigmas` are all that a
+    distilled transformer knows; empty where it knows every noise level. Defaults are those of 0.9.5 and later.
     """
 
     name: str
@@ -123,10 +86,13 @@ class Version:
     checkpoint: str
     vae: VaeGeneration = "C"
     causal_positions: bool = True
-    schedule: Schedule = Schedule()
+    schedule: Schedule = LINEAR_QUADRATIC
     repository: str | None = "Lightricks/LTX-Video"
     diffusers_repository: str | None = None
     upscaler: str | None = None
+    upsampler_size: UpsamplerSize = UpsamplerSize()
+    first_pass_scale: float = 0.6666666
+    allowed_sigmas: tuple[float, ...] = ()
     aliases: tuple[str, ...] = ()
     vae_size: VaeSize = VaeSize()
     text_encoder: TextEncoderSize = TextEncoderSize()
@@ -148,38 +114,6 @@ class Version:
 SIZE_2B = TransformerSize(layers=28, heads=32, head_dim=64)
 SIZE_13B = TransformerSize(layers=48, heads=32, head_dim=128)
 
-_NO_GUIDANCE = (Guidance(),)
-_BASE = Pass(steps=40, guidance=(Guidance(3.0, 1.0, 0.7, (19,)),))
-_DISTILLED_SINGLE = Pass(steps=8, guidance=_NO_GUIDANCE, stochastic=True)
-
-_DEV_13B = (
-    Pass(
-        steps=30,
-        skip_final_steps=3,
-        guidance=(
-            Guidance(1.0, 0.0, 1.0, (), True, from_sigma=1.0),
-            Guidance(1.0, 0.0, 1.0, (11, 25, 35, 39), True, from_sigma=0.996),
-            Guidance(6.0, 4.0, 0.5, (22, 35, 39), True, from_sigma=0.9933),
-            Guidance(8.0, 4.0, 0.5, (28,), True, from_sigma=0.9850),
-            Guidance(6.0, 4.0, 1.0, (28,), True, from_sigma=0.9767),
-            Guidance(1.0, 2.0, 1.0, (28,), True, from_sigma=0.9008),
-            Guidance(1.0, 1.0, 1.0, (28,), True, from_sigma=0.6180),
-        ),
-    ),
-    Pass(steps=30, skip_initial_steps=17, guidance=(Guidance(1.0, 1.0, 1.0, (27,), True),)),
-)
-
-_SIGMAS_FIRST = (1.0, 0.9937, 0.9875, 0.9812, 0.9750, 0.9094, 0.7250)
-_SIGMAS_SECOND = (0.9094, 0.7250, 0.4219)
-
-
-def _distilled(tone_map: float = 0.0) -> tuple[Pass, ...]:
-    return (
-        Pass(steps=len(_SIGMAS_FIRST), sigmas=_SIGMAS_FIRST, guidance=_NO_GUIDANCE),
-        Pass(steps=len(_SIGMAS_SECOND), sigmas=_SIGMAS_SECOND, guidance=_NO_GUIDANCE, tone_map=tone_map),
-    )
-
-
 _ALL = (
     Version(
         name="0.9.0",
@@ -188,7 +122,7 @@ _ALL = (
         vae="A",
         causal_positions=False,
         schedule=SD3,
-        passes=(_BASE,),
+        passes=(BASE,),
         checkpoint="ltx-video-2b-v0.9.safetensors",
         diffusers_repository="diffusers/LTX-Video-0.9.0",
     ),
@@ -199,7 +133,7 @@ _ALL = (
         vae="B",
         causal_positions=False,
         schedule=SD3,
-        passes=(_BASE,),
+        passes=(BASE,),
         checkpoint="ltx-video-2b-v0.9.1.safetensors",
         diffusers_repository="Lightricks/LTX-Video-0.9.1",
     ),
@@ -207,7 +141,7 @@ _ALL = (
         name="0.9.5",
         aliases=("0.9.5-2b",),
         transformer=SIZE_2B,
-        passes=(_BASE,),
+        passes=(BASE,),
         checkpoint="ltx-video-2b-v0.9.5.safetensors",
         diffusers_repository="Lightricks/LTX-Video-0.9.5",
     ),
@@ -215,21 +149,22 @@ _ALL = (
         name="0.9.6-dev",
         aliases=("0.9.6-2b-dev",),
         transformer=SIZE_2B,
-        passes=(_BASE,),
+        passes=(BASE,),
         checkpoint="ltxv-2b-0.9.6-dev-04-25.safetensors",
     ),
     Version(
         name="0.9.6-distilled",
         aliases=("0.9.6-2b-distilled",),
         transformer=SIZE_2B,
-        passes=(_DISTILLED_SINGLE,),
+        passes=(DISTILLED_SINGLE,),
+        allowed_sigmas=DISTILLED_SIGMAS,
         checkpoint="ltxv-2b-0.9.6-distilled-04-25.safetensors",
     ),
     Version(
         name="0.9.7-dev",
         aliases=("0.9.7-13b-dev",),
         transformer=SIZE_13B,
-        passes=_DEV_13B,
+        passes=DEV_13B,
         checkpoint="ltxv-13b-0.9.7-dev.safetensors",
         diffusers_repository="Lightricks/LTX-Video-0.9.7-dev",
         upscaler="ltxv-spatial-upscaler-0.9.7.safetensors",
@@ -238,7 +173,8 @@ _ALL = (
         name="0.9.7-distilled",
         aliases=("0.9.7-13b-distilled",),
         transformer=SIZE_13B,
-        passes=_distilled(),
+        passes=distilled(),
+        allowed_sigmas=DISTILLED_SIGMAS,
         checkpoint="ltxv-13b-0.9.7-distilled.safetensors",
         diffusers_repository="Lightricks/LTX-Video-0.9.7-distilled",
         upscaler="ltxv-spatial-upscaler-0.9.7.safetensors",
@@ -247,7 +183,8 @@ _ALL = (
         name="0.9.8-2b-distilled",
         aliases=("0.9.8-distilled",),
         transformer=SIZE_2B,
-        passes=_distilled(),
+        passes=distilled(),
+        allowed_sigmas=DISTILLED_SIGMAS,
         checkpoint="ltxv-2b-0.9.8-distilled.safetensors",
         upscaler="ltxv-spatial-upscaler-0.9.8.safetensors",
     ),
@@ -255,7 +192,7 @@ _ALL = (
         name="0.9.8-13b-dev",
         aliases=("0.9.8-dev",),
         transformer=SIZE_13B,
-        passes=_DEV_13B,
+        passes=DEV_13B,
         checkpoint="ltxv-13b-0.9.8-dev.safetensors",
         upscaler="ltxv-spatial-upscaler-0.9.8.safetensors",
     ),
@@ -263,7 +200,8 @@ _ALL = (
         name="0.9.8-13b-distilled",
         aliases=("0.9.8-13b",),
         transformer=SIZE_13B,
-        passes=_distilled(tone_map=0.6),
+        passes=distilled(tone_map=0.6),
+        allowed_sigmas=DISTILLED_SIGMAS,
         checkpoint="ltxv-13b-0.9.8-distilled.safetensors",
         diffusers_repository="Lightricks/LTX-Video-0.9.8-13B-distilled",
         upscaler="ltxv-spatial-upscaler-0.9.8.safetensors",
@@ -273,8 +211,13 @@ _ALL = (
         transformer=TransformerSize(layers=4, heads=4, head_dim=32, text_channels=64),
         vae_size=VaeSize(base_channels=4, layers_per_block=1),
         text_encoder=TextEncoderSize(layers=2, width=64, heads=4, head_dim=16, hidden=160, vocabulary=320),
-        passes=(Pass(steps=8, guidance=(Guidance(3.0),)),),
+        passes=(
+            Pass(steps=8, guidance=(Guidance(3.0, 1.0, 0.7, (2,)),)),
+            Pass(steps=8, skip_initial_steps=5, guidance=(Guidance(),)),
+        ),
         checkpoint="demo.safetensors",
+        upscaler="demo-spatial-upscaler.safetensors",
+        upsampler_size=UpsamplerSize(mid_channels=32, blocks_per_stage=1),
         repository=None,
         height=256,
         width=384,

@@ -17,7 +17,7 @@ from ltx_export.models.dit import Transformer
 from ltx_export.models.t5 import T5Config, TextEncoder
 from ltx_export.models.vae import VaeDecoder
 from ltx_runtime.noise import NoiseStream
-from ltx_runtime.versions import Guidance
+from ltx_runtime.passes import Guidance
 
 
 @dataclass(frozen=True)

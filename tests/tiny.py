@@ -17,11 +17,21 @@ from ltx_export.onnx_from_torch import Network, build_empty, onnx_from_torch
 from ltx_export.random_weights import write_random_weights
 from ltx_export.sources import TEXT_ENCODER_FILE, TOKENIZER_FILE, Sources
 from ltx_runtime.manifest import Manifest
-from ltx_runtime.versions import SIZE_13B, VERSIONS, Pass, TextEncoderSize, TransformerSize, VaeSize, Version
+from ltx_runtime.passes import Pass
+from ltx_runtime.versions import (
+    SIZE_13B,
+    VERSIONS,
+    TextEncoderSize,
+    TransformerSize,
+    UpsamplerSize,
+    VaeSize,
+    Version,
+)
 
 LAYERS = 2
 TEXT = TextEncoderSize(layers=2, width=32, heads=4, head_dim=16, hidden=48, vocabulary=330)
 VAE = VaeSize(base_channels=4, latent_channels=8, layers_per_block=1)
+UPSAMPLER = UpsamplerSize(mid_channels=32, blocks_per_stage=1)
 # Head sizes give the width of 2B and 13B their own remainder modulo 6: two and four channels without rotation.
 HEAD_DIM_2B, HEAD_DIM_13B = 16, 20
 
@@ -34,7 +44,8 @@ def tiny(name: str) -> Version:
     head_dim = HEAD_DIM_13B if version.transformer == SIZE_13B else HEAD_DIM_2B
     size = TransformerSize(LAYERS, heads=2, head_dim=head_dim, text_channels=TEXT.width, channels=VAE.latent_channels)
     passes = tuple(_shallow(one) for one in version.passes)
-    return replace(version, transformer=size, vae_size=VAE, text_encoder=TEXT, passes=passes)
+    sizes = {"transformer": size, "vae_size": VAE, "text_encoder": TEXT, "upsampler_size": UPSAMPLER}
+    return replace(version, **sizes, passes=passes)
 
 
 def _shallow(one: Pass) -> Pass:
@@ -47,7 +58,9 @@ def _shallow(one: Pass) -> Pass:
 
 def sources_of(version: Version, weights: Path) -> Sources:
     """The files `write_random_weights` wrote into `weights`."""
-    return Sources(weights / version.checkpoint, weights / TEXT_ENCODER_FILE, weights / TOKENIZER_FILE)
+    upscaler = weights / version.upscaler if version.upscaler else None
+    checkpoint, text_encoder, tokenizer = version.checkpoint, TEXT_ENCODER_FILE, TOKENIZER_FILE
+    return Sources(weights / checkpoint, weights / text_encoder, weights / tokenizer, upscaler=upscaler)
 
 
 @dataclass(frozen=True)

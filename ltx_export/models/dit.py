@@ -18,6 +18,18 @@ _QK_NORM_EPS = 1e-5
 
 
 @dataclass(frozen=True)
+class Kept:
+    """Which rows of the batch one block treats as usual, (B, 1, 1) bool for each of the runtime's STG_MODES.
+
+    Where several are false, the last of them decides.
+    """
+
+    attention_values: Tensor  # else self-attention gives each token's own value
+    attention_skip: Tensor  # else self-attention gives its input
+    transformer_block: Tensor  # else the block gives its input
+
+
+@dataclass(frozen=True)
 class DitConfig:
     """Sizes of a DiT."""
 
@@ -78,15 +90,16 @@ class Attention(nn.Module):
         source: Tensor,
         rope: tuple[Tensor, Tensor] | None = None,
         bias: Tensor | None = None,
-        keep: Tensor | None = None,
+        kept: Kept | None = None,
     ) -> Tensor:
-        """(B, N, width) attends to source (B, L, width); where `keep` (B, 1, 1) is false, values pass through."""
+        """(B, N, width) attends to source (B, L, width); where not kept, values or x itself pass through."""
         query, key, value = self.q_norm(self.to_q(x)), self.k_norm(self.to_k(source)), self.to_v(source)
         if rope is not None:
             query, key = rotate(query, *rope), rotate(key, *rope)
         attended = attention(query.to(x.dtype), key.to(x.dtype), value, self.heads, bias)
-        if keep is not None:
-            attended = torch.where(keep, attended, value)
+        if kept is not None:
+            attended = torch.where(kept.attention_values, attended, value)
+            attended = torch.where(kept.attention_skip, attended, x)
         return self.to_out[0](attended)
 
 
@@ -131,21 +144,28 @@ class Block(nn.Module):
         text_bias: Tensor,
         skip_mask: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
-        """-> (B, N, width), and the rows of `skip_mask` (layers left, B) that belong to the blocks behind this one.
+        """-> (B, N, width), and the rows of `skip_mask` (layers left, 3, B) that belong to the blocks behind this one.
 
         A block takes its own row off the top, so that all blocks are the same graph whatever their number.
         """
-        keep = None
+        kept, given = None, x
         if skip_mask is not None:
-            keep, skip_mask = (skip_mask[0] > 0.5)[:, None, None], skip_mask[1:]
+            kept, skip_mask = _kept(skip_mask[0]), skip_mask[1:]
         # No reshape names the number of timesteps here, so that one graph takes one timestep or one per token.
         table = self.scale_shift_table.reshape(-1)
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = (table + modulation).chunk(6, -1)
         h = self.norm1(x).to(x.dtype) * (1 + scale_msa) + shift_msa
-        x = x + gate_msa * self.attn1(h, h, rope=rope, keep=keep)
+        x = x + gate_msa * self.attn1(h, h, rope=rope, kept=kept)
         x = x + self.attn2(x, text, bias=text_bias)  # the raw residual stream: no norm, no gate
         h = self.norm2(x).to(x.dtype) * (1 + scale_mlp) + shift_mlp
-        return x + gate_mlp * self.ff(h), skip_mask
+        x = x + gate_mlp * self.ff(h)
+        return x if kept is None else torch.where(kept.transformer_block, x, given), skip_mask
+
+
+def _kept(modes: Tensor) -> Kept:
+    """A block's own part (3, B) of the skip mask: 1 = keep, 0 = skip."""
+    kept = (modes > 0.5)[:, :, None, None]
+    return Kept(kept[0], kept[1], kept[2])
 
 
 class Transformer(nn.Module):

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from ltx_export.models.layers import TimestepEmbedding
 from ltx_export.models.vae_blocks import (
+    PATCH,
+    RGB,
+    ChannelStatistics,
     Conv,
     PaddingMode,
     ResBlock,
@@ -20,10 +23,9 @@ from ltx_export.models.vae_blocks import (
     modulate,
     over_space,
     pixel_norm,
+    unpatchify,
 )
 
-_PATCH = 4
-_RGB = 3
 _TIMESTEP_SCALE = 1000.0  # of every release
 
 BlockKind = Literal["res_x", "res_x_y", "compress_all"]
@@ -95,7 +97,7 @@ class Decoder(nn.Module):
         for block in config.blocks:
             self.up_blocks.append(_block(config, block, channels))
             channels //= block.multiplier
-        self.conv_out = Conv(channels, _RGB * _PATCH**2, config.padding_mode)
+        self.conv_out = Conv(channels, RGB * PATCH**2, config.padding_mode)
         self.noisy_blocks = tuple(config.noise_maps())
         if config.timestep:
             if config.stores_timestep_scale:
@@ -118,28 +120,6 @@ class Decoder(nn.Module):
             shift, scale = (self.last_scale_shift_table.reshape(-1, 1, 1, 1) + embedded).chunk(2, dim=1)
             x = modulate(x, shift, scale)
         return unpatchify(self.conv_out(F.silu(x)))
-
-
-def unpatchify(x: Tensor) -> Tensor:
-    """Channels to 4x4 pixels, ordered (c, column, row): (B, 48, F, H, W) -> (B, 3, F, 4H, 4W)."""
-    batch, channels, frames, rows, columns = x.shape
-    x = x.reshape(batch, channels // _PATCH**2, _PATCH, _PATCH, frames, rows, columns)
-    x = x.permute(0, 1, 4, 5, 3, 6, 2)
-    return x.reshape(batch, channels // _PATCH**2, frames, _PATCH * rows, _PATCH * columns)
-
-
-class ChannelStatistics(nn.Module):
-    """Per-channel mean and deviation of latents, under the checkpoint's hyphenated names."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.register_parameter("mean-of-means", nn.Parameter(torch.empty(channels)))
-        self.register_parameter("std-of-means", nn.Parameter(torch.empty(channels)))
-
-    def forward(self, latents: Tensor) -> Tensor:
-        """Un-normalizes (B, C, F, H, W) in float32."""
-        mean, deviation = self.get_parameter("mean-of-means"), self.get_parameter("std-of-means")
-        return latents * deviation.float()[:, None, None, None] + mean.float()[:, None, None, None]
 
 
 class VaeDecoder(nn.Module):

@@ -1,8 +1,9 @@
-"""Building blocks of the VAE decoders: convolutions over time, residual blocks, upsampling."""
+"""Building blocks of the VAEs: convolutions over time, residual blocks, patches, up- and downsampling."""
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,10 @@ from torch import Tensor, nn
 from ltx_export.models.layers import TimestepEmbedding
 
 PaddingMode = Literal["zeros", "replicate", "reflect"]
+PADDING_MODES: tuple[PaddingMode, ...] = get_args(PaddingMode)
+
+PATCH = 4
+RGB = 3
 
 _PIXEL_NORM_EPS = 1e-8
 _SHORTCUT_NORM_EPS = 1e-6
@@ -38,14 +43,22 @@ def frames(x: Tensor, start: int, end: int | None = None) -> Tensor:
 
 
 class Conv(nn.Module):
-    """A 3x3x3 convolution that repeats the first and the last frame once; spatial padding by `padding_mode`."""
+    """A 3x3x3 convolution; spatial padding by `padding_mode`.
 
-    def __init__(self, channels: int, out_channels: int, padding_mode: PaddingMode) -> None:
+    In time it repeats the first and the last frame once, or, if it is causal, the first one twice. A stride of 2
+    makes H/2 rows of H, W/2 columns of W and, being causal, (F+1)/2 frames of an odd F.
+    """
+
+    def __init__(
+        self, channels: int, out_channels: int, padding_mode: PaddingMode, *, causal: bool = False, stride: int = 1
+    ) -> None:
         super().__init__()
-        self.conv = nn.Conv3d(channels, out_channels, 3, padding=(0, 1, 1), padding_mode=padding_mode)
+        self.causal = causal
+        self.conv = nn.Conv3d(channels, out_channels, 3, stride=stride, padding=(0, 1, 1), padding_mode=padding_mode)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(torch.cat([frames(x, 0, 1), x, frames(x, -1)], dim=2))
+        first = frames(x, 0, 1)
+        return self.conv(torch.cat([first, first, x] if self.causal else [first, x, frames(x, -1)], dim=2))
 
 
 class ShortcutNorm(nn.Module):
@@ -68,12 +81,13 @@ class ResBlock(nn.Module):
         out_channels: int,
         padding_mode: PaddingMode,
         *,
+        causal: bool = False,
         timestep: bool = False,
         inject_noise: bool = False,
     ) -> None:
         super().__init__()
-        self.conv1 = Conv(channels, out_channels, padding_mode)
-        self.conv2 = Conv(out_channels, out_channels, padding_mode)
+        self.conv1 = Conv(channels, out_channels, padding_mode, causal=causal)
+        self.conv2 = Conv(out_channels, out_channels, padding_mode, causal=causal)
         self.changes_channels = channels != out_channels
         if self.changes_channels:
             self.norm3 = ShortcutNorm(channels)
@@ -109,24 +123,53 @@ class ResStack(nn.Module):
     """Residual layers of equal width (`res_x`), with one timestep embedding for all of them."""
 
     def __init__(
-        self, channels: int, layers: int, padding_mode: PaddingMode, *, timestep: bool, inject_noise: bool
+        self,
+        channels: int,
+        layers: int,
+        padding_mode: PaddingMode,
+        *,
+        causal: bool = False,
+        timestep: bool = False,
+        inject_noise: bool = False,
     ) -> None:
         super().__init__()
         if timestep:
             self.time_embedder = TimestepEmbedding(4 * channels)
-        self.res_blocks = nn.ModuleList(
-            [
-                ResBlock(channels, channels, padding_mode, timestep=timestep, inject_noise=inject_noise)
-                for _ in range(layers)
-            ]
-        )
+        kind = {"causal": causal, "timestep": timestep, "inject_noise": inject_noise}
+        self.res_blocks = nn.ModuleList([ResBlock(channels, channels, padding_mode, **kind) for _ in range(layers)])
 
-    def forward(self, x: Tensor, scaled_timestep: Tensor | None, noise: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, scaled_timestep: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
         """`scaled_timestep` is (B,) in 0..1000, `noise` (2 * layers, H, W)."""
         embedded = None if scaled_timestep is None else over_space(self.time_embedder(scaled_timestep))
         for i, block in enumerate(self.res_blocks):
             x = block(x, embedded, None if noise is None else noise[2 * i : 2 * i + 2])
         return x
+
+
+def patchify(x: Tensor) -> Tensor:
+    """4x4 pixels to channels, ordered (c, column, row): (B, 3, F, 4H, 4W) -> (B, 48, F, H, W)."""
+    batch, channels, frames, height, width = x.shape
+    rows, columns = height // PATCH, width // PATCH
+    x = x.reshape(batch, channels, frames, rows, PATCH, columns, PATCH)
+    x = x.permute(0, 1, 6, 4, 2, 3, 5)
+    return x.reshape(batch, channels * PATCH**2, frames, rows, columns)
+
+
+def unpatchify(x: Tensor) -> Tensor:
+    """Channels to 4x4 pixels, ordered (c, column, row): (B, 48, F, H, W) -> (B, 3, F, 4H, 4W)."""
+    batch, channels, frames, rows, columns = x.shape
+    x = x.reshape(batch, channels // PATCH**2, PATCH, PATCH, frames, rows, columns)
+    x = x.permute(0, 1, 4, 5, 3, 6, 2)
+    return x.reshape(batch, channels // PATCH**2, frames, PATCH * rows, PATCH * columns)
+
+
+def fold(x: Tensor, factors: tuple[int, int, int]) -> Tensor:
+    """Moves time and space to channels: (B, C, tF, hH, wW) -> (B, Cthw, F, H, W) ordered (c, pt, ph, pw)."""
+    batch, channels, *sizes = x.shape
+    (t, h, w), (frames, rows, columns) = factors, (size // factor for size, factor in zip(sizes, factors, strict=True))
+    x = x.reshape(batch, channels, frames, t, rows, h, columns, w)
+    x = x.permute(0, 1, 3, 5, 7, 2, 4, 6)
+    return x.reshape(batch, channels * t * h * w, frames, rows, columns)
 
 
 def unfold(x: Tensor) -> Tensor:
@@ -151,3 +194,47 @@ class Upsample(nn.Module):
         if self.residual:
             h = h + unfold(x).repeat(1, self.repeats, 1, 1, 1)
         return frames(h, 1)
+
+
+class Downsample(nn.Module):
+    """Folds time and space into channels, a convolution of them besides their means (`compress_*_res`).
+
+    Halving frames, it repeats the first one, so that an odd F becomes (F+1)/2.
+    """
+
+    def __init__(
+        self, channels: int, out_channels: int, padding_mode: PaddingMode, factors: tuple[int, int, int]
+    ) -> None:
+        super().__init__()
+        self.conv = Conv(channels, out_channels // math.prod(factors), padding_mode, causal=True)
+        self.factors = factors
+        self.averaged = channels * math.prod(factors) // out_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.factors[0] > 1:
+            x = torch.cat([frames(x, 0, 1), x], dim=2)
+        mean = fold(x, self.factors)
+        if self.averaged > 1:
+            mean = mean.unflatten(1, (-1, self.averaged)).mean(dim=2)
+        return fold(self.conv(x), self.factors) + mean
+
+
+class ChannelStatistics(nn.Module):
+    """Per-channel mean and deviation of latents, under the checkpoint's hyphenated names."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_parameter("mean-of-means", nn.Parameter(torch.empty(channels)))
+        self.register_parameter("std-of-means", nn.Parameter(torch.empty(channels)))
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Un-normalizes (B, C, F, H, W) in float32."""
+        return latents * self.deviation() + self.mean()
+
+    def mean(self) -> Tensor:
+        """(C, 1, 1, 1) in float32."""
+        return self.get_parameter("mean-of-means").float()[:, None, None, None]
+
+    def deviation(self) -> Tensor:
+        """(C, 1, 1, 1) in float32."""
+        return self.get_parameter("std-of-means").float()[:, None, None, None]

@@ -20,7 +20,8 @@ from ltx_export.sources import TEXT_ENCODER_FILE, TOKENIZER_FILE, Sources
 from ltx_runtime.components import transformer
 from ltx_runtime.errors import LtxError
 from ltx_runtime.manifest import MANIFEST, open_engines
-from ltx_runtime.versions import VERSIONS, Schedule
+from ltx_runtime.passes import Schedule
+from ltx_runtime.versions import VERSIONS
 
 EVERY_RELEASE = pytest.mark.parametrize("name", VERSIONS)
 CHECKPOINT_FILE = "checkpoint.safetensors"

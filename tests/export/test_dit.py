@@ -27,12 +27,13 @@ from ltx_export.models.dit import DitConfig, Transformer
 from ltx_export.models.layers import TimestepEmbedding
 from ltx_export.models.rope import RotaryEmbedding, rotate
 from ltx_runtime.geometry import Grid, coords_of
+from ltx_runtime.passes import STG_MODES
 
 GOLDEN = golden("dit")
-PORTS = ("latents", "timestep", "coords", "text", "text_mask", "skip_mask")
-# Strategies of the official package that no preset uses and the graph does not have.
-OTHER_STRATEGIES = {"2b_skip_attention", "2b_skip_block"}
-CASES = sorted({key.split("/")[0] for key in GOLDEN} - OTHER_STRATEGIES)
+PORTS = ("latents", "timestep", "coords", "text", "text_mask")
+CASES = sorted({key.split("/")[0] for key in GOLDEN})
+# The official package's strategies, in the order of the skip mask's rows.
+STRATEGIES = ("AttentionValues", "AttentionSkip", "TransformerBlock")
 GRID = Grid(2, 2, 3)
 
 # width: [(causal, t of the first six tokens, sum, mean magnitude, first six, last three)]
@@ -74,15 +75,20 @@ ANCHORS = {
 def test_velocities_are_those_of_the_official_package(case):
     config = transformer_config(golden_settings("dit", case)["transformer"])
     module = filled(Transformer(config), weight)
-    inputs = [tensor(GOLDEN[f"{case}/{port}"]) for port in PORTS if f"{case}/{port}" in GOLDEN]
+    inputs = [tensor(GOLDEN[f"{case}/{port}"]) for port in PORTS]
+    strategy = golden_settings("dit", case)["skip_layer_strategy"]
+    if strategy:
+        recorded = tensor(GOLDEN[f"{case}/skip_mask"])  # (layers, batch), of this strategy alone
+        inputs.append(torch.ones(config.layers, len(STRATEGIES), recorded.shape[1]))
+        inputs[-1][:, STRATEGIES.index(strategy)] = recorded
     assert distance(module(*inputs), GOLDEN[f"{case}/velocity"]) <= RELATIVE_L2
 
 
-def test_every_recorded_case_is_compared_but_those_of_other_strategies():
-    assert {golden_settings("dit", case)["skip_layer_strategy"] for case in CASES} == {None, "AttentionValues"}
-    assert {golden_settings("dit", case)["skip_layer_strategy"] for case in OTHER_STRATEGIES}.isdisjoint(
-        {None, "AttentionValues"}
-    )
+def test_every_strategy_is_recorded_and_skips_in_another_way():
+    assert {golden_settings("dit", case)["skip_layer_strategy"] for case in CASES} == {None, *STRATEGIES}
+    assert len(STRATEGIES) == len(STG_MODES)
+    rows = [GOLDEN[f"{case}/skip_mask"] for case in CASES if f"{case}/skip_mask" in GOLDEN]
+    assert all(mask.min() == 0 and mask.max() == 1 for mask in rows)
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -131,17 +137,53 @@ def test_one_timestep_for_all_tokens_is_the_same_timestep_for_each():
     assert distance(each, one) <= RELATIVE_L2
 
 
-@pytest.mark.parametrize("skipped", [(), (0,), (1,), (0, 1)])
-def test_only_rows_with_a_zero_in_the_skip_mask_are_changed(skipped):
+def two_rows_of_one_request() -> tuple[torch.nn.Module, list[torch.Tensor]]:
+    """A transformer of two layers, and what it takes beside the skip mask."""
     module = filled(Transformer(DitConfig(2, 2, 16, 8, 24)), weight)
     latents, text = normal(1, 1, 12, 8).repeat(2, 1, 1), normal(2, 1, 5, 24).repeat(2, 1, 1)
     coords = tensor(coords_of(GRID, 24, causal=True)).repeat(2, 1, 1)
-    skip_mask = torch.ones(2, 2)
-    skip_mask[list(skipped), 1] = 0
-    inputs = latents, torch.full((2, 1), 0.7), coords, text, torch.ones(2, 5).long()
+    return module, [latents, torch.full((2, 1), 0.7), coords, text, torch.ones(2, 5).long()]
+
+
+@pytest.mark.parametrize("mode", range(len(STG_MODES)), ids=STG_MODES)
+@pytest.mark.parametrize("skipped", [(), (0,), (1,), (0, 1)])
+def test_only_rows_with_a_zero_in_the_skip_mask_are_changed(skipped, mode):
+    module, inputs = two_rows_of_one_request()
+    skip_mask = torch.ones(2, len(STG_MODES), 2)
+    skip_mask[list(skipped), mode, 1] = 0
     plain, masked = module(*inputs), module(*inputs, skip_mask)
     assert torch.equal(plain[0], masked[0])
     assert torch.equal(plain[1], masked[1]) == (skipped == ())
+
+
+def test_a_transformer_whose_blocks_are_all_skipped_is_one_without_blocks():
+    module, inputs = two_rows_of_one_request()
+    skip_mask = torch.ones(2, len(STG_MODES), 2)
+    skip_mask[:, STG_MODES.index("transformer_block"), 1] = 0
+    masked = module(*inputs, skip_mask)
+    module.transformer_blocks = torch.nn.ModuleList()
+    assert torch.equal(masked[1], module(*inputs)[1])
+
+
+@pytest.mark.parametrize("others", [(), (0,), (1,), (0, 1)])
+def test_of_several_ways_to_skip_the_one_that_skips_most_decides(others):
+    """Modes are ordered so: a block that gives its input need not ask what its attention would have given."""
+    module, inputs = two_rows_of_one_request()
+    last = max(others, default=0) + 1
+    both, alone = torch.ones(2, len(STG_MODES), 2), torch.ones(2, len(STG_MODES), 2)
+    both[1, [*others, last], 1] = 0
+    alone[1, last, 1] = 0
+    assert torch.equal(module(*inputs, both), module(*inputs, alone))
+
+
+def test_layers_may_be_skipped_in_different_ways_and_rows_too():
+    module, inputs = two_rows_of_one_request()
+    skip_mask = torch.ones(2, len(STG_MODES), 2)
+    skip_mask[0, 0, 0] = skip_mask[1, 2, 0] = skip_mask[0, 2, 1] = skip_mask[1, 1, 1] = 0
+    masked = module(*inputs, skip_mask)
+    for row in range(2):
+        alone = module(*(given[[row]] for given in inputs), skip_mask[:, :, [row]])
+        assert distance(masked[[row]], alone) <= RELATIVE_L2
 
 
 @pytest.mark.parametrize("width", ANCHORS)

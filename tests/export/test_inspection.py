@@ -23,7 +23,8 @@ from ltx_export.streaming import Entry, write_safetensors
 from ltx_runtime.components import text_encoder, transformer, vae_decoder
 from ltx_runtime.errors import LtxError
 from ltx_runtime.manifest import ComponentEntry, Manifest, describe_files, write_manifest
-from ltx_runtime.versions import VERSIONS, Schedule
+from ltx_runtime.passes import Schedule
+from ltx_runtime.versions import VERSIONS
 
 ROOT, DIT, PEFT = Path(__file__).parents[2], "model.diffusion_model.", {"lora_adapter_metadata": '{"lora_alpha": 4}'}
 # Published parameters: of transformers by layers, of VAEs by generation, beside which there are 256 statistics.

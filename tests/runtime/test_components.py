@@ -1,6 +1,7 @@
 """Laws of ports: axes, shapes, profiles, and the check of feeds."""
 
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -8,16 +9,21 @@ from fakes import feeds_of
 
 from ltx_runtime.components import (
     COMPONENT_NAMES,
+    OPTIONAL,
     SPANS,
     Component,
+    ComponentName,
     Line,
     Port,
     check_feeds,
     line_of,
     profiles,
+    temporal_upsampler,
     text_encoder,
     transformer,
+    upsampler,
     vae_decoder,
+    vae_encoder,
 )
 from ltx_runtime.geometry import Grid, grid_of
 from ltx_runtime.versions import VERSIONS
@@ -29,6 +35,9 @@ COMPONENTS = (
     vae_decoder(4, timestep=False),
     vae_decoder(4, timestep=True),
     vae_decoder(4, timestep=True, noise_maps={2: (14, 2), 4: (12, 4), 6: (10, 8)}),
+    vae_encoder(4),
+    upsampler(4),
+    temporal_upsampler(4),
 )
 EVERY_COMPONENT = pytest.mark.parametrize("component", COMPONENTS, ids=lambda c: f"{c.name}_{len(c.inputs)}")
 EVERY_VERSION = pytest.mark.parametrize("version", VERSIONS.values(), ids=VERSIONS)
@@ -73,6 +82,14 @@ def test_every_axis_of_the_outputs_is_known_from_the_inputs(component):
     assert {line_of(a).name for port in component.outputs for a in port.axes if isinstance(a, str)} <= given
 
 
+def test_the_components_are_known_in_the_order_of_the_road_and_some_can_be_left_out():
+    assert get_args(ComponentName) == COMPONENT_NAMES
+    assert {component.name for component in COMPONENTS} == set(COMPONENT_NAMES)
+    road = ["text_encoder", "vae_encoder", "transformer", "upsampler", "temporal_upsampler", "vae_decoder"]
+    assert list(COMPONENT_NAMES) == road
+    assert set(COMPONENT_NAMES) - set(OPTIONAL) == {"text_encoder", "transformer", "vae_decoder"}
+
+
 def test_axis_names_come_in_order_of_appearance_and_once():
     assert transformer(4, 6, stg_layers=2).axis_names() == ("batch", "tokens", "timesteps", "text_tokens")
     assert vae_decoder(4, timestep=True, noise_maps={2: (2, 2)}).axis_names() == ("batch", "frames", "rows", "columns")
@@ -81,7 +98,7 @@ def test_axis_names_come_in_order_of_appearance_and_once():
 def test_a_transformer_has_a_skip_mask_exactly_if_layers_can_be_skipped():
     without, with_mask = transformer(4, 6), transformer(4, 6, stg_layers=28)
     assert with_mask.inputs[:-1] == without.inputs
-    assert with_mask.inputs[-1] == Port("skip_mask", (28, "batch"), "float32")
+    assert with_mask.inputs[-1] == Port("skip_mask", (28, 3, "batch"), "float32")
 
 
 def test_a_decoder_takes_a_noise_port_for_every_block_that_injects_noise():
@@ -95,6 +112,27 @@ def test_a_decoder_gives_the_size_that_the_grid_promises(grid):
     sizes = {"batch": 1, "frames": grid.frames, "rows": grid.rows, "columns": grid.columns}
     (video,) = vae_decoder(128, timestep=True).outputs
     assert video.shape(sizes) == (1, 3, grid.num_frames, grid.height, grid.width)
+
+
+@pytest.mark.parametrize("grid", [Grid(1, 1, 1), Grid(4, 8, 12), Grid(16, 22, 38)])
+def test_an_encoder_gives_means_and_deviations_on_the_grid_of_its_video(grid):
+    sizes = {"batch": 2, "frames": grid.frames, "rows": grid.rows, "columns": grid.columns}
+    component = vae_encoder(128)
+    (video,), (posterior,) = component.inputs, component.outputs
+    assert video.shape(sizes) == (2, 3, grid.num_frames, grid.height, grid.width)
+    assert posterior.shape(sizes) == (2, 256, grid.frames, grid.rows, grid.columns)
+
+
+@pytest.mark.parametrize("grid", [Grid(1, 1, 1), Grid(4, 8, 12), Grid(16, 22, 38)])
+def test_an_upsampler_doubles_rows_and_columns_and_a_temporal_one_all_frames_but_the_first(grid):
+    sizes = {"batch": 2, "frames": grid.frames, "rows": grid.rows, "columns": grid.columns}
+    for component, frames, scale in (
+        (upsampler(128), grid.frames, 2),
+        (temporal_upsampler(128), 2 * grid.frames - 1, 1),
+    ):
+        (latents,), (upsampled,) = component.inputs, component.outputs
+        assert latents.shape(sizes) == (2, 128, grid.frames, grid.rows, grid.columns)
+        assert upsampled.shape(sizes) == (2, 128, frames, scale * grid.rows, scale * grid.columns)
 
 
 @EVERY_COMPONENT

@@ -7,7 +7,18 @@ import numpy as np
 import pytest
 
 from ltx_runtime.errors import LtxError
-from ltx_runtime.geometry import Grid, check_fps, coords_of, grid_of, latents_of, tokens_of
+from ltx_runtime.geometry import (
+    Grid,
+    Padding,
+    check_fps,
+    coords_of,
+    first_pass_size,
+    grid_of,
+    latents_of,
+    padded_size,
+    padding_of,
+    tokens_of,
+)
 
 GRIDS = (Grid(1, 1, 1), Grid(4, 8, 12), Grid(3, 2, 5))
 BOTH = pytest.mark.parametrize("causal", [True, False], ids=["causal", "not_causal"])
@@ -85,6 +96,22 @@ def test_twice_the_frame_rate_halves_time_and_leaves_space(causal):
     np.testing.assert_array_equal(slow[:, 1:], fast[:, 1:])
 
 
+@BOTH
+@pytest.mark.parametrize("grid", GRIDS)
+def test_a_grid_that_begins_within_a_video_is_later_by_its_first_frame_and_nowhere_else(grid, causal):
+    begins, later = (coords_of(grid, 8, causal=causal, first_frame=first) for first in (0, 13))
+    np.testing.assert_array_equal(later[:, 0], begins[:, 0] + 13 / 8)
+    np.testing.assert_array_equal(later[:, 1:], begins[:, 1:])
+
+
+@BOTH
+def test_seconds_of_a_later_grid_are_rounded_once(causal):
+    """Frames are added before they become seconds: 13 frames at 30 fps are not 0 seconds plus 13 frames' rounding."""
+    times = coords_of(Grid(3, 1, 1), 30, causal=causal, first_frame=13)[0, 0]
+    frames = np.array([13, 14, 22] if causal else [13, 21, 29], np.float32)
+    np.testing.assert_array_equal(times, frames * np.float32(1 / 30))
+
+
 @pytest.mark.parametrize("fps", [0, -24, float("nan"), float("inf"), -float("inf")])
 def test_a_frame_rate_that_is_no_positive_number_is_refused(fps):
     for refused in (lambda: check_fps(fps), lambda: coords_of(Grid(1, 1, 1), fps, causal=True)):
@@ -111,3 +138,81 @@ def test_tokens_and_latents_lie_contiguously_in_memory():
     latents = np.zeros((1, 6, 2, 3, 4), np.float32)
     assert tokens_of(latents).flags.c_contiguous
     assert latents_of(tokens_of(latents), Grid(2, 3, 4)).flags.c_contiguous
+
+
+@pytest.mark.parametrize(
+    ("asked", "padded"),
+    [
+        ((704, 1216, 121), (704, 1216, 121)),
+        ((480, 720, 97), (480, 736, 97)),
+        ((1, 33, 1), (32, 64, 1)),
+        ((500, 31, 100), (512, 32, 105)),
+        ((32, 32, 2), (32, 32, 9)),
+        ((32, 32, 9), (32, 32, 9)),
+        ((32, 32, 10), (32, 32, 17)),
+    ],
+)
+def test_sizes_are_padded_up_to_multiples_of_32_and_8n_plus_1_frames(asked, padded):
+    assert padded_size(*asked) == padded
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("given", range(1, 140, 3))
+def test_a_padded_size_is_the_nearest_above_that_can_be_made(place, given):
+    size = [64, 64, 9]
+    size[place] = given
+    padded = padded_size(*size)
+    assert grid_of(*padded)
+    assert 0 <= padded[place] - given < (32, 32, 8)[place]
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("given", [0, -1])
+def test_a_size_without_pixels_or_frames_cannot_be_padded(place, given):
+    size = [64, 64, 9]
+    size[place] = given
+    name, usual = (("height", 480), ("width", 704), ("num-frames", 97))[place]
+    with pytest.raises(LtxError, match=f"^{name} must be at least 1; got {given} - use {usual}$"):
+        padded_size(*size)
+
+
+def test_padding_lies_around_the_middle_and_the_odd_pixel_right_and_below():
+    assert padding_of(500, 333, 512, 352) == Padding(left=9, right=10, top=6, bottom=6)
+    assert padding_of(81, 50, 96, 64) == Padding(left=7, right=7, top=7, bottom=8)
+    assert padding_of(64, 96, 64, 96) == Padding(0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("height", range(1, 70, 7))
+@pytest.mark.parametrize("width", range(1, 70, 5))
+def test_without_its_padding_a_picture_has_its_own_size(height, width):
+    padded = padded_size(height, width, 1)[:2]
+    left, right, top, bottom = padding_of(height, width, *padded)
+    assert (padded[0] - top - bottom, padded[1] - left - right) == (height, width)
+
+
+@pytest.mark.parametrize(
+    ("size", "first"),
+    [
+        ((704, 1216), (448, 800)),
+        ((512, 768), (320, 480)),
+        ((480, 832), (288, 544)),
+        ((768, 1152), (480, 736)),
+        ((256, 320), (160, 192)),
+        ((1024, 1024), (672, 672)),
+    ],
+)
+def test_first_passes_of_known_sizes(size, first):
+    assert first_pass_size(*size, 0.6666666) == first
+
+
+@pytest.mark.parametrize("factor", [0.6666666, 0.5, 0.75])
+@pytest.mark.parametrize("side", range(32, 400, 32))
+def test_a_side_too_short_for_a_first_pass_is_refused_with_the_shortest_that_is_not(side, factor):
+    for size, place in (((side, 2048), 0), ((2048, side), 1)):
+        if int(side * factor) >= 32:
+            assert first_pass_size(*size, factor)[place] == int(side * factor) // 32 * 32
+            continue
+        with pytest.raises(LtxError, match=f"got {side} - use (\\d+)$") as refused:
+            first_pass_size(*size, factor)
+        shortest = int(str(refused.value).rpartition(" ")[2])
+        assert first_pass_size(shortest, shortest, factor) == (32, 32)

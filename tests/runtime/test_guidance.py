@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from ltx_runtime.guidance import combine, guidance_at
+from ltx_runtime.passes import Guidance
 from ltx_runtime.schedule import sigmas_of
-from ltx_runtime.versions import VERSIONS, Guidance
+from ltx_runtime.versions import VERSIONS
 
 K = np.arange(1, 13)
 ENTRIES = [entry for version in VERSIONS.values() for one in version.passes for entry in one.guidance]

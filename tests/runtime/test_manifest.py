@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from ltx_runtime.manifest import (
     read_manifest,
     write_manifest,
 )
-from ltx_runtime.versions import SD3, Schedule
+from ltx_runtime.passes import SD3, Schedule
 
 MIB = 1 << 20
 SIGNATURES = (
@@ -47,8 +48,8 @@ def write_folder(folder, version="demo"):
     components = {s.name: ComponentEntry(s, ("transformer.data",), graphs, parity, recorded) for s in SIGNATURES}
     components["vae_decoder"] = ComponentEntry(SIGNATURES[2], ("transformer.data",), {})
     files = describe_files({name: folder / name for name in FILES})
-    loras = ("fox.safetensors:0.8",)
-    manifest = Manifest(version, True, SD3, "tokenizer/spiece.model", components, files, loras=loras)
+    loras, sigmas = ("fox.safetensors:0.8",), (1.0, 0.9937, 0.4219)
+    manifest = Manifest(version, True, SD3, "tokenizer/spiece.model", components, files, {}, loras, sigmas)
     write_manifest(folder, manifest)
     return manifest
 
@@ -193,16 +194,26 @@ def test_what_is_not_json_is_refused(folder, content):
         read_manifest(folder)
 
 
-@pytest.mark.parametrize("content", ["[]", "3", "{}", '{"format": 0}', '{"format": 2}', '{"format": "3"}'])
+@pytest.mark.parametrize("content", ["[]", "4", "{}", '{"format": 3}', '{"format": "4"}', '{"format": 5}'])
 def test_another_format_is_refused(folder, content):
     (folder / MANIFEST).write_text(content)
-    with pytest.raises(LtxError, match="another format than 3"):
+    with pytest.raises(LtxError, match=r"manifest\.json has another format than 4 - run: make engines VERSION=demo$"):
         read_manifest(folder)
 
 
-@pytest.mark.parametrize(
-    "field", ["version", "causal_positions", "tokenizer", "components", "files", "linked", "loras"]
-)
+def test_without_allowed_sigmas_every_level_is(folder):
+    edit(folder, lambda data: data.update(allowed_sigmas=[]))
+    assert read_manifest(folder).allowed_sigmas == ()
+
+
+@pytest.mark.parametrize("value", [None, 1, True, ["x"], [None], [[1.0]], {"x": 1}], ids=str)
+def test_allowed_sigmas_that_are_no_numbers_are_refused(folder, value):
+    edit(folder, lambda data: data.update(allowed_sigmas=value))
+    with pytest.raises(LtxError, match=r"manifest\.json is damaged .* - run: make engines"):
+        read_manifest(folder)
+
+
+@pytest.mark.parametrize("field", [field.name for field in fields(Manifest)])
 def test_a_manifest_without_one_of_its_fields_is_incomplete(folder, field):
     edit(folder, lambda data: data.pop(field))
     with pytest.raises(LtxError, match=rf"damaged .*{field}"):

@@ -10,6 +10,7 @@ from ltx_runtime.components import text_encoder, transformer, vae_decoder
 from ltx_runtime.errors import LtxError
 from ltx_runtime.geometry import Grid, coords_of, latents_of
 from ltx_runtime.noise import NoiseStream
+from ltx_runtime.passes import Guidance
 from ltx_runtime.pipeline import (
     Plan,
     Request,
@@ -22,7 +23,7 @@ from ltx_runtime.pipeline import (
 )
 from ltx_runtime.schedule import linear_quadratic
 from ltx_runtime.tokenizer import Tokenizer
-from ltx_runtime.versions import VERSIONS, Guidance
+from ltx_runtime.versions import VERSIONS
 
 EVERY_VERSION = pytest.mark.parametrize("version", VERSIONS.values(), ids=VERSIONS)
 CHANNELS, TEXT_CHANNELS, LAYERS = 4, 6, 3

@@ -9,9 +9,10 @@ from fake_stages import engines_of
 
 from ltx_runtime.errors import LtxError
 from ltx_runtime.geometry import grid_of
+from ltx_runtime.passes import Schedule
 from ltx_runtime.pipeline import Request, generate, plan
 from ltx_runtime.schedule import sigmas_of
-from ltx_runtime.versions import VERSIONS, Schedule
+from ltx_runtime.versions import VERSIONS
 
 EVERY_VERSION = pytest.mark.parametrize("version", VERSIONS.values(), ids=VERSIONS)
 REQUEST = Request("a cat walks", "blurry", 64, 96, 17, 24.0, seed=7)

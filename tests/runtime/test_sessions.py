@@ -18,8 +18,8 @@ from ltx_runtime import sessions
 from ltx_runtime.components import text_encoder
 from ltx_runtime.errors import LtxError
 from ltx_runtime.manifest import ComponentEntry, Engines, Manifest
+from ltx_runtime.passes import Schedule
 from ltx_runtime.sessions import BACKENDS, Backend, onnxruntime_cpu, open_session
-from ltx_runtime.versions import Schedule
 
 ROOT = Path(sessions.__file__).parents[2]
 EVERY_BACKEND = pytest.mark.parametrize("backend", BACKENDS.values(), ids=BACKENDS)

@@ -8,6 +8,7 @@ import pytest
 from ltx_runtime.components import transformer
 from ltx_runtime.errors import LtxError
 from ltx_runtime.manifest import ComponentEntry, Engines, FileEntry, Manifest, checksum
+from ltx_runtime.passes import Schedule
 from ltx_runtime.sidecar import (
     ENGINE_PRECISION,
     Sidecar,
@@ -18,7 +19,6 @@ from ltx_runtime.sidecar import (
     sidecar_path,
     write_sidecar,
 )
-from ltx_runtime.versions import Schedule
 
 BUILDER = ("tensorrt-rtx", "1.7")
 GRAPH, *WEIGHTS = f"transformer.{ENGINE_PRECISION}.onnx", "transformer-1.data", "transformer-2.data"

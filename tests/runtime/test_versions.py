@@ -2,14 +2,13 @@
 
 from dataclasses import FrozenInstanceError, fields
 
-import numpy as np
 import pytest
 
 from ltx_runtime.errors import LtxError
 from ltx_runtime.geometry import grid_of
-from ltx_runtime.guidance import guidance_at
-from ltx_runtime.schedule import linear_quadratic, sigmas_of
-from ltx_runtime.versions import SD3, SIZE_2B, SIZE_13B, VERSIONS, Guidance, Schedule, Version, find_version
+from ltx_runtime.passes import BASE, DEV_13B, DISTILLED_SINGLE, SD3, Schedule, distilled
+from ltx_runtime.schedule import check_allowed, linear_quadratic, sigmas_of
+from ltx_runtime.versions import SIZE_2B, SIZE_13B, VERSIONS, UpsamplerSize, Version, find_version
 
 EVERY_VERSION = pytest.mark.parametrize("version", VERSIONS.values(), ids=VERSIONS)
 
@@ -26,21 +25,18 @@ RELEASES = {
     "0.9.8-13b-dev": (48, 32, 128, "C", True, Schedule(), "ltxv-13b-0.9.8-dev", "0.9.8"),
     "0.9.8-13b-distilled": (48, 32, 128, "C", True, Schedule(), "ltxv-13b-0.9.8-distilled", "0.9.8"),
 }
-DEV_13B = ("0.9.7-dev", "0.9.8-13b-dev")
-LIST_DISTILLED = ("0.9.7-distilled", "0.9.8-2b-distilled", "0.9.8-13b-distilled")
-# The 27 steps of a 13B dev first pass: (how many, CFG, STG, rescale, skipped blocks)
-DEV_13B_STEPS = (
-    (3, 1, 0, 1, ()),
-    (2, 6, 4, 0.5, (22, 35, 39)),
-    (5, 8, 4, 0.5, (28,)),
-    (4, 6, 4, 1, (28,)),
-    (5, 1, 2, 1, (28,)),
-    (8, 1, 1, 1, (28,)),
-)
-
-
-def rows(guidance: Guidance) -> int:
-    return 1 + guidance.uses_cfg + guidance.uses_stg
+PASSES = {
+    "0.9.0": (BASE,),
+    "0.9.1": (BASE,),
+    "0.9.5": (BASE,),
+    "0.9.6-dev": (BASE,),
+    "0.9.6-distilled": (DISTILLED_SINGLE,),
+    "0.9.7-dev": DEV_13B,
+    "0.9.7-distilled": distilled(),
+    "0.9.8-2b-distilled": distilled(),
+    "0.9.8-13b-dev": DEV_13B,
+    "0.9.8-13b-distilled": distilled(tone_map=0.6),
+}
 
 
 @pytest.mark.parametrize("name", RELEASES)
@@ -69,28 +65,19 @@ def test_the_widths_are_those_of_2b_and_13b():
     assert (SIZE_2B.width, SIZE_13B.width) == (2048, 4096)
 
 
-@pytest.mark.parametrize("name", ["0.9.0", "0.9.1", "0.9.5", "0.9.6-dev"])
-def test_a_base_preset_takes_40_steps_with_cfg_3_stg_1_rescale_07_in_block_19(name):
-    (only,) = VERSIONS[name].passes
-    assert only.steps == 40
-    assert only.guidance == (Guidance(cfg_scale=3, stg_scale=1, rescale=0.7, skip_blocks=(19,)),)
-    assert not only.stochastic
+@pytest.mark.parametrize("name", RELEASES)
+def test_a_release_runs_the_passes_of_its_published_preset(name):
+    assert VERSIONS[name].passes == PASSES[name]
 
 
-def test_096_distilled_takes_8_stochastic_steps_without_guidance():
-    (only,) = VERSIONS["0.9.6-distilled"].passes
-    assert (only.steps, only.stochastic, [rows(g) for g in only.guidance]) == (8, True, [1])
-    assert only.sigmas == ()
-
-
-@pytest.mark.parametrize("name", LIST_DISTILLED)
-def test_distilled_passes_are_the_eight_step_schedule_rounded_to_four_decimals(name):
-    first, second = VERSIONS[name].passes
-    rounded = [round(float(sigma), 4) for sigma in linear_quadratic(8)]
-    assert list(first.sigmas) == rounded[:7]
-    assert list(second.sigmas) == rounded[5:]
-    assert [rows(g) for one in (first, second) for g in one.guidance] == [1, 1]
-    assert not (first.stochastic or second.stochastic)
+@pytest.mark.parametrize("name", RELEASES)
+def test_a_release_has_the_official_defaults(name):
+    version = VERSIONS[name]
+    assert (version.height, version.width, version.num_frames, version.fps) == (704, 1216, 121, 30)
+    assert (version.decode_timestep, version.decode_noise_scale) == (0.05, 0.025)
+    assert version.first_pass_scale == 0.6666666
+    assert (version.text_tokens, version.text_repository) == (256, "PixArt-alpha/PixArt-XL-2-1024-MS")
+    assert version.upsampler_size == UpsamplerSize(mid_channels=512, blocks_per_stage=4)
 
 
 def test_only_098_13b_distilled_tone_maps_and_only_in_its_second_pass():
@@ -98,28 +85,22 @@ def test_only_098_13b_distilled_tone_maps_and_only_in_its_second_pass():
     assert mapped == {("0.9.8-13b-distilled", 1): 0.6}
 
 
-@pytest.mark.parametrize("name", DEV_13B)
-def test_the_first_pass_of_13b_dev_follows_the_published_table_and_costs_62_evaluations(name):
-    first = VERSIONS[name].passes[0]
-    active = [guidance_at(float(s), first.guidance) for s in sigmas_of(Schedule(), first, tokens=1)]
-    expected = [entry for count, *entry in DEV_13B_STEPS for _ in range(count)]
-    assert len(active) == 27
-    for now, (cfg, stg, rescale, skipped) in zip(active, expected, strict=True):
-        assert (now.cfg_scale, now.stg_scale, now.rescale) == (cfg, stg, rescale)
-        assert now.cfg_star
-        if stg:
-            assert now.skip_blocks == skipped
-    assert sum(rows(now) for now in active) == 62
+def test_only_096_distilled_is_stochastic():
+    assert [name for name, version in VERSIONS.items() if any(p.stochastic for p in version.passes)] == [
+        "0.9.6-distilled"
+    ]
 
 
-@pytest.mark.parametrize("name", DEV_13B)
-def test_the_second_pass_of_13b_dev_is_13_steps_of_stg_in_block_27(name):
-    second = VERSIONS[name].passes[1]
-    sigmas = sigmas_of(Schedule(), second, tokens=1)
-    np.testing.assert_allclose(sigmas[[0, -1]], [0.954778, 0.124111], atol=5e-7)
-    assert len(sigmas) == 13
-    (entry,) = second.guidance
-    assert (entry.cfg_scale, entry.stg_scale, entry.rescale, entry.skip_blocks) == (1, 1, 1, (27,))
+@EVERY_VERSION
+def test_distilled_versions_and_no_others_know_only_the_levels_of_eight_steps(version):
+    rounded = tuple(round(float(sigma), 4) for sigma in linear_quadratic(8))
+    assert version.allowed_sigmas == (rounded if "distilled" in version.name else ())
+
+
+@EVERY_VERSION
+def test_a_version_knows_every_level_of_its_own_passes(version):
+    for one in version.passes:
+        check_allowed(sigmas_of(version.schedule, one, tokens=384), version.allowed_sigmas)
 
 
 @EVERY_VERSION

@@ -1,0 +1,90 @@
+"""Text embeddings <-> safetensors files in the words that other LTX-Video programs use. Knows nothing of T5."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ltx_runtime.errors import LtxError
+from ltx_runtime.tensors import read_tensors, write_tensors
+
+_PROMPT = ("prompt_embeds", "prompt_attention_mask")
+_NEGATIVE = ("negative_prompt_embeds", "negative_prompt_attention_mask")
+
+
+@dataclass(frozen=True)
+class Text:
+    """Encoded prompts of a batch.
+
+    embeddings: (B, T, C) float32; mask: (B, T) int64, 1 = a token of the prompt. The negative ones alike, and of
+    the same length; None where no step uses them.
+    """
+
+    embeddings: NDArray[np.float32]
+    mask: NDArray[np.int64]
+    negative_embeddings: NDArray[np.float32] | None = None
+    negative_mask: NDArray[np.int64] | None = None
+
+
+def read_text(path: Path, channels: int, *, negative: bool) -> Text:
+    """The embeddings in a file; without negative ones unless they are needed.
+
+    Args:
+        path: with `prompt_embeds` (B, T, C), `prompt_attention_mask` (B, T), and both with `negative_` in front.
+        channels: that the transformer takes.
+        negative: whether any step uses the negative prompt.
+
+    Raises:
+        LtxError: the file is damaged, lacks a tensor, or one has another shape.
+    """
+    tensors = read_tensors(path, _PROMPT + _NEGATIVE if negative else _PROMPT)
+    pairs = [_PROMPT] + [_NEGATIVE] * negative
+    made = [_pair(path, tensors[embeddings], tensors[mask], channels, embeddings) for embeddings, mask in pairs]
+    if not negative:
+        return Text(*made[0])
+    length = max(mask.shape[1] for _, mask in made)
+    (embeddings, mask), (negative_embeddings, negative_mask) = (_lengthened(*pair, length) for pair in made)
+    if len(embeddings) != len(negative_embeddings):
+        raise LtxError(
+            f"{path} has {len(embeddings)} prompts and {len(negative_embeddings)} negative ones - give as many of both"
+        )
+    return Text(embeddings, mask, negative_embeddings, negative_mask)
+
+
+def _pair(
+    path: Path, embeddings: NDArray[np.float32], mask: NDArray[np.generic], channels: int, name: str
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    if embeddings.ndim != 3 or 0 in embeddings.shape or embeddings.shape[-1] != channels:
+        raise LtxError(
+            f"{name} in {path} is of shape {list(embeddings.shape)}, not (batch, tokens, {channels}) - "
+            "encode the prompt with this version's T5"
+        )
+    if mask.shape != embeddings.shape[:2]:
+        raise LtxError(
+            f"the mask of {name} in {path} is of shape {list(mask.shape)}, not {list(embeddings.shape[:2])} - "
+            "save both of one prompt"
+        )
+    return embeddings, (mask != 0).astype(np.int64)
+
+
+def _lengthened(
+    embeddings: NDArray[np.float32], mask: NDArray[np.int64], length: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Padded with tokens that do not count."""
+    more = length - mask.shape[1]
+    return np.pad(embeddings, ((0, 0), (0, more), (0, 0))), np.pad(mask, ((0, 0), (0, more)))
+
+
+def write_text(path: Path, text: Text) -> None:
+    """Writes what `read_text` reads; the file appears when it is whole.
+
+    Raises:
+        LtxError: the place cannot be written.
+    """
+    tensors: dict[str, NDArray[np.generic]] = dict(zip(_PROMPT, (text.embeddings, text.mask), strict=True))
+    if text.negative_embeddings is not None and text.negative_mask is not None:
+        tensors |= zip(_NEGATIVE, (text.negative_embeddings, text.negative_mask), strict=True)
+    write_tensors(path, tensors, {})

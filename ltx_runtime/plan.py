@@ -1,0 +1,284 @@
+"""A request checked against a version before anything is loaded: sizes, passes, noise levels, guidance of every step.
+
+Knows nothing of sessions and reads no files.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ltx_runtime.conditioning import Condition
+from ltx_runtime.errors import LtxError
+from ltx_runtime.geometry import Grid, Padding, check_fps, first_pass_size, grid_of, padded_size, padding_of
+from ltx_runtime.guidance import guidance_at
+from ltx_runtime.noise import check_seed
+from ltx_runtime.passes import STG_MODES, Guidance, Pass, Schedule, StgMode
+from ltx_runtime.saved_latents import Ending
+from ltx_runtime.schedule import Sigmas, check_allowed, sigmas_of
+from ltx_runtime.versions import Version
+
+IMAGE_NOISE_SCALE = 0.15
+_RESIDUAL = "stg_r"
+_STG_NAMES: dict[str, StgMode] = {
+    "stg_av": "attention_values",
+    "stg_as": "attention_skip",
+    "stg_t": "transformer_block",
+    **{mode: mode for mode in STG_MODES},
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to make; None is the version's own.
+
+    Attributes:
+        height, width, num_frames: of the video that is written.
+        steps, timesteps, skip_initial_steps, skip_final_steps: of the first pass.
+        guidance_scale, stg_scale, rescaling_scale, skip_blocks, cfg_star, stochastic: of every step of all passes.
+        single_pass: one pass at the size asked for, whatever the version has.
+        pad: make the next larger size that the model can, and crop.
+        conditions: images and clips that parts of the video are given by.
+        video: a clip to start from instead of noise, moved towards noise by `strength`.
+        image_noise_scale: of the noise on wholly given tokens before every step.
+        temporal_upscale: double the frame rate at the end.
+    """
+
+    prompt: str
+    negative_prompt: str
+    height: int
+    width: int
+    num_frames: int
+    fps: float
+    seed: int
+    steps: int | None = None
+    timesteps: tuple[float, ...] = ()
+    skip_initial_steps: int | None = None
+    skip_final_steps: int | None = None
+    guidance_scale: float | None = None
+    stg_scale: float | None = None
+    rescaling_scale: float | None = None
+    stg_mode: str = "attention_values"
+    skip_blocks: tuple[int, ...] | None = None
+    cfg_star: bool | None = None
+    stochastic: bool | None = None
+    single_pass: bool = False
+    pad: bool = False
+    conditions: tuple[Condition, ...] = ()
+    video: Path | None = None
+    strength: float | None = None
+    image_noise_scale: float = IMAGE_NOISE_SCALE
+    decode_timestep: float | None = None
+    decode_noise_scale: float | None = None
+    tone_map: float | None = None
+    temporal_upscale: bool = False
+
+
+@dataclass(frozen=True)
+class PassPlan:
+    """One pass: its latent grid, noise levels (n,) float32, and the guidance of each of its steps."""
+
+    grid: Grid
+    sigmas: Sigmas
+    guidance: tuple[Guidance, ...]
+    stochastic: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything the road needs to know of a request.
+
+    Attributes:
+        passes: one or two.
+        fps: of the model; the file's is twice that after a temporal upscale.
+        padding: of the media that parts of the video are given by.
+        ending: what happens to the last latents.
+    """
+
+    passes: tuple[PassPlan, ...]
+    fps: float
+    padding: Padding
+    stg_mode: StgMode
+    image_noise_scale: float
+    temporal_upscale: bool
+    ending: Ending
+
+    @property
+    def uses_negative_prompt(self) -> bool:
+        return any(step.uses_cfg for one in self.passes for step in one.guidance)
+
+
+def default_request(version: Version, prompt: str, seed: int) -> Request:
+    """A request with the version's own size, length, frame rate and negative prompt."""
+    return Request(
+        prompt=prompt,
+        negative_prompt=version.negative_prompt,
+        height=version.height,
+        width=version.width,
+        num_frames=version.num_frames,
+        fps=version.fps,
+        seed=seed,
+    )
+
+
+def plan(
+    request: Request,
+    version: Version,
+    schedule: Schedule | None = None,
+    allowed_sigmas: tuple[float, ...] | None = None,
+) -> Plan:
+    """Checks a request before anything is loaded.
+
+    Args:
+        request: what to make.
+        version: the release that makes it.
+        schedule: the checkpoint's own, instead of the version's.
+        allowed_sigmas: the checkpoint's own, instead of the version's.
+
+    Raises:
+        LtxError: something of the request cannot be used; names it, and what can.
+    """
+    check_fps(request.fps)
+    check_seed(request.seed)
+    _check_choices(request)
+    height, width, num_frames = request.height, request.width, request.num_frames
+    if request.pad:
+        height, width, num_frames = padded_size(height, width, num_frames)
+    grid = grid_of(height, width, num_frames)
+    ones = _passes_of(request, version)
+    grids = [grid]
+    if len(ones) > 1:
+        first = grid_of(*first_pass_size(height, width, version.first_pass_scale), num_frames)
+        grids = [first, Grid(first.frames, 2 * first.rows, 2 * first.columns)]
+    passes = []
+    for one, of_pass in zip(ones, grids, strict=True):
+        sigmas = sigmas_of(schedule or version.schedule, one, of_pass.tokens)
+        check_allowed(sigmas, version.allowed_sigmas if allowed_sigmas is None else allowed_sigmas)
+        steps = tuple(_overridden(guidance_at(float(sigma), one.guidance), request, version) for sigma in sigmas)
+        if request.stg_scale and not any(step.skip_blocks for step in steps):
+            raise LtxError("stg-scale needs blocks to skip, of which this version has none - add --skip-blocks 19")
+        stochastic = one.stochastic if request.stochastic is None else request.stochastic
+        passes.append(PassPlan(of_pass, sigmas, steps, stochastic))
+    if request.video is not None and passes[0].sigmas[0] >= 1:
+        raise LtxError("a video to start from needs noise levels below 1 - use a smaller --strength")
+    padding = padding_of(request.height, request.width, height, width)
+    return Plan(
+        passes=tuple(passes),
+        fps=request.fps,
+        padding=padding,
+        stg_mode=_STG_NAMES[request.stg_mode],
+        image_noise_scale=request.image_noise_scale,
+        temporal_upscale=request.temporal_upscale,
+        ending=_ending(request, version, (height, width), padding, ones[-1]),
+    )
+
+
+def _ending(request: Request, version: Version, size: tuple[int, int], padding: Padding, last: Pass) -> Ending:
+    timestep, noise_scale = request.decode_timestep, request.decode_noise_scale
+    twice = request.temporal_upscale
+    return Ending(
+        version=version.name,
+        size=size,
+        crop=(padding.left, padding.right, padding.top, padding.bottom),
+        num_frames=2 * request.num_frames - 1 if twice else request.num_frames,
+        fps=2 * request.fps if twice else request.fps,
+        seed=request.seed,
+        tone_map=last.tone_map if request.tone_map is None else request.tone_map,
+        decode_timestep=version.decode_timestep if timestep is None else timestep,
+        decode_noise_scale=version.decode_noise_scale if noise_scale is None else noise_scale,
+    )
+
+
+def _check_choices(request: Request) -> None:
+    """Raises LtxError if a number or a name cannot be used with any version."""
+    for name, value, smallest, largest, advice in (
+        ("guidance-scale", request.guidance_scale, 1.0, math.inf, "use 3, or 1 to turn it off"),
+        ("stg-scale", request.stg_scale, 0.0, math.inf, "use 1, or 0 to turn it off"),
+        ("rescaling-scale", request.rescaling_scale, 0.0, 1.0, "use 0.7, or 1 to turn it off"),
+        ("image-cond-noise-scale", request.image_noise_scale, 0.0, 1.0, "use 0.15"),
+        ("decode-timestep", request.decode_timestep, 0.0, 1.0, "use 0.05"),
+        ("decode-noise-scale", request.decode_noise_scale, 0.0, 1.0, "use 0.025"),
+        ("tone-map-compression-ratio", request.tone_map, 0.0, 1.0, "use 0.6, or 0 for none"),
+        ("strength", request.strength, 0.0, 1.0, "use 0.6"),
+    ):
+        if value is not None and not (math.isfinite(value) and smallest <= value <= largest):
+            upper = "" if largest == math.inf else f" and at most {largest:g}"
+            raise LtxError(f"{name} must be at least {smallest:g}{upper}; got {value:g} - {advice}")
+    if request.stg_mode in (_RESIDUAL, "residual"):
+        raise LtxError(
+            "stg-mode residual does nothing: it skips a connection that LTX-Video's attention does not have - "
+            f"use one of {', '.join(STG_MODES)}"
+        )
+    if request.stg_mode not in _STG_NAMES:
+        raise LtxError(f"unknown stg-mode {request.stg_mode!r}; use one of {', '.join(STG_MODES)}")
+
+
+def _passes_of(request: Request, version: Version) -> list[Pass]:
+    """The version's passes with the request's own steps in the first."""
+    ones = list(version.passes[:1] if request.single_pass else version.passes)
+    first = ones[0]
+    if request.timesteps:
+        if request.steps not in (None, len(request.timesteps)):
+            raise LtxError(
+                f"{len(request.timesteps)} timesteps are not {request.steps} steps - leave --steps or --timesteps out"
+            )
+        first = replace(first, sigmas=request.timesteps)
+    elif request.steps is not None and first.sigmas and request.steps != len(first.sigmas):
+        raise LtxError(
+            f"this version is distilled to a fixed list of {len(first.sigmas)} steps; got {request.steps} - "
+            f"leave the steps out, use {len(first.sigmas)}, or give --timesteps"
+        )
+    elif request.steps is not None:
+        first = replace(first, steps=request.steps)
+    if request.skip_final_steps is not None:
+        first = _cut(first, final=request.skip_final_steps)
+    if request.video is not None:
+        first = _started(first, request, len(ones))
+    elif request.skip_initial_steps or request.strength is not None:
+        raise LtxError("skipping initial steps needs a video to start from - add --video, or leave it out")
+    return [first, *ones[1:]]
+
+
+def _started(first: Pass, request: Request, passes: int) -> Pass:
+    """The first pass without the steps that a video to start from makes unnecessary."""
+    if passes > 1:
+        raise LtxError("a video to start from is made over in one pass - add --single-pass")
+    if request.skip_initial_steps is not None:
+        if request.strength is not None:
+            raise LtxError("strength and skip-initial-steps say the same - leave one of them out")
+        return _cut(first, initial=request.skip_initial_steps)
+    strength = 0.6 if request.strength is None else request.strength
+    steps = len(first.sigmas) or first.steps
+    return _cut(first, initial=steps - max(1, int(steps * strength)))
+
+
+def _cut(one: Pass, *, initial: int | None = None, final: int | None = None) -> Pass:
+    """The pass with so many steps skipped at its ends, whether they are listed or counted; None leaves an end."""
+    if not one.sigmas:
+        initial = one.skip_initial_steps if initial is None else initial
+        return replace(
+            one, skip_initial_steps=initial, skip_final_steps=one.skip_final_steps if final is None else final
+        )
+    initial, final = initial or 0, final or 0
+    if min(initial, final) < 0 or initial + final >= len(one.sigmas):
+        raise LtxError(f"cannot skip {initial + final} of {len(one.sigmas)} steps - skip fewer")
+    return replace(one, sigmas=one.sigmas[initial : len(one.sigmas) - final])
+
+
+def _overridden(guidance: Guidance, request: Request, version: Version) -> Guidance:
+    """A step's guidance with what the request asks for in place of the version's own."""
+    changes: dict[str, Any] = {
+        "cfg_scale": request.guidance_scale,
+        "stg_scale": request.stg_scale,
+        "rescale": request.rescaling_scale,
+        "skip_blocks": request.skip_blocks,
+        "cfg_star": request.cfg_star,
+    }
+    changed = replace(guidance, **{name: value for name, value in changes.items() if value is not None})
+    layers = version.transformer.layers
+    outside = [block for block in changed.skip_blocks if not 0 <= block < layers]
+    if outside and changed.uses_stg:
+        raise LtxError(f"skip-blocks must be from 0 to {layers - 1}; got {outside[0]} - use 19")
+    return changed

@@ -1,0 +1,223 @@
+"""The stages of the road, each of which is given an open session: text, media and noise in, latents and frames out.
+
+Someone who serves many prompts opens all sessions once and calls these; `pipeline.generate` opens one after another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ltx_runtime.components import Port
+from ltx_runtime.conditioning import Conditioned
+from ltx_runtime.denoise import Step, VelocityOf, denoise
+from ltx_runtime.embeddings import Text
+from ltx_runtime.errors import LtxError
+from ltx_runtime.geometry import SPATIAL_SCALE, TEMPORAL_SCALE
+from ltx_runtime.guidance import combine
+from ltx_runtime.latents import tone_mapped
+from ltx_runtime.noise import Noise
+from ltx_runtime.passes import STG_MODES
+from ltx_runtime.plan import PassPlan, Plan
+from ltx_runtime.saved_latents import Ending
+from ltx_runtime.sessions import Session
+from ltx_runtime.tiling import Tiling, decode_tiled, encode_tiled
+from ltx_runtime.tokenizer import Tokenizer
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """What the VAE encoder makes of a clip: mean and deviation of its normalized latents, (B, C, F, H, W) float32."""
+
+    mean: Floats
+    deviation: Floats
+
+    def sample(self, noise: Floats) -> Floats:
+        """Latents drawn with standard normal noise of the same shape."""
+        sampled: Floats = self.mean + self.deviation * noise
+        return sampled
+
+
+def encode_prompt(session: Session, tokenizer: Tokenizer, prompt: str, negative_prompt: str | None) -> Text:
+    """Text embeddings of one prompt and, unless None, its negative prompt, both padded to the longer one."""
+    ids, mask = tokenizer.encode([prompt] if negative_prompt is None else [prompt, negative_prompt])
+    embeddings = session.run({"ids": ids, "mask": mask})["text"]
+    if negative_prompt is None:
+        return Text(embeddings, mask)
+    return Text(embeddings[:1], mask[:1], embeddings[1:], mask[1:])
+
+
+def encode_media(session: Session, video: Floats, tiling: Tiling | None = None) -> Posterior:
+    """The posterior of a clip (1, 3, 8F-7, 32H, 32W) float32 in [-1, 1], encoded whole or in tiles."""
+
+    def window(frames: slice, rows: slice, columns: slice) -> Floats:
+        # A window's first latent stands for one frame, wherever the window begins.
+        part = video[:, :, TEMPORAL_SCALE * frames.start : TEMPORAL_SCALE * (frames.stop - 1) + 1]
+        part = part[..., _scaled(rows, SPATIAL_SCALE), _scaled(columns, SPATIAL_SCALE)]
+        made: Floats = session.run({"video": np.ascontiguousarray(part)})["posterior"][0]
+        return made
+
+    made = encode_tiled(video[0], window, tiling or Tiling())[None]
+    mean, deviation = np.split(made, 2, axis=1)
+    return Posterior(mean, deviation)
+
+
+def make_latents(
+    session: Session,
+    text: Text,
+    start: Conditioned,
+    one: PassPlan,
+    planned: Plan,
+    draw: Callable[[str, tuple[int, ...]], Floats],
+    *,
+    low_memory: bool = False,
+) -> Iterator[Step]:
+    """One pass; yields a step after another, the last with the result as tokens (B, E + N, C) float32.
+
+    Args:
+        session: of the transformer.
+        text: of the batch, or of one sample for all.
+        start: tokens at the pass's first noise level, with what is given in place.
+        one: the pass.
+        planned: what holds for all passes.
+        draw: (name, shape) -> fresh noise of this pass.
+        low_memory: run conditions one after another instead of in one batch.
+
+    Raises:
+        LtxError: the transformer was exported without STG, which a step uses.
+    """
+    velocity_of = velocity_function(session, text, start.coords, one, planned, low_memory=low_memory)
+    return denoise(
+        start.tokens,
+        one.sigmas,
+        velocity_of,
+        draw,
+        stochastic=one.stochastic,
+        mask=start.mask,
+        image_noise_scale=planned.image_noise_scale,
+    )
+
+
+def velocity_function(
+    session: Session, text: Text, coords: Floats, one: PassPlan, planned: Plan, *, low_memory: bool = False
+) -> VelocityOf:
+    """The guided velocity of a step. Conditions are: with the prompt, with the negative one if CFG, perturbed if STG.
+
+    In a batch its samples of one condition lie side by side, [B with the prompt, B with the negative one, ...].
+    """
+    ports = {port.name: port for port in session.component.inputs}
+    if "skip_mask" not in ports and any(step.uses_stg for step in one.guidance):
+        raise LtxError("this transformer was exported without STG - export it again with --stg, or use --stg-scale 0")
+
+    def velocity_of(tokens: Floats, timesteps: Floats, index: int) -> Floats:
+        now = one.guidance[index]
+        conditions = ["text"] + ["negative"] * now.uses_cfg + ["perturbed"] * now.uses_stg
+        feeds = [_feeds(ports, text, tokens, coords, timesteps, condition) for condition in conditions]
+        if now.uses_stg:
+            feeds[-1]["skip_mask"][list(now.skip_blocks), STG_MODES.index(planned.stg_mode)] = 0.0
+        if low_memory:
+            made = [session.run(each)["velocity"] for each in feeds]
+        else:
+            together = {
+                name: np.concatenate([each[name] for each in feeds], axis=_batch_axis(ports[name])) for name in ports
+            }
+            made = np.split(session.run(together)["velocity"], len(feeds))
+        velocities = dict(zip(conditions, made, strict=True))
+        return combine(now, velocities["text"], velocities.get("negative"), velocities.get("perturbed"))
+
+    return velocity_of
+
+
+def _feeds(
+    ports: dict[str, Port], text: Text, tokens: Floats, coords: Floats, timesteps: Floats, condition: str
+) -> dict[str, NDArray[Any]]:
+    """The transformer's inputs for one condition of a batch."""
+    batch = len(tokens)
+    embeddings, mask = text.embeddings, text.mask
+    if condition == "negative":
+        assert text.negative_embeddings is not None and text.negative_mask is not None
+        embeddings, mask = text.negative_embeddings, text.negative_mask
+
+    def of_batch(array: NDArray[Any]) -> NDArray[Any]:
+        return np.ascontiguousarray(np.broadcast_to(array, (batch, *array.shape[1:])))
+
+    feeds = {
+        "latents": tokens,
+        "timestep": of_batch(timesteps),
+        "coords": of_batch(coords),
+        "text": of_batch(embeddings),
+        "text_mask": of_batch(mask),
+    }
+    if "skip_mask" in ports:
+        feeds["skip_mask"] = np.ones(ports["skip_mask"].shape({"batch": batch}), np.float32)
+    return feeds
+
+
+def _batch_axis(port: Port) -> int:
+    return port.axes.index("batch")
+
+
+def upsample(session: Session, latents: Floats) -> Floats:
+    """Normalized latents (B, C, F, H, W) of twice the size, or with the temporal upsampler twice the frame rate."""
+    return np.asarray(session.run({"latents": latents})["upsampled"])
+
+
+def ready_to_decode(latents: Floats, ending: Ending, decoder_inputs: Sequence[Port], noise: Noise) -> dict[str, Floats]:
+    """All inputs of a decoder for normalized latents (1, C, F, H, W) float32, with their noise drawn.
+
+    A decoder that takes a timestep gets latents mixed with noise, as the official pipeline does before the tone map
+    and before un-normalizing.
+    """
+    _, _, frames, rows, columns = latents.shape
+    feeds = {"latents": latents}
+    for port in decoder_inputs[1:]:
+        if port.name == "timestep":
+            feeds["timestep"] = np.full((1,), ending.decode_timestep, np.float32)
+            scale = np.float32(ending.decode_noise_scale)
+            feeds["latents"] = (np.float32(1.0) - scale) * latents + scale * noise.draw("decode", latents.shape)
+        else:
+            shape = port.shape({"frames": frames, "rows": rows, "columns": columns})
+            feeds[port.name] = noise.draw(f"decoder/{port.name}", shape)
+    if ending.tone_map > 0:
+        feeds["latents"] = tone_mapped(feeds["latents"], ending.tone_map)
+    return feeds
+
+
+def decode(session: Session, feeds: dict[str, Floats], tiling: Tiling | None = None) -> Iterator[Floats]:
+    """Frames (3, height, width) float32 in 0..1, one after another; see `ready_to_decode` for the inputs.
+
+    Raises:
+        LtxError: the decoder makes numbers that are not finite.
+    """
+    _, _, frames, rows, columns = feeds["latents"].shape
+
+    def window(over_frames: slice, over_rows: slice, over_columns: slice) -> Floats:
+        cut = dict(feeds)
+        cut["latents"] = np.ascontiguousarray(feeds["latents"][:, :, over_frames, over_rows, over_columns])
+        for name in feeds:
+            if name.startswith("noise_"):
+                cut[name] = _map_of(feeds[name], rows, columns, over_rows, over_columns)
+        video: Floats = session.run(cut)["video"][0]
+        if not np.isfinite(video).all():
+            raise LtxError("the decoder made numbers that are not finite - try another checkpoint or report it")
+        return video
+
+    for frame in decode_tiled((frames, rows, columns), window, tiling or Tiling()):
+        yield np.clip(frame * np.float32(0.5) + np.float32(0.5), 0.0, 1.0)
+
+
+def _map_of(maps: Floats, rows: int, columns: int, over_rows: slice, over_columns: slice) -> Floats:
+    """The part of noise maps (count, s * rows, s * columns) that belongs to a window of latents."""
+    scale = maps.shape[1] // rows
+    assert maps.shape[1:] == (scale * rows, scale * columns)
+    return np.ascontiguousarray(maps[:, _scaled(over_rows, scale), _scaled(over_columns, scale)])
+
+
+def _scaled(part: slice, scale: int) -> slice:
+    return slice(scale * part.start, scale * part.stop)

@@ -1,0 +1,127 @@
+"""Small safetensors files <-> numpy: latents, text embeddings, recorded noise.
+
+A file is refused as a whole or read as it stands: every number in it that is asked for is finite and of a type that
+float32 or int64 can hold. Checkpoints, which are large, are the exporter's. Knows nothing of what the tensors mean.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from ltx_runtime.errors import LtxError, explaining
+
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_WHOLE = ("I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL")
+_NAMES_SHOWN = 8
+
+Tensors = dict[str, NDArray[Any]]
+
+
+def read_tensors(path: Path, required: Collection[str], optional: Collection[str] = ()) -> Tensors:
+    """Reads tensors by name; those of a file that nobody names are left alone.
+
+    Args:
+        path: a safetensors file.
+        required: names that must be in it.
+        optional: names that are read if they are in it.
+
+    Returns:
+        F64, F32, F16 and BF16 as float32, whole numbers and booleans as int64; shapes as stored.
+
+    Raises:
+        LtxError: the file cannot be read, lacks a required name, or what is asked for is of another type or holds
+            numbers that are not finite or too large.
+    """
+    tensors: Tensors = {}
+    with _opened(path) as file:
+        stored = sorted(file.keys())
+        missing = [name for name in required if name not in stored]
+        if missing:
+            raise LtxError(f"{path} has no tensor {_named(missing)}; it holds {_named(stored)} - check the file")
+        for name in (*required, *(name for name in optional if name in stored)):
+            dtype = file.get_slice(name).get_dtype()
+            if dtype not in _FLOATS + _WHOLE:
+                raise LtxError(f"{name} of {path} is stored as {dtype} - save it as float32, float16 or bfloat16")
+            # numpy has no bfloat16, so the library cannot hand it over.
+            tensor = _bfloat16(path, name) if dtype == "BF16" else file.get_tensor(name)
+            tensors[name] = _converted(tensor, dtype, f"{name} of {path}")
+    return tensors
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The texts beside the tensors, by name. Raises LtxError if the file cannot be read."""
+    with _opened(path) as file:
+        return dict(file.metadata() or {})
+
+
+def write_tensors(path: Path, tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None = None) -> None:
+    """Writes a safetensors file under a temporary name and renames it; a file of that name is replaced.
+
+    Args:
+        path: where to; its folder exists.
+        tensors: arrays of any shape, in numpy's own types.
+        metadata: texts to go with them.
+
+    Raises:
+        LtxError: the place cannot be written or the disk is full; nothing is left half-written.
+    """
+    arrays = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
+    raw = save(arrays, dict(metadata) if metadata else None)
+    temporary = path.with_name(f".{path.name}.partial")
+    with explaining(f"write {path}"):
+        try:
+            temporary.write_bytes(raw)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _opened(path: Path) -> Any:
+    """The library's reader of a file, whose header it has checked."""
+    # The library's own errors of this kind do not say which kind they are.
+    with explaining(f"read {path}"), path.open("rb"):
+        pass
+    try:
+        return safe_open(path, framework="numpy")
+    except (SafetensorError, OSError) as error:
+        what = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise LtxError(f"{path} is not a whole safetensors file ({what}) - make it again") from None
+
+
+def _named(names: Collection[str]) -> str:
+    shown = ", ".join(list(names)[:_NAMES_SHOWN]) or "nothing"
+    return shown + (f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else "")
+
+
+def _bfloat16(path: Path, name: str) -> NDArray[np.float32]:
+    """A bfloat16 is the upper half of a float32."""
+    with explaining(f"read {path}"), path.open("rb") as file:
+        header_bytes = int.from_bytes(file.read(8), "little")
+        entry = json.loads(file.read(header_bytes))[name]
+        begin, end = entry["data_offsets"]
+        file.seek(8 + header_bytes + begin)
+        halves = np.frombuffer(file.read(end - begin), "<u2")
+    bits: NDArray[np.uint32] = halves.astype(np.uint32) << np.uint32(16)
+    tensor: NDArray[np.float32] = bits.view(np.float32).reshape(entry["shape"])
+    return tensor
+
+
+def _converted(tensor: NDArray[Any], dtype: str, what: str) -> NDArray[Any]:
+    """Float32 or int64, if every number fits in."""
+    with np.errstate(over="ignore", invalid="ignore"):  # of a float64 too large for a float32, refused below
+        made: NDArray[Any] = tensor.astype(np.float32 if dtype in _FLOATS else np.int64, copy=False)
+    lost = np.less(made, 0) if dtype == "U64" else ~np.isfinite(made)
+    if lost.any():
+        kept = f"finite {made.dtype}" if dtype in _FLOATS else "an int64"
+        raise LtxError(
+            f"{np.count_nonzero(lost)} of {made.size} numbers in {what} are not {kept} - make the file again"
+        )
+    return made
