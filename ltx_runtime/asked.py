@@ -11,7 +11,7 @@ from ltx_runtime.conditioning import Condition, parse_condition
 from ltx_runtime.errors import LtxError
 from ltx_runtime.geometry import TEMPORAL_SCALE
 from ltx_runtime.noise import RNGS
-from ltx_runtime.pipeline import Options
+from ltx_runtime.options import Options
 from ltx_runtime.plan import Request
 from ltx_runtime.versions import Version
 

@@ -156,14 +156,15 @@ def _upsampler(name: ComponentName, channels: int, upsampled: tuple[Axis, ...]) 
     return Component(name, (latents,), (Port("upsampled", ("batch", channels, *upsampled)),))
 
 
-# What an engine serves unless told otherwise. `timesteps` follows the profile: one, or as many as tokens.
+# What an engine serves unless told otherwise: 121 frames of 896x1600, and for the transformer what a run is conditioned
+# on besides. `timesteps` follows the profile: one, or as many as tokens.
 SPANS: dict[str, Span] = {
     "batch": Span(1, 1, 3),
-    "tokens": Span(4, 4992, 13376),
+    "tokens": Span(4, 4992, 32768),
     "text_tokens": Span(1, 128, 256),
     "frames": Span(1, 13, 16),
-    "rows": Span(2, 16, 22),
-    "columns": Span(2, 24, 38),
+    "rows": Span(2, 16, 28),
+    "columns": Span(2, 24, 50),
 }
 
 Profile = dict[str, Span]

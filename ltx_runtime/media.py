@@ -1,7 +1,7 @@
 """Images and clips -> what the VAE encoder is given, exactly as the official command line prepares them: cut to the
 video's shape, blurred, every frame compressed by H.264 as the model's training data was, scaled to [-1, 1], padded.
 
-READERS is keyed by suffix; what is not in it is an image. Knows nothing of models: sizes and padding are told.
+Knows nothing of models: the size of the video and its padding are told.
 """
 
 from __future__ import annotations
@@ -9,103 +9,25 @@ from __future__ import annotations
 import io
 import itertools
 import math
-import struct
-import warnings
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ltx_runtime.errors import LtxError, explaining
+from ltx_runtime.errors import LtxError
+from ltx_runtime.pictures import pictures_of
 
 if TYPE_CHECKING:
     from PIL import Image
 
-# Pillow and FFmpeg are imported where a file is read: a run without images and clips needs neither.
 Pixels = NDArray[np.float32]
-Reader = Callable[[Path], Iterator["Image.Image"]]
 
 CRF = 29
 PREPARED = ".safetensors"
 _LARGEST_CRF = 51
 _SMALLEST_SIDE = 2  # the blur mirrors pixels at the border, and H.264's colours are stored for 2x2 pixels
 _BAND_ROWS = 32
-
-
-def _image(path: Path) -> Iterator[Image.Image]:
-    """One picture, turned as its EXIF orientation says.
-
-    The official code does not turn it, and a photo taken upright would be animated lying on its side.
-    """
-    from PIL import Image, ImageOps  # noqa: PLC0415
-
-    with Image.open(path) as opened:
-        yield _rgb(ImageOps.exif_transpose(opened), path)
-
-
-def _gif(path: Path) -> Iterator[Image.Image]:
-    """Every frame of an animation."""
-    from PIL import Image  # noqa: PLC0415
-
-    with Image.open(path) as opened:
-        for index in itertools.count():
-            try:
-                opened.seek(index)
-            except EOFError:
-                return
-            yield _rgb(opened, path)
-
-
-def _rgb(picture: Image.Image, path: Path) -> Image.Image:
-    if picture.mode[0] in "IF":  # Pillow would make them white or black
-        raise LtxError(f"{path} stores grey in more than 8 bits - save it with 8 bits")
-    return picture.convert("RGB")
-
-
-def _clip(path: Path) -> Iterator[Image.Image]:
-    """Every frame of a video as it is stored, whatever the frame rate, turned as the file says."""
-    import av  # noqa: PLC0415
-    from PIL import Image  # noqa: PLC0415
-
-    matrix: bytes | None = None
-    graph: Any = None
-    # A relative name such as a:b.mp4 would be taken for a protocol.
-    with av.open(str(path.absolute()), metadata_errors="ignore") as container:
-        if not container.streams.video:
-            raise LtxError(f"{path} has no pictures, only sound - give a clip with pictures")
-        stream = container.streams.video[0]
-        stream.thread_type = "AUTO"
-        for frame in container.decode(stream):
-            if graph is None:  # colours as the ffmpeg command makes them, of 10 bits too
-                graph = av.filter.Graph()
-                nodes = graph.add_buffer(template=stream), graph.add("format", "rgb24"), graph.add("buffersink")
-                graph.link_nodes(*nodes).configure()
-            stored: Any = frame.side_data.get("DISPLAYMATRIX")
-            matrix = matrix if stored is None else bytes(stored)
-            graph.push(frame)
-            pixels = graph.pull().to_ndarray()
-            yield Image.fromarray(pixels if matrix is None else _turned(pixels, matrix))
-
-
-def _turned(pixels: NDArray[np.uint8], matrix: bytes) -> NDArray[np.uint8]:
-    """Turns and mirrors (H, W, 3) as a display matrix says, by quarter turns."""
-    right_to_x, right_to_y, _, down_to_x, down_to_y = struct.unpack("=5i", matrix[:20])
-    if abs(right_to_x) < abs(right_to_y):
-        pixels, right_to_x, down_to_y = pixels.transpose(1, 0, 2), down_to_x, right_to_y
-    turned = pixels[:: -1 if down_to_y < 0 else 1, :: -1 if right_to_x < 0 else 1]
-    return np.ascontiguousarray(turned)
-
-
-READERS: dict[str, Reader] = {
-    ".mp4": _clip,
-    ".avi": _clip,
-    ".mov": _clip,
-    ".mkv": _clip,
-    ".webm": _clip,
-    ".gif": _gif,
-}
 
 
 def count_frames(path: Path, most_frames: int | None = None) -> int:
@@ -117,7 +39,7 @@ def count_frames(path: Path, most_frames: int | None = None) -> int:
     if path.suffix.lower() == PREPARED:
         frames: int = _prepared(path).shape[2]
         return frames if most_frames is None else min(frames, most_frames)
-    return sum(1 for _ in itertools.islice(_pictures(path), most_frames))
+    return sum(1 for _ in itertools.islice(pictures_of(path), most_frames))
 
 
 def load_media(
@@ -137,9 +59,8 @@ def load_media(
     prepared already, as `media` of that form; only its frames are counted.
 
     Args:
-        path: an image, a clip with a suffix of READERS, or a .safetensors file.
-        height: of the video, without padding.
-        width: of the video, without padding.
+        path: an image, a clip with a suffix of pictures.READERS, or a .safetensors file.
+        height, width: of the video, without padding.
         most_frames: clips are not read beyond it.
         resize: to `height` x `width`, as in video-to-video; otherwise frames keep their own size.
         padding: how many pixels of mid-grey to add on the left, right, top and bottom of frames of either size.
@@ -149,29 +70,29 @@ def load_media(
     Raises:
         LtxError: no such file, damaged, not what its suffix says, too small, or crf is not in 0..51.
     """
-    if not 0 <= crf <= _LARGEST_CRF:
-        raise LtxError(f"crf must be from 0 (no compression) to {_LARGEST_CRF}; got {crf} - use {CRF}")
-    if min(height, width) < _SMALLEST_SIDE:
-        raise LtxError(f"images cannot be cut to a video of {width}x{height} pixels - use 32x32 or more")
+    _check(height, width, crf)
     if path.suffix.lower() == PREPARED:
         return _prepared(path)[:, :, :most_frames]
     left, right, top, bottom = padding
     media = np.zeros((3, 0, 0, 0), np.float32)
     count = 0
-    for picture in itertools.islice(_pictures(path), most_frames):
-        pixels = _compressed(_softened(_cut(picture, height, width, resize, path), blur), crf)
-        if resize:  # an odd size lost a row or column
-            pixels = np.pad(pixels, ((0, height - len(pixels)), (0, width - pixels.shape[1]), (0, 0)), "edge")
-        rows, columns = pixels.shape[:2]
-        size = (top + rows + bottom, left + columns + right)
-        if not count:  # memory is taken as frames arrive
-            media = np.zeros((3, most_frames, *size), np.float32)
-        if media.shape[2:] != size:
+    for picture in itertools.islice(pictures_of(path), most_frames):
+        frame = _frame_of(_cut(picture, height, width, resize, path), crf, blur, keep_size=resize)
+        frame = np.pad(frame, ((0, 0), (top, bottom), (left, right)))
+        if not count:
+            media = np.zeros((3, most_frames, *frame.shape[1:]), np.float32)
+        if media[:, 0].shape != frame.shape:
             raise LtxError(f"the frames of {path} change their size - convert it to .mp4")
-        scaled = pixels * np.float32(255.0) / np.float32(127.5) - np.float32(1.0)
-        media[:, count, top : top + rows, left : left + columns] = scaled.transpose(2, 0, 1)
+        media[:, count] = frame
         count += 1
     return media[None, :, :count]
+
+
+def _check(height: int, width: int, crf: int) -> None:
+    if not 0 <= crf <= _LARGEST_CRF:
+        raise LtxError(f"crf must be from 0 (no compression) to {_LARGEST_CRF}; got {crf} - use {CRF}")
+    if min(height, width) < _SMALLEST_SIDE:
+        raise LtxError(f"images cannot be cut to a video of {width}x{height} pixels - use 32x32 or more")
 
 
 def _prepared(path: Path) -> NDArray[np.float32]:
@@ -186,33 +107,6 @@ def _prepared(path: Path) -> NDArray[np.float32]:
     if (largest := float(np.abs(media).max())) > 1 + 1e-6:
         raise LtxError(f"media in {path} reaches {largest:g} - scale it to -1..1")
     return media
-
-
-def _pictures(path: Path) -> Iterator[Image.Image]:
-    """The frames of a file, one after another.
-
-    Raises:
-        LtxError: it cannot be read as far as is asked for, or has no frames.
-    """
-    with explaining(f"read {path}"), path.open("rb"):
-        pass
-    reader = READERS.get(path.suffix.lower(), _image)
-    pictures = reader(path)
-    for index in itertools.count():
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of large images and of odd tags: an error follows if it matters
-                picture = next(pictures, None)
-        except (LtxError, MemoryError):
-            raise
-        except Exception as error:  # decoders raise nearly anything for what is damaged
-            kind, advice = ("image", "save it as PNG or JPEG") if reader is _image else ("clip", "convert it to .mp4")
-            raise LtxError(f"{path} is damaged or no {kind} of a known format - {advice}") from error
-        if picture is None and not index:
-            raise LtxError(f"{path} has no frames - give another clip")
-        if picture is None:
-            return
-        yield picture
 
 
 def _cut(picture: Image.Image, height: int, width: int, resize: bool, path: Path) -> Image.Image:
@@ -232,6 +126,19 @@ def _cut(picture: Image.Image, height: int, width: int, resize: bool, path: Path
     x, y = (own_width - new_width) // 2, (own_height - new_height) // 2
     part = picture.crop((x, y, x + new_width, y + new_height))
     return part.resize((width, height)) if resize else part
+
+
+def _frame_of(picture: Image.Image, crf: int, blur: bool, keep_size: bool) -> Pixels:
+    """A picture blurred, compressed and scaled: (3, H, W) float32 in [-1, 1].
+
+    Compression loses an odd last row and column; to keep the size, the ones before stand in for them.
+    """
+    pixels = _compressed(_softened(picture, blur), crf)
+    if keep_size:
+        lost = (picture.height - len(pixels), picture.width - pixels.shape[1])
+        pixels = np.pad(pixels, ((0, lost[0]), (0, lost[1]), (0, 0)), "edge")
+    scaled: Pixels = (pixels * np.float32(255.0) / np.float32(127.5) - np.float32(1.0)).transpose(2, 0, 1)
+    return scaled
 
 
 def _softened(picture: Image.Image, blur: bool) -> Pixels:

@@ -19,15 +19,14 @@ from ltx_runtime.errors import LtxError
 from ltx_runtime.geometry import latents_of
 from ltx_runtime.latents import adain
 from ltx_runtime.manifest import Engines
-from ltx_runtime.media import CRF
 from ltx_runtime.noise import RNGS, FileNoise, GivenNoise, Noise, RecordingNoise
+from ltx_runtime.options import DEFAULT_OPTIONS, Options
 from ltx_runtime.plan import Plan, Request, plan
 from ltx_runtime.resize import resize_bilinear
 from ltx_runtime.saved_latents import Ending, read_initial, read_latents, write_latents
 from ltx_runtime.sessions import Session, graph_of, open_session
 from ltx_runtime.stages import decode, encode_prompt, make_latents, ready_to_decode, upsample
 from ltx_runtime.start import Encoded, Media, encode_for, read_media, start_of
-from ltx_runtime.tiling import DEFAULT_BUDGET_BYTES, tiling_for
 from ltx_runtime.tokenizer import Tokenizer
 from ltx_runtime.versions import Version, find_version
 
@@ -42,40 +41,6 @@ _MISSING: dict[ComponentName, str] = {
     "upsampler": "the second pass needs: add --single-pass, or export the version again with --upscaler FILE",
     "temporal_upsampler": "--temporal-upscale needs: export the version again with --temporal-upscaler FILE",
 }
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a request is run.
-
-    Attributes:
-        backend: a name of BACKENDS.
-        rng: a name of RNGS, where no file has the noise.
-        low_memory: run guidance's conditions one after another.
-        memory_bytes: of activations that the VAE may take; tiles are cut so that it does not take more.
-        tiled: cut tiles even where all would fit.
-        crf: H.264's, at which images and clips are compressed as what the model was trained on; 0 for not at all.
-        sample_posterior: draw latents of images and clips from the VAE's distribution instead of taking its mean.
-        embeddings, initial_latents, noise: files to take these from instead of making them.
-        save_embeddings, save_latents, save_noise: files to keep them in.
-    """
-
-    backend: str = "cpu"
-    rng: str = "numpy"
-    low_memory: bool = False
-    memory_bytes: int = DEFAULT_BUDGET_BYTES
-    tiled: bool = False
-    crf: int = CRF
-    sample_posterior: bool = False
-    embeddings: Path | None = None
-    initial_latents: Path | None = None
-    noise: Path | None = None
-    save_embeddings: Path | None = None
-    save_latents: Path | None = None
-    save_noise: Path | None = None
-
-
-DEFAULT_OPTIONS = Options()
 
 
 @dataclass(frozen=True)
@@ -239,7 +204,7 @@ def _encoded(road: _Road, planned: Plan, media: Media) -> list[Encoded]:
     if not count:
         return [Encoded()] * len(planned.passes)
     with road.stage("media", count * len(planned.passes), "vae_encoder") as (session, done):
-        return [encode_for(session, media, one.grid, road.options.memory_bytes, done) for one in planned.passes]
+        return [encode_for(session, media, one.grid, road.options, done) for one in planned.passes]
 
 
 def _pass(
@@ -288,7 +253,7 @@ def _write_frames(road: _Road, latents: Floats, ending: Ending, noise: Noise, si
     feeds = ready_to_decode(latents, ending, ports, noise)
     if isinstance(noise, RecordingNoise) and road.options.save_noise is not None:
         noise.save(road.options.save_noise)
-    tiling = tiling_for(frames, rows, columns, road.options.memory_bytes)
+    tiling = road.options.tiling(frames, rows, columns)
     left, right, top, bottom = ending.crop
     height, width = ending.size
     with road.stage("decode", ending.num_frames, "vae_decoder") as (session, done):

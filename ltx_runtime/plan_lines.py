@@ -9,9 +9,10 @@ from typing import Any
 
 from ltx_runtime.manifest import Manifest
 from ltx_runtime.passes import Guidance
-from ltx_runtime.pipeline import Options, needed
+from ltx_runtime.options import Options
+from ltx_runtime.pipeline import needed
 from ltx_runtime.plan import PassPlan, Plan, Request
-from ltx_runtime.tiling import activation_bytes, tiling_for
+from ltx_runtime.tiling import Tiling, peak_bytes
 from ltx_runtime.versions import TransformerSize, find_version
 
 _FLOAT_BYTES = 4
@@ -29,7 +30,7 @@ def describe(planned: Plan, request: Request, options: Options, manifest: Manife
     size = find_version(manifest.version).transformer
     last = planned.passes[-1].grid
     frames = 2 * last.frames - 1 if planned.temporal_upscale else last.frames
-    tiling = tiling_for(frames, last.rows, last.columns, options.memory_bytes)
+    tiling = options.tiling(frames, last.rows, last.columns)
     names = needed(planned, request, options)
     return {
         "version": manifest.version,
@@ -45,8 +46,8 @@ def describe(planned: Plan, request: Request, options: Options, manifest: Manife
         "video": None if request.video is None else str(request.video),
         "passes": [_pass(one, size, options) for one in planned.passes],
         "decode": {
-            "tiles": None if tiling is None else [tiling.frames, tiling.rows, tiling.columns],
-            "activation_bytes": min(activation_bytes(frames, last.rows, last.columns), options.memory_bytes),
+            "tiles": None if tiling == Tiling() else [tiling.frames, tiling.rows, tiling.columns],
+            "activation_bytes": peak_bytes(frames, last.rows, last.columns, tiling),
             "tone_map": planned.ending.tone_map,
         },
     }

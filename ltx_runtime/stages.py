@@ -17,7 +17,6 @@ from ltx_runtime.conditioning import Conditioned
 from ltx_runtime.denoise import Step, VelocityOf, denoise
 from ltx_runtime.embeddings import Text
 from ltx_runtime.errors import LtxError
-from ltx_runtime.geometry import SPATIAL_SCALE, TEMPORAL_SCALE
 from ltx_runtime.guidance import combine
 from ltx_runtime.latents import tone_mapped
 from ltx_runtime.noise import Noise
@@ -53,17 +52,13 @@ def encode_prompt(session: Session, tokenizer: Tokenizer, prompt: str, negative_
     return Text(embeddings[:1], mask[:1], embeddings[1:], mask[1:])
 
 
-def encode_media(session: Session, video: Floats, tiling: Tiling | None = None) -> Posterior:
+def encode_media(session: Session, video: Floats, tiling: Tiling) -> Posterior:
     """The posterior of a clip (1, 3, 8F-7, 32H, 32W) float32 in [-1, 1], encoded whole or in tiles."""
 
-    def window(frames: slice, rows: slice, columns: slice) -> Floats:
-        # A window's first latent stands for one frame, wherever the window begins.
-        part = video[:, :, TEMPORAL_SCALE * frames.start : TEMPORAL_SCALE * (frames.stop - 1) + 1]
-        part = part[..., _scaled(rows, SPATIAL_SCALE), _scaled(columns, SPATIAL_SCALE)]
-        made: Floats = session.run({"video": np.ascontiguousarray(part)})["posterior"][0]
-        return made
+    def encode(clip: Floats) -> Floats:
+        return np.asarray(session.run({"video": clip[None]})["posterior"][0])
 
-    made = encode_tiled(video[0], window, tiling or Tiling())[None]
+    made = encode_tiled(video[0], encode, tiling)[None]
     mean, deviation = np.split(made, 2, axis=1)
     return Posterior(mean, deviation)
 
@@ -189,7 +184,7 @@ def ready_to_decode(latents: Floats, ending: Ending, decoder_inputs: Sequence[Po
     return feeds
 
 
-def decode(session: Session, feeds: dict[str, Floats], tiling: Tiling | None = None) -> Iterator[Floats]:
+def decode(session: Session, feeds: dict[str, Floats], tiling: Tiling) -> Iterator[Floats]:
     """Frames (3, height, width) float32 in 0..1, one after another; see `ready_to_decode` for the inputs.
 
     Raises:
@@ -208,7 +203,7 @@ def decode(session: Session, feeds: dict[str, Floats], tiling: Tiling | None = N
             raise LtxError("the decoder made numbers that are not finite - try another checkpoint or report it")
         return video
 
-    for frame in decode_tiled((frames, rows, columns), window, tiling or Tiling()):
+    for frame in decode_tiled((frames, rows, columns), window, tiling):
         yield np.clip(frame * np.float32(0.5) + np.float32(0.5), 0.0, 1.0)
 
 

@@ -16,11 +16,11 @@ from ltx_runtime.errors import LtxError
 from ltx_runtime.geometry import Grid
 from ltx_runtime.latents import noised
 from ltx_runtime.media import count_frames, load_media
+from ltx_runtime.options import Options
 from ltx_runtime.plan import PassPlan, Plan, Request
 from ltx_runtime.resize import resize_bilinear
 from ltx_runtime.sessions import Session
 from ltx_runtime.stages import Posterior, encode_media
-from ltx_runtime.tiling import tiling_for
 
 Floats = NDArray[np.float32]
 
@@ -93,7 +93,7 @@ def read_media(request: Request, planned: Plan, crf: int) -> Media:
     return Media(tuple(clips), whole)
 
 
-def encode_for(session: Session, media: Media, grid: Grid, memory_bytes: int, done: Callable[[], None]) -> Encoded:
+def encode_for(session: Session, media: Media, grid: Grid, options: Options, done: Callable[[], None]) -> Encoded:
     """Encodes all media at the size of a pass; `done` is called after each.
 
     Raises:
@@ -103,7 +103,7 @@ def encode_for(session: Session, media: Media, grid: Grid, memory_bytes: int, do
     def posterior(video: Floats) -> Posterior:
         sized = resize_bilinear(video, grid.height, grid.width)
         frames = (video.shape[2] - 1) // 8 + 1
-        made = encode_media(session, sized, tiling_for(frames, grid.rows, grid.columns, memory_bytes))
+        made = encode_media(session, sized, options.tiling(frames, grid.rows, grid.columns))
         done()
         return made
 

@@ -1,39 +1,290 @@
-"""Placeholder so that the pipeline can be imported: the owner of tiling.py replaces this file as a whole."""
+"""Cuts a latent grid into overlapping tiles, decodes or encodes one after another, and blends what comes back, so
+that the memory needed does not grow with the video.
+
+Stands between latents and frames. Is given functions: knows nothing of sessions, models or noise. Sizes and slices
+are in latents unless they say pixels.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise, product
 
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
-DEFAULT_BUDGET_BYTES = 8_000_000_000
+from ltx_runtime.errors import LtxError
+
+SPATIAL_SCALE = 32
+TEMPORAL_SCALE = 8
+_RGB = 3
+_LEAD = TEMPORAL_SCALE - 1  # the first latent is one frame, so the frames of latent i are 8i-7 .. 8i
+_FRAME_OVERLAP = 4
+_SPACE_OVERLAP = 4
+
+# Measured with ONNX Runtime on the CPU in fp32, of all three VAEs: about five tensors of 128 channels on 4x4 pixels.
+BYTES_PER_PIXEL = 170
+# The least any window needs: the widest layers' weights in fp32.
+SMALLEST_BYTES = 500_000_000
+_BYTES_OF_VALUES = 4
+
+Array = NDArray[np.float32]
+Decode = Callable[[slice, slice, slice], Array]  # frames, rows, columns -> video (3, 8f-7, 32h, 32w)
+Encode = Callable[[Array], Array]  # video (3, 8f-7, 32h, 32w) -> (C, f, h, w)
 
 
 @dataclass(frozen=True)
 class Tiling:
+    """Sizes of a tile (None: the whole axis), and how much neighbours share at least.
+
+    A frame or pixel near a cut is wrong, and less so with every latent of distance. Raises LtxError where a tile is
+    smaller than two overlaps, or has nothing in common with the next in time.
+    """
+
     frames: int | None = None
     rows: int | None = None
     columns: int | None = None
+    frame_overlap: int = _FRAME_OVERLAP
+    space_overlap: int = _SPACE_OVERLAP
+
+    def __post_init__(self) -> None:
+        _check("frames", self.frames, self.frame_overlap, least=1)
+        _check("rows", self.rows, self.space_overlap, least=0)
+        _check("columns", self.columns, self.space_overlap, least=0)
 
 
-def activation_bytes(frames: int, rows: int, columns: int) -> int:
-    return frames * rows * columns * 1_700_000
+def _check(axis: str, size: int | None, overlap: int, least: int) -> None:
+    if overlap < least:
+        raise LtxError(f"tiles must share at least {least} latents of {axis}; got {overlap} - use {_FRAME_OVERLAP}")
+    if size is not None and size < max(2 * overlap, 1):
+        raise LtxError(
+            f"a tile that shares {overlap} latents of {axis} with the next needs twice as many; got {size} - "
+            f"use {max(2 * overlap, 1)} or more"
+        )
 
 
-def tiling_for(frames: int, rows: int, columns: int, budget_bytes: int) -> Tiling | None:
-    return None
+def decode_tiled(grid: tuple[int, int, int], decode: Decode, tiling: Tiling) -> Iterator[Array]:
+    """Decodes tile after tile; frames (3, 32H, 32W) float32 come in order, each as soon as nothing can change it.
+
+    Holds the frames of one tile in time, and those of the tile before that fade into it.
+
+    Args:
+        grid: (F, H, W) of all latents.
+        decode: frames, rows and columns as slices -> video (3, 8f-7, 32h, 32w) float32 of that window alone.
+        tiling: one tile gives exactly what `decode` gives.
+    """
+
+    def window(frames: slice, rows: slice, columns: slice) -> Array:
+        return _checked(decode(frames, rows, columns), _in_video(frames, rows, columns))
+
+    num_frames = TEMPORAL_SCALE * grid[0] - _LEAD
+    spans = _spans(grid[0], tiling.frames, tiling.frame_overlap)
+    ramps = [*_ramps(spans, tiling.frame_overlap, TEMPORAL_SCALE, _LEAD), slice(num_frames, num_frames)]
+    done = 0
+    fading = np.empty((_RGB, 0), np.float32)
+    for span, ramp in zip(spans, ramps, strict=True):
+        video = _over_space(grid, tiling, SPATIAL_SCALE, partial(window, span))
+        first = TEMPORAL_SCALE * span.start
+        both = fading.shape[1]
+        yield from _faded(fading, video[:, done - first : done - first + both])
+        yield from _copies(video[:, done - first + both : ramp.start - first])
+        fading = video[:, ramp.start - first : ramp.stop - first].copy()
+        done = ramp.start
+        del video  # before the next is made
 
 
-def decode_tiled(
-    sizes: tuple[int, int, int], decode: Callable[[slice, slice, slice], Floats], tiling: Tiling
-) -> Iterator[Floats]:
-    frames, rows, columns = sizes
-    yield from decode(slice(0, frames), slice(0, rows), slice(0, columns)).swapaxes(0, 1)
+def _copies(video: Array) -> Iterator[Array]:
+    """Every frame as an array of its own: a view would keep the whole tile as long as its reader has it."""
+    for i in range(video.shape[1]):
+        yield video[:, i].copy()
 
 
-def encode_tiled(video: Floats, encode: Callable[[slice, slice, slice], Floats], tiling: Tiling) -> Floats:
-    frames, rows, columns = (video.shape[1] - 1) // 8 + 1, video.shape[2] // 32, video.shape[3] // 32
-    return encode(slice(0, frames), slice(0, rows), slice(0, columns))
+def _faded(before: Array, after: Array) -> Iterator[Array]:
+    """Frames that turn from one video into the other; where both are equal they stay as they are."""
+    for i, weight in enumerate(_weights(before.shape[1])):
+        yield before[:, i] + weight * (after[:, i] - before[:, i])
+
+
+def encode_tiled(video: Array, encode: Encode, tiling: Tiling) -> Array:
+    """Encodes tile after tile: video (3, 8F-7, 32H, 32W) float32 -> (C, F, H, W) float32.
+
+    The encoder sees only the past, so a tile is right to its end and is not blended in time: a later one begins
+    with frame 8a as its one-frame latent, and its latents up to the end of the tile before are thrown away.
+
+    Args:
+        video: all frames.
+        encode: such a video of any size -> (C, f, h, w), of that window alone.
+        tiling: one tile gives exactly what `encode` gives.
+
+    Raises:
+        LtxError: the video has another size.
+    """
+    channels, num_frames, height, width = video.shape
+    if channels != _RGB or num_frames % TEMPORAL_SCALE != 1 or height % SPATIAL_SCALE or width % SPATIAL_SCALE:
+        raise LtxError(
+            f"a video to encode must be (3, 8n+1, a multiple of 32, a multiple of 32); got {video.shape} - crop it"
+        )
+    grid = (num_frames // TEMPORAL_SCALE + 1, height // SPATIAL_SCALE, width // SPATIAL_SCALE)
+
+    def window(frames: slice, rows: slice, columns: slice) -> Array:
+        when, down, across = _in_video(frames, rows, columns)
+        return _checked(encode(np.ascontiguousarray(video[:, when, down, across])), (frames, rows, columns))
+
+    spans = _spans(grid[0], tiling.frames, tiling.frame_overlap)
+    ramps = [slice(before.stop, before.stop) for before in spans[:-1]]
+    return _joined(spans, ramps, 1, 1, lambda frames: _over_space(grid, tiling, 1, partial(window, frames)))
+
+
+def _in_video(frames: slice, rows: slice, columns: slice) -> tuple[slice, slice, slice]:
+    """Frames and pixels of a window that is decoded alone: its first latent is one frame."""
+    return (
+        slice(TEMPORAL_SCALE * frames.start, TEMPORAL_SCALE * frames.stop - _LEAD),
+        slice(SPATIAL_SCALE * rows.start, SPATIAL_SCALE * rows.stop),
+        slice(SPATIAL_SCALE * columns.start, SPATIAL_SCALE * columns.stop),
+    )
+
+
+def _checked(made: Array, window: tuple[slice, slice, slice]) -> Array:
+    expected = tuple(one.stop - one.start for one in window)
+    if made.shape[1:] != expected:
+        raise ValueError(f"a tile is {made.shape}, expected (..., {', '.join(map(str, expected))})")
+    return made
+
+
+def _over_space(grid: tuple[int, int, int], tiling: Tiling, scale: int, make: Callable[[slice, slice], Array]) -> Array:
+    """All rows and columns (c, f, scale*H, scale*W) of what `make` gives for windows of them, blended."""
+    rows = _spans(grid[1], tiling.rows, tiling.space_overlap)
+    columns = _spans(grid[2], tiling.columns, tiling.space_overlap)
+    row_ramps, column_ramps = (_ramps(spans, tiling.space_overlap, scale) for spans in (rows, columns))
+
+    def band(row: slice) -> Array:
+        return _joined(columns, column_ramps, 3, scale, lambda column: make(row, column))
+
+    return _joined(rows, row_ramps, 2, scale, band)
+
+
+def _spans(size: int, tile: int | None, overlap: int) -> list[slice]:
+    """The fewest tiles of that size which share at least `overlap`, spread evenly."""
+    if tile is None or tile >= size:
+        return [slice(0, size)]
+    steps = -(-(size - tile) // (tile - overlap))
+    starts = [i * (size - tile) // steps for i in range(steps + 1)]
+    return [slice(start, start + tile) for start in starts]
+
+
+def _ramps(spans: Sequence[slice], overlap: int, scale: int, lead: int = 0) -> list[slice]:
+    """Frames or pixels where each tile but the first fades in: half an overlap, in the middle of what is shared.
+
+    In the middle both tiles are equally wrong, and each is more so towards its own cut. As a tile is at least two
+    overlaps long, no ramp reaches the next.
+    """
+    width = scale * overlap // 2
+    ramps = []
+    for before, after in pairwise(spans):
+        start = (scale * (after.start + before.stop) - width) // 2 - lead
+        first = max(start, scale * after.start)  # in time, the first latent of a tile lacks 7 of its frames
+        ramps.append(slice(first, max(first, start + width)))
+    return ramps
+
+
+def _joined(
+    spans: Sequence[slice], ramps: Sequence[slice], axis: int, scale: int, make: Callable[[slice], Array]
+) -> Array:
+    """Lays what `make` gives for each span over the one before, along one axis; of a single span, itself."""
+    piece = make(spans[0])
+    if len(spans) == 1:
+        return piece
+    shape = list(piece.shape)
+    shape[axis] = scale * spans[-1].stop
+    joined = np.empty(shape, np.float32)
+    onto = np.moveaxis(joined, axis, 0)
+    onto[: scale * spans[0].stop] = np.moveaxis(piece, axis, 0)
+    for span, ramp in zip(spans[1:], ramps, strict=True):
+        del piece  # before the next is made
+        piece = make(span)
+        new = np.moveaxis(piece, axis, 0)[ramp.start - scale * span.start :]
+        both = ramp.stop - ramp.start
+        onto[ramp] += _weights(both).reshape(-1, 1, 1, 1) * (new[:both] - onto[ramp])
+        onto[ramp.stop : scale * span.stop] = new[both:]
+        del new
+    return joined
+
+
+def _weights(size: int) -> Array:
+    """Of what fades in: a line from 0 to 1, at the middle of each frame or pixel."""
+    weights: Array = (np.arange(size, dtype=np.float32) + np.float32(0.5)) / np.float32(size)
+    return weights
+
+
+def activation_bytes(frames: int, rows: int, columns: int, *, bytes_per_pixel: float = BYTES_PER_PIXEL) -> int:
+    """Estimated memory to decode or encode one window at once; files of weights that are mapped do not count."""
+    return max(SMALLEST_BYTES, int(bytes_per_pixel * _num_pixels(frames, rows, columns)))
+
+
+def peak_bytes(
+    frames: int, rows: int, columns: int, tiling: Tiling, *, bytes_per_pixel: float = BYTES_PER_PIXEL
+) -> int:
+    """Estimated memory of `decode_tiled`: one window's activations, and the frames held beside them."""
+    tile_frames = min(tiling.frames or frames, frames)
+    tile_rows = min(tiling.rows or rows, rows)
+    tile_columns = min(tiling.columns or columns, columns)
+    held = 0
+    if tile_columns < columns:
+        held += _num_pixels(tile_frames, tile_rows, columns)
+    if tile_rows < rows:
+        held += _num_pixels(tile_frames, rows, columns)
+    if tile_frames < frames:
+        held += TEMPORAL_SCALE * tiling.frame_overlap // 2 * _num_pixels(1, rows, columns)
+    window = activation_bytes(tile_frames, tile_rows, tile_columns, bytes_per_pixel=bytes_per_pixel)
+    return window + _RGB * _BYTES_OF_VALUES * held
+
+
+def tiling_for(
+    frames: int, rows: int, columns: int, budget_bytes: float, *, bytes_per_pixel: float = BYTES_PER_PIXEL
+) -> Tiling | None:
+    """The tiling that decodes a grid within a budget and does the least twice; None if it needs no tiles.
+
+    Raises:
+        LtxError: the smallest tiles need more.
+    """
+    sizes = (
+        _tile_sizes(frames, _FRAME_OVERLAP),
+        _tile_sizes(rows, _SPACE_OVERLAP),
+        _tile_sizes(columns, _SPACE_OVERLAP),
+    )
+    peaks = {
+        tiling: peak_bytes(frames, rows, columns, tiling, bytes_per_pixel=bytes_per_pixel)
+        for tiling in (Tiling(*one) for one in product(*sizes))
+    }
+    fitting = [tiling for tiling, peak in peaks.items() if peak <= budget_bytes]
+    if not fitting:
+        least = math.ceil(min(peaks.values()) / 1e8) / 10
+        raise LtxError(
+            f"{TEMPORAL_SCALE * frames - _LEAD} frames of {SPATIAL_SCALE * rows}x{SPATIAL_SCALE * columns} take "
+            f"{least:.1f} GB even in the smallest tiles; got {budget_bytes / 1e9:.2f} GB - allow more or make less"
+        )
+    best = min(fitting, key=partial(_decoded_pixels, frames, rows, columns))
+    return None if best == Tiling() else best
+
+
+def _tile_sizes(size: int, overlap: int) -> list[int | None]:
+    """The whole, then for every number of tiles the smallest that share enough."""
+    smallest = 2 * overlap
+    sizes = {-(-(size + count * overlap) // (count + 1)) for count in range(1, size)} | {smallest}
+    return [None, *(tile for tile in sorted(sizes) if smallest <= tile < size)]
+
+
+def _decoded_pixels(frames: int, rows: int, columns: int, tiling: Tiling) -> int:
+    """How many pixels all tiles have together."""
+    along_frames = _spans(frames, tiling.frames, tiling.frame_overlap)
+    along_rows = _spans(rows, tiling.rows, tiling.space_overlap)
+    along_columns = _spans(columns, tiling.columns, tiling.space_overlap)
+    tile = [spans[0].stop for spans in (along_frames, along_rows, along_columns)]
+    return len(along_frames) * len(along_rows) * len(along_columns) * _num_pixels(tile[0], tile[1], tile[2])
+
+
+def _num_pixels(frames: int, rows: int, columns: int) -> int:
+    return (TEMPORAL_SCALE * frames - _LEAD) * SPATIAL_SCALE**2 * rows * columns

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ltx_runtime.manifest import Engines
-from ltx_runtime.pipeline import Options, generate
+from ltx_runtime.options import Options
+from ltx_runtime.pipeline import generate
 from ltx_runtime.plan import Request
 
 

@@ -39,11 +39,13 @@ def posterior(feeds):
 def velocity(feeds):
     """Depends on every input: text and its mask, noise levels, coordinates, and each mode and layer of the skip mask.
 
-    At small noise levels it leads towards what the prompt and the place say.
+    Every token is led towards what the prompt, its place and the mean of all tokens in their places say.
     """
     said = (feeds["text"] * feeds["text_mask"][..., None]).sum((1, 2)) / feeds["text_mask"].sum(1)
-    aim = np.sin(said[:, None] + feeds["coords"].sum(1) / 50)[..., None]
-    way = (feeds["latents"] - aim) * (0.5 + feeds["timestep"][..., None] / 2)
+    places = feeds["coords"].sum(1)
+    seen = (feeds["latents"] * np.cos(places)[..., None]).mean((1, 2))
+    aim = np.sin((said + seen)[:, None] + places / 50)[..., None]
+    way = (feeds["latents"] - aim) * (0.4 + feeds["timestep"][..., None] / 2)
     return {"velocity": (way * kept(feeds)[:, None, None]).astype(np.float32)}
 
 
@@ -88,6 +90,22 @@ STAGES = {
 }
 
 
+class Diary(list):
+    """What stages do, in order, and the stages."""
+
+    def __init__(self):
+        super().__init__()
+        self.stages = []
+
+    def fed(self, name):
+        """All that a component was given, in order."""
+        return [feeds for stage in self.stages if stage.name == name for feeds in stage.fed]
+
+    def opened(self):
+        """The names of the components that were opened, in order."""
+        return [stage.name for stage in self.stages]
+
+
 class Stage(FunctionRunner):
     """Notes in a diary when it opens, runs and closes."""
 
@@ -95,6 +113,7 @@ class Stage(FunctionRunner):
         super().__init__(STAGES[name])
         self.name, self.diary = name, diary
         diary.append(f"open {name}")
+        diary.stages.append(self)
 
     def run(self, feeds):
         self.diary.append(f"run {self.name} with {len(next(iter(feeds.values())))}")

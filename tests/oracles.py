@@ -38,6 +38,30 @@ UP_BLOCKS_BC = (
     "up_blocks.2.upsamplers.0",
     "up_blocks.2",
 )
+# Official encoder.down_blocks.<place> -> diffusers encoder.<name>
+DOWN_BLOCKS_AB = (
+    "down_blocks.0",
+    "down_blocks.0.downsamplers.0",
+    "down_blocks.0.conv_out",
+    "down_blocks.1",
+    "down_blocks.1.downsamplers.0",
+    "down_blocks.1.conv_out",
+    "down_blocks.2",
+    "down_blocks.2.downsamplers.0",
+    "down_blocks.3",
+    "mid_block",
+)
+DOWN_BLOCKS_C = (
+    "down_blocks.0",
+    "down_blocks.0.downsamplers.0",
+    "down_blocks.1",
+    "down_blocks.1.downsamplers.0",
+    "down_blocks.2",
+    "down_blocks.2.downsamplers.0",
+    "down_blocks.3",
+    "down_blocks.3.downsamplers.0",
+    "mid_block",
+)
 DIT_NAMES = {"patchify_proj": "proj_in", "adaln_single": "time_embed", "q_norm": "norm_q", "k_norm": "norm_k"}
 VAE_NAMES = {
     "conv_shortcut": "conv_shortcut.conv",
@@ -85,10 +109,13 @@ def diffusers_dit_key(key: str) -> str:
 
 
 def diffusers_vae_key(key: str, generation: str) -> str:
-    names = UP_BLOCKS_A if generation == "A" else UP_BLOCKS_BC
-    parts = key.split(".")
-    if parts[:2] == ["decoder", "up_blocks"]:
-        key = ".".join(["decoder", names[int(parts[2])], *parts[3:]])
+    places = {
+        ("decoder", "up_blocks"): UP_BLOCKS_A if generation == "A" else UP_BLOCKS_BC,
+        ("encoder", "down_blocks"): DOWN_BLOCKS_C if generation == "C" else DOWN_BLOCKS_AB,
+    }
+    part, blocks, *rest = key.split(".")
+    if (part, blocks) in places:
+        key = ".".join([part, places[part, blocks][int(rest[0])], *rest[1:]])
     for official, theirs in VAE_NAMES.items():
         key = key.replace(official, theirs)
     return key

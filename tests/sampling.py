@@ -4,45 +4,15 @@ Shares with the runtime only the noise, the token ids, and the version's numbers
 """
 
 import math
-from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-from safetensors.torch import load_file
 from tiny import Exported
-from torch import Tensor, nn
+from torch import Tensor
+from torch_networks import Networks
 
-from ltx_export.architecture import header_config, transformer_config, vae_config
-from ltx_export.models.dit import Transformer
-from ltx_export.models.t5 import T5Config, TextEncoder
-from ltx_export.models.vae import VaeDecoder
 from ltx_runtime.noise import NoiseStream
 from ltx_runtime.passes import Guidance
-
-
-@dataclass(frozen=True)
-class Networks:
-    """The three modules of a release with its checkpoint's weights in float32."""
-
-    text_encoder: nn.Module
-    transformer: nn.Module
-    vae_decoder: nn.Module
-
-
-def networks_of(release: Exported) -> Networks:
-    header, text = header_config(release.version), release.version.text_encoder
-    sizes = (text.layers, text.width, text.heads, text.head_dim, text.hidden, text.vocabulary)
-    checkpoint = load_file(release.sources.checkpoint)
-    return Networks(
-        _loaded(TextEncoder(T5Config(*sizes)), load_file(release.sources.text_encoder), ""),
-        _loaded(Transformer(transformer_config(header["transformer"])), checkpoint, "model.diffusion_model."),
-        _loaded(VaeDecoder(vae_config(header["vae"])), checkpoint, "vae."),
-    )
-
-
-def _loaded(module: nn.Module, stored: dict[str, Tensor], prefix: str) -> nn.Module:
-    module.load_state_dict({name: stored[prefix + name].float() for name, _ in module.named_parameters()})
-    return module.eval().requires_grad_(False)
 
 
 def linear_quadratic(steps: int) -> Tensor:

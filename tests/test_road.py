@@ -11,8 +11,9 @@ import pytest
 import torch
 from oracles import distance
 from PIL import Image
-from sampling import decode, networks_of, sample
+from sampling import decode, sample
 from tiny import Exported, export_tiny
+from torch_networks import networks_of
 
 from ltx_runtime import cli
 from ltx_runtime.geometry import latents_of

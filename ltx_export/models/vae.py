@@ -122,12 +122,20 @@ class Decoder(nn.Module):
         return unpatchify(self.conv_out(F.silu(x)))
 
 
+class Unnormalization(ChannelStatistics):
+    """Latents of unit variance to the VAE's own scale."""
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """(B, C, F, H, W) in float32."""
+        return latents * self.deviation() + self.mean()
+
+
 class VaeDecoder(nn.Module):
     """Ports: see `ltx_runtime.components.vae_decoder`."""
 
     def __init__(self, config: VaeConfig) -> None:
         super().__init__()
-        self.per_channel_statistics = ChannelStatistics(config.latent_channels)
+        self.per_channel_statistics = Unnormalization(config.latent_channels)
         self.decoder = Decoder(config)
 
     def forward(self, latents: Tensor, timestep: Tensor | None = None, *noise: Tensor) -> Tensor:

@@ -220,16 +220,15 @@ class Downsample(nn.Module):
 
 
 class ChannelStatistics(nn.Module):
-    """Per-channel mean and deviation of latents, under the checkpoint's hyphenated names."""
+    """Per-channel mean and deviation of latents, under the checkpoint's hyphenated names.
+
+    What they are for is the forward of its children: a layer's weights may be there only while it runs.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.register_parameter("mean-of-means", nn.Parameter(torch.empty(channels)))
         self.register_parameter("std-of-means", nn.Parameter(torch.empty(channels)))
-
-    def forward(self, latents: Tensor) -> Tensor:
-        """Un-normalizes (B, C, F, H, W) in float32."""
-        return latents * self.deviation() + self.mean()
 
     def mean(self) -> Tensor:
         """(C, 1, 1, 1) in float32."""

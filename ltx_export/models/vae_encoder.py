@@ -86,12 +86,20 @@ class Encoder(nn.Module):
         return self.conv_out(F.silu(pixel_norm(x)))
 
 
+class Normalization(ChannelStatistics):
+    """A distribution in the VAE's own scale to that of latents of unit variance."""
+
+    def forward(self, means: Tensor, deviations: Tensor) -> Tensor:
+        """Means (B, C, F, H, W) and what all channels share of deviations (B, 1, F, H, W) -> (B, 2C, F, H, W)."""
+        return torch.cat([(means - self.mean()) / self.deviation(), deviations / self.deviation()], dim=1)
+
+
 class VaeEncoder(nn.Module):
     """Ports: see `ltx_runtime.components.vae_encoder`."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        self.per_channel_statistics = ChannelStatistics(config.latent_channels)
+        self.per_channel_statistics = Normalization(config.latent_channels)
         self.encoder = Encoder(config)
         self.latent_channels = config.latent_channels
 
@@ -99,6 +107,4 @@ class VaeEncoder(nn.Module):
         """-> posterior (B, 2C, F, H, W) float32: normalized means, then deviations on their scale."""
         moments = self.encoder(video.to(self.encoder.conv_in.conv.weight.dtype)).float()
         means, log_variance = moments.split([self.latent_channels, 1], dim=1)
-        mean, deviation = self.per_channel_statistics.mean(), self.per_channel_statistics.deviation()
-        deviations = torch.exp(0.5 * log_variance.clamp(*_LOG_VARIANCES)) / deviation  # shared by all channels
-        return torch.cat([(means - mean) / deviation, deviations], dim=1)
+        return self.per_channel_statistics(means, torch.exp(0.5 * log_variance.clamp(*_LOG_VARIANCES)))

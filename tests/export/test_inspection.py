@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from export.sparse_files import holes, shapes_in, upscaler
 from gguf_files import write_t5
 from oracles import diffusers_dit_key
 
@@ -19,7 +20,6 @@ from ltx_export.inspection_lines import lines_of
 from ltx_export.lora import open_lora
 from ltx_export.models.t5 import T5Config
 from ltx_export.random_weights import write_random_weights
-from ltx_export.streaming import Entry, write_safetensors
 from ltx_runtime.components import text_encoder, transformer, vae_decoder
 from ltx_runtime.errors import LtxError
 from ltx_runtime.manifest import ComponentEntry, Manifest, describe_files, write_manifest
@@ -30,37 +30,21 @@ ROOT, DIT, PEFT = Path(__file__).parents[2], "model.diffusion_model.", {"lora_ad
 # Published parameters: of transformers by layers, of VAEs by generation, beside which there are 256 statistics.
 TRANSFORMER = {28: 1_923_385_472, 48: 13_042_569_344}
 VAE, T5_XXL = {"A": 419_193_649, "B": 934_976_434, "C": 1_246_913_522}, 4_762_310_656
+UPSAMPLER = 126_250_624
 LATE_2B = ["0.9.5", "0.9.6-dev", "0.9.6-distilled", "0.9.8-2b-distilled"]
 EVERY_2B = ["0.9.0", "0.9.1", *LATE_2B]
 EVERY_13B = ["0.9.7-dev", "0.9.7-distilled", "0.9.8-13b-dev", "0.9.8-13b-distilled"]
 EVERY_C = sorted(LATE_2B + EVERY_13B)
-BIG, WHOLE, UPSCALER = "0.9.8-13b-dev", "official single file", "ltxv-spatial-upscaler-0.9.8"
+BIG, WHOLE = "0.9.8-13b-dev", "official single file"
 STYLES = {
     "diffusion_model.*.lora_A.weight": ("diffusion_model.", ".lora_A.weight", ".lora_B.weight"),
     "base_model.model.*.lora_A.fox.weight": ("base_model.model.", ".lora_A.fox.weight", ".lora_B.fox.weight"),
     "lora_unet_*.lora_down.weight": ("lora_unet_", ".lora_down.weight", ".lora_up.weight"),
 }
-LACKED = {"text_encoder.safetensors": "a T5", "tokenizer.model": "a tok", f"{UPSCALER}.safetensors": "a spatial"}
-
-
-def holes(path: Path, shapes: dict, dtype: str = "BF16", metadata=None, fp8=()) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    entries = [Entry(name, "F8_E4M3" if name in fp8 else dtype, shape) for name, shape in shapes.items()]
-    write_safetensors(path, [((entry,), None) for entry in entries], metadata)
-    return path
-
-
-def shapes_in(path: Path, prefix: str = "") -> dict:
-    found = open_safetensors(path).tensors
-    return {name.removeprefix(prefix): one.shape for name, one in found.items() if name.startswith(prefix)}
 
 
 def linear(path: Path) -> dict:
     return {name: shape for name, shape in shapes_in(path, DIT).items() if name.endswith("weight") and len(shape) == 2}
-
-
-def upscaler(path: Path, unfolded: int = 4) -> Path:
-    return holes(path, {"initial_conv.weight": (64, 128, 3, 3, 3), "upsampler.0.weight": (64 * unfolded, 64, 3, 3)})
 
 
 def lora_shapes(weights: dict, style: str = "diffusion_model.*.lora_A.weight") -> dict:
@@ -130,16 +114,18 @@ def version_folder(release, tmp_path) -> Path:
 @pytest.mark.parametrize("name", VERSIONS)
 def test_a_weights_folder_is_recognised_down_to_the_parameter(release, name):
     told, version = inspect(release(name).parent), VERSIONS[name]
-    assert (told.kind, told.versions) == ("weights folder", [name])
-    assert [(file.kind, file.unknown_names) for file in told.files] == [(WHOLE, []), ("T5 text encoder", [])]
-    size, header = version.transformer, told.files[0].header
+    assert (told.kind, told.versions, told.missing) == ("weights folder", [name], [])
+    kinds = {WHOLE, "T5 text encoder"} | ({"spatial upscaler"} if version.upscaler else set())
+    assert {file.kind for file in told.files} == kinds and not any(file.unknown_names for file in told.files)
+    size, header = version.transformer, next(file.header for file in told.files if file.kind == WHOLE)
     assert [header[field] for field in ("layers", "heads", "head_dim")] == [size.layers, size.heads, size.head_dim]
     found = (header["width"], header["causal_positions"], header["vae_generation"], header["sampler"])
     assert found == (size.width, version.causal_positions, version.vae, version.schedule.sampler)
     if version.repository:
         expected = [TRANSFORMER[size.layers], VAE[version.vae] + 256, T5_XXL]
         assert [network(told, part)["parameters"] for part in ("transformer", "vae", "text_encoder")] == expected
-    assert [need.rpartition(" ")[2] for need in told.missing] == [version.upscaler] * bool(version.upscaler)
+    if version.repository and version.upscaler:
+        assert network(told, "upsampler")["parameters"] == UPSAMPLER
 
 
 @pytest.mark.parametrize(
@@ -204,20 +190,6 @@ def test_an_upscaler_tells_what_it_scales(tmp_path, unfolded, kind):
     assert network(told, "upsampler")["sizes"] == {"resamples": kind, "mid_channels": 64}
 
 
-@pytest.mark.parametrize("file", LACKED)
-def test_what_an_export_lacks_is_missed_by_the_checkpoint_as_by_its_folder(release, tmp_path, file):
-    for path in release(BIG).parent.iterdir():
-        (tmp_path / path.name).symlink_to(path)
-    upscaler(tmp_path / VERSIONS[BIG].upscaler)
-    assert inspect(tmp_path).missing == inspect(tmp_path / VERSIONS[BIG].checkpoint).missing == []
-    (tmp_path / file).unlink()
-    missing = inspect(tmp_path).missing
-    assert missing == inspect(tmp_path / VERSIONS[BIG].checkpoint).missing
-    assert [one.startswith(LACKED[file]) for one in missing] == [True]
-    upscaler(tmp_path / "latent_upsampler" / "diffusion_pytorch_model.safetensors")
-    assert (inspect(tmp_path).missing == []) == ("upscaler" in file)
-
-
 def test_of_several_checkpoints_in_a_folder_each_is_told(release, tmp_path):
     for name in ("0.9.1", BIG):
         (tmp_path / release(name).name).symlink_to(release(name))
@@ -263,7 +235,7 @@ def test_a_version_folder_tells_its_manifest_and_what_is_gone(version_folder):
 def test_28_gb_are_inspected_at_once_without_reading_a_weight(release, monkeypatch):
     monkeypatch.setattr(StoredTensor, "read", None)
     monkeypatch.setattr(StoredTensor, "mapped", None)
-    path, stored = release(BIG).parent, 2 * (TRANSFORMER[48] + VAE["C"] + 256 + T5_XXL)
+    path, stored = release(BIG).parent, 2 * (TRANSFORMER[48] + VAE["C"] + 256 + T5_XXL + UPSAMPLER)
     started = time.process_time()
     told = inspect(path)
     assert time.process_time() - started < 1 and told.versions == [BIG] and stored > 28e9

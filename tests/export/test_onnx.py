@@ -13,8 +13,8 @@ import onnxruntime
 import pytest
 import torch
 from oracles import RELATIVE_L2, distance
-from sampling import networks_of
 from tiny import Exported
+from torch_networks import networks_of
 
 from ltx_export import onnx_from_torch as tracing
 from ltx_export.precision import PRECISIONS

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 from oracles import RELATIVE_L2, distance
-from sampling import networks_of
 from tiny import Exported
 from torch import nn
+from torch_networks import networks_of
 
 from ltx_export.architecture import header_config, transformer_config, vae_config
 from ltx_export.checkpoint import StoredTensor, open_safetensors

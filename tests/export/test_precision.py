@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from oracles import distance, filled, tensor
 from safetensors.torch import save_file
-from sampling import networks_of
 from tiny import Exported, export, traced_once
+from torch_networks import networks_of
 from weight_rule import weight
 
 from ltx_export.architecture import effective_header

@@ -34,6 +34,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
 import pipelines_official  # noqa: E402
+from diffusers.utils import logging  # noqa: E402
 from make_golden import Cases, write  # noqa: E402
 from pipeline_cases import CASES, VIDEO_STRIDE, Case, deep  # noqa: E402
 
@@ -46,8 +47,6 @@ def record(cases: list[Case], folder: Path) -> Cases:
     for release in dict.fromkeys(case.release for case in cases):
         version, weights = deep(release), folder / release
         write_random_weights(version, weights)
-        if version.upscaler:
-            pipelines_official.write_upscaler(version, weights / version.upscaler)
         pipeline = pipelines_official.load(version, weights)
         for case in (case for case in cases if case.release == release):
             start = time.perf_counter()
@@ -81,6 +80,7 @@ def _folded(draws: list[tuple[str, tuple[int, ...]]]) -> dict[str, tuple[int, ..
 
 def main() -> None:
     torch.set_num_threads(1)  # a fixed order of sums
+    logging.set_verbosity_error()
     names = sys.argv[1:]
     cases = [case for case in CASES if not names or any(name in case.name for name in names)]
     with torch.no_grad(), tempfile.TemporaryDirectory() as folder:

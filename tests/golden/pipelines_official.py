@@ -4,7 +4,6 @@
 the official command line does, except for float32, and for the draws, which `Draws` gives or writes down.
 """
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,10 +17,9 @@ from ltx_video.models.transformers.symmetric_patchifier import SymmetricPatchifi
 from ltx_video.pipelines.pipeline_ltx_video import ConditioningItem, LTXMultiScalePipeline, LTXVideoPipeline
 from official_draws import Draws
 from pipeline_cases import IMAGE_COND_NOISE_SCALE, Case, Item, media
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import BatchEncoding, T5Config, T5EncoderModel
 
-from ltx_export.random_weights import random_weight
 from ltx_export.sources import TEXT_ENCODER_FILE, TOKENIZER_FILE
 from ltx_runtime.versions import TextEncoderSize, Version
 
@@ -128,23 +126,6 @@ def text_encoder(size: TextEncoderSize, file: Path) -> T5EncoderModel:
     state = load_file(file)
     model.load_state_dict({**state, "encoder.embed_tokens.weight": state["shared.weight"]})
     return model.float().eval()
-
-
-def write_upscaler(version: Version, file: Path) -> None:
-    """A spatial upscaler in the official format, bf16, its weights drawn as the exporter draws all others."""
-    config = {
-        "_class_name": "LatentUpsampler",
-        "in_channels": version.vae_size.latent_channels,
-        "mid_channels": version.upsampler_size.mid_channels,
-        "num_blocks_per_stage": version.upsampler_size.blocks_per_stage,
-        "dims": 3,
-        "spatial_upsample": True,
-        "temporal_upsample": False,
-    }
-    with torch.device("meta"):
-        shapes = {name: tuple(p.shape) for name, p in LatentUpsampler.from_config(config).named_parameters()}
-    weights = {name: random_weight(name, shape, seed=0).to(torch.bfloat16) for name, shape in shapes.items()}
-    save_file(weights, file, {"config": json.dumps(config)})
 
 
 @dataclass

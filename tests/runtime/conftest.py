@@ -2,13 +2,15 @@
 
 import io
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import sentencepiece
-from fake_stages import Stage
+from fake_stages import Diary, Stage, engines_of
 
+from ltx_runtime.manifest import describe_files, write_manifest
 from ltx_runtime.sessions import BACKENDS, Backend
 
 SENTENCES = (
@@ -41,9 +43,48 @@ def spiece(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def diary(monkeypatch):
     """What the stages of a backend called `fake` do, in order."""
-    notes = []
+    notes = Diary()
     module = ModuleType("fake_stages")
     module.load = lambda graph, weights: Stage(graph.name.partition(".")[0], notes)
     monkeypatch.setitem(sys.modules, "fake_stages", module)
     monkeypatch.setitem(BACKENDS, "fake", Backend("fake_stages", "fp32", "fake"))
     return notes
+
+
+@pytest.fixture
+def engines(tmp_path, spiece, diary, monkeypatch):
+    """Makes version folders in `engines` that run on the fake stages, without the components that are `lacking`."""
+    monkeypatch.setitem(BACKENDS, "cpu", BACKENDS["fake"])
+
+    def make(version, lacking=()):
+        folder = tmp_path / "engines" / version.name
+        folder.mkdir(parents=True)
+        (folder / spiece.name).write_bytes(spiece.read_bytes())
+        manifest = engines_of(version, spiece, lacking).manifest
+        entries = manifest.components.values()
+        names = {name for entry in entries for name in (*entry.weights, *entry.graphs.values())}
+        for name in names:
+            (folder / name).touch()
+        files = describe_files({name: folder / name for name in {spiece.name, *names}})
+        write_manifest(folder, replace(manifest, files=files))
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Runs `ltx-run` in an empty folder; returns exit code, standard output and standard error."""
+    from ltx_runtime import cli
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LTX_ENGINES", raising=False)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["ltx-run", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        captured = capsys.readouterr()
+        return left.value.code or 0, captured.out, captured.err
+
+    return run

@@ -1,131 +1,262 @@
-"""Laws of ltx-run: one prompt, one file, one line; what the user can fix ends with code 2 and no traceback."""
+"""Laws of ltx-run: one request, one file, one line; a plan runs nothing; every option gets where it is used."""
 
+import json
 import re
+import shutil
+import subprocess
 import sys
-from dataclasses import replace
+from pathlib import Path
 
 import av
+import fake_stages
+import numpy as np
 import pytest
 from fake_stages import engines_of
+from PIL import Image
 
-from ltx_runtime import cli, pipeline
-from ltx_runtime.manifest import describe_files, write_manifest
-from ltx_runtime.sessions import BACKENDS
+from ltx_runtime.tensors import write_tensors
 from ltx_runtime.versions import VERSIONS
 
 EVERY_VERSION = pytest.mark.parametrize("version", VERSIONS.values(), ids=VERSIONS)
-SMALL = ("--height", "64", "--width", "96", "--num-frames", "9")
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
-    """Runs `ltx-run` in an empty folder; returns exit code, standard output and standard error."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("LTX_ENGINES", raising=False)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["ltx-run", *arguments])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        captured = capsys.readouterr()
-        return left.value.code or 0, captured.out, captured.err
-
-    return run
-
-
-@pytest.fixture
-def engines(tmp_path, spiece, diary, monkeypatch):
-    """Makes version folders that run on the fake stages."""
-    monkeypatch.setitem(BACKENDS, "cpu", BACKENDS["fake"])
-
-    def make(version):
-        folder = tmp_path / "engines" / version.name
-        folder.mkdir(parents=True)
-        (folder / spiece.name).write_bytes(spiece.read_bytes())
-        manifest = engines_of(version, spiece).manifest
-        entries = manifest.components.values()
-        names = {name for entry in entries for name in (*entry.weights, *entry.graphs.values())}
-        for name in names:
-            (folder / name).touch()
-        files = describe_files({name: folder / name for name in {spiece.name, *names}})
-        write_manifest(folder, replace(manifest, files=files))
-        return folder
-
-    return make
+DEMO, SINGLE = VERSIONS["demo"], VERSIONS["0.9.5"]
+PROMPT = ("--prompt", "a cat", "--seed", "3")
+SMALL = (*PROMPT, "--height", "64", "--width", "96", "--num-frames", "9")
 
 
 def left_behind(folder):
-    return [path.name for path in folder.iterdir() if path.name != "engines"]
+    return sorted(path.name for path in folder.iterdir() if path.name != "engines")
+
+
+def pictures(folder):
+    return np.stack([np.asarray(Image.open(path)) for path in sorted(Path(folder).iterdir())])
+
+
+def probe(path):
+    """Width, height, number of frames and frame rate of a video."""
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        return stream.width, stream.height, stream.frames, float(stream.average_rate)
+
+
+# --- videos ---------------------------------------------------------------------------------------
 
 
 @EVERY_VERSION
 def test_a_prompt_becomes_a_video_of_the_size_asked_for(run, engines, tmp_path, version):
     engines(version)
-    code, out, err = run("--prompt", "a cat", *SMALL, "--output", "clip.mp4", "--seed", "3")
+    code, out, err = run(*SMALL, "--output", "clip.mp4")
     assert (code, left_behind(tmp_path)) == (0, ["clip.mp4"]), err
-    with av.open("clip.mp4") as container:
-        stream = container.streams.video[0]
-        assert (stream.width, stream.height, stream.frames) == (96, 64, 9)
-        assert float(stream.average_rate) == version.fps
-    assert "clip.mp4" in out
+    assert probe("clip.mp4") == (96, 64, 9, version.fps)
+    assert "clip.mp4: 96x64, 9 frames" in out
     assert "seed 3" in out
+    assert out.count("\n") == 1
 
 
 def test_a_video_without_a_name_is_called_after_prompt_and_seed_and_replaces_nothing(run, engines, tmp_path):
-    engines(VERSIONS["demo"])
+    engines(DEMO)
     for _ in range(2):
-        assert run("--prompt", "A cat, walking!", *SMALL, "--seed", "3")[0] == 0
-    assert sorted(left_behind(tmp_path)) == ["a-cat-walking-3-2.mp4", "a-cat-walking-3.mp4"]
+        assert run(*SMALL, "--prompt", "A cat, walking!")[0] == 0
+    assert left_behind(tmp_path) == ["a-cat-walking-3-2.mp4", "a-cat-walking-3.mp4"]
 
 
-def test_a_seed_that_was_not_given_is_told_and_makes_the_same_video_again(run, engines, tmp_path):
-    engines(VERSIONS["demo"])
-    _, out, _ = run("--prompt", "a cat", *SMALL, "--output", "first.png")
-    seed = re.search(r"seed (\d+)", out)[1]
-    run("--prompt", "a cat", *SMALL, "--output", "again.png", "--seed", seed)
-    first, again = ([path.read_bytes() for path in sorted((tmp_path / n).iterdir())] for n in ("first", "again"))
-    assert first == again
+def test_a_folder_for_the_video_is_made(run, engines, tmp_path):
+    engines(DEMO)
+    assert run(*SMALL, "--output-dir", "videos/new")[0] == 0
+    assert [path.name for path in (tmp_path / "videos" / "new").iterdir()] == ["a-cat-3.mp4"]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("--height", "500"), "height must be a multiple of 32; got 500 - use 480 or 512"),
-        (("--num-frames", "24"), "use 17 or 25"),
-        (("--steps", "0"), "steps must be"),
-        (("--seed", "-1"), "seed must be"),
-        (("--fps", "0"), "fps must be"),
-        (("--version", "0.9.2"), "unknown version '0.9.2'"),
-        (("--version", "0.9.5"), "no engines for 0.9.5"),
-        (("--output", "clip.avi"), "unknown output suffix"),
-        (("--output", "missing/clip.mp4"), "cannot write missing/clip.mp4"),
-        (("--engines", "missing"), "missing"),
-    ],
-    ids=str,
-)
-def test_what_the_user_can_fix_ends_with_code_2_and_one_line(run, engines, tmp_path, diary, arguments, message):
-    engines(VERSIONS["demo"])
-    code, _, err = run("--prompt", "a cat", *arguments)
+def test_a_seed_that_was_not_given_is_told_and_makes_the_same_video_again(run, engines):
+    engines(DEMO)
+    asked = [*SMALL[:2], *SMALL[4:]]
+    _, out, _ = run(*asked, "--output", "first.png")
+    run(*asked, "--output", "again.png", "--seed", re.search(r"seed (\d+)", out)[1])
+    np.testing.assert_array_equal(pictures("first"), pictures("again"))
+
+
+@EVERY_VERSION
+def test_twice_the_frame_rate_has_twice_the_frames_less_one(run, engines, version):
+    engines(version)
+    assert run(*SMALL, "--output", "clip.mp4", "--temporal-upscale", "--fps", "12")[0] == 0
+    assert probe("clip.mp4") == (96, 64, 17, 24)
+
+
+def test_any_size_is_made_with_padding(run, engines):
+    engines(DEMO)
+    assert run(*PROMPT, "--height", "70", "--width", "102", "--num-frames", "12", "--pad", "--output", "c.mp4")[0] == 0
+    assert probe("c.mp4")[:3] == (102, 70, 12)
+
+
+def test_an_image_a_clip_and_a_clip_to_make_over_are_read_from_files(run, engines):
+    engines(SINGLE)
+    Image.new("RGB", (200, 100), (200, 40, 10)).save("red.png")
+    assert run(*SMALL, "--output", "given.mp4", "--image", "red.png", "--condition", "red.png@5:0.5")[0] == 0
+    assert run(*SMALL, "--output", "later.mp4", "--condition", "given.mp4@0")[0] == 0
+    code, out, _ = run(*SMALL[:8], "--output", "over.mp4", "--video", "given.mp4", "--strength", "0.3")
+    assert code == 0
+    assert "9 frames" in out
+
+
+def test_an_image_is_the_first_condition_wherever_it_stands(run, engines, diary):
+    engines(SINGLE)
+    for name, colour in (("black", 0), ("white", 255)):
+        Image.new("RGB", (96, 64), (colour,) * 3).save(f"{name}.png")
+    assert run(*SMALL, "--condition", "black.png@3", "--image", "white.png", "--output", "c.png")[0] == 0
+    assert [round(float(fed["video"].mean())) for fed in diary.fed("vae_encoder")] == [1, -1]
+
+
+@pytest.mark.parametrize("frames", [9, 16, 17])
+def test_a_clip_to_make_over_sets_the_length_unless_it_is_said(run, engines, frames):
+    engines(SINGLE)
+    write_tensors(Path("clip.safetensors"), {"media": np.zeros((1, 3, frames, 64, 96), np.float32)})
+    size = ("--height", "64", "--width", "96", "--video", "clip.safetensors")
+    assert run(*PROMPT, *size, "--output", "whole.mp4")[0] == 0
+    assert probe("whole.mp4")[2] == (frames - 1) // 8 * 8 + 1
+    assert run(*PROMPT, *size, "--output", "part.mp4", "--num-frames", "9")[0] == 0
+    assert probe("part.mp4")[2] == 9
+
+
+def test_padding_takes_all_frames_of_a_clip_to_make_over_that_it_can(run, engines):
+    engines(SINGLE)
+    write_tensors(Path("clip.safetensors"), {"media": np.zeros((1, 3, 20, 70, 100), np.float32)})
+    code, _, err = run(*PROMPT, "--height", 70, "--width", 100, "--pad", "--video", "clip.safetensors", "--output", "c.mp4")
+    assert code == 0, err
+    assert probe("c.mp4")[:3] == (100, 70, 17)
+
+
+# --- files between runs ---------------------------------------------------------------------------
+
+
+@EVERY_VERSION
+def test_a_run_kept_in_files_is_repeated_from_them(run, engines, version):
+    engines(version)
+    kept = [word for name in ("noise", "latents", "embeddings") for word in (f"--save-{name}", f"{name}.safetensors")]
+    assert run(*SMALL, *kept, "--output", "first.png")[0] == 0
+    given = ("--noise-file", "noise.safetensors", "--embeddings-file", "embeddings.safetensors")
+    assert run(*SMALL[4:], *given, "--output", "again.png")[0] == 0
+    code, out, _ = run("--latents", "latents.safetensors", "--noise-file", "noise.safetensors", "--output", "later.png")
+    assert code == 0
+    assert "9 frames" in out
+    assert "seed 3" in out
+    for name in ("again", "later"):
+        np.testing.assert_array_equal(pictures(name), pictures("first"))
+
+
+def test_latents_that_a_failing_decoder_left_are_decoded_later_at_their_frame_rate(run, engines, monkeypatch, tmp_path):
+    engines(DEMO)
+
+    def broken(feeds):
+        return {"video": np.full((1, 3, 9, 128, 128), np.nan, np.float32)}
+
+    with monkeypatch.context() as patch:
+        patch.setitem(fake_stages.STAGES, "vae_decoder", broken)
+        code, _, err = run(*SMALL, "--fps", "12", "--save-latents", "my kept.safetensors", "--output", "clip.mp4")
+    assert (code, left_behind(tmp_path)) == (2, ["my kept.safetensors"])
+    assert "not finite" in err
+    assert run("--latents", "my kept.safetensors")[0] == 0
+    assert left_behind(tmp_path) == ["my kept.safetensors", "my-kept-3.mp4"]
+    assert probe("my-kept-3.mp4") == (96, 64, 9, 12)
+
+
+# --- plans ----------------------------------------------------------------------------------------
+
+
+@EVERY_VERSION
+def test_a_plan_runs_nothing_writes_nothing_and_needs_no_more_than_the_manifest(
+    run, engines, diary, tmp_path, version
+):
+    for path in engines(version).iterdir():
+        if path.name != "manifest.json":
+            path.unlink()
+    wishes = (*SMALL, "--temporal-upscale", "--condition", "image.png@3:0.5", "--output-dir", "videos")
+    code, lines, _ = run(*wishes, "--plan")
+    assert code == 0
+    assert lines.startswith(f"{version.name}: 96x64, 17 frames")
+    code, text, _ = run(*wishes, "--json")
+    told = json.loads(text)
+    assert (code, told["version"], told["seed"]) == (0, version.name, 3)
+    assert len(told["passes"]) == len(version.passes)
+    assert (diary, left_behind(tmp_path)) == ([], [])
+
+
+def test_a_plan_of_what_cannot_be_made_says_why(run, engines):
+    engines(DEMO)
+    code, out, err = run(*SMALL, "--plan", "--height", "500")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: height must be a multiple of 32")
+
+
+def test_a_plan_of_saved_latents_decodes_nothing(run, engines, diary, tmp_path):
+    engines(DEMO)
+    run(*SMALL, "--save-latents", "latents.safetensors", "--output", "clip.mp4")
+    diary.clear()
+    run("--latents", "latents.safetensors", "--plan", "--output", "later.mp4")
+    assert (diary, left_behind(tmp_path)) == ([], ["clip.mp4", "latents.safetensors"])
+
+
+# --- how it runs ----------------------------------------------------------------------------------
+
+
+def test_a_version_folder_and_the_environment_name_the_engines_too(run, engines, monkeypatch, tmp_path):
+    shutil.move(engines(DEMO), tmp_path / "moved")
+    assert run(*SMALL, "--engines", "moved", "--output", "a.mp4")[0] == 0
+    monkeypatch.setenv("LTX_ENGINES", "moved")
+    assert run(*SMALL, "--output", "b.mp4")[0] == 0
+
+
+@pytest.mark.parametrize("option", ["--version", "--ltxv-version"])
+def test_of_several_versions_one_is_named_or_its_alias(run, engines, option):
+    for version in (DEMO, VERSIONS["0.9.8-2b-distilled"]):
+        engines(version)
+    code, _, err = run(*SMALL)
     assert code == 2
-    assert message in err
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    assert (left_behind(tmp_path), diary) == ([], [])
+    assert "choose one with --version: 0.9.8-2b-distilled, demo" in err
+    assert run(*SMALL, option, "0.9.8-distilled", "--output", "c.mp4")[0] == 0
 
 
-def test_ctrl_c_leaves_no_file_and_ends_with_code_130_and_one_line(run, engines, tmp_path, monkeypatch):
-    def interrupted(*_, **__):
+@pytest.mark.parametrize("stage", fake_stages.STAGES)
+def test_ctrl_c_in_any_stage_leaves_no_file_and_ends_with_code_130_and_one_line(
+    run, engines, tmp_path, monkeypatch, stage
+):
+    def interrupted(feeds):
         raise KeyboardInterrupt
 
-    engines(VERSIONS["demo"])
-    monkeypatch.setattr(pipeline, "generate", interrupted)
-    code, _, err = run("--prompt", "a cat", *SMALL, "--output", "clip.mp4")
-    assert (code, left_behind(tmp_path)) == (130, [])
-    assert "interrupted" in err
+    engines(DEMO)
+    Image.new("RGB", (96, 64)).save(tmp_path / "engines" / "image.png")
+    monkeypatch.setitem(fake_stages.STAGES, stage, interrupted)
+    wishes = ("--temporal-upscale", "--image", "engines/image.png")
+    code, out, err = run(*SMALL, *wishes, "--output", "clip.mp4")
+    assert (code, out, left_behind(tmp_path)) == (130, "", [])
+    assert err.splitlines()[-1] == "error: interrupted; nothing was left half-written"
 
 
-def test_help_names_every_option_and_ends_well(run):
-    code, out, _ = run("--help")
+def test_a_note_is_told_on_standard_error(run, engines):
+    engines(DEMO)
+    code, out, err = run(*SMALL, "--prompt", "a cat walks " * 90, "--output", "c.mp4")
     assert code == 0
-    for option in ("--prompt", "--engines", "--version", "--seed", "--output"):
-        assert option in out
+    assert re.search(r"^note: the prompt 'a cat walks.* the model sees the first 256$", err, re.MULTILINE)
+    assert "note" not in out
+
+
+def test_help_answers_without_loading_what_a_run_needs():
+    code = (
+        "import sys; sys.argv = ['ltx-run', '--help']\n"
+        "from ltx_runtime import cli\n"
+        "try: cli.main()\n"
+        "except SystemExit as left: print(left.code, file=sys.stderr)\n"
+        "print(*sys.modules, file=sys.stderr)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    code, modules = ended.stderr.splitlines()[-2:]
+    assert (code, ended.returncode) == ("0", 0)
+    heavy = {"numpy", "av", "PIL", "onnxruntime", "sentencepiece", "safetensors", "torch"}
+    assert {name.partition(".")[0] for name in modules.split()} & heavy == set()
+    assert "--prompt" in ended.stdout
+
+
+def test_stages_that_are_counted_are_those_that_are_told(run, engines, spiece):
+    """The line at the end names every stage with its time, in order."""
+    engines(DEMO)
+    _, out, _ = run(*SMALL, "--temporal-upscale", "--output", "c.mp4")
+    stages = re.findall(r"([a-z][a-z 0-9]*?) \d+\.\d s", out.partition("seed 3; ")[2])
+    assert stages == ["text", "denoise 1", "upscale", "denoise 2", "frame rate", "decode"]
+    assert len(engines_of(DEMO, spiece).manifest.components) == 6

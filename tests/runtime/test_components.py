@@ -25,7 +25,8 @@ from ltx_runtime.components import (
     vae_decoder,
     vae_encoder,
 )
-from ltx_runtime.geometry import Grid, grid_of
+from ltx_runtime.geometry import Grid
+from ltx_runtime.plan import default_request, plan
 from ltx_runtime.versions import VERSIONS
 
 COMPONENTS = (
@@ -155,11 +156,12 @@ def test_the_span_of_tokens_is_that_of_a_whole_grid(which):
 
 
 @EVERY_VERSION
-def test_the_default_clip_of_a_version_is_within_the_spans(version):
-    grid = grid_of(version.height, version.width, version.num_frames)
-    sizes = {"frames": grid.frames, "rows": grid.rows, "columns": grid.columns, "tokens": grid.tokens}
-    sizes |= {"text_tokens": version.text_tokens, "batch": 3 if version.uses_stg else 2}
-    assert all(SPANS[name].min <= size <= SPANS[name].max for name, size in sizes.items())
+def test_every_pass_of_a_version_s_default_clip_is_within_the_spans(version):
+    for one in plan(default_request(version, "", 0), version).passes:
+        grid = one.grid
+        sizes = {"frames": grid.frames, "rows": grid.rows, "columns": grid.columns, "tokens": grid.tokens}
+        sizes |= {"text_tokens": version.text_tokens, "batch": max(1 + s.uses_cfg + s.uses_stg for s in one.guidance)}
+        assert {name: size for name, size in sizes.items() if not SPANS[name].min <= size <= SPANS[name].max} == {}
 
 
 @EVERY_COMPONENT

@@ -155,7 +155,7 @@ def test_noise_is_asked_for_after_its_own_item_and_before_the_next():
         return noise_of(index, shape)
 
     start(items(), noise=noise)
-    assert diary == "item 0,item 1,noise 1 1,item 2,noise 2 2,item 3,noise 3 2,item 4".split(",")
+    assert diary == ["item 0", "item 1", "noise 1 1", "item 2", "noise 2 2", "item 3", "noise 3 2", "item 4"]
 
 
 def test_initial_latents_and_items_are_left_as_they_are():
@@ -224,7 +224,7 @@ def test_a_condition_is_read_from_its_end(text, path, frame, strength):
 
 @pytest.mark.parametrize("text", ["", "a.png", "a.png@", "@3", "a@2x.png", "a.png@1.5", "a.png@x:1", "a.png@1:2:0.5"])
 def test_a_condition_without_file_or_frame_is_refused_with_an_example(text):
-    with pytest.raises(LtxError, match="^a condition is FILE@FRAME or .* - write image.png@0 for example$"):
+    with pytest.raises(LtxError, match=r"^a condition is FILE@FRAME or .* - write image.png@0 for example$"):
         parse_condition(text)
 
 

@@ -1,167 +1,231 @@
-"""Laws of the whole road: a request is checked before anything is loaded, stages follow each other one at a time."""
+"""Laws of what a run makes: the second pass, sizes, lengths and frame rates, and what images and clips leave of it."""
 
-from contextlib import contextmanager
 from dataclasses import replace
 
+import fake_stages
 import numpy as np
 import pytest
-from fake_stages import engines_of
+from fake_runs import make
+from fake_stages import CHANNELS, engines_of, posterior
 
+from ltx_runtime.conditioning import Condition
 from ltx_runtime.errors import LtxError
-from ltx_runtime.geometry import grid_of
-from ltx_runtime.passes import Schedule
-from ltx_runtime.pipeline import Request, generate, plan
-from ltx_runtime.schedule import sigmas_of
+from ltx_runtime.geometry import latents_of
+from ltx_runtime.noise import SeededNoise
+from ltx_runtime.plan import Request, plan
+from ltx_runtime.resize import resize_bilinear
+from ltx_runtime.tensors import read_tensors, write_tensors
 from ltx_runtime.versions import VERSIONS
 
 EVERY_VERSION = pytest.mark.parametrize("version", VERSIONS.values(), ids=VERSIONS)
-REQUEST = Request("a cat walks", "blurry", 64, 96, 17, 24.0, seed=7)
+TWO_PASSES = [version for version in VERSIONS.values() if len(version.passes) > 1]
+EVERY_TWO_PASS_VERSION = pytest.mark.parametrize("version", TWO_PASSES, ids=lambda version: version.name)
+DEMO, SINGLE = VERSIONS["demo"], VERSIONS["0.9.5"]
+REQUEST = Request("a cat walks", "blurry", 96, 160, 17, 24.0, seed=7)
 
 
-def make(engines, request=REQUEST):
-    """The frames, and for every stage how many units were announced and done."""
-    frames, units = [], {}
-
-    @contextmanager
-    def progress(name, total):
-        units[name] = [total, 0]
-
-        def done():
-            units[name][1] += 1
-
-        yield done
-
-    generate(engines, request, frames.append, progress, "fake")
-    return frames, units
+def waves(frames, height=96, width=160):
+    """A clip of smooth, moving colours in [-1, 1]."""
+    channel, time, row, column = np.meshgrid(*map(np.arange, (3, frames, height, width)), indexing="ij")
+    return np.sin(0.05 * (channel + 1) * row + 0.03 * column + 0.2 * time).astype(np.float32)[None]
 
 
-@EVERY_VERSION
-def test_every_version_makes_the_frames_asked_for_and_announces_what_it_does(version, spiece, diary):
-    frames, units = make(engines_of(version, spiece))
-    assert [frame.shape for frame in frames] == [(64, 96, 3)] * 17
-    assert {frame.dtype for frame in frames} == {np.dtype(np.uint8)}
-    steps = len(plan(REQUEST, version).sigmas)
-    assert units == {"text": [1, 1], "denoise": [steps, steps], "decode": [17, 17]}
+@pytest.fixture
+def clip(tmp_path):
+    """Makes a prepared clip of so many frames."""
+
+    def made(frames):
+        path = tmp_path / f"clip{frames}.safetensors"
+        write_tensors(path, {"media": waves(frames)})
+        return path
+
+    return made
 
 
-def test_the_schedule_of_the_checkpoint_replaces_that_of_the_version(spiece, diary):
-    version = VERSIONS["0.9.0"]
-    engines = engines_of(version, spiece)
-    other = replace(engines, manifest=replace(engines.manifest, schedule=Schedule("Uniform")))
-    assert not np.array_equal(make(engines)[0], make(other)[0])
-    planned = plan(REQUEST, version, Schedule("Uniform"))
-    np.testing.assert_allclose(planned.sigmas, [1 - i / 40 for i in range(40)], atol=1e-7)
+def kept(path, *names):
+    """The latents that a run saved."""
+    return [read_tensors(path, names)[name] for name in names]
 
 
-@EVERY_VERSION
-def test_one_stage_is_closed_before_the_next_is_opened(version, spiece, diary):
-    make(engines_of(version, spiece))
-    marks = [note for note in diary if not note.startswith("run")]
-    order = ("text_encoder", "transformer", "vae_decoder")
-    assert marks == [f"{verb} {name}" for name in order for verb in ("open", "close")]
+# --- two passes -----------------------------------------------------------------------------------
 
 
-@EVERY_VERSION
-def test_the_negative_prompt_is_encoded_only_where_cfg_will_use_it(version, spiece, diary):
-    make(engines_of(version, spiece))
-    uses_cfg = any(entry.cfg_scale > 1 for entry in version.passes[0].guidance)
-    assert f"run text_encoder with {1 + uses_cfg}" in diary
+@EVERY_TWO_PASS_VERSION
+@pytest.mark.parametrize(("height", "width", "first"), [(96, 160, (32, 96)), (64, 64, (32, 32)), (160, 128, (96, 64))])
+def test_the_second_pass_has_twice_the_first_s_size_and_frames_have_the_size_asked_for(
+    version, height, width, first, spiece, diary, tmp_path
+):
+    path = tmp_path / "latents.safetensors"
+    made = make(engines_of(version, spiece), replace(REQUEST, height=height, width=width), save_latents=path)
+    one, two = kept(path, "pass1", "pass2")
+    assert one.shape == (1, CHANNELS, 3, first[0] // 32, first[1] // 32)
+    assert two.shape == (1, CHANNELS, 3, first[0] // 16, first[1] // 16)
+    (latents,) = (fed["latents"] for fed in diary.fed("vae_decoder"))
+    assert latents.shape == two.shape
+    assert {frame.shape for frame in made.frames} == {(height, width, 3)}
 
 
-@EVERY_VERSION
-def test_the_same_seed_makes_the_same_video_and_another_seed_another(version, spiece, diary):
-    engines = engines_of(version, spiece)
-    first, again, other = (make(engines, replace(REQUEST, seed=seed))[0] for seed in (7, 7, 8))
-    np.testing.assert_array_equal(first, again)
-    assert not np.array_equal(first, other)
+@EVERY_TWO_PASS_VERSION
+def test_the_second_pass_begins_from_the_upsampled_first_with_its_statistics_and_noise_of_its_own(
+    version, spiece, diary, tmp_path
+):
+    path = tmp_path / "latents.safetensors"
+    make(engines_of(version, spiece), REQUEST, save_latents=path)
+    (before,) = kept(path, "pass1")
+    np.testing.assert_array_equal(diary.fed("upsampler")[0]["latents"], before)
+
+    upsampled = before.astype(np.float64).repeat(2, 3).repeat(2, 4)
+    axes, options = (2, 3, 4), {"ddof": 1, "keepdims": True}
+    expected = (upsampled - upsampled.mean(axes, keepdims=True)) / upsampled.std(axes, **options)
+    expected = expected * before.std(axes, **options) + before.mean(axes, keepdims=True)
+    one, two = plan(REQUEST, version).passes
+    level = two.sigmas[0]
+    expected = (1 - level) * expected + level * SeededNoise(7).draw("pass2/initial", upsampled.shape)
+    begun = latents_of(diary.fed("transformer")[len(one.sigmas)]["latents"][:1], two.grid)
+    np.testing.assert_allclose(begun, expected, atol=1e-5)
 
 
-@EVERY_VERSION
-def test_the_prompt_matters_and_the_negative_prompt_exactly_where_cfg_is_on(version, spiece, diary):
-    engines = engines_of(version, spiece)
-    first, another_prompt, another_negative = (
-        make(engines, replace(REQUEST, **change))[0]
-        for change in ({}, {"prompt": "a red boat"}, {"negative_prompt": "jittery snow"})
-    )
-    assert not np.array_equal(first, another_prompt)
-    uses_cfg = any(entry.cfg_scale > 1 for entry in version.passes[0].guidance)
-    assert np.array_equal(first, another_negative) == (not uses_cfg)
+@EVERY_TWO_PASS_VERSION
+def test_frames_of_the_second_pass_s_size_are_resized_bilinearly(version, spiece, diary, monkeypatch):
+    pixels = waves(17, 64, 192)
+    monkeypatch.setitem(fake_stages.STAGES, "vae_decoder", lambda feeds: {"video": pixels})
+    made = make(engines_of(version, spiece), REQUEST)
+    expected = 255 * resize_bilinear(pixels[0] / 2 + 0.5, 96, 160).transpose(1, 2, 3, 0)
+    above = expected - made.video
+    assert above.min() > -1e-3
+    assert above.max() < 1 + 1e-3
 
 
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_a_sink_that_fails_closes_the_stage(spiece, diary, error):
-    @contextmanager
-    def progress(name, total):
-        yield lambda: None
-
-    def sink(frame):
-        raise error
-
-    with pytest.raises(error):
-        generate(engines_of(VERSIONS["demo"], spiece), REQUEST, sink, progress, "fake")
-    assert diary[-1] == "close vae_decoder"
+def test_a_grid_too_small_for_two_passes_is_refused(spiece, diary):
+    with pytest.raises(LtxError, match="height must be at least 64 for two passes; got 32 - use 64"):
+        make(engines_of(DEMO, spiece), replace(REQUEST, height=32))
+    assert diary == []
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"height": 500}, "height must be a multiple of 32; got 500"),
-        ({"width": 0}, "width must be a multiple of 32; got 0"),
-        ({"num_frames": 24}, r"num-frames must be 8n\+1; got 24"),
-        ({"fps": 0.0}, "fps must be a positive number; got 0"),
-        ({"seed": -1}, "seed must be from 0"),
-        ({"steps": 0}, "got 0"),
-        ({"steps": 1001}, "got 1001"),
-        ({"guidance_scale": 0.5}, "guidance-scale must be at least 1 .* got 0.5"),
-        ({"guidance_scale": float("nan")}, "guidance-scale .* got nan"),
-        ({"guidance_scale": float("inf")}, "guidance-scale .* got inf"),
-    ],
-    ids=str,
-)
-@EVERY_VERSION
-def test_a_request_that_can_not_be_made_is_refused_before_anything_is_opened(version, change, message, spiece, diary):
-    request = replace(REQUEST, **change)
-    with pytest.raises(LtxError, match=message):
-        plan(request, version)
-    with pytest.raises(LtxError, match=message):
+@EVERY_TWO_PASS_VERSION
+def test_a_first_pass_of_one_latent_which_has_no_statistics_is_refused(version, spiece, diary):
+    """Officially the numbers of the second pass are not finite then."""
+    request = replace(REQUEST, height=64, width=64, num_frames=1)
+    with pytest.raises(LtxError, match="--single-pass"):
         make(engines_of(version, spiece), request)
     assert diary == []
+    assert len(make(engines_of(version, spiece), replace(request, single_pass=True)).frames) == 1
 
 
-@pytest.mark.parametrize("name", ["text_encoder", "transformer", "vae_decoder"])
-def test_a_graph_that_the_backend_lacks_is_said_before_the_first_stage(name, spiece, diary):
-    engines = engines_of(VERSIONS["demo"], spiece)
-    components = dict(engines.manifest.components)
-    components[name] = replace(components[name], graphs={"bf16": "graph.onnx"})
-    lacking = replace(engines, manifest=replace(engines.manifest, components=components))
-    with pytest.raises(LtxError, match=f"has no fp32 graph of {name}, which backend fake needs"):
-        make(lacking)
+# --- size and length ------------------------------------------------------------------------------
+
+
+@EVERY_VERSION
+def test_a_padded_video_is_the_middle_of_the_next_larger_one(version, spiece, diary):
+    engines = engines_of(version, spiece)
+    small = make(engines, replace(REQUEST, height=90, width=151, num_frames=12, pad=True)).video
+    large = make(engines, REQUEST).video
+    assert small.shape == (12, 90, 151, 3)
+    np.testing.assert_array_equal(small, large[:12, 3:93, 4:155])
+
+
+@EVERY_VERSION
+def test_a_size_that_needs_no_padding_is_not_padded(version, spiece, diary):
+    engines = engines_of(version, spiece)
+    plain, padded = (make(engines, replace(REQUEST, pad=pad)).video for pad in (False, True))
+    np.testing.assert_array_equal(plain, padded)
+
+
+@EVERY_VERSION
+@pytest.mark.parametrize("pad", [0, 3])
+def test_doubling_the_frame_rate_makes_twice_the_frames_less_one_in_the_same_time(version, pad, spiece, diary):
+    request = replace(REQUEST, num_frames=17 - pad, pad=bool(pad), temporal_upscale=True)
+    made = make(engines_of(version, spiece), request)
+    frames = 2 * (17 - pad) - 1
+    assert [frame.shape for frame in made.frames] == [(96, 160, 3)] * frames
+    assert made.units["decode"] == [frames, frames]
+    assert made.units["frame rate"] == [1, 1]
+    assert plan(request, version).ending.fps == 48
+    (before,), (after,) = diary.fed("temporal_upsampler"), diary.fed("vae_decoder")
+    assert after["latents"].shape[2] == 2 * before["latents"].shape[2] - 1
+    seconds = diary.fed("transformer")[0]["coords"][0, 0]
+    assert seconds.max() <= 16 / 24  # the model keeps the frame rate asked for
+
+
+# --- images and clips -----------------------------------------------------------------------------
+
+
+@EVERY_VERSION
+def test_what_is_given_wholly_at_the_start_is_what_is_shown_there(version, spiece, diary, clip, tmp_path):
+    path = tmp_path / "latents.safetensors"
+    request = replace(REQUEST, conditions=(Condition(clip(9), 0),), image_noise_scale=0.0, single_pass=True)
+    make(engines_of(version, spiece), request, save_latents=path)
+    (latents,) = kept(path, "pass1")
+    mean = posterior({"video": waves(9)})["posterior"][:, :CHANNELS]
+    np.testing.assert_allclose(latents[:, :, :2], mean, atol=1e-6)
+    assert np.abs(latents[:, :, 2] - mean[:, :, 1]).max() > 0.1
+
+
+@EVERY_VERSION
+def test_tokens_of_keyframes_leave_before_decoding_and_matter(version, spiece, diary, clip):
+    engines = engines_of(version, spiece)
+    request = replace(REQUEST, conditions=(Condition(clip(1), 3), Condition(clip(9), 8)))
+    plain, made = make(engines, REQUEST), make(engines, request)
+    assert made.video.shape == plain.video.shape
+    one = plan(REQUEST, version).passes[0].grid
+    assert diary.fed("transformer")[-1]["latents"].shape[1] > diary.fed("vae_decoder")[-1]["latents"][0, 0].size
+    cells = one.rows * one.columns
+    extra = [fed["latents"].shape[1] - one.tokens for fed in diary.fed("transformer")]
+    assert {0, 3 * cells} <= set(extra)
+
+
+@pytest.mark.parametrize("field", ["frame", "strength", "image_noise_scale", "sample_posterior"])
+def test_place_strength_noise_and_sampling_of_an_image_change_the_video(field, spiece, diary, clip):
+    engines, path = engines_of(SINGLE, spiece), clip(1)
+    place = {"frame": 3, "strength": 1.0}
+    options = {"sample_posterior": True} if field == "sample_posterior" else {}
+    base = replace(REQUEST, conditions=(Condition(path, **place),))
+    other = {
+        "frame": replace(base, conditions=(Condition(path, **place | {"frame": 5}),)),
+        "strength": replace(base, conditions=(Condition(path, **place | {"strength": 0.5}),)),
+        "image_noise_scale": replace(base, image_noise_scale=0.5),
+        "sample_posterior": base,
+    }[field]
+    make(engines, base)
+    make(engines, other, **options)
+    first, changed = (fed["latents"] for fed in diary.fed("vae_decoder"))
+    assert not np.array_equal(first, changed)
+
+
+def test_the_fewer_steps_of_a_clip_to_make_over_are_left_the_nearer_it_stays(spiece, diary, clip, tmp_path):
+    engines, path, saved = engines_of(SINGLE, spiece), clip(17), tmp_path / "latents.safetensors"
+    mean = posterior({"video": waves(17)})["posterior"][:, :CHANNELS]
+    distances = []
+    for strength in (0.9, 0.5, 0.1):
+        made = make(engines, replace(REQUEST, video=path, strength=strength), save_latents=saved)
+        distances.append(np.linalg.norm(kept(saved, "pass1")[0] - mean))
+        assert made.units["media"] == [1, 1]
+        assert made.units["denoise"] == [int(40 * strength)] * 2
+    assert distances == sorted(distances, reverse=True)
+    assert distances[2] < distances[0] / 2
+
+
+def test_a_clip_may_be_made_over_with_images_in_it(spiece, diary, clip):
+    request = replace(REQUEST, video=clip(17), strength=0.5, conditions=(Condition(clip(1), 0), Condition(clip(1), 3)))
+    made = make(engines_of(SINGLE, spiece), request)
+    assert made.video.shape == (17, 96, 160, 3)
+    assert made.units["media"] == [3, 3]
+    assert [fed["video"].shape[2] for fed in diary.fed("vae_encoder")] == [1, 1, 17]
+
+
+@pytest.mark.parametrize("frames", [1, 9, 16])
+def test_a_clip_to_make_over_that_is_too_short_is_refused_before_anything_is_opened(frames, spiece, diary, clip):
+    with pytest.raises(LtxError, match=f"has {frames} frames, and 17 are to be made of it - use --num-frames"):
+        make(engines_of(SINGLE, spiece), replace(REQUEST, video=clip(frames), strength=0.5))
     assert diary == []
 
 
-@EVERY_VERSION
-def test_a_plan_without_wishes_is_the_version_s_own_first_pass(version):
-    planned = plan(REQUEST, version)
-    first = version.passes[0]
-    assert planned.grid == grid_of(64, 96, 17)
-    assert planned.guidance == first.guidance
-    assert planned.stochastic == first.stochastic
-    np.testing.assert_array_equal(planned.sigmas, sigmas_of(version.schedule, first, planned.grid.tokens))
-
-
-@EVERY_VERSION
-def test_a_guidance_scale_of_one_turns_cfg_off_and_a_larger_one_on(version):
-    off, on = (plan(replace(REQUEST, guidance_scale=scale), version) for scale in (1.0, 2.5))
-    assert not off.uses_negative_prompt
-    assert on.uses_negative_prompt
-    assert {entry.cfg_scale for entry in on.guidance} == {2.5}
-    assert [replace(entry, cfg_scale=0) for entry in on.guidance] == [
-        replace(entry, cfg_scale=0) for entry in version.passes[0].guidance
-    ]
-
-
-@pytest.mark.parametrize("version", [v for v in VERSIONS.values() if not v.passes[0].sigmas], ids=lambda v: v.name)
-def test_the_number_of_steps_asked_for_is_the_number_taken(version):
-    first = version.passes[0]
-    skipped = first.skip_initial_steps + first.skip_final_steps
-    assert len(plan(replace(REQUEST, steps=12), version).sigmas) == 12 - skipped
+@pytest.mark.parametrize("version", TWO_PASSES, ids=lambda version: version.name)
+def test_an_image_is_shown_by_both_passes_at_their_sizes(version, spiece, diary, clip, tmp_path):
+    path = tmp_path / "latents.safetensors"
+    request = replace(REQUEST, conditions=(Condition(clip(1), 0),), image_noise_scale=0.0)
+    make(engines_of(version, spiece), request, save_latents=path)
+    for latents, one in zip(kept(path, "pass1", "pass2"), plan(request, version).passes, strict=True):
+        sized = resize_bilinear(waves(1), one.grid.height, one.grid.width)
+        mean = posterior({"video": sized})["posterior"][:, :CHANNELS]
+        np.testing.assert_allclose(latents[:, :, :1], mean, atol=1e-6)

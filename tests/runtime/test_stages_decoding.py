@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from fake_stages import CHANNELS, TEXT_CHANNELS, posterior
+from fake_stages import decode as in_cells
 from fakes import session_of
 
 from ltx_runtime.components import temporal_upsampler, text_encoder, upsampler, vae_decoder, vae_encoder
@@ -11,9 +13,9 @@ from ltx_runtime.errors import LtxError
 from ltx_runtime.noise import SeededNoise
 from ltx_runtime.saved_latents import Ending
 from ltx_runtime.stages import Posterior, decode, encode_media, encode_prompt, ready_to_decode, upsample
+from ltx_runtime.tiling import Tiling
 from ltx_runtime.tokenizer import Tokenizer
 
-CHANNELS, TEXT_CHANNELS = 4, 6
 NOISE_MAPS_091 = {2: (14, 2), 4: (12, 4), 6: (10, 8)}
 ENDING = Ending("demo", (64, 96), (0, 0, 0, 0), 9, 24.0, 7, 0.0, 0.05, 0.025)
 PLAIN = vae_decoder(CHANNELS, timestep=False)
@@ -26,6 +28,17 @@ def drawn(seed, *shape):
 
 
 LATENTS = drawn(5, 1, CHANNELS, 2, 2, 3)
+WHOLE = Tiling()
+EVERY_TILING = pytest.mark.parametrize(
+    "tiling",
+    [
+        Tiling(frames=2, frame_overlap=1),
+        Tiling(rows=4, space_overlap=2),
+        Tiling(columns=2, space_overlap=1),
+        Tiling(3, 3, 5, frame_overlap=1, space_overlap=1),
+    ],
+    ids=str,
+)
 
 
 # --- prompts --------------------------------------------------------------------------------------
@@ -59,13 +72,25 @@ def test_a_prompt_without_a_negative_one_is_encoded_alone_but_an_empty_one_is_on
 
 
 def test_the_first_half_of_a_posterior_are_means_and_the_second_deviations():
-    posterior = drawn(1, 2, 2 * CHANNELS, 2, 2, 3)
+    posterior = drawn(1, 1, 2 * CHANNELS, 2, 2, 3)
     session = session_of(vae_encoder(CHANNELS), lambda feeds: {"posterior": posterior})
-    video = drawn(2, 2, 3, 9, 64, 96)
-    made = encode_media(session, video)
+    video = drawn(2, 1, 3, 9, 64, 96)
+    made = encode_media(session, video, Tiling())
     np.testing.assert_array_equal(session.runner.fed[0]["video"], video)
     np.testing.assert_array_equal(made.mean, posterior[:, :CHANNELS])
     np.testing.assert_array_equal(made.deviation, posterior[:, CHANNELS:])
+
+
+@EVERY_TILING
+def test_a_clip_is_encoded_in_tiles_to_what_it_is_encoded_to_as_a_whole(tiling):
+    """By an encoder that looks at one place only, so that no border is wrong."""
+    video = drawn(2, 1, 3, 33, 160, 224).clip(-1, 1)
+    whole, tiled = (session_of(vae_encoder(CHANNELS), posterior) for _ in range(2))
+    expected, made = encode_media(whole, video, Tiling()), encode_media(tiled, video, tiling)
+    np.testing.assert_allclose(made.mean, expected.mean, atol=1e-6)
+    np.testing.assert_allclose(made.deviation, expected.deviation, atol=1e-6)
+    assert len(tiled.runner.fed) > len(whole.runner.fed) == 1
+    assert max(fed["video"].size for fed in tiled.runner.fed) < video.size
 
 
 def test_latents_drawn_from_a_posterior_have_its_mean_and_deviation():
@@ -167,7 +192,7 @@ def test_latents_are_left_as_they_are():
 # --- frames ---------------------------------------------------------------------------------------
 
 
-def decoded(component, function, latents=LATENTS, tiling=None):
+def decoded(component, function, latents=LATENTS, tiling=WHOLE):
     """The frames, (n, 3, height, width), and what the decoder was fed."""
     feeds, _ = ready(component, latents)
     session = session_of(component, function)
@@ -190,3 +215,24 @@ def test_numbers_that_are_not_finite_make_no_frames(value, frame):
     video[0, 2, frame, 63, 95] = value
     with pytest.raises(LtxError, match="the decoder made numbers that are not finite - "):
         decoded(PLAIN, lambda feeds: {"video": video})
+
+
+@EVERY_TILING
+@pytest.mark.parametrize("component", [PLAIN, TIMED, MAPPED], ids=["plain", "timed", "mapped"])
+def test_frames_are_decoded_in_tiles_to_what_they_are_decoded_to_as_a_whole(component, tiling):
+    """By a decoder that looks at one place only, of the latents and of the noise maps: these are cut with them."""
+    latents = drawn(5, 1, CHANNELS, 5, 5, 7)
+    (whole, _), (made, fed) = (decoded(component, in_cells, latents, tiling=one) for one in (WHOLE, tiling))
+    np.testing.assert_allclose(made, whole, atol=1e-6)
+    assert whole.shape == (33, 3, 160, 224)
+    assert max(one["latents"].size for one in fed) < latents.size
+
+
+@EVERY_TILING
+def test_numbers_that_are_not_finite_are_found_in_every_tile(tiling):
+    latents = drawn(5, 1, CHANNELS, 5, 5, 7)
+    for place in ((0, 0, 0), (4, 4, 6), (2, 2, 3)):
+        broken = latents.copy()
+        broken[(0, 1, *place)] = np.nan
+        with pytest.raises(LtxError, match="not finite"):
+            decoded(PLAIN, in_cells, broken, tiling=tiling)

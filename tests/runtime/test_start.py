@@ -12,6 +12,7 @@ from ltx_runtime.conditioning import Condition
 from ltx_runtime.errors import LtxError
 from ltx_runtime.geometry import Grid, coords_of, tokens_of
 from ltx_runtime.noise import SeededNoise
+from ltx_runtime.options import Options
 from ltx_runtime.plan import Request, plan
 from ltx_runtime.start import Clip, Media, encode_for, read_media, start_of
 from ltx_runtime.tensors import write_tensors
@@ -19,7 +20,7 @@ from ltx_runtime.versions import VERSIONS
 
 REQUEST = Request("a cat", "blurry", 96, 160, 25, 24.0, seed=7)
 DEMO, SINGLE = VERSIONS["demo"], VERSIONS["0.9.5"]
-PLENTY = 8_000_000_000
+PLENTY = Options()
 
 
 def drawn(seed, *shape):

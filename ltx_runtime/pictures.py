@@ -1,0 +1,132 @@
+"""Image and clip files -> pictures, one after another and no further than is asked for, turned as they are meant.
+
+READERS is keyed by suffix; what is not in it is an image. Knows nothing of models, and of videos to be made.
+"""
+
+from __future__ import annotations
+
+import itertools
+import struct
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ltx_runtime.errors import LtxError, explaining
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+# Pillow and FFmpeg are imported where a file is read: a run without images and clips needs neither.
+Reader = Callable[[Path], Iterator["Image.Image"]]
+
+
+def _image(path: Path) -> Iterator[Image.Image]:
+    """One picture, turned as its EXIF orientation says.
+
+    The official code does not turn it, and a photo taken upright would be animated lying on its side.
+    """
+    from PIL import Image, ImageOps  # noqa: PLC0415
+
+    with Image.open(path) as opened:
+        yield _rgb(ImageOps.exif_transpose(opened), path)
+
+
+def _gif(path: Path) -> Iterator[Image.Image]:
+    """Every frame of an animation."""
+    from PIL import Image  # noqa: PLC0415
+
+    with Image.open(path) as opened:
+        for index in itertools.count():
+            try:
+                opened.seek(index)
+            except EOFError:
+                return
+            yield _rgb(opened, path)
+
+
+def _rgb(picture: Image.Image, path: Path) -> Image.Image:
+    if picture.mode[0] in "IF":  # Pillow would make them white or black
+        raise LtxError(f"{path} stores grey in more than 8 bits - save it with 8 bits")
+    return picture.convert("RGB")
+
+
+def _clip(path: Path) -> Iterator[Image.Image]:
+    """Every frame of a video as it is stored, whatever the frame rate, turned as the file says."""
+    import av  # noqa: PLC0415
+    from PIL import Image  # noqa: PLC0415
+
+    matrix: bytes | None = None
+    graph: Any = None
+    # A relative name such as a:b.mp4 would be taken for a protocol.
+    with av.open(str(path.absolute()), metadata_errors="ignore") as container:
+        if not container.streams.video:
+            raise LtxError(f"{path} has no pictures, only sound - give a clip with pictures")
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        for frame in _frames(container, stream):
+            if graph is None:  # colours as the ffmpeg command makes them, of 10 bits too
+                graph = av.filter.Graph()
+                nodes = graph.add_buffer(template=stream), graph.add("format", "rgb24"), graph.add("buffersink")
+                graph.link_nodes(*nodes).configure()
+            stored: Any = frame.side_data.get("DISPLAYMATRIX")
+            matrix = matrix if stored is None else bytes(stored)
+            graph.push(frame)
+            pixels = graph.pull().to_ndarray()
+            yield Image.fromarray(pixels if matrix is None else _turned(pixels, matrix))
+
+
+def _frames(container: Any, stream: Any) -> Iterator[Any]:
+    for packet in container.demux(stream):
+        if packet.is_corrupt:  # decoders would make something up for what is missing
+            raise EOFError
+        yield from packet.decode()
+
+
+def _turned(pixels: NDArray[np.uint8], matrix: bytes) -> NDArray[np.uint8]:
+    """Turns and mirrors (H, W, 3) as a display matrix says, by quarter turns."""
+    right_to_x, right_to_y, _, down_to_x, down_to_y = struct.unpack("=5i", matrix[:20])
+    if abs(right_to_x) < abs(right_to_y):
+        pixels, right_to_x, down_to_y = pixels.transpose(1, 0, 2), down_to_x, right_to_y
+    turned = pixels[:: -1 if down_to_y < 0 else 1, :: -1 if right_to_x < 0 else 1]
+    return np.ascontiguousarray(turned)
+
+
+READERS: dict[str, Reader] = {
+    ".mp4": _clip,
+    ".avi": _clip,
+    ".mov": _clip,
+    ".mkv": _clip,
+    ".webm": _clip,
+    ".gif": _gif,
+}
+
+
+def pictures_of(path: Path) -> Iterator[Image.Image]:
+    """The frames of an image or clip as RGB pictures, whatever its frame rate, read as they are asked for.
+
+    Raises:
+        LtxError: no such file, damaged as far as it is read, not what its suffix says, or without pictures.
+    """
+    with explaining(f"read {path}"), path.open("rb"):
+        pass
+    reader = READERS.get(path.suffix.lower(), _image)
+    pictures = reader(path)
+    for index in itertools.count():
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of large images and of odd tags: an error follows if it matters
+                picture = next(pictures, None)
+        except (LtxError, MemoryError):
+            raise
+        except Exception as error:  # decoders raise nearly anything for what is damaged
+            kind, advice = ("image", "save it as PNG or JPEG") if reader is _image else ("clip", "convert it to .mp4")
+            raise LtxError(f"{path} is damaged or no {kind} of a known format - {advice}") from error
+        if picture is None and not index:
+            raise LtxError(f"{path} has no frames that can be read - give another clip")
+        if picture is None:
+            return
+        yield picture

@@ -1,0 +1,106 @@
+"""Every release, each way of giving it text, images and clips, against the recorded runs of the official pipelines.
+
+`tests/golden/make_pipelines.py` made the records; here the same checkpoints are exported to graphs and run without
+torch. Noise has the same values on both sides; where a case says torch, both draw it from torch's generator.
+"""
+
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from golden_files import golden
+from pipeline_cases import CASES, VIDEO_STRIDE, Case, deep, media
+from safetensors.numpy import load_file, save_file
+from tiny import export, sources_of
+
+from ltx_export.random_weights import write_random_weights
+from ltx_runtime.conditioning import Condition
+from ltx_runtime.manifest import Engines, open_engines
+from ltx_runtime.options import Options
+from ltx_runtime.pipeline import generate
+from ltx_runtime.plan import Request
+from ltx_runtime.versions import VERSIONS
+
+LATENTS_LIMIT, PSNR_LIMIT_DB = 1e-4, 60
+GOLDEN = golden("pipelines")
+
+
+@pytest.fixture(scope="module")
+def engines_of(tmp_path_factory):
+    """The exported folder of a release in its full depth and miniature width, by name."""
+
+    def make(name: str) -> Engines:
+        root = tmp_path_factory.mktemp(name)
+        version = deep(name)
+        write_random_weights(version, root / "weights")
+        export(version, sources_of(version, root / "weights"), root / "engines")
+        return open_engines(root / "engines")
+
+    return cache(make)
+
+
+def prepared(case: Case, path: Path, item) -> Path:
+    """A file with an item's media, padded as the official command line pads it."""
+    (over, left), (height, width, _) = case.margins, case.padded
+    below, right = height - case.height - over, width - case.width - left
+    clip = np.pad(media(case, item), ((0, 0), (0, 0), (0, 0), (over, below), (left, right)))
+    save_file({"media": clip}, path)
+    return path
+
+
+def request_of(case: Case, folder: Path) -> Request:
+    conditions = [
+        Condition(prepared(case, folder / f"item{i}.safetensors", item), item.start, item.strength)
+        for i, item in enumerate(case.items)
+    ]
+    return Request(
+        prompt=case.prompt,
+        negative_prompt=case.negative_prompt,
+        height=case.height,
+        width=case.width,
+        num_frames=case.num_frames,
+        fps=case.fps,
+        seed=case.seed,
+        steps=case.steps,
+        guidance_scale=case.guidance_scale,
+        stg_mode=case.stg_mode,
+        pad=True,
+        conditions=tuple(conditions),
+        video=None if case.video is None else prepared(case, folder / "video.safetensors", case.video),
+        skip_initial_steps=case.skip_initial_steps or None,
+    )
+
+
+@contextmanager
+def silent(name, units):
+    yield lambda: None
+
+
+def relative_l2(actual: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
+
+
+def psnr_db(actual: np.ndarray, expected: np.ndarray) -> float:
+    error = np.mean((actual.astype(np.float64) - expected) ** 2)
+    return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_latents_of_every_pass_and_frames_are_the_official_ones(case, engines_of, tmp_path, monkeypatch):
+    engines = engines_of(case.release)
+    monkeypatch.setitem(VERSIONS, case.release, deep(case.release))
+    kept, frames = tmp_path / "latents.safetensors", []
+    options = Options(
+        rng="torch" if case.rng == "torch" else "numpy", sample_posterior=True, save_latents=kept
+    )
+    generate(engines, request_of(case, tmp_path), frames.append, silent, options)
+    made = load_file(kept)
+    recorded = {name.removeprefix(f"{case.name}/"): t for name, t in GOLDEN.items() if name.startswith(f"{case.name}/")}
+    passes = sorted(name for name in recorded if name.startswith("latents_"))
+    assert [name.replace("latents_", "pass") for name in passes] == sorted(made)
+    for name in passes:
+        assert relative_l2(made[name.replace("latents_", "pass")], recorded[name]) <= LATENTS_LIMIT
+    video = np.stack(frames).transpose(3, 0, 1, 2).reshape(-1)[::VIDEO_STRIDE]
+    assert psnr_db(video, np.floor(255 * recorded["video"])) >= PSNR_LIMIT_DB
