@@ -94,14 +94,14 @@ def _precisions(asked: list[str]) -> tuple[list[str], dict[str, list[str]]]:
     return everywhere, of_component
 
 
-def _optional(components: list[str]) -> list[str]:
+def _optional(components: list[str]) -> tuple[str, ...]:
     """Raises LtxError if one is none that may be left out."""
     from ltx_runtime.components import OPTIONAL
 
     for one in components:
         if one not in OPTIONAL:
             raise LtxError(f"{one!r} is no component that can be left out; use one of {', '.join(OPTIONAL)}")
-    return components
+    return tuple(components)
 
 
 @app.command()

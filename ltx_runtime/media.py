@@ -10,16 +10,13 @@ import io
 import itertools
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ltx_runtime.errors import LtxError
-from ltx_runtime.pictures import pictures_of
-
-if TYPE_CHECKING:
-    from PIL import Image
+from ltx_runtime.pictures import Picture, pictures_of
 
 Pixels = NDArray[np.float32]
 
@@ -109,9 +106,9 @@ def _prepared(path: Path) -> NDArray[np.float32]:
     return media
 
 
-def _cut(picture: Image.Image, height: int, width: int, resize: bool, path: Path) -> Image.Image:
+def _cut(picture: Picture, height: int, width: int, resize: bool, path: Path) -> Picture:
     """The largest middle part of the same shape as `height` x `width`, resized to that if wanted."""
-    own_width, own_height = picture.size
+    own_height, own_width = picture.shape[:2]
     shape = width / height
     new_width, new_height = own_width, own_height
     if own_width / own_height > shape:
@@ -124,30 +121,36 @@ def _cut(picture: Image.Image, height: int, width: int, resize: bool, path: Path
             "give a larger picture"
         )
     x, y = (own_width - new_width) // 2, (own_height - new_height) // 2
-    part = picture.crop((x, y, x + new_width, y + new_height))
-    return part.resize((width, height)) if resize else part
+    part = picture[y : y + new_height, x : x + new_width]
+    return _resized(part, height, width) if resize else part
 
 
-def _frame_of(picture: Image.Image, crf: int, blur: bool, keep_size: bool) -> Pixels:
+def _resized(picture: Picture, height: int, width: int) -> Picture:
+    from PIL import Image  # noqa: PLC0415
+
+    return np.asarray(Image.fromarray(np.ascontiguousarray(picture)).resize((width, height)))
+
+
+def _frame_of(picture: Picture, crf: int, blur: bool, keep_size: bool) -> Pixels:
     """A picture blurred, compressed and scaled: (3, H, W) float32 in [-1, 1].
 
     Compression loses an odd last row and column; to keep the size, the ones before stand in for them.
     """
     pixels = _compressed(_softened(picture, blur), crf)
     if keep_size:
-        lost = (picture.height - len(pixels), picture.width - pixels.shape[1])
+        lost = np.subtract(picture.shape, pixels.shape)
         pixels = np.pad(pixels, ((0, lost[0]), (0, lost[1]), (0, 0)), "edge")
     scaled: Pixels = (pixels * np.float32(255.0) / np.float32(127.5) - np.float32(1.0)).transpose(2, 0, 1)
     return scaled
 
 
-def _softened(picture: Image.Image, blur: bool) -> Pixels:
+def _softened(picture: Picture, blur: bool) -> Pixels:
     """A picture as (H, W, 3) float32 in 0..1, blurred by a Gaussian over 3x3 pixels, mirrored at the border.
 
     Each product is added without being rounded first, in the order of the official convolution. Pixels are floored
     to bytes later: with other rounding every fifth shade of a flat area would end one level off.
     """
-    pixels: Pixels = np.asarray(picture, np.float32) / np.float32(255.0)
+    pixels: Pixels = picture.astype(np.float32) / np.float32(255.0)
     if not blur:
         return pixels
     side = np.array([math.exp(-0.5), 1.0, math.exp(-0.5)])

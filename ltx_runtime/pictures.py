@@ -20,11 +20,12 @@ from ltx_runtime.errors import LtxError, explaining
 if TYPE_CHECKING:
     from PIL import Image
 
-# Pillow and FFmpeg are imported where a file is read: a run without images and clips needs neither.
-Reader = Callable[[Path], Iterator["Image.Image"]]
+# (height, width, 3) uint8 RGB
+Picture = NDArray[np.uint8]
+Reader = Callable[[Path], Iterator[Picture]]
 
 
-def _image(path: Path) -> Iterator[Image.Image]:
+def _image(path: Path) -> Iterator[Picture]:
     """One picture, turned as its EXIF orientation says.
 
     The official code does not turn it, and a photo taken upright would be animated lying on its side.
@@ -35,7 +36,7 @@ def _image(path: Path) -> Iterator[Image.Image]:
         yield _rgb(ImageOps.exif_transpose(opened), path)
 
 
-def _gif(path: Path) -> Iterator[Image.Image]:
+def _gif(path: Path) -> Iterator[Picture]:
     """Every frame of an animation."""
     from PIL import Image  # noqa: PLC0415
 
@@ -48,16 +49,15 @@ def _gif(path: Path) -> Iterator[Image.Image]:
             yield _rgb(opened, path)
 
 
-def _rgb(picture: Image.Image, path: Path) -> Image.Image:
+def _rgb(picture: Image.Image, path: Path) -> Picture:
     if picture.mode[0] in "IF":  # Pillow would make them white or black
         raise LtxError(f"{path} stores grey in more than 8 bits - save it with 8 bits")
-    return picture.convert("RGB")
+    return np.asarray(picture.convert("RGB"))
 
 
-def _clip(path: Path) -> Iterator[Image.Image]:
+def _clip(path: Path) -> Iterator[Picture]:
     """Every frame of a video as it is stored, whatever the frame rate, turned as the file says."""
     import av  # noqa: PLC0415
-    from PIL import Image  # noqa: PLC0415
 
     matrix: bytes | None = None
     graph: Any = None
@@ -66,6 +66,8 @@ def _clip(path: Path) -> Iterator[Image.Image]:
         if not container.streams.video:
             raise LtxError(f"{path} has no pictures, only sound - give a clip with pictures")
         stream = container.streams.video[0]
+        if stream.codec_context is None:  # the codec is unknown, and decoding would end the process
+            raise ValueError
         stream.thread_type = "AUTO"
         for frame in _frames(container, stream):
             if graph is None:  # colours as the ffmpeg command makes them, of 10 bits too
@@ -76,7 +78,7 @@ def _clip(path: Path) -> Iterator[Image.Image]:
             matrix = matrix if stored is None else bytes(stored)
             graph.push(frame)
             pixels = graph.pull().to_ndarray()
-            yield Image.fromarray(pixels if matrix is None else _turned(pixels, matrix))
+            yield pixels if matrix is None else _turned(pixels, matrix)
 
 
 def _frames(container: Any, stream: Any) -> Iterator[Any]:
@@ -86,13 +88,12 @@ def _frames(container: Any, stream: Any) -> Iterator[Any]:
         yield from packet.decode()
 
 
-def _turned(pixels: NDArray[np.uint8], matrix: bytes) -> NDArray[np.uint8]:
-    """Turns and mirrors (H, W, 3) as a display matrix says, by quarter turns."""
+def _turned(pixels: Picture, matrix: bytes) -> Picture:
+    """Turns and mirrors a picture as a display matrix says, by quarter turns."""
     right_to_x, right_to_y, _, down_to_x, down_to_y = struct.unpack("=5i", matrix[:20])
     if abs(right_to_x) < abs(right_to_y):
         pixels, right_to_x, down_to_y = pixels.transpose(1, 0, 2), down_to_x, right_to_y
-    turned = pixels[:: -1 if down_to_y < 0 else 1, :: -1 if right_to_x < 0 else 1]
-    return np.ascontiguousarray(turned)
+    return pixels[:: -1 if down_to_y < 0 else 1, :: -1 if right_to_x < 0 else 1]
 
 
 READERS: dict[str, Reader] = {
@@ -105,8 +106,8 @@ READERS: dict[str, Reader] = {
 }
 
 
-def pictures_of(path: Path) -> Iterator[Image.Image]:
-    """The frames of an image or clip as RGB pictures, whatever its frame rate, read as they are asked for.
+def pictures_of(path: Path) -> Iterator[Picture]:
+    """The frames of an image or clip, (height, width, 3) uint8 RGB, whatever its frame rate, read as asked for.
 
     Raises:
         LtxError: no such file, damaged as far as it is read, not what its suffix says, or without pictures.
@@ -120,7 +121,7 @@ def pictures_of(path: Path) -> Iterator[Image.Image]:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of large images and of odd tags: an error follows if it matters
                 picture = next(pictures, None)
-        except (LtxError, MemoryError):
+        except (LtxError, MemoryError, ImportError):
             raise
         except Exception as error:  # decoders raise nearly anything for what is damaged
             kind, advice = ("image", "save it as PNG or JPEG") if reader is _image else ("clip", "convert it to .mp4")

@@ -11,8 +11,8 @@ from tiny import Exported
 from torch import Tensor
 from torch_networks import Networks
 
-from ltx_runtime.noise import NoiseStream
-from ltx_runtime.passes import Guidance
+from ltx_runtime.noise import SeededNoise
+from ltx_runtime.passes import STG_MODES, Guidance, StgMode
 
 
 def linear_quadratic(steps: int) -> Tensor:
@@ -61,6 +61,7 @@ def sample(
     mask: Tensor,
     size: tuple[int, int, int],
     fps: float,
+    mode: StgMode = "attention_values",
     **asked: int,
 ) -> Tensor:
     """Latents (1, C, F, H, W) after `steps` steps from `seed`; one network call per condition."""
@@ -68,26 +69,26 @@ def sample(
     (one,) = version.passes
     (entry,) = one.guidance
     shape = (1, version.transformer.channels, *size)
-    x = torch.from_numpy(NoiseStream(asked["seed"], "latents").draw(shape)).flatten(2).transpose(1, 2)
-    fresh = NoiseStream(asked["seed"], "step")
+    noise = SeededNoise(asked["seed"])
+    x = torch.from_numpy(noise.draw("pass1/initial", shape)).flatten(2).transpose(1, 2)
     tokens, steps = math.prod(size), asked["steps"]
     sd3 = version.schedule.shifting == "SD3"
     sigmas = [*(shifted_uniform(steps, tokens) if sd3 else linear_quadratic(steps)), torch.zeros(())]
     positions = coords(*size, fps, version.causal_positions)
     text = networks.text_encoder(ids, mask)
-    keep = torch.ones(version.transformer.layers, 1)
+    keep = torch.ones(version.transformer.layers, len(STG_MODES), 1)
     skip = keep.clone()
-    skip[list(entry.skip_blocks)] = 0
+    skip[list(entry.skip_blocks), STG_MODES.index(mode)] = 0
 
     def velocity(row: int, at: Tensor, skip_mask: Tensor) -> Tensor:
         masked = [skip_mask] if version.uses_stg else []
         return networks.transformer(x, at.reshape(1, 1), positions, text[[row]], mask[[row]], *masked)
 
-    for at, following in pairwise(sigmas):
+    for index, (at, following) in enumerate(pairwise(sigmas)):
         v = guided(velocity(0, at, keep), velocity(-1, at, keep), velocity(0, at, skip), entry)
         if one.stochastic:
-            noise = torch.from_numpy(fresh.draw(tuple(x.shape)))
-            x = (1 - following) * (x - at * v) + following * noise
+            fresh = torch.from_numpy(noise.draw(f"pass1/step_{index}", tuple(x.shape)))
+            x = (1 - following) * (x - at * v) + following * fresh
         else:
             x = x - (at - following) * v
     return x.transpose(1, 2).reshape(shape)
@@ -99,11 +100,11 @@ def decode(release: Exported, networks: Networks, latents: Tensor, seed: int) ->
         video = networks.vae_decoder(latents)
     else:
         scale = release.version.decode_noise_scale
-        noise = torch.from_numpy(NoiseStream(seed, "decode").draw(tuple(latents.shape)))
-        maps = NoiseStream(seed, "decoder_maps")
+        seeded = SeededNoise(seed)
+        noise = torch.from_numpy(seeded.draw("decode", tuple(latents.shape)))
         sizes = dict(zip(("frames", "rows", "columns"), latents.shape[2:], strict=True))
         ports = release.manifest.components["vae_decoder"].signature.inputs[2:]
-        injected = [torch.from_numpy(maps.draw(port.shape(sizes))) for port in ports]
+        injected = [torch.from_numpy(seeded.draw(f"decoder/{port.name}", port.shape(sizes))) for port in ports]
         timestep = torch.tensor([release.version.decode_timestep])
         video = networks.vae_decoder((1 - scale) * latents + scale * noise, timestep, *injected)
     return 255 * (0.5 * video[0] + 0.5).clamp(0, 1)

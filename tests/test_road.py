@@ -16,16 +16,17 @@ from tiny import Exported, export_tiny
 from torch_networks import networks_of
 
 from ltx_runtime import cli
-from ltx_runtime.geometry import latents_of
-from ltx_runtime.manifest import open_engines
-from ltx_runtime.pipeline import Request, encode_prompt, make_latents, plan
-from ltx_runtime.sessions import open_session
+from ltx_runtime.passes import STG_MODES, StgMode
+from ltx_runtime.tensors import read_tensors
 from ltx_runtime.tokenizer import Tokenizer
 from ltx_runtime.versions import VERSIONS
 
 # One release of each VAE generation with guidance, and one that is distilled and stochastic.
 RELEASES = ("0.9.0", "0.9.1", "0.9.5", "0.9.6-distilled")
 EVERY_RELEASE = pytest.mark.parametrize("name", RELEASES)
+EVERY_ROAD = pytest.mark.parametrize(
+    ("name", "mode"), [*((name, STG_MODES[0]) for name in RELEASES), *(("0.9.5", mode) for mode in STG_MODES[1:])]
+)
 END_TO_END = 1e-4
 PROMPT, NEGATIVE = "A red fox runs through deep snow.", "blurry"
 HEIGHT, WIDTH, NUM_FRAMES, FPS, STEPS, SEED = 64, 96, 17, 12, 4, 7
@@ -89,29 +90,20 @@ def test_another_prompt_makes_another_video(exported, ltx_run, tmp_path, name):
     assert not np.array_equal(frames_in(tmp_path / "fox"), frames_in(tmp_path / "train"))
 
 
-@EVERY_RELEASE
-def test_latents_and_frames_are_those_of_the_same_sampling_in_torch(exported, ltx_run, tmp_path, name):
+@EVERY_ROAD
+def test_latents_and_frames_are_those_of_the_same_sampling_in_torch(exported, ltx_run, tmp_path, name, mode):
     release = exported(name)
     networks = networks_of(release)
-    engines = open_engines(release.folder)
-    tokenizer = Tokenizer(release.folder / engines.manifest.tokenizer, release.version.text_tokens)
+    tokenizer = Tokenizer(release.folder / release.manifest.tokenizer, release.version.text_tokens)
     prompts = [PROMPT, NEGATIVE] if release.version.passes[0].guidance[0].uses_cfg else [PROMPT]
     ids, mask = map(torch.from_numpy, tokenizer.encode(prompts))
-    expected = sample(release, networks, ids, mask, SIZE, FPS, steps=STEPS, seed=SEED)
+    expected = sample(release, networks, ids, mask, SIZE, FPS, mode, steps=STEPS, seed=SEED)
 
-    request = Request(PROMPT, NEGATIVE, HEIGHT, WIDTH, NUM_FRAMES, FPS, SEED, STEPS)
-    planned = plan(request, release.version)
-    with open_session(engines, "text_encoder") as session:
-        text = encode_prompt(session, tokenizer, prompts)
-    with open_session(engines, "transformer") as session:
-        causal = engines.manifest.causal_positions
-        *_, last = make_latents(session, text, planned, fps=FPS, seed=SEED, causal=causal)
-    assert last.sigma == 0
-    latents = latents_of(last.latents, planned.grid)
-    assert distance(latents, expected) <= END_TO_END
+    kept = tmp_path / "latents.safetensors"
+    ltx_run(release, tmp_path / "frames.png", **{"stg-mode": mode, "save-latents": kept})
+    assert distance(read_tensors(kept, ["pass1"])["pass1"], expected) <= END_TO_END
 
     # Pixels are the whole part of 255 y, so that y lies less than one step above them.
-    ltx_run(release, tmp_path / "frames.png")
     frames = torch.from_numpy(frames_in(tmp_path / "frames")).permute(3, 0, 1, 2)
     above = decode(release, networks, expected, SEED) - frames
     assert above.min() >= -255 * END_TO_END
@@ -120,16 +112,18 @@ def test_latents_and_frames_are_those_of_the_same_sampling_in_torch(exported, lt
 
 @pytest.mark.parametrize("name", ["0.9.0", "0.9.1"])
 def test_guidance_matters_in_the_compared_sampling(exported, name):
-    """Without CFG or without STG the second road ends elsewhere, so that the comparison would notice."""
+    """Without CFG, without STG or in another mode the second road ends elsewhere: the comparison would notice."""
     release = exported(name)
     networks = networks_of(release)
     ids, mask = torch.tensor([[5, 9, 17, 1], [8, 3, 1, 0]]), torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
     (one,) = release.version.passes
 
-    def sampled(**changes: float) -> torch.Tensor:
+    def sampled(mode: StgMode = STG_MODES[0], **changes: float) -> torch.Tensor:
         version = replace(release.version, passes=(replace(one, guidance=(replace(one.guidance[0], **changes),)),))
-        return sample(replace(release, version=version), networks, ids, mask, SIZE, FPS, steps=STEPS, seed=SEED)
+        return sample(replace(release, version=version), networks, ids, mask, SIZE, FPS, mode, steps=STEPS, seed=SEED)
 
     full = sampled()
     for changes in ({"cfg_scale": 1.0}, {"stg_scale": 0.0}, {"rescale": 1.0}):
         assert distance(sampled(**changes), full) > 10 * END_TO_END
+    for mode in STG_MODES[1:]:
+        assert distance(sampled(mode), full) > 10 * END_TO_END

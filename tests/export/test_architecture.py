@@ -22,9 +22,10 @@ from ltx_export.architecture import (
     transformer_config,
     vae_config,
 )
-from ltx_export.encoder_shapes import encoder_shapes
+from ltx_export.encoder_architecture import encoder_config
 from ltx_export.models.dit import DitConfig, Transformer
 from ltx_export.models.vae import VaeBlock, VaeDecoder
+from ltx_export.models.vae_encoder import VaeEncoder
 from ltx_export.sources import Opened
 from ltx_runtime.errors import LtxError
 from ltx_runtime.versions import VERSIONS
@@ -215,7 +216,8 @@ def test_a_width_that_can_not_be_unfolded_is_refused_by_name(base, fits):
 
 def opened(version, **changes) -> Opened:
     """The networks of a release in files that say nothing of themselves."""
-    vae = shapes_of(decoder_of(version).named_parameters()) | encoder_shapes(header_config(version)["vae"])
+    encoder = on_meta(lambda: VaeEncoder(encoder_config(header_config(version)["vae"])))
+    vae = shapes_of(decoder_of(version).named_parameters()) | shapes_of(encoder.named_parameters())
     return Opened(
         stored_shapes(shapes_of(transformer_of(version).named_parameters())), stored_shapes(vae), {}, **changes
     )
@@ -226,6 +228,7 @@ def test_a_file_without_a_header_has_the_sizes_that_its_tensors_tell(version):
     header, expected = effective_header(version, opened(version)), header_config(version)
     assert transformer_config(header["transformer"]) == transformer_config(expected["transformer"])
     assert vae_config(header["vae"]) == vae_config(expected["vae"])
+    assert encoder_config(header["vae"]) == encoder_config(expected["vae"])
     assert header["scheduler"] == expected["scheduler"]
     refuse_another_version(version, header)
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ltx_export import build, cli, download
+from ltx_export import build, cli, download, engine_from_onnx
 from ltx_export.precision import PRECISIONS
 from ltx_export.sources import TEXT_ENCODER_FILE, TOKENIZER_FILE, Sources
-from ltx_runtime.components import COMPONENT_NAMES
+from ltx_runtime.components import COMPONENT_NAMES, OPTIONAL
 from ltx_runtime.manifest import MANIFEST, describe_files, read_manifest, write_manifest
 from ltx_runtime.versions import VERSIONS
 
@@ -117,7 +117,7 @@ def test_random_weights_are_written_where_the_export_looks_for_them(ltx_export, 
     assert code == 0
     assert "weights/demo" in out
     found = {path.name for path in (tmp_path / "weights" / "demo").iterdir()}
-    assert found == {VERSIONS["demo"].checkpoint, TEXT_ENCODER_FILE, TOKENIZER_FILE}
+    assert found == {VERSIONS["demo"].checkpoint, VERSIONS["demo"].upscaler, TEXT_ENCODER_FILE, TOKENIZER_FILE}
 
 
 @pytest.fixture
@@ -152,40 +152,49 @@ def test_precisions_are_the_usual_ones_unless_asked_for(ltx_export, exported, ex
 
 def test_every_option_reaches_the_exporter(ltx_export, exported, exports, tmp_path):
     release = exported("0.9.0")
-    for name in ("vae", "t5", "pieces"):
+    for name in ("vae", "t5", "pieces", "space", "time"):
         (tmp_path / name).touch()
     asked = ["--vae", "vae", "--t5", "t5", "--tokenizer", "pieces", "--variant", "bf16", "--store", "fp16", "--link"]
-    asked += ["--lora", "fox.safetensors:0.5", "--lora", "den.safetensors"]
+    asked += ["--lora", "fox.safetensors:0.5", "--lora", "den.safetensors", "--upscaler", "space", "--stg"]
+    asked += ["--temporal-upscaler", "time", "--without", "vae_encoder", "--without", "upsampler"]
     for precision in ("fp16", "bf16", "text_encoder=fp32", "text_encoder=fp16", "vae_decoder=bf16"):
         asked += ["--precision", precision]
     assert ltx_export("onnx", "0.9.0", "--weights", str(release.weights), *asked)[0] == 0
     ((_, sources, folder, options, _, _),) = exports
     assert folder == Path("engines/0.9.0")
-    assert sources == Sources(release.sources.checkpoint, Path("t5"), Path("pieces"), Path("vae"), "bf16")
+    named = (Path("t5"), Path("pieces"), Path("vae"), "bf16", Path("space"), Path("time"))
+    assert sources == Sources(release.sources.checkpoint, *named)
     of_component = {"text_encoder": ["fp32", "fp16"], "vae_decoder": ["bf16"]}
     loras = [(Path("fox.safetensors"), 0.5), (Path("den.safetensors"), 1.0)]
-    assert options == build.Options(["fp16", "bf16"], of_component, "F16", loras, True)
+    without = ("vae_encoder", "upsampler")
+    assert options == build.Options(["fp16", "bf16"], of_component, "F16", loras, True, True, without)
+
+
+@pytest.mark.parametrize("name", [*sorted(set(COMPONENT_NAMES) - set(OPTIONAL)), "vae", "", "upscaler"])
+def test_only_what_a_run_can_do_without_may_be_left_out(ltx_export, name):
+    line = one_line(ltx_export("onnx", "demo", "--without", name))
+    assert f"{name!r} is no component that can be left out; use one of {', '.join(OPTIONAL)}" in line
 
 
 def test_a_download_goes_where_the_export_looks(ltx_export, monkeypatch):
     calls = []
-    monkeypatch.setattr(download, "download", lambda *given, **named: calls.append(given))
-    for asked in ([], ["elsewhere", "--t5", "bf16"]):
+    monkeypatch.setattr(download, "download", lambda *given, **named: calls.append((*given, named)))
+    for asked in ([], ["elsewhere", "--t5", "bf16", "--temporal-upscaler"]):
         assert ltx_export("download", "0.9.8-distilled", *asked)[0] == 0
-    release = VERSIONS["0.9.8-2b-distilled"]
+    release, options = VERSIONS["0.9.8-2b-distilled"], {"only_missing": False, "temporal_upscaler": False}
     assert calls == [
-        (release, Path("weights/0.9.8-2b-distilled"), "Q8_0", print),
-        (release, Path("elsewhere"), "bf16", print),
+        (release, Path("weights/0.9.8-2b-distilled"), "Q8_0", print, options),
+        (release, Path("elsewhere"), "bf16", print, options | {"temporal_upscaler": True}),
     ]
 
 
 def test_a_folder_that_has_arrived_whole_is_checked_against_its_record(ltx_export, exported):
-    folder = exported("0.9.5").folder
+    folder, there = exported("0.9.5").folder, exported("0.9.5").manifest.components
     for place in (folder, folder.parent):
         code, out, _ = ltx_export("check", str(place))
         files, *components = out.splitlines()
         assert (code, files) == (0, f"{folder}: {len(list(folder.iterdir())) - 1} files are whole")
-        assert components == [f"{name}: relative L2 0.0e+00 to its record" for name in COMPONENT_NAMES]
+        assert components == [f"{name}: relative L2 0.0e+00 to its record" for name in there]
 
 
 def test_a_folder_that_has_arrived_damaged_is_refused(ltx_export, exported, tmp_path):
@@ -209,6 +218,20 @@ def test_a_graph_that_computes_otherwise_than_its_record_is_refused(ltx_export, 
     assert (code, err.count("\n")) == (2, 1)
     assert "transformer.fp32.onnx differs from its record by 1.0e-03 relative L2, more than 1e-04 - run" in err
     assert "transformer:" not in out
+
+
+@pytest.mark.parametrize("name", ["0.9.5", "0.9.8-13b-distilled"])
+def test_engines_are_built_of_the_components_that_there_are(ltx_export, exported, monkeypatch, name):
+    built = []
+    monkeypatch.setattr(engine_from_onnx, "build_engine", lambda found, one: built.append(one))
+    monkeypatch.setattr("ltx_runtime.sidecar.engine_path", lambda *given: Path(__file__))
+    assert ltx_export("engine", name, "--engines", str(exported(name).folder), "--force")[0] == 0
+    assert built == list(exported(name).manifest.components)
+
+
+def test_no_engine_is_built_of_a_component_that_there_is_not(ltx_export, exported):
+    asked = ("--engines", str(exported("0.9.5").folder), "--component", "upsampler", "--force")
+    assert "has no upsampler - run: make engines VERSION=0.9.5" in one_line(ltx_export("engine", "0.9.5", *asked))
 
 
 def test_an_interrupted_export_ends_with_130_and_one_line(ltx_export, exported, monkeypatch):

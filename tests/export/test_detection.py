@@ -21,6 +21,7 @@ from ltx_export.architecture import (
     vae_config,
 )
 from ltx_export.detection import transformer_part, vae_part
+from ltx_export.encoder_architecture import encoder_config
 from ltx_export.networks import parts_of, t5_config
 from ltx_export.random_weights import write_random_weights
 from ltx_export.recorded import SIZES, random_feeds, run_graph
@@ -72,8 +73,8 @@ def test_other_sizes_are_read_off_the_shapes(name):
     dit, vae = networks_of(header)
     assert (dit.layers, dit.head_dim, dit.channels, dit.text_channels) == (3, 16, 12, 40)
     assert (vae.latent_channels, vae.base_channels) == (12, 8)
-    assert header["vae"]["encoder_base_channels"] == 8
     assert vae.blocks == vae_config(header_config(version)["vae"]).blocks
+    assert encoder_config(header["vae"]) == encoder_config(header_config(other)["vae"])
 
 
 def test_how_the_width_is_split_into_heads_is_the_configurations_to_say():
@@ -138,7 +139,8 @@ def test_the_sizes_and_positions_of_a_header_are_those_of_the_graphs(tmp_path):
 
 def compare_with_diffusers(folder, models) -> None:
     engines = open_engines(folder)
-    expected = {"text_encoder": text_of, "transformer": velocity_of, "vae_decoder": video_of}
+    expected = {"text_encoder": text_of, "vae_encoder": posterior_of, "transformer": velocity_of}
+    expected["vae_decoder"] = video_of
     for name, entry in engines.manifest.components.items():
         feeds = random_feeds(entry.signature, SIZES[1])
         (actual,) = run_graph(folder / entry.graphs["fp32"], engines.weights_folder(name), entry.signature, [feeds])
@@ -156,9 +158,20 @@ def velocity_of(models, feeds) -> np.ndarray:
     return models["transformer"](*inputs, video_coords=feeds["coords"], return_dict=False)[0].numpy()
 
 
+def posterior_of(models, feeds) -> np.ndarray:
+    posterior = models["vae"].encode(feeds["video"]).latent_dist
+    mean, deviation = statistics_of(models["vae"])
+    return torch.cat([(posterior.mean - mean) / deviation, posterior.std / deviation], dim=1).numpy()
+
+
+def statistics_of(vae) -> tuple[torch.Tensor, torch.Tensor]:
+    mean, deviation = (values.reshape(1, -1, 1, 1, 1) for values in (vae.latents_mean, vae.latents_std))
+    return mean, deviation
+
+
 def video_of(models, feeds) -> np.ndarray:
     vae = models["vae"]
-    mean, deviation = (values.reshape(1, -1, 1, 1, 1) for values in (vae.latents_mean, vae.latents_std))
+    mean, deviation = statistics_of(vae)
     return vae.decode(feeds["latents"] * deviation + mean, feeds["timestep"], return_dict=False)[0].numpy()
 
 
@@ -199,7 +212,8 @@ def test_a_header_that_leaves_the_widths_of_the_vae_out_means_128(tmp_path, name
     for blocks in (header["vae"].get("encoder_blocks", []), header["vae"].get("blocks", [])):
         blocks[:] = [[kind, {} if kind == "compress_all" else given] for kind, given in blocks]
     opened = replace(open_sources(sources_of(version, tmp_path)), config=header)
-    assert len(parts_of(version, effective_header(version, opened), opened)) == 3
+    parts = parts_of(version, effective_header(version, opened), opened)
+    assert [part.component.name for part in parts] == ["text_encoder", "vae_encoder", "transformer", "vae_decoder"]
 
 
 SHAPES = {
@@ -210,7 +224,7 @@ SHAPES = {
 
 
 MISFITS = [(name, shape) for name in SHAPES for shape in (None, (), (3,), (0, 8), (4, 0, 3, 3, 3))]
-MISFITS.remove(("encoder.conv_in.conv.weight", None))  # an export that rewrites a VAE leaves its encoder out
+MISFITS.remove(("encoder.conv_in.conv.weight", None))  # nothing else of an encoder is there
 
 
 @pytest.mark.parametrize(("name", "shape"), MISFITS, ids=str)

@@ -31,6 +31,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 from ltx_export import networks
 from ltx_export.architecture import effective_header, header_config, transformer_config, vae_config
 from ltx_export.checkpoint import Checkpoint
+from ltx_export.encoder_architecture import encoder_config
 from ltx_export.keys import parts_of
 from ltx_export.random_weights import write_random_weights
 from ltx_export.sources import TEXT_ENCODER_FILE, Sources, find_sources, open_sources
@@ -103,8 +104,8 @@ def test_every_release_opens_as_the_same_networks_in_every_layout(tmp_path, expo
         del mine["text_encoder"], theirs["text_encoder"]
     assert mine == theirs
     header, official = (effective_header(release.version, one) for one in (opened, expected))
-    assert transformer_config(header["transformer"]) == transformer_config(official["transformer"])
-    assert vae_config(header["vae"]) == vae_config(official["vae"])
+    for parse, part in ((transformer_config, "transformer"), (vae_config, "vae"), (encoder_config, "vae")):
+        assert parse(header[part]) == parse(official[part])
 
 
 @pytest.mark.parametrize("name", ["0.9.0", "0.9.1", "0.9.5"])
@@ -203,9 +204,10 @@ def test_what_holds_for_the_vae_is_said_by_the_file_it_is_taken_from(exported, t
     elif main == "layout":
         sources = replace(sources, checkpoint=write_diffusers(release.version, release.weights, tmp_path / "layout"))
     opened = open_sources(sources)
-    vae = vae_config(effective_header(release.version, opened)["vae"])
-    assert (vae.base_channels, vae.padding_mode) == (8, "reflect" if header else "zeros")
-    assert len(networks.parts_of(release.version, effective_header(release.version, opened), opened)) == 3
+    said = effective_header(release.version, opened)
+    for vae in (vae_config(said["vae"]), encoder_config(said["vae"])):
+        assert (vae.base_channels, vae.padding_mode) == (8, "reflect" if header else "zeros")
+    assert len(networks.parts_of(release.version, said, opened)) == 4
 
 
 @pytest.mark.parametrize("place", ["vae", "ltx-video-VAE-bf16.safetensors"])

@@ -190,6 +190,11 @@ def first_upsampling(**fields: object):
     return change
 
 
+def first_of_the_encoder(block: object):
+    """A change of a header's VAE: one more block in front of its encoder's."""
+    return lambda vae: {**vae, "encoder_blocks": [block, *vae["encoder_blocks"]]}
+
+
 @pytest.mark.parametrize(
     ("part", "change", "named"),
     [
@@ -204,10 +209,18 @@ def first_upsampling(**fields: object):
         ("vae", first_upsampling(multiplier=60_000), "make "),
         ("vae", lambda vae: {**vae, "timestep_conditioning": "no"}, "timestep_conditioning is 'no', not true or false"),
         *(
-            ("vae", lambda vae, bad=bad: {**vae, "encoder_blocks": [bad] * 2}, "encoder blocks are not understood")
-            for bad in (["res_x", 10**9], ["res_x", {}], "x", ["compress_all_res", {"multiplier": "2"}], ["other", {}])
+            ("vae", first_of_the_encoder(bad), named)
+            for bad, named in (
+                (["res_x", 10**9], "num_layers 1000000000, no count"),
+                (["res_x", {}], "num_layers None, no count"),
+                ("x", "vae.encoder_blocks are no list of name and sizes"),
+                (["compress_all_res", {"multiplier": "2"}], "multiplier '2', no count"),
+                (["other", {}], "block 'other' that no release has"),
+                (["res_x", 60_000], "tensors for 600"),
+            )
         ),
-        ("vae", lambda vae: {**vae, "encoder_blocks": [["compress_all", {}]] * 100_000}, "more than 10000 tensors"),
+        ("vae", lambda vae: {**vae, "encoder_blocks": [["compress_all", {}]] * 100_000}, "100000] times, but only [3,"),
+        ("vae", lambda vae: {**vae, "encoder_base_channels": 1 << 40}, f"encoder_base_channels is {1 << 40}"),
         ("vae", lambda vae: {**vae, "decoder_blocks": [["res_x", 9000]] * 9}, "name the version it is"),
         ("transformer", lambda dit: {**dit, "out_channels": 9}, "out_channels is 9, but only 8"),
         ("transformer", lambda dit: {**dit, "cross_attention_dim": 1}, "cross_attention_dim is 1, but only"),

@@ -26,6 +26,7 @@ from ltx_export.recorded import SIZES, random_feeds, run_graph
 from ltx_export.repeat import TRACED_BLOCKS, repeat_blocks
 from ltx_export.sources import open_sources
 from ltx_export.weights import attach
+from ltx_runtime.passes import STG_MODES
 
 BLOCKS = 7
 CHANGED = 5
@@ -149,7 +150,7 @@ def test_ports_of_a_repeated_graph_are_those_of_all_blocks(case, name):
     ):
         assert [(value.name, tuple(value.shape)) for value in values] == [(port.name, port.axes) for port in ports]
     if name == "transformer":
-        assert component.inputs[-1].axes == (BLOCKS, "batch")
+        assert component.inputs[-1].axes == (BLOCKS, len(STG_MODES), "batch")
 
 
 def unskipped(case: Case) -> dict[str, np.ndarray]:
@@ -170,12 +171,13 @@ def test_every_weight_of_a_repeated_block_is_used(case, tmp_path, name):
         assert not np.array_equal(after, before), weight
 
 
+@pytest.mark.parametrize("mode", range(len(STG_MODES)), ids=STG_MODES)
 @pytest.mark.parametrize("block", range(BLOCKS))
-def test_every_row_of_the_skip_mask_is_that_of_its_own_block(case, tmp_path, block):
+def test_every_row_of_the_skip_mask_is_that_of_its_own_block(case, tmp_path, block, mode):
     one = case("transformer")
     kept = unskipped(one)
     skipped = {"skip_mask": kept["skip_mask"].copy()}
-    skipped["skip_mask"][block] = 0
+    skipped["skip_mask"][block, mode] = 0
     _, before = outputs_of(one, one.repeated, tmp_path, fed=kept)
     _, after = outputs_of(one, one.repeated, tmp_path, fed=skipped)
     _, expected = outputs_of(one, one.direct, tmp_path, fed=skipped)

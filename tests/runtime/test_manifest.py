@@ -206,7 +206,7 @@ def test_without_allowed_sigmas_every_level_is(folder):
     assert read_manifest(folder).allowed_sigmas == ()
 
 
-@pytest.mark.parametrize("value", [None, 1, True, ["x"], [None], [[1.0]], {"x": 1}], ids=str)
+@pytest.mark.parametrize("value", [None, 1, True, ["x"], [[1.0]], {"x": 1}, [10**400]], ids=lambda v: str(v)[:9])
 def test_allowed_sigmas_that_are_no_numbers_are_refused(folder, value):
     edit(folder, lambda data: data.update(allowed_sigmas=value))
     with pytest.raises(LtxError, match=r"manifest\.json is damaged .* - run: make engines"):

@@ -154,7 +154,7 @@ def test_every_frame_of_a_clip_is_prepared_as_an_image_would_be(tmp_path):
 def test_a_clip_is_not_read_beyond_what_is_wanted(tmp_path, monkeypatch):
     def frames(path):
         for shade in SHADES[:3]:
-            yield Image.fromarray(flat(shade))
+            yield flat(shade)
         raise AssertionError("a fourth frame was read")
 
     monkeypatch.setitem(READERS, ".mp4", frames)

@@ -152,6 +152,18 @@ def test_guidance_that_is_asked_for_holds_at_every_step_of_all_passes_and_leaves
         np.testing.assert_array_equal(one.sigmas, other.sigmas)
 
 
+@pytest.mark.parametrize("name", DEV)
+def test_stg_may_be_asked_for_where_only_some_steps_have_blocks_to_skip(name):
+    first, second = planned(name, stg_scale=2.0).passes
+    assert [step.skip_blocks for step in first.guidance[:2]] == [(), (11, 25, 35, 39)]
+    assert {step.stg_scale for step in (*first.guidance, *second.guidance)} == {2}
+
+
+@pytest.mark.parametrize("name", ["0.9.6-distilled", "0.9.8-2b-distilled"])
+def test_blocks_beyond_the_last_do_nothing_where_no_step_uses_stg(name):
+    assert forwards(planned(name, skip_blocks=(42,)).passes[0]) == forwards(planned(name).passes[0])
+
+
 @EVERY_VERSION
 @pytest.mark.parametrize("asked", [True, False])
 def test_stochastic_steps_can_be_asked_for_or_not_in_all_passes(version, asked):

@@ -18,8 +18,9 @@ from ltx_runtime.components import (
     vae_encoder,
 )
 from ltx_runtime.conditioning import Condition
+from ltx_runtime.errors import LtxError
 from ltx_runtime.manifest import ComponentEntry, FileEntry, Manifest
-from ltx_runtime.pipeline import Options
+from ltx_runtime.options import Options
 from ltx_runtime.plan import Plan, Request, default_request, plan
 from ltx_runtime.plan_lines import describe, told
 from ltx_runtime.versions import VERSIONS
@@ -100,8 +101,9 @@ def test_the_presets_cost_the_known_number_of_forwards(name, forwards):
 
 
 @EVERY_VERSION
-def test_every_step_is_told_with_its_noise_level_and_only_the_guidance_that_acts(name):
-    for one, of_plan in zip(described(name)["passes"], asked(name)[0].passes, strict=True):
+@pytest.mark.parametrize("changes", [{}, {"stg_scale": 0.0}], ids=["own", "without_stg"])
+def test_every_step_is_told_with_its_noise_level_and_only_the_guidance_that_acts(name, changes):
+    for one, of_plan in zip(described(name, **changes)["passes"], asked(name, **changes)[0].passes, strict=True):
         np.testing.assert_allclose([step["sigma"] for step in one["steps"]], of_plan.sigmas, atol=6e-7)
         for step, guidance in zip(one["steps"], of_plan.guidance, strict=True):
             assert (step["guidance_scale"], step["stg_scale"]) == (guidance.cfg_scale, guidance.stg_scale)
@@ -153,6 +155,14 @@ def test_a_component_weighs_as_much_as_the_files_it_points_into():
     }
 
 
+@pytest.mark.parametrize("lacking", ["vae_encoder", "upsampler", "temporal_upsampler"])
+def test_a_plan_that_needs_what_the_folder_lacks_is_refused(lacking):
+    manifest = manifest_of("0.9.8-13b-dev")
+    del manifest.components[lacking]
+    with pytest.raises(LtxError, match=rf"no {lacking}\b"):
+        describe(*asked("0.9.8-13b-dev", **EVERYTHING), Options(), manifest)
+
+
 def test_what_is_given_is_told_with_its_place_and_strength():
     said = described("0.9.5", **EVERYTHING)
     assert said["given"] == [
@@ -196,9 +206,18 @@ def test_a_temporal_upscale_takes_about_twice_the_memory_to_decode(name):
     assert 1.7 * once < twice <= 2 * once
 
 
-def test_tiles_can_be_asked_for_where_all_would_fit():
-    tiled = described("0.9.5", Options(memory_bytes=PLENTY, tiled=True))["decode"]
-    assert tiled["tiles"] is not None
+@EVERY_VERSION
+@pytest.mark.parametrize(
+    "size", [{}, LARGE, {"height": 128, "width": 128, "num_frames": 9}], ids=["own", "large", "small"]
+)
+def test_tiles_that_are_asked_for_where_all_would_fit_are_no_larger_than_what_is_decoded(name, size):
+    last = asked(name, **size)[0].passes[-1].grid
+    tiles = described(name, Options(memory_bytes=PLENTY, tiled=True), **size)["decode"]["tiles"]
+    if size == LARGE:
+        assert tiles is not None
+    if tiles is not None:
+        assert all(tile <= most for tile, most in zip(tiles, (last.frames, last.rows, last.columns), strict=True))
+        assert tiles != [last.frames, last.rows, last.columns]
 
 
 @EVERY_VERSION

@@ -127,12 +127,18 @@ def test_a_seed_beyond_64_bits_is_refused(name, seed):
         ({"width": -64}, "width must be a multiple of 32; got -64 - use 32"),
         ({"num_frames": 0}, "num-frames must be 8n+1; got 0 - use 1"),
         ({"num_frames": 24}, "num-frames must be 8n+1; got 24 - use 17 or 25"),
-        ({"height": 0, "pad": True}, "height must be at least 1; got 0 - use 32 or more"),
     ],
     ids=str,
 )
 def test_a_size_that_can_not_be_made_is_refused_with_the_nearest(name, size, said):
     assert refusal(name, **size) == said
+
+
+@pytest.mark.parametrize("field", ["height", "width", "num_frames"])
+@pytest.mark.parametrize("given", [0, -8, -HUGE])
+def test_a_size_that_can_not_be_padded_either_is_refused(field, given):
+    typed = field.replace("_", "-")
+    assert refusal("0.9.5", **{field: given}, pad=True).startswith(f"{typed} must be at least 1; got {given} - use ")
 
 
 @TWO_PASSES

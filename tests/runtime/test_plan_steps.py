@@ -87,9 +87,20 @@ def test_final_steps_that_a_preset_leaves_out_stay_so_with_any_strength(strength
     np.testing.assert_array_equal(one.sigmas, LQ30[30 - max(4, int(30 * strength)) : 27])
 
 
-def test_a_list_of_timesteps_for_a_clip_to_start_from_is_used_verbatim_unless_a_strength_is_given():
+@pytest.mark.parametrize("name", ["0.9.5", "0.9.7-dev"])  # the preset of the second leaves out final steps
+@pytest.mark.parametrize(
+    ("asked", "left"),
+    [
+        ({}, slice(None)),
+        ({"strength": 0.5}, slice(2, None)),
+        ({"skip_initial_steps": 1}, slice(1, None)),
+        ({"skip_initial_steps": 1, "skip_final_steps": 2}, slice(1, 2)),
+    ],
+    ids=str,
+)
+def test_listed_timesteps_for_a_clip_to_start_from_are_used_verbatim_less_what_is_asked_to_be_skipped(
+    name, asked, left
+):
     listed = (0.975, 0.725, 0.5, 0.25)
-    (one,) = planned("0.9.5", timesteps=listed, **VIDEO).passes
-    np.testing.assert_array_equal(one.sigmas, np.float32(listed))
-    (one,) = planned("0.9.5", timesteps=listed, strength=0.5, **VIDEO).passes
-    np.testing.assert_array_equal(one.sigmas, np.float32(listed[2:]))
+    (one,) = planned(name, timesteps=listed, **asked, **VIDEO).passes
+    np.testing.assert_array_equal(one.sigmas, np.float32(listed[left]))

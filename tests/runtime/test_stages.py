@@ -49,9 +49,7 @@ def drawn(seed, *shape):
 def text_of(batch):
     """Different embeddings and masks for every prompt, positive or negative."""
     masks = (np.arange(5) <= np.arange(2 * batch)[:, None] % 5).astype(np.int64)
-    return Text(
-        drawn(3, batch, 5, TEXT_CHANNELS), masks[:batch], drawn(4, batch, 5, TEXT_CHANNELS), masks[batch:]
-    )
+    return Text(drawn(3, batch, 5, TEXT_CHANNELS), masks[:batch], drawn(4, batch, 5, TEXT_CHANNELS), masks[batch:])
 
 
 def one_row(latents, timestep, coords, text, text_mask, skip):
@@ -91,7 +89,9 @@ def by_hand(guidance, tokens, timesteps, text, mode):
 
 
 def alone(text, sample):
-    return Text(*(each[[sample]] for each in (text.embeddings, text.mask, text.negative_embeddings, text.negative_mask)))
+    return Text(
+        *(each[[sample]] for each in (text.embeddings, text.mask, text.negative_embeddings, text.negative_mask))
+    )
 
 
 def steps_of(*guidance):
@@ -280,7 +280,9 @@ def test_given_tokens_have_their_own_noise_level_in_every_row_and_shake_at_every
             np.testing.assert_allclose(feeds["latents"][row][mask[0] == 1], shaken[mask[0] == 1], atol=1e-6)
     joined = 1 - mask[0] >= one.sigmas[-1]  # the others' noise level is never reached
     np.testing.assert_allclose(steps[-1].tokens[0][joined], data[joined], atol=1e-3)
-    np.testing.assert_array_equal(steps[-1].tokens[0][~joined & (mask[0] < 1)], start.tokens[0][~joined & (mask[0] < 1)])
+    np.testing.assert_array_equal(
+        steps[-1].tokens[0][~joined & (mask[0] < 1)], start.tokens[0][~joined & (mask[0] < 1)]
+    )
 
 
 def test_without_noise_on_images_nothing_is_drawn_for_them_and_wholly_given_tokens_stay():

@@ -59,8 +59,10 @@ def test_without_media_there_is_nothing_to_read():
 
 @pytest.mark.parametrize(
     ("length", "frame", "used"),
-    [(1, 0, 1), (1, 13, 1), (1, 24, 1), (2, 24, 1), (9, 0, 9), (10, 0, 9), (16, 0, 9), (25, 0, 25), (99, 0, 25)]
-    + [(99, 8, 17), (99, 16, 9), (9, 16, 9), (8, 16, 1), (3, 5, 1), (99, 24, 1)],
+    [
+        *((1, 0, 1), (1, 13, 1), (1, 24, 1), (2, 24, 1), (9, 0, 9), (10, 0, 9), (16, 0, 9), (25, 0, 25)),
+        *((99, 0, 25), (99, 8, 17), (99, 16, 9), (9, 16, 9), (8, 16, 1), (3, 5, 1), (99, 24, 1)),
+    ],
 )
 def test_of_a_clip_as_many_frames_are_used_as_the_video_has_room_for(clip, length, frame, used):
     (made,) = read(conditions=(Condition(clip(length), frame, 0.6),)).clips
@@ -104,8 +106,11 @@ def test_a_clip_to_start_from_that_is_too_short_is_refused_with_the_length_that_
 
 
 def test_a_missing_file_is_refused(tmp_path):
-    for changes in ({"conditions": (Condition(tmp_path / "x.png", 0),)}, {"video": tmp_path / "x.mp4", "strength": 0.5}):
-        with pytest.raises(LtxError, match="cannot read .*x.* no such file or directory - check the path"):
+    for changes in (
+        {"conditions": (Condition(tmp_path / "x.png", 0),)},
+        {"video": tmp_path / "x.mp4", "strength": 0.5},
+    ):
+        with pytest.raises(LtxError, match=r"cannot read .*x.* no such file or directory - check the path"):
             read(**changes)
 
 

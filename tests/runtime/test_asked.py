@@ -1,0 +1,180 @@
+"""Laws from what was typed to what is made: every option gets somewhere, and the rest is the version's own."""
+
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+
+from ltx_runtime.arguments import Arguments
+from ltx_runtime.asked import options_of, request_of
+from ltx_runtime.conditioning import Condition
+from ltx_runtime.errors import LtxError
+from ltx_runtime.noise import RNGS
+from ltx_runtime.options import Options
+from ltx_runtime.plan import Request, default_request
+from ltx_runtime.versions import VERSIONS
+
+EVERY_VERSION = pytest.mark.parametrize("version", VERSIONS.values(), ids=VERSIONS)
+DEMO = VERSIONS["demo"]
+FILE = Path("some.safetensors")
+
+# Argument -> a value, and the field of Request that it changes, and to what.
+OF_REQUEST: dict[str, tuple[object, str, object]] = {
+    "prompt": ("a cat", "prompt", "a cat"),
+    "negative_prompt": ("", "negative_prompt", ""),
+    "image": (Path("a.png"), "conditions", (Condition(Path("a.png"), 0, 1.0),)),
+    "condition": (["b@c.png@8:0.5"], "conditions", (Condition(Path("b@c.png"), 8, 0.5),)),
+    "video": (Path("a.mp4"), "video", Path("a.mp4")),
+    "strength": (0.0, "strength", 0.0),
+    "image_cond_noise_scale": (0.0, "image_noise_scale", 0.0),
+    "height": (64, "height", 64),
+    "width": (96, "width", 96),
+    "num_frames": (9, "num_frames", 9),
+    "fps": (12.5, "fps", 12.5),
+    "pad": (True, "pad", True),
+    "single_pass": (True, "single_pass", True),
+    "temporal_upscale": (True, "temporal_upscale", True),
+    "steps": (0, "steps", 0),
+    "timesteps": ("1, 0.975,.5", "timesteps", (1.0, 0.975, 0.5)),
+    "skip_initial_steps": (0, "skip_initial_steps", 0),
+    "skip_final_steps": (0, "skip_final_steps", 0),
+    "stochastic_sampling": (False, "stochastic", False),
+    "guidance_scale": (1.0, "guidance_scale", 1.0),
+    "stg_scale": (0.0, "stg_scale", 0.0),
+    "rescaling_scale": (1.0, "rescaling_scale", 1.0),
+    "stg_mode": ("attention_skip", "stg_mode", "attention_skip"),
+    "skip_blocks": ("11, 25", "skip_blocks", (11, 25)),
+    "cfg_star": (False, "cfg_star", False),
+    "decode_timestep": (0.0, "decode_timestep", 0.0),
+    "decode_noise_scale": (0.0, "decode_noise_scale", 0.0),
+    "tone_map_compression_ratio": (0.0, "tone_map", 0.0),
+}
+# The same for Options.
+OF_OPTIONS: dict[str, tuple[object, str, object]] = {
+    "crf": (0, "crf", 0),
+    "sample_posterior": (True, "sample_posterior", True),
+    "rng": ("torch", "rng", "torch"),
+    "noise_file": (FILE, "noise", FILE),
+    "save_noise": (FILE, "save_noise", FILE),
+    "initial_latents_file": (FILE, "initial_latents", FILE),
+    "memory": (2.5, "memory_bytes", 2_500_000_000),
+    "vae_tiling": (True, "tiled", True),
+    "embeddings_file": (FILE, "embeddings", FILE),
+    "save_embeddings": (FILE, "save_embeddings", FILE),
+    "save_latents": (FILE, "save_latents", FILE),
+    "backend": ("fake", "backend", "fake"),
+    "low_memory": (True, "low_memory", True),
+}
+# What the command itself is about (tests/runtime/test_cli.py), and what is always so.
+OF_THE_COMMAND = {"seed", "latents", "output", "output_dir", "engines", "version", "plan", "json", "vae_slicing"}
+
+
+def names_of(kind):
+    return {field.name for field in fields(kind)}
+
+
+def asked(version=DEMO, clip_frames=None, **typed):
+    return request_of(Arguments(**typed), version, 7, clip_frames)
+
+
+def changed(before, after):
+    return {
+        name: getattr(after, name) for name in names_of(type(before)) if getattr(before, name) != getattr(after, name)
+    }
+
+
+def test_no_argument_is_forgotten():
+    assert OF_REQUEST.keys() | OF_OPTIONS.keys() | OF_THE_COMMAND == names_of(Arguments)
+
+
+def test_nothing_that_can_be_asked_for_lacks_an_argument():
+    assert {name for _, name, _ in OF_REQUEST.values()} | {"seed"} == names_of(Request)
+    assert {name for _, name, _ in OF_OPTIONS.values()} == names_of(Options)
+
+
+@pytest.mark.parametrize("name", OF_REQUEST)
+def test_an_argument_changes_its_field_of_the_request_alone(name):
+    value, field, expected = OF_REQUEST[name]
+    assert changed(asked(), asked(**{name: value})) == {field: expected}
+    assert options_of(Arguments(**{name: value})) == Options()
+
+
+@pytest.mark.parametrize("name", OF_OPTIONS)
+def test_an_argument_changes_its_field_of_the_options_alone(name):
+    value, field, expected = OF_OPTIONS[name]
+    assert changed(Options(), options_of(Arguments(**{name: value}))) == {field: expected}
+    assert asked(**{name: value}) == asked()
+
+
+@pytest.mark.parametrize("name", sorted(OF_THE_COMMAND - {"seed"}))
+def test_what_is_the_command_s_changes_neither(name):
+    typed = Arguments(**{name: "anything"})
+    assert request_of(typed, DEMO, 7, None) == asked()
+    assert options_of(typed) == Options()
+
+
+@EVERY_VERSION
+def test_what_is_left_out_is_the_version_s_own(version):
+    assert asked(version, prompt="a cat") == default_request(version, "a cat", 7)
+    assert options_of(Arguments()) == Options()
+
+
+def test_the_seed_is_the_one_that_is_handed_over():
+    assert request_of(Arguments(seed=1), DEMO, 2, None).seed == 2
+
+
+def test_conditions_keep_their_order_behind_the_image():
+    typed = {"image": Path("z.png"), "condition": ["b.png@8", "a.mp4@0:0", "b.png@8"]}
+    assert [(one.path.name, one.frame, one.strength) for one in asked(**typed).conditions] == [
+        ("z.png", 0, 1.0),
+        ("b.png", 8, 1.0),
+        ("a.mp4", 0, 0.0),
+        ("b.png", 8, 1.0),
+    ]
+
+
+@pytest.mark.parametrize(("clip", "frames"), [(1, 1), (8, 1), (9, 9), (16, 9), (17, 17), (121, 121), (1000, 993)])
+@pytest.mark.parametrize("pad", [False, True])
+def test_a_clip_to_make_over_sets_the_length_unless_it_is_typed(clip, frames, pad):
+    assert asked(clip_frames=clip, pad=pad).num_frames == frames
+    assert asked(clip_frames=clip, pad=pad, num_frames=33).num_frames == 33
+    assert replace(asked(clip_frames=clip), num_frames=0) == replace(asked(), num_frames=0)
+
+
+@pytest.mark.parametrize("text", ["1 0.5", "1,0.5", "1, 0.5", " 1,0.5, "])
+def test_numbers_of_a_list_are_parted_by_commas_or_spaces(text):
+    assert asked(timesteps=text).timesteps == (1.0, 0.5)
+
+
+@pytest.mark.parametrize("field", ["timesteps", "skip_blocks"])
+@pytest.mark.parametrize("text", ["1,x", "1;2", "one", "1,,0x2"])
+def test_a_list_that_holds_something_else_is_refused(field, text):
+    with pytest.raises(
+        LtxError, match=f"{field.replace('_', '-')} must be numbers with commas between them; got '{text}'"
+    ):
+        asked(**{field: text})
+
+
+@pytest.mark.parametrize("text", ["", " ", ",", ", ,"])
+def test_a_list_without_numbers_is_no_list_of_timesteps(text):
+    with pytest.raises(LtxError, match="timesteps must be numbers"):
+        asked(timesteps=text)
+
+
+@pytest.mark.parametrize("memory", [0.0, -1.0, float("nan"), float("inf"), 1e300])
+def test_memory_is_a_positive_number_of_bytes(memory):
+    with pytest.raises(LtxError, match="memory must be a positive number of GB; got"):
+        options_of(Arguments(memory=memory))
+
+
+def test_an_unknown_generator_is_refused_with_those_that_are_known():
+    with pytest.raises(LtxError, match=f"unknown rng 'cuda'; use one of {', '.join(RNGS)}"):
+        options_of(Arguments(rng="cuda"))
+    for rng in RNGS:
+        assert options_of(Arguments(rng=rng)).rng == rng
+
+
+@pytest.mark.parametrize("crf", [-1, 52])
+def test_a_compression_that_h264_does_not_have_is_refused(crf):
+    with pytest.raises(LtxError, match=f"crf must be from 0 to 51; got {crf} - use 29, or 0 for no compression"):
+        options_of(Arguments(crf=crf))
