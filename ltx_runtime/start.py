@@ -62,7 +62,8 @@ def read_media(request: Request, planned: Plan, crf: int) -> Media:
     num_frames = planned.passes[-1].grid.num_frames
     clips = []
     for given in request.conditions:
-        frames = trimmed_frames(count_frames(given.path), given.frame, request.num_frames)
+        room = max(1, request.num_frames - given.frame)
+        frames = trimmed_frames(count_frames(given.path, room), given.frame, request.num_frames)
         check_item(frames, given.frame, num_frames)
         video = load_media(
             given.path,

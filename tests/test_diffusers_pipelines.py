@@ -122,7 +122,7 @@ def test_ltx_pipeline_is_embeddings_file_and_initial_latents_file_and_no_stg_and
 
 
 def maps_of(engines, size):
-    """What is mixed in before decoding, here not at all, and the decoder's own maps, as torch's global stream has them."""
+    """What could be mixed in before decoding, and the decoder's own maps, in the order of torch's global stream."""
     height, width, num_frames = size
     grid = {"frames": (num_frames - 1) // 8 + 1, "rows": height // 32, "columns": width // 32}
     drawn = {"decode": torch.randn(1, 8, *grid.values()).numpy()}

@@ -21,7 +21,7 @@ from ltx_export.precision import PRECISIONS
 from ltx_export.recorded import random_feeds
 from ltx_runtime.components import text_encoder
 
-PREFIXES = {"text_encoder": "", "transformer": "model.diffusion_model.", "vae_decoder": "vae."}
+PREFIXES = {"text_encoder": "", "vae_encoder": "vae.", "transformer": "model.diffusion_model.", "vae_decoder": "vae."}
 # One release of each VAE generation; the last has no STG and the width of 13B.
 RELEASES = ("0.9.0", "0.9.1", "0.9.8-13b-distilled")
 GRAPHS = [(name, component) for name in RELEASES for component in PREFIXES]
@@ -37,7 +37,7 @@ TRANSFORMER_SIZES = [
     (3, 5 * 2 * 6, 60, 5),
     (1, 6 * 5 * 3, 90, 20),
 ]
-DECODER_SIZES = [(1, 1, 2, 3), (1, 2, 3, 2), (3, 4, 1, 2), (1, 6, 2, 1), (3, 2, 5, 3)]
+VAE_SIZES = [(1, 1, 2, 3), (1, 2, 3, 2), (3, 4, 1, 2), (1, 6, 2, 1), (3, 2, 5, 3)]
 
 
 def sizes_of(component: str) -> list[dict[str, int]]:
@@ -46,7 +46,7 @@ def sizes_of(component: str) -> list[dict[str, int]]:
     if component == "transformer":
         names = ("batch", "tokens", "timesteps", "text_tokens")
         return [dict(zip(names, sizes, strict=True)) for sizes in TRANSFORMER_SIZES]
-    return [dict(zip(("batch", "frames", "rows", "columns"), sizes, strict=True)) for sizes in DECODER_SIZES]
+    return [dict(zip(("batch", "frames", "rows", "columns"), sizes, strict=True)) for sizes in VAE_SIZES]
 
 
 def module_of(release: Exported, component: str) -> torch.nn.Module:
@@ -108,6 +108,7 @@ def test_graphs_use_the_operators_of_opset_23(exported, name, component, precisi
     expected = {
         "text_encoder": {"Attention", "RMSNormalization"},
         "transformer": {"Attention", "RMSNormalization", "RotaryEmbedding"},
+        "vae_encoder": {"Conv", "Split", "Clip"},
         "vae_decoder": {"Conv"},
     }
     assert expected[component] <= used

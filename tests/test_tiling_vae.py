@@ -1,0 +1,123 @@
+"""The VAEs of every generation in tiles: one tile changes no bit, several come close to the whole.
+
+Weights are random, which spreads an error near a cut as far as can be: floors are those of docs/tiling.md.
+"""
+
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from oracles import filled, normal
+from tiny import tiny
+from weight_rule import weight
+
+from ltx_export.architecture import header_config, vae_config
+from ltx_export.encoder_architecture import encoder_config
+from ltx_export.models.vae import VaeDecoder
+from ltx_export.models.vae_encoder import VaeEncoder
+from ltx_runtime.tiling import Tiling, decode_tiled, encode_tiled
+from ltx_runtime.versions import VaeSize
+
+CHANNELS = 8
+GENERATIONS = {"A": "0.9.0", "B": "0.9.1", "C": "0.9.5"}
+EVERY_GENERATION = pytest.mark.parametrize("generation", GENERATIONS)
+# Two tiles along the axes that are long.
+CUT = {(12, 2, 3): Tiling(frames=8), (2, 12, 3): Tiling(rows=8), (2, 3, 12): Tiling(columns=8)}
+EVERY_CUT = pytest.mark.parametrize("grid", CUT, ids=["frames", "rows", "columns"])
+PSNR_FLOORS = {"frames": 19.0, "space": 25.0}  # decibels, of the worst frame
+RELATIVE_L2_CEILING = 0.2  # of the worst latent frame
+
+
+def header(generation):
+    return header_config(replace(tiny(GENERATIONS[generation]), vae_size=VaeSize(4, CHANNELS, 1)))["vae"]
+
+
+def decoder(generation, grid, seed):
+    """A small decoder as a function of windows, and its latents and noise maps cut to them."""
+    config = vae_config(header(generation))
+    module = filled(VaeDecoder(config), weight)
+    latents = normal(seed, 1, CHANNELS, *grid)
+    timestep = torch.tensor([0.05]) if config.timestep else None
+    maps = [
+        (normal(seed + block, count, scale * grid[1], scale * grid[2]), scale)
+        for block, (count, scale) in config.noise_maps().items()
+    ]
+
+    def decode(frames, rows, columns):
+        cut = [
+            values[:, scale * rows.start : scale * rows.stop, scale * columns.start : scale * columns.stop]
+            for values, scale in maps
+        ]
+        return module(latents[:, :, frames, rows, columns], timestep, *cut)[0].numpy()
+
+    return decode
+
+
+def encoder(generation):
+    module = filled(VaeEncoder(encoder_config(header(generation))), weight)
+    return lambda video: module(torch.from_numpy(video)[None])[0].numpy()
+
+
+def whole(grid):
+    return tuple(slice(0, size) for size in grid)
+
+
+def psnr(frame, wanted):
+    """Decibels, of pixels as they are shown: 0..1."""
+    shown, expected = (np.clip(one / 2 + 0.5, 0, 1) for one in (frame, wanted))
+    return -10 * np.log10(np.square(shown - expected).mean())
+
+
+@EVERY_GENERATION
+def test_one_tile_of_a_decoder_is_the_untiled_decode_bit_for_bit(generation):
+    grid = (3, 2, 3)
+    decode = decoder(generation, grid, 1)
+    expected = decode(*whole(grid)).swapaxes(0, 1)
+    for frames, rows, columns in product((None, 9), repeat=3):
+        made = list(decode_tiled(grid, decode, Tiling(frames, rows, columns)))
+        assert [frame.tobytes() for frame in made] == [frame.tobytes() for frame in expected]
+
+
+@EVERY_GENERATION
+@EVERY_CUT
+def test_every_frame_of_a_decode_in_tiles_is_close_to_the_untiled_one(generation, grid):
+    decode = decoder(generation, grid, 2)
+    expected = decode(*whole(grid)).swapaxes(0, 1)
+    made = list(decode_tiled(grid, decode, CUT[grid]))
+    ratios = [psnr(frame, wanted) for frame, wanted in zip(made, expected, strict=True)]
+    print("PSNR", generation, grid, min(ratios), np.argmin(ratios), np.median(ratios), expected.std())
+    assert min(ratios) > PSNR_FLOORS["frames" if CUT[grid].frames else "space"]
+
+
+@EVERY_GENERATION
+def test_more_overlap_brings_a_decode_in_tiles_closer(generation):
+    grid = (2, 2, 16)
+    decode = decoder(generation, grid, 3)
+    expected = decode(*whole(grid))
+    errors = []
+    for overlap in (0, 2, 4, 8):
+        made = np.stack([*decode_tiled(grid, decode, Tiling(columns=8 + overlap // 2, space_overlap=overlap))], axis=1)
+        errors.append(np.square(made - expected).mean())
+    print("overlap", generation, errors)
+    assert all(after < before / 2 for before, after in zip(errors, errors[1:], strict=False))
+
+
+@EVERY_GENERATION
+def test_one_tile_of_an_encoder_is_the_untiled_encode_bit_for_bit(generation):
+    encode, video = encoder(generation), normal(4, 3, 17, 64, 96).numpy()
+    for frames, rows, columns in product((None, 9), repeat=3):
+        made = encode_tiled(video, encode, Tiling(frames, rows, columns))
+        assert made.tobytes() == encode(video).tobytes()
+
+
+@EVERY_GENERATION
+@EVERY_CUT
+def test_latents_of_a_clip_in_tiles_are_close_to_the_untiled_ones(generation, grid):
+    encode = encoder(generation)
+    video = normal(5, 3, 8 * grid[0] - 7, 32 * grid[1], 32 * grid[2]).numpy()
+    made, expected = encode_tiled(video, encode, CUT[grid]), encode(video)
+    lengths = [np.sqrt(np.square(one[:CHANNELS]).sum((0, 2, 3))) for one in (made - expected, expected)]
+    print("encoder", generation, grid, lengths[0] / lengths[1])
+    assert (lengths[0] / lengths[1]).max() < RELATIVE_L2_CEILING
