@@ -1,8 +1,10 @@
 # One target = one command you could have typed. VERSION names a release or demo.
 VERSION ?= demo
-# A file or folder of weights, and a T5 (a file, a folder, or what to download: bf16, Q8_0, Q5_K_M, ...).
+# A file or folder of weights, a T5 (a file, a folder, or what to download: bf16, Q8_0, Q5_K_M, ...), and a spatial
+# upscaler that is not beside the weights.
 WEIGHTS ?=
 T5 ?=
+UPSCALER ?=
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -19,13 +21,15 @@ $(VENV)/.ready: pyproject.toml
 
 # Checkpoint -> engines/VERSION. What weights/VERSION/ lacks is downloaded; the demo's weights are random and made here.
 T5_PATH := $(if $(findstring /,$(T5))$(findstring .,$(T5))$(wildcard $(T5)),$(T5))
-engines: setup $(if $(filter demo,$(VERSION)),weights/demo/demo.safetensors)
+engines: setup $(if $(filter demo,$(VERSION)),weights/demo/demo-spatial-upscaler.safetensors)
 ifeq ($(WEIGHTS)$(filter demo,$(VERSION)),)
 	$(BIN)/ltx-export download $(VERSION) --missing $(if $(T5_PATH),--t5 none,$(if $(T5),--t5 $(T5)))
 endif
-	$(BIN)/ltx-export onnx $(VERSION) $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(T5_PATH)$(and $(WEIGHTS),$(T5)),--t5 "$(T5)")
+	$(BIN)/ltx-export onnx $(VERSION) $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(T5_PATH)$(and $(WEIGHTS),$(T5)),--t5 "$(T5)") \
+		$(if $(UPSCALER),--upscaler "$(UPSCALER)")
 
-weights/demo/demo.safetensors: | setup
+# Written behind the checkpoint.
+weights/demo/demo-spatial-upscaler.safetensors: | setup
 	$(BIN)/ltx-export random-weights demo
 
 # Engines for GeForce RTX GPUs; needs no GPU.

@@ -151,6 +151,8 @@ def plan(
     grids = [grid]
     if len(ones) > 1:
         first = grid_of(*first_pass_size(height, width, version.first_pass_scale), num_frames)
+        if first.tokens < 2:  # one latent has no deviation to keep
+            raise LtxError(f"{width}x{height} is too small for two passes - use 96x64 or more, or --single-pass")
         grids = [first, Grid(first.frames, 2 * first.rows, 2 * first.columns)]
     passes = []
     for one, of_pass in zip(ones, grids, strict=True):

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise, product
+from itertools import pairwise, product, starmap
 
 import numpy as np
 from numpy.typing import NDArray
@@ -225,9 +225,15 @@ def activation_bytes(frames: int, rows: int, columns: int, *, bytes_per_pixel: f
 
 
 def peak_bytes(
-    frames: int, rows: int, columns: int, tiling: Tiling, *, bytes_per_pixel: float = BYTES_PER_PIXEL
+    frames: int,
+    rows: int,
+    columns: int,
+    tiling: Tiling,
+    *,
+    encoding: bool = False,
+    bytes_per_pixel: float = BYTES_PER_PIXEL,
 ) -> int:
-    """Estimated memory of `decode_tiled`: one window's activations, and the frames held beside them."""
+    """Estimated memory of a grid in tiles: one window's activations and, of a decode, the frames held beside them."""
     tile_frames = min(tiling.frames or frames, frames)
     tile_rows = min(tiling.rows or rows, rows)
     tile_columns = min(tiling.columns or columns, columns)
@@ -239,34 +245,41 @@ def peak_bytes(
     if tile_frames < frames:
         held += TEMPORAL_SCALE * tiling.frame_overlap // 2 * _num_pixels(1, rows, columns)
     window = activation_bytes(tile_frames, tile_rows, tile_columns, bytes_per_pixel=bytes_per_pixel)
-    return window + _RGB * _BYTES_OF_VALUES * held
+    return window if encoding else window + _RGB * _BYTES_OF_VALUES * held
 
 
 def tiling_for(
-    frames: int, rows: int, columns: int, budget_bytes: float, *, bytes_per_pixel: float = BYTES_PER_PIXEL
+    frames: int,
+    rows: int,
+    columns: int,
+    budget_bytes: float,
+    *,
+    encoding: bool = False,
+    bytes_per_pixel: float = BYTES_PER_PIXEL,
 ) -> Tiling | None:
-    """The tiling that decodes a grid within a budget and does the least twice; None if it needs no tiles.
+    """The tiling within a budget that does the least twice; None if a grid needs no tiles.
+
+    Encoding cuts time only where nothing else helps: what an encoder saw long ago still counts.
 
     Raises:
         LtxError: the smallest tiles need more.
     """
-    sizes = (
-        _tile_sizes(frames, _FRAME_OVERLAP),
-        _tile_sizes(rows, _SPACE_OVERLAP),
-        _tile_sizes(columns, _SPACE_OVERLAP),
-    )
-    peaks = {
-        tiling: peak_bytes(frames, rows, columns, tiling, bytes_per_pixel=bytes_per_pixel)
-        for tiling in (Tiling(*one) for one in product(*sizes))
-    }
+    overlaps = (_FRAME_OVERLAP, _SPACE_OVERLAP, _SPACE_OVERLAP)
+    sizes = [_tile_sizes(size, overlap) for size, overlap in zip((frames, rows, columns), overlaps, strict=True)]
+    cost = {"encoding": encoding, "bytes_per_pixel": bytes_per_pixel}
+    peaks = {tiling: peak_bytes(frames, rows, columns, tiling, **cost) for tiling in starmap(Tiling, product(*sizes))}
     fitting = [tiling for tiling, peak in peaks.items() if peak <= budget_bytes]
     if not fitting:
-        least = math.ceil(min(peaks.values()) / 1e8) / 10
         raise LtxError(
             f"{TEMPORAL_SCALE * frames - _LEAD} frames of {SPATIAL_SCALE * rows}x{SPATIAL_SCALE * columns} take "
-            f"{least:.1f} GB even in the smallest tiles; got {budget_bytes / 1e9:.2f} GB - allow more or make less"
+            f"{math.ceil(min(peaks.values()) / 1e8) / 10:.1f} GB even in the smallest tiles; "
+            f"got {budget_bytes / 1e9:.2f} GB - allow more or make less"
         )
-    best = min(fitting, key=partial(_decoded_pixels, frames, rows, columns))
+
+    def price(tiling: Tiling) -> tuple[bool, int]:
+        return encoding and tiling.frames is not None, _tiled_pixels(frames, rows, columns, tiling)
+
+    best = min(fitting, key=price)
     return None if best == Tiling() else best
 
 
@@ -277,7 +290,7 @@ def _tile_sizes(size: int, overlap: int) -> list[int | None]:
     return [None, *(tile for tile in sorted(sizes) if smallest <= tile < size)]
 
 
-def _decoded_pixels(frames: int, rows: int, columns: int, tiling: Tiling) -> int:
+def _tiled_pixels(frames: int, rows: int, columns: int, tiling: Tiling) -> int:
     """How many pixels all tiles have together."""
     along_frames = _spans(frames, tiling.frames, tiling.frame_overlap)
     along_rows = _spans(rows, tiling.rows, tiling.space_overlap)

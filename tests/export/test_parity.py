@@ -13,25 +13,40 @@ from torch_networks import networks_of
 
 from ltx_export.architecture import header_config, transformer_config, vae_config
 from ltx_export.checkpoint import StoredTensor, open_safetensors
+from ltx_export.encoder_architecture import encoder_config
 from ltx_export.keys import Part, part_of
 from ltx_export.models.dit import Transformer
 from ltx_export.models.t5 import TextEncoder
 from ltx_export.models.vae import VaeDecoder
+from ltx_export.models.vae_encoder import VaeEncoder
 from ltx_export.networks import t5_config
 from ltx_export.onnx_from_torch import build_empty
 from ltx_export.parity import check_parity, stream_weights
 from ltx_export.random_weights import write_random_weights
 from ltx_export.recorded import LIMIT, SIZES, random_feeds, relative_l2
-from ltx_runtime.components import COMPONENT_NAMES, check_feeds, text_encoder, transformer, vae_decoder
+from ltx_runtime.components import (
+    COMPONENT_NAMES,
+    OPTIONAL,
+    check_feeds,
+    text_encoder,
+    transformer,
+    upsampler,
+    vae_decoder,
+    vae_encoder,
+)
 from ltx_runtime.errors import LtxError
 
 COMPONENTS = (
     text_encoder(32),
+    vae_encoder(8),
+    upsampler(8),
     transformer(8, 32),
     transformer(8, 32, stg_layers=2),
     vae_decoder(8, timestep=False),
     vae_decoder(8, timestep=True, noise_maps={2: (2, 2)}),
 )
+# Of every release; an upsampler is a file of its own.
+NETWORKS = [name for name in COMPONENT_NAMES if name not in OPTIONAL or name == "vae_encoder"]
 EVERY_COMPONENT = pytest.mark.parametrize("component", COMPONENTS, ids=lambda c: f"{c.name}_{len(c.inputs)}")
 EVERY_SIZE = pytest.mark.parametrize("sizes", SIZES, ids=["one_timestep", "timestep_per_token"])
 
@@ -92,6 +107,7 @@ def network_and_tensors(release: Exported, component: str) -> tuple[Callable[[],
     makers: dict[str, tuple[Part, Callable[[], nn.Module]]] = {
         "text_encoder": ("text_encoder", lambda: TextEncoder(t5_config(tensors))),
         "transformer": ("transformer", lambda: Transformer(transformer_config(header["transformer"]))),
+        "vae_encoder": ("vae", lambda: VaeEncoder(encoder_config(header["vae"]))),
         "vae_decoder": ("vae", lambda: VaeDecoder(vae_config(header["vae"]))),
     }
     part, make = makers[component]
@@ -101,7 +117,7 @@ def network_and_tensors(release: Exported, component: str) -> tuple[Callable[[],
     return make, tensors
 
 
-@pytest.mark.parametrize("component", COMPONENT_NAMES)
+@pytest.mark.parametrize("component", NETWORKS)
 def test_a_streamed_module_computes_what_the_loaded_one_does_every_time(exported, component):
     release = exported("0.9.1")
     make, tensors = network_and_tensors(release, component)
@@ -120,7 +136,7 @@ def bytes_held(layers: list[nn.Module]) -> int:
     return sum({storage.data_ptr(): storage.nbytes() for storage in held}.values())
 
 
-@pytest.mark.parametrize("component", ["text_encoder", "vae_decoder"])
+@pytest.mark.parametrize("component", ["text_encoder", "vae_encoder", "vae_decoder"])
 def test_streaming_holds_no_more_than_the_largest_layer(exported, component):
     release = exported("0.9.1")
     make, tensors = network_and_tensors(release, component)
@@ -179,7 +195,7 @@ def test_the_right_weights_are_found_equal_at_both_shapes_every_time(exported):
     assert max(again.relative_l2) <= RELATIVE_L2
 
 
-@pytest.mark.parametrize("component", COMPONENT_NAMES)
+@pytest.mark.parametrize("component", NETWORKS)
 def test_a_graph_over_other_weights_than_its_module_is_refused(exported, tmp_path, component):
     release = exported("0.9.0")
     write_random_weights(release.version, tmp_path, seed=1)

@@ -85,6 +85,17 @@ def test_any_size_is_made_with_padding(run, engines):
     assert probe("c.mp4")[:3] == (102, 70, 12)
 
 
+@pytest.mark.parametrize("output", ["clip.webm", "clip.gif", "clip.png"])
+def test_an_odd_size_is_made_in_formats_that_can_store_it(run, engines, output):
+    engines(DEMO)
+    size = ("--height", "71", "--width", "103", "--num-frames", "10", "--pad")
+    assert run(*PROMPT, *size, "--output", output)[0] == 0
+    if output == "clip.png":
+        assert pictures("clip").shape == (10, 71, 103, 3)
+    else:
+        assert probe(output)[:2] == (103, 71)
+
+
 def test_an_image_a_clip_and_a_clip_to_make_over_are_read_from_files(run, engines):
     engines(SINGLE)
     Image.new("RGB", (200, 100), (200, 40, 10)).save("red.png")

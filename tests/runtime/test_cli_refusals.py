@@ -100,6 +100,10 @@ BAD_REQUESTS = [
     ((*PROMPT, "--save-noise", "missing/x.safetensors"), "cannot write missing/x.safetensors"),
     ((*PROMPT, "--save-embeddings", "missing/x.safetensors"), "cannot write missing/x.safetensors"),
     ((*PROMPT, "--save-latents", "engines"), "cannot write engines"),
+    ((*PROMPT, "--save-noise", ""), "save-noise"),
+    (("--prompt", "a \udcff cat"), "prompt"),
+    ((*PROMPT, "--height", "71", "--pad", "--output", "clip.mp4"), ".mp4"),
+    ((*PROMPT, "--width", "71", "--pad"), ".mp4"),
 ]
 
 
