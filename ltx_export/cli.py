@@ -117,7 +117,7 @@ def download(
         bool, typer.Option("--temporal-upscaler", help="The temporal upscaler too, for twice the frame rate.")
     ] = False,
 ) -> None:
-    """Fetch a version's checkpoint, T5 and tokenizer from the hub; what is there is not fetched again."""
+    """Fetch a version's checkpoint, upscaler, T5 and tokenizer from the hub; what is there is not fetched again."""
     release = find_version(version)
     _need("huggingface_hub")
     from ltx_export.download import download as fetch

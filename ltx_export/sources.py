@@ -1,7 +1,8 @@
 """What the user points at -> the files of every network, and what they say about themselves. No torch.
 
-A weights folder holds an official single file, a diffusers layout, or a GGUF transformer, each beside a T5 and its
-tokenizer; every one of them can be named on its own instead. A transformer alone has its VAE beside it.
+A weights folder holds an official single file, a diffusers layout, or a GGUF transformer, each beside a T5, its
+tokenizer, and upscalers if there are any; every one of them can be named on its own instead. A transformer alone has
+its VAE beside it.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ app.command()(command_of(_run))
 
 def _make(typed: Arguments, folder: Path) -> None:
     """From a request to a file; with --plan, only the plan."""
-    from ltx_runtime import asked, manifest, media, pipeline, plan, plan_lines, versions, video
+    from ltx_runtime import asked, manifest, media, pipeline, plan, plan_lines, start, versions, video
 
     seed = secrets.randbits(32) if typed.seed is None else typed.seed
     found = manifest.read_manifest(folder)
@@ -54,7 +54,8 @@ def _make(typed: Arguments, folder: Path) -> None:
     options = asked.options_of(typed)
     planned = plan.plan(request, release, found.schedule, found.allowed_sigmas)
     if typed.plan or typed.json:
-        print(plan_lines.told(planned, request, options, found, as_json=typed.json))
+        frames = start.frames_of(request, planned)
+        print(plan_lines.told(planned, request, options, found, frames, as_json=typed.json))
         return
     output = _output_of(typed, typed.prompt or "video", seed)
     target = video.target_of(output)
@@ -121,7 +122,7 @@ def _progress_into(seconds: dict[str, float]) -> ProgressOf:
     @contextmanager
     def stage(name: str, total: int) -> Iterator[Progress]:
         columns = (
-            TextColumn("{task.description:8}"),
+            TextColumn("{task.description:10}"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),

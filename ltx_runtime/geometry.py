@@ -13,6 +13,7 @@ from ltx_runtime.errors import LtxError
 
 SPATIAL_SCALE = 32
 TEMPORAL_SCALE = 8
+_LEAST_FPS, _MOST_FPS = 0.01, 10_000.0
 
 
 @dataclass(frozen=True)
@@ -128,9 +129,11 @@ def coords_of(grid: Grid, fps: float, *, causal: bool, first_frame: int = 0) -> 
 
 
 def check_fps(fps: float) -> None:
-    """Raises LtxError unless fps is a positive finite number."""
+    """Raises LtxError unless fps is a positive number whose seconds float32 can tell apart."""
     if not (math.isfinite(fps) and fps > 0):
         raise LtxError(f"fps must be a positive number; got {fps:g} - use 24, 25 or 30")
+    if not _LEAST_FPS <= fps <= _MOST_FPS:
+        raise LtxError(f"fps must be from {_LEAST_FPS:g} to {_MOST_FPS:g}; got {fps:g} - use 24, 25 or 30")
 
 
 def tokens_of(latents: NDArray[np.float32]) -> NDArray[np.float32]:

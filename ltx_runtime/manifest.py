@@ -175,7 +175,7 @@ def read_manifest(folder: Path) -> Manifest:
         for name in named:
             _refuse_outside(name)
             manifest.files[name]
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise LtxError(f"{path} is damaged ({error}) - {export_command(folder.name)}") from None
     return manifest
 

@@ -5,7 +5,7 @@ Numbers are those of the official inference presets (Lightricks/LTX-Video, `conf
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 # What a skipped layer gives: as self-attention each token's own value or its own input, or the whole block its input.
@@ -70,6 +70,14 @@ class Pass:
     @property
     def uses_stg(self) -> bool:
         return any(guidance.uses_stg for guidance in self.guidance)
+
+
+def as_one(passes: tuple[Pass, ...]) -> Pass:
+    """All noise levels of two passes in one, with the guidance of the first: for a single pass at full size."""
+    first, last = passes[0], passes[-1]
+    rest = tuple(sigma for sigma in last.sigmas if sigma < first.sigmas[-1]) if first.sigmas else ()
+    sigmas = first.sigmas + rest
+    return replace(first, steps=len(sigmas) or first.steps, sigmas=sigmas, skip_final_steps=0, tone_map=last.tone_map)
 
 
 _NO_GUIDANCE = (Guidance(),)

@@ -5,7 +5,6 @@ Knows nothing of sessions and reads no files.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,14 @@ from ltx_runtime.errors import LtxError
 from ltx_runtime.geometry import Grid, Padding, check_fps, first_pass_size, grid_of, padded_size, padding_of
 from ltx_runtime.guidance import guidance_at
 from ltx_runtime.noise import check_seed
-from ltx_runtime.passes import STG_MODES, Guidance, Pass, Schedule, StgMode
+from ltx_runtime.passes import STG_MODES, Guidance, Pass, Schedule, StgMode, as_one
 from ltx_runtime.saved_latents import Ending
 from ltx_runtime.schedule import Sigmas, check_allowed, sigmas_of
 from ltx_runtime.versions import Version
 
 IMAGE_NOISE_SCALE = 0.15
+_LARGEST_SCALE = 100.0
+_STG_BLOCK = 19  # of the official presets
 _RESIDUAL = "stg_r"
 _STG_NAMES: dict[str, StgMode] = {
     "stg_av": "attention_values",
@@ -143,28 +144,21 @@ def plan(
     check_fps(request.fps)
     check_seed(request.seed)
     _check_choices(request)
-    height, width, num_frames = request.height, request.width, request.num_frames
-    if request.pad:
-        height, width, num_frames = padded_size(height, width, num_frames)
-    grid = grid_of(height, width, num_frames)
+    size = request.height, request.width, request.num_frames
+    height, width, num_frames = padded_size(*size) if request.pad else size
     ones = _passes_of(request, version)
-    grids = [grid]
-    if len(ones) > 1:
-        first = grid_of(*first_pass_size(height, width, version.first_pass_scale), num_frames)
-        if first.tokens < 2:  # one latent has no deviation to keep
-            raise LtxError(f"{width}x{height} is too small for two passes - use 96x64 or more, or --single-pass")
-        grids = [first, Grid(first.frames, 2 * first.rows, 2 * first.columns)]
+    grids = _grids_of(grid_of(height, width, num_frames), len(ones), version)
     passes = []
     for one, of_pass in zip(ones, grids, strict=True):
         sigmas = sigmas_of(schedule or version.schedule, one, of_pass.tokens)
         check_allowed(sigmas, version.allowed_sigmas if allowed_sigmas is None else allowed_sigmas)
-        steps = tuple(_overridden(guidance_at(float(sigma), one.guidance), request, version) for sigma in sigmas)
-        if request.stg_scale and not any(step.skip_blocks for step in steps):
-            raise LtxError("stg-scale needs blocks to skip, of which this version has none - add --skip-blocks 19")
         stochastic = one.stochastic if request.stochastic is None else request.stochastic
-        passes.append(PassPlan(of_pass, sigmas, steps, stochastic))
+        passes.append(PassPlan(of_pass, sigmas, _guidance_of(one, sigmas, request, version), stochastic))
     if request.video is not None and passes[0].sigmas[0] >= 1:
-        raise LtxError("a video to start from needs noise levels below 1 - use a smaller --strength")
+        raise LtxError(
+            "a video to start from needs noise levels below 1 - "
+            "use a smaller --strength, a larger --skip-initial-steps or more --steps"
+        )
     padding = padding_of(request.height, request.width, height, width)
     return Plan(
         passes=tuple(passes),
@@ -175,6 +169,16 @@ def plan(
         temporal_upscale=request.temporal_upscale,
         ending=_ending(request, version, (height, width), padding, ones[-1]),
     )
+
+
+def _grids_of(whole: Grid, passes: int, version: Version) -> list[Grid]:
+    """The grid of each pass: of two, the first is smaller and the second twice as large as that."""
+    if passes == 1:
+        return [whole]
+    first = grid_of(*first_pass_size(whole.height, whole.width, version.first_pass_scale), whole.num_frames)
+    if first.tokens == 1:  # the deviation of a single cell, which AdaIN matches, is no number
+        raise LtxError(f"one frame of {whole.width}x{whole.height} is too small for two passes - add --single-pass")
+    return [first, Grid(first.frames, 2 * first.rows, 2 * first.columns)]
 
 
 def _ending(request: Request, version: Version, size: tuple[int, int], padding: Padding, last: Pass) -> Ending:
@@ -195,9 +199,9 @@ def _ending(request: Request, version: Version, size: tuple[int, int], padding: 
 
 def _check_choices(request: Request) -> None:
     """Raises LtxError if a number or a name cannot be used with any version."""
-    for name, value, smallest, largest, advice in (
-        ("guidance-scale", request.guidance_scale, 1.0, math.inf, "use 3, or 1 to turn it off"),
-        ("stg-scale", request.stg_scale, 0.0, math.inf, "use 1, or 0 to turn it off"),
+    for name, value, least, most, advice in (
+        ("guidance-scale", request.guidance_scale, 1.0, _LARGEST_SCALE, "use 3, or 1 to turn it off"),
+        ("stg-scale", request.stg_scale, 0.0, _LARGEST_SCALE, "use 1, or 0 to turn it off"),
         ("rescaling-scale", request.rescaling_scale, 0.0, 1.0, "use 0.7, or 1 to turn it off"),
         ("image-cond-noise-scale", request.image_noise_scale, 0.0, 1.0, "use 0.15"),
         ("decode-timestep", request.decode_timestep, 0.0, 1.0, "use 0.05"),
@@ -205,9 +209,9 @@ def _check_choices(request: Request) -> None:
         ("tone-map-compression-ratio", request.tone_map, 0.0, 1.0, "use 0.6, or 0 for none"),
         ("strength", request.strength, 0.0, 1.0, "use 0.6"),
     ):
-        if value is not None and not (math.isfinite(value) and smallest <= value <= largest):
-            upper = "" if largest == math.inf else f" and at most {largest:g}"
-            raise LtxError(f"{name} must be at least {smallest:g}{upper}; got {value:g} - {advice}")
+        if value is not None and not least <= value <= most:
+            upper = f" and at most {most:g}" if most == 1 or value > most else ""
+            raise LtxError(f"{name} must be at least {least:g}{upper}; got {value:g} - {advice}")
     if request.stg_mode in (_RESIDUAL, "residual"):
         raise LtxError(
             "stg-mode residual does nothing: it skips a connection that LTX-Video's attention does not have - "
@@ -219,14 +223,14 @@ def _check_choices(request: Request) -> None:
 
 def _passes_of(request: Request, version: Version) -> list[Pass]:
     """The version's passes with the request's own steps in the first."""
-    ones = list(version.passes[:1] if request.single_pass else version.passes)
+    ones = [as_one(version.passes)] if request.single_pass else [*version.passes]
     first = ones[0]
     if request.timesteps:
         if request.steps not in (None, len(request.timesteps)):
             raise LtxError(
                 f"{len(request.timesteps)} timesteps are not {request.steps} steps - leave --steps or --timesteps out"
             )
-        first = replace(first, sigmas=request.timesteps)
+        first = replace(first, sigmas=request.timesteps, skip_initial_steps=0, skip_final_steps=0)
     elif request.steps is not None and first.sigmas and request.steps != len(first.sigmas):
         raise LtxError(
             f"this version is distilled to a fixed list of {len(first.sigmas)} steps; got {request.steps} - "
@@ -239,7 +243,8 @@ def _passes_of(request: Request, version: Version) -> list[Pass]:
     if request.video is not None:
         first = _started(first, request, len(ones))
     elif request.skip_initial_steps or request.strength is not None:
-        raise LtxError("skipping initial steps needs a video to start from - add --video, or leave it out")
+        what = "skipping initial steps" if request.strength is None else "strength"
+        raise LtxError(f"{what} needs a video to start from - add --video, or leave it out")
     return [first, *ones[1:]]
 
 
@@ -251,26 +256,29 @@ def _started(first: Pass, request: Request, passes: int) -> Pass:
         if request.strength is not None:
             raise LtxError("strength and skip-initial-steps say the same - leave one of them out")
         return _cut(first, initial=request.skip_initial_steps)
+    if request.timesteps and request.strength is None:
+        return first
     strength = 0.6 if request.strength is None else request.strength
     steps = len(first.sigmas) or first.steps
-    return _cut(first, initial=steps - max(1, int(steps * strength)))
+    return _cut(first, initial=max(0, steps - max(first.skip_final_steps + 1, int(steps * strength))))
 
 
 def _cut(one: Pass, *, initial: int | None = None, final: int | None = None) -> Pass:
     """The pass with so many steps skipped at its ends, whether they are listed or counted; None leaves an end."""
-    if not one.sigmas:
-        initial = one.skip_initial_steps if initial is None else initial
-        return replace(
-            one, skip_initial_steps=initial, skip_final_steps=one.skip_final_steps if final is None else final
-        )
-    initial, final = initial or 0, final or 0
-    if min(initial, final) < 0 or initial + final >= len(one.sigmas):
-        raise LtxError(f"cannot skip {initial + final} of {len(one.sigmas)} steps - skip fewer")
-    return replace(one, sigmas=one.sigmas[initial : len(one.sigmas) - final])
+    initial = one.skip_initial_steps if initial is None else initial
+    final = one.skip_final_steps if final is None else final
+    if min(initial, final) < 0:
+        raise LtxError(f"steps to skip cannot be negative; got {min(initial, final)} - use 0")
+    steps = len(one.sigmas) or one.steps
+    if initial + final >= steps > 0:
+        raise LtxError(f"cannot skip {initial + final} of {steps} steps - skip fewer")
+    if one.sigmas:
+        return replace(one, sigmas=one.sigmas[initial : steps - final])
+    return replace(one, skip_initial_steps=initial, skip_final_steps=final)
 
 
-def _overridden(guidance: Guidance, request: Request, version: Version) -> Guidance:
-    """A step's guidance with what the request asks for in place of the version's own."""
+def _guidance_of(one: Pass, sigmas: Sigmas, request: Request, version: Version) -> tuple[Guidance, ...]:
+    """Of every step, with what the request asks for in place of the version's own."""
     changes: dict[str, Any] = {
         "cfg_scale": request.guidance_scale,
         "stg_scale": request.stg_scale,
@@ -278,9 +286,13 @@ def _overridden(guidance: Guidance, request: Request, version: Version) -> Guida
         "skip_blocks": request.skip_blocks,
         "cfg_star": request.cfg_star,
     }
-    changed = replace(guidance, **{name: value for name, value in changes.items() if value is not None})
-    layers = version.transformer.layers
-    outside = [block for block in changed.skip_blocks if not 0 <= block < layers]
-    if outside and changed.uses_stg:
-        raise LtxError(f"skip-blocks must be from 0 to {layers - 1}; got {outside[0]} - use 19")
-    return changed
+    asked = {name: value for name, value in changes.items() if value is not None}
+    steps = tuple(replace(guidance_at(float(sigma), one.guidance), **asked) for sigma in sigmas)
+    last = version.transformer.layers - 1
+    usual = min(_STG_BLOCK, last)
+    for block in (block for step in steps if step.uses_stg for block in step.skip_blocks):
+        if not 0 <= block <= last:
+            raise LtxError(f"skip-blocks must be from 0 to {last}; got {block} - use {usual}")
+    if request.stg_scale and not any(step.skip_blocks for step in steps):
+        raise LtxError(f"stg-scale needs blocks to skip, and a pass has none - add --skip-blocks {usual}")
+    return steps

@@ -3,34 +3,43 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from itertools import groupby
+from collections.abc import Iterator, Sequence
+from itertools import groupby, zip_longest
 from typing import Any
 
-from ltx_runtime.manifest import Manifest
-from ltx_runtime.passes import Guidance
+from ltx_runtime.errors import LtxError
+from ltx_runtime.manifest import Manifest, export_command
 from ltx_runtime.options import Options
+from ltx_runtime.passes import Guidance
 from ltx_runtime.pipeline import needed
 from ltx_runtime.plan import PassPlan, Plan, Request
-from ltx_runtime.tiling import Tiling, peak_bytes
+from ltx_runtime.tiling import peak_bytes
 from ltx_runtime.versions import TransformerSize, find_version
 
 _FLOAT_BYTES = 4
+_SMALL_BYTES = 100_000_000
 _WIDE = 12  # tensors of a block, the feed-forward's four times as wide one among them, that live at once
 
 
-def told(planned: Plan, request: Request, options: Options, manifest: Manifest, *, as_json: bool) -> str:
-    """The plan as lines, or as JSON."""
-    described = describe(planned, request, options, manifest)
+def told(
+    planned: Plan, request: Request, options: Options, manifest: Manifest, frames: Sequence[int] = (), *, as_json: bool
+) -> str:
+    """The plan as lines, or as JSON; `frames` are those used of each image and clip."""
+    described = describe(planned, request, options, manifest, frames)
     return json.dumps(described, indent=1) if as_json else "\n".join(_lines(described))
 
 
-def describe(planned: Plan, request: Request, options: Options, manifest: Manifest) -> dict[str, Any]:
+def describe(
+    planned: Plan, request: Request, options: Options, manifest: Manifest, frames: Sequence[int] = ()
+) -> dict[str, Any]:
     """The plan as plain data: what comes out, every step of every pass, what is decoded how, and memory in bytes."""
-    size = find_version(manifest.version).transformer
     last = planned.passes[-1].grid
-    frames = 2 * last.frames - 1 if planned.temporal_upscale else last.frames
-    tiling = options.tiling(frames, last.rows, last.columns)
+    decoded = 2 * last.frames - 1 if planned.temporal_upscale else last.frames
+    whole = [decoded, last.rows, last.columns]
+    tiling = options.tiling(*whole)
+    tiles = [
+        min(tile or size, size) for tile, size in zip((tiling.frames, tiling.rows, tiling.columns), whole, strict=True)
+    ]
     names = needed(planned, request, options)
     return {
         "version": manifest.version,
@@ -42,12 +51,18 @@ def describe(planned: Plan, request: Request, options: Options, manifest: Manife
             "fps": planned.ending.fps,
         },
         "components": {name: _weights_bytes(manifest, name) for name in names},
-        "given": [{"file": str(one.path), "frame": one.frame, "strength": one.strength} for one in request.conditions],
+        "given": [
+            {"file": str(one.path), "frame": one.frame, "frames": count, "strength": one.strength}
+            for one, count in zip_longest(request.conditions, frames)
+        ],
         "video": None if request.video is None else str(request.video),
-        "passes": [_pass(one, size, options) for one in planned.passes],
+        "passes": [
+            _pass(one, find_version(manifest.version).transformer, options, _added_frames(request, frames))
+            for one in planned.passes
+        ],
         "decode": {
-            "tiles": None if tiling == Tiling() else [tiling.frames, tiling.rows, tiling.columns],
-            "activation_bytes": peak_bytes(frames, last.rows, last.columns, tiling),
+            "tiles": None if tiles == whole else tiles,
+            "activation_bytes": peak_bytes(decoded, last.rows, last.columns, tiling),
             "tone_map": planned.ending.tone_map,
         },
     }
@@ -55,21 +70,30 @@ def describe(planned: Plan, request: Request, options: Options, manifest: Manife
 
 def _weights_bytes(manifest: Manifest, name: str) -> int:
     """Of the files that a component's graphs point into; networks of one checkpoint share them."""
+    if name not in manifest.components:
+        raise LtxError(f"this version has no {name} - {export_command(manifest.version)}")
     return sum(manifest.files[file].size_bytes for file in manifest.components[name].weights if file in manifest.files)
 
 
-def _pass(one: PassPlan, size: TransformerSize, options: Options) -> dict[str, Any]:
+def _added_frames(request: Request, frames: Sequence[int]) -> int:
+    """Latent frames that stand beside the video's own: an image's, or the first two of a clip, later than frame 0."""
+    return sum(min(count, 2) for one, count in zip(request.conditions, frames, strict=False) if one.frame)
+
+
+def _pass(one: PassPlan, size: TransformerSize, options: Options, added_frames: int) -> dict[str, Any]:
     steps = [_step(float(sigma), guidance) for sigma, guidance in zip(one.sigmas, one.guidance, strict=True)]
     rows = 1 if options.low_memory else max(step["forwards"] for step in steps)
+    extra = added_frames * one.grid.rows * one.grid.columns
     return {
         "width": one.grid.width,
         "height": one.grid.height,
         "frames": one.grid.num_frames,
         "tokens": one.grid.tokens,
+        "extra_tokens": extra,
         "stochastic": one.stochastic,
         "steps": steps,
         "forwards": sum(step["forwards"] for step in steps),
-        "activation_bytes": rows * _transformer_bytes(one.grid.tokens, size),
+        "activation_bytes": rows * _transformer_bytes(one.grid.tokens + extra, size),
     }
 
 
@@ -102,7 +126,7 @@ def _lines(described: dict[str, Any]) -> Iterator[str]:
         yield f"made over: {described['video']}"
     for number, one in enumerate(described["passes"], start=1):
         yield (
-            f"pass {number}: {one['width']}x{one['height']}, {one['tokens']} tokens, {len(one['steps'])} "
+            f"pass {number}: {one['width']}x{one['height']}, {one['tokens']}{_added(one)} tokens, {len(one['steps'])} "
             f"{'stochastic ' if one['stochastic'] else ''}steps, {one['forwards']} forwards, about "
             f"{_gigabytes(one['activation_bytes'])} of activations"
         )
@@ -139,5 +163,9 @@ def _guidance_words(step: dict[str, Any]) -> str:
     return f"{', '.join(words) or 'no guidance'}; {step['forwards']} forward{'s' if step['forwards'] > 1 else ''}"
 
 
+def _added(one: dict[str, Any]) -> str:
+    return f" + {one['extra_tokens']}" if one["extra_tokens"] else ""
+
+
 def _gigabytes(size_bytes: int) -> str:
-    return f"{size_bytes / 1e9:.2f} GB"
+    return f"{size_bytes / 1e9:.2f} GB" if size_bytes >= _SMALL_BYTES else f"{size_bytes / 1e6:.1f} MB"

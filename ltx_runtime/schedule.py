@@ -46,7 +46,7 @@ def sd3_shift(sigmas: Sigmas, tokens: int) -> Sigmas:
     """Moves sigmas towards noise for longer videos: mu is linear in the token count and not clamped."""
     (low, mu_low), (high, mu_high) = _SD3_SHIFTS
     mu = mu_low + (mu_high - mu_low) / (high - low) * (tokens - low)
-    shifted: NDArray[np.float64] = math.exp(mu) / (math.exp(mu) + (1.0 / sigmas.astype(np.float64) - 1.0))
+    shifted: NDArray[np.float64] = 1.0 / (1.0 + math.exp(-mu) * (1.0 / sigmas.astype(np.float64) - 1.0))
     return shifted.astype(np.float32)
 
 
@@ -73,7 +73,7 @@ def sigmas_of(schedule: Schedule, one: Pass, tokens: int) -> Sigmas:
     """
     if one.sigmas:
         sigmas = np.array(one.sigmas, np.float32)
-        if not (np.isfinite(sigmas).all() and sigmas[-1] > 0 and sigmas[0] <= 1 and (np.diff(sigmas) < 0).all()):
+        if not (np.isfinite(sigmas).all() and sigmas[-1] > 0 and sigmas[0] <= 1 and _fall(sigmas)):
             given = ", ".join(f"{sigma:g}" for sigma in one.sigmas)
             raise LtxError(f"timesteps must descend from at most 1 and stay above 0; got {given} - leave 0 out")
         return sigmas
@@ -89,7 +89,17 @@ def sigmas_of(schedule: Schedule, one: Pass, tokens: int) -> Sigmas:
         sigmas = SHIFTS[schedule.shifting](sigmas, tokens)
         if schedule.target_shift_terminal is not None:
             sigmas = stretch_to_terminal(sigmas, schedule.target_shift_terminal)
+    if not _fall(sigmas):
+        raise LtxError(
+            f"{one.steps} noise levels for {tokens} tokens are too close to each other - "
+            "ask for a smaller size, fewer frames or fewer steps"
+        )
     return sigmas[one.skip_initial_steps : one.steps - one.skip_final_steps]
+
+
+def _fall(sigmas: Sigmas) -> bool:
+    """Whether each is so far below the one before that `next_sigmas` tells them apart."""
+    return bool((np.diff(sigmas) < -_TIMESTEP_EPSILON).all())
 
 
 def check_allowed(sigmas: Sigmas, allowed: Sequence[float]) -> None:

@@ -53,6 +53,21 @@ class Encoded:
     whole: Posterior | None = None
 
 
+def frames_of(request: Request, planned: Plan) -> list[int]:
+    """How many frames of each image and clip of a request are used.
+
+    Raises:
+        LtxError: a file cannot be read, or cannot be given from its frame on.
+    """
+    used = []
+    for given in request.conditions:
+        room = max(1, request.num_frames - given.frame)
+        frames = trimmed_frames(count_frames(given.path, room), given.frame, request.num_frames)
+        check_item(frames, given.frame, planned.passes[-1].grid.num_frames)
+        used.append(frames)
+    return used
+
+
 def read_media(request: Request, planned: Plan, crf: int) -> Media:
     """Reads every image and clip of a request.
 
@@ -61,10 +76,7 @@ def read_media(request: Request, planned: Plan, crf: int) -> Media:
     """
     num_frames = planned.passes[-1].grid.num_frames
     clips = []
-    for given in request.conditions:
-        room = max(1, request.num_frames - given.frame)
-        frames = trimmed_frames(count_frames(given.path, room), given.frame, request.num_frames)
-        check_item(frames, given.frame, num_frames)
+    for given, frames in zip(request.conditions, frames_of(request, planned), strict=True):
         video = load_media(
             given.path,
             request.height,

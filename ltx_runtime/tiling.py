@@ -40,8 +40,8 @@ Encode = Callable[[Array], Array]  # video (3, 8f-7, 32h, 32w) -> (C, f, h, w)
 class Tiling:
     """Sizes of a tile (None: the whole axis), and how much neighbours share at least.
 
-    A frame or pixel near a cut is wrong, and less so with every latent of distance. Raises LtxError where a tile is
-    smaller than two overlaps, or has nothing in common with the next in time.
+    What is near a cut is wrong, and less so with every latent of distance. Raises LtxError where a tile is smaller
+    than two overlaps, or shares nothing in time.
     """
 
     frames: int | None = None
@@ -124,9 +124,7 @@ def encode_tiled(video: Array, encode: Encode, tiling: Tiling) -> Array:
     """
     channels, num_frames, height, width = video.shape
     if channels != _RGB or num_frames % TEMPORAL_SCALE != 1 or height % SPATIAL_SCALE or width % SPATIAL_SCALE:
-        raise LtxError(
-            f"a video to encode must be (3, 8n+1, a multiple of 32, a multiple of 32); got {video.shape} - crop it"
-        )
+        raise LtxError(f"a video to encode must be (3, 8n+1, 32n, 32n); got {video.shape} - crop or pad it")
     grid = (num_frames // TEMPORAL_SCALE + 1, height // SPATIAL_SCALE, width // SPATIAL_SCALE)
 
     def window(frames: slice, rows: slice, columns: slice) -> Array:
@@ -156,14 +154,14 @@ def _checked(made: Array, window: tuple[slice, slice, slice]) -> Array:
 
 def _over_space(grid: tuple[int, int, int], tiling: Tiling, scale: int, make: Callable[[slice, slice], Array]) -> Array:
     """All rows and columns (c, f, scale*H, scale*W) of what `make` gives for windows of them, blended."""
-    rows = _spans(grid[1], tiling.rows, tiling.space_overlap)
-    columns = _spans(grid[2], tiling.columns, tiling.space_overlap)
-    row_ramps, column_ramps = (_ramps(spans, tiling.space_overlap, scale) for spans in (rows, columns))
+    down = _spans(grid[1], tiling.rows, tiling.space_overlap)
+    across = _spans(grid[2], tiling.columns, tiling.space_overlap)
+    down_ramps, across_ramps = (_ramps(spans, tiling.space_overlap, scale) for spans in (down, across))
 
-    def band(row: slice) -> Array:
-        return _joined(columns, column_ramps, 3, scale, lambda column: make(row, column))
+    def band(rows: slice) -> Array:
+        return _joined(across, across_ramps, 3, scale, partial(make, rows))
 
-    return _joined(rows, row_ramps, 2, scale, band)
+    return _joined(down, down_ramps, 2, scale, band)
 
 
 def _spans(size: int, tile: int | None, overlap: int) -> list[slice]:
@@ -266,8 +264,8 @@ def tiling_for(
     """
     overlaps = (_FRAME_OVERLAP, _SPACE_OVERLAP, _SPACE_OVERLAP)
     sizes = [_tile_sizes(size, overlap) for size, overlap in zip((frames, rows, columns), overlaps, strict=True)]
-    cost = {"encoding": encoding, "bytes_per_pixel": bytes_per_pixel}
-    peaks = {tiling: peak_bytes(frames, rows, columns, tiling, **cost) for tiling in starmap(Tiling, product(*sizes))}
+    peak = partial(peak_bytes, frames, rows, columns, encoding=encoding, bytes_per_pixel=bytes_per_pixel)
+    peaks = {tiling: peak(tiling) for tiling in starmap(Tiling, product(*sizes))}
     fitting = [tiling for tiling, peak in peaks.items() if peak <= budget_bytes]
     if not fitting:
         raise LtxError(
@@ -292,11 +290,10 @@ def _tile_sizes(size: int, overlap: int) -> list[int | None]:
 
 def _tiled_pixels(frames: int, rows: int, columns: int, tiling: Tiling) -> int:
     """How many pixels all tiles have together."""
-    along_frames = _spans(frames, tiling.frames, tiling.frame_overlap)
-    along_rows = _spans(rows, tiling.rows, tiling.space_overlap)
-    along_columns = _spans(columns, tiling.columns, tiling.space_overlap)
-    tile = [spans[0].stop for spans in (along_frames, along_rows, along_columns)]
-    return len(along_frames) * len(along_rows) * len(along_columns) * _num_pixels(tile[0], tile[1], tile[2])
+    in_time = _spans(frames, tiling.frames, tiling.frame_overlap)
+    down = _spans(rows, tiling.rows, tiling.space_overlap)
+    across = _spans(columns, tiling.columns, tiling.space_overlap)
+    return len(in_time) * len(down) * len(across) * _num_pixels(in_time[0].stop, down[0].stop, across[0].stop)
 
 
 def _num_pixels(frames: int, rows: int, columns: int) -> int:

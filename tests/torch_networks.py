@@ -15,6 +15,9 @@ from ltx_export.models.vae import VaeDecoder
 from ltx_export.models.vae_encoder import VaeEncoder
 from ltx_export.upsampler_architecture import upsampler_config, upsampler_header
 
+# The components of every release; an upsampler is a file of its own.
+NETWORKS = ("text_encoder", "vae_encoder", "transformer", "vae_decoder")
+
 
 @dataclass(frozen=True)
 class Networks:

@@ -9,7 +9,7 @@ import torch
 from oracles import RELATIVE_L2, distance
 from tiny import Exported
 from torch import nn
-from torch_networks import networks_of
+from torch_networks import NETWORKS, networks_of
 
 from ltx_export.architecture import header_config, transformer_config, vae_config
 from ltx_export.checkpoint import StoredTensor, open_safetensors
@@ -25,8 +25,6 @@ from ltx_export.parity import check_parity, stream_weights
 from ltx_export.random_weights import write_random_weights
 from ltx_export.recorded import LIMIT, SIZES, random_feeds, relative_l2
 from ltx_runtime.components import (
-    COMPONENT_NAMES,
-    OPTIONAL,
     check_feeds,
     text_encoder,
     transformer,
@@ -45,8 +43,6 @@ COMPONENTS = (
     vae_decoder(8, timestep=False),
     vae_decoder(8, timestep=True, noise_maps={2: (2, 2)}),
 )
-# Of every release; an upsampler is a file of its own.
-NETWORKS = [name for name in COMPONENT_NAMES if name not in OPTIONAL or name == "vae_encoder"]
 EVERY_COMPONENT = pytest.mark.parametrize("component", COMPONENTS, ids=lambda c: f"{c.name}_{len(c.inputs)}")
 EVERY_SIZE = pytest.mark.parametrize("sizes", SIZES, ids=["one_timestep", "timestep_per_token"])
 

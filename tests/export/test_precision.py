@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from oracles import distance, filled, tensor
 from safetensors.torch import save_file
 from tiny import Exported, export, traced_once
-from torch_networks import networks_of
+from torch_networks import NETWORKS, networks_of
 from weight_rule import weight
 
 from ltx_export.architecture import effective_header
@@ -27,14 +27,12 @@ from ltx_export.precision import PRECISIONS, at_precision
 from ltx_export.recorded import SIZES, check_folder, random_feeds, run_graph
 from ltx_export.sources import open_sources
 from ltx_export.weights import attach
-from ltx_runtime.components import COMPONENT_NAMES, OPTIONAL, text_encoder
+from ltx_runtime.components import text_encoder
 from ltx_runtime.manifest import MANIFEST, open_engines
 
 # One release of each VAE generation; the last has no STG and the width of 13B.
 RELEASES = ("0.9.0", "0.9.1", "0.9.8-13b-distilled")
 EVERY_RELEASE = pytest.mark.parametrize("name", RELEASES)
-# Of every release; an upsampler is a file of its own.
-NETWORKS = [name for name in COMPONENT_NAMES if name not in OPTIONAL or name == "vae_encoder"]
 EVERY_COMPONENT = pytest.mark.parametrize("component", NETWORKS)
 EVERY_PRECISION = pytest.mark.parametrize("precision", PRECISIONS)
 HALVES = {onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}

@@ -26,6 +26,7 @@ from ltx_export.recorded import SIZES, random_feeds, run_graph
 from ltx_export.repeat import TRACED_BLOCKS, repeat_blocks
 from ltx_export.sources import open_sources
 from ltx_export.weights import attach
+from ltx_runtime.components import transformer
 from ltx_runtime.passes import STG_MODES
 
 BLOCKS = 7
@@ -183,6 +184,18 @@ def test_every_row_of_the_skip_mask_is_that_of_its_own_block(case, tmp_path, blo
     _, expected = outputs_of(one, one.direct, tmp_path, fed=skipped)
     assert not np.array_equal(after, before)
     assert np.array_equal(after, expected)
+
+
+@pytest.mark.parametrize("layers", [4, 28, 48])
+def test_a_random_skip_mask_has_every_mode_and_leaves_most_of_the_work_to_be_compared(layers):
+    """Where whole blocks are skipped, nothing of them is compared."""
+    alone, three = (random_feeds(transformer(8, 32, layers), sizes)["skip_mask"] for sizes in SIZES)
+    for mask in (alone, three):
+        assert mask.shape[:2] == (layers, len(STG_MODES)) and set(np.unique(mask)) == {0, 1}
+        assert (mask.min(axis=(0, 2)) == 0).all() and (mask.min(axis=(1, 2))[::4] == 1).all()
+        assert (mask.sum(axis=1) >= len(STG_MODES) - 1).all()
+    assert (three.min(axis=1).sum(axis=1) >= 2).all()
+    assert alone[: TRACED_BLOCKS - 1, STG_MODES.index("transformer_block")].all()
 
 
 # A node of a hand-made block: its operator, its inputs and its attributes. Inputs are `x` (the result of the block

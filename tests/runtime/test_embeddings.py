@@ -89,7 +89,7 @@ def test_prompts_of_different_lengths_are_made_alike_by_tokens_that_do_not_count
 @pytest.mark.parametrize("dtype", [np.bool_, np.int32, np.uint8, np.float32, np.float16])
 def test_a_mask_may_be_of_any_type_and_any_number_but_0_counts(path, dtype):
     tensors = stored()
-    mask = np.array([[1, 1, 0, 1, 0]], dtype)
+    mask = np.array([[1, 2, 0, 1, 0]], dtype)
     write_tensors(path, tensors | {POSITIVE[1]: mask})
     same(read_text(path, CHANNELS, negative=True).mask, np.array([[1, 1, 0, 1, 0]], np.int64))
 

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 from fake_stages import CHANNELS, posterior
 from fakes import session_of
+from PIL import Image
 
 from ltx_runtime.components import vae_encoder
 from ltx_runtime.conditioning import Condition
 from ltx_runtime.errors import LtxError
 from ltx_runtime.geometry import Grid, coords_of, tokens_of
+from ltx_runtime.media import load_media
 from ltx_runtime.noise import SeededNoise
 from ltx_runtime.options import Options
 from ltx_runtime.plan import Request, plan
@@ -114,20 +116,46 @@ def test_a_missing_file_is_refused(tmp_path):
             read(**changes)
 
 
-def test_images_are_cut_to_the_size_asked_for_and_padded_as_the_video_is(tmp_path):
-    from PIL import Image
+@pytest.fixture
+def noisy(tmp_path):
+    """A picture of 300x200 pixels without any order."""
+    path = tmp_path / "noisy.png"
+    Image.fromarray(np.random.RandomState(1).randint(0, 256, (200, 300, 3), np.uint8)).save(path)
+    return path
 
-    path = tmp_path / "grey.png"
-    Image.new("RGB", (160, 96), (255, 255, 255)).save(path)
-    size = {"height": 90, "width": 150, "num_frames": 20, "pad": True}
-    (clip,) = read(conditions=(Condition(path, 0),), **size).clips
-    planned = plan(replace(REQUEST, **size), SINGLE)
-    left, right, top, bottom = planned.padding
-    rows, columns = clip.video.shape[3:]
-    inner = clip.video[..., top : rows - bottom, left : columns - right]
-    assert abs(inner.shape[4] / inner.shape[3] - 150 / 90) < 0.02
-    np.testing.assert_allclose(inner, 1, atol=1e-6)
-    assert np.abs(clip.video).sum() == pytest.approx(np.abs(inner).sum())  # mid-grey around it
+
+PADDED = {"height": 90, "width": 150, "num_frames": 1, "pad": True}
+MARGINS = (5, 5, 3, 3)  # to 96x160, left, right, top, bottom
+
+
+def test_images_are_cut_to_the_shape_asked_for_in_their_own_size_and_padded_as_the_video_is(noisy):
+    (made,) = read(conditions=(Condition(noisy, 0),), **PADDED).clips
+    expected = load_media(noisy, 90, 150, most_frames=1, resize=False, crf=0, padding=MARGINS)
+    assert made.video.shape == (1, 3, 1, 180 + 3 + 3, 300 + 5 + 5)
+    np.testing.assert_array_equal(made.video, expected)
+
+
+def test_what_is_made_over_is_resized_to_the_size_asked_for_and_padded(noisy):
+    whole = read(video=noisy, strength=0.5, **PADDED).whole
+    expected = load_media(noisy, 90, 150, most_frames=1, resize=True, crf=0, padding=MARGINS)
+    assert whole.shape == (1, 3, 1, 96, 160)
+    np.testing.assert_array_equal(whole, expected)
+
+
+@pytest.mark.parametrize("crf", [0, 29, 51])
+def test_media_are_compressed_as_is_asked_for(noisy, crf):
+    request = replace(REQUEST, num_frames=1, conditions=(Condition(noisy, 0),), video=noisy, strength=0.5)
+    media = read_media(request, plan(request, SINGLE), crf)
+    for made, resize in ((media.clips[0].video, False), (media.whole, True)):
+        expected = load_media(noisy, 96, 160, most_frames=1, resize=resize, crf=crf)
+        np.testing.assert_array_equal(made, expected)
+
+
+def test_clips_have_room_in_the_video_that_is_kept_not_in_its_padding(clip):
+    (made,) = read(conditions=(Condition(clip(25), 0),), num_frames=20, pad=True).clips
+    np.testing.assert_array_equal(made.video, shades(17))
+    with pytest.raises(LtxError, match="cannot begin at frame 20 of 20"):
+        read(conditions=(Condition(clip(1), 20),), num_frames=20, pad=True)
 
 
 # --- how they are encoded -------------------------------------------------------------------------

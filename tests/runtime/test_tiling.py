@@ -226,7 +226,9 @@ def test_neighbours_of_an_encoder_fade_over_the_two_latents_in_the_middle():
 
 @pytest.mark.parametrize("shape", [(3, 8, 32, 32), (3, 9, 33, 32), (3, 9, 32, 40), (4, 9, 32, 32), (3, 0, 32, 32)])
 def test_a_video_that_has_no_latent_grid_is_refused(shape):
-    with pytest.raises(LtxError, match=r"^a video to encode must be \(3, 8n\+1, .*; got \(\d.* - crop it$"):
+    with pytest.raises(
+        LtxError, match=r"^a video to encode must be \(3, 8n\+1, 32n, 32n\); got \(\d.*\) - crop or pad it$"
+    ):
         encode_tiled(np.zeros(shape, np.float32), causal(0), Tiling())
 
 

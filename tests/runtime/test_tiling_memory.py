@@ -27,7 +27,7 @@ def hungry(frames, rows, columns):
 def test_memory_is_that_of_one_window_and_the_frames_held_whatever_the_length(sizes, monkeypatch):
     monkeypatch.setattr(tiling, "SMALLEST_BYTES", 0)
     tiles, rows, columns = Tiling(*sizes), 11, 10
-    for frames in (12, 28):
+    for frames in (10, 18):
         tracemalloc.start()
         for frame in decode_tiled((frames, rows, columns), hungry, tiles):
             assert frame.shape == (3, 32 * rows, 32 * columns)
@@ -92,3 +92,22 @@ def test_memory_grows_with_the_pixels_of_a_window_and_is_never_less_than_the_wid
     assert activation_bytes(1, 1, 1) == activation_bytes(1, 2, 2) == tiling.SMALLEST_BYTES
     assert activation_bytes(*HD) == tiling.BYTES_PER_PIXEL * 121 * 704 * 1216
     assert activation_bytes(*HD, bytes_per_pixel=85) * 2 == activation_bytes(*HD, bytes_per_pixel=170)
+
+
+@GRIDS
+def test_encoding_cuts_time_only_where_no_cut_in_space_is_enough(grid):
+    frames, rows, columns = grid
+    uncut = peak_bytes(*grid, Tiling(None, min(rows, 8), min(columns, 8)), encoding=True)
+    for budget in np.linspace(uncut, activation_bytes(*grid), 7):
+        tiles = tiling_for(*grid, budget, encoding=True) or Tiling()
+        assert tiles.frames is None
+        assert peak_bytes(*grid, tiles, encoding=True) <= budget
+    if frames > 8 and uncut > tiling.SMALLEST_BYTES:
+        assert tiling_for(*grid, uncut - 1, encoding=True).frames is not None
+
+
+def test_encoding_holds_no_frames_beside_a_window():
+    for sizes in product((8, None), repeat=3):
+        tile = [one or size for one, size in zip(sizes, HD, strict=True)]
+        assert peak_bytes(*HD, Tiling(*sizes), encoding=True) == activation_bytes(*tile)
+        assert (peak_bytes(*HD, Tiling(*sizes)) == activation_bytes(*tile)) == (sizes == (None, None, None))
