@@ -163,12 +163,13 @@ def test_a_plan_that_needs_what_the_folder_lacks_is_refused(lacking):
         describe(*asked("0.9.8-13b-dev", **EVERYTHING), Options(), manifest)
 
 
-def test_what_is_given_is_told_with_its_place_and_strength():
-    said = described("0.9.5", **EVERYTHING)
+def test_what_is_given_is_told_with_its_place_and_strength_and_the_tokens_it_adds():
+    said = describe(*asked("0.9.5", **LARGE, **EVERYTHING), Options(), manifest_of("0.9.5"), frames=(1, 25))
     assert said["given"] == [
-        {"file": "first.png", "frame": 0, "strength": 1},
-        {"file": "clip.mp4", "frame": 8, "strength": 0.5},
+        {"file": "first.png", "frame": 0, "frames": 1, "strength": 1},
+        {"file": "clip.mp4", "frame": 8, "frames": 25, "strength": 0.5},
     ]
+    assert [(one["tokens"], one["extra_tokens"]) for one in said["passes"]] == [(13376, 2 * 22 * 38)]
     assert (said["video"], described("0.9.5", video=Path("old.mp4"))["video"]) == (None, "old.mp4")
 
 
@@ -240,7 +241,7 @@ def test_the_lines_begin_with_what_comes_out_and_have_one_for_each_pass_and_comp
             f"{one['width']}x{one['height']}",
             f"{one['tokens']} tokens",
             f"{one['forwards']} forwards",
-            f"about {one['activation_bytes'] / 1e9:.2f} GB of activations",
+            f"about {one['activation_bytes'] / (1e9 if name != 'demo' else 1e6):.{2 - (name == 'demo')}f} ",
         ):
             assert number_and_word in line
         assert re.search(rf" {len(one['steps'])} (stochastic )?steps,", line)
