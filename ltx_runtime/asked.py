@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -17,6 +16,7 @@ from ltx_runtime.versions import Version
 
 _Parsed = TypeVar("_Parsed", int, float)
 _LARGEST_CRF = 51
+_MOST_MEMORY_GB = 1e6
 # Of Request, under the names that were typed.
 _SAME_NAMES = (
     *("steps", "skip_initial_steps", "skip_final_steps", "guidance_scale", "stg_scale", "rescaling_scale", "stg_mode"),
@@ -41,21 +41,23 @@ def request_of(typed: Arguments, version: Version, seed: int, clip_frames: int |
     if typed.image is not None:
         given.insert(0, Condition(typed.image, 0, 1.0))
     num_frames = typed.num_frames
-    if num_frames is None and clip_frames is not None and not typed.pad:
+    if num_frames is None and clip_frames is not None:
         num_frames = max(1, (clip_frames - 1) // TEMPORAL_SCALE * TEMPORAL_SCALE + 1)
 
     def or_default(value: int | None, default: int) -> int:
         return default if value is None else value
 
     return Request(
-        prompt=typed.prompt or "",
-        negative_prompt=version.negative_prompt if typed.negative_prompt is None else typed.negative_prompt,
+        prompt=_text("prompt", typed.prompt or ""),
+        negative_prompt=_text(
+            "negative prompt", version.negative_prompt if typed.negative_prompt is None else typed.negative_prompt
+        ),
         height=or_default(typed.height, version.height),
         width=or_default(typed.width, version.width),
         num_frames=or_default(num_frames, version.num_frames),
         fps=version.fps if typed.fps is None else typed.fps,
         seed=seed,
-        timesteps=tuple(_numbers("timesteps", typed.timesteps, float)),
+        timesteps=_timesteps(typed.timesteps),
         skip_blocks=None if typed.skip_blocks is None else tuple(_numbers("skip-blocks", typed.skip_blocks, int)),
         stochastic=typed.stochastic_sampling,
         conditions=tuple(given),
@@ -71,7 +73,7 @@ def options_of(typed: Arguments) -> Options:
     Raises:
         LtxError: the memory is no positive number, or the generator has no such name.
     """
-    if not (math.isfinite(typed.memory) and typed.memory > 0):
+    if not 0 < typed.memory <= _MOST_MEMORY_GB:
         raise LtxError(f"memory must be a positive number of GB; got {typed.memory:g} - use 8")
     if typed.rng not in RNGS:
         raise LtxError(f"unknown rng {typed.rng!r}; use one of {', '.join(RNGS)}")
@@ -92,6 +94,22 @@ def options_of(typed: Arguments) -> Options:
         save_latents=typed.save_latents,
         save_noise=typed.save_noise,
     )
+
+
+def _text(option: str, typed: str) -> str:
+    """Raises LtxError for what a terminal hands over that is no text."""
+    try:
+        typed.encode()
+    except UnicodeEncodeError:
+        raise LtxError(f"the {option} is not in the terminal's encoding - type it in UTF-8") from None
+    return typed
+
+
+def _timesteps(typed: str | None) -> tuple[float, ...]:
+    listed = tuple(_numbers("timesteps", typed, float))
+    if typed is not None and not listed:
+        raise LtxError(f"timesteps must be numbers with commas between them; got {typed!r} - use e.g. 1.0,0.975,0.725")
+    return listed
 
 
 def _numbers(name: str, typed: str | None, number: Callable[[str], _Parsed]) -> list[_Parsed]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from ltx_runtime.arguments import Arguments, command_of
-from ltx_runtime.errors import LtxError, reported
+from ltx_runtime.errors import LtxError, printable, reported
 
 if TYPE_CHECKING:
     from ltx_runtime.manifest import Engines
@@ -52,35 +52,47 @@ def _make(typed: Arguments, folder: Path) -> None:
     clip_frames = None if typed.video is None else media.count_frames(typed.video)
     request = asked.request_of(typed, release, seed, clip_frames)
     options = asked.options_of(typed)
-    planned = plan.plan(request, release, found.schedule, found.allowed_sigmas)
     if typed.plan or typed.json:
+        planned = plan.plan(request, release, found.schedule, found.allowed_sigmas)
         frames = start.frames_of(request, planned)
         print(plan_lines.told(planned, request, options, found, frames, as_json=typed.json))
         return
     output = _output_of(typed, typed.prompt or "video", seed)
     target = video.target_of(output)
+    video.check_size(output, request.height, request.width)
+    engines = manifest.open_engines(folder)
+    ending = pipeline.ready(engines, request, options).ending
+    _make_folder(typed)
     seconds: dict[str, float] = {}
-    with video.open_writer(output, planned.ending.fps) as write:
-        progress = _progress_into(seconds)
-        pipeline.generate(manifest.open_engines(folder), request, write, progress, options, _note)
-    ending = planned.ending
+    with video.open_writer(output, ending.fps) as write:
+        pipeline.generate(engines, request, write, _progress_into(seconds), options, _note)
     size = f"{request.width}x{request.height}, {ending.num_frames} frames at {ending.fps:g} fps"
-    print(f"{target}: {size}, seed {seed}; {_told(seconds)}")
+    print(f"{printable(str(target))}: {size}, seed {seed}; {_told(seconds)}")
 
 
 def _decode(typed: Arguments, engines: Engines) -> None:
-    """From latents to a file."""
+    """From latents to a file; with --plan, only how they end."""
+    import dataclasses
+    import json
+
     from ltx_runtime import asked, pipeline, video
 
     assert typed.latents is not None
     options = asked.options_of(typed)
     ending = pipeline.saved_of(engines, typed.latents)[1]
+    said = f"{ending.num_frames} frames at {ending.fps:g} fps, seed {ending.seed}"
+    if typed.plan or typed.json:
+        print(json.dumps(dataclasses.asdict(ending), indent=1) if typed.json else f"decode: {said}")
+        return
     output = _output_of(typed, typed.latents.stem, ending.seed)
     target = video.target_of(output)
+    left, right, top, bottom = ending.crop
+    video.check_size(output, ending.size[0] - top - bottom, ending.size[1] - left - right)
+    _make_folder(typed)
     seconds: dict[str, float] = {}
     with video.open_writer(output, ending.fps) as write:
         pipeline.decode_saved(engines, typed.latents, write, _progress_into(seconds), options)
-    print(f"{target}: {ending.num_frames} frames at {ending.fps:g} fps, seed {ending.seed}; {_told(seconds)}")
+    print(f"{printable(str(target))}: {said}; {_told(seconds)}")
 
 
 def _told(seconds: dict[str, float]) -> str:
@@ -88,18 +100,21 @@ def _told(seconds: dict[str, float]) -> str:
 
 
 def _output_of(typed: Arguments, title: str, seed: int) -> Path:
-    """The file to write: as typed, or called after the title in a folder that is made if need be."""
+    """The file to write: as typed, or called after the title."""
     if typed.output is not None:
         if typed.output_dir is not None:
             raise LtxError("output and output-dir both say where the video goes - leave one of them out")
         return typed.output
-    folder = typed.output_dir or Path()
-    folder.mkdir(parents=True, exist_ok=True)
-    return _free_name(folder, title, seed)
+    return _free_name(typed.output_dir or Path(), title, seed)
+
+
+def _make_folder(typed: Arguments) -> None:
+    if typed.output_dir is not None:
+        typed.output_dir.mkdir(parents=True, exist_ok=True)
 
 
 def _note(text: str) -> None:
-    print(f"note: {text}", file=sys.stderr)
+    print(f"note: {printable(text)}", file=sys.stderr)
 
 
 def _free_name(folder: Path, prompt: str, seed: int) -> Path:

@@ -67,7 +67,9 @@ def _pair(
             f"the mask of {name} in {path} is of shape {list(mask.shape)}, not {list(embeddings.shape[:2])} - "
             "save both of one prompt"
         )
-    return embeddings, (mask != 0).astype(np.int64)
+    if not mask.any(axis=1).all():
+        raise LtxError(f"the mask of {name} in {path} keeps no token - save both of one prompt")
+    return embeddings.astype(np.float32), (mask != 0).astype(np.int64)
 
 
 def _lengthened(

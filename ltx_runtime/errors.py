@@ -95,8 +95,11 @@ def _interrupted_by_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def printable(text: str) -> str:
+    """The text for a terminal: a line break or an escape sequence in the name of a file must not reach it."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def _leave(message: str, code: int) -> None:
-    # Names come from files: a line break or an escape sequence in one must not reach the terminal.
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
-    sys.stderr.write(f"error: {shown}\n")
+    sys.stderr.write(f"error: {printable(message)}\n")
     raise SystemExit(code) from None

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltx_runtime.errors import LtxError
-from ltx_runtime.tensors import read_tensors, write_tensors
+from ltx_runtime.tensors import names_in, read_tensors, write_tensors
 from ltx_runtime.torch_random import TorchGenerator
 
 SEED_BITS = 64
@@ -101,8 +101,14 @@ class FileNoise:
     """Draws that lie in a safetensors file under their keys, as `RecordingNoise` saves them."""
 
     def __init__(self, path: Path) -> None:
-        """Raises LtxError if the file cannot be read."""
-        read_tensors(path, ())
+        """Raises LtxError if the file cannot be read, or holds anything but finite draws."""
+        names = names_in(path)
+        strange = [name for name in names if _about_or_none(name) is None]
+        if strange or not names:
+            held = ", ".join(strange[:3]) or "nothing"
+            raise LtxError(f"{path} holds {held}, which no run draws - give a file that --save-noise wrote")
+        for name in names:  # one at a time: all of a long run's take gigabytes
+            read_tensors(path, (name,))
         self._path = path
 
     def draw(self, key: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
@@ -158,10 +164,15 @@ RNGS: dict[str, Callable[[int], Noise]] = {"numpy": SeededNoise, "torch": TorchN
 
 def _about(key: str) -> str:
     """`pass2/image_7` -> image. Raises ValueError for a key that no run draws."""
-    about = key.rpartition("/")[2].partition("_")[0]
-    if about not in _STREAMS:
+    about = _about_or_none(key)
+    if about is None:
         raise ValueError(f"no draw is called {key}")
     return about
+
+
+def _about_or_none(key: str) -> str | None:
+    about = key.rpartition("/")[2].partition("_")[0]
+    return about if about in _STREAMS else None
 
 
 def _maps(stream: TorchGenerator, shape: tuple[int, ...]) -> NDArray[np.float32]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ltx_runtime.media import CRF
+from ltx_runtime.tensors import check_place
 from ltx_runtime.tiling import Tiling, tiling_for
 
 # What tiles are where they are asked for although all would fit: 512 pixels wide and high, 73 frames long.
@@ -41,6 +42,12 @@ class Options:
     save_embeddings: Path | None = None
     save_latents: Path | None = None
     save_noise: Path | None = None
+
+    def check_places(self) -> None:
+        """Raises LtxError if a file cannot be kept where it is to be kept."""
+        for place in (self.save_embeddings, self.save_latents, self.save_noise):
+            if place is not None:
+                check_place(place)
 
     def tiling(self, frames: int, rows: int, columns: int) -> Tiling:
         """How the VAE's latents, so many of them, are cut.

@@ -5,7 +5,7 @@ text -> media -> [ first pass -> upsampler -> ] last pass -> [ temporal upsample
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ from ltx_runtime.sessions import Session, graph_of, open_session
 from ltx_runtime.stages import decode, encode_prompt, make_latents, ready_to_decode, upsample
 from ltx_runtime.start import Encoded, Media, encode_for, read_media, start_of
 from ltx_runtime.tokenizer import Tokenizer
-from ltx_runtime.versions import Version, find_version
+from ltx_runtime.versions import find_version
 
 Frame = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -78,15 +78,33 @@ def generate(
     Raises:
         LtxError: the request cannot be made, a file cannot be used, or the engines do not fit the backend.
     """
+    planned = ready(engines, request, options)
+    road = _Road(engines, options, progress)
+    given = {}
+    if options.initial_latents is not None:
+        grid = planned.passes[0].grid
+        given["pass1/initial"] = read_initial(options.initial_latents, grid, _channels(engines))
+    noise = _noise(options, request.seed, given)
+    media = read_media(request, planned, options.crf)
+    latents = _latents(road, planned, _text(road, planned, request, note), media, noise)
+    _write_frames(road, latents, planned.ending, noise, sink)
+
+
+def ready(engines: Engines, request: Request, options: Options) -> Plan:
+    """The plan of a request that nothing stands against but the files it names; nothing is loaded yet.
+
+    Raises:
+        LtxError: the request cannot be made, the folder lacks a component, a place cannot be written, or the memory
+            is too little.
+    """
     version = find_version(engines.manifest.version)
     planned = plan(request, version, engines.manifest.schedule, engines.manifest.allowed_sigmas)
-    road = _Road(engines, options, progress)
-    for name in needed(planned, request, options):  # before the first stage, not minutes later before the last
+    for name in needed(planned, request, options):
         _check_component(engines, name, options.backend)
-    noise = _noise(road, planned, request.seed)
-    media = read_media(request, planned, options.crf)
-    latents = _latents(road, planned, _text(road, version, planned, request, note), media, noise)
-    _write_frames(road, latents, planned.ending, noise, sink)
+    options.check_places()
+    for grid in [one.grid for one in planned.passes]:  # what is encoded, and what is decoded at the end
+        options.tiling(grid.frames, grid.rows, grid.columns)
+    return planned
 
 
 def saved_of(engines: Engines, path: Path) -> tuple[Floats, Ending]:
@@ -107,7 +125,9 @@ def decode_saved(engines: Engines, path: Path, sink: FrameSink, progress: Progre
     """Makes frames of latents that a run saved, as that run would have; see `generate` and `saved_of`."""
     latents, ending = saved_of(engines, path)
     graph_of(engines, "vae_decoder", options.backend)
-    _write_frames(_Road(engines, options, progress), latents, ending, _source(options, ending.seed), sink)
+    options.check_places()
+    noise = _noise(options, ending.seed, {})
+    _write_frames(_Road(engines, options, progress), latents, ending, noise, sink)
 
 
 def needed(planned: Plan, request: Request, options: Options) -> list[ComponentName]:
@@ -136,20 +156,14 @@ def _check_component(engines: Engines, name: ComponentName, backend: str) -> Non
     graph_of(engines, name, backend)
 
 
-def _noise(road: _Road, planned: Plan, seed: int) -> Noise:
-    options = road.options
-    noise = _source(options, seed)
-    if options.initial_latents is not None:
-        initial = read_initial(options.initial_latents, planned.passes[0].grid, _channels(road.engines))
-        noise = GivenNoise(noise, {"pass1/initial": initial})
+def _noise(options: Options, seed: int, given: Mapping[str, Floats]) -> Noise:
+    noise: Noise = RNGS[options.rng](seed) if options.noise is None else FileNoise(options.noise)
+    if given:
+        noise = GivenNoise(noise, given)
     return noise if options.save_noise is None else RecordingNoise(noise)
 
 
-def _source(options: Options, seed: int) -> Noise:
-    return RNGS[options.rng](seed) if options.noise is None else FileNoise(options.noise)
-
-
-def _text(road: _Road, version: Version, planned: Plan, request: Request, note: Callable[[str], None]) -> Text:
+def _text(road: _Road, planned: Plan, request: Request, note: Callable[[str], None]) -> Text:
     options = road.options
     if options.embeddings is not None:
         ports = {port.name: port for port in road.engines.component("transformer").signature.inputs}
@@ -159,6 +173,7 @@ def _text(road: _Road, version: Version, planned: Plan, request: Request, note: 
         if len(text.embeddings) > 1:
             raise LtxError(f"{options.embeddings} has {len(text.embeddings)} prompts - give one, for one video")
     else:
+        version = find_version(road.engines.manifest.version)
         tokenizer = Tokenizer(road.engines.folder / road.engines.manifest.tokenizer, version.text_tokens)
         negative = request.negative_prompt if planned.uses_negative_prompt else None
         for prompt in filter(None, (request.prompt, negative)):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+import math
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltx_runtime.errors import LtxError
-from ltx_runtime.geometry import Grid, latents_of
+from ltx_runtime.geometry import TEMPORAL_SCALE, Grid, latents_of
 from ltx_runtime.tensors import read_metadata, read_tensors, write_tensors
 
 _KEY = "ltx"
@@ -65,12 +66,14 @@ def read_latents(path: Path, channels: int) -> tuple[NDArray[np.float32], Ending
         _check(ending)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         raise LtxError(f"{path} holds no latents of ltx-run - give a file that --save-latents wrote") from None
-    latents = read_tensors(path, [name])[name]
+    latents = read_tensors(path, [name])[name].astype(np.float32)
     if latents.ndim != 5 or latents.shape[:2] != (1, channels) or 0 in latents.shape:
         raise LtxError(
             f"{name} in {path} is of shape {list(latents.shape)}, not (1, {channels}, frames, rows, columns) - "
             f"name the version it is of, {ending.version}"
         )
+    if ending.num_frames > TEMPORAL_SCALE * (latents.shape[2] - 1) + 1:
+        raise LtxError(f"{path} ends with {ending.num_frames} frames, more than its latents make - save it again")
     return latents, ending
 
 
@@ -80,7 +83,7 @@ def read_initial(path: Path, grid: Grid, channels: int) -> NDArray[np.float32]:
     Raises:
         LtxError: the file is damaged, or made for another size.
     """
-    packed = read_tensors(path, ["initial_latents"])["initial_latents"]
+    packed = read_tensors(path, ["initial_latents"])["initial_latents"].astype(np.float32)
     if packed.shape != (1, grid.tokens, channels):
         raise LtxError(
             f"initial_latents in {path} are of shape {list(packed.shape)}, not [1, {grid.tokens}, {channels}] - "
@@ -91,12 +94,14 @@ def read_initial(path: Path, grid: Grid, channels: int) -> NDArray[np.float32]:
 
 def _check(ending: Ending) -> None:
     """Raises ValueError or TypeError if a field has a value that `write_latents` never writes."""
-    for field in fields(ending):
-        value = getattr(ending, field.name)
-        numbers = value if isinstance(value, tuple) else (value,)
-        if field.name != "version" and not all(type(n) in (int, float) and n >= 0 for n in numbers):
-            raise ValueError(field.name)
-    if not ending.fps > 0 or min(ending.size) < 1 or ending.num_frames < 1 or len(ending.size) != 2:
-        raise ValueError("size")
-    if len(ending.crop) != 4:
+    whole = (*ending.size, *ending.crop, ending.num_frames, ending.seed)
+    levels = (ending.fps, ending.tone_map, ending.decode_timestep, ending.decode_noise_scale)
+    if type(ending.version) is not str or not all(type(one) is int and one >= 0 for one in whole):
+        raise ValueError("version, or a whole number")
+    if not all(type(one) in (int, float) and math.isfinite(one) and one >= 0 for one in levels):
+        raise ValueError("a number")
+    (height, width), (left, right, top, bottom) = ending.size, ending.crop
+    if not (ending.fps > 0 and ending.num_frames > 0 and ending.seed < 2**64):
+        raise ValueError("fps, num_frames or seed")
+    if left + right >= width or top + bottom >= height:
         raise ValueError("crop")

@@ -62,6 +62,30 @@ def read_metadata(path: Path) -> dict[str, str]:
         return dict(file.metadata() or {})
 
 
+def names_in(path: Path) -> list[str]:
+    """The names of a file's tensors, sorted. Raises LtxError if the file cannot be read."""
+    with _opened(path) as file:
+        return sorted(file.keys())
+
+
+def check_place(path: Path) -> None:
+    """Tries a place that `write_tensors` will write to much later.
+
+    Raises:
+        LtxError: it cannot be written, or is a folder.
+    """
+    if not path.name or path.is_dir():
+        raise LtxError(f"cannot write {path}: it is a folder - give a file name")
+    temporary = _temporary(path)
+    with explaining(f"write {path}"):
+        temporary.touch()
+        temporary.unlink()
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")
+
+
 def write_tensors(path: Path, tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None = None) -> None:
     """Writes a safetensors file under a temporary name and renames it; a file of that name is replaced.
 
@@ -75,7 +99,7 @@ def write_tensors(path: Path, tensors: Mapping[str, NDArray[Any]], metadata: Map
     """
     arrays = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
     raw = save(arrays, dict(metadata) if metadata else None)
-    temporary = path.with_name(f".{path.name}.partial")
+    temporary = _temporary(path)
     with explaining(f"write {path}"):
         try:
             temporary.write_bytes(raw)

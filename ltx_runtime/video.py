@@ -92,6 +92,7 @@ def _png_folder(path: Path, fps: float) -> Iterator[Write]:
 
 WRITERS: dict[str, Writer] = {".mp4": _mp4, ".webm": _webm, ".gif": _gif, ".png": _png_folder}
 
+_EVEN = (".mp4",)
 # What formats can store; a GIF counts in hundredths of a second, and players slow down anything under two of them.
 FPS_RANGES: dict[str, tuple[int, int]] = {".mp4": (1, 1000), ".webm": (1, 1000), ".gif": (1, 50)}
 
@@ -113,6 +114,12 @@ def target_of(output: Path) -> Path:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise LtxError(f"cannot write frames to {folder}: it exists and is not empty - choose another name")
     return folder
+
+
+def check_size(output: Path, height: int, width: int) -> None:
+    """Raises LtxError if the format cannot store frames of this size: yuv420p has one colour for 2x2 pixels."""
+    if output.suffix.lower() in _EVEN and (height % 2 or width % 2):
+        raise LtxError(f"{output.suffix} takes even sizes; got {width}x{height} - use an even size, .gif or .png")
 
 
 @contextmanager

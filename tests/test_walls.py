@@ -44,7 +44,7 @@ ALLOWED = {
     "latents": set(),
     "embeddings": LEAF | {"tensors"},
     "saved_latents": LEAF | {"geometry", "tensors"},
-    "options": LEAF | {"media", "tiling"},
+    "options": LEAF | {"media", "tensors", "tiling"},
     "plan": LEAF | {"conditioning", "geometry", "guidance", "noise", "saved_latents", "schedule"},
     "denoise": {"conditioning", "schedule"},
     "arguments": set(),

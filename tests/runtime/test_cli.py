@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ltx_runtime.manifest import read_manifest, write_manifest
 from ltx_runtime.tensors import write_tensors
 from ltx_runtime.versions import VERSIONS
 
@@ -70,6 +72,19 @@ def test_a_seed_that_was_not_given_is_told_and_makes_the_same_video_again(run, e
     _, out, _ = run(*asked, "--output", "first.png")
     run(*asked, "--output", "again.png", "--seed", re.search(r"seed (\d+)", out)[1])
     np.testing.assert_array_equal(pictures("first"), pictures("again"))
+
+
+def test_a_seed_of_0_is_a_seed(run, engines):
+    engines(DEMO)
+    assert "seed 0" in run(*SMALL, "--seed", "0", "--output", "clip.mp4")[1]
+
+
+def test_the_noise_levels_that_are_allowed_are_the_folder_s_own(run, engines):
+    folder = engines(VERSIONS["0.9.6-distilled"])
+    wishes = (*SMALL, "--timesteps", "1,0.5", "--output", "clip.mp4")
+    assert run(*wishes)[0] == 2
+    write_manifest(folder, replace(read_manifest(folder), allowed_sigmas=()))
+    assert run(*wishes)[0] == 0
 
 
 @EVERY_VERSION
@@ -173,11 +188,14 @@ def test_latents_that_a_failing_decoder_left_are_decoded_later_at_their_frame_ra
 
 
 @EVERY_VERSION
-def test_a_plan_runs_nothing_writes_nothing_and_needs_no_more_than_the_manifest(run, engines, diary, tmp_path, version):
+def test_a_plan_runs_nothing_writes_nothing_and_needs_of_the_folder_the_manifest(
+    run, engines, diary, tmp_path, version
+):
     for path in engines(version).iterdir():
         if path.name != "manifest.json":
             path.unlink()
-    wishes = (*SMALL, "--temporal-upscale", "--condition", "image.png@3:0.5", "--output-dir", "videos")
+    Image.new("RGB", (96, 64)).save(tmp_path / "engines" / "image.png")
+    wishes = (*SMALL, "--temporal-upscale", "--condition", "engines/image.png@3:0.5", "--output-dir", "videos")
     code, lines, _ = run(*wishes, "--plan")
     assert code == 0
     assert lines.startswith(f"{version.name}: 96x64, 17 frames")
@@ -188,11 +206,17 @@ def test_a_plan_runs_nothing_writes_nothing_and_needs_no_more_than_the_manifest(
     assert (diary, left_behind(tmp_path)) == ([], [])
 
 
-def test_a_plan_of_what_cannot_be_made_says_why(run, engines):
+@pytest.mark.parametrize("how", ["--plan", "--json"])
+def test_a_plan_of_what_cannot_be_made_says_why(run, engines, how):
     engines(DEMO)
-    code, out, err = run(*SMALL, "--plan", "--height", "500")
-    assert (code, out) == (2, "")
-    assert err.startswith("error: height must be a multiple of 32")
+    for wish, message in (
+        (("--height", "500"), "error: height must be a multiple of 32"),
+        (("--image", "missing.png"), "error: cannot read missing.png"),
+        (("--memory", "0.001"), "error: "),
+    ):
+        code, out, err = run(*SMALL, how, *wish)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert err.startswith(message)
 
 
 def test_a_plan_of_saved_latents_decodes_nothing(run, engines, diary, tmp_path):
@@ -245,6 +269,12 @@ def test_a_note_is_told_on_standard_error(run, engines):
     assert code == 0
     assert re.search(r"^note: the prompt 'a cat walks.* the model sees the first 256$", err, re.MULTILINE)
     assert "note" not in out
+
+
+def test_names_of_files_need_not_be_text(run, engines, tmp_path):
+    engines(DEMO)
+    code, out, err = run(*SMALL, "--output", "a\udcff.mp4")
+    assert (code, out[:10]) == (0, "a\\udcff.mp"), err
 
 
 def test_help_answers_without_loading_what_a_run_needs():

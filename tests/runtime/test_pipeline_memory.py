@@ -35,9 +35,9 @@ def test_tiles_that_are_asked_for_make_the_same_video(size, spiece, diary, tmp_p
 
 
 def test_with_little_memory_tiles_make_the_same_video(spiece, diary):
-    request = replace(REQUEST, height=608, width=640, num_frames=9, steps=2)
+    request = replace(REQUEST, height=608, width=1216, num_frames=9, steps=2)
     engines = engines_of(SINGLE, spiece)
-    whole, tiled = (make(engines, request, memory_bytes=size) for size in (10**10, 560_000_000))
+    whole, tiled = (make(engines, request, memory_bytes=size) for size in (10**10, 800_000_000))
     np.testing.assert_allclose(tiled.video.astype(int), whole.video, atol=1)
     assert [len(stage.fed) > 1 for stage in diary.stages if stage.name == "vae_decoder"] == [False, True]
 

@@ -240,13 +240,13 @@ def test_a_decoder_that_loses_a_frame_is_noticed():
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"frames": 7}, "a tile that shares 4 latents of frames with the next needs twice as many; got 7 - use 8 or"),
-        ({"rows": 5, "space_overlap": 3}, "a tile that shares 3 latents of rows .*; got 5 - use 6 or more"),
-        ({"columns": 0, "space_overlap": 0}, "a tile that shares 0 latents of columns .*; got 0 - use 1 or more"),
-        ({"frame_overlap": 0}, "tiles must share at least 1 latents of frames; got 0 - use 4"),
-        ({"space_overlap": -1}, "tiles must share at least 0 latents of rows; got -1 - use 4"),
+        ({"frames": 7}, "tiles of 7 latent frames are too small to share 4 - use 8 or more"),
+        ({"rows": 5, "space_overlap": 3}, "tiles of 5 latent rows are too small to share 3 - use 6 or more"),
+        ({"columns": 0, "space_overlap": 0}, "tiles of 0 latent columns are too small to share 0 - use 1 or more"),
+        ({"frame_overlap": 0}, "tiles must share at least 1 latent frames; got 0 - use 4"),
+        ({"space_overlap": -1}, "tiles must share at least 0 latent rows; got -1 - use 4"),
     ],
 )
 def test_tiles_that_could_not_be_blended_are_refused(given, said):
-    with pytest.raises(LtxError, match=f"^{said}"):
+    with pytest.raises(LtxError, match=f"^{said}$"):
         Tiling(**given)
