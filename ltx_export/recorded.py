@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ltx_runtime.components import Component, Port, check_feeds
+from ltx_runtime.components import UNEVEN, Component, Port, check_feeds
 from ltx_runtime.errors import LtxError, explaining
 from ltx_runtime.manifest import Engines, export_command
 from ltx_runtime.sessions.onnxruntime_cpu import load
@@ -77,7 +77,7 @@ def relative_l2(actual: Array, expected: Array) -> float:
 def run_graph(graph: Path, weights: Path, component: Component, requests: Sequence[Feeds]) -> list[Array]:
     """The first output of a graph, whose weights are in the folder `weights`, for each request."""
     # The VAE's layers all differ in size: 0.5 GB, not 0.7.
-    runner = load(graph, weights, arena=component.name not in ("vae_encoder", "vae_decoder"))
+    runner = load(graph, weights, arena=component.name not in UNEVEN)
     try:
         return [runner.run(feeds)[component.outputs[0].name] for feeds in requests]
     finally:

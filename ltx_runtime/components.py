@@ -21,6 +21,8 @@ Axis = int | str
 Dtype = Literal["float32", "int64"]
 ComponentName = Literal["text_encoder", "vae_encoder", "transformer", "upsampler", "temporal_upsampler", "vae_decoder"]
 COMPONENT_NAMES: tuple[ComponentName, ...] = get_args(ComponentName)  # in the order of the road
+# Each layer's tensors have a size of their own, so that what one has freed is of no use to the next.
+UNEVEN: tuple[ComponentName, ...] = ("vae_encoder", "vae_decoder")
 OPTIONAL: tuple[ComponentName, ...] = ("vae_encoder", "upsampler", "temporal_upsampler")
 
 _LINE = re.compile(r"(?:(?P<factor>\d+)\*)?(?P<name>[a-z_]+)(?P<offset>[+-]\d+)?")

@@ -49,13 +49,13 @@ class Options:
             if place is not None:
                 check_place(place)
 
-    def tiling(self, frames: int, rows: int, columns: int) -> Tiling:
-        """How the VAE's latents, so many of them, are cut.
+    def tiling(self, frames: int, rows: int, columns: int, *, encoding: bool = False) -> Tiling:
+        """How the VAE's latents, so many of them, are cut for decoding or encoding.
 
         Raises:
             LtxError: the memory is too little for the smallest tiles.
         """
-        found = tiling_for(frames, rows, columns, self.memory_bytes)
+        found = tiling_for(frames, rows, columns, self.memory_bytes, encoding=encoding)
         return found or (_BY_HAND if self.tiled else Tiling())
 
 

@@ -116,7 +116,7 @@ def encode_for(session: Session, media: Media, grid: Grid, options: Options, don
     def posterior(video: Floats) -> Posterior:
         sized = resize_bilinear(video, grid.height, grid.width)
         frames = (video.shape[2] - 1) // 8 + 1
-        made = encode_media(session, sized, options.tiling(frames, grid.rows, grid.columns))
+        made = encode_media(session, sized, options.tiling(frames, grid.rows, grid.columns, encoding=True))
         done()
         return made
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ltx_runtime.components import Component, ComponentName, check_feeds
+from ltx_runtime.components import UNEVEN, Component, ComponentName, check_feeds
 from ltx_runtime.errors import LtxError
 from ltx_runtime.manifest import Engines, export_command
 
@@ -19,9 +19,10 @@ Arrays = Mapping[str, np.ndarray[Any, Any]]
 
 
 class Runner(Protocol):
-    """What a backend's `load(graph: Path, weights: Path)` returns: runs one graph until closed.
+    """What a backend's `load(graph: Path, weights: Path, *, arena: bool)` returns: runs one graph until closed.
 
-    `weights` is the folder that the graph's weights are in; file names in the graph are relative to it.
+    `weights` is the folder that the graph's weights are in; file names in the graph are relative to it. With `arena`,
+    memory that one layer has freed may be kept for the next.
     """
 
     def run(self, feeds: Arrays) -> dict[str, np.ndarray[Any, Any]]: ...
@@ -73,7 +74,7 @@ def open_session(engines: Engines, name: ComponentName, backend: str = "cpu") ->
         LtxError: the backend is unknown or not installed, or the folder has no graph for it.
     """
     graph = graph_of(engines, name, backend)
-    runner = _load(BACKENDS[backend], graph, engines.weights_folder(name))
+    runner = _load(BACKENDS[backend], graph, engines.weights_folder(name), arena=name not in UNEVEN)
     try:
         yield CheckedSession(engines.component(name).signature, runner)
     finally:
@@ -98,10 +99,10 @@ def graph_of(engines: Engines, name: ComponentName, backend: str) -> Path:
     return engines.folder / graph
 
 
-def _load(row: Backend, graph: Path, weights: Path) -> Runner:
+def _load(row: Backend, graph: Path, weights: Path, *, arena: bool) -> Runner:
     try:
         module = importlib.import_module(row.module)
     except ModuleNotFoundError as error:
         raise LtxError(f"{error.name} is not installed - run: pip install 'ltx-engines[{row.extra}]'") from error
-    runner: Runner = module.load(graph, weights)
+    runner: Runner = module.load(graph, weights, arena=arena)
     return runner

@@ -45,7 +45,7 @@ def diary(monkeypatch):
     """What the stages of a backend called `fake` do, in order."""
     notes = Diary()
     module = ModuleType("fake_stages")
-    module.load = lambda graph, weights: Stage(graph.name.partition(".")[0], notes)
+    module.load = lambda graph, weights, arena: Stage(graph.name.partition(".")[0], notes)
     monkeypatch.setitem(sys.modules, "fake_stages", module)
     monkeypatch.setitem(BACKENDS, "fake", Backend("fake_stages", "fp32", "fake"))
     return notes

@@ -47,7 +47,7 @@ def opened(monkeypatch):
     opened = []
     module = ModuleType("fake_backend")
 
-    def load(graph, weights):
+    def load(graph, weights, *, arena):
         runner = ClosingRunner(lambda feeds: {"text": np.ones((*feeds["ids"].shape, 6), np.float32)})
         opened.append((graph, weights, runner))
         return runner
