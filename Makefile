@@ -49,8 +49,9 @@ fix: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Every file of tests on one worker, which exports what they share once.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # The runtime as it is on a machine without PyTorch, in an environment and a place of its own.
 test-runtime: demo

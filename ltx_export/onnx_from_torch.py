@@ -17,6 +17,7 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
+import torch.fx.experimental._config as tracing_config
 from onnx_ir.passes import common as passes
 from onnxscript import opset23
 from onnxscript.optimizer import fold_constants_ir
@@ -175,7 +176,7 @@ def _dynamic_shapes(module: nn.Module, component: Component) -> dict[str, object
         line = line_of(axis)
         name = "tokens" if line.name == "timesteps" else line.name
         symbol = dims.setdefault(name, Dim(name, min=1))
-        # An encoder divides and rounds its sizes: without their factors sympy does not come to an end.
+        # An encoder divides its sizes, so it must be known what they are multiples of.
         scaled = symbol if line.factor == 1 else line.factor * symbol
         return scaled + line.offset if line.offset else scaled
 
@@ -228,7 +229,7 @@ def _views_as_asked() -> AbstractContextManager[None]:
 
     An encoder's sizes become quotients of quotients otherwise, and tracing takes three times as long.
     """
-    return torch.fx.experimental._config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
+    return tracing_config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
 
 
 @contextmanager

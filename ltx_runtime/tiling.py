@@ -26,7 +26,7 @@ _FRAME_OVERLAP = 4
 _SPACE_OVERLAP = 4
 
 # Of ONNX Runtime on the CPU in fp32 without its arena: about five tensors of 128 channels for every 4x4 pixels.
-BYTES_PER_PIXEL = 170
+BYTES_PER_PIXEL = 180
 # The least any window needs: the widest layers' weights in fp32.
 SMALLEST_BYTES = 550_000_000
 _BYTES_OF_VALUES = 4

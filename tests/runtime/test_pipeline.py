@@ -16,6 +16,7 @@ from ltx_runtime.passes import Schedule
 from ltx_runtime.pipeline import generate
 from ltx_runtime.plan import Request, plan
 from ltx_runtime.tensors import write_tensors
+from ltx_runtime.tokenizer import Tokenizer
 from ltx_runtime.versions import VERSIONS
 
 EVERY_VERSION = pytest.mark.parametrize("version", VERSIONS.values(), ids=VERSIONS)
@@ -248,12 +249,23 @@ def test_the_noise_levels_of_the_checkpoint_replace_those_of_the_version(spiece,
     assert len(make(free, request).frames) == 17
 
 
-def test_a_prompt_longer_than_the_model_sees_is_noted(spiece, diary):
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_positions_are_those_of_the_checkpoint(causal, spiece, diary):
     engines = engines_of(DEMO, spiece)
-    assert make(engines, REQUEST).notes == []
-    for change in ({"prompt": "a cat walks " * 90}, {"negative_prompt": "blurry " * 300}):
-        (note,) = make(engines, replace(REQUEST, **change)).notes
-        assert "tokens; the model sees the first 256" in note
+    make(replace(engines, manifest=replace(engines.manifest, causal_positions=causal)), REQUEST)
+    frames = [0, 1, 9] if causal else [0, 8, 16]
+    for fed in diary.fed("transformer"):
+        np.testing.assert_allclose(np.unique(fed["coords"][:, 0]) * 24, frames, atol=1e-4)
+
+
+def test_a_prompt_longer_than_the_model_sees_is_noted(spiece, diary):
+    engines, tokenizer = engines_of(DEMO, spiece), Tokenizer(spiece, 256)
+    texts = {tokenizer.count(text): text for text in ("snow " * count for count in range(1, 400))}
+    seen, longer = max(n for n in texts if n <= 256), min(n for n in texts if n > 256)
+    for name in ("prompt", "negative_prompt"):
+        assert make(engines, replace(REQUEST, **{name: texts[seen]})).notes == []
+        (note,) = make(engines, replace(REQUEST, **{name: texts[longer]})).notes
+        assert note.endswith(f"has {longer} tokens; the model sees the first 256")
     assert max(fed["ids"].shape[1] for fed in diary.fed("text_encoder")) == 256
 
 

@@ -185,7 +185,7 @@ def test_initial_latents_that_were_given_are_kept_with_the_noise(spiece, diary, 
     ids=str,
 )
 def test_saved_latents_are_decoded_to_the_frames_of_the_run(version, change, spiece, diary, file):
-    engines, request = engines_of(version, spiece), replace(REQUEST, **change)
+    engines, request = engines_of(version, spiece), replace(REQUEST, seed=8, **change)
     made = make(engines, request, save_latents=file)
     opened = len(diary.stages)
     later = again(engines, file)
@@ -233,6 +233,14 @@ def test_decoding_later_takes_and_keeps_noise_as_the_run_does(spiece, diary, fil
     assert not np.array_equal(again(engines, file).video, made.video)
     same(again(engines, file, noise=kept, save_noise=later), made)
     assert set(stored(later)) == {"decode", *(f"decoder/noise_{block}" for block in NOISE_MAPS["B"])}
+
+
+def test_decoding_later_draws_with_the_generator_that_is_asked_for(spiece, diary, file):
+    engines = engines_of(MAPPED, spiece)
+    make(engines, REQUEST, save_latents=file)
+    videos = {rng: again(engines, file, rng=rng).video for rng in RNGS}
+    assert not np.array_equal(videos["numpy"], videos["torch"])
+    assert not np.array_equal(videos["numpy"], videos["diffusers"])
 
 
 def test_decoding_later_needs_nothing_but_the_decoder(spiece, diary, file):
