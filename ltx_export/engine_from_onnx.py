@@ -6,6 +6,7 @@ TensorRT-RTX parses and compiles without a GPU; kernels are made on the first ru
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,9 @@ def build_engine(engines: Engines, name: str) -> Path:
 
 
 def _compile(library: Any, graph: Path, weights: Path, component: Component, engine: Path) -> None:
-    heard: list[str] = []
-    builder = library.Builder(_logger(library, heard))
+    logger = _logger(library)
+    logger.heard.clear()
+    builder = library.Builder(logger)
     flag = library.NetworkDefinitionCreationFlag.STRONGLY_TYPED
     network = builder.create_network(1 << int(flag))
     parser = library.OnnxParser(network, builder.logger)
@@ -72,20 +74,27 @@ def _compile(library: Any, graph: Path, weights: Path, component: Component, eng
     if writer.failure is not None:
         raise writer.failure
     if not built:
-        raise LtxError(f"TensorRT-RTX cannot build {graph}: {_first(heard)} - see its release notes")
+        raise LtxError(f"TensorRT-RTX cannot build {graph}: {_first(logger.heard)} - see its release notes")
 
 
 def _first(reasons: Sequence[str]) -> str:
     return " ".join(reasons[0].split()) if reasons else "it gave no reason"
 
 
-def _logger(library: Any, heard: list[str]) -> Any:
+@cache
+def _logger(library: Any) -> Any:
+    """One for the whole process: the library goes on using the first it was given."""
+
     class Logger(library.ILogger):
         """Keeps errors for the message instead of printing them."""
 
+        def __init__(self) -> None:
+            library.ILogger.__init__(self)
+            self.heard: list[str] = []
+
         def log(self, severity: Any, message: str) -> None:
             if severity <= library.ILogger.Severity.ERROR:
-                heard.append(message)
+                self.heard.append(message)
 
     return Logger()
 

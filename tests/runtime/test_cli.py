@@ -82,9 +82,9 @@ def test_a_seed_of_0_is_a_seed(run, engines):
 def test_the_noise_levels_that_are_allowed_are_the_folder_s_own(run, engines):
     folder = engines(VERSIONS["0.9.6-distilled"])
     wishes = (*SMALL, "--timesteps", "1,0.5", "--output", "clip.mp4")
-    assert run(*wishes)[0] == 2
+    assert [run(*wishes, *how)[0] for how in (["--plan"], [])] == [2, 2]
     write_manifest(folder, replace(read_manifest(folder), allowed_sigmas=()))
-    assert run(*wishes)[0] == 0
+    assert [run(*wishes, *how)[0] for how in (["--plan"], [])] == [0, 0]
 
 
 @EVERY_VERSION
