@@ -188,6 +188,13 @@ def test_what_was_not_exported_is_missed_before_anything_runs(refused, engines, 
     assert f"has no {component}" in refused(*PROMPT, *arguments, "--output-dir", "videos")
 
 
+@pytest.mark.parametrize("option", ["--image", "--video", "--embeddings-file", "--noise-file"])
+def test_a_folder_for_a_video_that_is_not_made_is_not_made_either(refused, engines, option):
+    engines(SINGLE)
+    said = refused(*PROMPT, option, "missing.safetensors", "--output-dir", "videos/new")
+    assert said.startswith("cannot read missing.safetensors")
+
+
 # --- damaged files --------------------------------------------------------------------------------
 
 FILES = {
