@@ -7,7 +7,7 @@ import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,7 +49,9 @@ def _make(typed: Arguments, folder: Path) -> None:
     seed = secrets.randbits(32) if typed.seed is None else typed.seed
     found = manifest.read_manifest(folder)
     release = versions.find_version(found.version)
-    clip_frames = None if typed.video is None else media.count_frames(typed.video)
+    clip_frames = None
+    if typed.video is not None and typed.num_frames is None:
+        clip_frames = media.count_frames(typed.video)
     request = asked.request_of(typed, release, seed, clip_frames)
     options = asked.options_of(typed)
     if typed.plan or typed.json:
@@ -62,9 +64,9 @@ def _make(typed: Arguments, folder: Path) -> None:
     video.check_size(output, request.height, request.width)
     engines = manifest.open_engines(folder)
     ending = pipeline.ready(engines, request, options).ending
-    _make_folder(typed)
     seconds: dict[str, float] = {}
-    with video.open_writer(output, ending.fps) as write:
+    made = _folder_of(output) if typed.output_dir else nullcontext()
+    with made, video.open_writer(output, ending.fps) as write:
         pipeline.generate(engines, request, write, _progress_into(seconds), options, _note)
     size = f"{request.width}x{request.height}, {ending.num_frames} frames at {ending.fps:g} fps"
     print(f"{printable(str(target))}: {size}, seed {seed}; {_told(seconds)}")
@@ -88,9 +90,9 @@ def _decode(typed: Arguments, engines: Engines) -> None:
     target = video.target_of(output)
     left, right, top, bottom = ending.crop
     video.check_size(output, ending.size[0] - top - bottom, ending.size[1] - left - right)
-    _make_folder(typed)
     seconds: dict[str, float] = {}
-    with video.open_writer(output, ending.fps) as write:
+    made = _folder_of(output) if typed.output_dir else nullcontext()
+    with made, video.open_writer(output, ending.fps) as write:
         pipeline.decode_saved(engines, typed.latents, write, _progress_into(seconds), options)
     print(f"{printable(str(target))}: {said}; {_told(seconds)}")
 
@@ -108,9 +110,18 @@ def _output_of(typed: Arguments, title: str, seed: int) -> Path:
     return _free_name(typed.output_dir or Path(), title, seed)
 
 
-def _make_folder(typed: Arguments) -> None:
-    if typed.output_dir is not None:
-        typed.output_dir.mkdir(parents=True, exist_ok=True)
+@contextmanager
+def _folder_of(output: Path) -> Iterator[None]:
+    """Makes the folder of the output, and takes it away again where nothing came into it."""
+    new = [folder for folder in (output.parent, *output.parent.parents) if not folder.exists()]
+    for folder in reversed(new):
+        folder.mkdir()
+    try:
+        yield
+    finally:
+        for folder in new:
+            if not any(folder.iterdir()):
+                folder.rmdir()
 
 
 def _note(text: str) -> None:

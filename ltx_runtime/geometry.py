@@ -13,6 +13,7 @@ from ltx_runtime.errors import LtxError
 
 SPATIAL_SCALE = 32
 TEMPORAL_SCALE = 8
+_LARGEST = 16_384  # pixels or frames; the model knows positions up to 2048 pixels and 20 seconds
 _LEAST_FPS, _MOST_FPS = 0.01, 10_000.0
 
 
@@ -55,6 +56,8 @@ def grid_of(height: int, width: int, num_frames: int) -> Grid:
 
 def _check(what: str, given: int, step: int, offset: int, rule: str) -> None:
     smallest = offset or step
+    if given > _LARGEST:
+        raise LtxError(f"{what} must be at most {_LARGEST}; got {given} - use less")
     if given >= smallest and given % step == offset:
         return
     below = (given - offset) // step * step + offset
