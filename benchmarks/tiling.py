@@ -2,7 +2,7 @@
 how far the frames are from those of an untiled decode where one fits. Linux only.
 
     python benchmarks/tiling.py engines/0.9.8-2b-distilled --height 256 --width 384 --frames 73 --tile 8 - -
-    python benchmarks/tiling.py engines/0.9.8-2b-distilled --height 704 --width 1216 --frames 121 --budget 4 --tiles 1
+    python benchmarks/tiling.py engines/0.9.8-2b-distilled --height 704 --width 1216 --frames 121 --budget 2 --every 21
 
 Memory is private (anonymous) memory above that of the loaded session. Latents have unit variance.
 """
@@ -35,7 +35,7 @@ def main() -> None:
     sizes = (grid.frames, grid.rows, grid.columns)
     tiling = tiling_for(*sizes, asked.budget * 1e9) if asked.tile is None else Tiling(*asked.tile, *asked.overlap)
     tiling = tiling or Tiling()
-    decode = _decoder(asked.engines, grid, asked.steadiness)
+    decode = _each(_decoder(asked.engines, grid, asked.steadiness), asked.every)
     _say(f"{tiling}, expected peak {peak_bytes(*sizes, tiling) / 1e9:.2f} GB")
     whole = activation_bytes(*sizes)
     untiled = None
@@ -65,6 +65,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--overlap", nargs=2, type=int, default=(4, 4), help="latents in time and in space")
     parser.add_argument("--steadiness", type=float, default=0.0, help="correlation of latents of neighbouring frames")
     parser.add_argument("--first", type=int, help="stop after so many frames, for memory alone")
+    parser.add_argument("--every", type=int, default=1, help="decode each N-th window, others are grey: memory alone")
     parser.add_argument("--compare", action="store_true", help="decode untiled too")
     return parser.parse_args()
 
@@ -100,6 +101,21 @@ def _decoder(folder: Path, grid: Grid, steadiness: float) -> Callable[[slice, sl
         return video
 
     return decode
+
+
+def _each(decode: Callable[[slice, slice, slice], Array], every: int) -> Callable[[slice, slice, slice], Array]:
+    """Decodes each window whose number is a multiple of `every`."""
+    number = 0
+
+    def window(frames: slice, rows: slice, columns: slice) -> Array:
+        nonlocal number
+        number += 1
+        if number % every == 0:
+            return decode(frames, rows, columns)
+        size = Grid(frames.stop - frames.start, rows.stop - rows.start, columns.stop - columns.start)
+        return np.full((3, size.num_frames, size.height, size.width), 0.5, np.float32)
+
+    return window
 
 
 def _steady(latents: Array, correlation: float) -> Array:

@@ -246,7 +246,7 @@ def test_the_variant_that_is_asked_for_is_taken_in_every_folder(exported, tmp_pa
     assert bits_of(expected[""]) != bits_of(expected["bf16"])
 
 
-@pytest.mark.parametrize("names", [{"shared"}, {"encoder.embed_tokens"}, {"shared", "encoder.embed_tokens"}], ids=str)
+@pytest.mark.parametrize("names", [("shared",), ("encoder.embed_tokens",), ("shared", "encoder.embed_tokens")], ids=str)
 def test_a_text_encoder_has_its_embedding_under_either_name_or_both(exported, tmp_path, names):
     release = exported("0.9.5")
     text = load_file(release.sources.text_encoder)
