@@ -267,7 +267,7 @@ def tiling_for(
     fitting = [tiling for tiling, peak in peaks.items() if peak <= budget_bytes]
     if not fitting:
         raise LtxError(
-            f"{TEMPORAL_SCALE * frames - _LEAD} frames of {SPATIAL_SCALE * rows}x{SPATIAL_SCALE * columns} take "
+            f"{TEMPORAL_SCALE * frames - _LEAD} frames of {SPATIAL_SCALE * columns}x{SPATIAL_SCALE * rows} take "
             f"{math.ceil(min(peaks.values()) / 1e8) / 10:.1f} GB even in the smallest tiles; "
             f"got {budget_bytes / 1e9:.2f} GB - allow more or make less"
         )

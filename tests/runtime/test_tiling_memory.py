@@ -79,7 +79,7 @@ def decoded(grid, tiles):
 
 def test_a_budget_below_the_smallest_tiles_is_refused_and_the_one_that_is_named_is_enough():
     with pytest.raises(
-        LtxError, match=r"^121 frames of 704x1216 take ([\d.]+) GB even in .*; got 0\.10 GB - allow more"
+        LtxError, match=r"^121 frames of 1216x704 take ([\d.]+) GB even in .*; got 0\.10 GB - allow more"
     ):
         tiling_for(*HD, 1e8)
     needed = smallest_budget(HD)
