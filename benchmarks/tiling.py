@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 
 from ltx_runtime.geometry import Grid, grid_of
 from ltx_runtime.manifest import read_manifest
-from ltx_runtime.sessions.onnxruntime_cpu import load
-from ltx_runtime.tiling import Tiling, activation_bytes, decode_tiled, peak_bytes, tiling_for
+from ltx_runtime.sessions.onnxruntime_cpu import CpuRunner
+from ltx_runtime.tile_sizes import activation_bytes, peak_bytes, tiling_for
+from ltx_runtime.tiling import Tiling, decode_tiled
 from ltx_runtime.versions import find_version
 
 _INTERVAL_S = 0.01
@@ -79,7 +80,7 @@ def _decoder(folder: Path, grid: Grid, steadiness: float) -> Callable[[slice, sl
     manifest = read_manifest(folder)
     component = manifest.components["vae_decoder"]
     version = find_version(manifest.version)
-    session = load(folder / component.graphs["fp32"], folder, arena=False)
+    session = CpuRunner(folder / component.graphs["fp32"], folder, arena=False)
     sizes = {"batch": 1, "frames": grid.frames, "rows": grid.rows, "columns": grid.columns}
     random = np.random.RandomState(0)
     feeds = {
@@ -97,7 +98,7 @@ def _decoder(folder: Path, grid: Grid, steadiness: float) -> Callable[[slice, sl
                 down, across = (slice(scale * one.start, scale * one.stop) for one in (rows, columns))
                 values = np.ascontiguousarray(values[:, down, across])
             window.setdefault(name, values)
-        video: Array = session.run(window)["video"][0]
+        video: Array = session.run(window, ["video"])["video"][0]
         return video
 
     return decode

@@ -16,7 +16,6 @@ import numpy as np
 from ltx_runtime.components import UNEVEN, Component, Port, check_feeds
 from ltx_runtime.errors import LtxError, explaining
 from ltx_runtime.manifest import Engines, export_command
-from ltx_runtime.sessions.onnxruntime_cpu import load
 
 Array = np.ndarray[Any, Any]
 Feeds = dict[str, Array]
@@ -76,10 +75,13 @@ def relative_l2(actual: Array, expected: Array) -> float:
 
 def run_graph(graph: Path, weights: Path, component: Component, requests: Sequence[Feeds]) -> list[Array]:
     """The first output of a graph, whose weights are in the folder `weights`, for each request."""
+    from ltx_runtime.sessions.onnxruntime_cpu import CpuRunner  # noqa: PLC0415  (not on every machine with a GPU)
+
     # The VAE's layers all differ in size: 0.5 GB, not 0.7.
-    runner = load(graph, weights, arena=component.name not in UNEVEN)
+    runner = CpuRunner(graph, weights, arena=component.name not in UNEVEN)
+    output = component.outputs[0].name
     try:
-        return [runner.run(feeds)[component.outputs[0].name] for feeds in requests]
+        return [runner.run(feeds, [output])[output] for feeds in requests]
     finally:
         runner.close()
 
@@ -103,7 +105,7 @@ def record(graph: Path, weights: Path, component: Component, path: Path) -> None
         np.savez(path, allow_pickle=False, **feeds, **{component.outputs[0].name: output})
 
 
-def _read(path: Path, component: Component) -> tuple[Feeds, Array]:
+def read_record(path: Path, component: Component) -> tuple[Feeds, Array]:
     """Inputs and output as `record` wrote them."""
     try:
         with np.load(path) as arrays:
@@ -126,7 +128,7 @@ def check_folder(engines: Engines, report: Callable[[str], None]) -> None:
         if graph is None or entry.recorded is None:
             report(f"{name}: no fp32 graph to run here; its files are whole")
             continue
-        recorded, expected = _read(engines.folder / entry.recorded, entry.signature)
+        recorded, expected = read_record(engines.folder / entry.recorded, entry.signature)
         (actual,) = run_graph(engines.folder / graph, engines.weights_folder(name), entry.signature, [recorded])
         error = relative_l2(actual, expected)
         if error > LIMIT:

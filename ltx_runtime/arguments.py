@@ -107,10 +107,18 @@ class Arguments:
     version: Annotated[
         str | None, _option(_RUN, "Which version; not needed when there is one.", "--version", "--ltxv-version")
     ] = None
-    backend: Annotated[str, _option(_RUN, "cpu.")] = "cpu"
+    backend: Annotated[
+        str, _option(_RUN, "tensorrt, tensorrt_rtx, cuda or cpu; auto takes the first that can, and says why.")
+    ] = "auto"
+    gpu_memory: Annotated[
+        float | None, _option(_RUN, "GB of the GPU that may be used; engines with streamed weights fit in [all].")
+    ] = None
     low_memory: Annotated[bool, _option(_RUN, "Run guidance's conditions one after another.", "--low-memory")] = False
     plan: Annotated[bool, _option(_RUN, "Say what would be done, and do nothing.", "--plan")] = False
-    json: Annotated[bool, _option(_RUN, "The plan for programs.", "--json")] = False
+    doctor: Annotated[
+        bool, _option(_RUN, "Say what this machine has, which engines fit, and what to install or build.", "--doctor")
+    ] = False
+    json: Annotated[bool, _option(_RUN, "The plan, or what the doctor says, for programs.", "--json")] = False
 
 
 def command_of(run: Callable[[Arguments], None]) -> Callable[..., None]:

@@ -73,8 +73,9 @@ def options_of(typed: Arguments) -> Options:
     Raises:
         LtxError: the memory is no positive number, or the generator has no such name.
     """
-    if not 0 < typed.memory <= _MOST_MEMORY_GB:
-        raise LtxError(f"memory must be a positive number of GB; got {typed.memory:g} - use 8")
+    for name, given, advice in (("memory", typed.memory, "use 8"), ("gpu-memory", typed.gpu_memory, "leave it out")):
+        if given is not None and not 0 < given <= _MOST_MEMORY_GB:
+            raise LtxError(f"{name} must be a positive number of GB; got {given:g} - {advice}")
     if typed.rng not in RNGS:
         raise LtxError(f"unknown rng {typed.rng!r}; use one of {', '.join(RNGS)}")
     if not 0 <= typed.crf <= _LARGEST_CRF:
@@ -82,6 +83,7 @@ def options_of(typed: Arguments) -> Options:
     return Options(
         backend=typed.backend,
         rng=typed.rng,
+        gpu_memory_bytes=None if typed.gpu_memory is None else int(typed.gpu_memory * 1e9),
         low_memory=typed.low_memory,
         memory_bytes=int(typed.memory * 1e9),
         tiled=typed.vae_tiling,

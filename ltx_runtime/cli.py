@@ -28,8 +28,11 @@ Progress = Callable[[], None]
 @reported()
 def _run(typed: Arguments) -> None:
     """Make a video from a prompt, and from images and clips. What is left out is the version's own default."""
-    from ltx_runtime import manifest, versions
+    from ltx_runtime import doctor_lines, manifest, versions
 
+    if typed.doctor:
+        print(doctor_lines.run(typed.engines, typed.version, as_json=typed.json))
+        return
     folder = manifest.find_folder(typed.engines, versions.find_version(typed.version).name if typed.version else None)
     if typed.latents is not None:
         _decode(typed, manifest.open_engines(folder))
@@ -63,7 +66,7 @@ def _make(typed: Arguments, folder: Path) -> None:
     target = video.target_of(output)
     video.check_size(output, request.height, request.width)
     engines = manifest.open_engines(folder)
-    ending = pipeline.ready(engines, request, options).ending
+    ending = pipeline.ready(engines, request, options).planned.ending
     seconds: dict[str, float] = {}
     made = _folder_of(output) if typed.output_dir else nullcontext()
     with made, video.open_writer(output, ending.fps) as write:
@@ -93,7 +96,7 @@ def _decode(typed: Arguments, engines: Engines) -> None:
     seconds: dict[str, float] = {}
     made = _folder_of(output) if typed.output_dir else nullcontext()
     with made, video.open_writer(output, ending.fps) as write:
-        pipeline.decode_saved(engines, typed.latents, write, _progress_into(seconds), options)
+        pipeline.decode_saved(engines, typed.latents, write, _progress_into(seconds), options, _note)
     print(f"{printable(str(target))}: {said}; {_told(seconds)}")
 
 

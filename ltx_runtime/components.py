@@ -1,4 +1,4 @@
-"""What each graph takes and gives, as data: ports with named axes, dtypes and spans.
+"""What each graph takes and gives, as data: ports with named axes and dtypes.
 
 The one table behind the exporter's dynamic axes, engine profiles, the check of shapes before a session sees
 them, the random inputs of parity checks, and the manifest's signature. Knows nothing of sessions or files.
@@ -79,15 +79,6 @@ class Component:
         return tuple(dict.fromkeys(names))
 
 
-@dataclass(frozen=True)
-class Span:
-    """Sizes an engine serves along one axis, and the one it is tuned for."""
-
-    min: int
-    best: int
-    max: int
-
-
 def text_encoder(text_channels: int) -> Component:
     """T5: token ids and their mask (1 = keep) to the last hidden state."""
     ids = ("batch", "text_tokens")
@@ -156,32 +147,6 @@ def temporal_upsampler(channels: int) -> Component:
 def _upsampler(name: ComponentName, channels: int, upsampled: tuple[Axis, ...]) -> Component:
     latents = Port("latents", ("batch", channels, "frames", "rows", "columns"))
     return Component(name, (latents,), (Port("upsampled", ("batch", channels, *upsampled)),))
-
-
-# What an engine serves unless told otherwise: 121 frames of 896x1600, and for the transformer what a run is conditioned
-# on besides. `timesteps` follows the profile: one, or as many as tokens.
-SPANS: dict[str, Span] = {
-    "batch": Span(1, 1, 3),
-    "tokens": Span(4, 4992, 32768),
-    "text_tokens": Span(1, 128, 256),
-    "frames": Span(1, 13, 16),
-    "rows": Span(2, 16, 28),
-    "columns": Span(2, 24, 50),
-}
-
-Profile = dict[str, Span]
-
-
-def profiles(component: Component) -> list[Profile]:
-    """The optimization profiles of an engine: one span per axis name in each.
-
-    A transformer has two, with one timestep for all tokens and with one per token.
-    """
-    names = component.axis_names()
-    spans = {name: SPANS[name] for name in names if name in SPANS}
-    if "timesteps" not in names:
-        return [spans]
-    return [spans | {"timesteps": Span(1, 1, 1)}, spans | {"timesteps": spans["tokens"]}]
 
 
 def check_feeds(component: Component, feeds: Mapping[str, np.ndarray[Any, Any]]) -> None:

@@ -121,6 +121,11 @@ def check_item(num_media_frames: int, frame: int, num_frames: int) -> None:
         raise LtxError(f"{what} cannot begin at frame {frame} of {num_frames} - use 0 to {latest}")
 
 
+def added_frames(places: Iterable[tuple[int, int]]) -> int:
+    """How many latent frames items add beside the video's own, by the frame each begins at and its number of frames."""
+    return sum(min(frames // TEMPORAL_SCALE + 1, _PREFIX) for frame, frames in places if frame)
+
+
 def condition(
     initial: Floats, items: Iterable[Item], noise_of: NoiseOf, grid: Grid, fps: float, *, causal: bool
 ) -> Conditioned:

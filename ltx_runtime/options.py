@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ltx_runtime.buckets import Profile, profile_for
 from ltx_runtime.media import CRF
 from ltx_runtime.tensors import check_place
-from ltx_runtime.tiling import Tiling, tiling_for
+from ltx_runtime.tile_sizes import BYTES_PER_PIXEL, HALF_BYTES_PER_PIXEL, tiling_for
+from ltx_runtime.tiling import Tiling
 
 # What tiles are where they are asked for although all would fit: 512 pixels wide and high, 73 frames long.
 _BY_HAND = Tiling(10, 16, 16)
@@ -18,7 +21,8 @@ class Options:
     """How a request is run.
 
     Attributes:
-        backend: a name of BACKENDS.
+        backend: a name of BACKENDS, or AUTO.
+        gpu_memory_bytes: of the GPU that may be used; None for all that is free.
         rng: a name of RNGS, where no file has the noise.
         low_memory: run guidance's conditions one after another.
         memory_bytes: of activations that the VAE may take; tiles are cut so that it does not take more.
@@ -29,7 +33,8 @@ class Options:
         save_embeddings, save_latents, save_noise: files to keep them in.
     """
 
-    backend: str = "cpu"
+    backend: str = "auto"
+    gpu_memory_bytes: int | None = None
     rng: str = "numpy"
     low_memory: bool = False
     memory_bytes: int = 8_000_000_000
@@ -49,14 +54,45 @@ class Options:
             if place is not None:
                 check_place(place)
 
-    def tiling(self, frames: int, rows: int, columns: int, *, encoding: bool = False) -> Tiling:
+    def tiling(
+        self,
+        frames: int,
+        rows: int,
+        columns: int,
+        *,
+        encoding: bool = False,
+        half: bool = False,
+        served: Sequence[Profile] = (),
+    ) -> Tiling:
         """How the VAE's latents, so many of them, are cut for decoding or encoding.
+
+        Args:
+            frames, rows, columns: of all latents.
+            encoding: instead of decoding.
+            half: whether the VAE computes in 16 bits.
+            served: the sizes that an engine serves; empty if all.
 
         Raises:
             LtxError: the memory is too little for the smallest tiles.
+            UnservedError: the engine serves no tiles of any size.
         """
-        found = tiling_for(frames, rows, columns, self.memory_bytes, encoding=encoding)
-        return found or (_BY_HAND if self.tiled else Tiling())
+
+        def serves(*window: int) -> bool:
+            sizes = dict(zip(("frames", "rows", "columns"), window, strict=True))
+            return not served or profile_for(served, sizes) is not None
+
+        found = tiling_for(
+            frames,
+            rows,
+            columns,
+            self.memory_bytes,
+            encoding=encoding,
+            bytes_per_pixel=HALF_BYTES_PER_PIXEL if half else BYTES_PER_PIXEL,
+            serves=serves,
+        )
+        if found is None and self.tiled and serves(*_BY_HAND.window(frames, rows, columns)):
+            return _BY_HAND
+        return found or Tiling()
 
 
 DEFAULT_OPTIONS = Options()

@@ -8,15 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ltx_runtime.chosen import Chosen, Size, choose, needed
 from ltx_runtime.components import ComponentName
 from ltx_runtime.embeddings import Text, read_text, write_text
 from ltx_runtime.errors import LtxError
-from ltx_runtime.geometry import latents_of
+from ltx_runtime.geometry import Grid, latents_of
 from ltx_runtime.latents import adain
 from ltx_runtime.manifest import Engines
 from ltx_runtime.noise import RNGS, FileNoise, GivenNoise, Noise, RecordingNoise
@@ -24,9 +27,10 @@ from ltx_runtime.options import DEFAULT_OPTIONS, Options
 from ltx_runtime.plan import Plan, Request, plan
 from ltx_runtime.resize import resize_bilinear
 from ltx_runtime.saved_latents import Ending, read_initial, read_latents, write_latents
-from ltx_runtime.sessions import Session, graph_of, open_session
-from ltx_runtime.stages import decode, encode_prompt, make_latents, ready_to_decode, upsample
+from ltx_runtime.sessions import Session, open_session
+from ltx_runtime.stages import decode, decode_pixels, encode_prompt, make_latents, ready_to_decode, upsample
 from ltx_runtime.start import Encoded, Media, encode_for, read_media, start_of
+from ltx_runtime.tiling import Tiling
 from ltx_runtime.tokenizer import Tokenizer
 from ltx_runtime.versions import find_version
 
@@ -36,12 +40,6 @@ FrameSink = Callable[[Frame], None]
 # Opens a stage of so many units of work; what it yields is called after each unit.
 ProgressOf = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
 
-_MISSING: dict[ComponentName, str] = {
-    "vae_encoder": "images and clips need: export the version again without leaving it out",
-    "upsampler": "the second pass needs: add --single-pass, or export the version again with --upscaler FILE",
-    "temporal_upsampler": "--temporal-upscale needs: export the version again with --temporal-upscaler FILE",
-}
-
 
 @dataclass(frozen=True)
 class _Road:
@@ -49,12 +47,21 @@ class _Road:
 
     engines: Engines
     options: Options
+    chosen: Chosen
     progress: ProgressOf
 
     @contextmanager
     def stage(self, label: str, units: int, name: ComponentName) -> Iterator[tuple[Session, Callable[[], None]]]:
-        with self.progress(label, units) as done, open_session(self.engines, name, self.options.backend) as session:
+        with self.progress(label, units) as done, open_session(self.chosen.found[name]) as session:
             yield session, done
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A request that nothing stands against but the files it names."""
+
+    planned: Plan
+    chosen: Chosen
 
 
 def generate(
@@ -78,33 +85,41 @@ def generate(
     Raises:
         LtxError: the request cannot be made, a file cannot be used, or the engines do not fit the backend.
     """
-    planned = ready(engines, request, options)
-    road = _Road(engines, options, progress)
+    found = ready(engines, request, options)
+    planned = found.planned
+    road = _Road(engines, options, found.chosen, progress)
     given = {}
     if options.initial_latents is not None:
         grid = planned.passes[0].grid
         given["pass1/initial"] = read_initial(options.initial_latents, grid, _channels(engines))
     noise = _noise(options, request.seed, given)
     media = read_media(request, planned, options.crf)
+    conditioned = bool(media.clips)
+    found.chosen.check_passes(planned, media.added_frames, conditioned=conditioned)
+    for line in found.chosen.lines():
+        note(line)
     latents = _latents(road, planned, _text(road, planned, request, note), media, noise)
     _write_frames(road, latents, planned.ending, noise, sink)
 
 
-def ready(engines: Engines, request: Request, options: Options) -> Plan:
-    """The plan of a request that nothing stands against but the files it names; nothing is loaded yet.
+def ready(engines: Engines, request: Request, options: Options) -> Ready:
+    """A request, planned, and what runs each component of it; nothing is loaded yet.
 
     Raises:
-        LtxError: the request cannot be made, the folder lacks a component, a place cannot be written, or the memory
-            is too little.
+        LtxError: the request cannot be made, the folder lacks a component, a place cannot be written, the memory is
+            too little, or an engine does not serve the size.
     """
     version = find_version(engines.manifest.version)
     planned = plan(request, version, engines.manifest.schedule, engines.manifest.allowed_sigmas)
-    for name in needed(planned, request, options):
-        _check_component(engines, name, options.backend)
+    names = needed(planned, request, options)
+    size = Size(*planned.ending.size, planned.passes[-1].grid.num_frames, request.single_pass)
+    chosen = choose(engines, names, options, size)
     options.check_places()
-    for grid in [one.grid for one in planned.passes]:  # what is encoded, and what is decoded at the end
-        options.tiling(grid.frames, grid.rows, grid.columns)
-    return planned
+    if "vae_encoder" in names:
+        for one in planned.passes:
+            chosen.tiling(one.grid, encoding=True)
+    chosen.check_passes(planned, 0, conditioned=bool(request.conditions))
+    return Ready(planned, chosen)
 
 
 def saved_of(engines: Engines, path: Path) -> tuple[Floats, Ending]:
@@ -121,26 +136,22 @@ def saved_of(engines: Engines, path: Path) -> tuple[Floats, Ending]:
     return latents, ending
 
 
-def decode_saved(engines: Engines, path: Path, sink: FrameSink, progress: ProgressOf, options: Options) -> None:
+def decode_saved(
+    engines: Engines,
+    path: Path,
+    sink: FrameSink,
+    progress: ProgressOf,
+    options: Options,
+    note: Callable[[str], None] = lambda text: None,
+) -> None:
     """Makes frames of latents that a run saved, as that run would have; see `generate` and `saved_of`."""
     latents, ending = saved_of(engines, path)
-    graph_of(engines, "vae_decoder", options.backend)
+    chosen = choose(engines, ["vae_decoder"], options, Size(*ending.size, ending.num_frames, single_pass=False))
     options.check_places()
+    for line in chosen.lines():
+        note(line)
     noise = _noise(options, ending.seed, {})
-    _write_frames(_Road(engines, options, progress), latents, ending, noise, sink)
-
-
-def needed(planned: Plan, request: Request, options: Options) -> list[ComponentName]:
-    """The components that a request runs, in the order of the road."""
-    names: list[tuple[ComponentName, bool]] = [
-        ("text_encoder", options.embeddings is None),
-        ("vae_encoder", bool(request.conditions) or request.video is not None),
-        ("transformer", True),
-        ("upsampler", len(planned.passes) > 1),
-        ("temporal_upsampler", planned.temporal_upscale),
-        ("vae_decoder", True),
-    ]
-    return [name for name, runs in names if runs]
+    _write_frames(_Road(engines, options, chosen, progress), latents, ending, noise, sink)
 
 
 def _channels(engines: Engines) -> int:
@@ -148,12 +159,6 @@ def _channels(engines: Engines) -> int:
     channels = engines.component("transformer").signature.inputs[0].axes[-1]
     assert isinstance(channels, int)
     return channels
-
-
-def _check_component(engines: Engines, name: ComponentName, backend: str) -> None:
-    if name in _MISSING and name not in engines.manifest.components:
-        raise LtxError(f"{engines.folder} has no {name}, which {_MISSING[name]}")
-    graph_of(engines, name, backend)
 
 
 def _noise(options: Options, seed: int, given: Mapping[str, Floats]) -> Noise:
@@ -219,7 +224,8 @@ def _encoded(road: _Road, planned: Plan, media: Media) -> list[Encoded]:
     if not count:
         return [Encoded()] * len(planned.passes)
     with road.stage("media", count * len(planned.passes), "vae_encoder") as (session, done):
-        return [encode_for(session, media, one.grid, road.options, done) for one in planned.passes]
+        tiling_of = partial(road.chosen.tiling, encoding=True)
+        return [encode_for(session, media, one.grid, tiling_of, done) for one in planned.passes]
 
 
 def _pass(
@@ -259,22 +265,32 @@ def _pass(
 
 
 def _write_frames(road: _Road, latents: Floats, ending: Ending, noise: Noise, sink: FrameSink) -> None:
-    """Decodes, resizes to the size asked for, crops, and hands over so many frames as were asked for.
-
-    Pixels are floor(255 y), as the official code has them.
-    """
+    """Decodes, resizes to the size asked for, crops, and hands over so many frames as were asked for."""
     _, _, frames, rows, columns = latents.shape
     ports = road.engines.component("vae_decoder").signature.inputs
     feeds = ready_to_decode(latents, ending, ports, noise)
     if isinstance(noise, RecordingNoise) and road.options.save_noise is not None:
         noise.save(road.options.save_noise)
-    tiling = road.options.tiling(frames, rows, columns)
+    tiling = road.chosen.tiling(Grid(frames, rows, columns))
+    with road.stage("decode", ending.num_frames, "vae_decoder") as (session, done):
+        for frame in islice(_pixels(session, feeds, tiling, ending), ending.num_frames):
+            sink(frame)
+            done()
+
+
+def _pixels(session: Session, feeds: dict[str, Floats], tiling: Tiling, ending: Ending) -> Iterator[Frame]:
+    """Frames (height, width, 3) uint8 of the size asked for; made where the decoder runs if that is all there is to do.
+
+    Pixels are floor(255 y), as the official code has them.
+    """
     left, right, top, bottom = ending.crop
     height, width = ending.size
-    with road.stage("decode", ending.num_frames, "vae_decoder") as (session, done):
-        for index, frame in enumerate(decode(session, feeds, tiling)):
-            if index == ending.num_frames:
-                break
-            sized = resize_bilinear(frame, height, width)[:, top : height - bottom, left : width - right]
-            sink((sized * np.float32(255.0)).astype(np.uint8).transpose(1, 2, 0))
-            done()
+    grid = Grid(*feeds["latents"].shape[2:])
+    whole = tiling.window(grid.frames, grid.rows, grid.columns) == (grid.frames, grid.rows, grid.columns)
+    if whole and (height, width) == (grid.height, grid.width) and "frames" in session.outputs:
+        for pixels in decode_pixels(session, feeds):
+            yield pixels[top : height - bottom, left : width - right]
+        return
+    for frame in decode(session, feeds, tiling):
+        sized = resize_bilinear(frame, height, width)[:, top : height - bottom, left : width - right]
+        yield (sized * np.float32(255.0)).astype(np.uint8).transpose(1, 2, 0)

@@ -135,8 +135,7 @@ def plan(
     Args:
         request: what to make.
         version: the release that makes it.
-        schedule: the checkpoint's own, instead of the version's.
-        allowed_sigmas: the checkpoint's own, instead of the version's.
+        schedule, allowed_sigmas: the checkpoint's own, instead of the version's.
 
     Raises:
         LtxError: something of the request cannot be used; names it, and what can.
@@ -147,7 +146,7 @@ def plan(
     size = request.height, request.width, request.num_frames
     height, width, num_frames = padded_size(*size) if request.pad else size
     ones = _passes_of(request, version)
-    grids = _grids_of(grid_of(height, width, num_frames), len(ones), version)
+    grids = grids_of(grid_of(height, width, num_frames), version, single_pass=request.single_pass)
     passes = []
     for one, of_pass in zip(ones, grids, strict=True):
         sigmas = sigmas_of(schedule or version.schedule, one, of_pass.tokens)
@@ -171,9 +170,12 @@ def plan(
     )
 
 
-def _grids_of(whole: Grid, passes: int, version: Version) -> list[Grid]:
-    """The grid of each pass: of two, the first is smaller and the second twice as large as that."""
-    if passes == 1:
+def grids_of(whole: Grid, version: Version, *, single_pass: bool = False) -> list[Grid]:
+    """The grid of each pass: of two, the first is smaller and the second twice as large as that.
+
+    Raises LtxError if it is too small for two passes.
+    """
+    if single_pass or len(version.passes) == 1:
         return [whole]
     first = grid_of(*first_pass_size(whole.height, whole.width, version.first_pass_scale), whole.num_frames)
     if first.tokens == 1:  # the deviation of a single cell, which AdaIN matches, is no number

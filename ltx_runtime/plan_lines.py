@@ -7,13 +7,14 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby, zip_longest
 from typing import Any
 
+from ltx_runtime.chosen import needed
+from ltx_runtime.conditioning import added_frames
 from ltx_runtime.errors import LtxError
 from ltx_runtime.manifest import Manifest, export_command
 from ltx_runtime.options import Options
 from ltx_runtime.passes import Guidance
-from ltx_runtime.pipeline import needed
 from ltx_runtime.plan import PassPlan, Plan, Request
-from ltx_runtime.tiling import peak_bytes
+from ltx_runtime.tile_sizes import peak_bytes
 from ltx_runtime.versions import TransformerSize, find_version
 
 _FLOAT_BYTES = 4
@@ -37,10 +38,9 @@ def describe(
     decoded = 2 * last.frames - 1 if planned.temporal_upscale else last.frames
     whole = [decoded, last.rows, last.columns]
     tiling = options.tiling(*whole)
-    tiles = [
-        min(tile or size, size) for tile, size in zip((tiling.frames, tiling.rows, tiling.columns), whole, strict=True)
-    ]
+    tiles = [*tiling.window(*whole)]
     names = needed(planned, request, options)
+    added = added_frames((one.frame, count) for one, count in zip(request.conditions, frames, strict=False))
     return {
         "version": manifest.version,
         "seed": request.seed,
@@ -56,10 +56,7 @@ def describe(
             for one, count in zip_longest(request.conditions, frames)
         ],
         "video": None if request.video is None else str(request.video),
-        "passes": [
-            _pass(one, find_version(manifest.version).transformer, options, _added_frames(request, frames))
-            for one in planned.passes
-        ],
+        "passes": [_pass(one, find_version(manifest.version).transformer, options, added) for one in planned.passes],
         "decode": {
             "tiles": None if tiles == whole else tiles,
             "activation_bytes": peak_bytes(decoded, last.rows, last.columns, tiling),
@@ -73,11 +70,6 @@ def _weights_bytes(manifest: Manifest, name: str) -> int:
     if name not in manifest.components:
         raise LtxError(f"this version has no {name} - {export_command(manifest.version)}")
     return sum(manifest.files[file].size_bytes for file in manifest.components[name].weights if file in manifest.files)
-
-
-def _added_frames(request: Request, frames: Sequence[int]) -> int:
-    """Latent frames that stand beside the video's own: an image's, or the first two of a clip, later than frame 0."""
-    return sum(min(count, 2) for one, count in zip(request.conditions, frames, strict=False) if one.frame)
 
 
 def _pass(one: PassPlan, size: TransformerSize, options: Options, added_frames: int) -> dict[str, Any]:

@@ -1,50 +1,112 @@
 """What an engine was built from and by, in a JSON file beside it. TensorRT has no check of its own, so an engine
-whose sidecar does not match the folder and the installed library is refused before it is loaded.
+whose sidecar does not match the folder, the installed library and the GPU is refused before it is loaded.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
-from ltx_runtime.components import Profile, Span, profiles
+from ltx_runtime.buckets import Profile, Span
 from ltx_runtime.errors import LtxError
 from ltx_runtime.manifest import Engines, checksum, export_command
 
-ENGINE_PRECISION = "bf16"
 PORTABLE = "portable"
+ENGINE_PRECISIONS = ("bf16", "fp16")  # in the order in which a session looks for them
+# Where an engine's weights are: in it, given to it as inputs, or left out and put back from the checkpoint at load.
+Weights = Literal["embedded", "inputs", "refit"]
+WEIGHTS: tuple[Weights, ...] = get_args(Weights)
 
 _MISFITS = {
     "builder": "was built by another library",
     "builder_version": "was built by another version of its library",
     "target": "was built for another GPU",
+    "system": "was built on another operating system",
     "component": "is another component",
     "precision": "has another precision",
-    "profiles": "serves other sizes",
     "sources": "was built from another graph or other weights",
     "engine_checksum": "has changed since it was built",
 }
 
 
 @dataclass(frozen=True)
+class Maker:
+    """The library that builds or runs engines here, and for what.
+
+    Attributes:
+        builder, version: a name of LIBRARIES, and the library's own version.
+        target: PORTABLE, or the GPU.
+        system: operating system and processor, empty where engines are portable.
+        gpu, driver: told in the sidecar, where there is one.
+    """
+
+    builder: str
+    version: str
+    target: str = PORTABLE
+    system: str = ""
+    gpu: str = ""
+    driver: str = ""
+
+    @property
+    def folder(self) -> str:
+        """Of its engines, within a version folder."""
+        return f"{self.target}-{self.builder}-{self.version}"
+
+
+@dataclass(frozen=True)
+class WeightInput:
+    """Where the values of one input that is a weight lie: so many bytes of a file, as the engine takes them.
+
+    shape and dtype ("bf16", "fp16", "fp32", "int8", ...) are the input's.
+    """
+
+    file: str
+    offset: int
+    size_bytes: int
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Sidecar:
-    """Everything an engine depends on. `sources` has the checksums of the graph and the files it points into."""
+    """Everything an engine depends on.
+
+    Attributes:
+        builder, builder_version, target, system, gpu, driver: see Maker.
+        component, precision: the graph's.
+        weights: see Weights.
+        profiles: the sizes it serves, in the engine's own order.
+        sources: checksums of the graph and of the files it points into.
+        structure: of the graph without its weights: engines without weights may change hands where it is equal.
+        engine_checksum: of the engine file.
+        weight_inputs: where the values of weights that are inputs lie, by the input's name.
+        relative_l2: of its output to the fp32 graph's; None where no GPU could say.
+        weight_streaming: whether weights that do not fit may stay in the machine's memory.
+    """
 
     builder: str
     builder_version: str
     target: str
+    system: str
+    gpu: str
+    driver: str
     component: str
     precision: str
+    weights: Weights
     profiles: list[Profile]
     sources: dict[str, str]
+    structure: str
     engine_checksum: str
+    weight_inputs: dict[str, WeightInput] = field(default_factory=dict)
+    relative_l2: float | None = None
+    weight_streaming: bool = False
 
 
-def engine_path(engines: Engines, name: str, builder: str, builder_version: str) -> Path:
+def engine_path(engines: Engines, name: str, maker: Maker, precision: str) -> Path:
     """`<version folder>/<target>-<builder>-<its version>/<component>.<precision>.engine`."""
-    return engines.folder / f"{PORTABLE}-{builder}-{builder_version}" / f"{name}.{ENGINE_PRECISION}.engine"
+    return engines.folder / maker.folder / f"{name}.{precision}.engine"
 
 
 def sidecar_path(engine: Path) -> Path:
@@ -52,33 +114,25 @@ def sidecar_path(engine: Path) -> Path:
     return engine.with_name(f"{engine.name}.json")
 
 
-def graph_of(engines: Engines, name: str) -> str:
+def graph_for(engines: Engines, name: str, precision: str) -> str:
     """The file name of the graph that engines of this component are built from.
 
     Raises:
         LtxError: the folder lacks it.
     """
-    graph = engines.component(name).graphs.get(ENGINE_PRECISION)
+    graph = engines.component(name).graphs.get(precision)
     if graph is None:
-        raise LtxError(
-            f"{engines.folder} has no {ENGINE_PRECISION} graph of {name} - {export_command(engines.manifest.version)}"
-        )
+        advice = export_command(engines.manifest.version)
+        if precision != ENGINE_PRECISIONS[0]:
+            advice = f"run: ltx-export onnx {engines.manifest.version} --precision fp32 --precision {precision}"
+        raise LtxError(f"{engines.folder} has no {precision} graph of {name} - {advice}")
     return graph
 
 
-def describe(engines: Engines, name: str, builder: str, builder_version: str, engine_checksum: str) -> Sidecar:
-    """The sidecar an engine of this component has when it is built here and now."""
-    entry = engines.component(name)
-    return Sidecar(
-        builder=builder,
-        builder_version=builder_version,
-        target=PORTABLE,
-        component=name,
-        precision=ENGINE_PRECISION,
-        profiles=profiles(entry.signature),
-        sources={file: engines.manifest.files[file].checksum for file in (graph_of(engines, name), *entry.weights)},
-        engine_checksum=engine_checksum,
-    )
+def sources_of(engines: Engines, name: str, precision: str) -> dict[str, str]:
+    """Checksums of the graph that an engine is built from and of the files it points into."""
+    files = (graph_for(engines, name, precision), *engines.component(name).weights)
+    return {file: engines.manifest.files[file].checksum for file in files}
 
 
 def write_sidecar(engine: Path, sidecar: Sidecar) -> None:
@@ -97,29 +151,52 @@ def read_sidecar(engine: Path) -> Sidecar:
     try:
         data: dict[str, Any] = json.loads(sidecar_path(engine).read_text())
         spans = [{axis: Span(**span) for axis, span in profile.items()} for profile in data.pop("profiles")]
-        return Sidecar(**data, profiles=spans)
+        inputs = {
+            name: WeightInput(**{**one, "shape": tuple(one["shape"])})
+            for name, one in data.pop("weight_inputs").items()
+        }
+        read = Sidecar(**data, profiles=spans, weight_inputs=inputs)
+        if read.weights not in WEIGHTS or not spans:
+            raise ValueError(read.weights)
+        return read
     except FileNotFoundError:
         raise LtxError(f"{engine} has no sidecar {sidecar_path(engine).name}") from None
     except (ValueError, TypeError, KeyError, AttributeError):
         raise LtxError(f"{sidecar_path(engine)} is damaged") from None
 
 
-def check_engine(engines: Engines, name: str, engine: Path, builder: str, builder_version: str) -> Sidecar:
-    """The sidecar of an engine that may be loaded.
+def rebuild_command(version: str, name: str, precision: str, builder: str) -> str:
+    """The advice that ends a message about an engine that does not fit."""
+    half = "" if precision == ENGINE_PRECISIONS[0] else f" --precision {precision}"
+    return f"run: ltx-export engine {version} --component {name} --builder {builder}{half} --force"
+
+
+def check_engine(engines: Engines, name: str, precision: str, maker: Maker) -> Sidecar:
+    """The sidecar of an engine that may be loaded here.
 
     Raises:
-        LtxError: the engine is missing, changed, or built from or by something else; ends with the command that
-            rebuilds it.
+        LtxError: the engine is missing, changed, or built from or by or for something else; ends with the command
+            that rebuilds it.
     """
-    rebuild = f"run: ltx-export engine {engines.manifest.version} --component {name} --force"
+    engine = engine_path(engines, name, maker, precision)
+    rebuild = rebuild_command(engines.manifest.version, name, precision, maker.builder)
     if not engine.is_file():
         raise LtxError(f"{engine} does not exist - {rebuild}")
     try:
         found = read_sidecar(engine)
     except LtxError as error:
         raise LtxError(f"{error} - {rebuild}") from None
-    wanted = describe(engines, name, builder, builder_version, checksum(engine))
-    for field, value in asdict(wanted).items():
-        if asdict(found)[field] != value:
-            raise LtxError(f"{engine} {_MISFITS[field]} - {rebuild}")
+    wanted = {
+        "builder": maker.builder,
+        "builder_version": maker.version,
+        "target": maker.target,
+        "system": maker.system,
+        "component": name,
+        "precision": precision,
+        "sources": sources_of(engines, name, precision),
+        "engine_checksum": checksum(engine),
+    }
+    for attribute, value in wanted.items():
+        if getattr(found, attribute) != value:
+            raise LtxError(f"{engine} {_MISFITS[attribute]} - {rebuild}")
     return found

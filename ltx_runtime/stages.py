@@ -104,58 +104,69 @@ def velocity_function(
 ) -> VelocityOf:
     """The guided velocity of a step. Conditions are: with the prompt, with the negative one if CFG, perturbed if STG.
 
-    In a batch its samples of one condition lie side by side, [B with the prompt, B with the negative one, ...].
+    In a batch its samples of one condition lie side by side, [B with the prompt, B with the negative one, ...]. What
+    does not change from step to step is made once and read-only, so that a session may keep it where it computes.
     """
     ports = {port.name: port for port in session.component.inputs}
+    kept: dict[tuple[Any, ...], dict[str, NDArray[Any]]] = {}
     if "skip_mask" not in ports and any(step.uses_stg for step in one.guidance):
         raise LtxError("this transformer was exported without STG - export it again with --stg, or use --stg-scale 0")
 
     def velocity_of(tokens: Floats, timesteps: Floats, index: int) -> Floats:
         now = one.guidance[index]
-        conditions = ["text"] + ["negative"] * now.uses_cfg + ["perturbed"] * now.uses_stg
-        feeds = [_feeds(ports, text, tokens, coords, timesteps, condition) for condition in conditions]
-        if now.uses_stg:
-            feeds[-1]["skip_mask"][list(now.skip_blocks), STG_MODES.index(planned.stg_mode)] = 0.0
-        if low_memory:
-            made = [session.run(each)["velocity"] for each in feeds]
-        else:
-            together = {
-                name: np.concatenate([each[name] for each in feeds], axis=_batch_axis(ports[name])) for name in ports
+        conditions = ("text", *("negative",) * now.uses_cfg, *("perturbed",) * now.uses_stg)
+        made: list[Floats] = []
+        for group in [(each,) for each in conditions] if low_memory else [conditions]:
+            skipped = now.skip_blocks if "perturbed" in group else ()
+            key = (group, skipped, len(tokens))
+            if key not in kept:
+                kept[key] = _constant_feeds(ports, text, coords, *key, STG_MODES.index(planned.stg_mode))
+            rows = len(group) * len(tokens)
+            feeds = {
+                "latents": np.concatenate([tokens] * len(group)),
+                "timestep": np.ascontiguousarray(np.broadcast_to(timesteps, (rows, timesteps.shape[1]))),
             }
-            made = np.split(session.run(together)["velocity"], len(feeds))
+            made += np.split(session.run({**feeds, **kept[key]})["velocity"], len(group))
         velocities = dict(zip(conditions, made, strict=True))
         return combine(now, velocities["text"], velocities.get("negative"), velocities.get("perturbed"))
 
     return velocity_of
 
 
-def _feeds(
-    ports: dict[str, Port], text: Text, tokens: Floats, coords: Floats, timesteps: Floats, condition: str
+def _constant_feeds(
+    ports: dict[str, Port],
+    text: Text,
+    coords: Floats,
+    group: tuple[str, ...],
+    skipped: tuple[int, ...],
+    batch: int,
+    mode: int,
 ) -> dict[str, NDArray[Any]]:
-    """The transformer's inputs for one condition of a batch."""
-    batch = len(tokens)
-    embeddings, mask = text.embeddings, text.mask
-    if condition == "negative":
-        assert text.negative_embeddings is not None and text.negative_mask is not None
-        embeddings, mask = text.negative_embeddings, text.negative_mask
+    """The transformer's inputs that are the same at every step, for conditions side by side."""
 
-    def of_batch(array: NDArray[Any]) -> NDArray[Any]:
-        return np.ascontiguousarray(np.broadcast_to(array, (batch, *array.shape[1:])))
+    def side_by_side(arrays: list[NDArray[Any]]) -> NDArray[Any]:
+        return np.concatenate([np.broadcast_to(array, (batch, *array.shape[1:])) for array in arrays])
 
+    said: list[tuple[NDArray[Any], NDArray[Any]]] = []
+    for each in group:
+        if each == "negative":
+            assert text.negative_embeddings is not None and text.negative_mask is not None
+            said.append((text.negative_embeddings, text.negative_mask))
+        else:
+            said.append((text.embeddings, text.mask))
     feeds = {
-        "latents": tokens,
-        "timestep": of_batch(timesteps),
-        "coords": of_batch(coords),
-        "text": of_batch(embeddings),
-        "text_mask": of_batch(mask),
+        "coords": side_by_side([coords] * len(group)),
+        "text": side_by_side([embeddings for embeddings, _ in said]),
+        "text_mask": side_by_side([mask for _, mask in said]),
     }
     if "skip_mask" in ports:
-        feeds["skip_mask"] = np.ones(ports["skip_mask"].shape({"batch": batch}), np.float32)
+        skip_mask = np.ones(ports["skip_mask"].shape({"batch": batch * len(group)}), np.float32)
+        if "perturbed" in group:
+            skip_mask[list(skipped), mode, batch * group.index("perturbed") :] = 0.0  # it is the last of a group
+        feeds["skip_mask"] = skip_mask
+    for array in feeds.values():
+        array.flags.writeable = False
     return feeds
-
-
-def _batch_axis(port: Port) -> int:
-    return port.axes.index("batch")
 
 
 def upsample(session: Session, latents: Floats) -> Floats:
@@ -200,11 +211,28 @@ def decode(session: Session, feeds: dict[str, Floats], tiling: Tiling) -> Iterat
                 cut[name] = _map_of(feeds[name], rows, columns, over_rows, over_columns)
         video: Floats = session.run(cut)["video"][0]
         if not np.isfinite(video).all():
-            raise LtxError("the decoder made numbers that are not finite - try another checkpoint or report it")
+            raise _unfinite()
         return video
 
     for frame in decode_tiled((frames, rows, columns), window, tiling):
         yield np.clip(frame * np.float32(0.5) + np.float32(0.5), 0.0, 1.0)
+
+
+def decode_pixels(session: Session, feeds: dict[str, Floats]) -> NDArray[np.uint8]:
+    """Frames (F, height, width, 3) uint8, made where the decoder runs; for a session whose outputs have `frames`.
+
+    Raises:
+        LtxError: the decoder makes numbers that are not finite.
+    """
+    made = session.run(feeds, ["frames", "mean"])
+    if not np.isfinite(made["mean"]).all():
+        raise _unfinite()
+    pixels: NDArray[np.uint8] = made["frames"][0]
+    return pixels
+
+
+def _unfinite() -> LtxError:
+    return LtxError("the decoder made numbers that are not finite - try another checkpoint or report it")
 
 
 def _map_of(maps: Floats, rows: int, columns: int, over_rows: slice, over_columns: slice) -> Floats:

@@ -11,16 +11,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ltx_runtime.conditioning import Conditioned, Item, check_item, condition, trimmed_frames
+from ltx_runtime.conditioning import Conditioned, Item, added_frames, check_item, condition, trimmed_frames
 from ltx_runtime.errors import LtxError
 from ltx_runtime.geometry import Grid
 from ltx_runtime.latents import noised
 from ltx_runtime.media import count_frames, load_media
-from ltx_runtime.options import Options
 from ltx_runtime.plan import PassPlan, Plan, Request
 from ltx_runtime.resize import resize_bilinear
 from ltx_runtime.sessions import Session
 from ltx_runtime.stages import Posterior, encode_media
+from ltx_runtime.tiling import Tiling
 
 Floats = NDArray[np.float32]
 
@@ -43,6 +43,11 @@ class Media:
 
     clips: tuple[Clip, ...] = ()
     whole: Floats | None = None
+
+    @property
+    def added_frames(self) -> int:
+        """Latent frames that stand beside the video's own."""
+        return added_frames((clip.frame, clip.video.shape[2]) for clip in self.clips)
 
 
 @dataclass(frozen=True)
@@ -106,17 +111,15 @@ def read_media(request: Request, planned: Plan, crf: int) -> Media:
     return Media(tuple(clips), whole)
 
 
-def encode_for(session: Session, media: Media, grid: Grid, options: Options, done: Callable[[], None]) -> Encoded:
-    """Encodes all media at the size of a pass; `done` is called after each.
-
-    Raises:
-        LtxError: the memory is too little for the smallest tile.
-    """
+def encode_for(
+    session: Session, media: Media, grid: Grid, tiling_of: Callable[[Grid], Tiling], done: Callable[[], None]
+) -> Encoded:
+    """Encodes all media at the size of a pass, each cut as `tiling_of` its grid says; `done` is called after each."""
 
     def posterior(video: Floats) -> Posterior:
         sized = resize_bilinear(video, grid.height, grid.width)
         frames = (video.shape[2] - 1) // 8 + 1
-        made = encode_media(session, sized, options.tiling(frames, grid.rows, grid.columns, encoding=True))
+        made = encode_media(session, sized, tiling_of(Grid(frames, grid.rows, grid.columns)))
         done()
         return made
 

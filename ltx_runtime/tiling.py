@@ -7,11 +7,10 @@ are in latents unless they say pixels.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise, product, starmap
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,16 +19,10 @@ from ltx_runtime.errors import LtxError
 
 SPATIAL_SCALE = 32
 TEMPORAL_SCALE = 8
-_RGB = 3
-_LEAD = TEMPORAL_SCALE - 1  # the first latent is one frame, so the frames of latent i are 8i-7 .. 8i
-_FRAME_OVERLAP = 4
-_SPACE_OVERLAP = 4
-
-# Of ONNX Runtime on the CPU in fp32 without its arena: about five tensors of 128 channels for every 4x4 pixels.
-BYTES_PER_PIXEL = 180
-# The least any window needs: the widest layers' weights in fp32.
-SMALLEST_BYTES = 550_000_000
-_BYTES_OF_VALUES = 4
+RGB = 3
+LEAD = TEMPORAL_SCALE - 1  # the first latent is one frame, so the frames of latent i are 8i-7 .. 8i
+FRAME_OVERLAP = 4
+SPACE_OVERLAP = 4
 
 Array = NDArray[np.float32]
 Decode = Callable[[slice, slice, slice], Array]  # frames, rows, columns -> video (3, 8f-7, 32h, 32w)
@@ -47,18 +40,22 @@ class Tiling:
     frames: int | None = None
     rows: int | None = None
     columns: int | None = None
-    frame_overlap: int = _FRAME_OVERLAP
-    space_overlap: int = _SPACE_OVERLAP
+    frame_overlap: int = FRAME_OVERLAP
+    space_overlap: int = SPACE_OVERLAP
 
     def __post_init__(self) -> None:
         _check("frames", self.frames, self.frame_overlap, least=1)
         _check("rows", self.rows, self.space_overlap, least=0)
         _check("columns", self.columns, self.space_overlap, least=0)
 
+    def window(self, frames: int, rows: int, columns: int) -> tuple[int, int, int]:
+        """The size of every tile of a grid: an axis that is shorter than a tile is not cut."""
+        return min(self.frames or frames, frames), min(self.rows or rows, rows), min(self.columns or columns, columns)
+
 
 def _check(axis: str, size: int | None, overlap: int, least: int) -> None:
     if overlap < least:
-        raise LtxError(f"tiles must share at least {least} latent {axis}; got {overlap} - use {_FRAME_OVERLAP}")
+        raise LtxError(f"tiles must share at least {least} latent {axis}; got {overlap} - use {FRAME_OVERLAP}")
     smallest = max(2 * overlap, 1)
     if size is not None and size < smallest:
         raise LtxError(f"tiles of {size} latent {axis} are too small to share {overlap} - use {smallest} or more")
@@ -78,11 +75,11 @@ def decode_tiled(grid: tuple[int, int, int], decode: Decode, tiling: Tiling) -> 
     def window(frames: slice, rows: slice, columns: slice) -> Array:
         return _checked(decode(frames, rows, columns), _in_video(frames, rows, columns))
 
-    num_frames = TEMPORAL_SCALE * grid[0] - _LEAD
-    spans = _spans(grid[0], tiling.frames, tiling.frame_overlap)
-    ramps = [*_ramps(spans, tiling.frame_overlap, TEMPORAL_SCALE, _LEAD), slice(num_frames, num_frames)]
+    num_frames = TEMPORAL_SCALE * grid[0] - LEAD
+    spans = spans_of(grid[0], tiling.frames, tiling.frame_overlap)
+    ramps = [*_ramps(spans, tiling.frame_overlap, TEMPORAL_SCALE, LEAD), slice(num_frames, num_frames)]
     done = 0
-    fading = np.empty((_RGB, 0), np.float32)
+    fading = np.empty((RGB, 0), np.float32)
     for span, ramp in zip(spans, ramps, strict=True):
         video = _over_space(grid, tiling, SPATIAL_SCALE, partial(window, span))
         first = TEMPORAL_SCALE * span.start
@@ -121,7 +118,7 @@ def encode_tiled(video: Array, encode: Encode, tiling: Tiling) -> Array:
         LtxError: the video has another size.
     """
     channels, num_frames, height, width = video.shape
-    if channels != _RGB or num_frames % TEMPORAL_SCALE != 1 or height % SPATIAL_SCALE or width % SPATIAL_SCALE:
+    if channels != RGB or num_frames % TEMPORAL_SCALE != 1 or height % SPATIAL_SCALE or width % SPATIAL_SCALE:
         raise LtxError(f"a video to encode must be (3, 8n+1, 32n, 32n); got {video.shape} - crop or pad it")
     grid = (num_frames // TEMPORAL_SCALE + 1, height // SPATIAL_SCALE, width // SPATIAL_SCALE)
 
@@ -129,7 +126,7 @@ def encode_tiled(video: Array, encode: Encode, tiling: Tiling) -> Array:
         when, down, across = _in_video(frames, rows, columns)
         return _checked(encode(np.ascontiguousarray(video[:, when, down, across])), (frames, rows, columns))
 
-    spans = _spans(grid[0], tiling.frames, tiling.frame_overlap)
+    spans = spans_of(grid[0], tiling.frames, tiling.frame_overlap)
     ramps = [slice(before.stop, before.stop) for before in spans[:-1]]
     return _joined(spans, ramps, 1, 1, lambda frames: _over_space(grid, tiling, 1, partial(window, frames)))
 
@@ -137,7 +134,7 @@ def encode_tiled(video: Array, encode: Encode, tiling: Tiling) -> Array:
 def _in_video(frames: slice, rows: slice, columns: slice) -> tuple[slice, slice, slice]:
     """Frames and pixels of a window that is decoded alone: its first latent is one frame."""
     return (
-        slice(TEMPORAL_SCALE * frames.start, TEMPORAL_SCALE * frames.stop - _LEAD),
+        slice(TEMPORAL_SCALE * frames.start, TEMPORAL_SCALE * frames.stop - LEAD),
         slice(SPATIAL_SCALE * rows.start, SPATIAL_SCALE * rows.stop),
         slice(SPATIAL_SCALE * columns.start, SPATIAL_SCALE * columns.stop),
     )
@@ -152,8 +149,8 @@ def _checked(made: Array, window: tuple[slice, slice, slice]) -> Array:
 
 def _over_space(grid: tuple[int, int, int], tiling: Tiling, scale: int, make: Callable[[slice, slice], Array]) -> Array:
     """All rows and columns (c, f, scale*H, scale*W) of what `make` gives for windows of them, blended."""
-    down = _spans(grid[1], tiling.rows, tiling.space_overlap)
-    across = _spans(grid[2], tiling.columns, tiling.space_overlap)
+    down = spans_of(grid[1], tiling.rows, tiling.space_overlap)
+    across = spans_of(grid[2], tiling.columns, tiling.space_overlap)
     down_ramps, across_ramps = (_ramps(spans, tiling.space_overlap, scale) for spans in (down, across))
 
     def band(rows: slice) -> Array:
@@ -162,7 +159,7 @@ def _over_space(grid: tuple[int, int, int], tiling: Tiling, scale: int, make: Ca
     return _joined(down, down_ramps, 2, scale, band)
 
 
-def _spans(size: int, tile: int | None, overlap: int) -> list[slice]:
+def spans_of(size: int, tile: int | None, overlap: int) -> list[slice]:
     """The fewest tiles of that size which share at least `overlap`, spread evenly."""
     if tile is None or tile >= size:
         return [slice(0, size)]
@@ -213,86 +210,3 @@ def _weights(size: int) -> Array:
     """Of what fades in: a line from 0 to 1, at the middle of each frame or pixel."""
     weights: Array = (np.arange(size, dtype=np.float32) + np.float32(0.5)) / np.float32(size)
     return weights
-
-
-def activation_bytes(frames: int, rows: int, columns: int, *, bytes_per_pixel: float = BYTES_PER_PIXEL) -> int:
-    """Estimated memory to decode or encode one window at once; files of weights that are mapped do not count."""
-    return max(SMALLEST_BYTES, int(bytes_per_pixel * _num_pixels(frames, rows, columns)))
-
-
-def peak_bytes(
-    frames: int,
-    rows: int,
-    columns: int,
-    tiling: Tiling,
-    *,
-    encoding: bool = False,
-    bytes_per_pixel: float = BYTES_PER_PIXEL,
-) -> int:
-    """Estimated memory of a grid in tiles: one window's activations and, of a decode, the frames held beside them."""
-    tile_frames = min(tiling.frames or frames, frames)
-    tile_rows = min(tiling.rows or rows, rows)
-    tile_columns = min(tiling.columns or columns, columns)
-    held = 0
-    if tile_columns < columns:
-        held += _num_pixels(tile_frames, tile_rows, columns)
-    if tile_rows < rows:
-        held += _num_pixels(tile_frames, rows, columns)
-    if tile_frames < frames:
-        held += TEMPORAL_SCALE * tiling.frame_overlap // 2 * _num_pixels(1, rows, columns)
-    window = activation_bytes(tile_frames, tile_rows, tile_columns, bytes_per_pixel=bytes_per_pixel)
-    return window if encoding else window + _RGB * _BYTES_OF_VALUES * held
-
-
-def tiling_for(
-    frames: int,
-    rows: int,
-    columns: int,
-    budget_bytes: float,
-    *,
-    encoding: bool = False,
-    bytes_per_pixel: float = BYTES_PER_PIXEL,
-) -> Tiling | None:
-    """The tiling within a budget that does the least twice; None if a grid needs no tiles.
-
-    Encoding cuts time only where nothing else helps: what an encoder saw long ago still counts.
-
-    Raises:
-        LtxError: the smallest tiles need more.
-    """
-    overlaps = (_FRAME_OVERLAP, _SPACE_OVERLAP, _SPACE_OVERLAP)
-    sizes = [_tile_sizes(size, overlap) for size, overlap in zip((frames, rows, columns), overlaps, strict=True)]
-    need = partial(peak_bytes, frames, rows, columns, encoding=encoding, bytes_per_pixel=bytes_per_pixel)
-    peaks = {tiling: need(tiling) for tiling in starmap(Tiling, product(*sizes))}
-    fitting = [tiling for tiling, peak in peaks.items() if peak <= budget_bytes]
-    if not fitting:
-        raise LtxError(
-            f"{TEMPORAL_SCALE * frames - _LEAD} frames of {SPATIAL_SCALE * columns}x{SPATIAL_SCALE * rows} take "
-            f"{math.ceil(min(peaks.values()) / 1e8) / 10:.1f} GB even in the smallest tiles; "
-            f"got {budget_bytes / 1e9:.2f} GB - allow more or make less"
-        )
-
-    def price(tiling: Tiling) -> tuple[bool, int]:
-        return encoding and tiling.frames is not None, _tiled_pixels(frames, rows, columns, tiling)
-
-    best = min(fitting, key=price)
-    return None if best == Tiling() else best
-
-
-def _tile_sizes(size: int, overlap: int) -> list[int | None]:
-    """The whole, then for every number of tiles the smallest that share enough."""
-    smallest = 2 * overlap
-    sizes = {-(-(size + count * overlap) // (count + 1)) for count in range(1, size)} | {smallest}
-    return [None, *(tile for tile in sorted(sizes) if smallest <= tile < size)]
-
-
-def _tiled_pixels(frames: int, rows: int, columns: int, tiling: Tiling) -> int:
-    """How many pixels all tiles have together."""
-    in_time = _spans(frames, tiling.frames, tiling.frame_overlap)
-    down = _spans(rows, tiling.rows, tiling.space_overlap)
-    across = _spans(columns, tiling.columns, tiling.space_overlap)
-    return len(in_time) * len(down) * len(across) * _num_pixels(in_time[0].stop, down[0].stop, across[0].stop)
-
-
-def _num_pixels(frames: int, rows: int, columns: int) -> int:
-    return (TEMPORAL_SCALE * frames - _LEAD) * SPATIAL_SCALE**2 * rows * columns

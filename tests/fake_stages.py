@@ -115,9 +115,9 @@ class Stage(FunctionRunner):
         diary.append(f"open {name}")
         diary.stages.append(self)
 
-    def run(self, feeds):
+    def run(self, feeds, wanted):
         self.diary.append(f"run {self.name} with {len(next(iter(feeds.values())))}")
-        return super().run(feeds)
+        return super().run(feeds, wanted)
 
     def close(self):
         self.diary.append(f"close {self.name}")

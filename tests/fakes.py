@@ -1,6 +1,6 @@
 """Sessions made of a function: ports are checked as they are for a real graph, arithmetic is whatever a test says."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,11 +16,13 @@ class FunctionRunner:
     """Runs a function of feeds instead of a graph, and keeps every feed it was given."""
 
     function: Callable[[Arrays], dict[str, np.ndarray]]
+    outputs: Sequence[str] = ()
     fed: list[Arrays] = field(default_factory=list)
 
-    def run(self, feeds: Arrays) -> dict[str, np.ndarray]:
+    def run(self, feeds: Arrays, wanted: Sequence[str]) -> dict[str, np.ndarray]:
         self.fed.append({name: array.copy() for name, array in feeds.items()})
-        return self.function(feeds)
+        made = self.function(feeds)
+        return {name: made[name] for name in wanted}
 
     def close(self) -> None:
         pass
@@ -28,7 +30,7 @@ class FunctionRunner:
 
 def session_of(component: Component, function: Callable[[Arrays], dict[str, np.ndarray]]) -> CheckedSession:
     """An open session on `component` that computes `function`; `.runner.fed` are its feeds so far."""
-    return CheckedSession(component, FunctionRunner(function))
+    return CheckedSession(component, FunctionRunner(function, [port.name for port in component.outputs]))
 
 
 def feeds_of(ports: tuple[Port, ...], sizes: Mapping[str, int]) -> dict[str, np.ndarray]:

@@ -27,6 +27,7 @@ ALLOWED = {
     "passes": set(),
     "versions": {"errors", "passes"},
     "components": {"passes", "versions", "errors"},
+    "buckets": LEAF | {"geometry"},
     "geometry": LEAF,
     "schedule": LEAF,
     "guidance": LEAF,
@@ -36,6 +37,7 @@ ALLOWED = {
     "tokenizer": LEAF,
     "video": LEAF,
     "tiling": LEAF,
+    "tile_sizes": LEAF | {"tiling"},
     "resize": set(),
     "pictures": LEAF,
     "media": LEAF | {"pictures", "tensors"},
@@ -44,15 +46,16 @@ ALLOWED = {
     "latents": set(),
     "embeddings": LEAF | {"tensors"},
     "saved_latents": LEAF | {"geometry", "tensors"},
-    "options": LEAF | {"media", "tensors", "tiling"},
+    "options": LEAF | {"buckets", "media", "tensors", "tile_sizes", "tiling"},
     "plan": LEAF | {"conditioning", "geometry", "guidance", "noise", "saved_latents", "schedule"},
     "denoise": {"conditioning", "schedule"},
     "arguments": set(),
-    "sidecar": {"components", "manifest", "errors"},
-    "sessions": {"sessions", "components", "manifest", "sidecar", "errors"},
+    "sidecar": {"buckets", "components", "manifest", "errors"},
+    "sessions": {"sessions", "buckets", "components", "manifest", "sidecar", "errors"},
 }
+DOCTOR = ["doctor_machine", "doctor_folders", "doctor_advice", "doctor", "doctor_lines"]
 # What puts the others together: each may import all but those behind it.
-TOP = ["stages", "start", "pipeline", "plan_lines", "asked"]
+TOP = ["stages", "start", "chosen", "pipeline", "plan_lines", "asked", *DOCTOR]
 NOT_FOR_THE_RUNTIME = {"torch", "ltx_export", "diffusers", "transformers", "onnx", "onnx_ir"}
 
 IMPORT_ALONE = """

@@ -1,9 +1,9 @@
-"""The Session contract, the table of backends, and how a component's graph becomes an open session."""
+"""The Session contract, the table of backends, and how a component becomes an open session."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,21 +11,54 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ltx_runtime.components import UNEVEN, Component, ComponentName, check_feeds
+from ltx_runtime.buckets import Profile
+from ltx_runtime.components import Component, ComponentName, check_feeds
 from ltx_runtime.errors import LtxError
 from ltx_runtime.manifest import Engines, export_command
+from ltx_runtime.sidecar import Sidecar
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a backend would run of one component; nothing of it is loaded.
+
+    Attributes:
+        backend: a name of BACKENDS.
+        component: its ports.
+        path: of the graph or engine.
+        weights: the folder that the graph's weights are in; its file names are relative to it.
+        precision: of the graph, or of the graph that the engine was built from.
+        profiles: the sizes it serves; empty if all.
+        sidecar: of an engine.
+        gpu_memory_bytes: what may be used of the GPU; None for all that is free.
+        reasons: why no backend before this one was taken, one clause each.
+    """
+
+    backend: str
+    component: Component
+    path: Path
+    weights: Path
+    precision: str = "fp32"
+    profiles: Sequence[Profile] = ()
+    sidecar: Sidecar | None = None
+    reasons: tuple[str, ...] = ()
+    gpu_memory_bytes: int | None = None
 
 
 class Runner(Protocol):
-    """What a backend's `load(graph: Path, weights: Path, *, arena: bool)` returns: runs one graph until closed.
+    """What a backend's `load` returns: runs one graph or engine until closed.
 
-    `weights` is the folder that the graph's weights are in; file names in the graph are relative to it. With `arena`,
-    memory that one layer has freed may be kept for the next.
+    `outputs` are the names it can give: the component's, and of an engine's decoder besides
+    `frames` (B, F, H, W, 3) uint8 RGB and `mean` (B,) float32 of the video, which is not finite if any value is not.
     """
 
-    def run(self, feeds: Arrays) -> dict[str, np.ndarray[Any, Any]]: ...
+    @property
+    def outputs(self) -> Sequence[str]: ...
+
+    def run(self, feeds: Arrays, wanted: Sequence[str]) -> dict[str, np.ndarray[Any, Any]]: ...
 
     def close(self) -> None: ...
 
@@ -36,20 +69,30 @@ class Session(Protocol):
     @property
     def component(self) -> Component: ...
 
-    def run(self, feeds: Arrays) -> dict[str, np.ndarray[Any, Any]]: ...
+    @property
+    def outputs(self) -> Sequence[str]: ...
+
+    def run(self, feeds: Arrays, wanted: Sequence[str] = ()) -> dict[str, np.ndarray[Any, Any]]: ...
 
 
 @dataclass(frozen=True)
 class Backend:
-    """Where a backend lives (a module with `load`), the precision of graph it runs, and the extra that brings it."""
+    """Where a backend lives, and the extra that brings its library.
+
+    The module has `find(engines, name, backend) -> Found`, which raises LtxError with why it cannot run the component,
+    and `load(found) -> Runner`.
+    """
 
     module: str
-    precision: str
     extra: str
 
 
+# In the order in which they are tried.
 BACKENDS: dict[str, Backend] = {
-    "cpu": Backend("ltx_runtime.sessions.onnxruntime_cpu", "fp32", "cpu"),
+    "tensorrt": Backend("ltx_runtime.sessions.trt", "tensorrt"),
+    "tensorrt_rtx": Backend("ltx_runtime.sessions.trt", "tensorrt-rtx"),
+    "cuda": Backend("ltx_runtime.sessions.onnxruntime_cuda", "gpu"),
+    "cpu": Backend("ltx_runtime.sessions.onnxruntime_cpu", "cpu"),
 }
 
 
@@ -60,49 +103,80 @@ class CheckedSession:
     component: Component
     runner: Runner
 
-    def run(self, feeds: Arrays) -> dict[str, np.ndarray[Any, Any]]:
-        """Raises ValueError if the feeds do not fit the ports."""
+    @property
+    def outputs(self) -> Sequence[str]:
+        """Names of what it can give."""
+        return self.runner.outputs
+
+    def run(self, feeds: Arrays, wanted: Sequence[str] = ()) -> dict[str, np.ndarray[Any, Any]]:
+        """Runs it once; gives the component's own outputs unless others are wanted.
+
+        A read-only array that is the same object as at the last run may be taken for unchanged.
+
+        Raises:
+            ValueError: the feeds do not fit the ports.
+        """
         check_feeds(self.component, feeds)
-        return self.runner.run(feeds)
+        return self.runner.run(feeds, wanted or [port.name for port in self.component.outputs])
+
+
+def find(engines: Engines, name: ComponentName, backend: str = AUTO) -> Found:
+    """What runs a component: of one backend, or of the first that can.
+
+    Raises:
+        LtxError: the backend is unknown, not installed, or cannot run the component here.
+    """
+    if backend != AUTO and backend not in BACKENDS:
+        raise LtxError(f"unknown backend {backend!r}; use one of {', '.join((AUTO, *BACKENDS))}")
+    tried = list(BACKENDS) if backend == AUTO else [backend]
+    reasons: list[str] = []
+    for one in tried:
+        try:
+            found = _module(one).find(engines, name, one)
+        except LtxError as error:
+            if one == tried[-1]:
+                raise
+            reasons.append(f"{one}: {error}")
+            continue
+        assert isinstance(found, Found)
+        return Found(**{**vars(found), "reasons": tuple(reasons)})
+    raise AssertionError("there is no backend")
 
 
 @contextmanager
-def open_session(engines: Engines, name: ComponentName, backend: str = "cpu") -> Iterator[Session]:
-    """An open session on one component; its memory is given back at the end of the `with` block.
+def open_session(found: Found) -> Iterator[Session]:
+    """An open session on what was found; its memory is given back at the end of the `with` block.
 
     Raises:
-        LtxError: the backend is unknown or not installed, or the folder has no graph for it.
+        LtxError: it cannot be loaded.
     """
-    graph = graph_of(engines, name, backend)
-    runner = _load(BACKENDS[backend], graph, engines.weights_folder(name), arena=name not in UNEVEN)
+    runner: Runner = _module(found.backend).load(found)
     try:
-        yield CheckedSession(engines.component(name).signature, runner)
+        yield CheckedSession(found.component, runner)
     finally:
         runner.close()
 
 
-def graph_of(engines: Engines, name: ComponentName, backend: str) -> Path:
-    """The graph of one component that a backend runs.
+def graph_found(engines: Engines, name: ComponentName, backend: str, precisions: Sequence[str]) -> Found:
+    """The graph of a component in the first precision there is, as what a backend runs.
 
     Raises:
-        LtxError: the backend is unknown, or the folder has no graph for it.
+        LtxError: the folder has no graph for it.
     """
-    row = BACKENDS.get(backend)
-    if row is None:
-        raise LtxError(f"unknown backend {backend!r}; use one of {', '.join(BACKENDS)}")
-    graph = engines.component(name).graphs.get(row.precision)
-    if graph is None:
-        raise LtxError(
-            f"{engines.folder} has no {row.precision} graph of {name}, which backend {backend} needs - "
-            f"{export_command(engines.manifest.version)}"
-        )
-    return engines.folder / graph
+    entry = engines.component(name)
+    for precision in precisions:
+        if precision in entry.graphs:
+            path = engines.folder / entry.graphs[precision]
+            return Found(backend, entry.signature, path, engines.weights_folder(name), precision)
+    raise LtxError(
+        f"{engines.folder} has no {' or '.join(precisions)} graph of {name}, which backend {backend} needs - "
+        f"{export_command(engines.manifest.version)}"
+    )
 
 
-def _load(row: Backend, graph: Path, weights: Path, *, arena: bool) -> Runner:
+def _module(backend: str) -> Any:
+    row = BACKENDS[backend]
     try:
-        module = importlib.import_module(row.module)
+        return importlib.import_module(row.module)
     except ModuleNotFoundError as error:
         raise LtxError(f"{error.name} is not installed - run: pip install 'ltx-engines[{row.extra}]'") from error
-    runner: Runner = module.load(graph, weights, arena=arena)
-    return runner

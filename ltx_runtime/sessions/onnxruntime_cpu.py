@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,31 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from ltx_runtime.sessions import Arrays
+from ltx_runtime.components import UNEVEN, ComponentName
+from ltx_runtime.manifest import Engines
+from ltx_runtime.sessions import Arrays, Found, graph_found
 
 _NO_MEMORY = re.compile("allocate memory|bad.?alloc")
 _FATAL = 4  # a run that is ended counts as an error
 
 
-class CpuRunner:
-    """One graph in ONNX Runtime's CPU provider."""
+def find(engines: Engines, name: ComponentName, backend: str) -> Found:
+    """The fp32 graph of a component: the CPU has no other arithmetic here.
 
-    def __init__(self, graph: Path, weights: Path, arena: bool) -> None:
+    Raises:
+        LtxError: the folder lacks it.
+    """
+    return graph_found(engines, name, backend, ["fp32"])
+
+
+class CpuRunner:
+    """One graph in ONNX Runtime's CPU provider; its weights are mapped from files in the folder `weights`, not read.
+
+    With `arena`, what one layer has freed is kept for the next: fast where layers are equal, and up to twice the
+    memory where each has a size of its own.
+    """
+
+    def __init__(self, graph: Path, weights: Path, *, arena: bool = True) -> None:
         options = onnxruntime.SessionOptions()
         options.enable_cpu_mem_arena = arena
         options.log_severity_level = 3
@@ -36,9 +52,9 @@ class CpuRunner:
             graph.read_bytes(), options, providers=["CPUExecutionProvider"]
         )
         self._thread = ThreadPoolExecutor(1)  # one for all runs, as the C library keeps memory by thread
-        self._outputs = [output.name for output in self._session.get_outputs()]
+        self.outputs = [output.name for output in self._session.get_outputs()]
 
-    def run(self, feeds: Arrays) -> dict[str, np.ndarray[Any, Any]]:
+    def run(self, feeds: Arrays, wanted: Sequence[str]) -> dict[str, np.ndarray[Any, Any]]:
         """Runs the graph once, in a thread: Ctrl-C would wait for the end of the run, and ends it after an operator.
 
         Raises:
@@ -46,7 +62,7 @@ class CpuRunner:
         """
         options = onnxruntime.RunOptions()
         options.log_severity_level = _FATAL
-        running = self._thread.submit(self._session.run, self._outputs, dict(feeds), options)
+        running = self._thread.submit(self._session.run, list(wanted), dict(feeds), options)
         try:
             made = running.result()
         except Exception as error:
@@ -57,7 +73,7 @@ class CpuRunner:
             options.terminate = True
             wait([running])
             raise
-        return dict(zip(self._outputs, made, strict=True))
+        return dict(zip(wanted, made, strict=True))
 
     def close(self) -> None:
         """Frees weights and buffers."""
@@ -65,13 +81,6 @@ class CpuRunner:
         self._session = None
 
 
-def load(graph: Path, weights: Path, *, arena: bool = True) -> CpuRunner:
-    """Opens the graph; its weights are mapped from files in the folder `weights`, not read.
-
-    Args:
-        graph: an fp32 graph.
-        weights: the folder that its file names are relative to.
-        arena: keep what one layer has freed for the next: fast where layers are equal, and up to twice the memory
-            where each has a size of its own.
-    """
-    return CpuRunner(graph, weights, arena)
+def load(found: Found) -> CpuRunner:
+    """Opens the graph."""
+    return CpuRunner(found.path, found.weights, arena=found.component.name not in UNEVEN)

@@ -15,7 +15,7 @@ from ltx_runtime.components import OPTIONAL, transformer
 from ltx_runtime.errors import LtxError
 from ltx_runtime.manifest import open_engines
 from ltx_runtime.passes import DISTILLED_SIGMAS
-from ltx_runtime.sessions import open_session
+from ltx_runtime.sessions import find, open_session
 from ltx_runtime.versions import VERSIONS
 
 DISTILLED, ONE_PASS = "0.9.8-13b-distilled", "0.9.6-distilled"
@@ -49,7 +49,7 @@ def test_a_transformer_can_skip_layers_without_a_preset_that_does_if_it_is_asked
     signature = manifest.components["transformer"].signature
     assert signature == transformer(size.channels, size.text_channels, size.layers)
     assert release.manifest.components["transformer"].signature == transformer(size.channels, size.text_channels)
-    with open_session(open_engines(tmp_path / "out"), "transformer") as session:
+    with open_session(find(open_engines(tmp_path / "out"), "transformer", "cpu")) as session:
         assert session.component.inputs[-1].name == "skip_mask"
 
 

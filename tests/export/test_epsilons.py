@@ -10,7 +10,7 @@ from torch_networks import NETWORKS
 from ltx_export.random_weights import write_random_weights
 from ltx_export.recorded import SIZES, random_feeds
 from ltx_runtime.manifest import open_engines
-from ltx_runtime.sessions import open_session
+from ltx_runtime.sessions import find, open_session
 
 PIXEL_NORM_EPS = 1e-8
 
@@ -27,7 +27,7 @@ def zeros(request, tmp_path_factory):
 
 @pytest.mark.parametrize("name", [name for name in NETWORKS if name != "vae_encoder"])
 def test_a_network_of_zeros_makes_zeros_and_not_nothing(zeros, name):
-    with open_session(zeros, name) as session:
+    with open_session(find(zeros, name, "cpu")) as session:
         for sizes in SIZES:
             (output,) = session.run(random_feeds(session.component, sizes)).values()
             assert np.array_equal(output, np.zeros_like(output))
@@ -35,7 +35,7 @@ def test_a_network_of_zeros_makes_zeros_and_not_nothing(zeros, name):
 
 def test_an_encoder_of_zeros_gives_every_latent_the_mean_and_the_deviation_one_in_its_own_scale(zeros):
     """Normalized: nothing, as all means are zero, and one by the deviations, which are no holes in the file."""
-    with open_session(zeros, "vae_encoder") as session:
+    with open_session(find(zeros, "vae_encoder", "cpu")) as session:
         for sizes in SIZES:
             (posterior,) = session.run(random_feeds(session.component, sizes)).values()
             means, deviations = np.split(posterior, 2, axis=1)

@@ -16,7 +16,7 @@ from ltx_export.build import Options
 from ltx_export.recorded import SIZES, random_feeds
 from ltx_runtime.errors import LtxError
 from ltx_runtime.manifest import MANIFEST, Engines, open_engines
-from ltx_runtime.sessions import open_session
+from ltx_runtime.sessions import find, open_session
 
 FP8 = torch.float8_e4m3fn
 
@@ -25,7 +25,7 @@ def outputs(engines: Engines) -> dict[str, np.ndarray]:
     """What every component makes of the recorded request."""
     made = {}
     for name in engines.manifest.components:
-        with open_session(engines, name) as session:
+        with open_session(find(engines, name, "cpu")) as session:
             (made[name],) = session.run(random_feeds(session.component, SIZES[0])).values()
     return made
 

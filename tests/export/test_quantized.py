@@ -12,14 +12,14 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
-import tensorrt_rtx
 import torch
 from gguf_files import QUANTIZED, Types, dequantized, write_t5
 from onnx import numpy_helper
 from oracles import RELATIVE_L2, distance, transformers_t5
+from tiny_engines import BUILDER
 
-from ltx_export import engine_from_onnx
 from ltx_export.checkpoint import StoredTensor
+from ltx_export.engine_from_onnx import Recipe, engine_from_onnx
 from ltx_export.keys import part_of
 from ltx_export.models.t5 import T5Config, TextEncoder
 from ltx_export.onnx_from_torch import Network, onnx_from_torch
@@ -29,6 +29,7 @@ from ltx_export.rewrite import rewrite
 from ltx_export.weights import attach
 from ltx_runtime import components
 from ltx_runtime.sessions import onnxruntime_cpu
+from ltx_runtime.sessions.tensorrt_library import load_library
 
 SMALL = T5Config(layers=2, width=256, heads=4, head_dim=64, hidden=512, vocabulary=330)
 # More layers than are traced, and heads that are narrower together than the model.
@@ -200,8 +201,8 @@ def test_every_weight_of_a_mixture_is_what_gguf_makes_of_it_to_the_last_bit(made
 
 
 def our_error(given: Given) -> float:
-    runner = onnxruntime_cpu.load(given.graph("fp32"), given.folder)
-    return max(errors(lambda feeds: runner.run(feeds)["text"], given))
+    runner = onnxruntime_cpu.CpuRunner(given.graph("fp32"), given.folder)
+    return max(errors(lambda feeds: runner.run(feeds, ["text"])["text"], given))
 
 
 @EVERY_TYPE
@@ -271,9 +272,8 @@ def test_a_half_graph_computes_with_the_weights_rounded_once(made, dtype, tmp_pa
 
 
 def engine_bytes(given: Given, precision: str, folder: Path) -> int:
-    engine = folder / "engine"
-    component = components.text_encoder(given.size.width)
-    engine_from_onnx._compile(tensorrt_rtx, given.graph(precision), given.folder, component, engine)
+    engine, component = folder / "engine", components.text_encoder(given.size.width)
+    engine_from_onnx(load_library(BUILDER), given.graph(precision), given.folder, component, engine, Recipe(precision))
     return engine.stat().st_size
 
 

@@ -21,7 +21,7 @@ from ltx_export.upscalers import OPTIONS, has_upscaler, open_upscaler, temporal_
 from ltx_runtime.components import temporal_upsampler, upsampler
 from ltx_runtime.errors import LtxError
 from ltx_runtime.manifest import open_engines
-from ltx_runtime.sessions import open_session
+from ltx_runtime.sessions import find, open_session
 from ltx_runtime.versions import VERSIONS, Version
 
 RELEASE, OFFICIAL = "0.9.8-13b-distilled", "ltxv-spatial-upscaler-0.9.8.safetensors"
@@ -259,5 +259,5 @@ def test_an_upscaler_is_taken_in_every_layout_for_space_and_for_time(exported, t
     for name, model in zip(names, models.values(), strict=True):
         with torch.no_grad():
             expected = (model(latents * deviation + mean) - mean) / deviation
-        with open_session(open_engines(tmp_path / RELEASE), name) as session:
+        with open_session(find(open_engines(tmp_path / RELEASE), name, "cpu")) as session:
             assert distance(session.run({"latents": latents.numpy()})["upsampled"], expected) <= 1e-5

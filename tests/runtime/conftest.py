@@ -11,7 +11,7 @@ import sentencepiece
 from fake_stages import Diary, Stage, engines_of
 
 from ltx_runtime.manifest import describe_files, write_manifest
-from ltx_runtime.sessions import BACKENDS, Backend
+from ltx_runtime.sessions import BACKENDS, Backend, graph_found
 
 SENTENCES = (
     "a cat walks on wet grass at dawn",
@@ -45,16 +45,19 @@ def diary(monkeypatch):
     """What the stages of a backend called `fake` do, in order."""
     notes = Diary()
     module = ModuleType("fake_stages")
-    module.load = lambda graph, weights, arena: Stage(graph.name.partition(".")[0], notes)
+    module.find = lambda engines, name, backend: graph_found(engines, name, backend, ["fp32"])
+    module.load = lambda found: Stage(found.component.name, notes)
     monkeypatch.setitem(sys.modules, "fake_stages", module)
-    monkeypatch.setitem(BACKENDS, "fake", Backend("fake_stages", "fp32", "fake"))
+    monkeypatch.setitem(BACKENDS, "fake", Backend("fake_stages", "fake"))
     return notes
 
 
 @pytest.fixture
 def engines(tmp_path, spiece, diary, monkeypatch):
     """Makes version folders in `engines` that run on the fake stages, without the components that are `lacking`."""
-    monkeypatch.setitem(BACKENDS, "cpu", BACKENDS["fake"])
+    order, fake = dict(BACKENDS), BACKENDS["fake"]
+    BACKENDS.clear()
+    BACKENDS["cpu"] = fake
 
     def make(version, lacking=()):
         folder = tmp_path / "engines" / version.name
@@ -69,7 +72,9 @@ def engines(tmp_path, spiece, diary, monkeypatch):
         write_manifest(folder, replace(manifest, files=files))
         return folder
 
-    return make
+    yield make
+    BACKENDS.clear()
+    BACKENDS.update(order)  # in their order, which is that of preference
 
 
 @pytest.fixture

@@ -60,8 +60,10 @@ TYPED: dict[str, tuple[list[str], object]] = {
     "engines": (["--engines", "elsewhere"], Path("elsewhere")),
     "version": (["--version", "demo"], "demo"),
     "backend": (["--backend", "fake"], "fake"),
+    "gpu_memory": (["--gpu-memory", "6.5"], 6.5),
     "low_memory": (["--low-memory"], True),
     "plan": (["--plan"], True),
+    "doctor": (["--doctor"], True),
     "json": (["--json"], True),
 }
 ALSO = {

@@ -63,10 +63,12 @@ OF_OPTIONS: dict[str, tuple[object, str, object]] = {
     "save_embeddings": (FILE, "save_embeddings", FILE),
     "save_latents": (FILE, "save_latents", FILE),
     "backend": ("fake", "backend", "fake"),
+    "gpu_memory": (6.5, "gpu_memory_bytes", 6_500_000_000),
     "low_memory": (True, "low_memory", True),
 }
 # What the command itself is about (tests/runtime/test_cli.py), and what is always so.
-OF_THE_COMMAND = {"seed", "latents", "output", "output_dir", "engines", "version", "plan", "json", "vae_slicing"}
+OF_THE_COMMAND = {"seed", "latents", "output", "output_dir", "engines", "version", "plan", "doctor", "json"}
+OF_THE_COMMAND |= {"vae_slicing"}
 
 
 def names_of(kind):

@@ -24,6 +24,7 @@ def refused(run, tmp_path, diary):
         before = sorted(tmp_path.rglob("*"))
         code, out, err = run(*SMALL, *arguments)
         assert (code, out) == (2, ""), err
+        err = "".join(line for line in err.splitlines(True) if not line.startswith("note: "))
         assert err.startswith("error: ")
         assert err.endswith("\n")
         assert err.count("\n") == 1
@@ -88,7 +89,7 @@ BAD_REQUESTS = [
     ((*PROMPT, "--memory", "1e300"), "memory must be a positive number of GB"),
     ((*PROMPT, "--memory", "0.001"), "GB"),
     ((*PROMPT, "--crf", "52"), "crf must be from 0 to 51; got 52"),
-    ((*PROMPT, "--backend", "gpu"), "unknown backend 'gpu'; use one of cpu"),
+    ((*PROMPT, "--backend", "gpu"), "unknown backend 'gpu'; use one of auto, cpu"),
     ((*PROMPT, "--version", "0.9.2"), "unknown version '0.9.2'"),
     ((*PROMPT, "--version", "0.9.1"), "no engines for 0.9.1"),
     ((*PROMPT, "--engines", "missing"), "missing is not a folder"),

@@ -1,4 +1,4 @@
-"""Laws of ports: axes, shapes, profiles, and the check of feeds."""
+"""Laws of ports: axes, shapes, and the check of feeds."""
 
 from dataclasses import replace
 from typing import get_args
@@ -10,14 +10,12 @@ from fakes import feeds_of
 from ltx_runtime.components import (
     COMPONENT_NAMES,
     OPTIONAL,
-    SPANS,
     Component,
     ComponentName,
     Line,
     Port,
     check_feeds,
     line_of,
-    profiles,
     temporal_upsampler,
     text_encoder,
     transformer,
@@ -26,7 +24,6 @@ from ltx_runtime.components import (
     vae_encoder,
 )
 from ltx_runtime.geometry import Grid
-from ltx_runtime.plan import default_request, plan
 from ltx_runtime.versions import VERSIONS
 
 COMPONENTS = (
@@ -134,36 +131,6 @@ def test_an_upsampler_doubles_rows_and_columns_and_a_temporal_one_all_frames_but
         (latents,), (upsampled,) = component.inputs, component.outputs
         assert latents.shape(sizes) == (2, 128, grid.frames, grid.rows, grid.columns)
         assert upsampled.shape(sizes) == (2, 128, frames, scale * grid.rows, scale * grid.columns)
-
-
-@EVERY_COMPONENT
-def test_a_profile_has_an_ordered_span_for_every_axis(component):
-    for profile in profiles(component):
-        assert set(profile) == set(component.axis_names())
-        assert all(1 <= span.min <= span.best <= span.max for span in profile.values())
-
-
-def test_a_transformer_has_a_profile_for_one_timestep_and_one_for_a_timestep_per_token():
-    one, per_token = profiles(transformer(4, 6))
-    assert (one["timesteps"].min, one["timesteps"].max) == (1, 1)
-    assert per_token["timesteps"] == per_token["tokens"]
-
-
-def test_the_span_of_tokens_is_best_for_a_whole_grid_and_ends_above_one_for_what_is_given_besides():
-    best, largest = (
-        Grid(*(getattr(SPANS[name], which) for name in ("frames", "rows", "columns"))) for which in ("best", "max")
-    )
-    assert SPANS["tokens"].best == best.tokens
-    assert SPANS["tokens"].max >= largest.tokens + 2 * largest.rows * largest.columns  # a clip adds two latent frames
-
-
-@EVERY_VERSION
-def test_every_pass_of_a_version_s_default_clip_is_within_the_spans(version):
-    for one in plan(default_request(version, "", 0), version).passes:
-        grid = one.grid
-        sizes = {"frames": grid.frames, "rows": grid.rows, "columns": grid.columns, "tokens": grid.tokens}
-        sizes |= {"text_tokens": version.text_tokens, "batch": max(1 + s.uses_cfg + s.uses_stg for s in one.guidance)}
-        assert {name: size for name, size in sizes.items() if not SPANS[name].min <= size <= SPANS[name].max} == {}
 
 
 @EVERY_COMPONENT

@@ -6,8 +6,9 @@ import pytest
 
 from ltx_runtime.errors import LtxError
 from ltx_runtime.options import DEFAULT_OPTIONS, Options
-from ltx_runtime.sessions import BACKENDS
-from ltx_runtime.tiling import Tiling, peak_bytes
+from ltx_runtime.sessions import AUTO
+from ltx_runtime.tile_sizes import peak_bytes
+from ltx_runtime.tiling import Tiling
 
 SIZES = [(1, 1, 1), (4, 8, 12), (13, 16, 24), (16, 22, 38), (33, 24, 40)]
 EVERY_SIZE = pytest.mark.parametrize("size", SIZES, ids=str)
@@ -45,7 +46,7 @@ def test_too_little_memory_for_any_tile_is_said():
 
 def test_what_is_not_said_takes_nothing_from_files_and_keeps_nothing():
     assert Options() == DEFAULT_OPTIONS
-    assert DEFAULT_OPTIONS.backend in BACKENDS
+    assert DEFAULT_OPTIONS.backend == AUTO
     paths = {field.name for field in fields(Options) if "Path" in str(field.type)}
     assert {getattr(DEFAULT_OPTIONS, name) for name in paths} == {None}
     with pytest.raises(FrozenInstanceError):

@@ -14,15 +14,18 @@ from ltx_runtime.errors import LtxError
 from ltx_runtime.geometry import Grid, coords_of, tokens_of
 from ltx_runtime.media import load_media
 from ltx_runtime.noise import SeededNoise
-from ltx_runtime.options import Options
 from ltx_runtime.plan import Request, plan
 from ltx_runtime.start import Clip, Media, encode_for, read_media, start_of
 from ltx_runtime.tensors import write_tensors
+from ltx_runtime.tiling import Tiling
 from ltx_runtime.versions import VERSIONS
 
 REQUEST = Request("a cat", "blurry", 96, 160, 25, 24.0, seed=7)
 DEMO, SINGLE = VERSIONS["demo"], VERSIONS["0.9.5"]
-PLENTY = Options()
+
+
+def whole(grid):
+    return Tiling()
 
 
 def drawn(seed, *shape):
@@ -169,7 +172,7 @@ def encoder():
 def test_media_are_encoded_at_the_size_of_the_pass(grid):
     media = Media((Clip(shades(9), 16, 1.0), Clip(shades(1, 40, 40), 3, 0.5)), shades(25))
     session, units = encoder(), []
-    encoded = encode_for(session, media, grid, PLENTY, lambda: units.append(1))
+    encoded = encode_for(session, media, grid, whole, lambda: units.append(1))
     assert [fed["video"].shape for fed in session.runner.fed] == [
         (1, 3, frames, grid.height, grid.width) for frames in (9, 1, 25)
     ]
@@ -183,7 +186,7 @@ def test_media_are_encoded_at_the_size_of_the_pass(grid):
 def test_media_of_the_pass_s_size_reach_the_encoder_bit_for_bit():
     video = drawn(1, 1, 3, 9, 64, 96).clip(-1, 1)
     session = encoder()
-    encode_for(session, Media((Clip(video, 0, 1.0),)), Grid(4, 2, 3), PLENTY, lambda: None)
+    encode_for(session, Media((Clip(video, 0, 1.0),)), Grid(4, 2, 3), whole, lambda: None)
     np.testing.assert_array_equal(session.runner.fed[0]["video"], video)
 
 
@@ -220,11 +223,10 @@ NOTHING = Media()
 
 
 def started(media=NOTHING, before=None, sigma=1.0, *, sampled=False, causal=True):
-    encoded = encode_for(encoder(), media, GRID, PLENTY, lambda: None)
+    encoded = encode_for(encoder(), media, GRID, whole, lambda: None)
     one = replace(PLANNED.passes[0], sigmas=np.array([sigma, sigma / 2], np.float32))
     draws = Draws()
-    start = start_of(one, PLANNED, SHAPE, before, media, encoded, draws, causal=causal, sampled=sampled)
-    return start, draws.notes
+    return start_of(one, PLANNED, SHAPE, before, media, encoded, draws, causal=causal, sampled=sampled), draws.notes
 
 
 def test_noise_alone_is_the_draw_called_initial_cell_by_cell():

@@ -6,9 +6,10 @@ from itertools import product
 import numpy as np
 import pytest
 
-from ltx_runtime import tiling
+from ltx_runtime import tile_sizes
 from ltx_runtime.errors import LtxError
-from ltx_runtime.tiling import Tiling, activation_bytes, decode_tiled, peak_bytes, tiling_for
+from ltx_runtime.tile_sizes import activation_bytes, peak_bytes, tiling_for
+from ltx_runtime.tiling import Tiling, decode_tiled
 
 # Sizes of a clip in latents.
 GRIDS = pytest.mark.parametrize("grid", [(16, 22, 38), (7, 8, 12), (1, 60, 40), (40, 9, 9), (33, 28, 50)])
@@ -25,7 +26,7 @@ def hungry(frames, rows, columns):
 
 @pytest.mark.parametrize("sizes", [(8, None, None), (8, 9, None), (8, None, 8), (8, 9, 8), (None, 9, 8)])
 def test_memory_is_that_of_one_window_and_the_frames_held_whatever_the_length(sizes, monkeypatch):
-    monkeypatch.setattr(tiling, "SMALLEST_BYTES", 0)
+    monkeypatch.setattr(tile_sizes, "SMALLEST_BYTES", 0)
     tiles, rows, columns = Tiling(*sizes), 11, 10
     for frames in (10, 18):
         tracemalloc.start()
@@ -89,8 +90,8 @@ def test_a_budget_below_the_smallest_tiles_is_refused_and_the_one_that_is_named_
 
 
 def test_memory_grows_with_the_pixels_of_a_window_and_is_never_less_than_the_widest_weights():
-    assert activation_bytes(1, 1, 1) == activation_bytes(1, 2, 2) == tiling.SMALLEST_BYTES
-    assert activation_bytes(*HD) == tiling.BYTES_PER_PIXEL * 121 * 704 * 1216
+    assert activation_bytes(1, 1, 1) == activation_bytes(1, 2, 2) == tile_sizes.SMALLEST_BYTES
+    assert activation_bytes(*HD) == tile_sizes.BYTES_PER_PIXEL * 121 * 704 * 1216
     assert activation_bytes(*HD, bytes_per_pixel=85) * 2 == activation_bytes(*HD, bytes_per_pixel=170)
 
 
@@ -102,7 +103,7 @@ def test_encoding_cuts_time_only_where_no_cut_in_space_is_enough(grid):
         tiles = tiling_for(*grid, budget, encoding=True) or Tiling()
         assert tiles.frames is None
         assert peak_bytes(*grid, tiles, encoding=True) <= budget
-    if frames > 8 and uncut > tiling.SMALLEST_BYTES:
+    if frames > 8 and uncut > tile_sizes.SMALLEST_BYTES:
         assert tiling_for(*grid, uncut - 1, encoding=True).frames is not None
 
 

@@ -1,0 +1,106 @@
+"""TensorRT and TensorRT-RTX as one library: they differ in what they can do, and code asks for that, not for names.
+
+Loads nothing until it is asked to. Stands below the builder and the session.
+"""
+
+from __future__ import annotations
+
+import importlib
+import platform
+import re
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from ltx_runtime.errors import LtxError
+from ltx_runtime.sidecar import PORTABLE, Maker
+
+# By builder, which is also the module's name: the extra that brings it. In the order of preference.
+LIBRARIES = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}
+_TITLES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A CUDA device.
+
+    Attributes:
+        name: as the driver tells it, e.g. "NVIDIA GeForce RTX 4090".
+        compute_capability: e.g. (8, 9).
+        driver: the CUDA version that the driver brings, e.g. "13.0".
+        memory_bytes: all of its memory.
+    """
+
+    name: str
+    compute_capability: tuple[int, int]
+    driver: str
+    memory_bytes: int
+
+
+def load_library(builder: str) -> Any:
+    """The module of a name of LIBRARIES.
+
+    Raises:
+        LtxError: it is not installed, or cannot be loaded.
+    """
+    try:
+        return importlib.import_module(builder)
+    except Exception as error:  # a package without its libraries raises whatever it likes
+        reason = " ".join(str(error).split())
+        raise LtxError(
+            f"{_TITLES[builder]} cannot be loaded ({reason}) - run: pip install 'ltx-engines[{LIBRARIES[builder]}]'"
+        ) from None
+
+
+def title_of(builder: str) -> str:
+    """The library's name as its makers write it."""
+    return _TITLES[builder]
+
+
+def compiles_at_run_time(library: Any) -> bool:
+    """Whether kernels are made on the first run, so that engines are portable and need no GPU to be built."""
+    return hasattr(library, "IRuntimeCache")
+
+
+def maker_of(builder: str, library: Any, gpu: Gpu | None) -> Maker:
+    """What builds or runs engines here.
+
+    Raises:
+        LtxError: engines of this library are for one GPU, and there is none.
+    """
+    told = {"gpu": gpu.name, "driver": gpu.driver} if gpu else {}
+    if compiles_at_run_time(library):
+        return Maker(builder, library.__version__, PORTABLE, **told)
+    if gpu is None:
+        raise LtxError(f"{_TITLES[builder]} builds and runs engines on an NVIDIA GPU only - use a machine with one")
+    major, minor = gpu.compute_capability
+    words = re.sub(r"[^a-z0-9]+", "-", gpu.name.lower()).strip("-")
+    system = f"{platform.system()}-{platform.machine()}".lower()
+    return Maker(builder, library.__version__, f"sm{major}{minor}-{words}", system, **told)
+
+
+@cache
+def logger_of(library: Any) -> Any:
+    """The library's logger, one for the whole process: the library goes on using the first it was given.
+
+    Its list `heard` has all errors since it was last cleared; nothing is printed.
+    """
+
+    class Logger(library.ILogger):  # type: ignore[misc]
+        """Keeps errors for the message instead of printing them."""
+
+        def __init__(self) -> None:
+            library.ILogger.__init__(self)
+            self.heard: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity <= library.ILogger.Severity.ERROR:
+                self.heard.append(message)
+
+    return Logger()
+
+
+def first_error(library: Any) -> str:
+    """The first error since the logger was cleared, in one line."""
+    heard = logger_of(library).heard
+    return " ".join(heard[0].split()) if heard else "it gave no reason"

@@ -1,0 +1,19 @@
+"""ONNX graphs written by hand, for tests that run where the onnx package is not."""
+
+
+def field(number: int, content: int | str | bytes) -> bytes:
+    """One field of a protobuf message: a number, or text or another message with its length before it."""
+    if isinstance(content, int):
+        return bytes([number << 3, content])
+    content = content.encode() if isinstance(content, str) else content
+    assert len(content) < 1 << 14
+    return bytes([number << 3 | 2, len(content) & 127 | 128, len(content) >> 7]) + content
+
+
+def graph_that_adds(*inputs: str, output: str) -> bytes:
+    """A graph of int64 `output` = the sum of two inputs, both (batch, text_tokens)."""
+    shape = b"".join(field(1, field(2, axis)) for axis in ("batch", "text_tokens"))
+    kind = field(2, field(1, field(1, 7) + field(2, shape)))
+    node = b"".join(field(1, name) for name in inputs) + field(2, output) + field(4, "Add")
+    values = b"".join(field(11, field(1, name) + kind) for name in inputs) + field(12, field(1, output) + kind)
+    return field(1, 8) + field(8, field(2, 13)) + field(7, field(1, node) + field(2, "sum") + values)
