@@ -1,0 +1,155 @@
+"""ONNX Runtime on a GPU: the graphs themselves, for GPUs and components that have no engine.
+
+Inputs that do not change stay on the GPU from run to run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ltx_runtime.components import ComponentName
+from ltx_runtime.errors import LtxError
+from ltx_runtime.manifest import Engines
+from ltx_runtime.sessions import Arrays, Found, graph_found
+from ltx_runtime.sessions.cuda import find_gpu
+from ltx_runtime.sessions.cuda_memory import GpuMemoryError
+
+PRECISIONS = ("bf16", "fp16", "fp32")
+_INSTALL = "run: pip install 'ltx-engines[gpu]'"
+_PROVIDER, _PLACE = "CUDAExecutionProvider", "cuda"
+_NO_MEMORY = re.compile(r"allocate memory|bad.?alloc|out of memory|available memory", re.IGNORECASE)
+_SILENT = 4
+
+
+def find(engines: Engines, name: ComponentName, backend: str) -> Found:
+    """The graph of a component in the first precision that suits GPUs.
+
+    Raises:
+        LtxError: this ONNX Runtime has no CUDA, there is no GPU, or no graph; says which.
+    """
+    providers = _onnxruntime().get_available_providers()
+    if _PROVIDER not in providers:
+        raise LtxError(f"this onnxruntime is without CUDA - run: pip uninstall onnxruntime; {_INSTALL[5:]}")
+    find_gpu()
+    return graph_found(engines, name, backend, PRECISIONS)
+
+
+def _onnxruntime() -> Any:
+    """The library.
+
+    Raises:
+        LtxError: it is not installed.
+    """
+    try:
+        import onnxruntime  # noqa: PLC0415  (to say what is missing, and not that a file cannot be imported)
+    except ImportError:
+        raise LtxError(f"onnxruntime is not installed - {_INSTALL}") from None
+    return onnxruntime
+
+
+class CudaRunner:
+    """One graph in ONNX Runtime's CUDA provider."""
+
+    def __init__(self, found: Found) -> None:
+        """Opens the graph.
+
+        Raises:
+            LtxError: it does not fit into memory, or ONNX Runtime cannot run it on this GPU; says why in its words.
+        """
+        self._library, self._name = _onnxruntime(), found.component.name
+        options = self._library.SessionOptions()
+        options.log_severity_level = _SILENT
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(found.weights))
+        # Sizes change from run to run: what fits is taken, and no algorithm is searched for every size.
+        settings = {
+            "device_id": "0",
+            "arena_extend_strategy": "kSameAsRequested",
+            "cudnn_conv_algo_search": "HEURISTIC",
+        }
+        if found.gpu_memory_bytes is not None:
+            settings["gpu_mem_limit"] = str(found.gpu_memory_bytes)
+        provider = (_PROVIDER, settings if _PLACE == "cuda" else {})
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
+                if hasattr(self._library, "preload_dlls"):  # CUDA and cuDNN may be installed as packages
+                    self._library.preload_dlls()
+                self._session: Any = self._library.InferenceSession(
+                    found.path.read_bytes(), options, providers=[provider], enable_fallback=0
+                )
+        except Exception as error:  # of many kinds, none of them its own
+            raise self._too_little(error) or LtxError(
+                f"ONNX Runtime cannot run {found.path} on the GPU ({_line(error)}) - use --backend cpu"
+            ) from None
+        if _PROVIDER not in self._session.get_providers():  # it goes on without, and says so in its log only
+            raise LtxError(f"ONNX Runtime finds no CUDA and cuDNN that it can use - {_INSTALL}, or use --backend cpu")
+        self.outputs: Sequence[str] = [output.name for output in self._session.get_outputs()]
+        self._binding: Any = self._session.io_binding()
+        self._kept: dict[str, tuple[NDArray[Any], Any]] = {}
+
+    def run(self, feeds: Arrays, wanted: Sequence[str]) -> dict[str, NDArray[Any]]:
+        """Runs the graph once.
+
+        Raises:
+            LtxError: there is too little memory; smaller feeds may do.
+        """
+        options = self._library.RunOptions()
+        options.log_severity_level = _SILENT
+        self._binding.clear_binding_outputs()
+        try:
+            for name, array in feeds.items():
+                self._bind(name, array)
+            for name in wanted:
+                self._binding.bind_output(name, "cpu")
+            self._session.run_with_iobinding(self._binding, options)
+            made = self._binding.copy_outputs_to_cpu()
+        except Exception as error:
+            raise self._too_little(error) or error from None
+        finally:
+            self._binding.clear_binding_outputs()
+        return dict(zip(wanted, made, strict=True))
+
+    def _bind(self, name: str, array: NDArray[Any]) -> None:
+        """Uploads an input, unless it is the very array that is there already and cannot be written to."""
+        kept = self._kept.get(name)
+        if kept is None or kept[0] is not array:
+            value = self._library.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), _PLACE, 0)
+            self._binding.bind_ortvalue_input(name, value)
+            self._kept[name] = (array, value)
+            if array.flags.writeable:
+                self._kept[name] = (_NOTHING, value)
+
+    def _too_little(self, error: Exception) -> GpuMemoryError | None:
+        if not _NO_MEMORY.search(str(error)):
+            return None
+        return GpuMemoryError(
+            f"{self._name} does not fit into the GPU's memory ({_line(error)}) - ask for less, "
+            f"give a smaller --memory, or use --backend cpu"
+        )
+
+    def close(self) -> None:
+        """Frees weights and buffers."""
+        self._kept.clear()
+        self._binding = self._session = None
+
+
+_NOTHING: NDArray[Any] = np.empty(0)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def load(found: Found) -> CudaRunner:
+    """Opens the graph.
+
+    Raises:
+        LtxError: see CudaRunner.
+    """
+    return CudaRunner(found)
