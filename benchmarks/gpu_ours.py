@@ -1,0 +1,173 @@
+"""Our side of benchmarks/gpu.py: engines of every builder, sessions of every backend, and what they are fed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from gpu_arithmetic import TEXT_TOKENS
+from gpu_budget import Left, reason_of, said
+
+from ltx_runtime.components import ComponentName
+from ltx_runtime.doctor_machine import serves_gpu
+from ltx_runtime.errors import LtxError
+from ltx_runtime.geometry import Grid, coords_of
+from ltx_runtime.manifest import Engines
+from ltx_runtime.sessions import Session, find, open_session
+from ltx_runtime.sessions.tensorrt_library import LIBRARIES, load_library, title_of
+from ltx_runtime.versions import Version
+
+ROOT = Path(__file__).parents[1]
+Array = np.ndarray[Any, Any]
+Feeds = dict[str, Array]
+_SIGMA = 0.7
+
+
+def build_engines(folder: Path, components: Sequence[str], sizes: Sequence[str], left: Left) -> list[str]:
+    """Builds engines with every library that is here and serves this GPU; why others made none."""
+    findings = []
+    for builder in LIBRARIES:
+        try:
+            library = load_library(builder)
+        except LtxError as error:
+            findings.append(str(error))
+            continue
+        capability = torch.cuda.get_device_capability()
+        if not serves_gpu(library, capability):
+            gpu = "compute capability {}.{}".format(*capability)
+            findings.append(f"{title_of(builder)} {library.__version__} makes no kernels for this GPU ({gpu})")
+            continue
+        for component in components:
+            started = perf_counter()
+            problem = _build(folder, builder, component, sizes, left())
+            said(f"  {builder} {component}: {problem or f'{perf_counter() - started:.1f} s'}")
+            if problem:
+                findings.append(f"{builder} built no engine of {component}: {problem}")
+    return findings
+
+
+def _build(folder: Path, builder: str, component: str, sizes: Sequence[str], seconds: float) -> str:
+    """Why there is no engine; empty if there is one."""
+    if seconds <= 0:
+        return "no time was left"
+    command = [sys.executable, str(Path(__file__).with_name("gpu_build.py")), str(folder), builder, component, *sizes]
+    paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    try:
+        ended = subprocess.run(
+            command, capture_output=True, text=True, timeout=seconds, env={**os.environ, "PYTHONPATH": paths}
+        )
+    except subprocess.TimeoutExpired:
+        return f"took more than {seconds:.0f} s"
+    lines = ended.stderr.strip().splitlines()
+    return "" if ended.returncode == 0 else (lines[-1] if lines else f"exit code {ended.returncode}")
+
+
+def feeds_of(engines: Engines, component: ComponentName, version: Version, grid: Grid) -> Feeds:
+    """What a run would feed at this size, drawn from normal noise; the same at every call.
+
+    Arrays that stay the same from step to step are read-only, as in a run.
+    """
+    random = np.random.RandomState(0)
+    sizes = {"batch": 1, "tokens": grid.tokens, "timesteps": 1, "text_tokens": TEXT_TOKENS}
+    sizes |= {"frames": grid.frames, "rows": grid.rows, "columns": grid.columns}
+    feeds: Feeds = {}
+    for port in engines.component(component).signature.inputs:
+        shape = port.shape(sizes)
+        if port.name in ("text_mask", "skip_mask"):
+            values = np.ones(shape)
+        elif port.name == "timestep":
+            values = np.full(shape, _SIGMA if component == "transformer" else version.decode_timestep)
+        elif port.name == "coords":
+            values = coords_of(grid, version.fps, causal=engines.manifest.causal_positions)
+        else:
+            values = random.standard_normal(shape)
+        feeds[port.name] = np.ascontiguousarray(values, port.dtype)
+        feeds[port.name].flags.writeable = port.name in ("latents", "timestep")
+    return feeds
+
+
+@dataclass
+class Ours:
+    """An open session of a backend, after one run of every size.
+
+    Attributes:
+        load_s: seconds to open it.
+        first_s: of the first run of each size.
+        memory_bytes: of the GPU taken by it after a run, by size; None on a CPU.
+        outputs: the component's output, by size.
+        fastest: what it is asked for when it is timed: frames as they are written, if it can make them.
+    """
+
+    backend: str
+    session: Session
+    load_s: float
+    first_s: dict[str, float] = field(default_factory=dict)
+    memory_bytes: dict[str, int | None] = field(default_factory=dict)
+    outputs: dict[str, Array] = field(default_factory=dict)
+
+    @property
+    def fastest(self) -> list[str]:
+        if "frames" in self.session.outputs:
+            return ["frames"]
+        return [port.name for port in self.session.component.outputs]
+
+
+def open_all(
+    engines: Engines, component: ComponentName, backends: Sequence[str], feeds: dict[str, Feeds], held: ExitStack
+) -> tuple[list[Ours], list[str]]:
+    """Opens a component on every backend that can run it, and runs every size once, the smallest first.
+
+    Args:
+        engines: the version folder.
+        component: which.
+        backends: names.
+        feeds: by size.
+        held: closes the sessions.
+
+    Returns:
+        Open sessions, and why there are no others.
+    """
+    made, findings = [], []
+    for backend in backends:
+        try:
+            with ExitStack() as own:
+                made.append(_opened(engines, component, backend, feeds, own))
+                held.push(own.pop_all())
+        except Exception as error:  # a library that is not there or fails is a finding
+            findings.append(f"{backend} does not run {component}: {reason_of(error)}")
+            said(f"  {findings[-1]}")
+    return made, findings
+
+
+def _opened(engines: Engines, component: ComponentName, backend: str, feeds: dict[str, Feeds], held: ExitStack) -> Ours:
+    free = free_bytes()
+    started = perf_counter()
+    session = held.enter_context(open_session(find(engines, component, backend)))
+    one = Ours(backend, session, perf_counter() - started)
+    output = session.component.outputs[0].name
+    for size, given in feeds.items():
+        started = perf_counter()
+        one.outputs[size] = session.run(given, [output])[output]
+        one.first_s[size] = perf_counter() - started
+        now = free_bytes()
+        one.memory_bytes[size] = None if free is None or now is None else free - now
+    said(f"  {backend}: loaded in {one.load_s:.1f} s")
+    return one
+
+
+def free_bytes() -> int | None:
+    """Free memory of the GPU, with nothing kept by torch for later; None on a CPU."""
+    if not torch.cuda.is_available():
+        return None
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    return int(torch.cuda.mem_get_info()[0])
