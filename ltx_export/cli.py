@@ -179,40 +179,60 @@ def random_weights(
 
 
 @app.command()
-@reported()
+@reported("engines that are whole are kept, and not built again")
 def engine(
     version: VersionName,
     engines: EnginesRoot = Path("engines"),
+    builder: Annotated[str, typer.Option(help="auto, tensorrt or tensorrt_rtx.")] = "auto",
+    precision: Annotated[str, typer.Option(help="bf16 or fp16: which graphs.")] = "bf16",
     component: Annotated[list[str] | None, typer.Option(help="Only this one; can be repeated (all there are).")] = None,
-    force: Annotated[bool, typer.Option(help="Build even where a fitting engine exists.")] = False,
-    check: Annotated[bool, typer.Option(help="Build nothing; fail if an engine is missing or does not fit.")] = False,
+    weights: Annotated[
+        str, typer.Option(help="auto, embedded, inputs (read from the checkpoint at load), or refit (TensorRT).")
+    ] = "auto",
+    max_height: Annotated[int | None, typer.Option(help="Serve videos up to this (up to 1600).")] = None,
+    max_width: Annotated[int | None, typer.Option(help="The same for the width.")] = None,
+    max_frames: Annotated[int | None, typer.Option(help="The same for the number of frames.")] = None,
+    static: Annotated[str | None, typer.Option(help="HEIGHTxWIDTHxFRAMES: serve this size alone, fastest.")] = None,
+    weight_streaming: Annotated[
+        bool, typer.Option("--weight-streaming", help="Let weights stay in the machine's memory.")
+    ] = False,
+    reuse: Annotated[
+        Path | None, typer.Option(help="Version folder whose engines to take where only weights outside them differ.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Build even where a fitting engine exists, and keep it if it is inexact.")
+    ] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Build nothing; fail if an engine is missing or does not fit.")
+    ] = False,
+    if_possible: Annotated[
+        bool, typer.Option("--if-possible", help="Build nothing, without an error, where no builder is installed.")
+    ] = False,
 ) -> None:
-    """Build TensorRT-RTX engines from a version's bf16 graphs; needs neither PyTorch nor a GPU."""
-    import time
+    """Build TensorRT or TensorRT-RTX engines from a version's bf16 or fp16 graphs; needs no PyTorch."""
+    _need("onnx", "filelock", extra="tensorrt-rtx")
+    from functools import partial
 
-    from ltx_export.engine_from_onnx import BUILDER, build_engine, builder_library
-    from ltx_runtime.components import COMPONENT_NAMES
-    from ltx_runtime.manifest import find_folder, open_engines
-    from ltx_runtime.sidecar import check_engine, engine_path
+    from ltx_export.engine_command import Asked, run_command
 
-    found = open_engines(find_folder(engines, find_version(version).name))
-    library_version = builder_library().__version__
-    unknown = sorted(set(component or ()) - set(COMPONENT_NAMES))
-    if unknown:
-        raise LtxError(f"unknown component {unknown[0]!r}; use one of {', '.join(COMPONENT_NAMES)}")
-    for name in component or found.manifest.components:
-        path = engine_path(found, name, BUILDER, library_version)
-        if not force:
-            try:
-                check_engine(found, name, path, BUILDER, library_version)
-                print(f"{path} fits")
-                continue
-            except LtxError:
-                if check:
-                    raise
-        started = time.perf_counter()
-        build_engine(found, name)
-        print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, {time.perf_counter() - started:.1f} s")
+    asked = Asked(
+        version=version,
+        engines=engines,
+        builder=builder,
+        precision=precision,
+        components=component or (),
+        weights=weights,
+        max_height=max_height,
+        max_width=max_width,
+        max_frames=max_frames,
+        static=static,
+        weight_streaming=weight_streaming,
+        reuse=reuse,
+        force=force,
+        check=check,
+        if_possible=if_possible,
+    )
+    run_command(asked, partial(print, flush=True))
 
 
 @contextmanager
@@ -227,13 +247,13 @@ def _progress(name: str, total: int) -> Iterator[Callable[[int], None]]:
         yield lambda done: bars.update(task, advance=done)
 
 
-def _need(*modules: str) -> None:
-    """Raises LtxError if a package of the `export` extra is not installed."""
+def _need(*modules: str, extra: str = "export") -> None:
+    """Raises LtxError if a package of an extra is not installed."""
     import importlib.util
 
     absent = [name for name in modules if importlib.util.find_spec(name) is None]
     if absent:
-        raise LtxError(f"{', '.join(absent)} not installed - run: pip install 'ltx-engines[export]'")
+        raise LtxError(f"{', '.join(absent)} not installed - run: pip install 'ltx-engines[{extra}]'")
 
 
 def main() -> None:

@@ -1,119 +1,122 @@
-"""Graph + spans -> engine and sidecar, with TensorRT-RTX. Imports no torch: engines are built where they run.
+"""Graph + profiles -> engine, with TensorRT or TensorRT-RTX. Imports no torch: engines are built where they run.
 
-TensorRT-RTX parses and compiles without a GPU; kernels are made on the first run. Precision is the graph's own.
+One code path for both libraries: what a library can do is asked of it. Precision is the graph's own. TensorRT-RTX
+parses and compiles without a GPU, and makes kernels on the first run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ltx_runtime.components import Component, Port, Profile, line_of, profiles
-from ltx_runtime.errors import LtxError
-from ltx_runtime.manifest import Engines, checksum
-from ltx_runtime.sidecar import describe, engine_path, graph_of, sidecar_path, write_sidecar
+from ltx_export.engine_graph import Prepared, prepare
+from ltx_export.engine_progress import Progress, in_thread, monitor_of
+from ltx_export.engine_timing import timings_kept
+from ltx_runtime.buckets import Limits, Profile, profiles
+from ltx_runtime.components import Component, Port, line_of
+from ltx_runtime.errors import LtxError, explaining
+from ltx_runtime.sessions.tensorrt_library import compiles_at_run_time, first_error, logger_of
+from ltx_runtime.sidecar import Weights
 
-BUILDER = "tensorrt_rtx"
+_REFIT = ("STRIP_PLAN", "REFIT_IDENTICAL")  # plain REFIT gives up fusions
+_STREAMING = "WEIGHT_STREAMING"
+_PIECE_BYTES = 64 << 20
 
 
-def builder_library() -> Any:
-    """The tensorrt_rtx module.
+@dataclass(frozen=True)
+class Recipe:
+    """How an engine is made.
+
+    Attributes:
+        precision: of the graph.
+        weights: see sidecar.Weights.
+        limits: of the sizes it serves; None for all.
+        weight_streaming: let the session keep weights in the machine's memory.
+    """
+
+    precision: str = "bf16"
+    weights: Weights = "embedded"
+    limits: Limits | None = None
+    weight_streaming: bool = False
+
+    def profiles(self, component: Component) -> list[Profile]:
+        """The sizes its engine of a component serves."""
+        return profiles(component, self.limits)
+
+
+def refuse_impossible(library: Any, title: str, recipe: Recipe) -> None:
+    """Raises LtxError if the library cannot build engines this way, here or at all."""
+    flags = library.BuilderFlag
+    if recipe.weights == "refit":
+        if not all(hasattr(flags, flag) for flag in _REFIT):
+            raise LtxError(f"{title} {library.__version__} has no engines without weights - use --weights inputs")
+        if compiles_at_run_time(library):
+            raise LtxError(f"{title} leaves weights out of an engine only where a GPU is - use --weights inputs")
+    if recipe.weight_streaming:
+        if not hasattr(flags, _STREAMING):
+            raise LtxError(f"{title} {library.__version__} cannot stream weights - leave --weight-streaming out")
+        if recipe.weights == "inputs":
+            raise LtxError("weights that are inputs are not streamed - use --weights embedded with --weight-streaming")
+
+
+def engine_from_onnx(
+    library: Any,
+    graph: Path,
+    weights: Path,
+    component: Component,
+    engine: Path,
+    recipe: Recipe = Recipe(),
+    progress: Progress | None = None,
+) -> Prepared:
+    """Builds an engine into a file, in a thread so that Ctrl-C can end it; gives the graph it was built from.
+
+    Args:
+        library: see load_library.
+        graph: a file of the recipe's precision.
+        weights: the folder of the files it points into.
+        component: its ports.
+        engine: may be left half-written by a failure; the folder's timings are beside it, under the caller's lock.
 
     Raises:
-        LtxError: it is not installed.
+        LtxError: the library refuses the graph; says why in its words.
+        KeyboardInterrupt: Ctrl-C, once the build has ended.
     """
-    try:
-        import tensorrt_rtx  # noqa: PLC0415  (95 MB of libraries, only to build)
-    except ImportError as error:
-        raise LtxError(
-            f"TensorRT-RTX cannot be loaded ({error}) - run: pip install 'ltx-engines[tensorrt-rtx]'"
-        ) from None
-    return tensorrt_rtx
-
-
-def build_engine(engines: Engines, name: str) -> Path:
-    """Builds one component's engine; engine and sidecar appear under their names only when whole.
-
-    Raises:
-        LtxError: the folder has no bf16 graph, or TensorRT-RTX refuses it; says why in its words.
-    """
-    library = builder_library()
-    graph = engines.folder / graph_of(engines, name)
-    target = engine_path(engines, name, BUILDER, library.__version__)
-    target.parent.mkdir(exist_ok=True)
-    temporary = target.with_name(f".{target.name}.partial")
-    sidecar_path(target).unlink(missing_ok=True)
-    try:
-        _compile(library, graph, engines.weights_folder(name), engines.component(name).signature, temporary)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    write_sidecar(target, describe(engines, name, BUILDER, library.__version__, checksum(target)))
-    return target
-
-
-def _compile(library: Any, graph: Path, weights: Path, component: Component, engine: Path) -> None:
-    logger = _logger(library)
+    progress = progress or Progress()
+    prepared = prepare(graph, component, recipe.weights)
+    logger = logger_of(library)
     logger.heard.clear()
     builder = library.Builder(logger)
-    flag = library.NetworkDefinitionCreationFlag.STRONGLY_TYPED
-    network = builder.create_network(1 << int(flag))
-    parser = library.OnnxParser(network, builder.logger)
-    if not parser.parse(graph.read_bytes(), str(weights / graph.name)):
-        reasons = [parser.get_error(i).desc() for i in range(parser.num_errors)]
-        raise LtxError(f"TensorRT-RTX cannot parse {graph}: {_first(reasons)} - export it again")
-    config = builder.create_builder_config()
-    for spans in profiles(component):
-        config.add_optimization_profile(_profile(builder, component.inputs, spans))
-    with engine.open("wb") as file:
-        writer = _writer(library, file)
-        built = builder.build_serialized_network_to_stream(network, config, writer)
-    # TensorRT takes an exception inside the writer for success.
-    if writer.failure is not None:
-        raise writer.failure
+    network = builder.create_network(_network_flags(library))
+    parser = library.OnnxParser(network, logger)
+    if not parser.parse(prepared.model, str(weights / graph.name)):
+        reasons = [" ".join(parser.get_error(i).desc().split()) for i in range(parser.num_errors)]
+        raise LtxError(f"{graph} is refused by {library.__name__}: {(reasons or ['no reason'])[0]} - export it again")
+    config = _configured(library, builder, component.inputs, recipe, recipe.profiles(component))
+    if hasattr(config, "progress_monitor"):
+        config.progress_monitor = monitor_of(library, progress)
+    with timings_kept(library, config, engine.parent), explaining(f"write {engine}"), engine.open("wb") as file:
+        built = in_thread(lambda: _build(library, builder, network, config, file), progress)
     if not built:
-        raise LtxError(f"TensorRT-RTX cannot build {graph}: {_first(logger.heard)} - see its release notes")
+        raise LtxError(f"{graph} cannot be built by {library.__name__}: {first_error(library)} - see its release notes")
+    return prepared
 
 
-def _first(reasons: Sequence[str]) -> str:
-    return " ".join(reasons[0].split()) if reasons else "it gave no reason"
+def _network_flags(library: Any) -> int:
+    """Later versions know no other networks, and may have no flag for it."""
+    flags = library.NetworkDefinitionCreationFlag
+    return 1 << int(flags.STRONGLY_TYPED) if hasattr(flags, "STRONGLY_TYPED") else 0
 
 
-@cache
-def _logger(library: Any) -> Any:
-    """One for the whole process: the library goes on using the first it was given."""
-
-    class Logger(library.ILogger):
-        """Keeps errors for the message instead of printing them."""
-
-        def __init__(self) -> None:
-            library.ILogger.__init__(self)
-            self.heard: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity <= library.ILogger.Severity.ERROR:
-                self.heard.append(message)
-
-    return Logger()
-
-
-def _writer(library: Any, file: Any) -> Any:
-    class Writer(library.IStreamWriter):
-        """Hands the engine to a file in pieces, so that memory never holds all of it."""
-
-        failure: BaseException | None = None
-
-        def write(self, data: bytes) -> int:
-            if self.failure is None:
-                try:
-                    return int(file.write(data))
-                except BaseException as error:
-                    self.failure = error
-            return 0
-
-    return Writer()
+def _configured(library: Any, builder: Any, ports: Sequence[Port], recipe: Recipe, served: Sequence[Profile]) -> Any:
+    config = builder.create_builder_config()
+    for profile in served:
+        config.add_optimization_profile(_profile(builder, ports, profile))
+    wanted = (*(_REFIT if recipe.weights == "refit" else ()), *((_STREAMING,) if recipe.weight_streaming else ()))
+    for flag in wanted:
+        config.set_flag(getattr(library.BuilderFlag, flag))
+    return config
 
 
 def _profile(builder: Any, ports: Sequence[Port], spans: Profile) -> Any:
@@ -125,3 +128,38 @@ def _profile(builder: Any, ports: Sequence[Port], spans: Profile) -> Any:
         shapes = (port.shape({n: getattr(spans[n], end) for n in names}) for end in ("min", "best", "max"))
         profile.set_shape(port.name, *shapes)
     return profile
+
+
+def _build(library: Any, builder: Any, network: Any, config: Any, file: Any) -> bool:
+    if not hasattr(builder, "build_serialized_network_to_stream"):
+        whole = builder.build_serialized_network(network, config)
+        if whole is None:
+            return False
+        view = memoryview(whole).cast("B")
+        for begin in range(0, len(view), _PIECE_BYTES):
+            file.write(view[begin : begin + _PIECE_BYTES])
+        return True
+    writer = _writer(library, file)
+    built = builder.build_serialized_network_to_stream(network, config, writer)
+    if writer.failure is not None:  # the library takes an exception inside the writer for success
+        raise writer.failure
+    return bool(built)
+
+
+def _writer(library: Any, file: Any) -> Any:
+    class Writer(library.IStreamWriter):
+        """Hands the engine to a file in pieces, so that memory never holds all of it."""
+
+        def __init__(self) -> None:
+            library.IStreamWriter.__init__(self)
+            self.failure: BaseException | None = None
+
+        def write(self, data: bytes) -> int:
+            if self.failure is None:
+                try:
+                    return int(file.write(data))
+                except BaseException as error:
+                    self.failure = error
+            return 0
+
+    return Writer()

@@ -22,11 +22,14 @@ def locked(lock: Path, writer: str) -> Iterator[None]:
     Raises:
         LtxError: another process holds it.
     """
-    from huggingface_hub.utils import WeakFileLock  # noqa: PLC0415
+    from filelock import FileLock, SoftFileLock  # noqa: PLC0415
 
     with ExitStack() as held:
         try:
-            held.enter_context(WeakFileLock(lock, timeout=_WAIT_S))
+            try:
+                held.enter_context(FileLock(lock, timeout=_WAIT_S))
+            except NotImplementedError:  # network file systems without locks
+                held.enter_context(SoftFileLock(lock, timeout=_WAIT_S))
         except TimeoutError:
             raise LtxError(f"another {writer} (it holds {lock}) - wait until it has ended") from None
         held.callback(_remove, lock)

@@ -15,6 +15,7 @@ TIMESTEP_SCALE = 1000.0
 _MASKED = -10000.0  # additive, as the official code has it; not -inf
 _NORM_EPS = 1e-6
 _QK_NORM_EPS = 1e-5
+_PARTS = 6  # of a modulation: shift, scale and gate of self-attention, and the same of the feed-forward
 
 
 @dataclass(frozen=True)
@@ -47,16 +48,16 @@ class DitConfig:
 
 
 class AdaLayerNormSingle(nn.Module):
-    """One modulation for all blocks from the timestep: (B, T) in 0..1 -> (B, T, 6 width) and (B, T, width)."""
+    """One modulation for all blocks from the timestep: (B, T) in 0..1 -> six times (B, T, width), and (B, T, width)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.emb = TimestepEmbedding(width)
-        self.linear = nn.Linear(width, 6 * width)
+        self.linear = nn.Linear(width, _PARTS * width)
 
-    def forward(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, timestep: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
         embedded = self.emb(timestep * TIMESTEP_SCALE)
-        return self.linear(F.silu(embedded)), embedded
+        return self.linear(F.silu(embedded)).chunk(_PARTS, -1), embedded
 
 
 class CaptionProjection(nn.Module):
@@ -128,7 +129,7 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.scale_shift_table = nn.Parameter(torch.empty(6, width))
+        self.scale_shift_table = nn.Parameter(torch.empty(_PARTS, width))
         self.norm1 = RMSNorm(width, _NORM_EPS, affine=False)
         self.norm2 = RMSNorm(width, _NORM_EPS, affine=False)
         self.attn1 = Attention(width, heads)
@@ -138,7 +139,7 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
-        modulation: Tensor,
+        modulation: tuple[Tensor, ...],
         rope: tuple[Tensor, Tensor],
         text: Tensor,
         text_bias: Tensor,
@@ -151,9 +152,10 @@ class Block(nn.Module):
         kept, given = None, x
         if skip_mask is not None:
             kept, skip_mask = _kept(skip_mask[0]), skip_mask[1:]
-        # No reshape names the number of timesteps here, so that one graph takes one timestep or one per token.
-        table = self.scale_shift_table.reshape(-1)
-        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = (table + modulation).chunk(6, -1)
+        # Each part is added where it is used: with a timestep per token, all six of all blocks at once fill a GPU. And
+        # no reshape names the number of timesteps here, so that one graph takes one timestep or one per token.
+        rows = self.scale_shift_table.chunk(_PARTS)
+        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = map(torch.add, rows, modulation)
         h = self.norm1(x).to(x.dtype) * (1 + scale_msa) + shift_msa
         x = x + gate_msa * self.attn1(h, h, rope=rope, kept=kept)
         x = x + self.attn2(x, text, bias=text_bias)  # the raw residual stream: no norm, no gate

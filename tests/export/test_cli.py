@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ltx_export import build, cli, download, engine_from_onnx
+from ltx_export import build, cli, download
 from ltx_export.precision import PRECISIONS
 from ltx_export.sources import TEXT_ENCODER_FILE, TOKENIZER_FILE, Sources
 from ltx_runtime.components import COMPONENT_NAMES, OPTIONAL
@@ -218,20 +218,6 @@ def test_a_graph_that_computes_otherwise_than_its_record_is_refused(ltx_export, 
     assert (code, err.count("\n")) == (2, 1)
     assert "transformer.fp32.onnx differs from its record by 1.0e-03 relative L2, more than 1e-04 - run" in err
     assert "transformer:" not in out
-
-
-@pytest.mark.parametrize("name", ["0.9.5", "0.9.8-13b-distilled"])
-def test_engines_are_built_of_the_components_that_there_are(ltx_export, exported, monkeypatch, name):
-    built = []
-    monkeypatch.setattr(engine_from_onnx, "build_engine", lambda found, one: built.append(one))
-    monkeypatch.setattr("ltx_runtime.sidecar.engine_path", lambda *given: Path(__file__))
-    assert ltx_export("engine", name, "--engines", str(exported(name).folder), "--force")[0] == 0
-    assert built == list(exported(name).manifest.components)
-
-
-def test_no_engine_is_built_of_a_component_that_there_is_not(ltx_export, exported):
-    asked = ("--engines", str(exported("0.9.5").folder), "--component", "upsampler", "--force")
-    assert "has no upsampler - run: make engines VERSION=0.9.5" in one_line(ltx_export("engine", "0.9.5", *asked))
 
 
 def test_an_interrupted_export_ends_with_130_and_one_line(ltx_export, exported, monkeypatch):

@@ -14,8 +14,9 @@ import torch
 from gguf_files import dequantized, write_gguf, write_t5
 from oracles import RELATIVE_L2, distance, shapes_of
 from tiny import export, sources_of, tiny
+from tiny_engines import maker, small
 
-from ltx_export.engine_from_onnx import build_engine
+from ltx_export.engine_files import build_engine
 from ltx_export.models.dit import DitConfig, Transformer
 from ltx_export.models.t5 import T5Config, TextEncoder
 from ltx_export.random_weights import write_random_weights
@@ -175,4 +176,4 @@ def test_quantized_weights_lie_in_files_of_their_own_and_nothing_else_does(made,
 @QUANTIZED
 @pytest.mark.parametrize("name", ["text_encoder", "transformer"])
 def test_tensorrt_compiles_what_was_quantized(made, dtype, name):
-    assert build_engine(made(dtype).engines, name).stat().st_size > 100_000
+    assert build_engine(made(dtype).engines, name, maker(), small()).stat().st_size > 100_000

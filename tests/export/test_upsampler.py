@@ -1,6 +1,5 @@
 """The latent upsamplers against the official golden values, diffusers and published numbers, and their graphs."""
 
-import shutil
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -28,9 +27,11 @@ from oracles import (
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny import traced_once
+from tiny_engines import BUILDER, SMALL, copied, maker
 from weight_rule import weight
 
-from ltx_export.engine_from_onnx import BUILDER, _compile, build_engine, builder_library
+from ltx_export.engine_files import build_engine
+from ltx_export.engine_from_onnx import Recipe, engine_from_onnx
 from ltx_export.models.upsampler import (
     GroupNorm,
     LatentUpsampler,
@@ -43,8 +44,10 @@ from ltx_export.precision import PRECISIONS, at_precision
 from ltx_export.recorded import random_feeds
 from ltx_export.upsampler_architecture import upsampler_config
 from ltx_runtime import components
+from ltx_runtime.buckets import profiles
 from ltx_runtime.manifest import open_engines
-from ltx_runtime.sessions import open_session
+from ltx_runtime.sessions import find, open_session
+from ltx_runtime.sessions.tensorrt_library import load_library
 from ltx_runtime.sidecar import check_engine
 from ltx_runtime.versions import UpsamplerSize
 
@@ -236,7 +239,7 @@ def same_floats(constant: ir.TensorProtocol, expected: np.ndarray) -> bool:
 def test_tensorrt_rtx_compiles_every_kind(kind, tmp_path):
     one = traced(kind, "bf16")
     graph = one.save(tmp_path / "graph.onnx")
-    _compile(builder_library(), graph, tmp_path, one.ports, tmp_path / "engine")
+    engine_from_onnx(load_library(BUILDER), graph, tmp_path, one.ports, tmp_path / "engine", Recipe(limits=SMALL))
     assert (tmp_path / "engine").stat().st_size > 10_000
 
 
@@ -267,13 +270,12 @@ def test_an_exported_upsampler_gives_what_diffusers_does_with_its_file(exported)
     latents = normal(5, 2, channels, 3, 4, 5)
     with torch.no_grad():
         expected = (theirs(latents * deviation + mean) - mean) / deviation
-    with open_session(open_engines(release.folder), "upsampler") as session:
+    with open_session(find(open_engines(release.folder), "upsampler", "cpu")) as session:
         assert distance(session.run({"latents": latents.numpy()})["upsampled"], expected) <= RELATIVE_L2
 
 
 def test_a_release_becomes_an_engine_that_is_accepted(exported, tmp_path):
-    shutil.copytree(exported(RELEASE).folder, tmp_path / "engines")
-    engines = open_engines(tmp_path / "engines")
-    path = build_engine(engines, "upsampler")
-    sidecar = check_engine(engines, "upsampler", path, BUILDER, builder_library().__version__)
-    assert sidecar.profiles == components.profiles(engines.component("upsampler").signature)
+    engines = copied(exported(RELEASE), tmp_path)
+    build_engine(engines, "upsampler", maker(), Recipe())
+    sidecar = check_engine(engines, "upsampler", "bf16", maker())
+    assert sidecar.profiles == profiles(engines.component("upsampler").signature)

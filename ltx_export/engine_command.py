@@ -1,0 +1,292 @@
+"""`ltx-export engine`: which builder, which sizes, what is there already; then one component after another.
+
+Knows nothing of how a builder is driven. What was built is kept if a later component fails: the same command goes on.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ltx_export import engine_preflight as preflight
+from ltx_export.engine_check import Numbers, check_engine_numbers
+from ltx_export.engine_files import (
+    build_engine,
+    check_built,
+    find_equal,
+    note_numbers,
+    prepared_for,
+    remove_engine,
+    siblings_of,
+    take_over,
+)
+from ltx_export.engine_from_onnx import Recipe, refuse_impossible
+from ltx_export.engine_graph import Prepared
+from ltx_export.engine_progress import shown
+from ltx_runtime.buckets import Limits
+from ltx_runtime.components import COMPONENT_NAMES
+from ltx_runtime.errors import LtxError
+from ltx_runtime.geometry import grid_of
+from ltx_runtime.manifest import Engines, find_folder, open_engines
+from ltx_runtime.plan import grids_of
+from ltx_runtime.sessions import Found
+from ltx_runtime.sessions.tensorrt_library import LIBRARIES, Gpu, load_library, maker_of, title_of
+from ltx_runtime.sidecar import ENGINE_PRECISIONS, WEIGHTS, Maker, Sidecar, Weights, engine_path
+from ltx_runtime.versions import Version, find_version
+
+AUTO = "auto"
+Report = Callable[[str], None]
+
+_MOST_EMBEDDED_BYTES = 8_000_000_000  # above, an engine and the memory it takes to build are worth sparing
+_STATIC = re.compile(r"(\d+)x(\d+)x(\d+)")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The command's options; None is left out."""
+
+    version: str
+    engines: Path = Path("engines")
+    builder: str = AUTO
+    precision: str = ENGINE_PRECISIONS[0]
+    components: Sequence[str] = ()
+    weights: str = AUTO
+    max_height: int | None = None
+    max_width: int | None = None
+    max_frames: int | None = None
+    static: str | None = None
+    weight_streaming: bool = False
+    reuse: Path | None = None
+    force: bool = False
+    check: bool = False
+    if_possible: bool = False
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One component: what is wanted, and what is there of it."""
+
+    name: str
+    recipe: Recipe
+    prepared: Prepared
+    fitting: Sidecar | None
+    equal: Path | None
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where engines are built here and for what; `no_gpu` says why none can be run."""
+
+    engines: Engines
+    maker: Maker
+    no_gpu: str
+
+
+def run_command(asked: Asked, report: Report) -> None:
+    """Builds, takes over or only checks the engines of a version folder; tells one line about each.
+
+    Raises:
+        LtxError: an option is wrong, no builder is here, room is short, a graph is refused, or an engine computes
+            something else than the fp32 graph; with `check`, an engine is missing or does not fit.
+    """
+    version = find_version(asked.version)
+    _check_words(asked)
+    limits = limits_of(version, (asked.max_height, asked.max_width, asked.max_frames), asked.static)
+    try:
+        builder, gpu, why = choose_builder(asked.builder)
+    except LtxError as error:
+        if not asked.if_possible:
+            raise
+        report(f"ONNX only: {error}")
+        return
+    library = load_library(builder)
+    recipe = Recipe(asked.precision, "embedded", limits, asked.weight_streaming)
+    for weights in _modes(asked, 0)[:1]:
+        refuse_impossible(library, title_of(builder), replace(recipe, weights=weights))
+    place = _place(open_engines(find_folder(asked.engines, version.name)), builder, library, gpu)
+    report(f"{title_of(builder)} {library.__version__}{why}")
+    jobs = [_job(place, asked, recipe, name) for name in asked.components or place.engines.manifest.components]
+    _check_room(place, jobs)
+    for job in jobs:
+        report(_done(place, asked, job))
+
+
+def _check_words(asked: Asked) -> None:
+    words = (
+        ("builder", asked.builder, (AUTO, *LIBRARIES)),
+        ("precision of engines", asked.precision, ENGINE_PRECISIONS),
+        ("place for weights", asked.weights, (AUTO, *WEIGHTS)),
+        *(("component", name, COMPONENT_NAMES) for name in asked.components),
+    )
+    for what, given, known in words:
+        if given not in known:
+            raise LtxError(f"unknown {what} {given!r}; use one of {', '.join(known)}")
+    if asked.check and asked.force:
+        raise LtxError("--check builds nothing, and --force builds anew - leave one out")
+
+
+def limits_of(version: Version, most: tuple[int | None, int | None, int | None], static: str | None) -> Limits | None:
+    """What narrows the engines to the sizes asked for; None if nothing does.
+
+    Args:
+        version: its passes say which grids a size needs, and its own size is what is left out of `most`.
+        most: height, width and number of frames of the largest video.
+        static: the one size to serve, as `704x1216x121`.
+
+    Raises:
+        LtxError: a size is none the model can make, or both are given.
+    """
+    if static is not None:
+        match = _STATIC.fullmatch(static)
+        if match is None:
+            raise LtxError(f"--static must be HEIGHTxWIDTHxFRAMES; got {static!r} - use 704x1216x121")
+        if any(size is not None for size in most):
+            raise LtxError("--static is one size and --max-height, --max-width, --max-frames are many - leave one out")
+        return Limits(tuple(grids_of(grid_of(*map(int, match.groups())), version)), exact=True)
+    if all(size is None for size in most):
+        return None
+    usual = version.height, version.width, version.num_frames
+    height, width, num_frames = (own if size is None else size for size, own in zip(most, usual, strict=True))
+    return Limits(tuple(grids_of(grid_of(height, width, num_frames), version)))
+
+
+def choose_builder(asked: str) -> tuple[str, Gpu | None, str]:
+    """A name of LIBRARIES, the GPU if there is one, and in brackets why it is this one.
+
+    TensorRT is chosen where it is installed and has a GPU to build for, else TensorRT-RTX.
+
+    Raises:
+        LtxError: what was asked for, or everything, is not installed or has no GPU to build for.
+    """
+    gpu, _ = _gpu()
+    if asked != AUTO:
+        maker_of(asked, load_library(asked), gpu)
+        return asked, gpu, ""
+    reasons = []
+    for builder in LIBRARIES:
+        try:
+            maker_of(builder, load_library(builder), gpu)
+        except LtxError as error:
+            reasons.append(str(error).partition(" - ")[0])
+            continue
+        return builder, gpu, f" ({'; '.join(reasons)})" if reasons else f" (for {gpu.name})" if gpu else ""
+    advice = LIBRARIES["tensorrt" if gpu and gpu.compute_capability in _DATA_CENTRE else "tensorrt_rtx"]
+    raise LtxError(
+        f"there is no builder of engines here ({'; '.join(reasons)}) - run: pip install 'ltx-engines[{advice}]'"
+    )
+
+
+_DATA_CENTRE = ((7, 0), (8, 7), (9, 0), (10, 0), (10, 3))  # which TensorRT-RTX does not serve
+
+
+def _gpu() -> tuple[Gpu | None, str]:
+    """The GPU, or None and why there is none."""
+    from ltx_runtime.sessions.cuda import find_gpu  # noqa: PLC0415  (engines are built without CUDA too)
+
+    try:
+        return find_gpu(), ""
+    except LtxError as error:
+        return None, str(error)
+
+
+def _place(engines: Engines, builder: str, library: object, gpu: Gpu | None) -> _Place:
+    return _Place(engines, maker_of(builder, library, gpu), "" if gpu else _gpu()[1])
+
+
+def _modes(asked: Asked, weights_bytes: int) -> list[Weights]:
+    """Where the weights may be: what would be built first, and what would be taken if it is there already."""
+    for mode in WEIGHTS:
+        if asked.weights == mode:
+            return [mode]
+    large = weights_bytes > _MOST_EMBEDDED_BYTES and not asked.weight_streaming
+    first: Weights = "inputs" if large else "embedded"
+    return [first, *(mode for mode in WEIGHTS if mode != first)]
+
+
+def _job(place: _Place, asked: Asked, recipe: Recipe, name: str) -> _Job:
+    prepared = prepared_for(place.engines, name, recipe)
+    modes = _modes(asked, prepared.weights_bytes)
+    refused: LtxError | None = None
+    for mode in () if asked.force else modes:
+        try:
+            there = replace(recipe, weights=mode)
+            found = check_built(place.engines, name, place.maker, there, prepared)
+            return _Job(name, there, prepared, found, None)
+        except LtxError as error:
+            refused = refused or error
+    if asked.check:
+        assert refused is not None
+        raise refused
+    recipe = replace(recipe, weights=modes[0])
+    prepared = prepared_for(place.engines, name, recipe)
+    folders = [*([asked.reuse] if asked.reuse else []), *siblings_of(place.engines.folder)]
+    equal = None if asked.force else find_equal(place.engines, name, place.maker, recipe, prepared, folders)
+    return _Job(name, recipe, prepared, None, equal)
+
+
+def _check_room(place: _Place, jobs: Sequence[_Job]) -> None:
+    needed, builds = 0, []
+    for job in jobs:
+        if job.fitting is None and job.equal is None:
+            served = job.recipe.profiles(place.engines.component(job.name).signature)
+            needed += preflight.engine_bytes(job.prepared, job.recipe.weights, len(served))
+            builds.append((job.name, job.prepared, job.recipe.weights))
+    preflight.check_disk(place.engines.folder, needed)
+    preflight.check_memory(builds)
+
+
+def _done(place: _Place, asked: Asked, job: _Job) -> str:
+    """Builds or takes over one engine and checks its numbers; gives the line about it."""
+    engines, maker, recipe = place.engines, place.maker, job.recipe
+    started = time.perf_counter()
+    if job.fitting is not None:
+        path = engine_path(engines, job.name, maker, recipe.precision)
+        if job.fitting.relative_l2 is not None:
+            return f"{path} fits, relative L2 {job.fitting.relative_l2:.1e}"
+        how = " fits"
+    elif job.equal is not None:
+        path = take_over(engines, job.name, maker, recipe, job.prepared, job.equal)
+        how = f": that of {job.equal.parents[1]} with other weights"
+    else:
+        with shown(job.name) as progress:
+            path = build_engine(engines, job.name, maker, recipe, progress)
+        how = f": built in {time.perf_counter() - started:.1f} s"
+    served = len(recipe.profiles(engines.component(job.name).signature))
+    size = f"{path.stat().st_size / 1e6:.1f} MB, {served} profile{'s'[: served > 1]}, weights {recipe.weights}"
+    return f"{path}{how}, {size}, {_checked(place, asked, job, path)}"
+
+
+def _checked(place: _Place, asked: Asked, job: _Job, path: Path) -> str:
+    """Holds the engine's numbers against the fp32 graph's where a GPU can run it, and notes them in the sidecar.
+
+    Raises:
+        LtxError: they are wrong; the engine is removed unless it is kept by `force`.
+    """
+    sidecar = check_built(place.engines, job.name, place.maker, job.recipe, job.prepared)
+    found = Found(
+        backend=place.maker.builder,
+        component=place.engines.component(job.name).signature,
+        path=path,
+        weights=place.engines.weights_folder(job.name),
+        precision=job.recipe.precision,
+        profiles=sidecar.profiles,
+        sidecar=sidecar,
+    )
+    if place.no_gpu:
+        return f"not checked: {place.no_gpu.partition(' - ')[0]}"
+    try:
+        numbers: Numbers = check_engine_numbers(place.engines, found)
+    except LtxError as error:
+        if not asked.force:
+            remove_engine(path)
+            raise
+        sys.stderr.write(f"warning: {error}\n")
+        return "wrong, and kept all the same"
+    if numbers.relative_l2 is None:
+        return f"not checked: {numbers.why.partition(' - ')[0]}"
+    note_numbers(path, numbers.relative_l2)
+    return f"relative L2 {numbers.relative_l2:.1e}"

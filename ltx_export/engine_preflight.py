@@ -1,0 +1,64 @@
+"""Whether disk and memory suffice for the engines that are to be built, before the first of them is begun.
+
+Knows nothing of TensorRT: its needs are what was measured of it.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from ltx_export.engine_graph import Prepared
+from ltx_runtime.errors import LtxError
+from ltx_runtime.sidecar import Weights
+
+MEMINFO = Path("/proc/meminfo")
+# Kernels of a node for each profile: 15 to 44 kB in engines of TensorRT-RTX 1.7 for the demo version.
+_CODE_BYTES = 48_000
+# Embedding 3.9 GB of weights took 5.8 GB of private memory; with weights as inputs, 48 layers took 1.5 GB in all.
+_PRIVATE = 1.5
+_ALWAYS_BYTES = 1_000_000_000
+
+
+def engine_bytes(prepared: Prepared, weights: Weights, profiles: int) -> int:
+    """The size that an engine is expected to have at most."""
+    code = _CODE_BYTES * prepared.nodes * profiles
+    return code + (prepared.weights_bytes if weights == "embedded" else 0)
+
+
+def check_disk(folder: Path, needed_bytes: int) -> None:
+    """Raises LtxError if the disk of an existing folder has too little room."""
+    free = shutil.disk_usage(folder).free
+    if free < needed_bytes:
+        raise LtxError(
+            f"engines in {folder} may take {_gigabytes(needed_bytes)}, and its disk has {_gigabytes(free)} free - "
+            "add --weights inputs, or move the version folder to another disk"
+        )
+
+
+def check_memory(prepared: Sequence[tuple[str, Prepared, Weights]]) -> None:
+    """Raises LtxError if a build, each named by its component, needs more memory than there is; if that is known."""
+    available = available_bytes()
+    for name, one, weights in prepared:
+        if available is None or weights == "inputs":
+            continue
+        needed = _ALWAYS_BYTES + int(_PRIVATE * one.weights_bytes)
+        if needed > available:
+            raise LtxError(
+                f"building {name} with its weights in the engine takes {_gigabytes(needed)} of memory, and "
+                f"{_gigabytes(available)} are free - add --weights inputs, or close other programs"
+            )
+
+
+def available_bytes() -> int | None:
+    """Memory that programs can still have; None where the system does not tell."""
+    try:
+        rows = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines())
+        return 1024 * int(rows["MemAvailable"].split()[0])
+    except (OSError, ValueError, KeyError, IndexError):
+        return None
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.1f} GB"
