@@ -1,15 +1,16 @@
 # One target = one command you could have typed. VERSION names a release or demo.
 VERSION ?= demo
 # A file or folder of weights, a T5 (a file, a folder, or what to download: bf16, Q8_0, Q5_K_M, ...), and a spatial
-# upscaler that is not beside the weights.
+# upscaler that is not beside the weights. BUILDER is tensorrt, tensorrt_rtx, none, or auto: what this machine can do.
 WEIGHTS ?=
 T5 ?=
 UPSCALER ?=
+BUILDER ?= auto
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup engines tensorrt-rtx demo check fix test test-runtime clean
+.PHONY: setup engines demo check fix test test-runtime clean
 
 setup: $(VENV)/.ready
 
@@ -20,6 +21,7 @@ $(VENV)/.ready: pyproject.toml
 	touch $@
 
 # Checkpoint -> engines/VERSION. What weights/VERSION/ lacks is downloaded; the demo's weights are random and made here.
+# Then engines: for TensorRT where it is installed and there is a GPU, else for TensorRT-RTX, which needs none to build.
 T5_PATH := $(if $(findstring /,$(T5))$(findstring .,$(T5))$(wildcard $(T5)),$(T5))
 engines: setup $(if $(filter demo,$(VERSION)),weights/demo/demo-spatial-upscaler.safetensors)
 ifeq ($(WEIGHTS)$(filter demo,$(VERSION)),)
@@ -27,14 +29,11 @@ ifeq ($(WEIGHTS)$(filter demo,$(VERSION)),)
 endif
 	$(BIN)/ltx-export onnx $(VERSION) $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(T5_PATH)$(and $(WEIGHTS),$(T5)),--t5 "$(T5)") \
 		$(if $(UPSCALER),--upscaler "$(UPSCALER)")
+	$(if $(filter none,$(BUILDER)),,$(BIN)/ltx-export engine $(VERSION) --builder $(BUILDER) --if-possible)
 
 # Written behind the checkpoint.
 weights/demo/demo-spatial-upscaler.safetensors: | setup
 	$(BIN)/ltx-export random-weights demo
-
-# Engines for GeForce RTX GPUs; needs no GPU.
-tensorrt-rtx: setup
-	$(BIN)/ltx-export engine $(VERSION)
 
 demo:
 	$(MAKE) engines VERSION=demo
@@ -57,7 +56,7 @@ test: setup
 test-runtime: demo
 	$(PYTHON) -m venv $(VENV)-runtime
 	$(VENV)-runtime/bin/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(VENV)-runtime/bin/python -m pip install --quiet ".[cpu]" pytest
+	$(VENV)-runtime/bin/python -m pip install --quiet ".[cpu]" pytest filelock
 	! $(VENV)-runtime/bin/python -c "import torch" 2>/dev/null
 	$(VENV)-runtime/bin/python -m pytest tests/runtime tests/test_walls.py
 	rm -rf $(VENV)-runtime/moved && cp -r engines/demo $(VENV)-runtime/moved

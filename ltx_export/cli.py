@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from ltx_export.engine_arguments import Asked
+from ltx_runtime.arguments import command_of
 from ltx_runtime.errors import LtxError, reported
 from ltx_runtime.versions import find_version
 
@@ -178,61 +180,18 @@ def random_weights(
     print(f"{target} holds random weights of {release.name}")
 
 
-@app.command()
 @reported("engines that are whole are kept, and not built again")
-def engine(
-    version: VersionName,
-    engines: EnginesRoot = Path("engines"),
-    builder: Annotated[str, typer.Option(help="auto, tensorrt or tensorrt_rtx.")] = "auto",
-    precision: Annotated[str, typer.Option(help="bf16 or fp16: which graphs.")] = "bf16",
-    component: Annotated[list[str] | None, typer.Option(help="Only this one; can be repeated (all there are).")] = None,
-    weights: Annotated[
-        str, typer.Option(help="auto, embedded, inputs (read from the checkpoint at load), or refit (TensorRT).")
-    ] = "auto",
-    max_height: Annotated[int | None, typer.Option(help="Serve videos up to this (up to 1600).")] = None,
-    max_width: Annotated[int | None, typer.Option(help="The same for the width.")] = None,
-    max_frames: Annotated[int | None, typer.Option(help="The same for the number of frames.")] = None,
-    static: Annotated[str | None, typer.Option(help="HEIGHTxWIDTHxFRAMES: serve this size alone, fastest.")] = None,
-    weight_streaming: Annotated[
-        bool, typer.Option("--weight-streaming", help="Let weights stay in the machine's memory.")
-    ] = False,
-    reuse: Annotated[
-        Path | None, typer.Option(help="Version folder whose engines to take where only weights outside them differ.")
-    ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Build even where a fitting engine exists, and keep it if it is inexact.")
-    ] = False,
-    check: Annotated[
-        bool, typer.Option("--check", help="Build nothing; fail if an engine is missing or does not fit.")
-    ] = False,
-    if_possible: Annotated[
-        bool, typer.Option("--if-possible", help="Build nothing, without an error, where no builder is installed.")
-    ] = False,
-) -> None:
+def _engine(asked: Asked) -> None:
     """Build TensorRT or TensorRT-RTX engines from a version's bf16 or fp16 graphs; needs no PyTorch."""
     _need("onnx", "filelock", extra="tensorrt-rtx")
     from functools import partial
 
-    from ltx_export.engine_command import Asked, run_command
+    from ltx_export.engine_command import run_command
 
-    asked = Asked(
-        version=version,
-        engines=engines,
-        builder=builder,
-        precision=precision,
-        components=component or (),
-        weights=weights,
-        max_height=max_height,
-        max_width=max_width,
-        max_frames=max_frames,
-        static=static,
-        weight_streaming=weight_streaming,
-        reuse=reuse,
-        force=force,
-        check=check,
-        if_possible=if_possible,
-    )
     run_command(asked, partial(print, flush=True))
+
+
+app.command("engine")(command_of(_engine, Asked))
 
 
 @contextmanager

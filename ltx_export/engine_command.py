@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ltx_export import engine_preflight as preflight
+from ltx_export.engine_arguments import AUTO, Asked
 from ltx_export.engine_check import Numbers, check_engine_numbers
 from ltx_export.engine_files import (
     build_engine,
@@ -38,32 +39,10 @@ from ltx_runtime.sessions.tensorrt_library import LIBRARIES, Gpu, load_library, 
 from ltx_runtime.sidecar import ENGINE_PRECISIONS, WEIGHTS, Maker, Sidecar, Weights, engine_path
 from ltx_runtime.versions import Version, find_version
 
-AUTO = "auto"
 Report = Callable[[str], None]
 
 _MOST_EMBEDDED_BYTES = 8_000_000_000  # above, an engine and the memory it takes to build are worth sparing
 _STATIC = re.compile(r"(\d+)x(\d+)x(\d+)")
-
-
-@dataclass(frozen=True)
-class Asked:
-    """The command's options; None is left out."""
-
-    version: str
-    engines: Path = Path("engines")
-    builder: str = AUTO
-    precision: str = ENGINE_PRECISIONS[0]
-    components: Sequence[str] = ()
-    weights: str = AUTO
-    max_height: int | None = None
-    max_width: int | None = None
-    max_frames: int | None = None
-    static: str | None = None
-    weight_streaming: bool = False
-    reuse: Path | None = None
-    force: bool = False
-    check: bool = False
-    if_possible: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,7 +74,8 @@ def run_command(asked: Asked, report: Report) -> None:
     """
     version = find_version(asked.version)
     _check_words(asked)
-    limits = limits_of(version, (asked.max_height, asked.max_width, asked.max_frames), asked.static)
+    most = asked.max_height, asked.max_width, asked.max_frames
+    limits = limits_of(version, most, asked.static, single_pass=asked.single_pass)
     try:
         builder, gpu, why = choose_builder(asked.builder)
     except LtxError as error:
@@ -109,8 +89,14 @@ def run_command(asked: Asked, report: Report) -> None:
         refuse_impossible(library, title_of(builder), replace(recipe, weights=weights))
     place = _place(open_engines(find_folder(asked.engines, version.name)), builder, library, gpu)
     report(f"{title_of(builder)} {library.__version__}{why}")
-    jobs = [_job(place, asked, recipe, name) for name in asked.components or place.engines.manifest.components]
-    _check_room(place, jobs)
+    jobs = [_job(place, asked, recipe, name) for name in asked.component or place.engines.manifest.components]
+    try:
+        _check_room(place, jobs)
+    except LtxError as error:
+        if not asked.if_possible:
+            raise
+        report(f"ONNX only: {error}")
+        return
     for job in jobs:
         report(_done(place, asked, job))
 
@@ -120,7 +106,7 @@ def _check_words(asked: Asked) -> None:
         ("builder", asked.builder, (AUTO, *LIBRARIES)),
         ("precision of engines", asked.precision, ENGINE_PRECISIONS),
         ("place for weights", asked.weights, (AUTO, *WEIGHTS)),
-        *(("component", name, COMPONENT_NAMES) for name in asked.components),
+        *(("component", name, COMPONENT_NAMES) for name in asked.component or ()),
     )
     for what, given, known in words:
         if given not in known:
@@ -129,13 +115,20 @@ def _check_words(asked: Asked) -> None:
         raise LtxError("--check builds nothing, and --force builds anew - leave one out")
 
 
-def limits_of(version: Version, most: tuple[int | None, int | None, int | None], static: str | None) -> Limits | None:
+def limits_of(
+    version: Version,
+    most: tuple[int | None, int | None, int | None],
+    static: str | None,
+    *,
+    single_pass: bool = False,
+) -> Limits | None:
     """What narrows the engines to the sizes asked for; None if nothing does.
 
     Args:
         version: its passes say which grids a size needs, and its own size is what is left out of `most`.
         most: height, width and number of frames of the largest video.
         static: the one size to serve, as `704x1216x121`.
+        single_pass: for videos that are made in one pass, whatever the version has.
 
     Raises:
         LtxError: a size is none the model can make, or both are given.
@@ -146,12 +139,12 @@ def limits_of(version: Version, most: tuple[int | None, int | None, int | None],
             raise LtxError(f"--static must be HEIGHTxWIDTHxFRAMES; got {static!r} - use 704x1216x121")
         if any(size is not None for size in most):
             raise LtxError("--static is one size and --max-height, --max-width, --max-frames are many - leave one out")
-        return Limits(tuple(grids_of(grid_of(*map(int, match.groups())), version)), exact=True)
+        return Limits(tuple(grids_of(grid_of(*map(int, match.groups())), version, single_pass=single_pass)), exact=True)
     if all(size is None for size in most):
         return None
     usual = version.height, version.width, version.num_frames
     height, width, num_frames = (own if size is None else size for size, own in zip(most, usual, strict=True))
-    return Limits(tuple(grids_of(grid_of(height, width, num_frames), version)))
+    return Limits(tuple(grids_of(grid_of(height, width, num_frames), version, single_pass=single_pass)))
 
 
 def choose_builder(asked: str) -> tuple[str, Gpu | None, str]:
@@ -180,7 +173,7 @@ def choose_builder(asked: str) -> tuple[str, Gpu | None, str]:
     )
 
 
-_DATA_CENTRE = ((7, 0), (8, 7), (9, 0), (10, 0), (10, 3))  # which TensorRT-RTX does not serve
+_DATA_CENTRE = ((8, 7), (9, 0), (10, 0), (10, 3))  # which TensorRT-RTX does not serve
 
 
 def _gpu() -> tuple[Gpu | None, str]:
@@ -202,8 +195,8 @@ def _modes(asked: Asked, weights_bytes: int) -> list[Weights]:
     for mode in WEIGHTS:
         if asked.weights == mode:
             return [mode]
-    large = weights_bytes > _MOST_EMBEDDED_BYTES and not asked.weight_streaming
-    first: Weights = "inputs" if large else "embedded"
+    large = weights_bytes > _MOST_EMBEDDED_BYTES or not preflight.is_enough(weights_bytes)
+    first: Weights = "inputs" if large and not asked.weight_streaming else "embedded"
     return [first, *(mode for mode in WEIGHTS if mode != first)]
 
 

@@ -59,6 +59,10 @@ def check_built(engines: Engines, name: str, maker: Maker, recipe: Recipe, prepa
         "profiles": (recipe.profiles(engines.component(name).signature), "serves other sizes"),
         "weights": (recipe.weights, "has its weights elsewhere"),
         "structure": (prepared.structure, "was built by another release of this program"),
+        "weight_streaming": (
+            recipe.weight_streaming,
+            f"was built with{'out' * recipe.weight_streaming} --weight-streaming",
+        ),
     }
     for attribute, (value, misfit) in wanted.items():
         if getattr(found, attribute) != value:

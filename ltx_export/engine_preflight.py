@@ -16,8 +16,8 @@ from ltx_runtime.sidecar import Weights
 MEMINFO = Path("/proc/meminfo")
 # Kernels of a node for each profile: 15 to 44 kB in engines of TensorRT-RTX 1.7 for the demo version.
 _CODE_BYTES = 48_000
-# Embedding 3.9 GB of weights took 5.8 GB of private memory; with weights as inputs, 48 layers took 1.5 GB in all.
-_PRIVATE = 1.5
+# Embedding 3.8 GB of weights took 6.9 GB of private memory, 9.5 GB took 16.3; as inputs, those of 48 layers 1.5 in all.
+_PRIVATE = 1.65
 _ALWAYS_BYTES = 1_000_000_000
 
 
@@ -39,16 +39,23 @@ def check_disk(folder: Path, needed_bytes: int) -> None:
 
 def check_memory(prepared: Sequence[tuple[str, Prepared, Weights]]) -> None:
     """Raises LtxError if a build, each named by its component, needs more memory than there is; if that is known."""
-    available = available_bytes()
     for name, one, weights in prepared:
-        if available is None or weights == "inputs":
-            continue
-        needed = _ALWAYS_BYTES + int(_PRIVATE * one.weights_bytes)
-        if needed > available:
+        if weights != "inputs" and not is_enough(one.weights_bytes):
             raise LtxError(
-                f"building {name} with its weights in the engine takes {_gigabytes(needed)} of memory, and "
-                f"{_gigabytes(available)} are free - add --weights inputs, or close other programs"
+                f"building {name} with its weights in the engine takes {_gigabytes(_needed(one.weights_bytes))} of "
+                f"memory, and {_gigabytes(available_bytes() or 0)} are free - add --weights inputs, or close other "
+                "programs"
             )
+
+
+def is_enough(weights_bytes: int) -> bool:
+    """Whether there is memory to build an engine with so many bytes of weights in it; true where that is unknown."""
+    available = available_bytes()
+    return available is None or _needed(weights_bytes) <= available
+
+
+def _needed(weights_bytes: int) -> int:
+    return _ALWAYS_BYTES + int(_PRIVATE * weights_bytes)
 
 
 def available_bytes() -> int | None:

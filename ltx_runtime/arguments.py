@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
@@ -121,21 +121,27 @@ class Arguments:
     json: Annotated[bool, _option(_RUN, "The plan, or what the doctor says, for programs.", "--json")] = False
 
 
-def command_of(run: Callable[[Arguments], None]) -> Callable[..., None]:
-    """A function with an argument for every field, as typer reads them, that hands them to `run` as one."""
-    hints = get_type_hints(Arguments, include_extras=True)
+_Table = TypeVar("_Table")
+
+
+def command_of(run: Callable[[_Table], None], table: type[_Table]) -> Callable[..., None]:
+    """A function with an argument for every field of a dataclass, as typer reads them, that hands them over as one."""
+    hints = get_type_hints(table, include_extras=True)
 
     def command(**typed: Any) -> None:
-        run(Arguments(**typed))
+        run(table(**typed))
 
     command.__doc__ = run.__doc__
     command.__annotations__ = hints
     command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
             inspect.Parameter(
-                field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+                field.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=inspect.Parameter.empty if field.default is MISSING else field.default,
+                annotation=hints[field.name],
             )
-            for field in fields(Arguments)
+            for field in fields(table)  # type: ignore[arg-type]
         ]
     )
     return command

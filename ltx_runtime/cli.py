@@ -42,7 +42,7 @@ def _run(typed: Arguments) -> None:
     _make(typed, folder)
 
 
-app.command()(command_of(_run))
+app.command()(command_of(_run, Arguments))
 
 
 def _make(typed: Arguments, folder: Path) -> None:

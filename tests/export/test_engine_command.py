@@ -10,17 +10,17 @@ from tensorrt_stand_in import full_tensorrt
 from tiny_engines import copied, maker, small
 
 from ltx_export import cli, engine_command
+from ltx_export import engine_preflight as preflight
 from ltx_export.engine_check import Numbers
 from ltx_export.engine_command import limits_of
 from ltx_export.engine_files import prepared_for
 from ltx_runtime.buckets import profiles
 from ltx_runtime.components import COMPONENT_NAMES
 from ltx_runtime.errors import LtxError
-from ltx_runtime.geometry import Grid
 from ltx_runtime.sessions import cuda
 from ltx_runtime.sessions.tensorrt_library import Gpu
 from ltx_runtime.sidecar import engine_path, read_sidecar, sidecar_path
-from ltx_runtime.versions import VERSIONS, find_version
+from ltx_runtime.versions import VERSIONS
 
 RELEASE = "0.9.8-13b-distilled"
 SMALLEST = ("--max-height", "64", "--max-width", "96", "--max-frames", "9")
@@ -246,16 +246,28 @@ def test_an_engine_with_wrong_numbers_is_removed_unless_it_is_wanted_all_the_sam
     assert path.exists()
 
 
-def test_sizes_narrow_the_engines_to_the_grids_of_the_versions_passes():
-    one, two = find_version("0.9.5"), find_version(RELEASE)
-    assert limits_of(one, (None, None, None), None) is None
-    assert limits_of(one, (512, None, None), None).grids == (Grid(16, 16, 38),)
-    assert limits_of(one, (None, 768, 97), None).grids == (Grid(13, 22, 24),)
-    assert limits_of(one, (704, 1216, 121), None) == limits_of(one, (None, 1216, None), None)
-    static = limits_of(one, (None, None, None), "704x1216x121")
-    assert static.exact and static.grids == (Grid(16, 22, 38),)
-    # 704x1216 is worked on at two thirds, 14x25 cells, and at twice that.
-    assert limits_of(two, (None, None, None), "704x1216x121").grids == (Grid(16, 14, 25), Grid(16, 28, 50))
+def test_weights_that_do_not_fit_into_memory_become_inputs_by_themselves(engine, engines, tmp_path, monkeypatch):
+    told = tmp_path / "meminfo"
+    told.write_text("MemAvailable: 1000 kB\n")
+    monkeypatch.setattr(preflight, "MEMINFO", told)
+    assert ", weights inputs, " in engine(*SMALLEST, *only("upsampler"))[1]
+    assert "add --weights inputs" in refused(engine(*SMALLEST, *only("upsampler"), "--weights", "embedded"))
+
+
+def test_where_a_disk_has_no_room_what_is_only_built_if_possible_is_not(engine, engines, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(10**12, 0, 1000))
+    assert "its disk has 0.0 GB free" in refused(engine(*SMALLEST, *only("upsampler")))
+    code, out, err = engine(*SMALLEST, *only("upsampler"), "--if-possible")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[-1].startswith("ONNX only: engines in ")
+    assert not list(engines.folder.rglob("*.engine*"))
+
+
+def test_an_engine_that_streams_its_weights_does_not_pass_for_one_that_does_not(engine, engines):
+    asked = (*SMALLEST, *only("upsampler"))
+    for streaming in ((), ("--weight-streaming",), ()):
+        assert ": built in " in engine(*asked, *streaming)[1]
+        assert " fits, " in engine(*asked, *streaming)[1]
 
 
 def test_two_runs_never_write_the_same_folder_at_once(engine, engines, monkeypatch):

@@ -131,6 +131,16 @@ def test_positions_and_noise_levels_become_angles_in_float32(parsed, name, modul
         assert made(layer) <= {FLOAT}, layer.name
 
 
+def test_no_block_has_all_of_its_modulation_for_every_token_at_once(parsed):
+    """A builder makes those of all blocks together, since they come of one tensor: 68 GB at 32,768 tokens of 2B."""
+    one = parsed("transformer", "bf16", "inputs")
+    (whole,) = one.prepared.weight_inputs["adaln_single.linear.bias"].shape
+    made = [layer.get_output(i) for layer in one.layers for i in range(layer.num_outputs)]
+    names = {layer.name.rpartition("/")[0] for layer in one.layers if whole in tuple(layer.get_output(0).shape)[2:]}
+    assert any(tuple(tensor.shape)[-1:] == (whole // 6,) for tensor in made)
+    assert names - {""} == {"adaln_single.linear"}  # constants on their way have no module
+
+
 @EVERY_HALF
 @EVERY_COMPONENT
 def test_inputs_and_outputs_are_the_ports_and_a_decoder_shows_frames_besides(parsed, name, precision):

@@ -82,7 +82,7 @@ def typed(*words, environment=None):
         """Hands them over."""
         got.append(arguments)
 
-    app.command()(command_of(run))
+    app.command()(command_of(run, Arguments))
     ended = CliRunner().invoke(app, list(words), env={"LTX_ENGINES": None, "COLUMNS": "200"} | (environment or {}))
     return got, ended
 
@@ -132,7 +132,7 @@ def test_help_tells_every_option_and_what_the_command_does():
 
 
 def test_every_option_has_a_help_and_a_place_in_it():
-    for parameter in inspect.signature(command_of(lambda arguments: None)).parameters.values():
+    for parameter in inspect.signature(command_of(lambda arguments: None, Arguments)).parameters.values():
         (option,) = parameter.annotation.__metadata__
         assert option.help.endswith(".")
         assert option.rich_help_panel
