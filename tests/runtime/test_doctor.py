@@ -137,3 +137,14 @@ def test_this_machine_whatever_it_has_can_be_examined(tmp_path):
     report = examine(tmp_path)
     assert {one.module for one in report.machine.libraries} >= {"numpy", "onnxruntime", "tensorrt"}
     assert report.machine.library("numpy").loads
+
+
+def test_ltx_run_tells_what_the_doctor_found_and_for_programs_as_json(here, run, tmp_path):
+    (tmp_path / "engines").mkdir()
+    code, out, err = run("--doctor")
+    assert (code, err) == (0, "")
+    assert "advice:" in out.splitlines()
+    code, out, err = run("--doctor", "--json")
+    assert (code, err) == (0, "")
+    assert {"machine", "folders", "advice"} <= json.loads(out).keys()
+    assert run("--doctor", "--engines", "no/such/place")[0] == 2
