@@ -45,7 +45,7 @@ def build(folder: Path, builder: str, component: str, sizes: Sequence[str]) -> N
 
     engines = Engines(folder, read_manifest(folder))
     maker = maker_of(builder, load_library(builder), find_gpu())
-    recipe = Recipe(limits=Limits(grids_of(sizes), exact=True))
+    recipe = Recipe(limits=Limits(grids_of(sizes), exact=True, given=False))
     try:
         check_built(engines, component, maker, recipe, prepared_for(engines, component, recipe))
     except LtxError:

@@ -18,12 +18,11 @@ from gpu_arithmetic import TEXT_TOKENS
 from gpu_budget import Left, reason_of, said
 
 from ltx_runtime.components import ComponentName
-from ltx_runtime.doctor_machine import serves_gpu
 from ltx_runtime.errors import LtxError
 from ltx_runtime.geometry import Grid, coords_of
 from ltx_runtime.manifest import Engines
 from ltx_runtime.sessions import Session, find, open_session
-from ltx_runtime.sessions.tensorrt_library import LIBRARIES, load_library, title_of
+from ltx_runtime.sessions.tensorrt_library import LIBRARIES, load_library, serves_gpu, title_of
 from ltx_runtime.versions import Version
 
 ROOT = Path(__file__).parents[1]

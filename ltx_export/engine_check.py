@@ -18,6 +18,7 @@ from ltx_runtime.buckets import Profile, profile_for, sizes_of
 from ltx_runtime.errors import LtxError
 from ltx_runtime.manifest import Engines
 from ltx_runtime.sessions import Found, Session, open_session
+from ltx_runtime.sessions.cuda_memory import GpuMemoryError
 
 Array = np.ndarray[Any, Any]
 Arrays = Mapping[str, Array]
@@ -48,14 +49,15 @@ def check_engine_numbers(engines: Engines, found: Found, opened: Open = open_ses
         opened: opens it.
 
     Raises:
-        LtxError: its output is not finite, differs by more than its precision explains, or is no picture.
+        LtxError: it does not load or run, or its output is not finite, differs by more than its precision explains,
+            or is no picture.
     """
     assert found.sidecar is not None
     feeds, expected = _request(engines, found)
     try:
         with opened(found) as session:
             made = session.run(feeds, list(session.outputs))
-    except LtxError as error:  # no GPU, another GPU than this engine runs on, or too little memory there
+    except GpuMemoryError as error:
         return Numbers(None, str(error))
     except MemoryError:
         return Numbers(None, "the GPU has too little free memory")

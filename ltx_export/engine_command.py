@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ltx_export import engine_preflight as preflight
 from ltx_export.engine_arguments import AUTO, Asked
+from ltx_export.engine_builder import choose_builder, reason_not_to_run
 from ltx_export.engine_check import Numbers, check_engine_numbers
 from ltx_export.engine_files import (
     build_engine,
@@ -32,17 +33,18 @@ from ltx_runtime.buckets import Limits
 from ltx_runtime.components import COMPONENT_NAMES
 from ltx_runtime.errors import LtxError
 from ltx_runtime.geometry import grid_of
-from ltx_runtime.manifest import Engines, find_folder, open_engines
+from ltx_runtime.manifest import MANIFEST, Engines, find_folder, open_engines
 from ltx_runtime.plan import grids_of
 from ltx_runtime.sessions import Found
-from ltx_runtime.sessions.tensorrt_library import LIBRARIES, Gpu, load_library, maker_of, title_of
+from ltx_runtime.sessions.tensorrt_library import LIBRARIES, load_library, maker_of, title_of
 from ltx_runtime.sidecar import ENGINE_PRECISIONS, WEIGHTS, Maker, Sidecar, Weights, engine_path
 from ltx_runtime.versions import Version, find_version
 
 Report = Callable[[str], None]
 
 _MOST_EMBEDDED_BYTES = 8_000_000_000  # above, an engine and the memory it takes to build are worth sparing
-_STATIC = re.compile(r"(\d+)x(\d+)x(\d+)")
+_STATIC = re.compile(r"(\d+)x(\d+)x(\d+)", re.ASCII)
+_LARGEST = (1600, 1600, 257)  # of what engines serve
 
 
 @dataclass(frozen=True)
@@ -78,18 +80,22 @@ def run_command(asked: Asked, report: Report) -> None:
     limits = limits_of(version, most, asked.static, single_pass=asked.single_pass)
     try:
         builder, gpu, why = choose_builder(asked.builder)
+        library = load_library(builder)
+        no_gpu = reason_not_to_run(library, builder, gpu)
     except LtxError as error:
-        if not asked.if_possible:
+        if not asked.if_possible or asked.builder != AUTO:
             raise
         report(f"ONNX only: {error}")
         return
-    library = load_library(builder)
-    recipe = Recipe(asked.precision, "embedded", limits, asked.weight_streaming)
-    for weights in _modes(asked, 0)[:1]:
-        refuse_impossible(library, title_of(builder), replace(recipe, weights=weights))
-    place = _place(open_engines(find_folder(asked.engines, version.name)), builder, library, gpu)
+    recipe = Recipe(asked.precision, "embedded", limits, asked.weight_streaming, _options(asked))
+    if asked.weights != AUTO:
+        refuse_impossible(library, title_of(builder), replace(recipe, weights=_modes(asked, 0)[0]))
+    engines = open_engines(find_folder(asked.engines, version.name))
+    place = _Place(engines, maker_of(builder, library, gpu), no_gpu)
     report(f"{title_of(builder)} {library.__version__}{why}")
-    jobs = [_job(place, asked, recipe, name) for name in asked.component or place.engines.manifest.components]
+    jobs = [
+        _job(place, asked, recipe, name) for name in dict.fromkeys(asked.component or place.engines.manifest.components)
+    ]
     try:
         _check_room(place, jobs)
     except LtxError as error:
@@ -111,6 +117,8 @@ def _check_words(asked: Asked) -> None:
     for what, given, known in words:
         if given not in known:
             raise LtxError(f"unknown {what} {given!r}; use one of {', '.join(known)}")
+    if asked.reuse is not None and not (asked.reuse / MANIFEST).is_file():
+        raise LtxError(f"--reuse must be a version folder; got {asked.reuse} - use engines/<version>")
     if asked.check and asked.force:
         raise LtxError("--check builds nothing, and --force builds anew - leave one out")
 
@@ -125,8 +133,8 @@ def limits_of(
     """What narrows the engines to the sizes asked for; None if nothing does.
 
     Args:
-        version: its passes say which grids a size needs, and its own size is what is left out of `most`.
-        most: height, width and number of frames of the largest video.
+        version: its passes say which grids a size needs.
+        most: height, width and number of frames of the largest video; what is left out is not narrowed.
         static: the one size to serve, as `704x1216x121`.
         single_pass: for videos that are made in one pass, whatever the version has.
 
@@ -142,52 +150,20 @@ def limits_of(
         return Limits(tuple(grids_of(grid_of(*map(int, match.groups())), version, single_pass=single_pass)), exact=True)
     if all(size is None for size in most):
         return None
-    usual = version.height, version.width, version.num_frames
-    height, width, num_frames = (own if size is None else size for size, own in zip(most, usual, strict=True))
+    height, width, num_frames = (end if size is None else size for size, end in zip(most, _LARGEST, strict=True))
     return Limits(tuple(grids_of(grid_of(height, width, num_frames), version, single_pass=single_pass)))
 
 
-def choose_builder(asked: str) -> tuple[str, Gpu | None, str]:
-    """A name of LIBRARIES, the GPU if there is one, and in brackets why it is this one.
-
-    TensorRT is chosen where it is installed and has a GPU to build for, else TensorRT-RTX.
-
-    Raises:
-        LtxError: what was asked for, or everything, is not installed or has no GPU to build for.
-    """
-    gpu, _ = _gpu()
-    if asked != AUTO:
-        maker_of(asked, load_library(asked), gpu)
-        return asked, gpu, ""
-    reasons = []
-    for builder in LIBRARIES:
-        try:
-            maker_of(builder, load_library(builder), gpu)
-        except LtxError as error:
-            reasons.append(str(error).partition(" - ")[0])
-            continue
-        return builder, gpu, f" ({'; '.join(reasons)})" if reasons else f" (for {gpu.name})" if gpu else ""
-    advice = LIBRARIES["tensorrt" if gpu and gpu.compute_capability in _DATA_CENTRE else "tensorrt_rtx"]
-    raise LtxError(
-        f"there is no builder of engines here ({'; '.join(reasons)}) - run: pip install 'ltx-engines[{advice}]'"
-    )
-
-
-_DATA_CENTRE = ((8, 7), (9, 0), (10, 0), (10, 3))  # which TensorRT-RTX does not serve
-
-
-def _gpu() -> tuple[Gpu | None, str]:
-    """The GPU, or None and why there is none."""
-    from ltx_runtime.sessions.cuda import find_gpu  # noqa: PLC0415  (engines are built without CUDA too)
-
-    try:
-        return find_gpu(), ""
-    except LtxError as error:
-        return None, str(error)
-
-
-def _place(engines: Engines, builder: str, library: object, gpu: Gpu | None) -> _Place:
-    return _Place(engines, maker_of(builder, library, gpu), "" if gpu else _gpu()[1])
+def _options(asked: Asked) -> str:
+    """What was typed about sizes and weights."""
+    typed = [
+        f"--{name.replace('_', '-')} {value}"
+        for name in ("max_height", "max_width", "max_frames", "static")
+        if (value := getattr(asked, name)) is not None
+    ]
+    typed += [f"--weights {asked.weights}"] * (asked.weights != AUTO)
+    flags = ("single_pass", "weight_streaming")
+    return " ".join([*typed, *(f"--{name.replace('_', '-')}" for name in flags if getattr(asked, name))])
 
 
 def _modes(asked: Asked, weights_bytes: int) -> list[Weights]:
@@ -248,6 +224,8 @@ def _done(place: _Place, asked: Asked, job: _Job) -> str:
         with shown(job.name) as progress:
             path = build_engine(engines, job.name, maker, recipe, progress)
         how = f": built in {time.perf_counter() - started:.1f} s"
+        if asked.reuse is not None:
+            how += f" as {asked.reuse} has none to take over"
     served = len(recipe.profiles(engines.component(job.name).signature))
     size = f"{path.stat().st_size / 1e6:.1f} MB, {served} profile{'s'[: served > 1]}, weights {recipe.weights}"
     return f"{path}{how}, {size}, {_checked(place, asked, job, path)}"

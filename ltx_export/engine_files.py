@@ -5,6 +5,7 @@ Stands above engine_from_onnx, which makes the bytes.
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -27,15 +28,11 @@ from ltx_runtime.sidecar import (
     graph_for,
     read_sidecar,
     rebuild_command,
+    refit_graph_path,
     sidecar_path,
     sources_of,
     write_sidecar,
 )
-
-
-def graph_path(engine: Path) -> Path:
-    """Beside an engine without weights, the graph they are put back by: the engine's own, of a few megabytes."""
-    return engine.with_suffix(".onnx")
 
 
 def prepared_for(engines: Engines, name: str, recipe: Recipe) -> Prepared:
@@ -66,7 +63,7 @@ def check_built(engines: Engines, name: str, maker: Maker, recipe: Recipe, prepa
     }
     for attribute, (value, misfit) in wanted.items():
         if getattr(found, attribute) != value:
-            advice = rebuild_command(engines.manifest.version, name, recipe.precision, maker.builder)
+            advice = rebuild_command(engines.manifest.version, name, recipe.precision, maker.builder, recipe.options)
             raise LtxError(f"{engine_path(engines, name, maker, recipe.precision)} {misfit} - {advice}")
     return found
 
@@ -141,8 +138,9 @@ def note_numbers(engine: Path, relative_l2: float | None) -> None:
 
 
 def remove_engine(engine: Path) -> None:
-    """Removes an engine and what is beside it."""
-    for path in (sidecar_path(engine), engine, graph_path(engine)):
+    """Removes an engine and what is beside it: the sidecar first, and also what sessions kept."""
+    kept = engine.parent.glob(f"{glob.escape(engine.name)}.*")
+    for path in (sidecar_path(engine), engine, refit_graph_path(engine), *kept):
         path.unlink(missing_ok=True)
 
 
@@ -160,6 +158,7 @@ def _described(engines: Engines, name: str, maker: Maker, recipe: Recipe, prepar
         engine_checksum=checksum(engine),
         weight_inputs=prepared.weight_inputs,
         weight_streaming=recipe.weight_streaming,
+        options=recipe.options,
     )
 
 
@@ -179,7 +178,7 @@ def _replaced(target: Path) -> Iterator[tuple[Path, Path, Finish]]:
     def finish(sidecar: Sidecar, prepared: Prepared) -> None:
         remove_engine(target)
         if sidecar.weights == "refit":
-            graph_path(target).write_bytes(prepared.model)
+            refit_graph_path(target).write_bytes(prepared.model)
         temporary.replace(target)
         write_sidecar(target, sidecar)
 

@@ -34,12 +34,14 @@ class Recipe:
         weights: see sidecar.Weights.
         limits: of the sizes it serves; None for all.
         weight_streaming: let the session keep weights in the machine's memory.
+        options: the command's for all of these, to be told again.
     """
 
     precision: str = "bf16"
     weights: Weights = "embedded"
     limits: Limits | None = None
     weight_streaming: bool = False
+    options: str = ""
 
     def profiles(self, component: Component) -> list[Profile]:
         """The sizes its engine of a component serves."""

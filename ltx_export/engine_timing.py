@@ -27,7 +27,8 @@ def timings_kept(library: Any, config: Any, folder: Path) -> Iterator[None]:
         return
     path = folder / CACHE
     stored = path.read_bytes() if path.is_file() else b""
-    if not config.set_timing_cache(config.create_timing_cache(stored), False):
+    cache = config.create_timing_cache(stored)
+    if cache is None or not config.set_timing_cache(cache, False):
         config.set_timing_cache(config.create_timing_cache(b""), False)
     yield
     temporary = path.with_name(f".{CACHE}.partial")

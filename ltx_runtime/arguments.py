@@ -83,7 +83,10 @@ class Arguments:
     tone_map_compression_ratio: Annotated[float | None, _option(_DECODING, "Tone mapping of latents; 0 for none.")] = (
         None
     )
-    memory: Annotated[float, _option(_DECODING, "GB of activations that the VAE may take; tiles are cut to fit.")] = 8.0
+    memory: Annotated[
+        float | None,
+        _option(_DECODING, "GB of activations that the VAE may take; tiles are cut to fit [8, or what the GPU has]."),
+    ] = None
     vae_tiling: Annotated[bool, _option(_DECODING, "Tiles even where all would fit.", "--vae-tiling")] = False
     vae_slicing: Annotated[
         bool, _option(_DECODING, "One video at a time is decoded, with or without it.", "--vae-slicing")
@@ -111,7 +114,8 @@ class Arguments:
         str, _option(_RUN, "tensorrt, tensorrt_rtx, cuda or cpu; auto takes the first that can, and says why.")
     ] = "auto"
     gpu_memory: Annotated[
-        float | None, _option(_RUN, "GB of the GPU that may be used; engines with streamed weights fit in [all].")
+        float | None,
+        _option(_RUN, "GB of the GPU to plan with: what fits, is streamed and is tiled [all]."),
     ] = None
     low_memory: Annotated[bool, _option(_RUN, "Run guidance's conditions one after another.", "--low-memory")] = False
     plan: Annotated[bool, _option(_RUN, "Say what would be done, and do nothing.", "--plan")] = False

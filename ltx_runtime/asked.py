@@ -85,7 +85,7 @@ def options_of(typed: Arguments) -> Options:
         rng=typed.rng,
         gpu_memory_bytes=None if typed.gpu_memory is None else int(typed.gpu_memory * 1e9),
         low_memory=typed.low_memory,
-        memory_bytes=int(typed.memory * 1e9),
+        memory_bytes=None if typed.memory is None else int(typed.memory * 1e9),
         tiled=typed.vae_tiling,
         crf=typed.crf,
         sample_posterior=typed.sample_posterior,

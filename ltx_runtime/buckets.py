@@ -58,10 +58,12 @@ class Limits:
     """Narrows what an engine serves to the grids of a version's passes at one size.
 
     exact: serve these grids alone, for the fastest engine; else everything up to them.
+    given: serve images and clips, of which every token has a timestep of its own.
     """
 
     grids: tuple[Grid, ...]
     exact: bool = False
+    given: bool = True
 
 
 def profiles(component: Component, limits: Limits | None = None) -> list[Profile]:
@@ -73,7 +75,10 @@ def profiles(component: Component, limits: Limits | None = None) -> list[Profile
     if component.name == "text_encoder":
         return [{"batch": _PROMPTS, "text_tokens": _TEXT_TOKENS}]
     if "tokens" in names:
-        shared = {"batch": _CONDITIONS, "text_tokens": _TEXT_TOKENS}
+        # What can skip layers has presets with both kinds of guidance, at most of their steps.
+        guided = any(port.name == "skip_mask" for port in component.inputs)
+        conditions = replace(_CONDITIONS, best=_CONDITIONS.max) if guided else _CONDITIONS
+        shared = {"batch": conditions, "text_tokens": _TEXT_TOKENS}
         return [shared | {"tokens": tokens, "timesteps": steps} for tokens, steps in _tokens(limits)]
     boxes = [dict(zip(("frames", "rows", "columns"), box, strict=True)) for box in _boxes(component, limits)]
     return [{"batch": _ONE} | box for box in boxes]
@@ -86,9 +91,11 @@ def _tokens(limits: Limits | None) -> list[tuple[Span, Span]]:
     most = {grid.tokens: grid.tokens + _CLIPS * _CLIP_FRAMES * grid.rows * grid.columns for grid in limits.grids}
     if limits.exact:
         exact = [(Span(count, count, count), Span(count, count, most[count])) for count in sorted(most)]
-        return [pair for alone, with_clips in exact for pair in ((alone, _ONE), (with_clips, with_clips))]
-    spans = [span.below(max(most.values())) for span in _TOKENS if span.min <= max(most.values())]
-    return [(span, steps) for span in spans for steps in (_ONE, span)]
+        pairs = [pair for alone, with_clips in exact for pair in ((alone, _ONE), (with_clips, with_clips))]
+    else:
+        spans = [span.below(max(most.values())) for span in _TOKENS if span.min <= max(most.values())]
+        pairs = [(span, steps) for span in spans for steps in (_ONE, span)]
+    return [pair for pair in pairs if limits.given or pair[1] == _ONE]
 
 
 def _boxes(component: Component, limits: Limits | None) -> list[tuple[Span, Span, Span]]:

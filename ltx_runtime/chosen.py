@@ -15,7 +15,7 @@ from ltx_runtime.geometry import Grid
 from ltx_runtime.manifest import Engines
 from ltx_runtime.options import Options
 from ltx_runtime.plan import Plan, Request
-from ltx_runtime.sessions import AUTO, Found, find
+from ltx_runtime.sessions import AUTO, BACKENDS, Found, find
 from ltx_runtime.sidecar import rebuild_command
 from ltx_runtime.tile_sizes import UnservedError
 from ltx_runtime.tiling import Tiling
@@ -77,6 +77,7 @@ class Chosen:
                 encoding=encoding,
                 half=found.precision != "fp32",
                 served=found.profiles,
+                gpu_bytes=found.activation_bytes,
             )
         except UnservedError:
             raise self._refusal(name, {"batch": 1, **_sizes(grid)}) from None
@@ -106,6 +107,16 @@ class Chosen:
             last = replace(last, frames=2 * last.frames - 1)
         self.tiling(last)
 
+    def check_text(self, text_tokens: int) -> None:
+        """Raises LtxError if the transformer takes no text so long."""
+        served = self.found["transformer"].profiles
+        if served and profile_for(served, {"text_tokens": text_tokens}) is None:
+            most = max(profile["text_tokens"].max for profile in served)
+            raise LtxError(
+                f"the transformer's engine takes {most} tokens of text; got {text_tokens} - "
+                "use a shorter text, or add --backend cpu"
+            )
+
     def _check(self, name: ComponentName, sizes: Mapping[str, int]) -> None:
         served = self.found[name].profiles
         if served and profile_for(served, sizes) is None:
@@ -115,6 +126,7 @@ class Chosen:
         """Names the command that builds an engine for these sizes: the usual one if that serves them."""
         found = self.found[name]
         assert found.sidecar is not None  # nothing else is made for some sizes
+        # Its own options made it as narrow as it is.
         command = rebuild_command(self.version, name, found.sidecar.precision, found.backend)
         usual = profile_for(profiles(found.component), sizes) is not None
         told = ", ".join(f"{count} {axis}" for axis, count in sizes.items())
@@ -122,6 +134,17 @@ class Chosen:
             f"the {found.backend} engine of {name} does not serve {self.size} ({told}) - "
             f"{command}{'' if usual else f' {self.size.options}'}, or add --backend cpu"
         )
+
+    def instead(self, engines: Engines, name: ComponentName, error: LtxError) -> Found:
+        """What runs a component that its backend turned out not to run.
+
+        Raises:
+            LtxError: nothing does, or the backend was asked for.
+        """
+        failed = self.found[name].backend
+        if self.options.backend != AUTO or failed == [*BACKENDS][-1]:
+            raise error
+        return find(engines, name, after=failed)
 
     def lines(self) -> list[str]:
         """What was chosen of several, and why: one line for components of which the same is to be said."""

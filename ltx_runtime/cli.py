@@ -31,7 +31,8 @@ def _run(typed: Arguments) -> None:
     from ltx_runtime import doctor_lines, manifest, versions
 
     if typed.doctor:
-        print(doctor_lines.run(typed.engines, typed.version, as_json=typed.json))
+        wanted = versions.find_version(typed.version).name if typed.version else None
+        print(doctor_lines.run(typed.engines, wanted, as_json=typed.json))
         return
     folder = manifest.find_folder(typed.engines, versions.find_version(typed.version).name if typed.version else None)
     if typed.latents is not None:

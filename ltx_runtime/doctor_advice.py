@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ltx_runtime.doctor_folders import ComponentFacts, FolderFacts
-from ltx_runtime.doctor_machine import CUDA_PROVIDER, LEAST_CAPABILITY, RTX_CAPABILITIES, GpuFacts, Library, Machine
+from ltx_runtime.doctor_machine import CUDA_PROVIDER, GpuFacts, Library, Machine
 from ltx_runtime.manifest import export_command
-from ltx_runtime.sessions.tensorrt_library import LIBRARIES
+from ltx_runtime.sessions.tensorrt_library import LEAST_CAPABILITY, LIBRARIES, RTX_CAPABILITIES
 
 _ESSENTIAL = ("numpy", "av", "sentencepiece")
 _RUN = "run: "

@@ -5,7 +5,7 @@ Quick: of a folder's files only existence and size are looked at; of engines the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -232,8 +232,3 @@ def shown_grid(tokens: int) -> Grid | None:
     rows = range(2, 512, 2)
     fitting = [row for row in rows if _SHOWN_FRAMES * row * (row * 3 // 2) <= tokens]
     return Grid(_SHOWN_FRAMES, fitting[-1], fitting[-1] * 3 // 2) if fitting else None
-
-
-def stale(folders: Sequence[FolderFacts]) -> list[EngineFile]:
-    """Every engine that cannot be used here."""
-    return [engine for folder in folders for part in folder.components for engine in part.engines if engine.problem]

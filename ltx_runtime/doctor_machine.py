@@ -17,14 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from ltx_runtime.errors import LtxError
-from ltx_runtime.sessions.tensorrt_library import LIBRARIES, Gpu, compiles_at_run_time, title_of
+from ltx_runtime.sessions.tensorrt_library import LIBRARIES, Gpu, serves_gpu, title_of
 
 CUDA_PROVIDER = "CUDAExecutionProvider"
 # All of these bring the module `onnxruntime`, and the one installed last overwrites the others.
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino", "onnxruntime-qnn")
-# What TensorRT-RTX can be told to compile for; a library that is installed is asked itself.
-RTX_CAPABILITIES = ((7, 5), (8, 0), (8, 6), (8, 9), (12, 0), (12, 1))
-LEAST_CAPABILITY = (7, 5)  # of TensorRT
 _CUDA = "cuda.bindings.runtime"
 _NO_CUDA_ERROR = 0
 # By module: what people call it, and what pip does.
@@ -153,16 +150,6 @@ def _builder(module: str, gpu: Gpu | None) -> Library:
     return Library(
         title_of(module), module, f"ltx-engines[{LIBRARIES[module]}]", True, _version(loaded, module), "", serves
     )
-
-
-def serves_gpu(library: Any, capability: tuple[int, int]) -> bool:
-    """Whether a TensorRT makes kernels for a GPU, by what it can be told to compile for where that can be asked."""
-    if not compiles_at_run_time(library):
-        return capability >= LEAST_CAPABILITY
-    targets = getattr(getattr(library, "ComputeCapability", None), "__members__", None)
-    if targets is None:
-        return capability in RTX_CAPABILITIES
-    return f"SM{capability[0]}{capability[1]}" in targets
 
 
 def _plain(module: str) -> Library:

@@ -14,6 +14,7 @@ from ltx_runtime.tiling import Tiling
 
 # What tiles are where they are asked for although all would fit: 512 pixels wide and high, 73 frames long.
 _BY_HAND = Tiling(10, 16, 16)
+CPU_MEMORY_BYTES = 8_000_000_000
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class Options:
         gpu_memory_bytes: of the GPU that may be used; None for all that is free.
         rng: a name of RNGS, where no file has the noise.
         low_memory: run guidance's conditions one after another.
-        memory_bytes: of activations that the VAE may take; tiles are cut so that it does not take more.
+        memory_bytes: of activations that the VAE may take; tiles are cut so that it does not take more. None for
+            what a GPU has, and for CPU_MEMORY_BYTES on a CPU, so that a seed makes the same pixels on all of them.
         tiled: cut tiles even where all would fit.
         crf: H.264's, at which images and clips are compressed as what the model was trained on; 0 for not at all.
         sample_posterior: draw latents of images and clips from the VAE's distribution instead of taking its mean.
@@ -37,7 +39,7 @@ class Options:
     gpu_memory_bytes: int | None = None
     rng: str = "numpy"
     low_memory: bool = False
-    memory_bytes: int = 8_000_000_000
+    memory_bytes: int | None = None
     tiled: bool = False
     crf: int = CRF
     sample_posterior: bool = False
@@ -63,6 +65,7 @@ class Options:
         encoding: bool = False,
         half: bool = False,
         served: Sequence[Profile] = (),
+        gpu_bytes: int | None = None,
     ) -> Tiling:
         """How the VAE's latents, so many of them, are cut for decoding or encoding.
 
@@ -71,9 +74,10 @@ class Options:
             encoding: instead of decoding.
             half: whether the VAE computes in 16 bits.
             served: the sizes that an engine serves; empty if all.
+            gpu_bytes: what a GPU has for activations, as estimated; None on a CPU.
 
         Raises:
-            LtxError: the memory is too little for the smallest tiles.
+            LtxError: the memory is too little for the smallest tiles; an engine that serves few sizes may try.
             UnservedError: the engine serves no tiles of any size.
         """
 
@@ -85,10 +89,11 @@ class Options:
             frames,
             rows,
             columns,
-            self.memory_bytes,
+            self.memory_bytes or gpu_bytes or CPU_MEMORY_BYTES,
             encoding=encoding,
             bytes_per_pixel=HALF_BYTES_PER_PIXEL if half else BYTES_PER_PIXEL,
             serves=serves,
+            or_smallest=bool(served),
         )
         if found is None and self.tiled and serves(*_BY_HAND.window(frames, rows, columns)):
             return _BY_HAND

@@ -6,7 +6,7 @@ text -> media -> [ first pass -> upsampler -> ] last pass -> [ temporal upsample
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -27,7 +27,7 @@ from ltx_runtime.options import DEFAULT_OPTIONS, Options
 from ltx_runtime.plan import Plan, Request, plan
 from ltx_runtime.resize import resize_bilinear
 from ltx_runtime.saved_latents import Ending, read_initial, read_latents, write_latents
-from ltx_runtime.sessions import Session, open_session
+from ltx_runtime.sessions import Session, UnsupportedError, open_session
 from ltx_runtime.stages import decode, decode_pixels, encode_prompt, make_latents, ready_to_decode, upsample
 from ltx_runtime.start import Encoded, Media, encode_for, read_media, start_of
 from ltx_runtime.tiling import Tiling
@@ -52,7 +52,11 @@ class _Road:
 
     @contextmanager
     def stage(self, label: str, units: int, name: ComponentName) -> Iterator[tuple[Session, Callable[[], None]]]:
-        with self.progress(label, units) as done, open_session(self.chosen.found[name]) as session:
+        with self.progress(label, units) as done, ExitStack() as opened:
+            try:
+                session = opened.enter_context(open_session(self.chosen.found[name]))
+            except UnsupportedError as error:
+                session = opened.enter_context(open_session(self.chosen.instead(self.engines, name, error)))
             yield session, done
 
 
@@ -94,8 +98,7 @@ def generate(
         given["pass1/initial"] = read_initial(options.initial_latents, grid, _channels(engines))
     noise = _noise(options, request.seed, given)
     media = read_media(request, planned, options.crf)
-    conditioned = bool(media.clips)
-    found.chosen.check_passes(planned, media.added_frames, conditioned=conditioned)
+    found.chosen.check_passes(planned, media.added_frames, conditioned=bool(media.clips))
     for line in found.chosen.lines():
         note(line)
     latents = _latents(road, planned, _text(road, planned, request, note), media, noise)
@@ -106,8 +109,7 @@ def ready(engines: Engines, request: Request, options: Options) -> Ready:
     """A request, planned, and what runs each component of it; nothing is loaded yet.
 
     Raises:
-        LtxError: the request cannot be made, the folder lacks a component, a place cannot be written, the memory is
-            too little, or an engine does not serve the size.
+        LtxError: the request cannot be made, a place cannot be written, the memory is too little, or nothing runs it.
     """
     version = find_version(engines.manifest.version)
     planned = plan(request, version, engines.manifest.schedule, engines.manifest.allowed_sigmas)
@@ -123,11 +125,7 @@ def ready(engines: Engines, request: Request, options: Options) -> Ready:
 
 
 def saved_of(engines: Engines, path: Path) -> tuple[Floats, Ending]:
-    """Latents that a run saved, and how they end.
-
-    Raises:
-        LtxError: the file is no such file, or of another version.
-    """
+    """Latents that a run saved, and how they end; raises LtxError if they are of no run, or of another version."""
     latents, ending = read_latents(path, _channels(engines))
     if ending.version != engines.manifest.version:
         raise LtxError(
@@ -146,7 +144,9 @@ def decode_saved(
 ) -> None:
     """Makes frames of latents that a run saved, as that run would have; see `generate` and `saved_of`."""
     latents, ending = saved_of(engines, path)
-    chosen = choose(engines, ["vae_decoder"], options, Size(*ending.size, ending.num_frames, single_pass=False))
+    grid = Grid(*latents.shape[2:])
+    size = Size(*ending.size, ending.num_frames, single_pass=ending.size == (grid.height, grid.width))
+    chosen = choose(engines, ["vae_decoder"], options, size)
     options.check_places()
     for line in chosen.lines():
         note(line)
@@ -175,6 +175,7 @@ def _text(road: _Road, planned: Plan, request: Request, note: Callable[[str], No
         channels = ports["text"].axes[-1]
         assert isinstance(channels, int)
         text = read_text(options.embeddings, channels, negative=planned.uses_negative_prompt)
+        road.chosen.check_text(text.mask.shape[1])
         if len(text.embeddings) > 1:
             raise LtxError(f"{options.embeddings} has {len(text.embeddings)} prompts - give one, for one video")
     else:

@@ -1,5 +1,5 @@
-"""What an engine was built from and by, in a JSON file beside it. TensorRT has no check of its own, so an engine
-whose sidecar does not match the folder, the installed library and the GPU is refused before it is loaded.
+"""What an engine was built from and by, in a JSON file beside it. No library knows an engine's graph and weights, so
+one whose sidecar does not match the folder, the installed library and the GPU is refused before it is loaded.
 """
 
 from __future__ import annotations
@@ -83,6 +83,7 @@ class Sidecar:
         engine_checksum: of the engine file.
         weight_inputs: where the values of weights that are inputs lie, by the input's name.
         relative_l2: of its output to the fp32 graph's; None where no GPU could say.
+        options: of the command that built it, for sizes and weights.
         weight_streaming: whether weights that do not fit may stay in the machine's memory.
     """
 
@@ -102,6 +103,7 @@ class Sidecar:
     weight_inputs: dict[str, WeightInput] = field(default_factory=dict)
     relative_l2: float | None = None
     weight_streaming: bool = False
+    options: str = ""
 
 
 def engine_path(engines: Engines, name: str, maker: Maker, precision: str) -> Path:
@@ -112,6 +114,11 @@ def engine_path(engines: Engines, name: str, maker: Maker, precision: str) -> Pa
 def sidecar_path(engine: Path) -> Path:
     """The JSON file beside an engine."""
     return engine.with_name(f"{engine.name}.json")
+
+
+def refit_graph_path(engine: Path) -> Path:
+    """Beside an engine without weights, the graph by which they are put back: its own, of a few megabytes."""
+    return engine.with_suffix(".onnx")
 
 
 def graph_for(engines: Engines, name: str, precision: str) -> str:
@@ -161,14 +168,15 @@ def read_sidecar(engine: Path) -> Sidecar:
         return read
     except FileNotFoundError:
         raise LtxError(f"{engine} has no sidecar {sidecar_path(engine).name}") from None
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise LtxError(f"{sidecar_path(engine)} is damaged") from None
 
 
-def rebuild_command(version: str, name: str, precision: str, builder: str) -> str:
-    """The advice that ends a message about an engine that does not fit."""
+def rebuild_command(version: str, name: str, precision: str, builder: str, options: str = "") -> str:
+    """The advice that ends a message about an engine that does not fit; `options` are those it was built with."""
     half = "" if precision == ENGINE_PRECISIONS[0] else f" --precision {precision}"
-    return f"run: ltx-export engine {version} --component {name} --builder {builder}{half} --force"
+    own = f" {options}" if options else ""
+    return f"run: ltx-export engine {version} --component {name} --builder {builder}{half}{own} --force"
 
 
 def check_engine(engines: Engines, name: str, precision: str, maker: Maker) -> Sidecar:
@@ -186,6 +194,7 @@ def check_engine(engines: Engines, name: str, precision: str, maker: Maker) -> S
         found = read_sidecar(engine)
     except LtxError as error:
         raise LtxError(f"{error} - {rebuild}") from None
+    rebuild = rebuild_command(engines.manifest.version, name, precision, maker.builder, found.options)
     wanted = {
         "builder": maker.builder,
         "builder_version": maker.version,

@@ -74,10 +74,12 @@ def tiling_for(
     encoding: bool = False,
     bytes_per_pixel: float = BYTES_PER_PIXEL,
     serves: Serves = lambda frames, rows, columns: True,
+    or_smallest: bool = False,
 ) -> Tiling | None:
     """The tiling within a budget that does the least twice; None if a grid needs no tiles.
 
-    Encoding cuts time only where nothing else helps: what an encoder saw long ago still counts.
+    Encoding cuts time only where nothing else helps: what an encoder saw long ago still counts. With `or_smallest`, a
+    grid of which nothing fits is cut as small as it is served, since the budget may be wrong.
 
     Raises:
         LtxError: the smallest tiles need more.
@@ -91,6 +93,8 @@ def tiling_for(
         raise UnservedError(f"no tile of {frames}x{rows}x{columns} latents is served")
     peaks = {tiling: need(tiling) for tiling in served}
     fitting = [tiling for tiling, peak in peaks.items() if peak <= budget_bytes]
+    if not fitting and or_smallest:
+        fitting = [min(peaks, key=lambda tiling: peaks[tiling])]
     if not fitting:
         raise LtxError(
             f"{TEMPORAL_SCALE * frames - LEAD} frames of {SPATIAL_SCALE * columns}x{SPATIAL_SCALE * rows} take "

@@ -1,7 +1,8 @@
 """Machines and version folders made up for the doctor's tests: plain data, no library and no GPU."""
 
 from ltx_runtime.doctor_folders import ComponentFacts, EngineFile, FolderFacts, Saying
-from ltx_runtime.doctor_machine import RTX_CAPABILITIES, GpuFacts, Library, Machine, System
+from ltx_runtime.doctor_machine import GpuFacts, Library, Machine, System
+from ltx_runtime.sessions.tensorrt_library import RTX_CAPABILITIES
 
 EXTRAS = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}
 TITLES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}

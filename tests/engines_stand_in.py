@@ -22,7 +22,7 @@ from ltx_runtime.components import Component, line_of
 from ltx_runtime.manifest import Engines, checksum
 from ltx_runtime.sessions import cuda
 from ltx_runtime.sessions.tensorrt_library import maker_of
-from ltx_runtime.sidecar import Maker, Sidecar, WeightInput, engine_path, sources_of, write_sidecar
+from ltx_runtime.sidecar import Maker, Sidecar, WeightInput, engine_path, refit_graph_path, sources_of, write_sidecar
 
 _DTYPES = {"float32": "FLOAT", "int64": "INT64", "uint8": "UINT8"}
 _WEIGHT_DTYPES = {"bf16": "BF16", "fp16": "HALF", "fp32": "FLOAT", "int8": "INT8", "int4": "INT4"}
@@ -102,6 +102,9 @@ def write_engine(engines: Engines, name: str, maker: Maker, recipe: Recipe = Rec
     path = engine_path(engines, name, maker, recipe.precision)
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(_spec(engines, name, served, recipe)))
+    if recipe.weights == "refit":
+        graph = engines.folder / engines.component(name).graphs[recipe.precision]
+        refit_graph_path(path).write_bytes(graph.read_bytes())
     write_sidecar(
         path,
         Sidecar(

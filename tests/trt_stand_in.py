@@ -19,6 +19,7 @@ from trt_stand_in_types import (
     CudaGraphStrategy,
     DataType,
     Dims,
+    DynamicShapesKernelSpecializationStrategy,
     ExecutionContextAllocationStrategy,
     IHostMemory,
     ILogger,
@@ -144,6 +145,7 @@ class ISerializationConfig:
 
 class IRuntimeConfig:
     cuda_graph_strategy = CudaGraphStrategy.DISABLED
+    dynamic_shapes_kernel_specialization_strategy = DynamicShapesKernelSpecializationStrategy.LAZY
 
     def __init__(self, world):
         self._world, self._strategy, self._cache = world, ExecutionContextAllocationStrategy.STATIC, None
@@ -237,7 +239,7 @@ _SHARED = (
     OnnxParserRefitter,
     ParserError,
 )
-_ONLY_RTX = (IRuntimeCache, CudaGraphStrategy, ComputeCapability)
+_ONLY_RTX = (IRuntimeCache, CudaGraphStrategy, DynamicShapesKernelSpecializationStrategy, ComputeCapability)
 
 
 def library_of(world: World, builder: str, version: str) -> ModuleType:

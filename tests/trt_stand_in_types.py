@@ -18,6 +18,9 @@ ExecutionContextAllocationStrategy = enum.IntEnum(
     "ExecutionContextAllocationStrategy", ["STATIC", "ON_PROFILE_CHANGE", "USER_MANAGED"], start=0
 )
 CudaGraphStrategy = enum.IntEnum("CudaGraphStrategy", ["DISABLED", "WHOLE_GRAPH_CAPTURE"], start=0)
+DynamicShapesKernelSpecializationStrategy = enum.IntEnum(
+    "DynamicShapesKernelSpecializationStrategy", ["LAZY", "EAGER", "NONE"], start=0
+)
 SerializationFlag = enum.IntEnum(
     "SerializationFlag", ["EXCLUDE_WEIGHTS", "EXCLUDE_LEAN_RUNTIME", "INCLUDE_REFIT"], start=0
 )

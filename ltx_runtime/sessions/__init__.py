@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +15,16 @@ from ltx_runtime.buckets import Profile
 from ltx_runtime.components import Component, ComponentName, check_feeds
 from ltx_runtime.errors import LtxError
 from ltx_runtime.manifest import Engines, export_command
-from ltx_runtime.sidecar import Sidecar
+from ltx_runtime.sidecar import Sidecar, WeightInput
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 AUTO = "auto"
+# Of a GPU: other programs and the driver have some, and so have a context and its libraries. Not measured yet.
+_USABLE, _CONTEXT_BYTES, _SMALLEST_BYTES = 0.9, 1_500_000_000, 500_000_000
+
+
+class UnsupportedError(LtxError):
+    """A backend's library cannot run a graph, which only shows when it is loaded."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,8 @@ class Found:
         precision: of the graph, or of the graph that the engine was built from.
         profiles: the sizes it serves; empty if all.
         sidecar: of an engine.
-        gpu_memory_bytes: what may be used of the GPU; None for all that is free.
+        gpu_bytes: all memory of the GPU that it runs on; None on a CPU.
+        gpu_memory_bytes: what may be used of that; None for all that is free.
         reasons: why no backend before this one was taken, one clause each.
     """
 
@@ -45,7 +52,20 @@ class Found:
     profiles: Sequence[Profile] = ()
     sidecar: Sidecar | None = None
     reasons: tuple[str, ...] = ()
+    gpu_bytes: int | None = None
     gpu_memory_bytes: int | None = None
+
+    @property
+    def activation_bytes(self) -> int | None:
+        """What a GPU has left for activations beside an engine, as estimated; None on a CPU."""
+        if self.gpu_bytes is None:
+            return None
+        usable = min(int(_USABLE * self.gpu_bytes), self.gpu_memory_bytes or self.gpu_bytes)
+        own = self.path.stat().st_size + sum(one.size_bytes for one in self._weight_inputs())
+        return max(usable - own - _CONTEXT_BYTES, _SMALLEST_BYTES)
+
+    def _weight_inputs(self) -> Iterable[WeightInput]:
+        return () if self.sidecar is None else self.sidecar.weight_inputs.values()
 
 
 class Runner(Protocol):
@@ -120,15 +140,16 @@ class CheckedSession:
         return self.runner.run(feeds, wanted or [port.name for port in self.component.outputs])
 
 
-def find(engines: Engines, name: ComponentName, backend: str = AUTO) -> Found:
-    """What runs a component: of one backend, or of the first that can.
+def find(engines: Engines, name: ComponentName, backend: str = AUTO, *, after: str = "") -> Found:
+    """What runs a component: of one backend, or of the first that can, of those behind `after` if that is given.
 
     Raises:
         LtxError: the backend is unknown, not installed, or cannot run the component here.
     """
     if backend != AUTO and backend not in BACKENDS:
         raise LtxError(f"unknown backend {backend!r}; use one of {', '.join((AUTO, *BACKENDS))}")
-    tried = list(BACKENDS) if backend == AUTO else [backend]
+    order = list(BACKENDS)
+    tried = order[order.index(after) + 1 if after else 0 :] if backend == AUTO else [backend]
     reasons: list[str] = []
     for one in tried:
         try:

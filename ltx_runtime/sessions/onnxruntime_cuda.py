@@ -9,6 +9,7 @@ import contextlib
 import io
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,13 @@ from numpy.typing import NDArray
 from ltx_runtime.components import ComponentName
 from ltx_runtime.errors import LtxError
 from ltx_runtime.manifest import Engines
-from ltx_runtime.sessions import Arrays, Found, graph_found
+from ltx_runtime.sessions import Arrays, Found, UnsupportedError, graph_found
 from ltx_runtime.sessions.cuda import find_gpu
 from ltx_runtime.sessions.cuda_memory import GpuMemoryError
 
-PRECISIONS = ("bf16", "fp16", "fp32")
+# Its convolutions in bf16 are said to be refused at opset 22 and later, and the VAE's range in fp16 is not known.
+_PRECISIONS, _CONVOLVING = ("bf16", "fp16", "fp32"), ("fp32", "bf16", "fp16")
+_FIRST_BF16 = (8, 0)
 _INSTALL = "run: pip install 'ltx-engines[gpu]'"
 _PROVIDER, _PLACE = "CUDAExecutionProvider", "cuda"
 _NO_MEMORY = re.compile(r"allocate memory|bad.?alloc|out of memory|available memory", re.IGNORECASE)
@@ -37,8 +40,11 @@ def find(engines: Engines, name: ComponentName, backend: str) -> Found:
     providers = _onnxruntime().get_available_providers()
     if _PROVIDER not in providers:
         raise LtxError(f"this onnxruntime is without CUDA - run: pip uninstall onnxruntime; {_INSTALL[5:]}")
-    find_gpu()
-    return graph_found(engines, name, backend, PRECISIONS)
+    gpu = find_gpu()
+    wanted: tuple[str, ...] = _PRECISIONS if name in ("text_encoder", "transformer") else _CONVOLVING
+    if gpu.compute_capability < _FIRST_BF16:
+        wanted = tuple(one for one in wanted if one != "bf16")
+    return replace(graph_found(engines, name, backend, wanted), gpu_bytes=gpu.memory_bytes)
 
 
 def _onnxruntime() -> Any:
@@ -84,11 +90,11 @@ class CudaRunner:
                     found.path.read_bytes(), options, providers=[provider], enable_fallback=0
                 )
         except Exception as error:  # of many kinds, none of them its own
-            raise self._too_little(error) or LtxError(
+            raise self._too_little(error) or UnsupportedError(
                 f"ONNX Runtime cannot run {found.path} on the GPU ({_line(error)}) - use --backend cpu"
             ) from None
         if _PROVIDER not in self._session.get_providers():  # it goes on without, and says so in its log only
-            raise LtxError(f"ONNX Runtime finds no CUDA and cuDNN that it can use - {_INSTALL}, or use --backend cpu")
+            raise UnsupportedError(f"ONNX Runtime finds no CUDA and cuDNN to use - {_INSTALL}, or use --backend cpu")
         self.outputs: Sequence[str] = [output.name for output in self._session.get_outputs()]
         self._binding: Any = self._session.io_binding()
         self._kept: dict[str, tuple[NDArray[Any], Any]] = {}

@@ -17,6 +17,9 @@ from ltx_runtime.sidecar import PORTABLE, Maker
 
 # By builder, which is also the module's name: the extra that brings it. In the order of preference.
 LIBRARIES = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}
+LEAST_CAPABILITY, _LEAST_BF16 = (7, 5), (8, 0)
+# What TensorRT-RTX serves, where it is not installed to be asked.
+RTX_CAPABILITIES = ((8, 0), (8, 6), (8, 9), (12, 0), (12, 1))
 _TITLES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
 
 
@@ -46,6 +49,8 @@ def load_library(builder: str) -> Any:
     try:
         return importlib.import_module(builder)
     except Exception as error:  # a package without its libraries raises whatever it likes
+        if isinstance(error.__cause__, KeyboardInterrupt):  # pressed while a library was loaded
+            raise error.__cause__ from None
         reason = " ".join(str(error).split())
         raise LtxError(
             f"{_TITLES[builder]} cannot be loaded ({reason}) - run: pip install 'ltx-engines[{LIBRARIES[builder]}]'"
@@ -60,6 +65,29 @@ def title_of(builder: str) -> str:
 def compiles_at_run_time(library: Any) -> bool:
     """Whether kernels are made on the first run, so that engines are portable and need no GPU to be built."""
     return hasattr(library, "IRuntimeCache")
+
+
+def serves_gpu(library: Any, capability: tuple[int, int]) -> bool:
+    """Whether a library's engines run on a GPU, by what it can be told to compile for where that can be asked.
+
+    Engines that are compiled at run time are made for bf16 and later GPUs: Turing would want a build of its own.
+    """
+    if not compiles_at_run_time(library):
+        return capability >= LEAST_CAPABILITY
+    targets = getattr(getattr(library, "ComputeCapability", None), "__members__", None)
+    if targets is None:
+        return capability in RTX_CAPABILITIES
+    return capability >= _LEAST_BF16 and f"SM{capability[0]}{capability[1]}" in targets
+
+
+def refuse_unserved(library: Any, builder: str, gpu: Gpu) -> None:
+    """Raises LtxError if a library's engines do not run on a GPU."""
+    if not serves_gpu(library, gpu.compute_capability):
+        architecture = "SM{}{}".format(*gpu.compute_capability)
+        raise LtxError(
+            f"{_TITLES[builder]} {library.__version__} makes nothing for {gpu.name} ({architecture}) - "
+            "use --backend tensorrt, or cuda"
+        )
 
 
 def maker_of(builder: str, library: Any, gpu: Gpu | None) -> Maker:

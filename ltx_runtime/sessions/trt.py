@@ -12,19 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from ltx_runtime.buckets import profile_for, profiles, sizes_of
+from ltx_runtime.buckets import profile_for, sizes_of
 from ltx_runtime.components import UNEVEN, ComponentName
 from ltx_runtime.errors import LtxError
 from ltx_runtime.manifest import Engines
 from ltx_runtime.sessions import Arrays, Found, cuda
 from ltx_runtime.sessions.tensorrt_library import (
-    Gpu,
-    compiles_at_run_time,
     load_library,
     maker_of,
-    title_of,
+    refuse_unserved,
 )
-from ltx_runtime.sessions.trt_engine import OpenEngine, advice_on_weights, rebuild, version_of
+from ltx_runtime.sessions.trt_engine import OpenEngine, advice_on_weights, version_of
 from ltx_runtime.sessions.trt_ports import PortBuffers
 from ltx_runtime.sessions.trt_weights import WeightInputs
 from ltx_runtime.sidecar import ENGINE_PRECISIONS, Maker, check_engine, engine_path
@@ -45,7 +43,7 @@ def find(engines: Engines, name: ComponentName, backend: str) -> Found:
         raise LtxError(f"no engine of {name} - {command}")
     library = load_library(backend)
     gpu = cuda.find_gpu()
-    _refuse_unknown_gpu(library, backend, gpu)
+    refuse_unserved(library, backend, gpu)
     maker = maker_of(backend, library, gpu)
     refusals: list[LtxError] = []
     for precision in _built(engines, name, maker):
@@ -56,7 +54,8 @@ def find(engines: Engines, name: ComponentName, backend: str) -> Found:
             continue
         path = engine_path(engines, name, maker, precision)
         folder = engines.weights_folder(name)
-        return Found(backend, signature, path, folder, precision, sidecar.profiles, sidecar)
+        served = sidecar.profiles
+        return Found(backend, signature, path, folder, precision, served, sidecar, gpu_bytes=gpu.memory_bytes)
     if refusals:
         raise refusals[0]
     raise LtxError(f"no engine of {name} for {maker.folder}, only for {', '.join(folders)} - {command}")
@@ -65,17 +64,6 @@ def find(engines: Engines, name: ComponentName, backend: str) -> Found:
 def _built(engines: Engines, name: ComponentName, maker: Maker) -> list[str]:
     """The precisions in which there is an engine, in the order in which they are wanted."""
     return [one for one in ENGINE_PRECISIONS if engine_path(engines, name, maker, one).is_file()]
-
-
-def _refuse_unknown_gpu(library: Any, backend: str, gpu: Gpu) -> None:
-    if not compiles_at_run_time(library):
-        return
-    architecture = "SM{}{}".format(*gpu.compute_capability)
-    if not hasattr(library.ComputeCapability, architecture):
-        raise LtxError(
-            f"{title_of(backend)} {library.__version__} makes nothing for {gpu.name} ({architecture}) - "
-            f"use --backend tensorrt, or cuda"
-        )
 
 
 class TrtRunner:
@@ -193,12 +181,7 @@ class TrtRunner:
 def refusal_of(found: Found, sizes: dict[str, int]) -> LtxError:
     """What to say of an engine that does not serve these sizes."""
     told = ", ".join(f"{count} {axis}" for axis, count in sizes.items())
-    usual = profile_for(profiles(found.component), sizes) is not None
-    other = "" if usual else " with --static HEIGHTxWIDTHxFRAMES"
-    return LtxError(
-        f"the {found.backend} engine of {found.component.name} does not serve {told} - {rebuild(found)}{other}, "
-        f"or add --backend cpu"
-    )
+    return LtxError(f"the {found.backend} engine of {found.component.name} does not serve {told} - use other sizes")
 
 
 def _advice_on_sizes(name: ComponentName) -> str:

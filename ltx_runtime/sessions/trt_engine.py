@@ -35,7 +35,8 @@ def version_of(found: Found) -> str:
 def rebuild(found: Found) -> str:
     """The advice that ends a message about an engine that does not fit."""
     assert found.sidecar is not None
-    return rebuild_command(version_of(found), found.component.name, found.sidecar.precision, found.backend)
+    made = found.sidecar
+    return rebuild_command(version_of(found), found.component.name, made.precision, found.backend, made.options)
 
 
 def usable_bytes(device: Device, found: Found) -> int:
@@ -135,9 +136,10 @@ class OpenEngine:
         """The library's failure as such, if it was one."""
         if not any(_NO_MEMORY.search(line) for line in logger_of(self._library).heard):
             return None
-        needed = self._found.path.stat().st_size
-        return self._device.too_little(
-            needed, f"the {self._found.backend} engine of {self._found.component.name}", advice_on_weights(self._found)
+        free = amount(self._device.free_bytes())
+        return GpuMemoryError(
+            f"the {self._found.backend} engine of {self._found.component.name} needs more GPU memory than the {free} "
+            f"that are free - {advice_on_weights(self._found)}"
         )
 
     def _check_ports(self) -> None:
@@ -162,6 +164,10 @@ class OpenEngine:
         config.set_execution_context_allocation_strategy(strategies.USER_MANAGED)
         if self.captures:
             config.cuda_graph_strategy = self._library.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        if hasattr(self._library, "DynamicShapesKernelSpecializationStrategy"):
+            # Else the first steps run general kernels while better ones are compiled beside them, and are kept late.
+            strategy = self._library.DynamicShapesKernelSpecializationStrategy.EAGER
+            config.dynamic_shapes_kernel_specialization_strategy = strategy
         if compiles_at_run_time(self._library):
             self._kernels = config.create_runtime_cache()
             self._kernels_read = read(self._kernels_path())
@@ -178,12 +184,11 @@ class OpenEngine:
         streamable = self._engine.streamable_weights_size
         if not streamable:
             return
+        self._engine.weight_streaming_budget_v2 = 0  # the weights leave the GPU, and what is free is known
         usable = usable_bytes(self._device, self._found) - _SPARE_BYTES
-        if streamable + self._engine.device_memory_size_v2 <= usable:
-            self._engine.weight_streaming_budget_v2 = streamable
-            return
-        self._engine.weight_streaming_budget_v2 = 0  # now the activations include what weights pass through
-        self._engine.weight_streaming_budget_v2 = max(0, usable - self._engine.device_memory_size_v2)
+        # Now the activations include what weights pass through.
+        budget = max(0, usable - self._engine.device_memory_size_v2)
+        self._engine.weight_streaming_budget_v2 = min(budget, streamable)
 
     def _kernels_path(self) -> Path:
         """Kernels are compiled for one GPU."""
@@ -199,18 +204,18 @@ class OpenEngine:
         """Puts one run into the stream.
 
         Raises:
-            LtxError: there is too little memory.
-            RuntimeError: the library refuses; says why in its words.
+            LtxError: there is too little memory, or the library refuses; says why in its words.
         """
         logger_of(self._library).heard.clear()
         if not self.context.execute_async_v3(self._device.stream):
             raise self.failure("run")
 
-    def failure(self, doing: str) -> Exception:
+    def failure(self, doing: str) -> LtxError:
         """What the library did not do, with its reason: `doing` is as in "run"."""
         title, name = title_of(self._found.backend), self._found.component.name
-        return self._out_of_memory() or RuntimeError(
-            f"{title} cannot {doing} the engine of {name}: {first_error(self._library)}"
+        return self._out_of_memory() or LtxError(
+            f"{title} cannot {doing} the engine of {name} ({first_error(self._library)}) - "
+            f"{rebuild(self._found)}, or add --backend cpu"
         )
 
     def close(self) -> None:

@@ -22,7 +22,7 @@ from ltx_runtime.sessions.cuda import Device
 from ltx_runtime.sessions.cuda_memory import Buffer
 from ltx_runtime.sessions.tensorrt_library import first_error, logger_of
 from ltx_runtime.sessions.trt_files import leave
-from ltx_runtime.sidecar import Sidecar, WeightInput
+from ltx_runtime.sidecar import Sidecar, WeightInput, refit_graph_path
 
 _ALIGNMENT = 256
 
@@ -105,21 +105,13 @@ def plan_path(found: Found) -> Path:
     return found.path.with_name(f"{found.path.name}.{digest[:16]}.refitted")
 
 
-def graph_path(found: Found) -> Path:
-    """The graph that an engine without weights was built from: beside it if it was changed for it, or the folder's."""
-    assert found.sidecar is not None
-    changed = found.path.with_suffix(".onnx")
-    graph = next(file for file in found.sidecar.sources if file.endswith(".onnx"))
-    return changed if changed.is_file() else found.path.parents[1] / graph
-
-
 def refit(library: Any, engine: Any, found: Found) -> None:
     """Puts the checkpoint's weights into an engine that was built without.
 
     Raises:
         LtxError: they are not the engine's; the message does not say what to do.
     """
-    graph = graph_path(found)
+    graph = refit_graph_path(found.path)
     logger = logger_of(library)
     logger.heard.clear()
     refitter = library.Refitter(engine, logger)

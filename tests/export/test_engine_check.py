@@ -17,6 +17,7 @@ from ltx_runtime.errors import LtxError
 from ltx_runtime.geometry import Grid
 from ltx_runtime.manifest import Engines, open_engines
 from ltx_runtime.sessions import CheckedSession, Found
+from ltx_runtime.sessions.cuda_memory import GpuMemoryError
 from ltx_runtime.sidecar import Sidecar
 
 RELEASE = "0.9.5"
@@ -154,8 +155,8 @@ def test_a_level_that_is_rounded_otherwise_is_no_error(engines, step):
     assert check(engines, "vae_decoder", change).relative_l2 <= 1e-6
 
 
-@pytest.mark.parametrize("error", [LtxError("there is no GPU - use a machine with one"), MemoryError()])
-def test_what_no_gpu_can_run_is_not_checked_and_it_is_said_why(engines, error):
+@pytest.mark.parametrize("error", [GpuMemoryError("the GPU is full - close something"), MemoryError()])
+def test_what_finds_no_room_on_the_gpu_is_not_checked_and_it_is_said_why(engines, error):
     @contextmanager
     def opened(found):
         raise error
@@ -164,6 +165,16 @@ def test_what_no_gpu_can_run_is_not_checked_and_it_is_said_why(engines, error):
     numbers = check_engine_numbers(engines, found_in(engines, "transformer"), opened)
     assert numbers.relative_l2 is None
     assert numbers.why == (str(error) or "the GPU has too little free memory")
+
+
+def test_an_engine_that_does_not_load_or_run_is_not_passed_over(engines):
+    @contextmanager
+    def opened(found):
+        raise LtxError("it cannot be loaded - build it again")
+        yield
+
+    with pytest.raises(LtxError, match="it cannot be loaded"):
+        check_engine_numbers(engines, found_in(engines, "transformer"), opened)
 
 
 def test_sizes_that_the_cpu_could_not_compute_are_looked_at_but_not_compared(engines, monkeypatch):

@@ -256,7 +256,7 @@ def test_weights_that_do_not_fit_into_memory_become_inputs_by_themselves(engine,
 
 def test_where_a_disk_has_no_room_what_is_only_built_if_possible_is_not(engine, engines, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(10**12, 0, 1000))
-    assert "its disk has 0.0 GB free" in refused(engine(*SMALLEST, *only("upsampler")))
+    assert "its disk has 0.0 MB free" in refused(engine(*SMALLEST, *only("upsampler")))
     code, out, err = engine(*SMALLEST, *only("upsampler"), "--if-possible")
     assert (code, err) == (0, "")
     assert out.splitlines()[-1].startswith("ONNX only: engines in ")

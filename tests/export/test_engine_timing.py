@@ -11,13 +11,13 @@ import pytest
 from tensorrt_stand_in import full_tensorrt
 from tiny_engines import SMALL, copied, maker, small
 
-from ltx_export.engine_files import build_engine, find_equal, graph_path, prepared_for, take_over
+from ltx_export.engine_files import build_engine, find_equal, prepared_for, take_over
 from ltx_export.engine_from_onnx import Recipe, refuse_impossible
 from ltx_export.engine_timing import CACHE
 from ltx_runtime.buckets import profiles
 from ltx_runtime.errors import LtxError
 from ltx_runtime.manifest import Engines
-from ltx_runtime.sidecar import check_engine, sidecar_path
+from ltx_runtime.sidecar import check_engine, refit_graph_path, sidecar_path
 
 RELEASE = "0.9.8-13b-distilled"
 
@@ -73,9 +73,9 @@ def test_engines_without_weights_are_stripped_and_refit_and_have_their_graph_bes
     refuse_impossible(module, "TensorRT", recipe)
     path = build_engine(engines, "vae_decoder", made_by, recipe)
     assert told(path)["flags"] == ["REFIT_IDENTICAL", "STRIP_PLAN"]
-    assert graph_path(path).read_bytes() == prepared_for(engines, "vae_decoder", recipe).model
+    assert refit_graph_path(path).read_bytes() == prepared_for(engines, "vae_decoder", recipe).model
     build_engine(engines, "vae_decoder", made_by, small())
-    assert not graph_path(path).exists()
+    assert not refit_graph_path(path).exists()
 
 
 def test_weights_are_streamed_where_that_is_asked_for(engines, full):
@@ -125,7 +125,7 @@ def test_an_engine_without_weights_is_taken_over_with_a_graph_of_its_own(exporte
     prepared = prepared_for(ours, "vae_decoder", recipe)
     assert find_equal(ours, "vae_decoder", made_by, recipe, prepared, [theirs.folder]) == other
     path = take_over(ours, "vae_decoder", made_by, recipe, prepared, other)
-    assert path.samefile(other) and graph_path(path).read_bytes() == prepared.model
+    assert path.samefile(other) and refit_graph_path(path).read_bytes() == prepared.model
     build_engine(ours, "vae_decoder", made_by, recipe)  # over a link: the other folder keeps its own
     assert not path.samefile(other)
     check_engine(theirs, "vae_decoder", "bf16", made_by)

@@ -77,7 +77,7 @@ def test_the_stand_in_for_tensorrt_has_only_what_the_real_one_has_with_as_many_a
 def test_what_tells_the_libraries_apart_is_what_does_so_in_the_real_one():
     real = pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
     rtx, full = (library_of(World(Machine(), {}), builder, "1") for builder in ("tensorrt_rtx", "tensorrt"))
-    for name in ("IRuntimeCache", "CudaGraphStrategy"):
+    for name in ("IRuntimeCache", "CudaGraphStrategy", "DynamicShapesKernelSpecializationStrategy"):
         assert (hasattr(real, name), hasattr(rtx, name), hasattr(full, name)) == (True, True, False)
     assert public(rtx.ComputeCapability) & set(dir(real.ComputeCapability)) >= {"SM75", "SM89", "SM120"}
     assert not hasattr(real.ComputeCapability, "SM90")

@@ -181,3 +181,18 @@ def test_sizes_are_read_from_feeds_of_any_size(component):
 def test_a_size_is_within_a_span_with_both_ends():
     assert [size in Span(2, 3, 4) for size in (1, 2, 3, 4, 5)] == [False, True, True, True, False]
     assert np.int64(3) not in Span(2, 3, 4)  # sizes are plain numbers
+
+
+def test_engines_are_tuned_for_the_batch_that_most_steps_have():
+    for component, best in ((TRANSFORMER, 3), (transformer(4, 6), 1)):
+        for limits in (None, Limits((HD,), exact=True)):
+            assert {profile["batch"] for profile in profiles(component, limits)} == {Span(1, best, 3)}
+
+
+def test_engines_for_text_alone_have_no_profile_with_a_timestep_per_token():
+    grids = (HD, grid_of(512, 768, 97))
+    served = profiles(TRANSFORMER, Limits(grids, exact=True, given=False))
+    assert [(profile["tokens"].best, profile["timesteps"]) for profile in served] == [
+        (4992, Span(1, 1, 1)),
+        (13376, Span(1, 1, 1)),
+    ]

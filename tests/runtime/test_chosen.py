@@ -194,3 +194,39 @@ def test_a_size_that_an_engine_does_not_serve_is_refused_before_anything_is_open
     with pytest.raises(LtxError, match="does not serve 768x96 with 17 frames"):
         ready(demo, request, Options(backend="fake"))
     assert diary == []
+
+
+# --- what only shows when it is loaded, and what a GPU has ------------------------------------------
+
+
+def test_a_backend_that_turns_out_not_to_run_a_graph_gives_way_to_the_next_unless_it_was_asked_for(demo, spiece):
+    error = LtxError("no kernel - use another")
+    found = Found("cuda", demo.component("transformer").signature, demo.folder, demo.folder)
+    chosen = Chosen("demo", Options(), SIZE, {"transformer": found})
+    assert chosen.instead(demo, "transformer", error).backend == "cpu"
+    for backend, failed in (("cuda", found), ("auto", replace(found, backend="cpu"))):
+        with pytest.raises(LtxError, match="no kernel"):
+            replace(chosen, options=Options(backend=backend), found={"transformer": failed}).instead(
+                demo, "transformer", error
+            )
+
+
+def test_text_that_is_longer_than_an_engine_takes_is_refused_before_it_is_loaded(demo):
+    chosen = with_engines(demo)
+    chosen.check_text(256)
+    with pytest.raises(LtxError, match="takes 256 tokens of text; got 257 - "):
+        chosen.check_text(257)
+    Chosen("demo", chosen.options, SIZE, no_engines(chosen)).check_text(257)
+
+
+def test_activations_have_what_a_gpu_has_beside_the_engine(demo, tmp_path):
+    engine = tmp_path / "some.engine"
+    engine.write_bytes(bytes(1000))
+    found = Found("tensorrt", demo.component("vae_decoder").signature, engine, tmp_path, "bf16")
+    assert found.activation_bytes is None
+    whole = replace(found, gpu_bytes=24 * 10**9).activation_bytes
+    assert 18 * 10**9 < whole < 24 * 10**9
+    assert replace(found, gpu_bytes=24 * 10**9, gpu_memory_bytes=8 * 10**9).activation_bytes < 8 * 10**9
+    engine.write_bytes(bytes(5001000))
+    assert replace(found, gpu_bytes=24 * 10**9).activation_bytes == whole - 5_000_000
+    assert replace(found, gpu_bytes=10**9).activation_bytes > 0

@@ -6,7 +6,7 @@ import pytest
 from doctor_cases import EXTRAS, GTX_1080, H100, RTX_4090, engine, folder, machine
 
 from ltx_runtime.doctor_advice import advice_of, usable_builder
-from ltx_runtime.doctor_machine import RTX_CAPABILITIES
+from ltx_runtime.sessions.tensorrt_library import RTX_CAPABILITIES
 
 CUDA = ("CUDAExecutionProvider", "CPUExecutionProvider")
 BOTH = tuple(EXTRAS)

@@ -7,9 +7,9 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from ltx_runtime import doctor_machine
-from ltx_runtime.doctor_machine import RTX_CAPABILITIES, look, serves_gpu
+from ltx_runtime.doctor_machine import look
 from ltx_runtime.errors import LtxError
-from ltx_runtime.sessions.tensorrt_library import Gpu
+from ltx_runtime.sessions.tensorrt_library import RTX_CAPABILITIES, Gpu, serves_gpu
 
 GPU = Gpu("NVIDIA Test", (8, 9), "13.0", 24 << 30)
 RUNTIME = "cuda.bindings.runtime"

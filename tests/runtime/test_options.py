@@ -51,3 +51,10 @@ def test_what_is_not_said_takes_nothing_from_files_and_keeps_nothing():
     assert {getattr(DEFAULT_OPTIONS, name) for name in paths} == {None}
     with pytest.raises(FrozenInstanceError):
         DEFAULT_OPTIONS.backend = "other"
+
+
+def test_the_memory_is_what_was_asked_for_or_the_gpu_s_or_a_fixed_one():
+    size = (16, 28, 50)
+    assert Options().tiling(*size) == Options(memory_bytes=8_000_000_000).tiling(*size) != Tiling()
+    assert Options().tiling(*size, half=True, gpu_bytes=40 * 10**9) == Tiling()
+    assert Options(memory_bytes=8_000_000_000).tiling(*size, half=True, gpu_bytes=40 * 10**9) != Tiling()

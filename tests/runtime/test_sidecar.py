@@ -28,8 +28,18 @@ MAKER = Maker("tensorrt", "11.4", "sm89-nvidia-rtx", "linux-x86_64", gpu="NVIDIA
 PORTABLE = Maker("tensorrt_rtx", "1.7")
 WEIGHTS = ("transformer-1.data", "transformer-2.data")
 # What a reader of sidecars is told, and no reason to refuse an engine.
-TOLD = {"gpu", "driver", "structure", "relative_l2", "profiles", "weights", "weight_inputs", "weight_streaming"}
-OPTIONAL = {"relative_l2", "weight_streaming"}
+TOLD = {
+    "gpu",
+    "driver",
+    "structure",
+    "relative_l2",
+    "profiles",
+    "weights",
+    "weight_inputs",
+    "weight_streaming",
+    "options",
+}
+OPTIONAL = {"relative_l2", "weight_streaming", "options"}
 
 
 def engines_in(folder, **sums):
@@ -185,3 +195,9 @@ def test_a_folder_without_the_graph_says_how_to_export_it(tmp_path):
         graph_for(engines, "transformer", "bf16")
     with pytest.raises(LtxError, match=r"has no fp16 graph of transformer - run: ltx-export onnx demo .*fp16"):
         graph_for(engines, "transformer", "fp16")
+
+
+def test_the_command_that_rebuilds_has_the_options_that_the_engine_was_built_with(made):
+    write_sidecar(made[0], replace(read_sidecar(made[0]), options="--static 64x96x9 --weights inputs"))
+    with pytest.raises(LtxError, match=r" --static 64x96x9 --weights inputs --force$"):
+        check(made, transformer="other")

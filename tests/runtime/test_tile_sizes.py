@@ -112,3 +112,19 @@ def test_encoding_holds_no_frames_beside_a_window():
         tile = [one or size for one, size in zip(sizes, HD, strict=True)]
         assert peak_bytes(*HD, Tiling(*sizes), encoding=True) == activation_bytes(*tile)
         assert (peak_bytes(*HD, Tiling(*sizes)) == activation_bytes(*tile)) == (sizes == (None, None, None))
+
+
+def test_where_nothing_fits_the_smallest_served_is_tried_if_that_is_wanted():
+    whole = (16, 22, 38)
+    with pytest.raises(LtxError, match="even in the smallest tiles"):
+        tiling_for(*whole, 1, serves=lambda *window: window == whole)
+    assert tiling_for(*whole, 1, serves=lambda *window: window == whole, or_smallest=True) is None
+    smallest = tiling_for(*whole, 1, or_smallest=True)
+    assert smallest.window(*whole) == (8, 8, 8)
+
+
+def test_only_tiles_that_are_served_are_taken_and_a_grid_without_any_has_none():
+    tiling = tiling_for(16, 22, 38, 10**15, serves=lambda frames, rows, columns: columns <= 20)
+    assert tiling.window(16, 22, 38)[2] <= 20
+    with pytest.raises(tile_sizes.UnservedError):
+        tiling_for(16, 22, 38, 10**15, serves=lambda *window: False)
