@@ -49,6 +49,7 @@ class _Road:
     options: Options
     chosen: Chosen
     progress: ProgressOf
+    note: Callable[[str], None]
 
     @contextmanager
     def stage(self, label: str, units: int, name: ComponentName) -> Iterator[tuple[Session, Callable[[], None]]]:
@@ -56,7 +57,9 @@ class _Road:
             try:
                 session = opened.enter_context(open_session(self.chosen.found[name]))
             except UnsupportedError as error:
-                session = opened.enter_context(open_session(self.chosen.instead(self.engines, name, error)))
+                instead = self.chosen.instead(self.engines, name, error)
+                self.note(f"{name} on {instead.backend} ({error})")
+                session = opened.enter_context(open_session(instead))
             yield session, done
 
 
@@ -91,7 +94,7 @@ def generate(
     """
     found = ready(engines, request, options)
     planned = found.planned
-    road = _Road(engines, options, found.chosen, progress)
+    road = _Road(engines, options, found.chosen, progress, note)
     given = {}
     if options.initial_latents is not None:
         grid = planned.passes[0].grid
@@ -101,7 +104,7 @@ def generate(
     found.chosen.check_passes(planned, media.added_frames, conditioned=bool(media.clips))
     for line in found.chosen.lines():
         note(line)
-    latents = _latents(road, planned, _text(road, planned, request, note), media, noise)
+    latents = _latents(road, planned, _text(road, planned, request), media, noise)
     _write_frames(road, latents, planned.ending, noise, sink)
 
 
@@ -151,7 +154,7 @@ def decode_saved(
     for line in chosen.lines():
         note(line)
     noise = _noise(options, ending.seed, {})
-    _write_frames(_Road(engines, options, chosen, progress), latents, ending, noise, sink)
+    _write_frames(_Road(engines, options, chosen, progress, note), latents, ending, noise, sink)
 
 
 def _channels(engines: Engines) -> int:
@@ -168,7 +171,7 @@ def _noise(options: Options, seed: int, given: Mapping[str, Floats]) -> Noise:
     return noise if options.save_noise is None else RecordingNoise(noise)
 
 
-def _text(road: _Road, planned: Plan, request: Request, note: Callable[[str], None]) -> Text:
+def _text(road: _Road, planned: Plan, request: Request) -> Text:
     options = road.options
     if options.embeddings is not None:
         ports = {port.name: port for port in road.engines.component("transformer").signature.inputs}
@@ -184,7 +187,7 @@ def _text(road: _Road, planned: Plan, request: Request, note: Callable[[str], No
         negative = request.negative_prompt if planned.uses_negative_prompt else None
         for prompt in filter(None, (request.prompt, negative)):
             if (tokens := tokenizer.count(prompt)) > version.text_tokens:
-                note(
+                road.note(
                     f"the prompt {prompt[:30]!r}... has {tokens} tokens; the model sees the first {version.text_tokens}"
                 )
         with road.stage("text", 1, "text_encoder") as (session, done):

@@ -1,0 +1,44 @@
+"""Laws of a backend that finds out late: another takes over, and it is said."""
+
+import sys
+from types import ModuleType
+
+import pytest
+from fake_runs import Made
+from fake_stages import engines_of
+
+from ltx_runtime.options import Options
+from ltx_runtime.pipeline import generate
+from ltx_runtime.plan import Request
+from ltx_runtime.sessions import BACKENDS, Backend, UnsupportedError, graph_found
+from ltx_runtime.versions import VERSIONS
+
+REQUEST = Request("a cat walks", "blurry", 64, 96, 17, 24.0, seed=7)
+
+
+def test_a_backend_that_turns_out_not_to_run_a_component_gives_way_and_it_is_said(spiece, diary, monkeypatch):
+    engines = engines_of(VERSIONS["0.9.5"], spiece)
+    fake = BACKENDS["fake"]
+    module = ModuleType("unfit_backend")
+    module.find = lambda engines, name, backend: graph_found(engines, name, backend, ["fp32"])
+
+    def load(found):
+        if found.component.name == "vae_decoder":
+            raise UnsupportedError("no kernel for the decoder - use another")
+        return sys.modules[fake.module].load(found)
+
+    module.load = load
+    monkeypatch.setitem(sys.modules, "unfit_backend", module)
+    order = dict(BACKENDS)
+    BACKENDS.clear()
+    BACKENDS.update(unfit=Backend("unfit_backend", "some"), fake=fake)
+    try:
+        made = Made()
+        generate(engines, REQUEST, made.frames.append, made.progress, Options(), made.notes.append)
+        assert len(made.frames) == 17
+        assert made.notes == ["everything on unfit", "vae_decoder on fake (no kernel for the decoder - use another)"]
+        with pytest.raises(UnsupportedError, match="no kernel"):
+            generate(engines, REQUEST, made.frames.append, Made().progress, Options("unfit"))
+    finally:
+        BACKENDS.clear()
+        BACKENDS.update(order)
