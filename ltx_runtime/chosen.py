@@ -127,7 +127,7 @@ class Chosen:
         found = self.found[name]
         assert found.sidecar is not None  # nothing else is made for some sizes
         # Its own options made it as narrow as it is.
-        command = rebuild_command(self.version, name, found.sidecar.precision, found.backend)
+        command = rebuild_command(found.path.parents[1], self.version, name, found.sidecar.precision, found.backend)
         usual = profile_for(profiles(found.component), sizes) is not None
         told = ", ".join(f"{count} {axis}" for axis, count in sizes.items())
         return LtxError(

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from ltx_runtime.doctor_folders import ComponentFacts, FolderFacts
 from ltx_runtime.doctor_machine import CUDA_PROVIDER, GpuFacts, Library, Machine
 from ltx_runtime.manifest import export_command
 from ltx_runtime.sessions.tensorrt_library import LEAST_CAPABILITY, LIBRARIES, RTX_CAPABILITIES
+from ltx_runtime.sidecar import engines_option
 
 _ESSENTIAL = ("numpy", "av", "sentencepiece")
 _RUN = "run: "
@@ -154,7 +156,8 @@ def _engines(machine: Machine, folders: Sequence[FolderFacts]) -> Iterator[Advic
         found = "engines that fit this machine" if old else "engines"
         yield Advice(
             f"{folder.version} has no {found} of {', '.join(part.name for part in lacking)}",
-            f"ltx-export engine {folder.version}{_only(lacking, folder.components)} --builder {builder}",
+            f"ltx-export engine {folder.version}{_only(lacking, folder.components)} --builder {builder}"
+            f"{engines_option(Path(folder.path), folder.version)}",
         )
 
 

@@ -166,7 +166,7 @@ def _engine(engines: Engines, name: str, path: Path, makers: Mapping[str, Maker]
     try:
         sidecar = read_sidecar(path)
     except LtxError as error:
-        again = rebuild_command(version, name, precision, next(iter(makers), next(iter(LIBRARIES))))
+        again = rebuild_command(engines.folder, version, name, precision, next(iter(makers), next(iter(LIBRARIES))))
         return EngineFile(place, name, size, "", precision, "", (), None, str(error), again)
     problem = _misfit(engines, name, path, sidecar, makers.get(sidecar.builder))
     builder = sidecar.builder if sidecar.builder in LIBRARIES else next(iter(LIBRARIES))
@@ -180,7 +180,7 @@ def _engine(engines: Engines, name: str, path: Path, makers: Mapping[str, Maker]
         tuple(dict.fromkeys(words_of(profile) for profile in sidecar.profiles)),
         sidecar.relative_l2,
         problem,
-        rebuild_command(version, name, sidecar.precision, builder) if problem else "",
+        rebuild_command(engines.folder, version, name, sidecar.precision, builder, sidecar.options) if problem else "",
     )
 
 

@@ -5,6 +5,7 @@ one whose sidecar does not match the folder, the installed library and the GPU i
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -172,11 +173,19 @@ def read_sidecar(engine: Path) -> Sidecar:
         raise LtxError(f"{sidecar_path(engine)} is damaged") from None
 
 
-def rebuild_command(version: str, name: str, precision: str, builder: str, options: str = "") -> str:
+def engines_option(folder: Path, version: str) -> str:
+    """The option by which ltx-export finds a version folder where it does not look by itself; begins with a space."""
+    if folder.resolve() == Path("engines", version).resolve():
+        return ""
+    return f" --engines {shlex.quote(str(folder))}"
+
+
+def rebuild_command(folder: Path, version: str, name: str, precision: str, builder: str, options: str = "") -> str:
     """The advice that ends a message about an engine that does not fit; `options` are those it was built with."""
     half = "" if precision == ENGINE_PRECISIONS[0] else f" --precision {precision}"
     own = f" {options}" if options else ""
-    return f"run: ltx-export engine {version} --component {name} --builder {builder}{half}{own} --force"
+    place = engines_option(folder, version)
+    return f"run: ltx-export engine {version} --component {name} --builder {builder}{half}{own}{place} --force"
 
 
 def check_engine(engines: Engines, name: str, precision: str, maker: Maker) -> Sidecar:
@@ -187,14 +196,14 @@ def check_engine(engines: Engines, name: str, precision: str, maker: Maker) -> S
             that rebuilds it.
     """
     engine = engine_path(engines, name, maker, precision)
-    rebuild = rebuild_command(engines.manifest.version, name, precision, maker.builder)
+    rebuild = rebuild_command(engines.folder, engines.manifest.version, name, precision, maker.builder)
     if not engine.is_file():
         raise LtxError(f"{engine} does not exist - {rebuild}")
     try:
         found = read_sidecar(engine)
     except LtxError as error:
         raise LtxError(f"{error} - {rebuild}") from None
-    rebuild = rebuild_command(engines.manifest.version, name, precision, maker.builder, found.options)
+    rebuild = rebuild_command(engines.folder, engines.manifest.version, name, precision, maker.builder, found.options)
     wanted = {
         "builder": maker.builder,
         "builder_version": maker.version,

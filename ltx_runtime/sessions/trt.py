@@ -25,7 +25,7 @@ from ltx_runtime.sessions.tensorrt_library import (
 from ltx_runtime.sessions.trt_engine import OpenEngine, advice_on_weights, version_of
 from ltx_runtime.sessions.trt_ports import PortBuffers
 from ltx_runtime.sessions.trt_weights import WeightInputs
-from ltx_runtime.sidecar import ENGINE_PRECISIONS, Maker, check_engine, engine_path
+from ltx_runtime.sidecar import ENGINE_PRECISIONS, Maker, check_engine, engine_path, engines_option
 
 _NONE = -1
 
@@ -37,7 +37,9 @@ def find(engines: Engines, name: ComponentName, backend: str) -> Found:
         LtxError: there is none; says why in one clause, and which command makes it.
     """
     signature = engines.component(name).signature
-    command = f"run: ltx-export engine {engines.manifest.version} --component {name} --builder {backend}"
+    version = engines.manifest.version
+    place = engines_option(engines.folder, version)
+    command = f"run: ltx-export engine {version} --component {name} --builder {backend}{place}"
     folders = sorted({path.parent.name for path in engines.folder.glob(f"*-{backend}-*/{name}.*.engine")})
     if not folders:
         raise LtxError(f"no engine of {name} - {command}")

@@ -36,7 +36,8 @@ def rebuild(found: Found) -> str:
     """The advice that ends a message about an engine that does not fit."""
     assert found.sidecar is not None
     made = found.sidecar
-    return rebuild_command(version_of(found), found.component.name, made.precision, found.backend, made.options)
+    folder = found.path.parents[1]
+    return rebuild_command(folder, version_of(found), found.component.name, made.precision, found.backend, made.options)
 
 
 def usable_bytes(device: Device, found: Found) -> int:

@@ -31,7 +31,7 @@ def with_engines(engines, limits=None, options=DEFAULT_OPTIONS, size=SIZE, preci
     for name, entry in engines.manifest.components.items():
         served = profiles(entry.signature, limits)
         made = Sidecar("tensorrt", "11", "", "", "", "", name, precision, "embedded", served, {}, "", "")
-        path = engines.folder / f"{name}.engine"
+        path = engines.folder / "folder" / f"{name}.engine"
         found[name] = Found("tensorrt", entry.signature, path, engines.folder, precision, served, made)
     return Chosen(engines.manifest.version, options, size, found)
 
@@ -61,7 +61,8 @@ def test_a_request_that_no_bucket_serves_is_refused_with_the_command_that_builds
     assert str(refused.value) == (
         "the tensorrt engine of transformer does not serve 1536x1024 with 257 frames "
         "(1 batch, 50688 tokens, 1 timesteps) - run: ltx-export engine demo --component transformer "
-        "--builder tensorrt --force --static 1024x1536x257 --single-pass, or add --backend cpu"
+        f"--builder tensorrt --engines {demo.folder} --force --static 1024x1536x257 --single-pass, "
+        "or add --backend cpu"
     )
 
 
@@ -69,7 +70,7 @@ def test_an_engine_that_was_narrowed_is_refused_with_the_command_for_the_usual_o
     narrowed = with_engines(demo, Limits((grid_of(256, 384, 25),)), precision="fp16")
     with pytest.raises(LtxError) as refused:
         check(narrowed, REQUEST)
-    command = "run: ltx-export engine demo --component transformer --builder tensorrt --precision fp16 --force"
+    command = f"--component transformer --builder tensorrt --precision fp16 --engines {demo.folder} --force"
     assert str(refused.value).endswith(f"{command}, or add --backend cpu")
 
 

@@ -95,7 +95,7 @@ def test_a_gpu_with_a_builder_and_no_engines_is_told_to_build_them(tmp_path, eng
     engines(VERSIONS["demo"])
     here(machine(RTX_4090, absent=["tensorrt"]), GPU)
     assert [one.command for one in examine(tmp_path / "engines").advice] == [
-        "ltx-export engine demo --builder tensorrt_rtx"
+        f"ltx-export engine demo --builder tensorrt_rtx --engines {tmp_path / 'engines' / 'demo'}"
     ]
 
 

@@ -190,7 +190,7 @@ def test_an_engine_that_fits_is_told_with_all_its_sidecar_says(folder):
     assert engine.sizes[0] == "1 to 97 frames of 32x32 to 512x512"
 
 
-REBUILD = "run: ltx-export engine demo --component vae_decoder --builder {} --force"
+REBUILD = "run: ltx-export engine demo --component vae_decoder --builder {} --engines {} --force"
 ELSEWHERE = Maker("tensorrt", "10.13", "sm90-nvidia-h100", "linux-x86-64", "NVIDIA H100")
 MISFITS = {
     "another version": (MAKER, {"tensorrt_rtx": replace(MAKER, version="1.8")}, "TensorRT-RTX 1.7, and 1.8"),
@@ -206,7 +206,7 @@ def test_an_engine_of_no_use_here_is_told_with_the_command_that_rebuilds_it(fold
     add_engine(folder, maker)
     engine = only_engine(folder, here)
     assert said in engine.problem and " - " not in engine.problem
-    assert engine.rebuild == REBUILD.format(maker.builder)
+    assert engine.rebuild == REBUILD.format(maker.builder, folder)
 
 
 def test_an_engine_that_has_changed_or_was_built_from_another_graph_is_of_no_use(folder):
@@ -222,7 +222,7 @@ def test_an_engine_whose_sidecar_cannot_be_read_is_told(folder, content):
     sidecar_path(path).unlink() if content is None else sidecar_path(path).write_text(content)
     engine = only_engine(folder)
     assert "sidecar" in engine.problem or "damaged" in engine.problem
-    assert engine.precision == "bf16" and engine.rebuild == REBUILD.format("tensorrt_rtx")
+    assert engine.precision == "bf16" and engine.rebuild == REBUILD.format("tensorrt_rtx", folder)
 
 
 def test_an_engine_where_nothing_looks_for_it_is_of_no_use(folder):

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +18,7 @@ from ltx_runtime.sidecar import (
     WeightInput,
     check_engine,
     engine_path,
+    engines_option,
     graph_for,
     read_sidecar,
     sidecar_path,
@@ -89,10 +91,11 @@ def check(made, maker=None, **sums):
 def refused(made, message, **change):
     with pytest.raises(LtxError, match=message) as raised:
         check(made, **change)
-    _, maker, precision = made
+    path, maker, precision = made
     half = {"bf16": "", "fp16": " --precision fp16"}[precision]
     builder = change.get("maker", maker).builder
-    command = f"run: ltx-export engine demo --component transformer --builder {builder}{half} --force"
+    place = f" --engines {path.parents[1]}"
+    command = f"run: ltx-export engine demo --component transformer --builder {builder}{half}{place} --force"
     assert str(raised.value).endswith(command)
 
 
@@ -199,5 +202,13 @@ def test_a_folder_without_the_graph_says_how_to_export_it(tmp_path):
 
 def test_the_command_that_rebuilds_has_the_options_that_the_engine_was_built_with(made):
     write_sidecar(made[0], replace(read_sidecar(made[0]), options="--static 64x96x9 --weights inputs"))
-    with pytest.raises(LtxError, match=r" --static 64x96x9 --weights inputs --force$"):
+    with pytest.raises(LtxError, match=r" --static 64x96x9 --weights inputs --engines \S+ --force$"):
         check(made, transformer="other")
+
+
+def test_a_command_names_the_folder_only_where_the_exporter_would_look_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in (Path("engines/demo"), tmp_path / "engines" / "demo"):
+        assert engines_option(folder, "demo") == ""
+    assert engines_option(Path("engines/mine"), "demo") == " --engines engines/mine"
+    assert engines_option(Path("my videos/demo"), "demo") == " --engines 'my videos/demo'"

@@ -63,7 +63,7 @@ def test_an_engine_is_found_with_what_is_needed_to_run_it(bench, builder):
 
 def test_where_there_is_no_engine_neither_library_nor_gpu_is_looked_for(bench):
     bench.build(machine=Machine(driver=0), recipe={})
-    assert refused(bench) == f"no engine of transformer - {COMMAND}tensorrt_rtx"
+    assert refused(bench) == f"no engine of transformer - {COMMAND}tensorrt_rtx --engines {bench.engines.folder}"
 
 
 def test_without_a_gpu_that_is_said(bench):
@@ -93,7 +93,7 @@ def test_an_engine_of_another_gpu_is_not_taken_and_said_to_be_for_that(bench):
     message = refused(bench)
     assert "for sm89-nvidia-l40-tensorrt" in message
     assert "only for sm89-nvidia-l4-tensorrt" in message
-    assert message.endswith(f"{COMMAND}tensorrt")
+    assert message.endswith(f"{COMMAND}tensorrt --engines {bench.engines.folder}")
 
 
 @pytest.mark.parametrize("precision, other", [("bf16", "fp16"), ("fp16", "bf16")])
@@ -110,7 +110,9 @@ def test_bf16_comes_first_and_another_precision_where_it_does_not_fit(bench, pre
 def test_of_engines_that_do_not_fit_the_first_is_told_of(bench):
     bench.build()
     bench.find().path.write_bytes(b"other")
-    assert re.search(rf"transformer\.bf16\.engine has changed .* - {COMMAND}tensorrt_rtx --force", refused(bench))
+    assert re.search(
+        rf"transformer\.bf16\.engine has changed .* - {COMMAND}tensorrt_rtx --engines \S+ --force", refused(bench)
+    )
 
 
 @EVERY_BUILDER
@@ -121,7 +123,7 @@ def test_a_damaged_engine_is_refused_in_the_library_s_words_with_the_command_tha
     write_sidecar(path, type(read_sidecar(path))(**{**vars(read_sidecar(path)), "engine_checksum": checksum(path)}))
     message = refused(bench)
     assert "cannot be loaded by TensorRT" in message and "Version tag does not match" in message
-    assert message.endswith(f"{COMMAND}{builder} --force")
+    assert message.endswith(f"{COMMAND}{builder} --engines {bench.engines.folder} --force")
 
 
 def test_an_engine_with_other_inputs_is_refused(bench):
