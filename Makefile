@@ -10,7 +10,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup engines demo check fix test test-runtime clean
+.PHONY: setup engines demo demo-engines check fix test test-runtime clean
 
 setup: $(VENV)/.ready
 
@@ -38,6 +38,14 @@ weights/demo/demo-spatial-upscaler.safetensors: | setup
 demo:
 	$(MAKE) engines VERSION=demo
 	$(BIN)/ltx-run --version demo --prompt "A red fox runs through deep snow at dawn" --seed 7 --output demo.mp4
+
+# Every engine of the demo for all sizes: in both half precisions, with the weights inside and outside. Needs no GPU.
+demo-engines: setup weights/demo/demo-spatial-upscaler.safetensors
+	$(BIN)/ltx-export onnx demo --engines build --precision bf16 --precision fp16
+	for precision in bf16 fp16; do for weights in embedded inputs; do \
+		$(BIN)/ltx-export engine demo --engines build --builder tensorrt_rtx \
+			--precision $$precision --weights $$weights || exit; \
+	done; done
 
 check: setup
 	$(BIN)/ruff check .
