@@ -40,6 +40,10 @@ def install(monkeypatch):
 
     def install(module, found):
         if isinstance(found, BaseException):
+            packages = module.split(".")[:-1]
+            for depth in range(len(packages)):  # which may be absent here
+                package = ".".join(packages[: depth + 1])
+                monkeypatch.setitem(sys.modules, package, module_of(package, __path__=[]))
             monkeypatch.delitem(sys.modules, module, raising=False)
             monkeypatch.setattr(sys, "meta_path", [BreaksAtImport(module, found), *sys.meta_path])
         else:
