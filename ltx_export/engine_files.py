@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from ltx_export.engine_from_onnx import Recipe, engine_from_onnx
@@ -94,10 +94,7 @@ def find_equal(
     if recipe.weights == "embedded":
         return None
     wanted = {
-        "builder": maker.builder,
-        "builder_version": maker.version,
-        "target": maker.target,
-        "system": maker.system,
+        **maker.marks(),
         "component": name,
         "precision": recipe.precision,
         "weights": recipe.weights,
@@ -146,10 +143,10 @@ def remove_engine(engine: Path) -> None:
 
 
 def _described(engines: Engines, name: str, maker: Maker, recipe: Recipe, prepared: Prepared, engine: Path) -> Sidecar:
-    made_by = {key: value for key, value in asdict(maker).items() if key not in ("version",)}
     return Sidecar(
-        **made_by,
-        builder_version=maker.version,
+        **maker.marks(),
+        gpu=maker.gpu,
+        driver=maker.driver,
         component=name,
         precision=recipe.precision,
         weights=recipe.weights,

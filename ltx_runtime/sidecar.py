@@ -55,6 +55,15 @@ class Maker:
         """Of its engines, within a version folder."""
         return f"{self.target}-{self.builder}-{self.version}"
 
+    def marks(self) -> dict[str, Any]:
+        """What its engines have in their sidecars, and must have to be run here."""
+        return {
+            "builder": self.builder,
+            "builder_version": self.version,
+            "target": self.target,
+            "system": self.system,
+        }
+
 
 @dataclass(frozen=True)
 class WeightInput:
@@ -205,10 +214,7 @@ def check_engine(engines: Engines, name: str, precision: str, maker: Maker) -> S
         raise LtxError(f"{error} - {rebuild}") from None
     rebuild = rebuild_command(engines.folder, engines.manifest.version, name, precision, maker.builder, found.options)
     wanted = {
-        "builder": maker.builder,
-        "builder_version": maker.version,
-        "target": maker.target,
-        "system": maker.system,
+        **maker.marks(),
         "component": name,
         "precision": precision,
         "sources": sources_of(engines, name, precision),

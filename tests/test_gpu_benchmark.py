@@ -108,9 +108,8 @@ def test_a_build_that_fails_or_takes_too_long_is_told(tmp_path):
     assert "holds no manifest.json" in gpu_ours._build(tmp_path, "tensorrt_rtx", "transformer", [SIZE], 60)
 
 
-def test_without_a_gpu_the_command_says_what_to_do():
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
+def test_without_a_gpu_the_command_says_what_to_do(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit, match="torch sees no GPU - use"):
         gpu.main([])
 

@@ -54,7 +54,7 @@ class ILogger:
         INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
 
     def log(self, severity, message):
-        raise NotImplementedError
+        raise AssertionError("a logger says what happens to its messages")
 
 
 class Dims(tuple):

@@ -8,10 +8,12 @@ from types import ModuleType
 
 import pytest
 import sentencepiece
+from cuda_stand_in import cudart_of
 from fake_stages import Diary, Stage, engines_of
+from gpu_machine import Machine
 
 from ltx_runtime.manifest import describe_files, write_manifest
-from ltx_runtime.sessions import BACKENDS, Backend, graph_found
+from ltx_runtime.sessions import BACKENDS, Backend, cuda, graph_found
 
 SENTENCES = (
     "a cat walks on wet grass at dawn",
@@ -75,6 +77,15 @@ def engines(tmp_path, spiece, diary, monkeypatch):
     yield make
     BACKENDS.clear()
     BACKENDS.update(order)  # in their order, which is that of preference
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A made-up GPU in the place of this machine's."""
+    made = Machine()
+    cudart = cudart_of(made)
+    monkeypatch.setattr(cuda, "_cudart", lambda: cudart)
+    return made
 
 
 @pytest.fixture

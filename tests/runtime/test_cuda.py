@@ -2,23 +2,12 @@
 
 import numpy as np
 import pytest
-from cuda_stand_in import cudart_of
-from gpu_machine import Machine
 
 from ltx_runtime.errors import LtxError
-from ltx_runtime.sessions import cuda
 from ltx_runtime.sessions.cuda import Device, find_gpu
 from ltx_runtime.sessions.cuda_memory import STAGING_BYTES, GpuMemoryError
 
 LARGE = STAGING_BYTES // 4 * 5 + 12_345  # more pieces than there is staging for
-
-
-@pytest.fixture
-def machine(monkeypatch):
-    made = Machine()
-    cudart = cudart_of(made)
-    monkeypatch.setattr(cuda, "_cudart", lambda: cudart)
-    return made
 
 
 @pytest.fixture

@@ -8,9 +8,7 @@ import sys
 import numpy as np
 import onnxruntime
 import pytest
-from cuda_stand_in import cudart_of
 from engine_cases import folder_of
-from gpu_machine import Machine
 from onnx_bytes import graph_that_adds
 
 from ltx_runtime.components import Component, Port
@@ -20,14 +18,6 @@ from ltx_runtime.sessions.cuda_memory import GpuMemoryError
 
 AXES = ("batch", "text_tokens")
 ADDING = Component("text_encoder", (Port("ids", AXES, "int64"), Port("mask", AXES, "int64")), (Port("text", AXES),))
-
-
-@pytest.fixture
-def machine(monkeypatch):
-    made = Machine()
-    cudart = cudart_of(made)
-    monkeypatch.setattr(cuda, "_cudart", lambda: cudart)
-    return made
 
 
 @pytest.fixture
