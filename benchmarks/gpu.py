@@ -33,12 +33,12 @@ from gpu_build import grids_of
 from gpu_ours import build_engines
 from gpu_reference import COMPILES
 
-from ltx_runtime import components
-from ltx_runtime.components import ComponentName
 from ltx_runtime.errors import reported
-from ltx_runtime.manifest import ComponentEntry, Engines, Manifest, read_manifest
+from ltx_runtime.folder.manifest import ComponentEntry, Engines, Manifest, read_manifest
 from ltx_runtime.sessions import BACKENDS
-from ltx_runtime.versions import Version, find_version
+from ltx_runtime.spec import components
+from ltx_runtime.spec.components import ComponentName
+from ltx_runtime.spec.versions import Version, find_version
 
 _SIZES = ("512x768x97", "704x1216x121")
 _DTYPES = {"cuda": torch.bfloat16, "cpu": torch.float32}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from ltx_runtime.versions import TransformerSize
+from ltx_runtime.spec.versions import TransformerSize
 
 TEXT_TOKENS = 256
 _TIMESTEP_CHANNELS = 256

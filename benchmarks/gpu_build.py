@@ -11,11 +11,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ltx_runtime.buckets import Limits
 from ltx_runtime.errors import LtxError
-from ltx_runtime.geometry import Grid, grid_of
-from ltx_runtime.manifest import Engines, read_manifest
-from ltx_runtime.sessions.tensorrt_library import load_library, maker_of
+from ltx_runtime.folder.manifest import Engines, read_manifest
+from ltx_runtime.folder.profiles import Limits
+from ltx_runtime.sessions.trt.library import load_library, maker_of
+from ltx_runtime.spec.geometry import Grid, grid_of
 
 
 def grids_of(sizes: Sequence[str]) -> tuple[Grid, ...]:
@@ -39,9 +39,9 @@ def build(folder: Path, builder: str, component: str, sizes: Sequence[str]) -> N
     Raises:
         LtxError: the library is not here, has no GPU, or refuses the graph.
     """
-    from ltx_export.engine_files import build_engine, check_built, prepared_for
-    from ltx_export.engine_from_onnx import Recipe
-    from ltx_runtime.sessions.cuda import find_gpu
+    from ltx_export.engines.engine_from_onnx import Recipe
+    from ltx_export.engines.files import build_engine, check_built, prepared_for
+    from ltx_runtime.sessions.cuda.gpu import find_gpu
 
     engines = Engines(folder, read_manifest(folder))
     maker = maker_of(builder, load_library(builder), find_gpu())

@@ -20,10 +20,10 @@ from gpu_contest import Contestant, contest
 from gpu_ours import Feeds, Ours, feeds_of, open_all
 from torch import Tensor
 
-from ltx_runtime.components import ComponentName
-from ltx_runtime.geometry import Grid
-from ltx_runtime.manifest import Engines
-from ltx_runtime.versions import Version
+from ltx_runtime.folder.manifest import Engines
+from ltx_runtime.spec.components import ComponentName
+from ltx_runtime.spec.geometry import Grid
+from ltx_runtime.spec.versions import Version
 
 EAGER, COMPILED = "diffusers eager", "diffusers compiled"
 _PRODUCTS = {"cuda": (4096, 8192, 16384), "cpu": (512, 1024)}

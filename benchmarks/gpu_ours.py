@@ -17,13 +17,13 @@ import torch
 from gpu_arithmetic import TEXT_TOKENS
 from gpu_budget import Left, reason_of, said
 
-from ltx_runtime.components import ComponentName
 from ltx_runtime.errors import LtxError
-from ltx_runtime.geometry import Grid, coords_of
-from ltx_runtime.manifest import Engines
+from ltx_runtime.folder.manifest import Engines
 from ltx_runtime.sessions import Session, find, open_session
-from ltx_runtime.sessions.tensorrt_library import LIBRARIES, load_library, serves_gpu, title_of
-from ltx_runtime.versions import Version
+from ltx_runtime.sessions.trt.library import LIBRARIES, load_library, serves_gpu, title_of
+from ltx_runtime.spec.components import ComponentName
+from ltx_runtime.spec.geometry import Grid, coords_of
+from ltx_runtime.spec.versions import Version
 
 ROOT = Path(__file__).parents[1]
 Array = np.ndarray[Any, Any]

@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from ltx_runtime.versions import Version
+from ltx_runtime.spec.versions import Version
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 COMPILES = ("none", "regional", "full")
@@ -25,7 +25,7 @@ def load(component: str, version: Version, checkpoint: Path | None, device: str,
     Without a file it keeps the values it was built with.
     """
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # their sizes and names are known there
-    from oracles import diffusers_dit, diffusers_vae
+    from oracles.networks import diffusers_dit, diffusers_vae
 
     default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
@@ -46,7 +46,7 @@ def load(component: str, version: Version, checkpoint: Path | None, device: str,
 
 def _state(component: str, version: Version, checkpoint: Path, device: str) -> dict[str, Tensor]:
     """A network's tensors under diffusers' names."""
-    from oracles import diffusers_dit_key, diffusers_vae_key
+    from oracles.networks import diffusers_dit_key, diffusers_vae_key
 
     state = {}
     with safe_open(checkpoint, "pt", device=device) as file:

@@ -16,8 +16,8 @@ import torch
 from gpu_budget import said
 from torch import Tensor
 
-from ltx_runtime.manifest import MANIFEST
-from ltx_runtime.versions import TextEncoderSize, Version
+from ltx_runtime.folder.manifest import MANIFEST
+from ltx_runtime.spec.versions import TextEncoderSize, Version
 
 _SMALL = 1 << 20
 _HEADER_LENGTH = 8
@@ -71,7 +71,7 @@ def export(version: Version, weights: Path, folder: Path, precision: str) -> Non
     if (folder / MANIFEST).exists():
         return
     from ltx_export.build import Options, export_version
-    from ltx_export.sources import find_sources
+    from ltx_export.sources.find import find_sources
 
     small = with_small_text_encoder(version)
     options = Options(

@@ -19,12 +19,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ltx_runtime.geometry import Grid, grid_of
-from ltx_runtime.manifest import read_manifest
+from ltx_runtime.folder.manifest import read_manifest
 from ltx_runtime.sessions.onnxruntime_cpu import CpuRunner
-from ltx_runtime.tile_sizes import activation_bytes, peak_bytes, tiling_for
-from ltx_runtime.tiling import Tiling, decode_tiled
-from ltx_runtime.versions import find_version
+from ltx_runtime.spec.geometry import Grid, grid_of
+from ltx_runtime.spec.versions import find_version
+from ltx_runtime.vae.tile_sizes import activation_bytes, peak_bytes, tiling_for
+from ltx_runtime.vae.tiling import Tiling, decode_tiled
 
 _INTERVAL_S = 0.01
 Array = NDArray[np.float32]

@@ -12,25 +12,25 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from ltx_export.architecture import effective_header, refuse_another_version, schedule_of
-from ltx_export.checkpoint import StoredTensor
-from ltx_export.header_fields import allowed_sigmas, flag
-from ltx_export.lora import Lora, open_lora
-from ltx_export.networks import Part, parts_of
-from ltx_export.onnx_from_torch import onnx_from_torch
-from ltx_export.parity import check_parity
-from ltx_export.placing import Placed, place_file, place_weights
-from ltx_export.precision import at_precision
+from ltx_export.checkpoints.checkpoint import StoredTensor
+from ltx_export.checkpoints.lora import Lora, open_lora
+from ltx_export.graphs.attach import attach
+from ltx_export.graphs.onnx_from_torch import onnx_from_torch
+from ltx_export.graphs.parity import check_parity
+from ltx_export.graphs.precision import at_precision
+from ltx_export.networks.header import effective_header, refuse_another_version, schedule_of
+from ltx_export.networks.header_fields import allowed_sigmas, flag
+from ltx_export.networks.parts import Part, parts_of
 from ltx_export.recorded import record
-from ltx_export.rewrite import BlockWeight, Weight
-from ltx_export.sources import TOKENIZER_FILE, Sources, open_sources
-from ltx_export.staging import refuse_foreign, staged
-from ltx_export.streaming import Progress, silent
-from ltx_export.weights import attach
+from ltx_export.sources.find import TOKENIZER_FILE, Sources, open_sources
+from ltx_export.weights.placing import Placed, place_file, place_weights
+from ltx_export.weights.rewrite import BlockWeight, Weight
+from ltx_export.weights.staging import refuse_foreign, staged
 from ltx_runtime.errors import LtxError
-from ltx_runtime.manifest import ComponentEntry, Manifest, Parity, describe_files, write_manifest
-from ltx_runtime.tokenizer import Tokenizer
-from ltx_runtime.versions import Version
+from ltx_runtime.folder.manifest import ComponentEntry, Manifest, Parity, describe_files, write_manifest
+from ltx_runtime.progress import Progress, silent
+from ltx_runtime.spec.versions import Version
+from ltx_runtime.text.tokenizer import Tokenizer
 
 DEFAULT_PRECISIONS = ("fp32", "bf16")
 _CHECKED_PRECISION = "fp32"

@@ -9,10 +9,10 @@ from typing import Annotated
 
 import typer
 
-from ltx_export.engine_arguments import Asked
-from ltx_runtime.arguments import command_of
+from ltx_export.engines.arguments import Asked
+from ltx_runtime.cli.arguments import command_of
 from ltx_runtime.errors import LtxError, reported
-from ltx_runtime.versions import find_version
+from ltx_runtime.spec.versions import find_version
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 
@@ -59,8 +59,8 @@ def onnx(
     release = find_version(version)
     _need("torch", "onnxscript", "onnxruntime")
     from ltx_export import build
-    from ltx_export import lora as loras
-    from ltx_export.sources import find_sources
+    from ltx_export.checkpoints import lora as loras
+    from ltx_export.sources.find import find_sources
 
     everywhere, of_component = _precisions(precision or list(build.DEFAULT_PRECISIONS))
     merged, left_out = [loras.parse_lora(one) for one in lora or ()], _optional(without or [])
@@ -81,8 +81,8 @@ def _stored(store: str | None) -> str | None:
 
 def _precisions(asked: list[str]) -> tuple[list[str], dict[str, list[str]]]:
     """`bf16` holds for every component, `text_encoder=bf16` for one."""
-    from ltx_export.precision import PRECISIONS
-    from ltx_runtime.components import COMPONENT_NAMES
+    from ltx_export.graphs.precision import PRECISIONS
+    from ltx_runtime.spec.components import COMPONENT_NAMES
 
     everywhere: list[str] = []
     of_component: dict[str, list[str]] = {}
@@ -98,7 +98,7 @@ def _precisions(asked: list[str]) -> tuple[list[str], dict[str, list[str]]]:
 
 def _optional(components: list[str]) -> tuple[str, ...]:
     """Raises LtxError if one is none that may be left out."""
-    from ltx_runtime.components import OPTIONAL
+    from ltx_runtime.spec.components import OPTIONAL
 
     for one in components:
         if one not in OPTIONAL:
@@ -122,7 +122,7 @@ def download(
     """Fetch a version's checkpoint, upscaler, T5 and tokenizer from the hub; what is there is not fetched again."""
     release = find_version(version)
     _need("huggingface_hub")
-    from ltx_export.download import download as fetch
+    from ltx_export.sources.download import download as fetch
 
     target = folder or Path("weights") / release.name
     fetch(release, target, t5, print, only_missing=missing, temporal_upscaler=temporal_upscaler)
@@ -139,8 +139,8 @@ def inspect(
     import dataclasses
     import json
 
-    from ltx_export.inspection import inspect as look
-    from ltx_export.inspection_lines import lines_of
+    from ltx_export.inspection.inspect import inspect as look
+    from ltx_export.inspection.lines import lines_of
 
     found = look(path)
     print(json.dumps(dataclasses.asdict(found), indent=1) if as_json else "\n".join(lines_of(found)))
@@ -155,7 +155,7 @@ def check(
     """Verify a version folder where it has arrived: checksums, and every fp32 graph on what was recorded at export."""
     _need("onnxruntime")
     from ltx_export.recorded import check_folder
-    from ltx_runtime.manifest import find_folder, open_engines
+    from ltx_runtime.folder.manifest import find_folder, open_engines
 
     found = open_engines(find_folder(folder, find_version(version).name if version else None))
     print(f"{found.folder}: {len(found.manifest.files)} files are whole")
@@ -186,7 +186,7 @@ def _engine(asked: Asked) -> None:
     _need("onnx", "filelock", extra="tensorrt-rtx")
     from functools import partial
 
-    from ltx_export.engine_command import run_command
+    from ltx_export.engines.command import run_command
 
     run_command(asked, partial(print, flush=True))
 

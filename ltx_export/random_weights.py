@@ -18,18 +18,19 @@ import sentencepiece
 import torch
 from torch import Tensor
 
-from ltx_export.architecture import header_config, transformer_config, vae_config
-from ltx_export.encoder_architecture import encoder_config
 from ltx_export.models.dit import Transformer
+from ltx_export.models.network import build_empty
 from ltx_export.models.t5 import T5Config, TextEncoder
 from ltx_export.models.upsampler import LatentUpsampler, Statistics
 from ltx_export.models.vae import VaeDecoder
 from ltx_export.models.vae_encoder import VaeEncoder
-from ltx_export.onnx_from_torch import build_empty
-from ltx_export.sources import TEXT_ENCODER_FILE, TOKENIZER_FILE
-from ltx_export.streaming import Entry, write_safetensors
-from ltx_export.upsampler_architecture import upsampler_config, upsampler_header
-from ltx_runtime.versions import TextEncoderSize, Version
+from ltx_export.networks.header import header_config, transformer_config, vae_config
+from ltx_export.networks.upsampler import upsampler_config, upsampler_header
+from ltx_export.networks.vae_encoder import encoder_config
+from ltx_export.sources.find import TEXT_ENCODER_FILE, TOKENIZER_FILE
+from ltx_export.weights.streaming import Entry, write_safetensors
+from ltx_runtime.files import written_whole
+from ltx_runtime.spec.versions import TextEncoderSize, Version
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -73,7 +74,8 @@ def write_random_weights(version: Version, folder: Path, *, seed: int = 0, spars
     ):
         groups = [((Entry(key, "BF16", shape),), _source(key, shape, seed, sparse)) for key, shape in shapes.items()]
         write_safetensors(folder / name, groups, described)
-    _replace(folder / TOKENIZER_FILE, _tokenizer(version.text_encoder.vocabulary))
+    with written_whole(folder / TOKENIZER_FILE) as temporary:
+        temporary.write_bytes(_tokenizer(version.text_encoder.vocabulary))
 
 
 def _upscaler(version: Version, name: str) -> tuple[str, Shapes, dict[str, str]]:
@@ -140,12 +142,3 @@ def _tokenizer(vocabulary: int) -> bytes:
         minloglevel=2,
     )
     return model.getvalue()
-
-
-def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

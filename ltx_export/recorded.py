@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from ltx_runtime.components import UNEVEN, Component, Port, check_feeds
 from ltx_runtime.errors import LtxError, explaining
-from ltx_runtime.manifest import Engines, export_command
+from ltx_runtime.folder.manifest import Engines, export_command
+from ltx_runtime.spec.components import UNEVEN, Component, Port, check_feeds
 
 Array = np.ndarray[Any, Any]
 Feeds = dict[str, Array]

@@ -1,6 +1,43 @@
-"""LTX-Video without PyTorch: turns a folder of engines and a prompt into a video.
+"""Makes a video from a folder of engines and a prompt. Never imports torch.
 
-`import ltx_runtime` loads no backend, no command line and no torch; each stage imports what it needs.
+The public names are loaded when they are first used, and no backend before a network is opened.
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ltx_runtime.errors import LtxError as LtxError
+    from ltx_runtime.pipeline import Pipeline as Pipeline
+    from ltx_runtime.pipeline import Result as Result
+    from ltx_runtime.pipeline import Video as Video
+    from ltx_runtime.planning.request import Condition as Condition
+    from ltx_runtime.planning.request import Request as Request
+    from ltx_runtime.road import Step as Step
+    from ltx_runtime.spec.versions import VERSIONS as VERSIONS
+
 __version__ = "0.1.0"
+
+_PLACES = {
+    "Pipeline": "pipeline",
+    "Video": "pipeline",
+    "Result": "pipeline",
+    "Step": "road",
+    "Request": "planning.request",
+    "Condition": "planning.request",
+    "LtxError": "errors",
+    "VERSIONS": "spec.versions",
+}
+__all__ = ["VERSIONS", "Condition", "LtxError", "Pipeline", "Request", "Result", "Step", "Video"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted((*globals(), *__all__))

@@ -1,300 +1,369 @@
-"""The road from a request to frames: each stage opens its session, so that the one before has left the memory.
+"""The library: a version folder becomes a Pipeline, and a request becomes a Video that is made when it is asked for.
 
-text -> media -> [ first pass -> upsampler -> ] last pass -> [ temporal upsampler -> ] frames
+with Pipeline("engines/0.9.8-2b-distilled") as pipe:
+    pipe("A red fox runs through deep snow", seed=7).save("fox.mp4")
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
-from functools import partial
-from itertools import islice
+import logging
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ltx_runtime.chosen import Chosen, Size, choose, needed
-from ltx_runtime.components import ComponentName
-from ltx_runtime.embeddings import Text, read_text, write_text
 from ltx_runtime.errors import LtxError
-from ltx_runtime.geometry import Grid, latents_of
-from ltx_runtime.latents import adain
-from ltx_runtime.manifest import Engines
-from ltx_runtime.noise import RNGS, FileNoise, GivenNoise, Noise, RecordingNoise
-from ltx_runtime.options import DEFAULT_OPTIONS, Options
-from ltx_runtime.plan import Plan, Request, plan
-from ltx_runtime.resize import resize_bilinear
-from ltx_runtime.saved_latents import Ending, read_initial, read_latents, write_latents
-from ltx_runtime.sessions import Session, UnsupportedError, open_session
-from ltx_runtime.stages import decode, decode_pixels, encode_prompt, make_latents, ready_to_decode, upsample
-from ltx_runtime.start import Encoded, Media, encode_for, read_media, start_of
-from ltx_runtime.tiling import Tiling
-from ltx_runtime.tokenizer import Tokenizer
-from ltx_runtime.versions import find_version
+from ltx_runtime.folder.manifest import Engines, find_folder, open_engines
+from ltx_runtime.media.prepare import count_frames
+from ltx_runtime.media.video import check_output, open_writer
+from ltx_runtime.noise.noise import Noise
+from ltx_runtime.planning.backends import Chosen, Size, choose, needed
+from ltx_runtime.planning.media import frames_of as media_frames_of
+from ltx_runtime.planning.options import Options, bytes_of, check_options
+from ltx_runtime.planning.plan import Plan, plan
+from ltx_runtime.planning.report import describe, lines_of
+from ltx_runtime.planning.request import Request, resolved
+from ltx_runtime.progress import Progress, silent
+from ltx_runtime.road import Floats, Frame, Road, Step, channels_of, decoder_feeds, frames_of, noise_of, run_passes
+from ltx_runtime.sampling.conditioning import added_frames
+from ltx_runtime.sessions import AUTO, Found
+from ltx_runtime.sessions.pool import SessionPool
+from ltx_runtime.spec.components import ComponentName
+from ltx_runtime.spec.geometry import TEMPORAL_SCALE, Grid
+from ltx_runtime.spec.versions import find_version
+from ltx_runtime.vae.saved_latents import Ending, read_initial, read_latents
 
-Frame = NDArray[np.uint8]
-Floats = NDArray[np.float32]
-FrameSink = Callable[[Frame], None]
-# Opens a stage of so many units of work; what it yields is called after each unit.
-ProgressOf = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
+_GIGABYTE = 1e9
+_REQUEST_FIELDS = tuple(one.name for one in fields(Request))
+# What the pipeline decides for all its videos, and not each for itself.
+_PIPELINE_FIELDS = ("backend", "memory_bytes", "gpu_memory_bytes", "threads")
+_RUN_FIELDS = tuple(one.name for one in fields(Options) if one.name not in _PIPELINE_FIELDS)
+_PATH_FIELDS = ("embeddings", "initial_latents", "noise", "save_embeddings", "save_latents", "save_noise")
 
-
-@dataclass(frozen=True)
-class _Road:
-    """What every stage needs to open its session and to tell how far it is."""
-
-    engines: Engines
-    options: Options
-    chosen: Chosen
-    progress: ProgressOf
-    note: Callable[[str], None]
-
-    @contextmanager
-    def stage(self, label: str, units: int, name: ComponentName) -> Iterator[tuple[Session, Callable[[], None]]]:
-        with self.progress(label, units) as done, ExitStack() as opened:
-            try:
-                session = opened.enter_context(open_session(self.chosen.found[name]))
-            except UnsupportedError as error:
-                instead = self.chosen.instead(self.engines, name, error)
-                self.note(f"{name} on {instead.backend} ({error})")
-                session = opened.enter_context(open_session(instead))
-            yield session, done
+Note = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class Ready:
-    """A request that nothing stands against but the files it names."""
+class Pipeline:
+    """A version folder, opened and checked. Use it in a `with` block, or call `close` at the end.
 
-    planned: Plan
-    chosen: Chosen
-
-
-def generate(
-    engines: Engines,
-    request: Request,
-    sink: FrameSink,
-    progress: ProgressOf,
-    options: Options = DEFAULT_OPTIONS,
-    note: Callable[[str], None] = lambda text: None,
-) -> None:
-    """Makes a video: every decoded frame, (height, width, 3) uint8 RGB, goes to `sink` in order.
+    No network is loaded before a video is made.
 
     Args:
-        engines: a verified version folder.
-        request: what to make.
-        sink: takes the frames.
-        progress: is told every unit of work.
-        options: how.
-        note: hears what the user should know but need not change.
+        folder: a version folder such as engines/0.9.8-2b-distilled, or a folder of version folders.
+        version: which of several.
+        backend: tensorrt, tensorrt_rtx, cuda or cpu; auto takes, for each network, the first that can run it.
+        memory: GB of activations that the VAE may take; tiles are cut to fit. None: 8, or what the GPU has.
+        gpu_memory: GB of the GPU to plan with; None for all that is free.
+        threads: of the CPU; None for one a core.
+        keep_loaded: True keeps every network open from one video to the next. A number keeps as many as have weights
+            of so many GB together; the first of the road leaves first. On a GPU, what does not fit leaves.
+        note: hears what should be known but need not be changed; by default the logger `ltx_runtime`.
+
+    Attributes:
+        engines: the version folder and its manifest.
+        version: the release that it holds.
 
     Raises:
-        LtxError: the request cannot be made, a file cannot be used, or the engines do not fit the backend.
+        LtxError: there is no such folder, a file of it is missing or changed, or an argument cannot be used.
     """
-    found = ready(engines, request, options)
-    planned = found.planned
-    road = _Road(engines, options, found.chosen, progress, note)
-    given = {}
-    if options.initial_latents is not None:
-        grid = planned.passes[0].grid
-        given["pass1/initial"] = read_initial(options.initial_latents, grid, _channels(engines))
-    noise = _noise(options, request.seed, given)
-    media = read_media(request, planned, options.crf)
-    found.chosen.check_passes(planned, media.added_frames, conditioned=bool(media.clips))
-    for line in found.chosen.lines():
-        note(line)
-    latents = _latents(road, planned, _text(road, planned, request), media, noise)
-    _write_frames(road, latents, planned.ending, noise, sink)
 
-
-def ready(engines: Engines, request: Request, options: Options) -> Ready:
-    """A request, planned, and what runs each component of it; nothing is loaded yet.
-
-    Raises:
-        LtxError: the request cannot be made, a place cannot be written, the memory is too little, or nothing runs it.
-    """
-    version = find_version(engines.manifest.version)
-    planned = plan(request, version, engines.manifest.schedule, engines.manifest.allowed_sigmas)
-    names = needed(planned, request, options)
-    size = Size(*planned.ending.size, planned.passes[-1].grid.num_frames, request.single_pass)
-    chosen = choose(engines, names, options, size)
-    options.check_places()
-    if "vae_encoder" in names:
-        for one in planned.passes:
-            chosen.tiling(one.grid, encoding=True)
-    chosen.check_passes(planned, 0, conditioned=bool(request.conditions))
-    return Ready(planned, chosen)
-
-
-def saved_of(engines: Engines, path: Path) -> tuple[Floats, Ending]:
-    """Latents that a run saved, and how they end; raises LtxError if they are of no run, or of another version."""
-    latents, ending = read_latents(path, _channels(engines))
-    if ending.version != engines.manifest.version:
-        raise LtxError(
-            f"{path} is of {ending.version}, not {engines.manifest.version} - add --version {ending.version}"
+    def __init__(
+        self,
+        folder: Path | str | Engines,
+        version: str | None = None,
+        *,
+        backend: str = AUTO,
+        memory: float | None = None,
+        gpu_memory: float | None = None,
+        threads: int | None = None,
+        keep_loaded: bool | float = False,
+        note: Note | None = None,
+    ) -> None:
+        """Opens the folder and verifies its files; see the class."""
+        self._options = check_options(
+            Options(
+                backend=backend,
+                memory_bytes=bytes_of("memory", memory, "use 8"),
+                gpu_memory_bytes=bytes_of("gpu-memory", gpu_memory, "leave it out"),
+                threads=threads,
+            )
         )
-    return latents, ending
+        if isinstance(folder, Engines):
+            self.engines = folder
+        else:
+            name = None if version is None else find_version(version).name
+            self.engines = open_engines(find_folder(Path(folder), name))
+        self.version = find_version(self.engines.manifest.version)
+        kept_bytes = None if isinstance(keep_loaded, bool) else keep_loaded * _GIGABYTE
+        self._sessions = SessionPool(bool(keep_loaded), kept_bytes)
+        self._found: dict[ComponentName, Found] = {}
+        self._note: Note = note or logging.getLogger("ltx_runtime").warning
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Frees every network that is kept loaded."""
+        self._sessions.close()
+
+    def __call__(self, request: Request | str = "", /, **changes: Any) -> Video:
+        """Plans a video and checks all that can be checked; nothing is loaded and nothing runs.
+
+        Args:
+            request: what to make, or its prompt.
+            changes: fields of Request and of Options by name, in place of the request's own.
+
+        Raises:
+            LtxError: a name is unknown, a value cannot be used, a file cannot be read, or nothing here runs it.
+        """
+        request, options = self._changed(Request(request) if isinstance(request, str) else request, changes)
+        if request.video is not None and request.num_frames is None:
+            frames = count_frames(request.video)
+            request = replace(request, num_frames=max(1, (frames - 1) // TEMPORAL_SCALE * TEMPORAL_SCALE + 1))
+        manifest = self.engines.manifest
+        planned = plan(resolved(request, self.version), self.version, manifest.schedule, manifest.allowed_sigmas)
+        size = Size(*planned.ending.size, planned.passes[-1].grid.num_frames, request.single_pass)
+        chosen = choose(self.engines, needed(planned, options), options, size, self._found)
+        options.check_places()
+        if "vae_encoder" in chosen.names:
+            for one in planned.passes:
+                chosen.tiling(one.grid, encoding=True)
+        used = media_frames_of(planned)
+        added = added_frames(zip((one.frame for one in request.conditions), used, strict=True))
+        chosen.check_passes(planned, added, conditioned=bool(request.conditions))
+        return Video(self, chosen, planned.ending, planned, used)
+
+    def _changed(self, request: Request, changes: dict[str, Any]) -> tuple[Request, Options]:
+        """The request and the options with some fields changed."""
+        unknown = sorted(changes.keys() - {*_REQUEST_FIELDS, *_RUN_FIELDS})
+        if unknown:
+            known = ", ".join((*_REQUEST_FIELDS, *_RUN_FIELDS))
+            raise LtxError(f"a request has no {unknown[0]!r}; use one of {known}")
+        of_run = {name: value for name, value in changes.items() if name in _RUN_FIELDS}
+        of_run |= {name: Path(of_run[name]) for name in _PATH_FIELDS if of_run.get(name) is not None}
+        asked = {name: value for name, value in changes.items() if name in _REQUEST_FIELDS}
+        return replace(request, **asked), check_options(replace(self._options, **of_run))
+
+    def decode(self, path: Path | str, **changes: Any) -> Video:
+        """A video of latents that a run saved with `save_latents`; see __call__ for `changes` of options.
+
+        Raises:
+            LtxError: the file holds no such latents, or those of another version.
+        """
+        _, options = self._changed(Request(), changes)
+        latents, ending = read_latents(Path(path), channels_of(self.engines))
+        if ending.version != self.version.name:
+            raise LtxError(f"{path} is of {ending.version}, not {self.version.name} - add --version {ending.version}")
+        grid = Grid(*latents.shape[2:])
+        size = Size(*ending.size, ending.num_frames, single_pass=ending.size == (grid.height, grid.width))
+        chosen = choose(self.engines, ["vae_decoder"], options, size, self._found)
+        options.check_places()
+        chosen.tiling(grid)
+        video = Video(self, chosen, ending)
+        video._use(latents, noise_of(options, ending.seed, {}))
+        return video
+
+    def map(
+        self, requests: Iterable[Request | str], save: Callable[[int, Video], Path | str] | None = None, **changes: Any
+    ) -> Iterator[Result]:
+        """Makes many videos one after another, with all networks kept loaded; one that fails does not end the others.
+
+        Args:
+            requests: what to make, or prompts.
+            save: the file to save a video to, by its number from 0; without it only latents are made, and frames are
+                decoded when the video is iterated over.
+            changes: see __call__; for all of them.
+
+        Yields:
+            A result for every request, in order.
+        """
+        kept, self._sessions.keep = self._sessions.keep, True
+        try:
+            for index, request in enumerate(requests):
+                yield self._result(index, request, save, changes)
+        finally:
+            self._sessions.keep = kept
+            if not kept:
+                self._sessions.close()
+
+    def _result(
+        self,
+        index: int,
+        request: Request | str,
+        save: Callable[[int, Video], Path | str] | None,
+        changes: dict[str, Any],
+    ) -> Result:
+        try:
+            video = self(request, **changes)
+            path = None if save is None else video.save(save(index, video))
+            video.latents()
+            return Result(index, video, path)
+        except (LtxError, MemoryError) as error:
+            return Result(index, error=error)
 
 
-def decode_saved(
-    engines: Engines,
-    path: Path,
-    sink: FrameSink,
-    progress: ProgressOf,
-    options: Options,
-    note: Callable[[str], None] = lambda text: None,
-) -> None:
-    """Makes frames of latents that a run saved, as that run would have; see `generate` and `saved_of`."""
-    latents, ending = saved_of(engines, path)
-    grid = Grid(*latents.shape[2:])
-    size = Size(*ending.size, ending.num_frames, single_pass=ending.size == (grid.height, grid.width))
-    chosen = choose(engines, ["vae_decoder"], options, size)
-    options.check_places()
-    for line in chosen.lines():
-        note(line)
-    noise = _noise(options, ending.seed, {})
-    _write_frames(_Road(engines, options, chosen, progress, note), latents, ending, noise, sink)
+class Video:
+    """A video that is planned and not made yet.
 
+    It is denoised once, when its frames or its latents are first asked for, and decoded every time its frames are.
 
-def _channels(engines: Engines) -> int:
-    """Of the latents."""
-    channels = engines.component("transformer").signature.inputs[0].axes[-1]
-    assert isinstance(channels, int)
-    return channels
-
-
-def _noise(options: Options, seed: int, given: Mapping[str, Floats]) -> Noise:
-    noise: Noise = RNGS[options.rng](seed) if options.noise is None else FileNoise(options.noise)
-    if given:
-        noise = GivenNoise(noise, given)
-    return noise if options.save_noise is None else RecordingNoise(noise)
-
-
-def _text(road: _Road, planned: Plan, request: Request) -> Text:
-    options = road.options
-    if options.embeddings is not None:
-        ports = {port.name: port for port in road.engines.component("transformer").signature.inputs}
-        channels = ports["text"].axes[-1]
-        assert isinstance(channels, int)
-        text = read_text(options.embeddings, channels, negative=planned.uses_negative_prompt)
-        road.chosen.check_text(text.mask.shape[1])
-        if len(text.embeddings) > 1:
-            raise LtxError(f"{options.embeddings} has {len(text.embeddings)} prompts - give one, for one video")
-    else:
-        version = find_version(road.engines.manifest.version)
-        tokenizer = Tokenizer(road.engines.folder / road.engines.manifest.tokenizer, version.text_tokens)
-        negative = request.negative_prompt if planned.uses_negative_prompt else None
-        for prompt in filter(None, (request.prompt, negative)):
-            if (tokens := tokenizer.count(prompt)) > version.text_tokens:
-                road.note(
-                    f"the prompt {prompt[:30]!r}... has {tokens} tokens; the model sees the first {version.text_tokens}"
-                )
-        with road.stage("text", 1, "text_encoder") as (session, done):
-            text = encode_prompt(session, tokenizer, request.prompt, negative)
-            done()
-    if options.save_embeddings is not None:
-        write_text(options.save_embeddings, text)
-    return text
-
-
-def _latents(road: _Road, planned: Plan, text: Text, media: Media, noise: Noise) -> Floats:
-    """All passes, and the temporal upscale; what is saved is saved after each, before anything else can fail."""
-    made: dict[str, Floats] = {}
-
-    def keep(name: str, latents: Floats) -> Floats:
-        made[name] = latents
-        if road.options.save_latents is not None:
-            write_latents(road.options.save_latents, made, planned.ending)
-        return latents
-
-    encoded = _encoded(road, planned, media)
-    latents = keep("pass1", _pass(road, planned, 1, text, None, media, encoded[0], noise))
-    for number in range(2, len(planned.passes) + 1):
-        with road.stage("upscale", 1, "upsampler") as (session, done):
-            before = adain(upsample(session, latents), latents)
-            done()
-        latents = keep(f"pass{number}", _pass(road, planned, number, text, before, media, encoded[number - 1], noise))
-    if planned.temporal_upscale:
-        with road.stage("frame rate", 1, "temporal_upsampler") as (session, done):
-            latents = keep("temporal", upsample(session, latents))
-            done()
-    return latents
-
-
-def _encoded(road: _Road, planned: Plan, media: Media) -> list[Encoded]:
-    """The media at the size of every pass, with the encoder opened once."""
-    count = len(media.clips) + (media.whole is not None)
-    if not count:
-        return [Encoded()] * len(planned.passes)
-    with road.stage("media", count * len(planned.passes), "vae_encoder") as (session, done):
-        tiling_of = partial(road.chosen.tiling, encoding=True)
-        return [encode_for(session, media, one.grid, tiling_of, done) for one in planned.passes]
-
-
-def _pass(
-    road: _Road,
-    planned: Plan,
-    number: int,
-    text: Text,
-    before: Floats | None,
-    media: Media,
-    encoded: Encoded,
-    noise: Noise,
-) -> Floats:
-    """Latents (1, C, F, H, W) of one pass, from noise or from the latents of the one before."""
-    one = planned.passes[number - 1]
-    grid = one.grid
-
-    def draw(name: str, shape: tuple[int, ...]) -> Floats:
-        return noise.draw(f"pass{number}/{name}", shape)
-
-    start = start_of(
-        one,
-        planned,
-        (1, _channels(road.engines), grid.frames, grid.rows, grid.columns),
-        before,
-        media,
-        encoded,
-        draw,
-        causal=road.engines.manifest.causal_positions,
-        sampled=road.options.sample_posterior,
-    )
-    label = "denoise" if len(planned.passes) == 1 else f"denoise {number}"
-    with road.stage(label, len(one.sigmas), "transformer") as (session, done):
-        steps = make_latents(session, text, start, one, planned, draw, low_memory=road.options.low_memory)
-        for step in steps:  # noqa: B007  (the last step holds the result)
-            done()
-    return latents_of(step.tokens[:, start.extra :], grid)
-
-
-def _write_frames(road: _Road, latents: Floats, ending: Ending, noise: Noise, sink: FrameSink) -> None:
-    """Decodes, resizes to the size asked for, crops, and hands over so many frames as were asked for."""
-    _, _, frames, rows, columns = latents.shape
-    ports = road.engines.component("vae_decoder").signature.inputs
-    feeds = ready_to_decode(latents, ending, ports, noise)
-    if isinstance(noise, RecordingNoise) and road.options.save_noise is not None:
-        noise.save(road.options.save_noise)
-    tiling = road.chosen.tiling(Grid(frames, rows, columns))
-    with road.stage("decode", ending.num_frames, "vae_decoder") as (session, done):
-        for frame in islice(_pixels(session, feeds, tiling, ending), ending.num_frames):
-            sink(frame)
-            done()
-
-
-def _pixels(session: Session, feeds: dict[str, Floats], tiling: Tiling, ending: Ending) -> Iterator[Frame]:
-    """Frames (height, width, 3) uint8 of the size asked for; made where the decoder runs if that is all there is to do.
-
-    Pixels are floor(255 y), as the official code has them.
+    Attributes:
+        plan: passes, steps, guidance and sizes; None for latents that were saved.
+        ending: size, length, frame rate and seed of what is written.
+        seconds: what each stage took, by its name; filled as stages end.
     """
-    left, right, top, bottom = ending.crop
-    height, width = ending.size
-    grid = Grid(*feeds["latents"].shape[2:])
-    whole = tiling.window(grid.frames, grid.rows, grid.columns) == (grid.frames, grid.rows, grid.columns)
-    if whole and (height, width) == (grid.height, grid.width) and "frames" in session.outputs:
-        for pixels in decode_pixels(session, feeds):
-            yield pixels[top : height - bottom, left : width - right]
-        return
-    for frame in decode(session, feeds, tiling):
-        sized = resize_bilinear(frame, height, width)[:, top : height - bottom, left : width - right]
-        yield (sized * np.float32(255.0)).astype(np.uint8).transpose(1, 2, 0)
+
+    def __init__(
+        self, pipeline: Pipeline, chosen: Chosen, ending: Ending, planned: Plan | None = None, media: Sequence[int] = ()
+    ) -> None:
+        self.plan = planned
+        self.ending = ending
+        self.seconds: dict[str, float] = {}
+        self._pipeline, self._chosen, self._media = pipeline, chosen, media
+        self._latents: Floats | None = None
+        self._noise: Noise | None = None
+        self._feeds: dict[str, Floats] | None = None
+
+    @property
+    def backends(self) -> dict[ComponentName, str]:
+        """The backend of each network, in the order of the road."""
+        return {name: self._chosen.found[name].backend for name in self._chosen.names}
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        left, right, top, bottom = self.ending.crop
+        return self.ending.size[0] - top - bottom, self.ending.size[1] - left - right
+
+    def report(self) -> dict[str, Any]:
+        """The plan as plain data: steps, guidance, backends, tiles and estimates of memory."""
+        if self.plan is None:
+            return asdict(self.ending) | {"backends": self.backends}
+        return describe(self.plan, self._chosen, self._pipeline.engines.manifest, self._media)
+
+    def steps(self, progress: Progress = silent) -> Generator[Step, None, None]:
+        """Makes the latents, step by step. Leaving the loop early frees the network and leaves nothing behind.
+
+        Args:
+            progress: is told how far each stage is.
+
+        Raises:
+            LtxError: a file cannot be used, or memory does not suffice.
+            ValueError: these are latents that were saved.
+        """
+        if self.plan is None:
+            raise ValueError("latents that were saved have no steps")
+        self._latents = self._feeds = None
+        road = self._road(progress)
+        given = {}
+        if road.options.initial_latents is not None:
+            given["pass1/initial"] = read_initial(road.options.initial_latents, self.plan.passes[0].grid, road.channels)
+        noise = noise_of(road.options, self.ending.seed, given)
+        for line in self._chosen.lines():
+            road.note(line)
+        self._use((yield from run_passes(road, self.plan, self._media, noise)), noise)
+
+    def _use(self, latents: Floats, noise: Noise) -> None:
+        """Latents to decode, and where the decoder's noise comes from."""
+        self._latents, self._noise = latents, noise
+
+    def latents(self, progress: Progress = silent) -> Floats:
+        """The normalized latents to decode, (1, C, F, H, W) float32; makes them if they are not made yet.
+
+        Raises:
+            LtxError: see steps.
+        """
+        if self._latents is None:
+            for _ in self.steps(progress):
+                pass
+        assert self._latents is not None
+        return self._latents
+
+    def frames(self, progress: Progress = silent) -> Generator[Frame, None, None]:
+        """Every frame, (height, width, 3) uint8 RGB, in order; makes the latents first if they are not made yet.
+
+        Raises:
+            LtxError: see steps; or the decoder makes numbers that are not finite.
+        """
+        latents = self.latents(progress)
+        road = self._road(progress)
+        if self._feeds is None:
+            assert self._noise is not None
+            self._feeds = decoder_feeds(road, latents, self.ending, self._noise)
+        yield from frames_of(road, self._feeds, self.ending)
+
+    def __iter__(self) -> Iterator[Frame]:
+        return self.frames()
+
+    def report_lines(self) -> list[str]:
+        """The plan for people."""
+        if self.plan is None:
+            ending = self.ending
+            return [f"decode: {ending.num_frames} frames at {ending.fps:g} fps, seed {ending.seed}"]
+        return list(lines_of(self.report()))
+
+    def check_output(self, path: Path | str, *, folder_exists: bool = True) -> Path:
+        """What `save` would write: the file, or for .png the folder of frames.
+
+        Args:
+            path: see save.
+            folder_exists: whether the folder of the file must be there already.
+
+        Raises:
+            LtxError: the format, the size or the frame rate does not fit, or there is no such folder.
+        """
+        return check_output(Path(path), *self.size, self.ending.fps, folder_exists=folder_exists)
+
+    def save(self, path: Path | str, progress: Progress = silent) -> Path:
+        """Makes the video and writes it to a file, which appears when it is whole.
+
+        Args:
+            path: .mp4, .webm, .gif, or NAME.png for a folder NAME of frames.
+            progress: is told how far each stage is.
+
+        Returns:
+            The file, or the folder of frames.
+
+        Raises:
+            LtxError: see steps; or the file cannot be written.
+        """
+        target = self.check_output(path)
+        # An output that fails closes the frames, which frees the decoder.
+        with open_writer(Path(path), self.ending.fps) as write, closing(self.frames(progress)) as frames:
+            for frame in frames:
+                write(frame)
+        return target
+
+    def _road(self, progress: Progress) -> Road:
+        pipe = self._pipeline
+        return Road(
+            pipe.engines,
+            pipe.version,
+            self._chosen.options,
+            self._chosen,
+            pipe._sessions,
+            progress,
+            pipe._note,
+            self.seconds,
+        )
+
+
+@dataclass(frozen=True)
+class Result:
+    """One of many videos.
+
+    Attributes:
+        index: number of the request, from 0.
+        video: with its latents made; None if it failed.
+        path: what was written; None if nothing was to be.
+        error: why it failed; None if it did not.
+    """
+
+    index: int
+    video: Video | None = None
+    path: Path | None = None
+    error: Exception | None = None

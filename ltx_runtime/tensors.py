@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from ltx_runtime.errors import LtxError, explaining
+from ltx_runtime.files import written_whole
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _WHOLE = ("I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL")
@@ -76,14 +77,10 @@ def check_place(path: Path) -> None:
     """
     if not path.name or path.is_dir():
         raise LtxError(f"cannot write {path}: it is a folder - give a file name")
-    temporary = _temporary(path)
+    temporary = path.with_name(f".{path.name}.partial")
     with explaining(f"write {path}"):
         temporary.touch()
         temporary.unlink()
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.partial")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None = None) -> None:
@@ -99,13 +96,8 @@ def write_tensors(path: Path, tensors: Mapping[str, NDArray[Any]], metadata: Map
     """
     arrays = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
     raw = save(arrays, dict(metadata) if metadata else None)
-    temporary = _temporary(path)
-    with explaining(f"write {path}"):
-        try:
-            temporary.write_bytes(raw)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with explaining(f"write {path}"), written_whole(path) as temporary:
+        temporary.write_bytes(raw)
 
 
 def _opened(path: Path) -> Any:

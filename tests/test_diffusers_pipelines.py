@@ -11,21 +11,20 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from deep_releases import engines_of, weights_of
 from diffusers import FlowMatchEulerDiscreteScheduler, LTXConditionPipeline, LTXPipeline
 from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
-from layouts import diffusers_models
-from oracles import distance
+from fakes.runs import generate
+from oracles.networks import distance
+from oracles.pipeline_cases import deep
 from PIL import Image
-from pipeline_cases import deep
 from safetensors.numpy import load_file, save_file
+from samples.deep_releases import engines_of, weights_of
+from samples.layouts import diffusers_models
 from test_pipelines import psnr_db, silent
 
-from ltx_runtime.conditioning import Condition
-from ltx_runtime.options import Options
-from ltx_runtime.pipeline import generate
-from ltx_runtime.plan import Request
-from ltx_runtime.versions import VERSIONS
+from ltx_runtime.planning.options import Options
+from ltx_runtime.planning.request import Condition, Request
+from ltx_runtime.spec.versions import VERSIONS
 
 LATENTS_LIMIT, PSNR_LIMIT_DB = 1e-4, 60
 SEED, FPS, STEPS, GUIDANCE = 11, 25, 12, 3.0

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from oracles import diffusers_dit
+from oracles.networks import diffusers_dit
 from torch.utils.flop_counter import FlopCounterMode
 
-from ltx_runtime.geometry import grid_of
-from ltx_runtime.versions import SIZE_2B, SIZE_13B, TransformerSize
+from ltx_runtime.spec.geometry import grid_of
+from ltx_runtime.spec.versions import SIZE_2B, SIZE_13B, TransformerSize
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 

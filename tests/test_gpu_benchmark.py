@@ -14,13 +14,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ltx_export import engine_files
-from ltx_runtime.components import check_feeds
+from ltx_export.engines import files as engine_files
 from ltx_runtime.errors import LtxError
-from ltx_runtime.geometry import Grid, grid_of
-from ltx_runtime.sessions import cuda
-from ltx_runtime.sessions.tensorrt_library import Gpu
-from ltx_runtime.versions import VERSIONS
+from ltx_runtime.sessions.cuda import gpu as cuda_gpu
+from ltx_runtime.sessions.cuda.gpu import Gpu
+from ltx_runtime.spec.components import check_feeds
+from ltx_runtime.spec.geometry import Grid, grid_of
+from ltx_runtime.spec.versions import VERSIONS
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -221,7 +221,7 @@ def test_a_failed_section_and_a_finding_stand_in_the_table(ran):
 
 def test_an_engine_is_built_for_exactly_the_sizes_unless_it_is_there(ran, work, monkeypatch):
     built = []
-    monkeypatch.setattr(cuda, "find_gpu", lambda: Gpu("NVIDIA Test", (8, 9), "13.0", 24 << 30))
+    monkeypatch.setattr(cuda_gpu, "find_gpu", lambda: Gpu("NVIDIA Test", (8, 9), "13.0", 24 << 30))
     monkeypatch.setattr(gpu_build, "load_library", lambda builder: SimpleNamespace(__version__="10.13"))
     monkeypatch.setattr(engine_files, "build_engine", lambda *given: built.append(given))
     folder = work / "engines" / "demo"

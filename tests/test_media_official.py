@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from ltx_runtime.conditioning import Item, condition
-from ltx_runtime.geometry import Grid, latents_of
-from ltx_runtime.media import load_media
-from ltx_runtime.resize import resize_bilinear
+from ltx_runtime.media.prepare import load_media
+from ltx_runtime.sampling.conditioning import Item, condition
+from ltx_runtime.spec.geometry import Grid, latents_of
+from ltx_runtime.vae.resize import resize_bilinear
 
 SIZES = [
     ((436, 640), (480, 704)),

@@ -9,16 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from deep_releases import engines_of
-from golden_files import golden
-from pipeline_cases import CASES, VIDEO_STRIDE, Case, deep, media
+from fakes.runs import generate
+from oracles.golden_files import golden
+from oracles.pipeline_cases import CASES, VIDEO_STRIDE, Case, deep, media
 from safetensors.numpy import load_file, save_file
+from samples.deep_releases import engines_of
 
-from ltx_runtime.conditioning import Condition
-from ltx_runtime.options import Options
-from ltx_runtime.pipeline import generate
-from ltx_runtime.plan import Request
-from ltx_runtime.versions import VERSIONS
+from ltx_runtime.planning.options import Options
+from ltx_runtime.planning.request import Condition, Request
+from ltx_runtime.spec.versions import VERSIONS
 
 # Another image noise scale, by 0.01, moves latents by 4e-5.
 LATENTS_LIMIT, PSNR_LIMIT_DB = 1e-5, 60

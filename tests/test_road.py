@@ -9,17 +9,17 @@ import av
 import numpy as np
 import pytest
 import torch
-from oracles import distance
+from oracles.networks import distance
+from oracles.sampling import decode, sample
+from oracles.torch_networks import networks_of
 from PIL import Image
-from sampling import decode, sample
-from tiny import Exported, export_tiny
-from torch_networks import networks_of
+from samples.tiny import Exported, export_tiny
 
-from ltx_runtime import cli
-from ltx_runtime.passes import STG_MODES, StgMode
+from ltx_runtime.cli import main as cli
+from ltx_runtime.spec.presets import STG_MODES, StgMode
+from ltx_runtime.spec.versions import VERSIONS
 from ltx_runtime.tensors import read_tensors
-from ltx_runtime.tokenizer import Tokenizer
-from ltx_runtime.versions import VERSIONS
+from ltx_runtime.text.tokenizer import Tokenizer
 
 # One release of each VAE generation with guidance, and one that is distilled and stochastic.
 RELEASES = ("0.9.0", "0.9.1", "0.9.5", "0.9.6-distilled")

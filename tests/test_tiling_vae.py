@@ -9,16 +9,16 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from oracles import filled, normal
-from tiny import tiny
-from weight_rule import weight
+from oracles.networks import filled, normal
+from oracles.weight_rule import weight
+from samples.tiny import tiny
 
-from ltx_export.architecture import header_config, vae_config
-from ltx_export.encoder_architecture import encoder_config
 from ltx_export.models.vae import VaeDecoder
 from ltx_export.models.vae_encoder import VaeEncoder
-from ltx_runtime.tiling import Tiling, decode_tiled, encode_tiled
-from ltx_runtime.versions import VaeSize
+from ltx_export.networks.header import header_config, vae_config
+from ltx_export.networks.vae_encoder import encoder_config
+from ltx_runtime.spec.versions import VaeSize
+from ltx_runtime.vae.tiling import Tiling, decode_tiled, encode_tiled
 
 CHANNELS = 8
 GENERATIONS = {"A": "0.9.0", "B": "0.9.1", "C": "0.9.5"}

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from ltx_runtime.noise import DiffusersNoise, TorchNoise
-from ltx_runtime.torch_random import TorchGenerator
+from ltx_runtime.noise.noise import DiffusersNoise, TorchNoise
+from ltx_runtime.noise.torch_random import TorchGenerator
 
 # Of a processor without AVX2 torch's own numbers are this far from its others: it rounds angles elsewhere.
 WITHIN = 1e-6 if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") else 4e-6

@@ -5,57 +5,31 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("ltx_runtime", "ltx_export", "tests")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 RUNTIME = sorted((ROOT / "ltx_runtime").rglob("*.py"))
 RUNTIME_TESTS = sorted((ROOT / "tests" / "runtime").rglob("*.py"))
-EVERY_FILE = pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-EVERY_RUNTIME_FILE = pytest.mark.parametrize("path", RUNTIME, ids=lambda path: str(path.relative_to(ROOT)))
+SOURCES = [path for path in FILES if path.relative_to(ROOT).parts[0] != "tests"]
 
-MAX_FILE_LINES = 300
+MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 45
+MAX_ROOM_FILES = 10  # and __init__.py
 NAMELESS = {"util", "utils", "common", "helper", "helpers", "manager", "misc", "base", "core"}
 
-LEAF = {"errors", "passes", "versions", "components"}
-# Module of ltx_runtime -> modules of ltx_runtime it may import. What is not listed may import nothing.
-ALLOWED = {
-    "__init__": set(),
-    "errors": set(),
-    "passes": set(),
-    "versions": {"errors", "passes"},
-    "components": {"passes", "versions", "errors"},
-    "buckets": LEAF | {"geometry"},
-    "geometry": LEAF,
-    "schedule": LEAF,
-    "guidance": LEAF,
-    "torch_random": set(),
-    "tensors": {"errors"},
-    "noise": LEAF | {"torch_random", "tensors"},
-    "tokenizer": LEAF,
-    "video": LEAF,
-    "tiling": LEAF,
-    "tile_sizes": LEAF | {"tiling"},
-    "resize": set(),
-    "pictures": LEAF,
-    "media": LEAF | {"pictures", "tensors"},
-    "conditioning": LEAF | {"geometry"},
-    "manifest": LEAF,
-    "latents": set(),
-    "embeddings": LEAF | {"tensors"},
-    "saved_latents": LEAF | {"geometry", "tensors"},
-    "options": LEAF | {"buckets", "media", "tensors", "tile_sizes", "tiling"},
-    "plan": LEAF | {"conditioning", "geometry", "guidance", "noise", "saved_latents", "schedule"},
-    "denoise": {"conditioning", "schedule"},
-    "arguments": set(),
-    "sidecar": {"buckets", "components", "manifest", "errors"},
-    "sessions": {"sessions", "buckets", "components", "manifest", "sidecar", "errors"},
+# Rooms import only rooms further up. Inside a room, files import downwards: without a circle.
+ROOMS = {
+    "ltx_runtime": (
+        *("errors", "files", "progress", "spec", "folder", "tensors", "sessions", "noise"),
+        *("media", "text", "vae", "sampling", "planning", "road", "pipeline", "doctor", "cli"),
+    ),
+    "ltx_export": (
+        *("recorded", "checkpoints", "sources", "models", "networks", "weights"),
+        *("graphs", "engines", "inspection", "random_weights", "build", "cli"),
+    ),
 }
-DOCTOR = ["doctor_machine", "doctor_folders", "doctor_advice", "doctor", "doctor_lines"]
-# What puts the others together: each may import all but those behind it.
-TOP = ["stages", "start", "chosen", "pipeline", "plan_lines", "asked", *DOCTOR]
+# In these rooms one file holds sessions for each direction; all others know arrays alone.
+WITH_SESSIONS = {"text/encode", "vae/encode", "vae/decode", "vae/upsample", "sampling/velocity"}
 NOT_FOR_THE_RUNTIME = {"torch", "ltx_export", "diffusers", "transformers", "onnx", "onnx_ir"}
 
 IMPORT_ALONE = """
@@ -67,7 +41,8 @@ class Wall(importlib.abc.MetaPathFinder):
             raise AssertionError("the runtime imported " + name)
 
 sys.meta_path.insert(0, Wall())
-importlib.import_module({module!r})
+for module in {modules!r}:
+    importlib.import_module(module)
 print(*sys.modules)
 """
 
@@ -78,9 +53,9 @@ def module_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def import_alone(module: str) -> subprocess.CompletedProcess[str]:
-    """Imports one module in a process where everything above the wall is blocked; prints what was loaded."""
-    code = IMPORT_ALONE.format(blocked=NOT_FOR_THE_RUNTIME, module=module)
+def import_alone(*modules: str) -> subprocess.CompletedProcess[str]:
+    """Imports modules in a process where everything above the wall is blocked; prints what was loaded."""
+    code = IMPORT_ALONE.format(blocked=NOT_FOR_THE_RUNTIME, modules=modules)
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
@@ -96,67 +71,98 @@ def imported(path: Path) -> set[str]:
     return names
 
 
-@EVERY_RUNTIME_FILE
-def test_every_module_of_the_runtime_can_be_imported_where_torch_and_the_exporter_are_not(path):
-    ended = import_alone(module_of(path))
+def test_every_module_of_the_runtime_can_be_imported_where_torch_and_the_exporter_are_not():
+    ended = import_alone(*map(module_of, RUNTIME))
     assert ended.returncode == 0, ended.stderr
 
 
+def libraries_of(*modules: str) -> set[str]:
+    """The libraries that importing these modules loads."""
+    return {name.partition(".")[0] for name in import_alone(*modules).stdout.split()}
+
+
 def test_importing_the_runtime_loads_no_library_at_all():
-    loaded = {name.partition(".")[0] for name in import_alone("ltx_runtime").stdout.split()}
-    assert "ltx_runtime" in loaded
     heavy = {"torch", "typer", "onnxruntime", "tensorrt", "tensorrt_rtx", "cuda", "av", "PIL", "numpy", "sentencepiece"}
-    assert loaded & heavy == set()
+    assert libraries_of("ltx_runtime") & {*heavy, "rich"} == set()
 
 
-def test_the_road_loads_no_backend_until_a_session_is_opened():
-    loaded = {name.partition(".")[0] for name in import_alone("ltx_runtime.pipeline").stdout.split()}
-    assert loaded & {"onnxruntime", "tensorrt", "tensorrt_rtx", "cuda", "av", "typer", "sentencepiece"} == set()
+def test_the_library_loads_no_backend_and_no_command_line_until_they_are_needed():
+    heavy = {"onnxruntime", "tensorrt", "tensorrt_rtx", "cuda", "av", "typer", "rich", "sentencepiece"}
+    assert libraries_of("ltx_runtime.pipeline") & heavy == set()
 
 
-@pytest.mark.parametrize("path", [*RUNTIME, *RUNTIME_TESTS], ids=lambda path: str(path.relative_to(ROOT)))
-def test_the_runtime_and_its_tests_import_nothing_from_above_the_wall_even_inside_functions(path):
-    assert {name.partition(".")[0] for name in imported(path)} & NOT_FOR_THE_RUNTIME == set()
+def test_the_runtime_and_its_tests_import_nothing_from_above_the_wall_even_inside_functions():
+    for path in (*RUNTIME, *RUNTIME_TESTS):
+        assert {name.partition(".")[0] for name in imported(path)} & NOT_FOR_THE_RUNTIME == set(), path
 
 
-@EVERY_RUNTIME_FILE
-def test_modules_import_downwards_only_and_leaves_never_each_other(path):
-    place = path.relative_to(ROOT / "ltx_runtime").parts[0].removesuffix(".py")
-    inside = {name.split(".")[1] for name in imported(path) if name.startswith("ltx_runtime.")}
-    modules = {other.relative_to(ROOT / "ltx_runtime").parts[0].removesuffix(".py") for other in RUNTIME}
-    if place == "cli":
-        return
-    above = TOP[TOP.index(place) :] if place in TOP else []
-    allowed = modules - {*above, "cli"} if above else ALLOWED[place]
-    assert inside & modules <= allowed
+def place_of(module: str) -> tuple[str, str]:
+    """Package and room of a dotted name: `ltx_runtime.spec.geometry` is in ("ltx_runtime", "spec")."""
+    package, _, rest = module.partition(".")
+    return package, rest.partition(".")[0]
 
 
-@EVERY_RUNTIME_FILE
-def test_a_module_of_the_runtime_says_what_it_is_for(path):
-    assert ast.get_docstring(ast.parse(path.read_text()))
+def test_rooms_import_only_rooms_further_up():
+    upwards = []
+    for path in SOURCES:
+        package, room = place_of(module_of(path))
+        for name in imported(path):
+            other_package, other = place_of(name)
+            order = ROOMS.get(other_package, ())
+            if not room or other_package != package or other == room or other not in order:
+                continue
+            if order.index(other) > order.index(room):
+                upwards.append(f"{module_of(path)} imports {name}")
+    assert upwards == []
 
 
-@EVERY_FILE
-def test_no_file_is_longer_than_a_reader_can_hold(path):
-    lines = path.read_text().count("\n")
-    assert lines <= MAX_FILE_LINES
-
-
-@EVERY_FILE
-def test_no_function_is_longer_than_a_screen(path):
-    functions = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.FunctionDef)]
-    lengths = {function.name: function.end_lineno - function.lineno + 1 for function in functions}
-    assert {name: lines for name, lines in lengths.items() if lines > MAX_FUNCTION_LINES} == {}
-
-
-@EVERY_FILE
-def test_a_file_is_named_for_what_it_is_about(path):
-    assert NAMELESS & set(path.stem.split("_")) == set()
-
-
-def test_every_module_of_the_runtime_has_its_tests():
-    modules = {
-        module_of(path).split(".")[1] for path in RUNTIME if path.parent.name != PACKAGES[0] or path.stem != "__init__"
+def test_every_file_is_in_a_room_that_is_listed():
+    found = {place_of(module_of(path)) for path in SOURCES}
+    assert {(package, room) for package, room in found if room} == {
+        (package, room) for package, rooms in ROOMS.items() for room in rooms
     }
-    tested = {path.stem.removeprefix("test_") for path in (ROOT / "tests" / "runtime").glob("test_*.py")}
-    assert modules - tested == set()
+
+
+def test_no_file_imports_itself_through_others():
+    modules = {module_of(path) for path in SOURCES}
+    arrows = {module_of(path): (imported(path) & modules) - {module_of(path)} for path in SOURCES}
+    while free := [module for module, needs in arrows.items() if not needs & arrows.keys()]:
+        for module in free:
+            del arrows[module]
+    # A package that hands on names of its own files is left over only with them.
+    assert arrows == {}
+
+
+def test_the_rooms_of_arrays_hold_sessions_in_these_files_alone():
+    holding = {
+        "/".join(path.relative_to(ROOT / "ltx_runtime").with_suffix("").parts)
+        for room in ("text", "vae", "sampling")
+        for path in (ROOT / "ltx_runtime" / room).glob("*.py")
+        if "ltx_runtime.sessions" in imported(path)
+    }
+    assert holding == WITH_SESSIONS
+
+
+def test_a_room_has_few_files_and_says_its_noun():
+    for folder in {path.parent for path in SOURCES}:
+        files = [path for path in folder.glob("*.py") if path.stem != "__init__"]
+        assert len(files) <= MAX_ROOM_FILES, folder
+        assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text())), folder
+
+
+def test_a_file_says_what_it_is_for_is_named_for_it_and_is_no_longer_than_a_reader_can_hold():
+    for path in FILES:
+        text = path.read_text()
+        assert NAMELESS & set(path.stem.split("_")) == set(), path
+        assert text.count("\n") <= MAX_FILE_LINES, path
+        assert ast.get_docstring(ast.parse(text)), path
+
+
+def test_no_function_is_longer_than_a_screen():
+    long = [
+        f"{path}: {node.name}"
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno + 1 > MAX_FUNCTION_LINES
+    ]
+    assert long == []

@@ -171,7 +171,7 @@ def _kept(modes: Tensor) -> Kept:
 
 
 class Transformer(nn.Module):
-    """Ports: see `ltx_runtime.components.transformer`."""
+    """Ports: see `ltx_runtime.spec.components.transformer`."""
 
     def __init__(self, config: DitConfig) -> None:
         super().__init__()

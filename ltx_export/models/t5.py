@@ -119,7 +119,7 @@ def position_buckets(length: int, device: torch.device) -> Tensor:
 
 
 class TextEncoder(nn.Module):
-    """Ports: see `ltx_runtime.components.text_encoder`. The residual stream is float32: it outgrows fp16."""
+    """Ports: see `ltx_runtime.spec.components.text_encoder`. The residual stream is float32: it outgrows fp16."""
 
     def __init__(self, config: T5Config) -> None:
         super().__init__()

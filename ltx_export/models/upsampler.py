@@ -104,7 +104,7 @@ def unfold_time(x: Tensor) -> Tensor:
 
 
 class LatentUpsampler(nn.Module):
-    """Ports: see `ltx_runtime.components.upsampler` and `temporal_upsampler`."""
+    """Ports: see `ltx_runtime.spec.components.upsampler` and `temporal_upsampler`."""
 
     mean: Tensor
     deviation: Tensor

@@ -131,7 +131,7 @@ class Unnormalization(ChannelStatistics):
 
 
 class VaeDecoder(nn.Module):
-    """Ports: see `ltx_runtime.components.vae_decoder`."""
+    """Ports: see `ltx_runtime.spec.components.vae_decoder`."""
 
     def __init__(self, config: VaeConfig) -> None:
         super().__init__()

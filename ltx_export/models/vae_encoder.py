@@ -95,7 +95,7 @@ class Normalization(ChannelStatistics):
 
 
 class VaeEncoder(nn.Module):
-    """Ports: see `ltx_runtime.components.vae_encoder`."""
+    """Ports: see `ltx_runtime.spec.components.vae_encoder`."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()

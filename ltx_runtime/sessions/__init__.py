@@ -11,11 +11,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ltx_runtime.buckets import Profile
-from ltx_runtime.components import Component, ComponentName, check_feeds
 from ltx_runtime.errors import LtxError
-from ltx_runtime.manifest import Engines, export_command
-from ltx_runtime.sidecar import Sidecar, WeightInput
+from ltx_runtime.folder.manifest import Engines, export_command
+from ltx_runtime.folder.profiles import Profile
+from ltx_runtime.folder.sidecar import Sidecar, WeightInput
+from ltx_runtime.spec.components import Component, ComponentName, check_feeds
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 AUTO = "auto"
@@ -41,6 +41,8 @@ class Found:
         sidecar: of an engine.
         gpu_bytes: all memory of the GPU that it runs on; None on a CPU.
         gpu_memory_bytes: what may be used of that; None for all that is free.
+        threads: of the CPU; None for as many as it has cores.
+        weights_bytes: size of the weights, with all that stands in the same files.
         reasons: why no backend before this one was taken, one clause each.
     """
 
@@ -54,13 +56,22 @@ class Found:
     reasons: tuple[str, ...] = ()
     gpu_bytes: int | None = None
     gpu_memory_bytes: int | None = None
+    threads: int | None = None
+    weights_bytes: int = 0
+
+    @property
+    def usable_gpu_bytes(self) -> int | None:
+        """What this component and all that is open beside it may take of the GPU; None on a CPU."""
+        if self.gpu_bytes is None:
+            return None
+        return min(int(_USABLE * self.gpu_bytes), self.gpu_memory_bytes or self.gpu_bytes)
 
     @property
     def activation_bytes(self) -> int | None:
         """What a GPU has left for activations beside an engine, as estimated; None on a CPU."""
-        if self.gpu_bytes is None:
+        usable = self.usable_gpu_bytes
+        if usable is None:
             return None
-        usable = min(int(_USABLE * self.gpu_bytes), self.gpu_memory_bytes or self.gpu_bytes)
         own = self.path.stat().st_size + sum(one.size_bytes for one in self._weight_inputs())
         return max(usable - own - _CONTEXT_BYTES, _SMALLEST_BYTES)
 
@@ -109,8 +120,8 @@ class Backend:
 
 # In the order in which they are tried.
 BACKENDS: dict[str, Backend] = {
-    "tensorrt": Backend("ltx_runtime.sessions.trt", "tensorrt"),
-    "tensorrt_rtx": Backend("ltx_runtime.sessions.trt", "tensorrt-rtx"),
+    "tensorrt": Backend("ltx_runtime.sessions.trt.session", "tensorrt"),
+    "tensorrt_rtx": Backend("ltx_runtime.sessions.trt.session", "tensorrt-rtx"),
     "cuda": Backend("ltx_runtime.sessions.onnxruntime_cuda", "gpu"),
     "cpu": Backend("ltx_runtime.sessions.onnxruntime_cpu", "cpu"),
 }
@@ -188,7 +199,11 @@ def graph_found(engines: Engines, name: ComponentName, backend: str, precisions:
     for precision in precisions:
         if precision in entry.graphs:
             path = engines.folder / entry.graphs[precision]
-            return Found(backend, entry.signature, path, engines.weights_folder(name), precision)
+            files = engines.manifest.files
+            size_bytes = sum(files[file].size_bytes for file in entry.weights if file in files)
+            return Found(
+                backend, entry.signature, path, engines.weights_folder(name), precision, weights_bytes=size_bytes
+            )
     raise LtxError(
         f"{engines.folder} has no {' or '.join(precisions)} graph of {name}, which backend {backend} needs - "
         f"{export_command(engines.manifest.version)}"

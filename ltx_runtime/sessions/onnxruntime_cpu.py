@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from ltx_runtime.components import UNEVEN, ComponentName
-from ltx_runtime.manifest import Engines
+from ltx_runtime.folder.manifest import Engines
 from ltx_runtime.sessions import Arrays, Found, graph_found
+from ltx_runtime.spec.components import UNEVEN, ComponentName
 
 _NO_MEMORY = re.compile("allocate memory|bad.?alloc")
 _FATAL = 4  # a run that is ended counts as an error
@@ -35,9 +35,10 @@ class CpuRunner:
     memory where each has a size of its own.
     """
 
-    def __init__(self, graph: Path, weights: Path, *, arena: bool = True) -> None:
+    def __init__(self, graph: Path, weights: Path, *, arena: bool = True, threads: int | None = None) -> None:
         options = onnxruntime.SessionOptions()
         options.enable_cpu_mem_arena = arena
+        options.intra_op_num_threads = threads or 0  # 0 for one a core
         options.log_severity_level = 3
         # Reuse would keep the floats of several layers' weights until the end, and makes no step faster.
         options.enable_mem_reuse = False
@@ -83,4 +84,4 @@ class CpuRunner:
 
 def load(found: Found) -> CpuRunner:
     """Opens the graph."""
-    return CpuRunner(found.path, found.weights, arena=found.component.name not in UNEVEN)
+    return CpuRunner(found.path, found.weights, arena=found.component.name not in UNEVEN, threads=found.threads)

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ltx_runtime.components import ComponentName
 from ltx_runtime.errors import LtxError
-from ltx_runtime.manifest import Engines
+from ltx_runtime.folder.manifest import Engines
 from ltx_runtime.sessions import Arrays, Found, UnsupportedError, graph_found
-from ltx_runtime.sessions.cuda import find_gpu
-from ltx_runtime.sessions.cuda_memory import GpuMemoryError
+from ltx_runtime.sessions.cuda.gpu import find_gpu
+from ltx_runtime.sessions.cuda.memory import GpuMemoryError
+from ltx_runtime.spec.components import ComponentName
 
 # Its convolutions in bf16 are said to be refused at opset 22 and later, and the VAE's range in fp16 is not known.
 _PRECISIONS, _CONVOLVING = ("bf16", "fp16", "fp32"), ("fp32", "bf16", "fp16")

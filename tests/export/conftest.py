@@ -4,9 +4,9 @@ from collections.abc import Callable
 from functools import cache
 
 import pytest
-from tiny import Exported, export_tiny
+from samples.tiny import Exported, export_tiny
 
-from ltx_export.precision import PRECISIONS
+from ltx_export.graphs.precision import PRECISIONS
 
 # One release of each VAE generation, with and without STG, at both remainders of the width modulo 6.
 EVERY_PRECISION = ("0.9.0", "0.9.1", "0.9.8-13b-distilled")

@@ -9,18 +9,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from oracles import RELATIVE_L2
+from oracles.networks import RELATIVE_L2
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny import Exported, export, tiny
+from samples.tiny import Exported, export, tiny
 
 from ltx_export.build import DEFAULT_PRECISIONS
 from ltx_export.random_weights import write_random_weights
-from ltx_export.sources import TEXT_ENCODER_FILE, TOKENIZER_FILE, Sources
+from ltx_export.sources.find import TEXT_ENCODER_FILE, TOKENIZER_FILE, Sources
 from ltx_runtime.errors import LtxError
-from ltx_runtime.manifest import MANIFEST, open_engines
-from ltx_runtime.passes import Schedule
-from ltx_runtime.versions import VERSIONS
+from ltx_runtime.folder.manifest import MANIFEST, open_engines
+from ltx_runtime.spec.presets import Schedule
+from ltx_runtime.spec.versions import VERSIONS
 
 EVERY_RELEASE = pytest.mark.parametrize("name", VERSIONS)
 CHECKPOINT_FILE = "checkpoint.safetensors"

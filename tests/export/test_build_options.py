@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny import Exported, export
+from samples.tiny import Exported, export
 
 from ltx_export.build import Options
-from ltx_export.header_fields import allowed_sigmas
-from ltx_runtime.components import OPTIONAL, transformer
+from ltx_export.networks.header_fields import allowed_sigmas
 from ltx_runtime.errors import LtxError
-from ltx_runtime.manifest import open_engines
-from ltx_runtime.passes import DISTILLED_SIGMAS
+from ltx_runtime.folder.manifest import open_engines
 from ltx_runtime.sessions import find, open_session
-from ltx_runtime.versions import VERSIONS
+from ltx_runtime.spec.components import OPTIONAL, transformer
+from ltx_runtime.spec.presets import DISTILLED_SIGMAS
+from ltx_runtime.spec.versions import VERSIONS
 
 DISTILLED, ONE_PASS = "0.9.8-13b-distilled", "0.9.6-distilled"
 FIELD = "allowed_inference_steps"

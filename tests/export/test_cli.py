@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ltx_export import build, cli, download
-from ltx_export.precision import PRECISIONS
-from ltx_export.sources import TEXT_ENCODER_FILE, TOKENIZER_FILE, Sources
-from ltx_runtime.components import COMPONENT_NAMES, OPTIONAL
-from ltx_runtime.manifest import MANIFEST, describe_files, read_manifest, write_manifest
-from ltx_runtime.versions import VERSIONS
+from ltx_export import build, cli
+from ltx_export.graphs.precision import PRECISIONS
+from ltx_export.sources import download
+from ltx_export.sources.find import TEXT_ENCODER_FILE, TOKENIZER_FILE, Sources
+from ltx_runtime.folder.manifest import MANIFEST, describe_files, read_manifest, write_manifest
+from ltx_runtime.spec.components import COMPONENT_NAMES, OPTIONAL
+from ltx_runtime.spec.versions import VERSIONS
 
 
 @pytest.fixture

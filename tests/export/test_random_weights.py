@@ -6,19 +6,19 @@ import math
 import numpy as np
 import pytest
 import torch
-from oracles import transformers_t5
+from oracles.networks import transformers_t5
 from safetensors import safe_open
 from safetensors.torch import load_file
-from tiny import sources_of, tiny
+from samples.tiny import sources_of, tiny
 
 from ltx_export import random_weights
-from ltx_export.architecture import header_config
-from ltx_export.checkpoint import open_safetensors
-from ltx_export.keys import parts_of
+from ltx_export.checkpoints.checkpoint import open_safetensors
+from ltx_export.checkpoints.keys import parts_of
+from ltx_export.networks.header import header_config
 from ltx_export.random_weights import random_weight, write_random_weights
-from ltx_export.sources import TEXT_ENCODER_FILE, TOKENIZER_FILE
-from ltx_runtime.tokenizer import END_ID, PAD_ID, Tokenizer
-from ltx_runtime.versions import NEGATIVE_PROMPT, VERSIONS
+from ltx_export.sources.find import TEXT_ENCODER_FILE, TOKENIZER_FILE
+from ltx_runtime.spec.versions import NEGATIVE_PROMPT, VERSIONS
+from ltx_runtime.text.tokenizer import END_ID, PAD_ID, Tokenizer
 
 EVERY_VERSION = pytest.mark.parametrize("name", VERSIONS)
 MAX_DEMO_BYTES = 8 << 20

@@ -11,7 +11,7 @@ Reproduce with
     golden-venv/bin/python tests/golden/make_golden.py
 
 A second run on the same machine writes the same bytes; another CPU may differ in the last bits. The models
-are tiny and their weights follow `tests/weight_rule.py`. Tensors are called `<case>/<name>`; the metadata
+are tiny and their weights follow `tests/oracles/weight_rule.py`. Tensors are called `<case>/<name>`; the metadata
 holds, under the name of each case, the JSON of its settings, with configs as in a checkpoint header.
 """
 

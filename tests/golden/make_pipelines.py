@@ -36,7 +36,7 @@ sys.path.insert(0, str(HERE.parent))
 import pipelines_official  # noqa: E402
 from diffusers.utils import logging  # noqa: E402
 from make_golden import Cases, write  # noqa: E402
-from pipeline_cases import CASES, VIDEO_STRIDE, Case, deep  # noqa: E402
+from oracles.pipeline_cases import CASES, VIDEO_STRIDE, Case, deep  # noqa: E402
 
 from ltx_export.random_weights import write_random_weights  # noqa: E402
 

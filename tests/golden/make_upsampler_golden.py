@@ -19,7 +19,7 @@ import make_golden  # noqa: E402
 import official  # noqa: E402, F401  (before anything from ltx_video)
 from ltx_video.models.autoencoders.latent_upsampler import LatentUpsampler  # noqa: E402
 from ltx_video.models.autoencoders.vae_encode import normalize_latents, un_normalize_latents  # noqa: E402
-from weight_rule import weight  # noqa: E402
+from oracles.weight_rule import weight  # noqa: E402
 
 CHANNELS = 8
 CONFIGS = {

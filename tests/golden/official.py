@@ -10,7 +10,7 @@ from types import ModuleType
 import diffusers.models.attention
 import diffusers.models.attention_processor
 import torch
-from weight_rule import weight
+from oracles.weight_rule import weight
 
 REMOVED_CLASSES = (
     "LoRAAttnAddedKVProcessor",

@@ -13,7 +13,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from pipeline_cases import Case
+from oracles.pipeline_cases import Case
 
 RANDN, RANDN_LIKE = torch.randn, torch.randn_like
 

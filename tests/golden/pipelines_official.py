@@ -16,12 +16,12 @@ from ltx_video.models.autoencoders.latent_upsampler import LatentUpsampler
 from ltx_video.models.transformers.symmetric_patchifier import SymmetricPatchifier
 from ltx_video.pipelines.pipeline_ltx_video import ConditioningItem, LTXMultiScalePipeline, LTXVideoPipeline
 from official_draws import Draws
-from pipeline_cases import IMAGE_COND_NOISE_SCALE, Case, Item, media
+from oracles.pipeline_cases import IMAGE_COND_NOISE_SCALE, Case, Item, media
 from safetensors.torch import load_file
 from transformers import BatchEncoding, T5Config, T5EncoderModel
 
-from ltx_export.sources import TEXT_ENCODER_FILE, TOKENIZER_FILE
-from ltx_runtime.versions import TextEncoderSize, Version
+from ltx_export.sources.find import TEXT_ENCODER_FILE, TOKENIZER_FILE
+from ltx_runtime.spec.versions import TextEncoderSize, Version
 
 # The inference presets, `configs/*.yaml` of the official repository; those of 0.9.7 are in its history.
 SHARED = {"decode_timestep": 0.05, "decode_noise_scale": 0.025, "stochastic_sampling": False}

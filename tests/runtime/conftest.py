@@ -8,12 +8,13 @@ from types import ModuleType
 
 import pytest
 import sentencepiece
-from cuda_stand_in import cudart_of
-from fake_stages import Diary, Stage, engines_of
-from gpu_machine import Machine
+from fakes.stages import Diary, Stage, engines_of
+from stand_ins.cuda import cudart_of
+from stand_ins.gpu_machine import Machine
 
-from ltx_runtime.manifest import describe_files, write_manifest
-from ltx_runtime.sessions import BACKENDS, Backend, cuda, graph_found
+from ltx_runtime.folder.manifest import describe_files, write_manifest
+from ltx_runtime.sessions import BACKENDS, Backend, graph_found
+from ltx_runtime.sessions.cuda import gpu
 
 SENTENCES = (
     "a cat walks on wet grass at dawn",
@@ -84,14 +85,14 @@ def machine(monkeypatch):
     """A made-up GPU in the place of this machine's."""
     made = Machine()
     cudart = cudart_of(made)
-    monkeypatch.setattr(cuda, "_cudart", lambda: cudart)
+    monkeypatch.setattr(gpu, "cuda_runtime", lambda: cudart)
     return made
 
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
     """Runs `ltx-run` in an empty folder; returns exit code, standard output and standard error."""
-    from ltx_runtime import cli
+    from ltx_runtime.cli import main as cli
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("LTX_ENGINES", raising=False)

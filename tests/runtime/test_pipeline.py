@@ -3,21 +3,20 @@
 from contextlib import contextmanager
 from dataclasses import replace
 
-import fake_stages
 import numpy as np
 import pytest
-from fake_runs import make
-from fake_stages import engines_of
+from fakes import stages as fake_stages
+from fakes.runs import generate, make
+from fakes.stages import engines_of
 
-from ltx_runtime.conditioning import Condition
 from ltx_runtime.errors import LtxError
-from ltx_runtime.options import Options
-from ltx_runtime.passes import Schedule
-from ltx_runtime.pipeline import generate
-from ltx_runtime.plan import Request, plan
+from ltx_runtime.planning.options import Options
+from ltx_runtime.planning.plan import plan
+from ltx_runtime.planning.request import Condition, Request
+from ltx_runtime.spec.presets import Schedule
+from ltx_runtime.spec.versions import VERSIONS
 from ltx_runtime.tensors import write_tensors
-from ltx_runtime.tokenizer import Tokenizer
-from ltx_runtime.versions import VERSIONS
+from ltx_runtime.text.tokenizer import Tokenizer
 
 EVERY_VERSION = pytest.mark.parametrize("version", VERSIONS.values(), ids=VERSIONS)
 TWO_PASSES = [version for version in VERSIONS.values() if len(version.passes) > 1]
@@ -220,7 +219,7 @@ def test_media_are_read_before_anything_is_opened(spiece, diary, tmp_path, image
 def test_a_sink_that_fails_closes_the_stage(spiece, diary, error):
     @contextmanager
     def progress(name, total):
-        yield lambda: None
+        yield lambda done: None
 
     def sink(frame):
         raise error

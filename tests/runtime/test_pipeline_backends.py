@@ -4,14 +4,13 @@ import sys
 from types import ModuleType
 
 import pytest
-from fake_runs import Made
-from fake_stages import engines_of
+from fakes.runs import Made, generate
+from fakes.stages import engines_of
 
-from ltx_runtime.options import Options
-from ltx_runtime.pipeline import generate
-from ltx_runtime.plan import Request
+from ltx_runtime.planning.options import Options
+from ltx_runtime.planning.request import Request
 from ltx_runtime.sessions import BACKENDS, Backend, UnsupportedError, graph_found
-from ltx_runtime.versions import VERSIONS
+from ltx_runtime.spec.versions import VERSIONS
 
 REQUEST = Request("a cat walks", "blurry", 64, 96, 17, 24.0, seed=7)
 

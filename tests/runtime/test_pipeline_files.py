@@ -3,21 +3,21 @@
 import json
 from dataclasses import replace
 
-import fake_stages
 import numpy as np
 import pytest
-from fake_runs import Made, make
-from fake_stages import CHANNELS, NOISE_MAPS, TEXT_CHANNELS, engines_of
+from fakes import stages as fake_stages
+from fakes.runs import Made, decode_saved, make
+from fakes.stages import CHANNELS, NOISE_MAPS, TEXT_CHANNELS, engines_of
 
-from ltx_runtime.conditioning import Condition
 from ltx_runtime.errors import LtxError
-from ltx_runtime.geometry import tokens_of
-from ltx_runtime.noise import RNGS, SeededNoise
-from ltx_runtime.options import Options
-from ltx_runtime.pipeline import decode_saved, saved_of
-from ltx_runtime.plan import Request, plan
+from ltx_runtime.noise.noise import RNGS, SeededNoise
+from ltx_runtime.pipeline import Pipeline
+from ltx_runtime.planning.options import Options
+from ltx_runtime.planning.plan import plan
+from ltx_runtime.planning.request import Condition, Request
+from ltx_runtime.spec.geometry import tokens_of
+from ltx_runtime.spec.versions import VERSIONS
 from ltx_runtime.tensors import read_metadata, read_tensors, write_tensors
-from ltx_runtime.versions import VERSIONS
 
 EVERY_VERSION = pytest.mark.parametrize("version", VERSIONS.values(), ids=VERSIONS)
 DEMO, SINGLE, MAPPED = VERSIONS["demo"], VERSIONS["0.9.5"], VERSIONS["0.9.1"]
@@ -192,7 +192,8 @@ def test_saved_latents_are_decoded_to_the_frames_of_the_run(version, change, spi
     same(later, made)
     assert diary.opened()[opened:] == ["vae_decoder"]
     assert later.units == {"decode": [len(made.frames)] * 2}
-    assert saved_of(engines, file)[1] == plan(request, version).ending
+    with Pipeline(engines, backend="fake") as pipe:
+        assert pipe.decode(file).ending == plan(request, version).ending
 
 
 @EVERY_VERSION
@@ -222,9 +223,8 @@ def test_latents_survive_what_fails_after_them(component, spiece, diary, file, m
 
 def test_latents_of_another_version_are_refused_with_its_name(spiece, diary, file):
     make(engines_of(DEMO, spiece), REQUEST, save_latents=file)
-    for read in (saved_of, again):
-        with pytest.raises(LtxError, match=r"is of demo, not 0.9.5 - add --version demo"):
-            read(engines_of(SINGLE, spiece), file)
+    with pytest.raises(LtxError, match=r"is of demo, not 0.9.5 - add --version demo"):
+        again(engines_of(SINGLE, spiece), file)
 
 
 def test_decoding_later_takes_and_keeps_noise_as_the_run_does(spiece, diary, file, tmp_path):

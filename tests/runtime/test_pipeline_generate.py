@@ -2,20 +2,20 @@
 
 from dataclasses import replace
 
-import fake_stages
 import numpy as np
 import pytest
-from fake_runs import make
-from fake_stages import CHANNELS, engines_of, posterior
+from fakes import stages as fake_stages
+from fakes.runs import make
+from fakes.stages import CHANNELS, engines_of, posterior
 
-from ltx_runtime.conditioning import Condition
 from ltx_runtime.errors import LtxError
-from ltx_runtime.geometry import latents_of
-from ltx_runtime.noise import SeededNoise
-from ltx_runtime.plan import Request, plan
-from ltx_runtime.resize import resize_bilinear
+from ltx_runtime.noise.noise import SeededNoise
+from ltx_runtime.planning.plan import plan
+from ltx_runtime.planning.request import Condition, Request
+from ltx_runtime.spec.geometry import latents_of
+from ltx_runtime.spec.versions import VERSIONS
 from ltx_runtime.tensors import read_tensors, write_tensors
-from ltx_runtime.versions import VERSIONS
+from ltx_runtime.vae.resize import resize_bilinear
 
 EVERY_VERSION = pytest.mark.parametrize("version", VERSIONS.values(), ids=VERSIONS)
 TWO_PASSES = [version for version in VERSIONS.values() if len(version.passes) > 1]

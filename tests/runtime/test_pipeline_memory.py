@@ -4,14 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from fake_runs import make
-from fake_stages import engines_of
+from fakes.runs import make
+from fakes.stages import engines_of
 
-from ltx_runtime.conditioning import Condition
 from ltx_runtime.errors import LtxError
-from ltx_runtime.plan import Request
+from ltx_runtime.planning.request import Condition, Request
+from ltx_runtime.spec.versions import VERSIONS
 from ltx_runtime.tensors import write_tensors
-from ltx_runtime.versions import VERSIONS
 
 DEMO, SINGLE, MAPPED = VERSIONS["demo"], VERSIONS["0.9.5"], VERSIONS["0.9.1"]
 REQUEST = Request("a cat walks", "blurry", 96, 160, 17, 24.0, seed=7)

@@ -1,0 +1,219 @@
+"""A GGUF file -> named tensors by offset, as `checkpoint.py` does for safetensors. Reads the header only.
+
+Block-quantized tensors keep their bits: their dtype is the type's name, and `blocks.py` takes them apart. Knows nothing
+of models: names are the file's own. The format is that of https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
+
+A header is not to be trusted: every count and length is held against the bytes that are left before it is used.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from ltx_export.checkpoints.blocks import BLOCK_TYPES
+from ltx_export.checkpoints.checkpoint import ITEM_BYTES, StoredTensor
+from ltx_runtime.errors import LtxError, explaining
+
+MAGIC = b"GGUF"
+# Every type the format knows, by number, so that those which are not read can be refused by name; "-" was withdrawn.
+_TYPES = (
+    "F32 F16 Q4_0 Q4_1 - - Q5_0 Q5_1 Q8_0 Q8_1 Q2_K Q3_K Q4_K Q5_K Q6_K Q8_K IQ2_XXS IQ2_XS IQ3_XXS IQ1_S IQ4_NL IQ3_S "
+    "IQ2_S IQ4_XS I8 I16 I32 I64 F64 IQ1_M BF16 - - - TQ1_0 TQ2_0 - - - MXFP4 NVFP4 Q1_0"
+)
+TYPE_NAMES = {number: name for number, name in enumerate(_TYPES.split()) if name != "-"}
+# Elements per block and bytes per block of every type that is read.
+SIZES = {name: (1, ITEM_BYTES[name]) for name in ("F32", "F16", "BF16")} | BLOCK_TYPES
+
+_VERSIONS = (2, 3)
+_DEFAULT_ALIGNMENT = 32
+_MAX_DIMENSIONS = 4
+_MAX_STRING_BYTES = (1 << 16) - 1  # of a key; tensor names are shorter still
+_MAX_HEADER_BYTES = 32 << 20  # tokenizers of 256,000 words take a third of it
+_MAX_DEPTH = 8
+
+_UINT32, _STRING, _ARRAY = 4, 8, 9
+_SCALAR_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+# The fewest bytes that one of them can take: an empty string is its length, an empty array its type and length.
+_LEAST_BYTES = _SCALAR_BYTES | {_STRING: 8, _ARRAY: 12}
+_LEAST_PAIR_BYTES = 8 + 4 + 1
+_LEAST_TENSOR_BYTES = 8 + 4 + 4 + 8
+# The metadata that is read, and the type it must have.
+_READ = {"general.architecture": _STRING, "general.alignment": _UINT32, "config": _STRING}
+
+
+@dataclass(frozen=True)
+class GgufFile:
+    """Tensors by name, shapes outermost first, and what the file says of itself.
+
+    Attributes:
+        architecture: empty if the file does not say it.
+        config: the JSON that some converters carry over from a safetensors header; that of nothing if they do not.
+    """
+
+    file: Path
+    architecture: str
+    config: str
+    tensors: dict[str, StoredTensor]
+
+
+class _Header:
+    """The header's bytes, front to back: what is not there is neither read nor skipped."""
+
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        self.path = path
+        self.size = os.fstat(file.fileno()).st_size
+        self.position = 0
+        self._file = file
+
+    def refusal(self, problem: str, advice: str = "download it again") -> LtxError:
+        return LtxError(f"{self.path} {problem} - {advice}")
+
+    def require(self, count: int) -> None:
+        """Refuses the file unless `count` more bytes are left."""
+        end = self.position + count
+        if end > self.size:
+            raise self.refusal(f"is truncated: {self.size} bytes of at least {end}")
+        if end > _MAX_HEADER_BYTES:
+            raise self.refusal(f"has a header of at least {end} bytes, over the limit of {_MAX_HEADER_BYTES}")
+
+    def take(self, count: int) -> bytes:
+        self.require(count)
+        taken = self._file.read(count)
+        self.position += count
+        if len(taken) != count:
+            raise self.refusal(f"ended while it was read, at {self.position - count + len(taken)} bytes")
+        return taken
+
+    def skip(self, count: int) -> None:
+        self.require(count)
+        self._file.seek(count, os.SEEK_CUR)
+        self.position += count
+
+    def integer(self, size: int) -> int:
+        """The next unsigned integer of 4 or 8 bytes."""
+        return int.from_bytes(self.take(size), "little")
+
+    def text(self, what: str) -> str:
+        """The next string, UTF-8 after its length; `what` names it in refusals."""
+        start, length = self.position, self.integer(8)
+        self.require(length)
+        if length > _MAX_STRING_BYTES:
+            raise self.refusal(f"has {what} of {length} bytes at byte {start}, over the limit of {_MAX_STRING_BYTES}")
+        try:
+            return self.take(length).decode()
+        except UnicodeDecodeError:
+            raise self.refusal(f"has {what} that is not UTF-8 at byte {start}") from None
+
+
+def open_gguf(path: Path) -> GgufFile:
+    """Reads the header of a GGUF file of version 2 or 3, little-endian.
+
+    Raises:
+        LtxError: the file is missing, no GGUF, truncated, of another version or byte order, holds tensors of a type
+            that is not in SIZES, or contradicts itself.
+    """
+    with explaining(f"read {path}"), path.open("rb") as file:
+        header = _Header(path, file)
+        _check_start(header)
+        tensor_count, pair_count = header.integer(8), header.integer(8)
+        header.require(tensor_count * _LEAST_TENSOR_BYTES + pair_count * _LEAST_PAIR_BYTES)
+        architecture, config, alignment = _read_metadata(header, pair_count)
+        tensors: dict[str, StoredTensor] = {}
+        for _ in range(tensor_count):
+            name, stored = _read_tensor(header, alignment)
+            if name in tensors:
+                raise header.refusal(f"has two tensors named {name!r}")
+            tensors[name] = stored
+    return GgufFile(path, architecture, config, _placed(header, tensors, alignment))
+
+
+def _check_start(header: _Header) -> None:
+    magic, version = header.take(4), header.take(4)
+    if magic != MAGIC:
+        raise header.refusal(f"is not a GGUF file: it starts with {magic!r}", "give a file that ends in .gguf")
+    if int.from_bytes(version, "big") in _VERSIONS:
+        raise header.refusal("is a big-endian GGUF file", "give a little-endian one")
+    number = int.from_bytes(version, "little")
+    if number not in _VERSIONS:
+        raise header.refusal(f"is of GGUF version {number}", "give a file of version 2 or 3")
+
+
+def _read_metadata(header: _Header, count: int) -> tuple[str, str, int]:
+    """Architecture, configuration and alignment; all other values are skipped."""
+    found: dict[str, str | int] = {}
+    for _ in range(count):
+        key, kind = header.text("a key"), header.integer(4)
+        # The format owns what is `general`; a `config` that is no text is another program's.
+        if key not in _READ or (key == "config" and kind != _STRING):
+            _skip_values(header, kind, 1, 0)
+            continue
+        if key in found:
+            raise header.refusal(f"gives {key} twice")
+        if kind != _READ[key]:
+            raise header.refusal(f"gives {key} as a value of type {kind} instead of {_READ[key]}")
+        found[key] = header.text(f"the value of {key}") if kind == _STRING else header.integer(4)
+    alignment = int(found.get("general.alignment", _DEFAULT_ALIGNMENT))
+    if alignment.bit_count() != 1:
+        raise header.refusal(f"has an alignment of {alignment}, which is no power of two")
+    return str(found.get("general.architecture", "")), str(found.get("config", "{}")), alignment
+
+
+def _skip_values(header: _Header, kind: int, count: int, depth: int) -> None:
+    """Skips `count` values of a type, or refuses before the first step if they cannot all be there."""
+    if kind not in _LEAST_BYTES:
+        raise header.refusal(f"has a value of the unknown type {kind} at byte {header.position}")
+    if depth > _MAX_DEPTH:
+        raise header.refusal(f"has arrays within arrays at byte {header.position}, deeper than {_MAX_DEPTH}")
+    header.require(count * _LEAST_BYTES[kind])
+    if kind in _SCALAR_BYTES:
+        header.skip(count * _SCALAR_BYTES[kind])
+        return
+    for _ in range(count):
+        if kind == _STRING:
+            header.skip(header.integer(8))
+        else:
+            inner, length = header.integer(4), header.integer(8)
+            _skip_values(header, inner, length, depth + 1)
+
+
+def _read_tensor(header: _Header, alignment: int) -> tuple[str, StoredTensor]:
+    """The next tensor's name and place; its offset counts from the start of the data, which is not known yet."""
+    name, dimensions = header.text("a tensor's name"), header.integer(4)
+    if dimensions > _MAX_DIMENSIONS:
+        raise header.refusal(f"has a tensor {name!r} of {dimensions} dimensions, more than {_MAX_DIMENSIONS}")
+    # Innermost first in the file.
+    shape = tuple(header.integer(8) for _ in range(dimensions))[::-1]
+    kind, offset = header.integer(4), header.integer(8)
+    dtype = TYPE_NAMES.get(kind, f"number {kind}")
+    if dtype not in SIZES:
+        advice = f"give a file whose tensors are {', '.join(SIZES)}"
+        raise header.refusal(f"has a tensor {name!r} of type {dtype}", advice)
+    elements, block_bytes = SIZES[dtype]
+    row = shape[-1] if shape else 1
+    if 0 in shape:
+        raise header.refusal(f"has a tensor {name!r} without elements, of shape {shape}")
+    if row % elements:
+        raise header.refusal(f"has a {dtype} tensor {name!r} with rows of {row}, not a multiple of {elements}")
+    if offset % alignment:
+        raise header.refusal(f"has a tensor {name!r} at offset {offset}, not a multiple of the alignment {alignment}")
+    return name, StoredTensor(header.path, offset, math.prod(shape) // elements * block_bytes, dtype, shape)
+
+
+def _placed(header: _Header, tensors: dict[str, StoredTensor], alignment: int) -> dict[str, StoredTensor]:
+    """The tensors at their offsets in the file: the data starts at the next multiple of the alignment."""
+    start = -(-header.position // alignment) * alignment
+    end, before = 0, ""
+    for name, tensor in sorted(tensors.items(), key=lambda item: item[1].offset):
+        if tensor.offset < end:
+            raise header.refusal(f"has tensors {before!r} and {name!r} in the same bytes")
+        end, before = tensor.offset + tensor.length, name
+    if tensors and start + end > header.size:
+        raise header.refusal(f"is truncated: {header.size} bytes of {start + end}")
+    return {
+        name: StoredTensor(header.path, start + tensor.offset, tensor.length, tensor.dtype, tensor.shape)
+        for name, tensor in tensors.items()
+    }

@@ -1,0 +1,225 @@
+"""Names in files -> our parameter names, strictly. Modules bear the official names; diffusers' and GGUF's are renamed.
+
+Knows nothing of models: the caller brings the names and shapes it expects. No torch. Sources: the conversion of the
+official files in diffusers, and llama.cpp's names of a T5 encoder.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal
+
+from ltx_export.checkpoints.checkpoint import Checkpoint, StoredTensor
+from ltx_runtime.errors import LtxError
+
+Part = Literal["transformer", "vae", "text_encoder", "upsampler"]
+Tensors = dict[str, StoredTensor]
+
+# In front of names where a file holds several networks, or says which it holds.
+_PREFIXES: tuple[tuple[str, Part], ...] = (
+    ("model.diffusion_model.", "transformer"),
+    ("diffusion_model.", "transformer"),
+    ("transformer.", "transformer"),
+    ("vae.", "vae"),
+)
+# What a file of one network is known by.
+_MARKS: tuple[tuple[re.Pattern[str], Part], ...] = (
+    (re.compile(r"(patchify_proj|proj_in)\.weight"), "transformer"),
+    (re.compile(r"encoder\.block\.0\.|enc\.blk\.0\."), "text_encoder"),
+    (re.compile(r"(decoder|encoder)\.conv_in\.conv\.weight"), "vae"),
+    (re.compile(r"initial_conv\.weight"), "upsampler"),
+)
+# In files, but in no network of ours: statistics nobody uses, a T5's decoder, a tokenizer some repacks carry along.
+_UNUSED: dict[Part, tuple[str, ...]] = {
+    "transformer": (),
+    "vae": ("per_channel_statistics.channel", "per_channel_statistics.mean-of-stds"),
+    "text_encoder": ("decoder.", "dec.", "lm_head.", "output.weight", "spiece_model"),
+    "upsampler": (),
+}
+
+DIFFUSERS_WORDS = {"proj_in": "patchify_proj", "time_embed": "adaln_single", "norm_q": "q_norm", "norm_k": "k_norm"}
+_VAE_WORDS = {
+    "resnets": "res_blocks",
+    "conv_shortcut.conv": "conv_shortcut",
+    "latents_mean": "per_channel_statistics.mean-of-means",
+    "latents_std": "per_channel_statistics.std-of-means",
+}
+_VAE_STARTS = {
+    "decoder.time_embedder.": "decoder.last_time_embedder.",
+    "decoder.scale_shift_table": "decoder.last_scale_shift_table",
+}
+# diffusers' places of what official files number in the order it is applied; by VAE generation.
+_ENCODER_PLACES = {
+    "AB": (
+        *("down_blocks.0", "down_blocks.0.downsamplers.0", "down_blocks.0.conv_out"),
+        *("down_blocks.1", "down_blocks.1.downsamplers.0", "down_blocks.1.conv_out"),
+        *("down_blocks.2", "down_blocks.2.downsamplers.0", "down_blocks.3", "mid_block"),
+    ),
+    "C": (
+        *("down_blocks.0", "down_blocks.0.downsamplers.0", "down_blocks.1", "down_blocks.1.downsamplers.0"),
+        *("down_blocks.2", "down_blocks.2.downsamplers.0", "down_blocks.3", "down_blocks.3.downsamplers.0"),
+        "mid_block",
+    ),
+}
+_DECODER_PLACES = {
+    "A": (
+        *("mid_block", "up_blocks.0", "up_blocks.1.upsamplers.0", "up_blocks.1", "up_blocks.2.conv_in"),
+        *("up_blocks.2.upsamplers.0", "up_blocks.2", "up_blocks.3.conv_in", "up_blocks.3.upsamplers.0", "up_blocks.3"),
+    ),
+    "BC": (
+        *("mid_block", "up_blocks.0.upsamplers.0", "up_blocks.0", "up_blocks.1.upsamplers.0", "up_blocks.1"),
+        *("up_blocks.2.upsamplers.0", "up_blocks.2"),
+    ),
+}
+_GGUF_T5 = {
+    "token_embd": "shared",
+    "enc.output_norm": "encoder.final_layer_norm",
+    "attn_norm": "layer.0.layer_norm",
+    "attn_rel_b": "layer.0.SelfAttention.relative_attention_bias",
+    **{f"attn_{name}": f"layer.0.SelfAttention.{name}" for name in "qkvo"},
+    "ffn_norm": "layer.1.layer_norm",
+    "ffn_gate": "layer.1.DenseReluDense.wi_0",
+    "ffn_up": "layer.1.DenseReluDense.wi_1",
+    "ffn_down": "layer.1.DenseReluDense.wo",
+}
+_GGUF_BLOCK = re.compile(r"enc\.blk\.(\d+)\.(\w+)")
+_EMBEDDING, _EMBEDDING_ALIAS = "shared.weight", "encoder.embed_tokens.weight"
+_SCALES = (".scale_weight", ".scale_input", "scaled_fp8")  # of a file whose values are not its own
+_SHOWN = 4
+
+
+def parts_of(checkpoint: Checkpoint) -> dict[Part, Tensors]:
+    """The networks a checkpoint holds: their tensors under our names.
+
+    Raises:
+        LtxError: it has tensors of no known network, or two for one name.
+    """
+    parts: dict[Part, Tensors] = {}
+    bare = _bare_part(checkpoint.tensors)
+    strangers: list[str] = []
+    for name, tensor in checkpoint.tensors.items():
+        prefix, part = next((row for row in _PREFIXES if name.startswith(row[0])), ("", bare))
+        if part is None:
+            strangers.append(name)
+        else:
+            parts.setdefault(part, {})[name.removeprefix(prefix)] = tensor
+    if strangers:
+        raise LtxError(f"{checkpoint.path} has {some(strangers)} of no known network - give an LTX-Video or T5 file")
+    return {part: _ours(checkpoint, part, tensors) for part, tensors in parts.items()}
+
+
+def part_of(checkpoint: Checkpoint, part: Part) -> Tensors:
+    """One network's tensors under our names.
+
+    Raises:
+        LtxError: the checkpoint does not hold it.
+    """
+    found = parts_of(checkpoint)
+    if part not in found:
+        held = ", ".join(found) or "nothing"
+        raise LtxError(f"{checkpoint.path} holds no {part} (it holds {held}) - give the file that does")
+    return found[part]
+
+
+def _bare_part(names: Iterable[str]) -> Part | None:
+    for name in names:
+        for mark, part in _MARKS:
+            if mark.match(name):
+                return part
+    return None
+
+
+def _ours(checkpoint: Checkpoint, part: Part, tensors: Tensors) -> Tensors:
+    rename = _renamer(part, tensors)
+    ours: Tensors = {}
+    for name, tensor in tensors.items():
+        if name.startswith(_UNUSED[part]):
+            continue
+        new = rename(name)
+        if new in ours and (new != _EMBEDDING or ours[new].shape != tensor.shape):
+            raise LtxError(f"{checkpoint.path} has two tensors for {new} - give a file in one layout")
+        ours.setdefault(new, tensor)
+    return ours
+
+
+def _renamer(part: Part, names: Iterable[str]) -> Callable[[str], str]:
+    if part == "transformer":
+        return lambda name: _replaced(name, DIFFUSERS_WORDS)
+    if part == "vae":
+        return _vae_renamer(set(names))
+    return _t5_name if part == "text_encoder" else lambda name: name
+
+
+def _replaced(name: str, words: Mapping[str, str]) -> str:
+    for theirs, ours in words.items():
+        name = re.sub(rf"(?<![^.]){re.escape(theirs)}(?![^.])", ours, name)
+    return name
+
+
+def _vae_renamer(names: set[str]) -> Callable[[str], str]:
+    """Official names stay; diffusers' are known by `resnets`, and their generation by what it alone has."""
+    if not any(".resnets." in name for name in names):
+        return lambda name: name
+    encoder = _ENCODER_PLACES["C" if "encoder.down_blocks.0.downsamplers.0.conv.conv.weight" in names else "AB"]
+    decoder = _DECODER_PLACES["BC" if "decoder.time_embedder.timestep_embedder.linear_1.weight" in names else "A"]
+    places = {f"encoder.{place}.": f"encoder.down_blocks.{i}." for i, place in enumerate(encoder)}
+    places |= {f"decoder.{place}.": f"decoder.up_blocks.{i}." for i, place in enumerate(decoder)}
+    longest_first = sorted(places, key=len, reverse=True)
+
+    def rename(name: str) -> str:
+        for theirs, ours in _VAE_STARTS.items():
+            if name.startswith(theirs):
+                return ours + name.removeprefix(theirs)
+        for place in longest_first:
+            if name.startswith(place):
+                name = places[place] + name.removeprefix(place)
+                break
+        return _replaced(name, _VAE_WORDS).replace(".norm3.", ".norm3.norm.")
+
+    return rename
+
+
+def _t5_name(name: str) -> str:
+    if name == _EMBEDDING_ALIAS:
+        return _EMBEDDING
+    block = _GGUF_BLOCK.match(name)
+    if block:
+        stem, rest = block[2], name[block.end() :]
+        return f"encoder.block.{block[1]}.{_GGUF_T5.get(stem, stem)}{rest}"
+    return _replaced(name, _GGUF_T5)
+
+
+def check_names(network: str, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, StoredTensor]) -> None:
+    """Checks that every expected tensor is there in its shape, and no other.
+
+    Raises:
+        LtxError: lists the first missing, unexpected or misshapen names.
+    """
+    file = next((str(tensor.file) for tensor in found.values()), "the file")
+    missing = [name for name in expected if name not in found]
+    if missing:
+        raise LtxError(f"{network} lacks {some(missing)} in {file} - is it the right version?")
+    extra = [name for name in found if name not in expected]
+    if any(name.endswith(_SCALES) for name in extra):
+        raise LtxError(f"{file} is scaled fp8 ({first(extra)}), which is not read - give plain fp8, fp16, bf16 or GGUF")
+    if extra:
+        raise LtxError(f"{network} has unexpected {some(extra)} in {file} - is it the right version?")
+    misshapen = [
+        f"{name} {list(found[name].shape)} instead of {list(shape)}"
+        for name, shape in expected.items()
+        if found[name].shape != shape
+    ]
+    if misshapen:
+        raise LtxError(f"{network} has misshapen {some(misshapen)} in {file} - is it the right version?")
+
+
+def some(names: Sequence[str]) -> str:
+    """How many tensors, and the first of them by name."""
+    return f"{len(names)} tensor{'s' if len(names) > 1 else ''} ({first(names)})"
+
+
+def first(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

@@ -1,0 +1,244 @@
+"""A LoRA file -> low-rank changes to the transformer's weights, under our names; merged one weight at a time.
+
+Stands beside the checkpoint: opening reads headers only, merging reads the two factors of the weight in hand.
+Trainers agree on the mathematics and differ in the names, so the names are most of this file. Knows nothing of
+graphs, of where weights are written, or of torch.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ltx_export.checkpoints.checkpoint import StoredTensor, open_safetensors
+from ltx_export.checkpoints.keys import DIFFUSERS_WORDS, first
+from ltx_export.checkpoints.lora_adapter import find_factors, open_adapter_config
+from ltx_export.checkpoints.values import float32_of
+from ltx_runtime.errors import LtxError
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+_NO_NUMBER = re.compile(r"[+-]?(nan|inf|infinity)", re.IGNORECASE)
+_SUFFIX = ".safetensors"
+
+# What trainers put before the path of a module: with its dots, and where the dots became underscores.
+_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "base_model.model.", "transformer.")
+_FLAT_PREFIXES = ("lora_unet_", "lora_transformer_", "lycoris_")
+
+# peft with or without the adapter's name, kohya and Comfy, diffusers, diffusers before peft.
+_KEY = re.compile(r"(.+?)(?:\.lora_([AB])(?:\.\w+)?\.weight|(?:\.lora_|\.lora\.|_lora\.)(down|up)\.weight|\.(alpha))")
+_PART = {"A": "down", "down": "down", "B": "up", "up": "up", "alpha": "alpha"}
+_OTHER_KINDS = {
+    "a LoRA of a text encoder": re.compile(r"(text_encoders?|te)\d?[._]|lora_(te|t5|clip)"),
+    "DoRA scales": re.compile(r".*(\.dora_scale$|lora_magnitude_vector)"),
+    "LoHa factors": re.compile(r".*\.hada_"),
+    "LoKr factors": re.compile(r".*\.lokr_"),
+    "LoRA biases": re.compile(r".*(lora_bias|lora_[AB](\.\w+)?\.bias$|lora[._](down|up)\.bias$)"),
+    "whole weight differences": re.compile(r".*\.(diff|diff_b|set_weight)$"),
+    "a LoRA of convolutions": re.compile(r".*lora_mid"),
+}
+
+_FACTOR_DTYPES = ("F32", "F16", "BF16")
+# What some trainers store alpha in, beside the dtypes of the factors.
+_DTYPES = {"F64": "<f8", "I64": "<i8", "I32": "<i4"}
+_BLOCK_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class LoraPair:
+    """The two factors of one weight's change: down (rank, in), up (out, rank). Without alpha, alpha is the rank."""
+
+    down: StoredTensor
+    up: StoredTensor
+    alpha: float | None
+
+    @property
+    def factor(self) -> float:
+        """alpha / rank, of section 4.1 of arXiv:2106.09685."""
+        return 1.0 if self.alpha is None else self.alpha / self.down.shape[0]
+
+
+@dataclass(frozen=True)
+class Lora:
+    """One file's changes by the name of the weight, to be applied `scale` times."""
+
+    file: Path
+    scale: float
+    pairs: dict[str, LoraPair]
+
+
+def parse_lora(text: str) -> tuple[Path, float]:
+    """FILE or FILE:SCALE -> the file, or folder saved by peft, and its scale, 1 where left out.
+
+    A colon belongs to the path unless a number follows it, so that `C:\\fox.safetensors` is a file.
+
+    Raises:
+        LtxError: no file is named, or its scale is no finite number.
+    """
+    head, colon, tail = text.rpartition(":")
+    is_number = bool(_NUMBER.fullmatch(tail))
+    # After a whole file name nothing but a scale makes sense: a typing error must not become part of the path.
+    meant = head.lower().endswith(_SUFFIX) and not tail.lower().endswith(_SUFFIX) and not {"/", "\\"} & set(tail)
+    if not colon or not (is_number or meant or _NO_NUMBER.fullmatch(tail)):
+        head, tail, is_number = text, "1", True
+    if not head.strip():
+        raise LtxError(f"a LoRA needs a file; got {text!r} - give FILE or FILE:SCALE")
+    return Path(head), _finite(float(tail) if is_number else math.nan, f"the scale of {head}", tail)
+
+
+def open_lora(path: Path, scale: float, expected: Mapping[str, tuple[int, ...]]) -> Lora:
+    """Finds the weight that every tensor of a LoRA file changes; reads headers and alphas only.
+
+    An alpha stored as a tensor wins over that of peft's configuration; where neither is known, alpha is the rank.
+
+    Args:
+        path: a safetensors file with the keys of peft, diffusers, Comfy or kohya, or a folder saved by peft.
+        scale: how much of the change to apply; negative takes it away.
+        expected: our names of the transformer's parameters, and their shapes.
+
+    Raises:
+        LtxError: the file is no plain LoRA of linear layers, was made for another transformer, or was saved by peft
+            and lacks its configuration.
+    """
+    _finite(scale, f"the scale of {path}", scale)
+    path = find_factors(path)
+    file = open_safetensors(path)
+    _check_keys(path, file.tensors)
+    layers = _parts_by_weight(path, file.tensors, expected)
+    config = open_adapter_config(file, has_alphas=all("alpha" in parts for parts in layers.values()))
+    pairs = {}
+    for name, parts in layers.items():
+        down, up = _factors(path, name, parts, expected[name])
+        stored = parts.get("alpha")
+        alpha = config.alpha(name, _modules(name), down.shape[0]) if stored is None else _scalar(path, name, stored)
+        pairs[name] = LoraPair(down, up, alpha)
+    return Lora(path, scale, pairs)
+
+
+def merge(weight: NDArray[np.float32], name: str, loras: Sequence[Lora]) -> None:
+    """weight += sum of scale * alpha / rank * up @ down, in place, in the order given; arXiv:2106.09685, section 4.1.
+
+    Args:
+        weight: (out, in) float32, contiguous or not; of a weight that no LoRA changes, any shape.
+        name: our name of the weight.
+        loras: opened for a transformer that has this weight in this shape.
+
+    Raises:
+        LtxError: a factor holds values that are not finite.
+    """
+    for lora in loras:
+        pair = lora.pairs.get(name)
+        factor = 0.0 if pair is None else lora.scale * pair.factor
+        if pair is None or factor == 0:  # adding zeros would still turn -0.0 into 0.0
+            continue
+        down, up = float32_of(pair.down), float32_of(pair.up)
+        if not (np.isfinite(down).all() and np.isfinite(up).all()):
+            raise LtxError(f"{lora.file} has values for {name} that are not finite - use another copy or training step")
+        up = up * np.float32(factor)
+        rows = max(1, _BLOCK_BYTES // (4 * weight.shape[1]))  # the product of a whole weight of 13B takes 256 MiB
+        for start in range(0, len(weight), rows):
+            weight[start : start + rows] += up[start : start + rows] @ down
+
+
+def _finite(value: float, what: str, given: object, advice: str = "give one such as 0.8") -> float:
+    if not math.isfinite(value):
+        raise LtxError(f"{what} must be a finite number; got {str(given)!r} - {advice}")
+    return value
+
+
+def _check_keys(path: Path, keys: Mapping[str, StoredTensor]) -> None:
+    for kind, pattern in _OTHER_KINDS.items():
+        found = [key for key in keys if pattern.match(_without_prefix(key))]
+        if found:
+            raise LtxError(f"{path} holds {kind} ({first(found)}) - give a plain LoRA of the transformer's layers")
+    strangers = [key for key in keys if not _KEY.fullmatch(key)]
+    if len(strangers) == len(keys):
+        raise LtxError(f"{path} holds no LoRA ({first(strangers) or 'no tensors'}) - give a file with LoRA keys")
+    if strangers:
+        raise LtxError(f"{path} has keys that belong to no LoRA ({first(strangers)}) - give a plain LoRA")
+
+
+def _without_prefix(key: str) -> str:
+    while prefix := next((prefix for prefix in _PREFIXES if key.startswith(prefix)), None):
+        key = key.removeprefix(prefix)
+    return key
+
+
+def _parts_by_weight(
+    path: Path, tensors: Mapping[str, StoredTensor], expected: Mapping[str, tuple[int, ...]]
+) -> dict[str, dict[str, StoredTensor]]:
+    """Our name of a weight -> its tensors by part: down, up, alpha."""
+    known = {spelling: name for name in expected for spelling in _spellings(name)}
+    parts: dict[str, dict[str, StoredTensor]] = {}
+    unknown: dict[str, None] = {}
+    for key, tensor in tensors.items():
+        match = _KEY.fullmatch(key)
+        assert match is not None  # _check_keys has seen them all
+        module, *part_names = match.groups()
+        part = _PART[next(filter(None, part_names))]
+        name = known.get(_without_prefix(module).replace(".processor.", "."))
+        if name is None:
+            unknown[module] = None
+        elif parts.setdefault(name, {}).setdefault(part, tensor) is not tensor:
+            raise LtxError(f"{path} has {part} of {name} twice, the second as {key} - give a file with one LoRA")
+    if unknown:
+        raise LtxError(f"the transformer lacks modules of {path} ({first([*unknown])}) - give a LoRA for this version")
+    fixed = [name for name in parts if len(expected[name]) != 2 or not name.endswith(".weight")]
+    if fixed:
+        raise LtxError(
+            f"{path} changes biases, norms or tables ({first(fixed)}) - give a LoRA of linear layers' weights"
+        )
+    return parts
+
+
+def _spellings(name: str) -> Iterator[str]:
+    """The module of a parameter as files may call it, prefixes apart."""
+    for module in _modules(name):
+        yield module
+        yield from (prefix + module.replace(".", "_") for prefix in ("", *_FLAT_PREFIXES))
+        if module.endswith(".to_out.0"):  # diffusers before peft wrote `to_out_lora`
+            yield module.removesuffix(".0")
+
+
+def _modules(name: str) -> tuple[str, str]:
+    """The module of a parameter in official and in diffusers' words."""
+    official = theirs = name.removesuffix(".weight")
+    for other, ours in DIFFUSERS_WORDS.items():
+        theirs = theirs.replace(ours, other)
+    return official, theirs
+
+
+def _factors(
+    path: Path, name: str, parts: Mapping[str, StoredTensor], shape: tuple[int, ...]
+) -> tuple[StoredTensor, StoredTensor]:
+    """Down (rank, in) and up (out, rank) of a weight of `shape` (out, in)."""
+    if not {"down", "up"} <= set(parts):
+        missing = " and ".join(part for part in ("down", "up") if part not in parts)
+        raise LtxError(f"{path} has {' and '.join(parts)} of {name} without {missing} - download it again")
+    down, up = parts["down"], parts["up"]
+    for tensor in (down, up):
+        if tensor.dtype not in _FACTOR_DTYPES:
+            raise LtxError(f"{path} stores {name} as {tensor.dtype} - give a LoRA in {', '.join(_FACTOR_DTYPES)}")
+        if len(tensor.shape) != 2:
+            raise LtxError(f"{path} has a convolution's LoRA for {name}: {list(tensor.shape)} - give one of matrices")
+    if down.shape[0] != up.shape[1] or not down.shape[0]:
+        ranks = f"{down.shape[0]} (down) and {up.shape[1]} (up)"
+        raise LtxError(f"{path} has ranks {ranks} for {name}, not one above zero - download it again")
+    if (up.shape[0], down.shape[1]) != shape:
+        sizes = f"{up.shape[0]} x {down.shape[1]} for {name} of {' x '.join(map(str, shape))}"
+        raise LtxError(f"{path} is {sizes}: it was made for another size of model - give a LoRA for this version")
+    return down, up
+
+
+def _scalar(path: Path, name: str, tensor: StoredTensor) -> float:
+    if tensor.shape not in ((), (1,)) or tensor.dtype not in (*_FACTOR_DTYPES, *_DTYPES):
+        shown = f"{tensor.dtype} {list(tensor.shape)}"
+        raise LtxError(f"{path} has an alpha for {name} that is no number: {shown} - download it again")
+    is_factor = tensor.dtype in _FACTOR_DTYPES
+    alpha = float((float32_of(tensor) if is_factor else tensor.mapped().view(_DTYPES[tensor.dtype])).item())
+    return _finite(alpha, f"alpha of {name} in {path}", alpha, "download it again")

@@ -1,0 +1,155 @@
+"""peft's configuration of a LoRA -> the alpha of every layer; whatever makes it more than a plain LoRA is refused.
+
+It travels with the factors: diffusers keeps it in the header of their file, peft itself in adapter_config.json in the
+same folder. Stands between the LoRA's file and its merging; knows nothing of how files name the layers.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from reprlib import repr as shown  # short, however long and deep a file's value is
+from typing import Any
+
+from ltx_export.checkpoints.checkpoint import Checkpoint
+from ltx_runtime.errors import LtxError, explaining
+
+FACTORS_FILE = "adapter_model.safetensors"
+CONFIG_FILE = "adapter_config.json"
+_HEADER_FIELD = "lora_adapter_metadata"
+_COMPONENT = "transformer."
+_PEFT_PREFIX = "base_model.model."
+_MAX_CONFIG_BYTES = 1 << 20
+_TOO_LARGE = 3.4e38  # for float32, which weights are merged in
+
+# Fields of peft's LoraConfig that change what is merged, and what each may say of a plain LoRA besides nothing.
+_PLAIN: dict[str, tuple[Any, ...]] = {
+    "peft_type": ("LORA",),
+    "bias": ("none",),
+    # The others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) take the first product of the factors out of the model's weights.
+    "init_lora_weights": (True, "gaussian", "eva", "orthogonal", "mica"),
+}
+_MORE: tuple[str, ...] = ("use_dora", "use_qalora", "use_bdlora", "arrow_config", "kasa_config", "monteclora_config")
+_MORE += ("fan_in_fan_out", "lora_bias", "layer_replication", "megatron_config", "alora_invocation_tokens")
+_MORE += ("modules_to_save", "target_parameters", "trainable_token_indices")
+_PLAIN |= dict.fromkeys(_MORE, ())
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """Fields of peft's LoraConfig for the transformer, and where they stand in the words of messages."""
+
+    place: str
+    fields: Mapping[str, Any]
+
+    def alpha(self, layer: str, modules: Sequence[str], rank: int) -> float | None:
+        """The number that divided by the rank is the layer's factor; None where the configuration says nothing.
+
+        Args:
+            layer: as messages call it.
+            modules: the names that the patterns may mean it by.
+            rank: of the layer's factors.
+
+        Raises:
+            LtxError: what is said of the layer is no number, or is said of another rank.
+        """
+        said = _number(self, "r", "rank_pattern", modules)
+        if said not in (None, rank):
+            what = f"{self.place} says rank {said:g} for {layer}, which has {rank}"
+            raise LtxError(f"{what} - give a LoRA and the configuration that it was saved with")
+        alpha = _number(self, "lora_alpha", "alpha_pattern", modules)
+        if alpha is None or not self.fields.get("use_rslora"):
+            return alpha
+        return alpha * math.sqrt(rank)  # rank-stabilised LoRA divides by the root of the rank (arXiv:2312.03732)
+
+
+def find_factors(path: Path) -> Path:
+    """The file of a folder that peft has saved; what is no folder is given back.
+
+    Raises:
+        LtxError: the folder holds no such file.
+    """
+    if not path.is_dir():
+        return path
+    if not (path / FACTORS_FILE).is_file():
+        raise LtxError(f"{path} is a folder without {FACTORS_FILE} - give a LoRA's file, or a folder saved by peft")
+    return path / FACTORS_FILE
+
+
+def open_adapter_config(file: Checkpoint, has_alphas: bool) -> AdapterConfig:
+    """peft's configuration of a LoRA, without fields where it comes with none and needs none.
+
+    Args:
+        file: of the factors; under the keys that peft itself writes, only its configuration knows their strength.
+        has_alphas: whether every layer stores its alpha beside its factors.
+
+    Raises:
+        LtxError: the configuration is missing, damaged, or not that of a plain LoRA.
+    """
+    config = _parsed(f"the {_HEADER_FIELD} of {file.path}", file.metadata.get(_HEADER_FIELD, "{}"))
+    is_known = has_alphas or config.fields.get("lora_alpha") is not None
+    if is_known or not any(key.startswith(_PEFT_PREFIX) for key in file.tensors):
+        return config
+    beside = file.path.with_name(CONFIG_FILE)
+    if not beside.is_file():
+        unknown = f"{file.path} has the keys of peft and no alpha, which leaves its strength unknown"
+        raise LtxError(f"{unknown} - put the {CONFIG_FILE} it was saved with beside it")
+    with explaining(f"read {beside}"), beside.open("rb") as stream:
+        raw = stream.read(_MAX_CONFIG_BYTES + 1)
+    if len(raw) > _MAX_CONFIG_BYTES:
+        raise _damaged(str(beside), f"it is larger than {_MAX_CONFIG_BYTES} bytes")
+    config = _parsed(str(beside), raw)
+    if config.fields.get("lora_alpha") is None:
+        raise _damaged(str(beside), "it has no lora_alpha")
+    return config
+
+
+def _parsed(place: str, raw: str | bytes) -> AdapterConfig:
+    """diffusers prefixes fields with the component in `LTXPipeline.save_lora_weights`, and does not in the
+    transformer's own `save_lora_adapter`.
+    """
+    try:
+        given = json.loads(raw)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise _damaged(place, str(error)) from None
+    if not isinstance(given, dict):
+        raise _damaged(place, f"it is {shown(given)}")
+    fields = {field.removeprefix(_COMPONENT): value for field, value in given.items()}
+    for field, plain in _PLAIN.items():
+        value = fields.get(field)
+        if value and value not in plain:
+            what = f"{place} sets {field} to {shown(value)}, which is more than a plain LoRA"
+            raise LtxError(f"{what} - convert it to one with peft, or give another")
+    if fields.get("use_rslora") not in (None, False, True):
+        raise _damaged(place, f"use_rslora is {shown(fields['use_rslora'])}")
+    return AdapterConfig(place, fields)
+
+
+def _number(config: AdapterConfig, field: str, pattern_field: str, modules: Sequence[str]) -> float | None:
+    """What is said of a layer: by the first pattern that means it, or of all layers."""
+    value = config.fields.get(field)
+    patterns = config.fields.get(pattern_field) or {}
+    if not isinstance(patterns, dict):
+        raise _damaged(config.place, f"{pattern_field} is {shown(patterns)}")
+    for pattern, number in patterns.items():
+        try:
+            # The rule of peft's `get_pattern_key`: the first pattern that matches whole last components.
+            is_meant = any(re.match(rf"(.*\.)?({pattern})$", module) for module in modules)
+        except (re.error, OverflowError, RecursionError) as error:
+            raise _damaged(config.place, f"{pattern_field} has {shown(pattern)}: {error}") from None
+        if is_meant:
+            field, value = f"{pattern_field} of {shown(pattern)}", number
+            break
+    if value is None:
+        return None
+    if type(value) not in (int, float) or not abs(value) < _TOO_LARGE:
+        raise _damaged(config.place, f"{field} is {shown(value)}, no number for a weight")
+    return float(value)
+
+
+def _damaged(place: str, why: str) -> LtxError:
+    return LtxError(f"{place} is damaged ({why}) - download it again")

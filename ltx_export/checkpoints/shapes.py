@@ -1,0 +1,176 @@
+"""Names and shapes of tensors -> what a header would say about them, for files that carry no configuration.
+
+Weights cannot tell how a width is split into heads, how latents are placed in time, or dev from distilled: that is
+the version's to say.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ltx_export.checkpoints.checkpoint import StoredTensor
+from ltx_runtime.errors import LtxError
+
+Tensors = Mapping[str, StoredTensor]
+_BLOCK = re.compile(r"transformer_blocks\.(\d+)\.scale_shift_table")
+_UPSAMPLER_BLOCK = re.compile(r"res_blocks\.\d+\.conv1\.weight")
+_UP_BLOCK = re.compile(r"decoder\.up_blocks\.(\d{1,3})\.(.+)")
+_DOWN_BLOCK = re.compile(r"encoder\.down_blocks\.(\d{1,3})\.(.+)")
+_RES_LAYER = re.compile(r"res_blocks\.(\d{1,3})\.")
+# Places that a folding block of twice the channels makes one of.
+_FOLDING = {2: "compress_time_res", 4: "compress_space_res", 8: "compress_all_res"}
+UNFOLDED = 8  # channels that one place of an upsampling block becomes
+_RATIOS = (1, 2)  # by which a release's blocks divide channels
+# Channels that one place of an upscaler becomes -> whether it doubles height and width, and the frame rate.
+RESAMPLED = {2: (False, True), 4: (True, False), 8: (True, True)}
+
+
+def transformer_part(tensors: Tensors, heads: int) -> dict[str, Any]:
+    """The sizes in a header's `transformer` part.
+
+    Args:
+        tensors: the transformer's, under official names.
+        heads: how many heads the width is split into.
+
+    Raises:
+        LtxError: a tensor that tells a size is missing.
+    """
+    width, channels = _shape(tensors, "patchify_proj.weight", 2)
+    return {
+        "num_layers": sum(_BLOCK.fullmatch(name) is not None for name in tensors),
+        "num_attention_heads": heads,
+        "attention_head_dim": width // heads,
+        "cross_attention_dim": width,
+        "in_channels": channels,
+        "out_channels": _shape(tensors, "proj_out.weight", 2)[0],
+        "caption_channels": _shape(tensors, "caption_projection.linear_1.weight", 2)[1],
+    }
+
+
+def vae_part(tensors: Tensors) -> dict[str, Any]:
+    """A header's `vae` part: blocks, the decoder's encoder-style as in headers, and all widths.
+
+    Raises:
+        LtxError: a tensor that tells a size is missing.
+    """
+    timestep = "decoder.last_scale_shift_table" in tensors
+    leaves = _leaves(tensors, _UP_BLOCK)
+    blocks = [_block(tensors, i, leaves[i], residual=timestep) for i in sorted(leaves)]
+    return {
+        "decoder_blocks": blocks[::-1],
+        "latent_channels": _shape(tensors, "decoder.conv_in.conv.weight", 5)[1],
+        "decoder_base_channels": _shape(tensors, "decoder.conv_out.conv.weight", 5)[1],
+        "timestep_conditioning": timestep,
+        **(_encoder_part(tensors) if has_encoder(tensors) else {}),
+    }
+
+
+def has_encoder(tensors: Tensors) -> bool:
+    """Whether a VAE has an encoder, or a part of one; some repacks drop it."""
+    return any(name.startswith("encoder.") for name in tensors)
+
+
+def _encoder_part(tensors: Tensors) -> dict[str, Any]:
+    leaves = _leaves(tensors, _DOWN_BLOCK)
+    return {
+        "encoder_blocks": [_encoder_block(tensors, i, leaves[i]) for i in sorted(leaves)],
+        "encoder_base_channels": _shape(tensors, "encoder.conv_in.conv.weight", 5)[0],
+    }
+
+
+def _leaves(tensors: Tensors, block: re.Pattern[str]) -> dict[int, set[str]]:
+    """What each block has, by its place."""
+    leaves: dict[int, set[str]] = {}
+    for name in tensors:
+        match = block.fullmatch(name)
+        if match:
+            leaves.setdefault(int(match[1]), set()).add(match[2])
+    return leaves
+
+
+def _encoder_block(tensors: Tensors, place: int, leaves: set[str]) -> list[Any]:
+    name = f"encoder.down_blocks.{place}"
+    layers = {match[1] for match in map(_RES_LAYER.match, leaves) if match}
+    if layers:
+        return ["res_x", {"num_layers": len(layers)}]
+    if any(leaf.startswith("conv1.") for leaf in leaves):
+        wider, channels, *_ = _shape(tensors, f"{name}.conv1.conv.weight", 5)
+        return ["res_x_y", {"multiplier": _whole(tensors, f"{name}.conv1.conv.weight", wider, channels)}]
+    if any(leaf.startswith("conv.conv.") for leaf in leaves):
+        kept, channels, *_ = _shape(tensors, f"{name}.conv.conv.weight", 5)
+        folded = _whole(tensors, f"{name}.conv.conv.weight", 2 * channels, kept)
+        if folded in _FOLDING:
+            return [_FOLDING[folded], {"multiplier": 2}]
+        raise _no_release(tensors, f"{name}.conv.conv.weight")
+    _shape(tensors, f"{name}.conv.weight", 5)
+    return ["compress_all", {}]
+
+
+def _whole(tensors: Tensors, name: str, dividend: int, divisor: int) -> int:
+    quotient, rest = divmod(dividend, divisor)
+    if rest:
+        raise _no_release(tensors, name)
+    return quotient
+
+
+def _no_release(tensors: Tensors, name: str) -> LtxError:
+    return LtxError(f"{name} is of shape {list(tensors[name].shape)}, as in no release - give a whole checkpoint")
+
+
+def upsampler_part(tensors: Tensors) -> dict[str, Any]:
+    """A latent upsampler's configuration, as its header has it.
+
+    Raises:
+        LtxError: a tensor that tells a size is missing, or the network scales nothing that is known.
+    """
+    first, upsampling = "initial_conv.weight", "upsampler.0.weight"
+    dims = _dims(tensors, first)
+    mid_channels, channels, *_ = _shape(tensors, first, 2 + dims)
+    unfolded, inner, *_ = _shape(tensors, upsampling, 2 + _dims(tensors, upsampling))
+    if unfolded % inner or unfolded // inner not in RESAMPLED:
+        raise LtxError(f"{upsampling} is of shape {[unfolded, inner]}, as in no release - give a whole upscaler")
+    space, time = RESAMPLED[unfolded // inner]
+    return {
+        "in_channels": channels,
+        "mid_channels": mid_channels,
+        "num_blocks_per_stage": sum(_UPSAMPLER_BLOCK.fullmatch(name) is not None for name in tensors),
+        "dims": dims,
+        "spatial_upsample": space,
+        "temporal_upsample": time,
+    }
+
+
+def _dims(tensors: Tensors, name: str) -> int:
+    """Of a convolution: 2 over one frame, else 3."""
+    return 2 if name in tensors and len(tensors[name].shape) == 4 else 3
+
+
+def _block(tensors: Tensors, place: int, leaves: set[str], *, residual: bool) -> list[Any]:
+    name = f"decoder.up_blocks.{place}"
+    if "conv.conv.weight" in leaves:
+        ratio = _ratio(tensors, f"{name}.conv.conv.weight", UNFOLDED)
+        return ["compress_all", {"residual": residual, "multiplier": ratio}]
+    if "conv1.conv.weight" in leaves:
+        return ["res_x_y", {"multiplier": _ratio(tensors, f"{name}.conv1.conv.weight")}]
+    layers = sum(leaf.endswith(".conv1.conv.weight") for leaf in leaves)
+    noise = any(leaf.endswith(".per_channel_scale1") for leaf in leaves)
+    return ["res_x", {"num_layers": layers, "inject_noise": noise}]
+
+
+def _ratio(tensors: Tensors, name: str, unfolded: int = 1) -> int:
+    """By how much a convolution narrows: each place becomes `unfolded` places."""
+    out_channels, channels, *_ = _shape(tensors, name, 5)
+    ratio, rest = divmod(channels * unfolded, out_channels)
+    if rest or ratio not in _RATIOS:
+        raise _no_release(tensors, name)
+    return ratio
+
+
+def _shape(tensors: Tensors, name: str, dimensions: int) -> tuple[int, ...]:
+    shape = tensors[name].shape if name in tensors else None
+    if shape is None or len(shape) != dimensions or 0 in shape:
+        given = "missing" if shape is None else f"of shape {list(shape)}"
+        raise LtxError(f"{name} is {given}, so the network's sizes are unknown - give a whole checkpoint")
+    return shape

@@ -1,0 +1,110 @@
+"""Stored bytes <-> float32, for every dtype a checkpoint may have. Numpy only, a few rows at a time."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ltx_export.checkpoints.blocks import BLOCK_FORMATS, BLOCK_TYPES, split_blocks
+from ltx_export.checkpoints.checkpoint import StoredTensor
+from ltx_runtime.errors import LtxError
+
+Floats = NDArray[np.float32]
+Bytes = NDArray[np.uint8]
+
+FLOAT_DTYPES = ("F32", "F16", "BF16")
+# Everything that weights may be stored in.
+READ_DTYPES = (*FLOAT_DTYPES, "F8_E4M3", *BLOCK_FORMATS)
+_HALF_MAX = 65504.0
+
+
+def _e4m3() -> Floats:
+    """The 256 values of float8_e4m3fn: 4 exponent bits of bias 7, 3 mantissa bits, no infinities."""
+    code = np.arange(128)
+    exponent, mantissa = code >> 3, code & 7
+    normal = (8 + mantissa) * 2.0 ** (exponent - 10.0)
+    values = np.where(exponent == 0, mantissa * 2.0**-9, normal)
+    values[127] = np.nan
+    return np.concatenate([values, -values]).astype(np.float32)
+
+
+_E4M3 = _e4m3()
+
+
+def rows_of(tensor: StoredTensor) -> int:
+    """What can be read apart: the size of the first axis; 1 of a scalar, and of a quantized vector."""
+    whole = not tensor.shape or (tensor.dtype in BLOCK_FORMATS and len(tensor.shape) == 1)
+    return 1 if whole else tensor.shape[0]
+
+
+def float32_of(tensor: StoredTensor, start: int = 0, stop: int | None = None) -> Floats:
+    """Rows `start` to `stop` of the first axis, see `rows_of`, as float32 in the tensor's shape; exact for every dtype.
+
+    Raises:
+        LtxError: the tensor is not stored as a float.
+    """
+    check_dtype(tensor)
+    rows = rows_of(tensor)
+    stop = rows if stop is None else stop
+    row_bytes = tensor.length // max(rows, 1)
+    raw = tensor.read(start * row_bytes, stop * row_bytes)
+    shape = tensor.shape if (start, stop) == (0, rows) else (stop - start, *tensor.shape[1:])
+    return _widened(raw, tensor.dtype, tensor.shape[-1] if tensor.shape else 1).reshape(shape)
+
+
+def check_dtype(tensor: StoredTensor) -> None:
+    """Raises LtxError if a tensor is stored as something that weights are not read from."""
+    if tensor.dtype not in READ_DTYPES:
+        known = ", ".join(dtype for dtype in READ_DTYPES if dtype not in BLOCK_FORMATS)
+        raise LtxError(f"{tensor.file} stores weights as {tensor.dtype}; use one in {known}, or a GGUF")
+
+
+def _widened(raw: Bytes, dtype: str, columns: int) -> Floats:
+    if dtype == "F32":
+        return raw.view("<f4")
+    if dtype == "F16":
+        return raw.view("<f2").astype(np.float32)
+    if dtype == "BF16":
+        return (raw.view("<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
+    if dtype == "F8_E4M3":
+        return np.take(_E4M3, raw)
+    return _joined(raw, dtype, columns)
+
+
+def _joined(raw: Bytes, dtype: str, columns: int) -> Floats:
+    """Codes, scales and minimums multiplied out: exactly, then rounded once."""
+    block = BLOCK_FORMATS[dtype]
+    parts = split_blocks(raw.reshape(len(raw) // max(1, block_bytes(dtype, columns)), -1), dtype)
+    codes = parts.codes.reshape(*parts.scales.shape, block.block)
+    if parts.minimums is None:
+        return (codes * parts.scales[..., None]).reshape(-1)
+    wide = (codes.astype(np.float64) + block.offset) * parts.scales[..., None]
+    return (wide + parts.minimums[..., None]).astype(np.float32).reshape(-1)
+
+
+def block_bytes(dtype: str, columns: int) -> int:
+    """Bytes of a row of so many columns."""
+    elements, size = BLOCK_TYPES[dtype]
+    return columns // elements * size
+
+
+def stored_as(values: Floats, dtype: str, name: str) -> Bytes:
+    """float32 values as the bytes of another float dtype, rounded to nearest even.
+
+    Raises:
+        LtxError: a value is beyond what fp16 can hold.
+    """
+    values = np.ascontiguousarray(values)
+    if dtype == "F32":
+        return values.reshape(-1).view(np.uint8)
+    if dtype == "F16":
+        with np.errstate(over="ignore", invalid="ignore"):
+            halves = values.astype("<f2")
+        if not np.array_equal(np.isinf(halves), np.isinf(values)):
+            raise LtxError(f"{name} has values beyond fp16's {_HALF_MAX:.0f} - store the weights as bf16")
+        return halves.reshape(-1).view(np.uint8)
+    assert dtype == "BF16"
+    bits = values.reshape(-1).view(np.uint32)
+    rounded = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+    rounded = np.where(np.isnan(values.reshape(-1)), bits | np.uint32(0x400000), rounded)
+    return (rounded >> np.uint32(16)).astype("<u2").view(np.uint8)

@@ -1,0 +1,1 @@
+"""A graph -> a TensorRT or TensorRT-RTX engine. Imports no torch."""

@@ -1,0 +1,66 @@
+"""Which library builds engines here, for which GPU, and whether what it builds can be run here too.
+
+Imports CUDA only to look for a GPU: engines are built without one where the library allows it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ltx_export.engines.arguments import AUTO
+from ltx_runtime.errors import LtxError
+from ltx_runtime.sessions.cuda.gpu import Gpu
+from ltx_runtime.sessions.trt.library import (
+    LIBRARIES,
+    RTX_CAPABILITIES,
+    load_library,
+    maker_of,
+    refuse_unserved,
+)
+
+
+def choose_builder(asked: str) -> tuple[str, Gpu | None, str]:
+    """A name of LIBRARIES, the GPU if there is one, and in brackets why it is this one.
+
+    TensorRT is chosen where it is installed and has a GPU to build for, else TensorRT-RTX.
+
+    Raises:
+        LtxError: what was asked for, or everything, is not installed or has no GPU to build for.
+    """
+    gpu, _ = _gpu()
+    if asked != AUTO:
+        maker_of(asked, load_library(asked), gpu)
+        return asked, gpu, ""
+    reasons = []
+    for builder in LIBRARIES:
+        try:
+            maker_of(builder, load_library(builder), gpu)
+        except LtxError as error:
+            reasons.append(str(error).partition(" - ")[0])
+            continue
+        return builder, gpu, f" ({'; '.join(reasons)})" if reasons else f" (for {gpu.name})" if gpu else ""
+    advice = LIBRARIES["tensorrt" if gpu and gpu.compute_capability not in RTX_CAPABILITIES else "tensorrt_rtx"]
+    raise LtxError(
+        f"there is no builder of engines here ({'; '.join(reasons)}) - run: pip install 'ltx-engines[{advice}]'"
+    )
+
+
+def _gpu() -> tuple[Gpu | None, str]:
+    """The GPU, or None and why there is none."""
+    from ltx_runtime.sessions.cuda.gpu import find_gpu  # noqa: PLC0415  (engines are built without CUDA too)
+
+    try:
+        return find_gpu(), ""
+    except LtxError as error:
+        return None, str(error)
+
+
+def reason_not_to_run(library: Any, builder: str, gpu: Gpu | None) -> str:
+    """Why engines cannot be run here; empty if they can."""
+    if gpu is None:
+        return _gpu()[1]
+    try:
+        refuse_unserved(library, builder, gpu)
+    except LtxError as error:
+        return str(error)
+    return ""

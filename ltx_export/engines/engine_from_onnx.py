@@ -1,0 +1,167 @@
+"""Graph + profiles -> engine, with TensorRT or TensorRT-RTX. Imports no torch: engines are built where they run.
+
+One code path for both libraries: what a library can do is asked of it. Precision is the graph's own. TensorRT-RTX
+parses and compiles without a GPU, and makes kernels on the first run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ltx_export.engines.graph import Prepared, prepare
+from ltx_export.engines.progress import Progress, in_thread, monitor_of
+from ltx_export.engines.timing import timings_kept
+from ltx_runtime.errors import LtxError, explaining
+from ltx_runtime.folder.profiles import Limits, Profile, profiles
+from ltx_runtime.folder.sidecar import Weights
+from ltx_runtime.sessions.trt.library import compiles_at_run_time, first_error, logger_of
+from ltx_runtime.spec.components import Component, Port, line_of
+
+_REFIT = ("STRIP_PLAN", "REFIT_IDENTICAL")  # plain REFIT gives up fusions
+_STREAMING = "WEIGHT_STREAMING"
+_PIECE_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How an engine is made.
+
+    Attributes:
+        precision: of the graph.
+        weights: see sidecar.Weights.
+        limits: of the sizes it serves; None for all.
+        weight_streaming: let the session keep weights in the machine's memory.
+        options: the command's for all of these, to be told again.
+    """
+
+    precision: str = "bf16"
+    weights: Weights = "embedded"
+    limits: Limits | None = None
+    weight_streaming: bool = False
+    options: str = ""
+
+    def profiles(self, component: Component) -> list[Profile]:
+        """The sizes its engine of a component serves."""
+        return profiles(component, self.limits)
+
+
+def refuse_impossible(library: Any, title: str, recipe: Recipe) -> None:
+    """Raises LtxError if the library cannot build engines this way, here or at all."""
+    flags = library.BuilderFlag
+    if recipe.weights == "refit":
+        if not all(hasattr(flags, flag) for flag in _REFIT):
+            raise LtxError(f"{title} {library.__version__} has no engines without weights - use --weights inputs")
+        if compiles_at_run_time(library):
+            raise LtxError(f"{title} leaves weights out of an engine only where a GPU is - use --weights inputs")
+    if recipe.weight_streaming:
+        if not hasattr(flags, _STREAMING):
+            raise LtxError(f"{title} {library.__version__} cannot stream weights - leave --weight-streaming out")
+        if recipe.weights == "inputs":
+            raise LtxError("weights that are inputs are not streamed - use --weights embedded with --weight-streaming")
+
+
+def engine_from_onnx(
+    library: Any,
+    graph: Path,
+    weights: Path,
+    component: Component,
+    engine: Path,
+    recipe: Recipe = Recipe(),
+    progress: Progress | None = None,
+) -> Prepared:
+    """Builds an engine into a file, in a thread so that Ctrl-C can end it; gives the graph it was built from.
+
+    Args:
+        library: see load_library.
+        graph: a file of the recipe's precision.
+        weights: the folder of the files it points into.
+        component: its ports.
+        engine: may be left half-written by a failure; the folder's timings are beside it, under the caller's lock.
+
+    Raises:
+        LtxError: the library refuses the graph; says why in its words.
+        KeyboardInterrupt: Ctrl-C, once the build has ended.
+    """
+    progress = progress or Progress()
+    prepared = prepare(graph, component, recipe.weights)
+    logger = logger_of(library)
+    logger.heard.clear()
+    builder = library.Builder(logger)
+    network = builder.create_network(_network_flags(library))
+    parser = library.OnnxParser(network, logger)
+    if not parser.parse(prepared.model, str(weights / graph.name)):
+        reasons = [" ".join(parser.get_error(i).desc().split()) for i in range(parser.num_errors)]
+        raise LtxError(f"{graph} is refused by {library.__name__}: {(reasons or ['no reason'])[0]} - export it again")
+    config = _configured(library, builder, component.inputs, recipe, recipe.profiles(component))
+    if hasattr(config, "progress_monitor"):
+        config.progress_monitor = monitor_of(library, progress)
+    with timings_kept(library, config, engine.parent), explaining(f"write {engine}"), engine.open("wb") as file:
+        built = in_thread(lambda: _build(library, builder, network, config, file), progress)
+    if not built:
+        raise LtxError(f"{graph} cannot be built by {library.__name__}: {first_error(library)} - see its release notes")
+    return prepared
+
+
+def _network_flags(library: Any) -> int:
+    """Later versions know no other networks, and may have no flag for it."""
+    flags = library.NetworkDefinitionCreationFlag
+    return 1 << int(flags.STRONGLY_TYPED) if hasattr(flags, "STRONGLY_TYPED") else 0
+
+
+def _configured(library: Any, builder: Any, ports: Sequence[Port], recipe: Recipe, served: Sequence[Profile]) -> Any:
+    config = builder.create_builder_config()
+    for profile in served:
+        config.add_optimization_profile(_profile(builder, ports, profile))
+    wanted = (*(_REFIT if recipe.weights == "refit" else ()), *((_STREAMING,) if recipe.weight_streaming else ()))
+    for flag in wanted:
+        config.set_flag(getattr(library.BuilderFlag, flag))
+    return config
+
+
+def _profile(builder: Any, ports: Sequence[Port], spans: Profile) -> Any:
+    profile = builder.create_optimization_profile()
+    for port in ports:
+        if all(isinstance(axis, int) for axis in port.axes):
+            continue
+        names = {line_of(axis).name for axis in port.axes if isinstance(axis, str)}
+        shapes = (port.shape({n: getattr(spans[n], end) for n in names}) for end in ("min", "best", "max"))
+        profile.set_shape(port.name, *shapes)
+    return profile
+
+
+def _build(library: Any, builder: Any, network: Any, config: Any, file: Any) -> bool:
+    if not hasattr(builder, "build_serialized_network_to_stream"):
+        whole = builder.build_serialized_network(network, config)
+        if whole is None:
+            return False
+        view = memoryview(whole).cast("B")
+        for begin in range(0, len(view), _PIECE_BYTES):
+            file.write(view[begin : begin + _PIECE_BYTES])
+        return True
+    writer = _writer(library, file)
+    built = builder.build_serialized_network_to_stream(network, config, writer)
+    if writer.failure is not None:  # the library takes an exception inside the writer for success
+        raise writer.failure
+    return bool(built)
+
+
+def _writer(library: Any, file: Any) -> Any:
+    class Writer(library.IStreamWriter):
+        """Hands the engine to a file in pieces, so that memory never holds all of it."""
+
+        def __init__(self) -> None:
+            library.IStreamWriter.__init__(self)
+            self.failure: BaseException | None = None
+
+        def write(self, data: bytes) -> int:
+            if self.failure is None:
+                try:
+                    return int(file.write(data))
+                except BaseException as error:
+                    self.failure = error
+            return 0
+
+    return Writer()

@@ -1,0 +1,1 @@
+"""A PyTorch module -> an ONNX graph whose initializers point into files."""

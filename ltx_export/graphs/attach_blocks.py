@@ -1,0 +1,185 @@
+"""Block-quantized weights in a graph: integers stay integers until the product that uses them.
+
+`DequantizeLinear` with a block size in front of `MatMul` is the standard form; runtimes fuse the two. What a format
+adds to every weight of a block is added, in float32, behind the product, from the sums of the input's blocks: that is
+exact, and costs one block-th of the product. Products in half precision would be rounded before, so there it is added
+to the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from ltx_export.checkpoints.blocks import BlockFormat
+from ltx_export.checkpoints.checkpoint import StoredTensor
+from ltx_export.weights.rewrite import BlockWeight
+
+FLOAT = ir.DataType.FLOAT
+# A tensor's place in a file beside the graph -> an initializer under a name, in a dtype and shape of ours.
+Point = Callable[[str, StoredTensor, ir.DataType, Sequence[int]], ir.Value]
+
+_CODES = {4: ir.DataType.INT4, 8: ir.DataType.INT8, 16: ir.DataType.FLOAT16}  # by their bits
+
+
+@dataclass(frozen=True)
+class _Integers:
+    """The initializers of one weight."""
+
+    codes: ir.Value
+    scales: ir.Value
+    added: tuple[tuple[ir.Value, float], ...]  # to every weight of a block: values and their factors
+    format: BlockFormat
+    shape: tuple[int, ...]
+
+
+@dataclass
+class _Nodes:
+    """New nodes, named after the place in the graph they belong to."""
+
+    graph: ir.Graph
+    prefix: str
+    made: list[ir.Node] = field(default_factory=list)
+
+    def add(self, op_type: str, inputs: Sequence[ir.Value], dtype: ir.DataType = FLOAT, **attributes: int) -> ir.Value:
+        number = len(self.made)
+        given = [ir.AttrInt64(key, value) for key, value in attributes.items()]
+        node = ir.Node("", op_type, inputs, given, name=f"{self.prefix}/{op_type}_{number}")
+        node.outputs[0].name, node.outputs[0].dtype = f"{self.prefix}.{number}", dtype
+        self.made.append(node)
+        return node.outputs[0]
+
+    def cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+        """The value itself if it is of that dtype."""
+        return value if value.dtype == dtype else self.add("Cast", [value], dtype, to=dtype)
+
+    def constant(self, values: int | float | Sequence[int]) -> ir.Value:
+        """An initializer shared by all who need these values."""
+        array = np.array(values, np.float32 if isinstance(values, float) else np.int64)
+        name = "blocks." + "_".join(str(value) for value in array.reshape(-1).tolist())
+        if name not in self.graph.initializers:
+            tensor = ir.tensor(array, name=name)
+            self.graph.initializers[name] = ir.Value(
+                name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+            )
+        return self.graph.initializers[name]
+
+
+def attach_blocks(graph: ir.Graph, weight: ir.Value, blocks: BlockWeight, point: Point) -> None:
+    """Replaces a weight (N, K) of a graph by its codes, scales and minimums.
+
+    Args:
+        graph: has the weight as initializer, consumed by transpositions in front of products, or by lookups.
+        weight: float of the graph's own precision.
+        blocks: where the integers lie.
+        point: makes initializers.
+
+    Raises:
+        ValueError: something else consumes the weight.
+    """
+    name, wanted = weight.name, weight.dtype
+    assert name is not None and wanted is not None
+    consumers = [use.node for use in weight.uses()]
+    del graph.initializers[name]
+    integers = _point_to(name, blocks, point)
+    for node in consumers:
+        if node.op_type == "Transpose" and not blocks.is_table:
+            _dequantize(graph, node, integers, wanted)
+        elif node.op_type == "Gather" and blocks.is_table:
+            _look_up(graph, node, integers, wanted)
+        else:
+            raise ValueError(f"{name} is quantized, but {node.name} is no product or lookup")
+
+
+def _point_to(name: str, blocks: BlockWeight, point: Point) -> _Integers:
+    shape = blocks.shape if blocks.is_table else blocks.shape[::-1]
+    codes = point(name, blocks.codes, _CODES[blocks.format.bits], shape)
+    scales = point(f"{name}.scales", blocks.scales, FLOAT, blocks.scales.shape)
+    added = []
+    if blocks.format.offset:
+        # The same bytes under a second name: ONNX Runtime fuses no scales that something else takes too.
+        again = point(f"{name}.offsets", blocks.scales, FLOAT, blocks.scales.shape)
+        added.append((again, float(blocks.format.offset)))
+    if blocks.minimums is not None:
+        added.append((point(f"{name}.minimums", blocks.minimums, FLOAT, blocks.minimums.shape), 1.0))
+    return _Integers(codes, scales, tuple(added), blocks.format, blocks.shape)
+
+
+def _dequantize(graph: ir.Graph, turned: ir.Node, weight: _Integers, wanted: ir.DataType) -> None:
+    """The matrix (K, N) for every product that took the transposed weight.
+
+    First in the node list, as casts of stored weights are, so that a runtime frees the floats after the product.
+    """
+    new = _Nodes(graph, f"{weight.codes.name}.float")
+    matrix = new.add("DequantizeLinear", [weight.codes, weight.scales], axis=0, block_size=weight.format.block)
+    if wanted != FLOAT:
+        matrix = new.cast(_completed(new, matrix, weight), wanted)
+    graph.insert_before(graph[0], new.made)
+    for use in list(turned.outputs[0].uses()):
+        use.node.replace_input_with(use.idx, matrix)
+        if wanted == FLOAT and weight.added:
+            _add_behind(graph, use.node, weight)
+    graph.remove(turned, safe=True)
+
+
+def _completed(new: _Nodes, matrix: ir.Value, weight: _Integers) -> ir.Value:
+    """The matrix (K, N) with all that is added to its blocks, which a compiler can add up beforehand."""
+    if not weight.added:
+        return matrix
+    columns = weight.shape[0]
+    scaled = [
+        values if factor == 1 else new.add("Mul", [values, new.constant(factor)]) for values, factor in weight.added
+    ]
+    total = scaled[0]
+    for values in scaled[1:]:
+        total = new.add("Add", [total, values])
+    blocks = new.add("Reshape", [matrix, new.constant([-1, weight.format.block, columns])])
+    sums = new.add("Add", [blocks, new.add("Unsqueeze", [total, new.constant([1])])])
+    return new.add("Reshape", [sums, new.constant([-1, columns])])
+
+
+def _add_behind(graph: ir.Graph, product: ir.Node, weight: _Integers) -> None:
+    """product + factor * (block sums of x) @ values, one after the other, because each is exact."""
+    x, total = product.inputs[0], product.outputs[0]
+    assert x is not None
+    consumers = list(total.uses())
+    new = _Nodes(graph, f"{product.name}/behind")
+    in_blocks = new.add("Reshape", [x, new.constant([0, 0, -1, weight.format.block])])
+    sums = new.add("ReduceSum", [in_blocks, new.constant([-1])], keepdims=0)
+    for values, factor in weight.added:
+        scaled = sums if factor == 1 else new.add("Mul", [sums, new.constant(factor)])
+        total = new.add("Add", [total, new.add("MatMul", [scaled, values])])
+    hand_over(consumers, total)
+    graph.insert_after(product, new.made)
+
+
+def _look_up(graph: ir.Graph, lookup: ir.Node, weight: _Integers, wanted: ir.DataType) -> None:
+    """Rows of codes, scales and minimums are looked up and multiplied out: (B, T, K / block, block) -> (B, T, K)."""
+    ids, rows = lookup.inputs[1], lookup.outputs[0]
+    assert ids is not None
+    consumers = list(rows.uses())
+    new = _Nodes(graph, f"{lookup.name}/rows")
+    block, columns = weight.format.block, weight.shape[1]
+
+    def per_block(table: ir.Value) -> ir.Value:
+        return new.add("Unsqueeze", [new.add("Gather", [table, ids]), new.constant([-1])])
+
+    assert weight.codes.dtype is not None
+    codes = new.cast(new.add("Gather", [weight.codes, ids], weight.codes.dtype), FLOAT)
+    values = new.add("Reshape", [codes, new.constant([0, 0, columns // block, block])])
+    values = new.add("Mul", [values, per_block(weight.scales)])
+    for table, _ in weight.added:  # a table's codes have no offset
+        values = new.add("Add", [values, per_block(table)])
+    hand_over(consumers, new.cast(new.add("Reshape", [values, new.constant([0, 0, columns])]), wanted))
+    graph.insert_after(lookup, new.made)
+    graph.remove(lookup, safe=True)
+
+
+def hand_over(consumers: Sequence[Any], value: ir.Value) -> None:
+    """Gives uses of another value this one instead."""
+    for use in consumers:
+        use.node.replace_input_with(use.idx, value)

@@ -1,0 +1,82 @@
+"""An inspection -> lines for people: what it is, which version, what is in it, what is missing, what it will take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ltx_export.inspection.facts import File, Inspection
+from ltx_runtime.files import amount
+
+_SHOWN = 12
+
+
+def lines_of(inspection: Inspection) -> list[str]:
+    """The facts of an inspection; what is empty is left out, and long lists are cut."""
+    return ["".join(letter if letter.isprintable() else "?" for letter in line) for line in _lines(inspection)]
+
+
+def _lines(found: Inspection) -> Iterator[str]:
+    yield f"{found.path}: {found.kind}"
+    if found.versions:
+        yield f"version: {_listed(found.versions)}"
+    yield from (f"  {reason}" for reason in found.reasons)
+    for file in found.files:
+        yield from _file_lines(file)
+    yield from _engine_lines(found.engines)
+    yield from (f"missing: {one}" for one in found.missing)
+    memory = found.memory
+    if memory:
+        yield (
+            f"memory: CPU {amount(memory['cpu_mapped_bytes'])} mapped and "
+            f"{amount(memory['cpu_private_bytes'])} private, GPU {amount(memory['gpu_bytes'])}"
+        )
+        yield f"  {memory['how']}"
+
+
+def _file_lines(file: File) -> Iterator[str]:
+    if file.problem:
+        yield f"{file.path}: {file.kind}: {file.problem}"
+        return
+    yield f"{file.path}: {file.kind}, {amount(file.size_bytes)}"
+    if file.variants:
+        yield f"  variants: {_listed([variant or 'plain' for variant in file.variants])}"
+    if file.header:
+        yield f"  header: {_facts(file.header)}"
+    for network in file.networks:
+        stored = network.get("quantization") or _facts(network["dtypes"])
+        yield (
+            f"  {network['name']}: {network['tensors']} tensors, {network['parameters'] / 1e9:.3f} billion parameters, "
+            f"{amount(network['size_bytes'])} ({stored})"
+        )
+        if not file.header and network["sizes"]:
+            yield f"    {_facts(network['sizes'])}"
+    if file.lora:
+        yield f"  LoRA: {_facts(file.lora)}"
+    if file.unknown_names:
+        yield f"  belongs to nothing: {_listed(file.unknown_names)}"
+
+
+def _engine_lines(engines: Mapping[str, Any]) -> Iterator[str]:
+    if not engines:
+        return
+    for name, precisions in engines["precisions"].items():
+        yield f"  {name}: {', '.join(precisions)} over {_listed(engines['weights'][name])}"
+    yield f"  in all {amount(sum(engines['size_bytes'].values()))}"
+    for name, folder in engines["linked"].items():
+        yield f"  {name} is not in the folder but in {folder}"
+    if engines["loras"]:
+        yield f"  merged: {_listed(engines['loras'])}"
+
+
+def _facts(facts: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{name.replace('_', ' ')} {_listed(value) if isinstance(value, list | tuple) else value}"
+        for name, value in facts.items()
+        if value not in ("", None, [], {})
+    )
+
+
+def _listed(names: Sequence[Any]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(str(name) for name in names[:_SHOWN]) + more

@@ -1,0 +1,79 @@
+"""What an export lacks beside inspected files, and what memory the networks in them will take. No torch.
+
+Asks the export's own search, so that what is missed here is what it would not find.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ltx_export.inspection.facts import KINDS, File
+from ltx_export.sources.find import find_sources
+from ltx_export.sources.upscalers import find_upscaler
+from ltx_runtime.errors import LtxError
+from ltx_runtime.spec.versions import VERSIONS
+
+_NEEDED = ("transformer", "vae", "text_encoder")
+
+
+def missing_for(path: Path, files: Sequence[File], versions: Sequence[str]) -> list[str]:
+    """What an export of the releases that the files may be would lack, each with how to get it.
+
+    Args:
+        path: what was inspected.
+        files: what is known of it.
+        versions: the releases it may be.
+    """
+    held = {one["name"]: Path(file.path) for file in files for one in file.networks}
+    if "transformer" not in held:
+        return [f"a {KINDS[part]}" for part in _NEEDED if part not in held and held.keys() - {"upsampler"}]
+    main = held["transformer"]
+    weights, root = (path, path) if (path / "transformer").is_dir() else (main, main.parent)
+    by_name = {one.checkpoint: one for one in VERSIONS.values()}
+    version = by_name.get(weights.name, VERSIONS[[*versions, "demo"][0]])
+    missing = [] if "vae" in held or (root / "vae").is_dir() else ["a VAE"]
+    for what, t5, tokenizer in (("a T5 text encoder", None, main), ("a tokenizer", main, None)):
+        try:  # all but one are named, so that nothing else is searched
+            find_sources(version, weights, t5=t5, tokenizer=tokenizer, upscaler=main, temporal_upscaler=main)
+        except LtxError as error:
+            missing.append(f"{what}: {error}")
+    return [*missing, *_missing_upscalers(root, files, versions)]
+
+
+def _missing_upscalers(root: Path, files: Sequence[File], versions: Sequence[str]) -> Iterator[str]:
+    """For each file that a release would take; without any the release is exported for its first pass alone."""
+    spatial = [file for file in files for one in file.networks if one["sizes"].get("resamples") == "spatial"]
+    for name in {VERSIONS[one].upscaler: one for one in versions}.values():
+        wanted, what = VERSIONS[name].upscaler, f"a spatial upscaler for the second pass of {name}"
+        try:
+            found = find_upscaler(VERSIONS[name], root, "spatial")
+        except LtxError as error:
+            yield f"{what}: {error}"
+            continue
+        if wanted is None or found is not None:
+            continue
+        if spatial:
+            yield f"{what} under its usual name: to take this one, give --upscaler {spatial[0].path}"
+        else:
+            yield f"{what}, without which ltx-run needs --single-pass: {wanted}"
+
+
+def memory_of(files: Sequence[File]) -> dict[str, Any]:
+    """Estimates for the largest of every kind of network that is there; empty if none is."""
+    found = sorted((one for file in files for one in file.networks), key=lambda one: one["size_bytes"])
+    networks = {_kind(one): one for one in found}.values()
+    if not networks:
+        return {}
+    return {
+        "cpu_mapped_bytes": sum(one["size_bytes"] for one in networks),
+        "cpu_private_bytes": 2 * 4 * max(one["largest_elements"] for one in networks),
+        "gpu_bytes": 2 * max(one["parameters"] for one in networks),
+        "how": "estimates for the networks found here, which run one after another: a CPU maps the stored bytes and "
+        "keeps the largest weight as float32 twice; a GPU keeps the largest network in bf16; activations come on top",
+    }
+
+
+def _kind(network: Mapping[str, Any]) -> tuple[str, str]:
+    return network["name"], network["sizes"].get("resamples", "")

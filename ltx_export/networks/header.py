@@ -1,0 +1,267 @@
+"""A checkpoint's own configuration <-> what the models are built from. No torch tensors, no files.
+
+`header_config` writes a version's sizes the way official headers do, so that one parser serves both a header and
+a checkpoint without one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from typing import Any, cast, get_args
+
+from ltx_export.checkpoints.shapes import UNFOLDED, transformer_part, vae_part
+from ltx_export.models.dit import TIMESTEP_SCALE, DitConfig
+from ltx_export.models.rope import MAX_POSITION, THETA
+from ltx_export.models.vae import BlockKind, VaeBlock, VaeConfig
+from ltx_export.models.vae_blocks import PADDING_MODES
+from ltx_export.networks.header_fields import LARGEST, block_count, flag, one_of, positive, refuse_others, required
+from ltx_export.sources.find import Opened
+from ltx_runtime.errors import LtxError
+from ltx_runtime.sampling.schedule import GRIDS, SHIFTS
+from ltx_runtime.spec.presets import Schedule
+from ltx_runtime.spec.versions import Version
+
+Json = dict[str, Any]
+
+# What the models assume; a header that says otherwise is refused.
+_TRANSFORMER_ASSUMED: Json = {
+    "_class_name": "Transformer3DModel",
+    "activation_fn": "gelu-approximate",
+    "attention_bias": True,
+    "norm_elementwise_affine": False,
+    "norm_eps": 1e-6,
+    "qk_norm": "rms_norm",
+    "standardization_norm": "rms_norm",
+    "adaptive_norm": "single_scale_shift",
+    "attention_type": "default",
+    "double_self_attention": False,
+    "only_cross_attention": False,
+    "positional_embedding_type": "rope",
+    "timestep_scale_multiplier": TIMESTEP_SCALE,
+}
+_VAE_ASSUMED: Json = {
+    "_class_name": "CausalVideoAutoencoder",
+    "dims": 3,
+    "in_channels": 3,
+    "out_channels": 3,
+    "norm_layer": "pixel_norm",
+    "patch_size": 4,
+    "latent_log_var": "uniform",
+    "use_quant_conv": False,
+    "causal_decoder": False,
+    "scaling_factor": 1.0,
+    "normalize_latent_channels": False,
+}
+_A_LAYERS = (4, 3, 3, 3, 4)
+_DECODER_LAYERS = {"B": (5, 6, 7, 8), "C": (5, 5, 5, 5)}
+_C_ENCODER = ((4, "space"), (6, "time"), (6, "all"), (2, "all"))
+_SCHEDULE_FIELDS = {field.name for field in fields(Schedule)}
+
+
+def header_config(version: Version) -> Json:
+    """A version's architecture as official single-file checkpoints carry it in their header."""
+    size = version.transformer
+    return {
+        "transformer": {
+            **_TRANSFORMER_ASSUMED,
+            "num_layers": size.layers,
+            "num_attention_heads": size.heads,
+            "attention_head_dim": size.head_dim,
+            "cross_attention_dim": size.width,
+            "caption_channels": size.text_channels,
+            "in_channels": size.channels,
+            "out_channels": size.channels,
+            "positional_embedding_theta": THETA,
+            "positional_embedding_max_pos": list(MAX_POSITION),
+            "causal_temporal_positioning": version.causal_positions,
+        },
+        "vae": {
+            **_VAE_ASSUMED,
+            **_vae_blocks(version),
+            "latent_channels": version.vae_size.latent_channels,
+            "encoder_base_channels": version.vae_size.base_channels,
+            "decoder_base_channels": version.vae_size.base_channels,
+            "timestep_conditioning": version.vae != "A",
+        },
+        "scheduler": _scheduler(version),
+    }
+
+
+def _scheduler(version: Version) -> Json:
+    return {"_class_name": "RectifiedFlowScheduler", "num_train_timesteps": 1000, **asdict(version.schedule)}
+
+
+def _vae_blocks(version: Version) -> Json:
+    """Block lists as in a header: encoder-style, i.e. the decoder's reversed."""
+
+    def layers(released: int) -> int:
+        return version.vae_size.layers_per_block or released
+
+    counts = [layers(count) for count in _A_LAYERS]
+    plain: list[Any] = []
+    for i, count in enumerate(counts[:3]):
+        plain += [["res_x", count], ["compress_all", 1], *([["res_x_y", 1]] if i < 2 else [])]
+    plain += [["res_x", count] for count in counts[3:]]
+    if version.vae == "A":
+        return {"blocks": plain}
+    decoder: list[Any] = []
+    for i, released in enumerate(_DECODER_LAYERS[version.vae]):
+        noise = version.vae == "B" and i < 3
+        decoder += [["compress_all", {"residual": True, "multiplier": 2}]] if decoder else []
+        decoder += [["res_x", {"num_layers": layers(released), "inject_noise": noise}]]
+    if version.vae == "B":
+        return {"encoder_blocks": plain, "decoder_blocks": decoder}
+    encoder: list[Any] = []
+    for count, kind in _C_ENCODER:
+        encoder += [["res_x", {"num_layers": layers(count)}], [f"compress_{kind}_res", {"multiplier": 2}]]
+    return {"encoder_blocks": [*encoder, ["res_x", {"num_layers": layers(2)}]], "decoder_blocks": decoder}
+
+
+def effective_header(version: Version, opened: Opened) -> Json:
+    """What the files say about their networks; the version's table only where they say nothing.
+
+    Raises:
+        LtxError: a file without configuration lacks a tensor that tells a size.
+    """
+    table, said = header_config(version), opened.config
+    header = {**table, **said}
+    if "transformer" not in said:
+        heads = opened.heads or version.transformer.heads
+        header["transformer"] = {**table["transformer"], **transformer_part(opened.transformer, heads)}
+    if "vae" not in said:
+        header["vae"] = {**table["vae"], **vae_part(opened.vae)}
+    return header
+
+
+def refuse_another_version(version: Version, header: Mapping[str, Any]) -> None:
+    """Refuses a checkpoint whose own header describes another network than the version named.
+
+    Raises:
+        LtxError: names the field, both values and what to do.
+    """
+    expected = header_config(version)
+    facts = {
+        f"transformer.{field}": (header["transformer"].get(field), expected["transformer"][field])
+        for field in ("num_layers", "num_attention_heads", "attention_head_dim")
+    }
+    for what, read in (
+        ("vae.timestep_conditioning", lambda config: vae_config(config).timestep),
+        ("vae.decoder_blocks", lambda config: [(b.kind, b.inject_noise) for b in vae_config(config).blocks]),
+    ):
+        facts[what] = (read(header["vae"]), read(expected["vae"]))
+    for field, (found, wanted) in facts.items():
+        if found != wanted:
+            raise LtxError(
+                f"the checkpoint's {field} is {found!r}, but {version.name} has {wanted!r} - name the version it is"
+            )
+
+
+def schedule_of(version: Version, header: Mapping[str, Any]) -> Schedule:
+    """The schedule that a header's `scheduler` part describes; the version's where it names nothing of it.
+
+    Raises:
+        LtxError: a field has a value that is not implemented; names the field.
+    """
+    config = header.get("scheduler", {})
+    if not config.keys() & _SCHEDULE_FIELDS:
+        return version.schedule
+    said = Schedule(config.get("sampler", "Uniform"), config.get("shifting"), config.get("target_shift_terminal"))
+    terminal = said.target_shift_terminal
+    for name, known in (
+        ("sampler", said.sampler in [*GRIDS]),
+        ("shifting", said.shifting in [None, *SHIFTS]),
+        ("target_shift_terminal", terminal is None or (type(terminal) is float and 0 < terminal < 1)),
+    ):
+        if not known:
+            raise LtxError(
+                f"the checkpoint's scheduler.{name} is {getattr(said, name)!r}, which no release has - "
+                "use an official file"
+            )
+    return said
+
+
+def transformer_config(config: Mapping[str, Any]) -> DitConfig:
+    """The DiT of a header's `transformer` part.
+
+    Raises:
+        LtxError: a size is missing, or a field has a value the model does not implement; names the field.
+    """
+    refuse_others("transformer", config, _TRANSFORMER_ASSUMED)
+    dit = DitConfig(
+        layers=required("transformer", config, "num_layers"),
+        heads=required("transformer", config, "num_attention_heads"),
+        head_dim=required("transformer", config, "attention_head_dim"),
+        channels=required("transformer", config, "in_channels"),
+        text_channels=required("transformer", config, "caption_channels"),
+        theta=positive("positional_embedding_theta", config.get("positional_embedding_theta", THETA)),
+        max_position=_max_position(config.get("positional_embedding_max_pos", MAX_POSITION)),
+    )
+    refuse_others("transformer", config, {"out_channels": dit.channels, "cross_attention_dim": dit.width})
+    return dit
+
+
+def _max_position(given: Any) -> tuple[float, float, float]:
+    if not isinstance(given, list | tuple) or len(given) != 3:
+        raise LtxError(
+            f"the checkpoint's transformer.positional_embedding_max_pos is {given!r}, not three numbers - "
+            "use an official file"
+        )
+    seconds, row, column = (positive("positional_embedding_max_pos", value) for value in given)
+    return seconds, row, column
+
+
+def vae_config(config: Mapping[str, Any]) -> VaeConfig:
+    """The decoder of a header's `vae` part.
+
+    Raises:
+        LtxError: a block or a field is one the model does not implement; names it.
+    """
+    refuse_others("vae", config, _VAE_ASSUMED)
+    blocks = config.get("decoder_blocks", config.get("blocks"))
+    if not blocks:
+        raise LtxError("the checkpoint's vae configuration has no decoder_blocks - use an official file")
+    vae = VaeConfig(
+        blocks=_vae_block_list(blocks),
+        latent_channels=required("vae", config, "latent_channels"),
+        base_channels=required("vae", {"decoder_base_channels": 128, **config}, "decoder_base_channels"),
+        timestep=flag("vae", config, "timestep_conditioning", False),
+        padding_mode=one_of("vae", config, "spatial_padding_mode", PADDING_MODES),
+    )
+    _refuse_widths(vae)
+    return vae
+
+
+def _refuse_widths(vae: VaeConfig) -> None:
+    """Raises LtxError if a residual upsampling block's channels cannot be unfolded to 2x2x2 times the places."""
+    channels = vae.first_channels
+    if channels > LARGEST:
+        raise LtxError(f"the checkpoint's vae.decoder_blocks make {channels} channels - use an official file")
+    for block in vae.blocks:
+        if block.residual and channels % UNFOLDED:
+            raise LtxError(
+                f"the checkpoint's vae.decoder_base_channels is {vae.base_channels}, which gives an upsampling block "
+                f"{channels} channels, not a multiple of {UNFOLDED} - use an official file"
+            )
+        channels //= block.multiplier
+
+
+def _vae_block_list(blocks: Any) -> tuple[VaeBlock, ...]:
+    try:
+        return tuple(_vae_block(name, given) for name, given in reversed(blocks))
+    except (TypeError, ValueError):
+        raise LtxError("the checkpoint's VAE blocks are no list of name and sizes - use an official file") from None
+
+
+def _vae_block(name: str, given: int | Json) -> VaeBlock:
+    fields: Json = {"num_layers": given} if isinstance(given, int) else dict(given)
+    layers = block_count(name, "num_layers", fields.pop("num_layers", 1))
+    inject_noise, residual = (flag(f"vae {name}", fields, field, False) for field in ("inject_noise", "residual"))
+    multiplier = block_count(name, "multiplier", fields.pop("multiplier", 2 if name == "res_x_y" else 1))
+    others = fields.keys() - {"inject_noise", "residual"}
+    if name not in get_args(BlockKind) or others:
+        unknown = f"{name} with {', '.join(sorted(others))}" if others else name
+        raise LtxError(
+            f"the checkpoint's VAE decoder has a block {unknown!r} that no release has - use an official file"
+        )
+    return VaeBlock(cast(BlockKind, name), layers, multiplier, residual, inject_noise)

@@ -1,0 +1,183 @@
+"""Opened checkpoints + their header -> the networks to be exported: modules, ports, and exactly their tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from ltx_export.checkpoints.checkpoint import StoredTensor
+from ltx_export.checkpoints.keys import check_names
+from ltx_export.checkpoints.shapes import has_encoder
+from ltx_export.checkpoints.values import check_dtype, float32_of
+from ltx_export.models.dit import DitConfig, Transformer
+from ltx_export.models.network import Network, build_empty
+from ltx_export.models.t5 import T5Config, TextEncoder
+from ltx_export.models.upsampler import LatentUpsampler, Resampling, Statistics
+from ltx_export.models.vae import VaeBlock, VaeConfig, VaeDecoder
+from ltx_export.models.vae_encoder import EncoderBlock, VaeEncoder
+from ltx_export.networks.header import transformer_config, vae_config
+from ltx_export.networks.upsampler import upsampler_of
+from ltx_export.networks.vae_encoder import encoder_config
+from ltx_export.sources.find import Opened
+from ltx_export.sources.upscalers import Upscaler
+from ltx_runtime.errors import LtxError
+from ltx_runtime.spec import components
+from ltx_runtime.spec.components import Component
+from ltx_runtime.spec.versions import Version
+
+_TIMESTEP_SCALE = "decoder.timestep_scale_multiplier"
+_STATISTICS = "per_channel_statistics."
+
+
+@dataclass(frozen=True)
+class Part:
+    """One component to be exported.
+
+    Attributes:
+        network: how to build its module.
+        tensors: its weights by parameter name, where they are stored.
+        source: transformer, vae, text_encoder, or the component: the name of its file where it has one of its own.
+        tables: parameters that rows are looked up in.
+    """
+
+    network: Network
+    tensors: Mapping[str, StoredTensor]
+    source: str
+    tables: frozenset[str]
+
+    @property
+    def component(self) -> Component:
+        return self.network.component(self.network.blocks)
+
+
+def parts_of(version: Version, header: Mapping[str, Any], opened: Opened, *, stg: bool = False) -> list[Part]:
+    """Text encoder, VAE encoder unless the VAE has none, transformer, the upsamplers that there are, and VAE decoder.
+
+    The transformer can skip layers if a preset of the version does, or with `stg`.
+
+    Raises:
+        LtxError: a size is not implemented, or a tensor is missing, unexpected or misshapen.
+    """
+    t5 = t5_config(opened.text_encoder)
+    dit = transformer_config(header["transformer"])
+    # Diffusers' conversion of 0.9.1 leaves the scale out.
+    vae = replace(vae_config(header["vae"]), stores_timestep_scale=_TIMESTEP_SCALE in opened.vae)
+    _refuse_misfits(t5, dit, vae)
+    _refuse_endless("transformer", dit.layers, opened.transformer)
+    # First, for the upsamplers take statistics of its tensors.
+    vae_decoder = _vae_decoder(vae, opened.vae)
+    return [
+        _fitted(_text_network(t5), opened.text_encoder, "text_encoder"),
+        *([_vae_encoder(header["vae"], opened.vae)] if has_encoder(opened.vae) else []),
+        _fitted(_transformer_network(dit, stg=stg or version.uses_stg), opened.transformer, "transformer"),
+        *_upsamplers(opened),
+        vae_decoder,
+    ]
+
+
+def _refuse_misfits(t5: T5Config, dit: DitConfig, vae: VaeConfig) -> None:
+    if t5.width != dit.text_channels:
+        raise LtxError(
+            f"the text encoder has width {t5.width}, but the transformer takes text of width {dit.text_channels} - "
+            "give the T5 that belongs to it"
+        )
+    if vae.latent_channels != dit.channels:
+        raise LtxError(
+            f"the VAE has {vae.latent_channels} latent channels, but the transformer takes {dit.channels} - "
+            "give the VAE that belongs to it"
+        )
+
+
+def _text_network(t5: T5Config) -> Network:
+    return Network(
+        lambda blocks: components.text_encoder(t5.width),
+        lambda blocks: TextEncoder(replace(t5, layers=blocks)),
+        t5.layers,
+        "encoder.block",
+    )
+
+
+def _transformer_network(dit: DitConfig, *, stg: bool) -> Network:
+    return Network(
+        lambda blocks: components.transformer(dit.channels, dit.text_channels, blocks if stg else 0),
+        lambda blocks: Transformer(replace(dit, layers=blocks)),
+        dit.layers,
+        "transformer_blocks",
+    )
+
+
+def _upsamplers(opened: Opened) -> Iterator[Part]:
+    """The upscalers that there are, for latents with the VAE's statistics."""
+    mean, deviation = (float32_of(opened.vae[f"{_STATISTICS}{kind}-of-means"]) for kind in ("mean", "std"))
+    if opened.upscaler:
+        yield _upsampler(opened.upscaler, "spatial", components.upsampler(len(mean)), Statistics(mean, deviation))
+    if opened.temporal_upscaler:
+        ports = components.temporal_upsampler(len(mean))
+        yield _upsampler(opened.temporal_upscaler, "temporal", ports, Statistics(mean, deviation))
+
+
+def _upsampler(upscaler: Upscaler, wanted: Resampling, ports: Component, statistics: Statistics) -> Part:
+    config = upsampler_of(upscaler, wanted, len(statistics.mean))
+    network = Network(lambda blocks: ports, lambda blocks: LatentUpsampler(config, statistics))
+    return _fitted(network, upscaler.tensors, ports.name)
+
+
+def _vae_encoder(config: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> Part:
+    encoder = encoder_config(config)
+    _refuse_endless("vae_encoder", _layers(encoder.blocks), tensors)
+    ports = components.vae_encoder(encoder.latent_channels)
+    own = {name: one for name, one in tensors.items() if name.startswith(("encoder.", _STATISTICS))}
+    return _fitted(Network(lambda blocks: ports, lambda blocks: VaeEncoder(encoder)), own, "vae")
+
+
+def _vae_decoder(vae: VaeConfig, tensors: Mapping[str, StoredTensor]) -> Part:
+    own = {name: one for name, one in tensors.items() if not name.startswith("encoder.")}
+    _refuse_endless("vae_decoder", _layers(vae.blocks), own)
+    ports = components.vae_decoder(vae.latent_channels, timestep=vae.timestep, noise_maps=vae.noise_maps())
+    return _fitted(Network(lambda blocks: ports, lambda blocks: VaeDecoder(vae)), own, "vae")
+
+
+def _layers(blocks: Sequence[VaeBlock | EncoderBlock]) -> int:
+    return len(blocks) + sum(block.layers for block in blocks)
+
+
+def _refuse_endless(name: str, layers: int, tensors: Mapping[str, StoredTensor]) -> None:
+    """Raises LtxError if a header names more layers than there are tensors, before so many are built."""
+    if layers > len(tensors):
+        raise LtxError(f"{name} has {len(tensors)} tensors for {layers} layers - give a whole checkpoint")
+
+
+def _fitted(network: Network, tensors: Mapping[str, StoredTensor], source: str) -> Part:
+    """The part with exactly its module's tensors."""
+    module = build_empty(lambda: network.make(network.blocks), torch.float32)
+    expected = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+    check_names(network.component(network.blocks).name, expected, tensors)
+    for name in expected:
+        check_dtype(tensors[name])
+    tables = {f"{path}.weight" for path, layer in module.named_modules() if isinstance(layer, nn.Embedding)}
+    return Part(network, {name: tensors[name] for name in expected}, source, frozenset(tables))
+
+
+def t5_config(tensors: Mapping[str, StoredTensor]) -> T5Config:
+    """A T5 encoder's sizes, read off its tensors' shapes.
+
+    Raises:
+        LtxError: a tensor that tells a size is missing.
+    """
+    attention = "encoder.block.0.layer.0.SelfAttention"
+    try:
+        vocabulary, width = tensors["shared.weight"].shape
+        heads = tensors[f"{attention}.relative_attention_bias.weight"].shape[1]
+        inner = tensors[f"{attention}.q.weight"].shape[0]
+        hidden = tensors["encoder.block.0.layer.1.DenseReluDense.wi_0.weight"].shape[0]
+        blocks = {name.split(".")[2] for name in tensors if name.startswith("encoder.block.")}
+        layers = next(i for i in range(len(blocks) + 1) if str(i) not in blocks)
+        if 0 in (vocabulary, width, heads, inner, hidden) or inner % heads:
+            raise ValueError(f"{heads} heads of a width of {inner}")
+    except (KeyError, ValueError, IndexError) as error:
+        raise LtxError(f"the text encoder is no T5 v1.1 encoder (at {error}) - give one such as t5xxl") from None
+    return T5Config(layers, width, heads, inner // heads, hidden, vocabulary)

@@ -1,0 +1,97 @@
+"""An upscaler's own configuration <-> what its module is built from. No files.
+
+Headers of upscalers are a part of their own: they stand in no checkpoint's header, and name the upsampler directly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ltx_export.models.upsampler import GROUPS, Resampling, UpsamplerConfig
+from ltx_export.networks.header_fields import flag, refuse_others, required
+from ltx_export.sources.upscalers import OPTIONS, Upscaler
+from ltx_runtime.errors import LtxError
+from ltx_runtime.spec.versions import Version
+
+_PART = "upsampler"  # what messages call the fields of
+_CLASS = {"_class_name": "LatentUpsampler"}
+_DIFFUSERS_CLASS = "LTXLatentUpsamplerModel"
+
+
+def upsampler_header(version: Version) -> dict[str, Any]:
+    """A version's spatial upsampler as official upscaler files carry it in their header."""
+    return {
+        **_CLASS,
+        "in_channels": version.vae_size.latent_channels,
+        "mid_channels": version.upsampler_size.mid_channels,
+        "num_blocks_per_stage": version.upsampler_size.blocks_per_stage,
+        "dims": 3,
+        "spatial_upsample": True,
+        "temporal_upsample": False,
+    }
+
+
+def upsampler_of(upscaler: Upscaler, wanted: Resampling, channels: int) -> UpsamplerConfig:
+    """What an upscaler is built from.
+
+    Args:
+        upscaler: as its file says.
+        wanted: what it was given for.
+        channels: of the transformer's latents.
+
+    Raises:
+        LtxError: a field has a value that is not implemented, or it does not fit; names the field, or what to do.
+    """
+    config = upsampler_config(upscaler.config)
+    if config.resampling != wanted:
+        raise LtxError(
+            f"{upscaler.path} is a {config.resampling} upscaler, given as a {wanted} one - "
+            f"give it with {OPTIONS[config.resampling]}"
+        )
+    if config.channels != channels:
+        raise LtxError(
+            f"{upscaler.path} takes {config.channels} latent channels, but the transformer has {channels} - "
+            "give the upscaler that belongs to it"
+        )
+    if 2 * config.blocks_per_stage > len(upscaler.tensors):  # before so many are built
+        raise LtxError(
+            f"{upscaler.path} has {len(upscaler.tensors)} tensors for {config.blocks_per_stage} blocks in each stage - "
+            "give a whole upscaler"
+        )
+    return config
+
+
+def upsampler_config(config: Mapping[str, Any]) -> UpsamplerConfig:
+    """The upsampler of a whole header, with every field.
+
+    Raises:
+        LtxError: a field has a value the model does not implement; names it.
+    """
+    if config.get("_class_name") != _DIFFUSERS_CLASS:
+        refuse_others(_PART, config, _CLASS)
+    dims = config.get("dims")
+    if type(dims) is not int or dims not in (2, 3):
+        raise LtxError(f"the checkpoint's {_PART}.dims is {dims!r}, not 2 or 3 - use an official file")
+    mid_channels = required(_PART, config, "mid_channels")
+    if mid_channels % GROUPS:
+        raise LtxError(
+            f"the checkpoint's {_PART}.mid_channels is {mid_channels}, no multiple of {GROUPS} - use an official file"
+        )
+    return UpsamplerConfig(
+        channels=required(_PART, config, "in_channels"),
+        mid_channels=mid_channels,
+        blocks_per_stage=required(_PART, config, "num_blocks_per_stage"),
+        dims=dims,
+        resampling=_resampling(config, dims),
+    )
+
+
+def _resampling(config: Mapping[str, Any], dims: int) -> Resampling:
+    space, time = (flag(_PART, config, f"{kind}_upsample", False) for kind in ("spatial", "temporal"))
+    if space == time:
+        scaled = "both space and time" if space else "neither space nor time"
+        raise LtxError(f"the upscaler scales {scaled}, which no release does - give a spatial or a temporal one")
+    if time and dims == 2:
+        raise LtxError("the upscaler scales time with dims 2, frame by frame, which cannot be - use an official file")
+    return "temporal" if time else "spatial"

@@ -1,0 +1,85 @@
+"""A header's VAE encoder -> what its model is built from. No torch tensors, no files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, get_args
+
+from ltx_export.models.vae_blocks import PADDING_MODES
+from ltx_export.models.vae_encoder import COMPRESSED, FOLDING, EncoderBlock, EncoderBlockKind, EncoderConfig
+from ltx_export.networks.header_fields import LARGEST, block_count, one_of, required
+from ltx_runtime.errors import LtxError
+
+_HALVINGS = [3, 3, 3]  # of frames, and behind the patches of rows and columns: what the ports say
+# Blocks that make more channels; of releases twice as many.
+_WIDENING = ("res_x_y", "compress_space_res", "compress_time_res", "compress_all_res")
+
+
+def encoder_config(config: Mapping[str, Any]) -> EncoderConfig:
+    """The encoder of a header's `vae` part, of whose common fields `vae_config` refuses what is not implemented.
+
+    Raises:
+        LtxError: a block or a field is one the model does not implement; names it.
+    """
+    blocks = config.get("encoder_blocks", config.get("blocks"))
+    if not blocks:
+        raise LtxError("the checkpoint's vae configuration has no encoder_blocks - use an official file")
+    encoder = EncoderConfig(
+        blocks=_block_list(blocks),
+        latent_channels=required("vae", config, "latent_channels"),
+        base_channels=required("vae", {"encoder_base_channels": 128, **config}, "encoder_base_channels"),
+        padding_mode=one_of("vae", config, "spatial_padding_mode", PADDING_MODES),
+    )
+    _refuse_compressions(encoder)
+    _refuse_widths(encoder)
+    return encoder
+
+
+def _block_list(blocks: Any) -> tuple[EncoderBlock, ...]:
+    try:
+        return tuple(_block(name, given) for name, given in blocks)
+    except (TypeError, ValueError):
+        raise LtxError(
+            "the checkpoint's vae.encoder_blocks are no list of name and sizes - use an official file"
+        ) from None
+
+
+def _block(name: Any, given: Any) -> EncoderBlock:
+    fields = {"num_layers": given} if isinstance(given, int) else dict(given)
+    widens = name in _WIDENING
+    others = fields.keys() - {"num_layers", *(["multiplier"] if widens else [])}
+    if name not in get_args(EncoderBlockKind) or others:
+        unknown = f"{name} with {', '.join(sorted(others))}" if others else name
+        raise LtxError(
+            f"the checkpoint's VAE encoder has a block {unknown!r} that no release has - use an official file"
+        )
+    layers = block_count(name, "num_layers", fields.get("num_layers", None if name == "res_x" else 1))
+    return EncoderBlock(name, layers, block_count(name, "multiplier", fields.get("multiplier", 2 if widens else 1)))
+
+
+def _refuse_compressions(encoder: EncoderConfig) -> None:
+    """Raises LtxError unless the blocks make one latent of as many frames, rows and columns as the decoder makes."""
+    compressed = [COMPRESSED.get(block.kind, (1, 1, 1)) for block in encoder.blocks]
+    halvings = [sum(factor > 1 for factor in axis) for axis in zip(*compressed, strict=True)]
+    if halvings != _HALVINGS:
+        raise LtxError(
+            f"the checkpoint's vae.encoder_blocks halve frames, rows and columns {halvings} times, "
+            f"but only {_HALVINGS} is implemented - use an official file"
+        )
+
+
+def _refuse_widths(encoder: EncoderConfig) -> None:
+    """Raises LtxError if a block makes too many channels, or its own cannot be folded to or averaged."""
+    channels = encoder.base_channels
+    for block in encoder.blocks:
+        wider = channels * block.multiplier
+        if wider > LARGEST:
+            raise LtxError(f"the checkpoint's vae.encoder_blocks make {wider} channels - use an official file")
+        folded = math.prod(COMPRESSED[block.kind]) if block.kind in FOLDING else 0
+        if folded and (wider % folded or folded % block.multiplier):
+            raise LtxError(
+                f"the checkpoint's vae.encoder_base_channels is {encoder.base_channels}, which gives a block "
+                f"{block.kind} {channels} channels to make {wider} of - use an official file"
+            )
+        channels = wider

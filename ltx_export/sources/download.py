@@ -1,0 +1,289 @@
+"""The Hugging Face hub -> a release's weights folder: what is missing is fetched, what is there is checked.
+
+Stands before the export. Knows which files a release needs and what of them the folder has; a file gets its final name
+only once its checksum is the hub's. `hub.py` brings the bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ltx_export.checkpoints.checkpoint import open_safetensors
+from ltx_export.sources.find import has_checkpoint, has_text_encoder, has_tokenizer
+from ltx_export.sources.hub import (
+    Published,
+    RemoteFile,
+    UnreachableError,
+    ask,
+    cached,
+    checksum,
+    fetch,
+    load_hub_library,
+)
+from ltx_export.sources.upscalers import has_upscaler, temporal_upscaler_of
+from ltx_runtime.errors import LtxError, explaining
+from ltx_runtime.files import amount, check_space, locked
+from ltx_runtime.spec.versions import Version
+
+Report = Callable[[str], None]
+
+TOKENIZER = "tokenizer/spiece.model"
+TEXT_ENCODER_INDEX = "text_encoder/model.safetensors.index.json"
+GGUF_REPOSITORY = "city96/t5-v1_1-xxl-encoder-gguf"
+_QUANTIZATIONS = ("Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K", "Q8_0", "f16", "f32")
+# Text encoder -> its file: the index of the shards in the release's text repository, or a file of GGUF_REPOSITORY.
+T5_CHOICES = {"bf16": TEXT_ENCODER_INDEX} | {name: f"t5-v1_1-xxl-encoder-{name}.gguf" for name in _QUANTIZATIONS}
+NO_T5 = "none"
+
+# Where `hf download --local-dir` keeps its records too: either program trusts what the other has brought.
+_STATE = Path(".cache", "huggingface", "download")
+_CLOCK_SLACK_S = 1  # huggingface_hub's own: file systems round times, and those in the network have their own clocks
+_SHARD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors")
+_PRECISIONS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+def files_of(version: Version, t5: str, *, temporal_upscaler: bool = False) -> list[RemoteFile]:
+    """What the weights folder of a release holds; of a text encoder in shards, the index that names them.
+
+    Raises:
+        LtxError: the release is not published, or has no such text encoder or no temporal upscaler.
+    """
+    if version.repository is None:
+        raise LtxError(f"{version.name} is not published - run: ltx-export random-weights {version.name}")
+    if t5 not in (*T5_CHOICES, NO_T5):
+        raise LtxError(f"unknown text encoder {t5!r}; use one of {', '.join(T5_CHOICES)} or {NO_T5}")
+    temporal = temporal_upscaler_of(version) if temporal_upscaler else None
+    if temporal_upscaler and temporal is None:
+        raise LtxError(f"no upscalers were published for {version.name} - leave --temporal-upscaler out")
+    wanted = (version.checkpoint, version.upscaler, temporal)
+    places = [(version.repository, name) for name in wanted if name is not None]
+    places.append((version.text_repository, TOKENIZER))
+    if t5 != NO_T5:
+        encoder = T5_CHOICES[t5]
+        places.append((version.text_repository if encoder == TEXT_ENCODER_INDEX else GGUF_REPOSITORY, encoder))
+    return [RemoteFile(repository, name, target=name) for repository, name in places]
+
+
+def download(
+    version: Version,
+    folder: Path,
+    t5: str,
+    report: Report,
+    *,
+    only_missing: bool = False,
+    temporal_upscaler: bool = False,
+) -> None:
+    """Makes a release's weights folder complete. Where the hub cannot be reached, a folder that has every file will do.
+
+    Args:
+        version: the release.
+        folder: its weights folder, made if missing; files keep the paths they have in their repositories.
+        t5: a key of `T5_CHOICES`.
+        report: is told what happens, line by line.
+        only_missing: take what the folder has as it is, of whatever name or kind, and fetch only what it lacks.
+        temporal_upscaler: fetch that too.
+
+    Raises:
+        LtxError: a file cannot be had, finds no room, or arrived wrong. What has arrived of it is kept unless wrong.
+    """
+    files = files_of(version, t5, temporal_upscaler=temporal_upscaler)
+    if only_missing:
+        files = [file for file in files if not _is_held(version, file, folder)]
+        if not files:
+            report(f"{folder} lacks nothing")
+            return
+    load_hub_library()
+    lock = folder / _STATE / "ltx-export.lock"
+    with explaining(f"download to {folder}"):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with locked(lock, f"download writes to {folder}"):  # and would append to the same partial files
+            try:
+                shards = _complete_with_hub(files, folder, report)
+            except UnreachableError as error:
+                shards = _complete_without_hub(files, folder, str(error), report)
+            if shards:
+                _report_precision(shards, folder, report)
+
+
+def _is_held(version: Version, file: RemoteFile, folder: Path) -> bool:
+    """Whether the folder has this file, or another one that serves in its place."""
+    if file.name == version.checkpoint:
+        return has_checkpoint(version, folder)
+    if file.name in T5_CHOICES.values():
+        return has_text_encoder(folder)
+    if (folder / file.target).is_file():
+        return True
+    if file.name == TOKENIZER:
+        return has_tokenizer(folder)
+    return has_upscaler(folder, "spatial" if file.name == version.upscaler else "temporal")
+
+
+def _complete_with_hub(files: Sequence[RemoteFile], folder: Path, report: Report) -> list[RemoteFile]:
+    """Asks for every file before the first large one is fetched; gives the shards."""
+    published = [ask(file) for file in files]
+    index = [one for one in published if one.file.name == TEXT_ENCODER_INDEX]
+    _complete(index, folder, report)
+    shards = [shard for one in index for shard in _shards(one.file, folder)]
+    _complete([one for one in published if one not in index] + [ask(shard) for shard in shards], folder, report)
+    return shards
+
+
+def _complete_without_hub(files: Sequence[RemoteFile], folder: Path, reason: str, report: Report) -> list[RemoteFile]:
+    """Takes the folder as it is, with what the shared cache can add; gives the shards."""
+    absent = [file for file in files if not _is_in_reach(file, folder, report)]
+    index = [file for file in files if file.name == TEXT_ENCODER_INDEX and file not in absent]
+    shards = [shard for file in index for shard in _shards(file, folder)]
+    absent += [shard for shard in shards if not _is_in_reach(shard, folder, report)]
+    if absent:
+        names = ", ".join(file.target for file in absent)
+        raise LtxError(f"{reason}, and {folder} lacks {names} - check the network, HF_ENDPOINT and HF_HUB_OFFLINE")
+    report(f"{reason}: the {len(files) + len(shards)} files in {folder} could not be checked against the hub")
+    return shards
+
+
+def _shards(index: RemoteFile, folder: Path) -> list[RemoteFile]:
+    """The files that an index in the folder names, beside itself.
+
+    Raises:
+        LtxError: it is no such index, or names something else than plain files.
+    """
+    path = folder / index.target
+    try:
+        names = sorted(set(json.loads(path.read_text())["weight_map"].values()))
+        if not names or not all(_SHARD.fullmatch(name) for name in names):
+            raise ValueError(f"names {names}")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise LtxError(
+            f"{path} is no index of safetensors files ({error!r}) - delete it; check HF_ENDPOINT if it returns"
+        ) from None
+    beside = index.name.rpartition("/")[0]
+    return [RemoteFile(index.repository, f"{beside}/{name}", f"{beside}/{name}") for name in names]
+
+
+def _complete(published: Sequence[Published], folder: Path, report: Report) -> None:
+    missing = [one for one in published if not _is_there(one, folder, report) and not _is_cached(one, folder, report)]
+    check_space(folder, sum(one.size - _kept_bytes(one, folder) for one in missing))
+    for one in missing:
+        partial, kept = _partial(one, folder), _kept_bytes(one, folder)
+        report(f"{one.file.target}: {amount(one.size - kept)} of {amount(one.size)} from {one.file.repository}")
+        fetch(one, partial)
+        if not _is_right(partial, one, report):
+            partial.unlink()
+            raise LtxError(f"{one.file.target} arrived with a wrong checksum and was deleted - run the command again")
+        _settle(one, partial, folder)
+
+
+def _is_right(path: Path, one: Published, report: Report) -> bool:
+    report(f"{one.file.target}: computing its checksum")  # takes a minute for the largest
+    return checksum(path, like=one.checksum) == one.checksum
+
+
+def _kept_bytes(one: Published, folder: Path) -> int:
+    """What an interrupted download has left to go on with; what cannot be continued is deleted."""
+    partial = _partial(one, folder)
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    _drop_partials(one, folder, but=partial)
+    if partial.is_file() and partial.stat().st_size > one.size:
+        partial.unlink()
+    return partial.stat().st_size if partial.is_file() else 0
+
+
+def _drop_partials(one: Published, folder: Path, but: Path | None = None) -> None:
+    of_this_file = re.compile(re.escape(Path(one.file.target).name) + r"\.[0-9a-f]+\.incomplete")
+    for other in _partial(one, folder).parent.iterdir():
+        if of_this_file.fullmatch(other.name) and other != but:
+            other.unlink()
+
+
+def _is_there(one: Published, folder: Path, report: Report) -> bool:
+    """Whether the folder has the file; its checksum is computed only if it was not yet, or the file changed since."""
+    path = folder / one.file.target
+    if not path.is_file():
+        return False
+    if path.stat().st_size == one.size:
+        if _is_recorded(one, folder):
+            report(f"{one.file.target}: is there")
+            return True
+        if _is_right(path, one, report):
+            _record(one, folder)
+            report(f"{one.file.target}: is there, with the right checksum")
+            return True
+    report(f"{one.file.target}: is not the hub's and will be replaced")
+    return False
+
+
+def _is_recorded(one: Published, folder: Path) -> bool:
+    try:
+        _, recorded, time_s = _record_file(one.file, folder).read_text().split()
+        return recorded == one.checksum and (folder / one.file.target).stat().st_mtime - _CLOCK_SLACK_S <= float(time_s)
+    except (FileNotFoundError, ValueError):
+        return False
+
+
+def _record(one: Published, folder: Path) -> None:
+    """Remembers, in huggingface_hub's format, that the file in the folder has this checksum."""
+    path = _record_file(one.file, folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"{one.commit}\n{one.checksum}\n{time.time()}\n")
+
+
+def _record_file(file: RemoteFile, folder: Path) -> Path:
+    return folder / _STATE / f"{file.target}.metadata"
+
+
+def _partial(one: Published, folder: Path) -> Path:
+    """Named for the content, so that no state of a file is continued with another."""
+    return folder / _STATE / f"{one.file.target}.{one.checksum}.incomplete"
+
+
+def _is_in_reach(file: RemoteFile, folder: Path, report: Report) -> bool:
+    """Whether the folder has the file or gets it from the shared cache, as far as can be told without the hub."""
+    if (folder / file.target).is_file():
+        return True
+    found = cached(file, "main")
+    return found is not None and _is_cached(found[1], folder, report)
+
+
+def _is_cached(one: Published, folder: Path, report: Report) -> bool:
+    """Whether the shared cache has the file intact; then the folder has it too, linked or copied."""
+    found = cached(one.file, one.commit)
+    if found is None or (found[1].checksum, found[1].size) != (one.checksum, one.size):
+        return False
+    # Not the partial file's name: what is appended to a link would be written into the cache.
+    taken = _partial(one, folder).with_suffix(".taken")
+    taken.parent.mkdir(parents=True, exist_ok=True)
+    taken.unlink(missing_ok=True)
+    try:
+        try:
+            os.link(found[0], taken)
+        except OSError:
+            check_space(folder, one.size)
+            shutil.copyfile(found[0], taken)
+        if not _is_right(taken, one, report):
+            return False
+        _settle(one, taken, folder)
+    finally:
+        taken.unlink(missing_ok=True)
+    report(f"{one.file.target}: taken from {found[0]}")
+    return True
+
+
+def _settle(one: Published, complete: Path, folder: Path) -> None:
+    """Gives a checked file its final name."""
+    path = folder / one.file.target
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(complete, path)
+    _record(one, folder)
+    _drop_partials(one, folder)
+
+
+def _report_precision(shards: Sequence[RemoteFile], folder: Path, report: Report) -> None:
+    stored = {tensor.dtype for shard in shards for tensor in open_safetensors(folder / shard.target).tensors.values()}
+    names = ", ".join(sorted(_PRECISIONS.get(dtype, dtype) for dtype in stored))
+    report(f"the text encoder is stored in {names}, as {shards[0].repository} has it; the export converts it")

@@ -1,0 +1,258 @@
+"""What the user points at -> the files of every network, and what they say about themselves. No torch.
+
+A weights folder holds an official single file, a diffusers layout, or a GGUF transformer, each beside a T5, its
+tokenizer, and upscalers if there are any; every one of them can be named on its own instead. A transformer alone has
+its VAE beside it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ltx_export.checkpoints.checkpoint import Checkpoint
+from ltx_export.checkpoints.keys import Part, Tensors, part_of, parts_of
+from ltx_export.checkpoints.readers import is_whole, kind_of, open_weights
+from ltx_export.sources.matching import matching, only_match
+from ltx_export.sources.upscalers import Upscaler, find_upscaler, open_upscaler
+from ltx_runtime.errors import LtxError, explaining
+from ltx_runtime.spec.versions import VERSIONS, Version
+
+TEXT_ENCODER_FILE = "text_encoder.safetensors"
+TOKENIZER_FILE = "tokenizer.model"
+
+_T5_NAMES = ("text_encoder.safetensors", "text_encoder", "t5*.safetensors", "*t5*.gguf")
+_TOKENIZER_NAMES = (TOKENIZER_FILE, "tokenizer/spiece.model", "spiece.model")
+_TRANSFORMER_NAMES = ("*ltx*.gguf",)
+_VAE_NAMES = ("vae", "*[vV][aA][eE]*.safetensors")
+_FP8 = "-fp8"
+_LAYOUT_FOLDERS = ("transformer", "vae", "text_encoder")
+_ARCHITECTURES: dict[Part, tuple[str, ...]] = {"transformer": ("ltxv",), "text_encoder": ("t5", "t5encoder")}
+# What stable-diffusion.cpp and gguf-org's converter write whatever the network; its tensors' names decide.
+_SAYS_NOTHING = ("", "pig")
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The files an export starts from.
+
+    Attributes:
+        checkpoint: an official single file, a folder in diffusers' layout, or the transformer alone.
+        text_encoder: a file, an index of shards, or the folder that holds them.
+        tokenizer: T5's SentencePiece model.
+        vae: where the VAE is, if not in the checkpoint.
+        variant: which weights of folders to take, e.g. `bf16`.
+        upscaler, temporal_upscaler: what doubles height and width, and what doubles the frame rate, if anything.
+    """
+
+    checkpoint: Path
+    text_encoder: Path
+    tokenizer: Path
+    vae: Path | None = None
+    variant: str = ""
+    upscaler: Path | None = None
+    temporal_upscaler: Path | None = None
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The networks' tensors under our names, and what the files' headers and configurations say."""
+
+    transformer: Tensors
+    vae: Tensors
+    text_encoder: Tensors
+    config: dict[str, Any] = field(default_factory=dict)
+    heads: int | None = None
+    upscaler: Upscaler | None = None
+    temporal_upscaler: Upscaler | None = None
+
+
+def find_sources(
+    version: Version,
+    weights: Path,
+    *,
+    vae: Path | None = None,
+    t5: Path | None = None,
+    tokenizer: Path | None = None,
+    variant: str = "",
+    upscaler: Path | None = None,
+    temporal_upscaler: Path | None = None,
+) -> Sources:
+    """The files of a version in a weights folder, or beside a file of weights.
+
+    Raises:
+        LtxError: one cannot be found, or several could be meant; says how to get or name it.
+    """
+    for path in (weights, vae, t5, tokenizer, upscaler, temporal_upscaler):
+        if path is not None and not path.exists():
+            raise LtxError(f"{path} not found - check the path{f', or {_advice(version)}' if path is weights else ''}")
+    if weights.is_file():
+        kind_of(weights)  # before what lies beside it is blamed
+    folder = weights if weights.is_dir() else weights.parent
+    checkpoint = _checkpoint_in(version, weights) if weights.is_dir() else weights
+    named = _named_by(checkpoint)
+    if named is not None and named.name != version.name:
+        raise LtxError(f"{checkpoint} is {named.name} by its name, not {version.name} - name the version it is")
+    if t5 is None:
+        t5 = _only(folder, _T5_NAMES, f"no T5 encoder in {folder} - {_advice(version)}, or name one with --t5", "--t5")
+    if tokenizer is None:
+        tokenizer = _tokenizer_near(version, folder, t5)
+    upscaler = upscaler or find_upscaler(version, folder, "spatial")
+    temporal_upscaler = temporal_upscaler or find_upscaler(version, folder, "temporal")
+    return Sources(checkpoint, t5, tokenizer, vae, variant, upscaler, temporal_upscaler)
+
+
+def has_checkpoint(version: Version, folder: Path) -> bool:
+    """Whether a weights folder has a transformer that is whole, of whatever kind.
+
+    Several will do: the export asks which is meant, but takes the official file unasked once it is beside them. A file
+    of the official name is taken as it is: what is lacking would be written over it.
+
+    Raises:
+        LtxError: a folder that should hold a transformer cannot be read.
+    """
+    official, fp8 = _official_in(version, folder)
+    others = (fp8, folder / "transformer", *matching(folder, _TRANSFORMER_NAMES))
+    return official.is_file() or any(is_whole(path) for path in others)
+
+
+def has_text_encoder(folder: Path) -> bool:
+    """Whether a weights folder has a T5 that is whole.
+
+    Raises:
+        LtxError: a folder that should hold one cannot be read.
+    """
+    return any(is_whole(path) for path in matching(folder, _T5_NAMES))
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a weights folder has a tokenizer."""
+    return any((folder / name).is_file() for name in _TOKENIZER_NAMES)
+
+
+def _checkpoint_in(version: Version, folder: Path) -> Path:
+    for path in _official_in(version, folder):
+        if path.is_file():
+            return path
+    if (folder / "transformer").is_dir():
+        return folder
+    place = folder.resolve()
+    if place.name in _LAYOUT_FOLDERS and (place.parent / "transformer").is_dir():
+        absent = f"{folder} is one network of a diffusers layout"
+        absent += f" - give --weights the folder above, {place.parent}, or a file"
+    else:
+        official = _official_in(version, folder)[0]
+        absent = f"{official} not found, and no diffusers layout beside it - {_advice(version)}"
+        absent += ", or give --weights the file itself if it has another name"
+    return _only(folder, _TRANSFORMER_NAMES, absent, "--weights")
+
+
+def _official_in(version: Version, folder: Path) -> tuple[Path, Path]:
+    """Where a release's official file belongs, and its fp8 sibling."""
+    official = Path(version.checkpoint)
+    return folder / official.name, folder / f"{official.stem}{_FP8}{official.suffix}"
+
+
+def _named_by(checkpoint: Path) -> Version | None:
+    """The release whose official file has this name, before or after its bits were cut."""
+    stem = checkpoint.stem
+    stems = {stem, stem.removesuffix(_FP8)}
+    if checkpoint.suffix == ".gguf":
+        stems.add(stem.rpartition("-")[0])  # `ltxv-13b-0.9.7-dev-Q4_K_M.gguf`
+    return next((version for version in VERSIONS.values() if Path(version.checkpoint).stem in stems), None)
+
+
+def _tokenizer_near(version: Version, folder: Path, t5: Path) -> Path:
+    for place in (folder, t5, t5.parent):
+        for name in _TOKENIZER_NAMES:
+            if (place / name).is_file():
+                return place / name
+    raise LtxError(f"no {' or '.join(_TOKENIZER_NAMES)} in {folder} - {_advice(version)}, or name it with --tokenizer")
+
+
+def _only(folder: Path, patterns: tuple[str, ...], absent: str, option: str) -> Path:
+    found = only_match(folder, patterns, option)
+    if found is None:
+        raise LtxError(absent)
+    return found
+
+
+def _advice(version: Version) -> str:
+    command = "download" if version.repository else "random-weights"
+    return f"run: ltx-export {command} {version.name}"
+
+
+def open_sources(sources: Sources) -> Opened:
+    """Opens every file lazily and finds its networks.
+
+    Raises:
+        LtxError: a file is damaged, is of another kind, or lacks its network.
+    """
+    is_layout = sources.checkpoint.is_dir()
+    main = _open(sources.checkpoint / "transformer" if is_layout else sources.checkpoint, sources.variant)
+    _check_architecture(main, "transformer")
+    transformer = part_of(main, "transformer")
+    holds_vae = "vae" in parts_of(main)
+    vae = main if holds_vae and sources.vae is None else _open(_vae_path(sources, is_layout), sources.variant)
+    text_encoder = _open(sources.text_encoder, sources.variant)
+    _check_architecture(text_encoder, "text_encoder")
+    config = dict(main.config)
+    if vae is not main:
+        if holds_vae:
+            config.pop("vae", None)  # it describes the one that is not taken
+        config |= {name: part for name, part in vae.config.items() if name == "vae"}
+    heads = _heads(sources.checkpoint / "transformer" / "config.json") if is_layout else None
+    upscalers = [
+        open_upscaler(path, sources.variant) if path else None for path in (sources.upscaler, sources.temporal_upscaler)
+    ]
+    return Opened(transformer, part_of(vae, "vae"), part_of(text_encoder, "text_encoder"), config, heads, *upscalers)
+
+
+def _open(path: Path, variant: str) -> Checkpoint:
+    return open_weights(path, variant if path.is_dir() else "")
+
+
+def _vae_path(sources: Sources, is_layout: bool) -> Path:
+    if sources.vae is not None:
+        return sources.vae
+    if is_layout and not (sources.checkpoint / "vae").is_dir():
+        raise LtxError(f"{sources.checkpoint / 'vae'} is missing - download it too, or name a VAE with --vae")
+    if is_layout:
+        return sources.checkpoint / "vae"
+    absent = f"{sources.checkpoint} holds no vae, nor is one beside it - name its file or folder with --vae"
+    return _only(sources.checkpoint.parent, _VAE_NAMES, absent, "--vae")
+
+
+def _check_architecture(checkpoint: Checkpoint, part: Part) -> None:
+    found = checkpoint.metadata.get("architecture") if kind_of(checkpoint.path) == ".gguf" else ""
+    if found not in (*_SAYS_NOTHING, *_ARCHITECTURES[part]):
+        wanted = " or ".join(_ARCHITECTURES[part])
+        raise LtxError(f"{checkpoint.path} is a GGUF of architecture {found!r}, not {wanted} - give the {part}'s file")
+
+
+def _heads(path: Path) -> int | None:
+    """How many heads a transformer's configuration in diffusers' words gives it; None if there is none.
+
+    What its scheduler's says is for diffusers' pipelines: which schedule a release has, the version knows.
+    """
+    config = _json(path)
+    heads = config.get("num_attention_heads")
+    if config and (type(heads) is not int or heads < 1):
+        raise LtxError(f"{path} gives num_attention_heads as {heads!r}, not a positive number - download it again")
+    return heads
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    with explaining(f"read {path}"):
+        raw = path.read_bytes()
+    try:
+        data = json.loads(raw)
+    except (ValueError, RecursionError):
+        data = None
+    if not isinstance(data, dict):
+        raise LtxError(f"{path} is no JSON object - download it again")
+    return data

@@ -1,0 +1,241 @@
+"""Weights whose stored bytes no graph can point into -> a file of their own, in one pass, tensor by tensor.
+
+fp8 is cast, LoRAs are merged, other float dtypes are made if asked for, and block-quantized matrices become integers
+with block scales. Knows nothing of graphs: `block_weights` puts those integers into one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ltx_export.checkpoints.blocks import BLOCK_FORMATS, BlockFormat, Blocks, pack_int4, split_blocks
+from ltx_export.checkpoints.checkpoint import StoredTensor
+from ltx_export.checkpoints.lora import Lora, merge
+from ltx_export.weights.streaming import COPY_BYTES, Chunk, Entry, write_safetensors
+from ltx_runtime.progress import Progress, silent
+from ltx_export.checkpoints.values import FLOAT_DTYPES, float32_of, rows_of, stored_as
+
+_LEAST_CODE = -128
+# Of blocks whose codes are all zero.
+_ANY_SCALE = np.float32(2.0**-14)
+
+
+@dataclass(frozen=True)
+class BlockWeight:
+    """A matrix (N, K) as integers with block scales along K: value = (code + offset) * scale + minimum.
+
+    Attributes:
+        codes: int8, or two int4 a byte (dtype U8), (K, N); of a table that rows are looked up in, float16 (N, K).
+        scales: float32 (K / block, N), or (N, K / block) of a table.
+        minimums: as scales, None where the format has none.
+        format: bits, block and offset of the codes as they are stored.
+        shape: (N, K).
+        is_table: rows are looked up.
+    """
+
+    codes: StoredTensor
+    scales: StoredTensor
+    minimums: StoredTensor | None
+    format: BlockFormat
+    shape: tuple[int, ...]
+    is_table: bool
+
+
+Weight = StoredTensor | BlockWeight
+
+
+def must_be_rewritten(tensors: Mapping[str, StoredTensor], store: str | None, loras: Sequence[Lora]) -> bool:
+    """Whether some tensor's bytes cannot stay as they are."""
+    return any(
+        tensor.dtype != (store or tensor.dtype) or tensor.dtype not in FLOAT_DTYPES or _changed(name, loras)
+        for name, tensor in tensors.items()
+    )
+
+
+def rewrite(
+    tensors: Mapping[str, StoredTensor],
+    path: Path,
+    *,
+    tables: AbstractSet[str] = frozenset(),
+    store: str | None = None,
+    loras: Sequence[Lora] = (),
+    progress: Progress = silent,
+) -> dict[str, Weight]:
+    """Writes a network's tensors into a file of their own.
+
+    Args:
+        tensors: by name; bytes of F32, F16 and BF16 stay unless `store` or a LoRA changes them.
+        path: of the safetensors file.
+        tables: matrices that rows are looked up in.
+        store: F32, F16 or BF16 for all weights, quantized ones included; None keeps what can be kept.
+        loras: merged in float32, then rounded to the dtype that is stored.
+        progress: is told the bytes written.
+
+    Raises:
+        LtxError: the disk is full, a dtype is not read, or a value does not fit fp16.
+    """
+    layouts = {
+        name: _layout(tensor, name in tables)
+        for name, tensor in tensors.items()
+        if _is_matrix(name, tensor) and store is None and not _changed(name, loras)
+    }
+    groups = [
+        _block_group(name, tensor, layouts[name], name in tables)
+        if name in layouts
+        else _float_group(name, tensor, store, loras)
+        for name, tensor in tensors.items()
+    ]
+    stored = write_safetensors(path, groups, progress=progress)
+    return {
+        name: _block_weight(stored, name, tensor.shape, layouts[name], name in tables)
+        if name in layouts
+        else stored[name]
+        for name, tensor in tensors.items()
+    }
+
+
+def _is_matrix(name: str, tensor: StoredTensor) -> bool:
+    """Whether it is quantized, and the weight of a linear layer or a table: integers serve nothing else."""
+    return tensor.dtype in BLOCK_FORMATS and len(tensor.shape) == 2 and name.endswith(".weight")
+
+
+def _changed(name: str, loras: Sequence[Lora]) -> bool:
+    return any(name in lora.pairs for lora in loras)
+
+
+def _float_group(
+    name: str, tensor: StoredTensor, store: str | None, loras: Sequence[Lora]
+) -> tuple[tuple[Entry, ...], Callable[[], Iterator[Chunk]]]:
+    dtype = store or _kept_dtype(tensor, _changed(name, loras))
+    entry = Entry(name, dtype, tensor.shape)
+    if _changed(name, loras):
+        return (entry,), lambda: _merged(name, tensor, dtype, loras)
+    if dtype == tensor.dtype:
+        return (entry,), lambda: _copied(tensor)
+    return (entry,), lambda: _cast(name, tensor, dtype)
+
+
+def _kept_dtype(tensor: StoredTensor, is_changed: bool) -> str:
+    """fp8 is a cast of bf16 weights. Quantized ones are whole in float32; once they are changed, bf16 has to do."""
+    if tensor.dtype in FLOAT_DTYPES:
+        return tensor.dtype
+    return "F32" if tensor.dtype in BLOCK_FORMATS and not is_changed else "BF16"
+
+
+def _copied(tensor: StoredTensor) -> Iterator[Chunk]:
+    for start in range(0, tensor.length, COPY_BYTES):
+        yield tensor.read(start, min(start + COPY_BYTES, tensor.length)).data
+
+
+def _cast(name: str, tensor: StoredTensor, dtype: str) -> Iterator[Chunk]:
+    for start, stop in _row_slices(tensor):
+        yield stored_as(float32_of(tensor, start, stop), dtype, name).data
+
+
+def _merged(name: str, tensor: StoredTensor, dtype: str, loras: Sequence[Lora]) -> Iterator[Chunk]:
+    weight = np.array(float32_of(tensor))  # writable
+    merge(weight, name, loras)
+    for start, stop in _row_slices(tensor):
+        yield stored_as(weight[start:stop], dtype, name).data
+
+
+def _row_slices(tensor: StoredTensor) -> Iterator[tuple[int, int]]:
+    rows = rows_of(tensor)
+    step = max(1, COPY_BYTES * rows // max(1, 4 * int(np.prod(tensor.shape))))
+    for start in range(0, rows, step):
+        yield start, min(start + step, rows)
+
+
+def _layout(tensor: StoredTensor, is_table: bool) -> BlockFormat:
+    """How the codes are stored: a table's as whole floats, which every runtime looks up; 4 bits only in pairs."""
+    given = BLOCK_FORMATS[tensor.dtype]
+    if is_table:
+        return replace(given, bits=16, offset=0)
+    return replace(given, bits=8) if tensor.shape[0] % 2 else given
+
+
+def _block_group(
+    name: str, tensor: StoredTensor, layout: BlockFormat, is_table: bool
+) -> tuple[tuple[Entry, ...], Callable[[], Iterator[Chunk]]]:
+    rows, columns = tensor.shape
+    blocks = columns // layout.block
+    scales = (rows, blocks) if is_table else (blocks, rows)
+    if is_table:
+        codes = Entry(name, "F16", (rows, columns))
+    elif layout.bits == 4:
+        codes = Entry(name, "U8", (columns, rows // 2))
+    else:
+        codes = Entry(name, "I8", (columns, rows))
+    entries: tuple[Entry, ...] = (codes, Entry(f"{name}.scales", "F32", scales))
+    if layout.has_minimums:
+        entries += (Entry(f"{name}.minimums", "F32", scales),)
+    return entries, lambda: _table(tensor) if is_table else _turned(tensor, layout)
+
+
+def _blocks_of(tensor: StoredTensor) -> Iterator[tuple[slice, Blocks]]:
+    row_bytes = tensor.length // tensor.shape[0]
+    for start, stop in _row_slices(tensor):
+        raw = tensor.read(start * row_bytes, stop * row_bytes).reshape(stop - start, row_bytes)
+        yield slice(start, stop), split_blocks(raw, tensor.dtype)
+
+
+def _table(tensor: StoredTensor) -> Iterator[Chunk]:
+    behind = []
+    for _, blocks in _blocks_of(tensor):
+        yield _raw((blocks.codes + np.int8(blocks.format.offset)).astype("<f2"))
+        behind.append((blocks.scales, blocks.minimums))
+    for parts in zip(*behind, strict=True):
+        yield from (_raw(part) for part in parts if part is not None)
+
+
+def _turned(tensor: StoredTensor, layout: BlockFormat) -> Iterator[Chunk]:
+    """With the axis that is summed over in front: the form that runtimes fuse."""
+    rows, columns = tensor.shape
+    codes = np.empty((columns, rows), np.int8)
+    scales = np.empty((columns // layout.block, rows), np.float32)
+    minimums = np.empty_like(scales) if layout.has_minimums else None
+    for place, blocks in _blocks_of(tensor):
+        if layout.bits == 8:
+            _make_positive(blocks)
+        codes[:, place], scales[:, place] = blocks.codes.T, blocks.scales.T
+        if minimums is not None and blocks.minimums is not None:
+            minimums[:, place] = blocks.minimums.T
+    yield _raw(pack_int4(codes) if layout.bits == 4 else codes)
+    yield _raw(scales)
+    if minimums is not None:
+        yield _raw(minimums)
+
+
+def _make_positive(blocks: Blocks) -> None:
+    """Turns signs of codes instead of scales, for TensorRT takes no scale of 8 bit codes that is not above zero.
+
+    A block that holds the one code without a counterpart stays as it is.
+    """
+    codes = blocks.codes.reshape(*blocks.scales.shape, blocks.format.block)
+    empty = blocks.scales == 0
+    codes[empty] = -blocks.format.offset
+    blocks.scales[empty] = _ANY_SCALE
+    turned = blocks.scales < 0
+    if not turned.any():
+        return
+    turned &= codes.min(-1) > _LEAST_CODE
+    codes[turned] = -codes[turned] - np.int8(2 * blocks.format.offset)
+    blocks.scales[turned] *= -1
+
+
+def _raw(array: NDArray[Any]) -> Chunk:
+    return array.reshape(-1).view(np.uint8).data
+
+
+def _block_weight(
+    stored: Mapping[str, StoredTensor], name: str, shape: tuple[int, ...], layout: BlockFormat, is_table: bool
+) -> BlockWeight:
+    minimums = stored.get(f"{name}.minimums")
+    return BlockWeight(stored[name], stored[f"{name}.scales"], minimums, layout, shape, is_table)

@@ -1,0 +1,56 @@
+"""A version folder is written into a hidden folder beside it, which takes its name at the end: all or nothing."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ltx_runtime.files import locked
+from ltx_runtime.errors import LtxError
+from ltx_runtime.folder.manifest import MANIFEST
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Raises LtxError if what an export would replace is not a version folder."""
+    if folder.is_dir() and ((folder / MANIFEST).is_file() or not any(folder.iterdir())):
+        return
+    if folder.exists() or folder.is_symlink():
+        raise LtxError(
+            f"{folder} exists and was not written by an export, which would replace it - move it away, or choose "
+            "another root with --engines"
+        )
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """A hidden folder that takes the place of `folder` if the block ends well, and vanishes if not.
+
+    Whatever happens, even between the two renames, the folder of before is kept or brought back. Of a link, the folder
+    it leads to is replaced.
+
+    Raises:
+        LtxError: another export writes the same folder.
+    """
+    folder = folder.resolve()
+    staging = folder.with_name(f".{folder.name}.partial")
+    retired = folder.with_name(f".{folder.name}.old")
+
+    def bring_back() -> None:
+        if retired.exists() and not folder.exists():
+            retired.replace(folder)
+        for leftover in (staging, retired):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with locked(folder.with_name(f".{folder.name}.lock"), f"export writes {folder}"):
+        bring_back()
+        staging.mkdir()
+        try:
+            yield staging
+            if folder.exists():
+                folder.replace(retired)
+            staging.replace(folder)
+        finally:
+            bring_back()

@@ -1,0 +1,1 @@
+"""The command `ltx-run`: options, progress bars and messages."""

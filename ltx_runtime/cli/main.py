@@ -1,0 +1,129 @@
+"""ltx-run: parse, call, print. Imports what a command needs when it runs, so that --help answers at once."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from ltx_runtime.cli.arguments import Arguments, command_of
+from ltx_runtime.errors import LtxError, printable, reported
+
+if TYPE_CHECKING:
+    from ltx_runtime.pipeline import Video
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@reported()
+def _run(typed: Arguments) -> None:
+    """Make a video from a prompt, and from images and clips. What is left out is the version's own default."""
+    from ltx_runtime.spec.versions import find_version
+
+    if typed.doctor:
+        from ltx_runtime.doctor import lines
+
+        wanted = find_version(typed.version).name if typed.version else None
+        print(lines.run(typed.engines, wanted, as_json=typed.json))
+        return
+    if typed.prompt is None and typed.embeddings_file is None and typed.latents is None:
+        raise LtxError("nothing says what the video shows - add --prompt TEXT, or --embeddings-file FILE")
+    _make(typed)
+
+
+app.command()(command_of(_run, Arguments))
+
+
+def _make(typed: Arguments) -> None:
+    """From a request, or from saved latents, to a file; with --plan, only the plan."""
+    from ltx_runtime.cli import request_from_arguments as asked
+    from ltx_runtime.cli.progress import bars
+    from ltx_runtime.pipeline import Pipeline
+
+    request = asked.request_of(typed)
+    with Pipeline(typed.engines, typed.version, **asked.pipeline_options_of(typed), note=_note) as pipe:
+        if typed.latents is None:
+            video = pipe(request, **asked.run_options_of(typed))
+        else:
+            video = pipe.decode(typed.latents, **asked.run_options_of(typed))
+        title = (typed.prompt or "video") if typed.latents is None else typed.latents.stem
+        output = _output_of(typed, title, video.ending.seed)
+        target = video.check_output(output, folder_exists=typed.output_dir is None)
+        if typed.plan:
+            print(json.dumps(video.report(), indent=1) if typed.json else "\n".join(video.report_lines()))
+            return
+        with _folder_of(output) if typed.output_dir else nullcontext():
+            video.save(output, bars)
+    print(json.dumps(_result(video, target)) if typed.json else _told(video, target))
+
+
+def _result(video: Video, target: Path) -> dict[str, Any]:
+    """What was made, for programs."""
+    height, width = video.size
+    return {
+        "file": str(target),
+        "width": width,
+        "height": height,
+        "frames": video.ending.num_frames,
+        "fps": video.ending.fps,
+        "seed": video.ending.seed,
+        "seconds": video.seconds,
+        "backends": video.backends,
+    }
+
+
+def _told(video: Video, target: Path) -> str:
+    """What was made, for people."""
+    (height, width), ending = video.size, video.ending
+    seconds = ", ".join(f"{name} {took:.1f} s" for name, took in video.seconds.items())
+    size = f"{width}x{height}, {ending.num_frames} frames at {ending.fps:g} fps"
+    return f"{printable(str(target))}: {size}, seed {ending.seed}; {seconds}"
+
+
+def _output_of(typed: Arguments, title: str, seed: int) -> Path:
+    """The file to write: as typed, or called after the title."""
+    if typed.output is not None:
+        if typed.output_dir is not None:
+            raise LtxError("output and output-dir both say where the video goes - leave one of them out")
+        return typed.output
+    return _free_name(typed.output_dir or Path(), title, seed)
+
+
+@contextmanager
+def _folder_of(output: Path) -> Iterator[None]:
+    """Makes the folder of the output, and takes it away again where nothing came into it."""
+    new = [folder for folder in (output.parent, *output.parent.parents) if not folder.exists()]
+    for folder in reversed(new):
+        folder.mkdir()
+    try:
+        yield
+    finally:
+        for folder in new:
+            if not any(folder.iterdir()):
+                folder.rmdir()
+
+
+def _note(text: str) -> None:
+    print(f"note: {printable(text)}", file=sys.stderr)
+
+
+def _free_name(folder: Path, prompt: str, seed: int) -> Path:
+    """A file name from the prompt's first words that does not exist yet."""
+    words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40].rstrip("-") or "video"
+    number = 1
+    while True:
+        path = folder / (f"{words}-{seed}{'' if number == 1 else f'-{number}'}.mp4")
+        if not path.exists():
+            return path
+        number += 1
+
+
+def main() -> None:
+    """The `ltx-run` command."""
+    app()

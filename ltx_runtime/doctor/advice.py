@@ -1,0 +1,167 @@
+"""What to install or build next, from the facts about a machine and its version folders alone.
+
+The first piece of advice comes first: what is broken, then libraries, then version folders, then engines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ltx_runtime.doctor.folders import ComponentFacts, FolderFacts
+from ltx_runtime.doctor.machine import CUDA_PROVIDER, GpuFacts, Library, Machine
+from ltx_runtime.folder.manifest import export_command
+from ltx_runtime.folder.sidecar import engines_option
+from ltx_runtime.sessions.trt.library import LEAST_CAPABILITY, LIBRARIES, RTX_CAPABILITIES
+
+_ESSENTIAL = ("numpy", "av", "sentencepiece")
+_RUN = "run: "
+_DEFAULT_VERSION = "0.9.8-2b-distilled"
+_SLOW = (
+    "no NVIDIA GPU is used, and the CPU runs everything: expect minutes for a short clip (the 2B version took two for "
+    "25 frames of 256x384 on two cores), and more with size and length"
+)
+
+
+@dataclass(frozen=True)
+class Advice:
+    """One thing to do and why; the command is empty where there is none to type."""
+
+    reason: str
+    command: str = ""
+
+
+def advice_of(machine: Machine, folders: Sequence[FolderFacts], version: str | None = None) -> tuple[Advice, ...]:
+    """Everything that would help, in the order in which it should be done.
+
+    Args:
+        machine: what is there.
+        folders: version folders, whole or not.
+        version: the one that was asked about.
+    """
+    return (*_broken(machine), *_libraries(machine), *_folders(folders, version), *_engines(machine, folders))
+
+
+def _broken(machine: Machine) -> Iterator[Advice]:
+    if machine.clashing:
+        extra = "gpu" if _has_gpu(machine) else "cpu"
+        yield Advice(
+            f"{' and '.join(machine.clashing)} overwrite each other's files",
+            f"pip uninstall --yes {' '.join(machine.clashing)} && pip install 'ltx-engines[{extra}]'",
+        )
+    for module in _ESSENTIAL:
+        library = machine.library(module)
+        if not library.loads:
+            yield Advice(
+                f"{library.name} {_why(library)}, and every run needs it",
+                f"pip install --force-reinstall {library.package}",
+            )
+
+
+def _why(library: Library) -> str:
+    return f"does not load ({library.problem})" if library.installed else "is not installed"
+
+
+def _has_gpu(machine: Machine) -> bool:
+    """Whether there is a GPU, even one that only its driver's presence tells of."""
+    return machine.gpu.compute_capability is not None or machine.system.nvidia_driver
+
+
+def _libraries(machine: Machine) -> Iterator[Advice]:
+    capability = machine.gpu.compute_capability
+    runtime = machine.library("onnxruntime")
+    if capability is not None:
+        yield from _gpu_libraries(machine, capability)
+    elif machine.system.nvidia_driver:
+        yield _unseen_gpu(machine.gpu, machine.library("cuda.bindings.runtime"))
+    elif runtime.loads:
+        yield Advice(_SLOW)
+    if capability is None and not runtime.loads and not machine.clashing:
+        yield Advice(f"ONNX Runtime, which runs graphs on the CPU, {_why(runtime)}", _install(runtime, "cpu"))
+
+
+def _unseen_gpu(gpu: GpuFacts, bindings: Library) -> Advice:
+    if bindings.loads:
+        return Advice(f"an NVIDIA driver is installed, but CUDA finds no GPU ({gpu.problem})")
+    return Advice("an NVIDIA driver is installed, but what talks to it is not", _install(bindings, "gpu"))
+
+
+def _install(library: Library, extra: str) -> str:
+    force = "--force-reinstall " if library.installed and not library.loads else ""
+    return f"pip install {force}'ltx-engines[{extra}]'"
+
+
+def _gpu_libraries(machine: Machine, capability: tuple[int, int]) -> Iterator[Advice]:
+    """What makes this GPU fast, if that is not there; ONNX Runtime where nothing does, or engines are refused."""
+    if usable_builder(machine):
+        return
+    gpu = f"{machine.gpu.name} (compute capability {capability[0]}.{capability[1]})"
+    runtime = machine.library("onnxruntime")
+    if capability < LEAST_CAPABILITY:
+        if CUDA_PROVIDER not in runtime.providers and not machine.clashing:
+            yield Advice(
+                f"{gpu} is older than TensorRT supports; ONNX Runtime runs graphs on it", _replaced(runtime, "gpu")
+            )
+        return
+    module = "tensorrt_rtx" if capability in RTX_CAPABILITIES else "tensorrt"
+    library = machine.library(module)
+    if library.loads and library.serves_gpu is False:
+        yield Advice(
+            f"{library.name} {library.version} does not support {gpu}", f"pip install --upgrade '{library.package}'"
+        )
+        return
+    refused = [one.name for one in machine.libraries if one.loads and one.serves_gpu is False]
+    said = f" (which {' and '.join(refused)} does not support)" if refused else ""
+    yield Advice(
+        f"{gpu}{said} is fastest with {library.name}, which {_why(library)}", _install(library, LIBRARIES[module])
+    )
+
+
+def _replaced(runtime: Library, extra: str) -> str:
+    """Another package of ONNX Runtime cannot be installed beside the one that is there."""
+    remove = "pip uninstall --yes onnxruntime && " if runtime.installed else ""
+    return f"{remove}pip install 'ltx-engines[{extra}]'"
+
+
+def usable_builder(machine: Machine) -> str:
+    """The preferred library that loads and makes engines for this GPU; empty if there is none."""
+    usable = (module for module in LIBRARIES if machine.library(module).loads and machine.library(module).serves_gpu)
+    return next(usable, "")
+
+
+def _folders(folders: Sequence[FolderFacts], version: str | None) -> Iterator[Advice]:
+    for folder in folders:
+        if folder.problem:
+            reason, _, command = folder.problem.rpartition(f" - {_RUN}")
+            yield Advice(reason or folder.problem, command or export_command(folder.version).removeprefix(_RUN))
+    if not folders:
+        wanted = version or _DEFAULT_VERSION
+        yield Advice("there are no engines and graphs to run yet", export_command(wanted).removeprefix(_RUN))
+
+
+def _engines(machine: Machine, folders: Sequence[FolderFacts]) -> Iterator[Advice]:
+    builder = usable_builder(machine)
+    for folder in folders:
+        dead = [part.name for part in folder.components if not part.chosen]
+        if dead and not builder:
+            reason = f"nothing here can run {', '.join(dead)} of {folder.version}"
+            yield Advice(reason, export_command(folder.version).removeprefix(_RUN))
+        if not builder:
+            continue
+        lacking = [part for part in folder.components if part.chosen not in LIBRARIES]
+        if not lacking:
+            continue
+        old = any(engine.problem for part in lacking for engine in part.engines)
+        found = "engines that fit this machine" if old else "engines"
+        yield Advice(
+            f"{folder.version} has no {found} of {', '.join(part.name for part in lacking)}",
+            f"ltx-export engine {folder.version}{_only(lacking, folder.components)} --builder {builder}"
+            f"{engines_option(Path(folder.path), folder.version)}",
+        )
+
+
+def _only(lacking: Sequence[ComponentFacts], components: Sequence[ComponentFacts]) -> str:
+    if len(lacking) == len(components):
+        return ""
+    return "".join(f" --component {part.name}" for part in lacking)

@@ -1,0 +1,234 @@
+"""Version folders as they are here: whole or not, what each backend says of every component, and engines.
+
+Quick: of a folder's files only existence and size are looked at; of engines the checksum too. Changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from ltx_runtime.doctor.machine import reason_of
+from ltx_runtime.errors import LtxError, explaining
+from ltx_runtime.folder.manifest import MANIFEST, Engines, Manifest, export_command, read_manifest
+from ltx_runtime.folder.profiles import Profile, Span
+from ltx_runtime.folder.sidecar import (
+    ENGINE_PRECISIONS,
+    Maker,
+    Sidecar,
+    check_engine,
+    read_sidecar,
+    rebuild_command,
+)
+from ltx_runtime.sessions import BACKENDS, find
+from ltx_runtime.sessions.trt.library import LIBRARIES, title_of
+from ltx_runtime.spec.components import ComponentName
+from ltx_runtime.spec.geometry import Grid
+
+_SHOWN_FRAMES = 13  # latent ones of 97 frames: what tokens are told in
+_ADVICE = " - "
+
+
+@dataclass(frozen=True)
+class Saying:
+    """What a backend says of a component: the file it would run, or why it cannot."""
+
+    backend: str
+    fits: bool
+    says: str
+
+
+@dataclass(frozen=True)
+class EngineFile:
+    """An engine, and whether its library would take it here.
+
+    Attributes:
+        path: relative to the version folder.
+        builder, precision, weights, sizes, relative_l2: as its sidecar says; sizes in words.
+        problem: why it cannot be used here; empty if it can.
+        rebuild: the command that makes one that fits; empty if nothing is wrong.
+    """
+
+    path: str
+    component: str
+    size_bytes: int
+    builder: str
+    precision: str
+    weights: str
+    sizes: tuple[str, ...]
+    relative_l2: float | None
+    problem: str = ""
+    rebuild: str = ""
+
+
+@dataclass(frozen=True)
+class ComponentFacts:
+    """A component: its graphs' precisions, what every backend says, which is chosen (empty if none) and its engines."""
+
+    name: str
+    precisions: tuple[str, ...]
+    backends: tuple[Saying, ...]
+    chosen: str
+    engines: tuple[EngineFile, ...]
+
+
+@dataclass(frozen=True)
+class FolderFacts:
+    """A version folder; `problem` is why it is not whole, and components are looked at only if it is."""
+
+    path: str
+    version: str
+    size_bytes: int
+    problem: str
+    components: tuple[ComponentFacts, ...] = ()
+
+
+def folders_in(root: Path, version: str | None) -> list[Path]:
+    """The version folders of a root, or the root itself if it is one; of one version if it is named.
+
+    A root that does not exist yet holds none.
+
+    Raises:
+        LtxError: the root is no folder, cannot be read, or neither it nor the folder it would be in exists.
+    """
+    if not root.is_dir():
+        if root.exists() or not root.absolute().parent.is_dir():
+            raise LtxError(f"{root} is not a folder - check the path")
+        return []
+    with explaining(f"read {root}"):
+        inside = sorted(path for path in root.iterdir() if not path.name.startswith("."))
+    if _is_version_folder(root):
+        return [root]
+    found = [path for path in inside if path.is_dir() and _is_version_folder(path)]
+    return found if version is None else [path for path in found if path.name == version]
+
+
+def _is_version_folder(path: Path) -> bool:
+    return (path / MANIFEST).exists() or any(path.glob("[!.]*.onnx"))
+
+
+def look_at(folder: Path, makers: Mapping[str, Maker]) -> FolderFacts:
+    """A version folder, held against what makes engines here, by builder."""
+    try:
+        manifest = read_manifest(folder)
+    except LtxError as error:
+        return FolderFacts(str(folder), folder.name, 0, str(error))
+    engines = Engines(folder, manifest)
+    size = sum(entry.size_bytes for entry in manifest.files.values())
+    problem = _problem(folder, manifest)
+    if problem:
+        return FolderFacts(str(folder), manifest.version, size, problem)
+    components = tuple(_component(engines, name, makers) for name in manifest.components)
+    return FolderFacts(str(folder), manifest.version, size, "", components)
+
+
+def _problem(folder: Path, manifest: Manifest) -> str:
+    """The first file that is missing or has another size."""
+    for name, entry in manifest.files.items():
+        path = manifest.place(folder, name)
+        try:
+            size = path.stat().st_size
+        except OSError:
+            return f"{path} is missing{_ADVICE}{export_command(manifest.version)}"
+        if size != entry.size_bytes:
+            return f"{path} has {size} bytes instead of {entry.size_bytes}{_ADVICE}{export_command(manifest.version)}"
+    return ""
+
+
+def _component(engines: Engines, name: str, makers: Mapping[str, Maker]) -> ComponentFacts:
+    sayings = tuple(_saying(engines, name, backend) for backend in BACKENDS)
+    chosen = next((one.backend for one in sayings if one.fits), "")
+    files = sorted(engines.folder.glob(f"*/{name}.*.engine"))
+    precisions = tuple(engines.component(name).graphs)
+    return ComponentFacts(
+        name, precisions, sayings, chosen, tuple(_engine(engines, name, path, makers) for path in files)
+    )
+
+
+def _saying(engines: Engines, name: str, backend: str) -> Saying:
+    try:
+        found = find(engines, cast(ComponentName, name), backend)
+    except LtxError as error:
+        return Saying(backend, False, str(error))
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a library that is broken
+        return Saying(backend, False, f"its library cannot be used ({reason_of(error)})")
+    return Saying(backend, True, str(found.path.relative_to(engines.folder)))
+
+
+def _engine(engines: Engines, name: str, path: Path, makers: Mapping[str, Maker]) -> EngineFile:
+    place, size = str(path.relative_to(engines.folder)), path.stat().st_size
+    precision = path.name.removeprefix(f"{name}.").removesuffix(".engine")
+    version = engines.manifest.version
+    try:
+        sidecar = read_sidecar(path)
+    except LtxError as error:
+        again = rebuild_command(engines.folder, version, name, precision, next(iter(makers), next(iter(LIBRARIES))))
+        return EngineFile(place, name, size, "", precision, "", (), None, str(error), again)
+    problem = _misfit(engines, name, path, sidecar, makers.get(sidecar.builder))
+    builder = sidecar.builder if sidecar.builder in LIBRARIES else next(iter(LIBRARIES))
+    return EngineFile(
+        place,
+        name,
+        size,
+        f"{sidecar.builder} {sidecar.builder_version}",
+        sidecar.precision,
+        sidecar.weights,
+        tuple(dict.fromkeys(words_of(profile) for profile in sidecar.profiles)),
+        sidecar.relative_l2,
+        problem,
+        rebuild_command(engines.folder, version, name, sidecar.precision, builder, sidecar.options) if problem else "",
+    )
+
+
+def _misfit(engines: Engines, name: str, path: Path, sidecar: Sidecar, maker: Maker | None) -> str:
+    """Why an engine is of no use here; empty if it fits."""
+    if sidecar.builder not in LIBRARIES:
+        return f"was built by {sidecar.builder}, which is no library of ours"
+    title = title_of(sidecar.builder)
+    if maker is None:
+        return f"was built for {title} {sidecar.builder_version}, which cannot be used here"
+    if sidecar.builder_version != maker.version:
+        return f"was built by {title} {sidecar.builder_version}, and {maker.version} is installed"
+    if sidecar.target != maker.target:
+        return f"was built for {sidecar.gpu or sidecar.target}, and this GPU is {maker.gpu or maker.target}"
+    if path.parent.name != maker.folder or sidecar.precision not in ENGINE_PRECISIONS:
+        return f"lies in {path.parent.name}, where nothing looks for it"
+    try:
+        check_engine(engines, name, sidecar.precision, maker)
+    except LtxError as error:
+        return str(error).partition(_ADVICE)[0].removeprefix(f"{path} ")
+    return ""
+
+
+def words_of(profile: Profile) -> str:
+    """The sizes that a profile serves, in pixels and frames: `1 to 97 frames of 64x64 to 512x512`."""
+    if "tokens" in profile:
+        return _tokens(profile["tokens"])
+    if "text_tokens" in profile:
+        tokens, batch = profile["text_tokens"], profile["batch"]
+        return f"{_range(str(batch.min), str(batch.max))} prompts of {_range(str(tokens.min), str(tokens.max))} tokens"
+    frames, rows, columns = (profile[axis] for axis in ("frames", "rows", "columns"))
+    least, most = (Grid(*sizes) for sizes in ((frames.min, rows.min, columns.min), (frames.max, rows.max, columns.max)))
+    shapes = _range(*(f"{grid.height}x{grid.width}" for grid in (least, most)))
+    return f"{_range(str(least.num_frames), str(most.num_frames))} frames of {shapes}"
+
+
+def _range(least: str, most: str) -> str:
+    return least if least == most else f"{least} to {most}"
+
+
+def _tokens(span: Span) -> str:
+    told = f"{_range(str(span.min), str(span.max))} tokens"
+    shown = shown_grid(span.max)
+    return told if shown is None else f"{told} (such as {shown.num_frames} frames of {shown.height}x{shown.width})"
+
+
+def shown_grid(tokens: int) -> Grid | None:
+    """The largest grid of 97 frames, half as wide again as high, of at most so many tokens; None if there is none."""
+    rows = range(2, 512, 2)
+    fitting = [row for row in rows if _SHOWN_FRAMES * row * (row * 3 // 2) <= tokens]
+    return Grid(_SHOWN_FRAMES, fitting[-1], fitting[-1] * 3 // 2) if fitting else None

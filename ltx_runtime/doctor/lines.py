@@ -1,0 +1,129 @@
+"""A doctor's report for people and for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from ltx_runtime.doctor.folders import ComponentFacts, EngineFile, FolderFacts
+from ltx_runtime.doctor.machine import GpuFacts, Library, Machine
+from ltx_runtime.doctor.report import Report, examine
+from ltx_runtime.errors import printable
+from ltx_runtime.files import amount
+
+
+def run(root: Path, version: str | None, as_json: bool) -> str:
+    """What a doctor prints of a root of version folders, or of one of them.
+
+    Raises:
+        LtxError: the root is no place that version folders could be in.
+    """
+    report = examine(root, version)
+    return json.dumps(asdict(report), indent=1) if as_json else "\n".join(lines_of(report))
+
+
+def lines_of(report: Report) -> list[str]:
+    """The report as lines, the advice last."""
+    return [printable(line) for line in _lines(report)]
+
+
+def _lines(report: Report) -> Iterator[str]:
+    yield from _machine_lines(report.machine)
+    absent = "" if report.root_exists else " (does not exist yet)"
+    free = "" if report.free_bytes is None else f", {amount(report.free_bytes)} free on its disk"
+    yield f"folder: {report.root}{absent}{free}"
+    for folder in report.folders:
+        yield from _folder_lines(folder)
+    if not report.folders:
+        yield "  no version folders"
+    yield "advice:" if report.advice else "advice: none, all is well"
+    for number, advice in enumerate(report.advice, 1):
+        yield f"  {number}. {advice.reason}"
+        if advice.command:
+            yield f"     {advice.command}"
+
+
+def _machine_lines(machine: Machine) -> Iterator[str]:
+    system = machine.system
+    memory = "" if system.memory_bytes is None else f", {amount(system.memory_bytes)} memory"
+    if system.available_bytes is not None:
+        memory += f" ({amount(system.available_bytes)} available)"
+    yield f"system: {system.os}, {system.processor}, {system.cores} cores{memory}, Python {system.python}"
+    yield f"GPU: {_gpu(machine.gpu)}"
+    yield "libraries:"
+    for library in machine.libraries:
+        yield f"  {_library(library)}"
+    if machine.clashing:
+        yield f"  {' and '.join(machine.clashing)} are installed at once and overwrite each other"
+
+
+def _gpu(gpu: GpuFacts) -> str:
+    if gpu.compute_capability is None:
+        return f"none: {gpu.problem}"
+    major, minor = gpu.compute_capability
+    free = "" if gpu.free_bytes is None else f" ({amount(gpu.free_bytes)} free)"
+    return (
+        f"{gpu.name}, compute capability {major}.{minor}, {amount(gpu.memory_bytes)} memory{free}, "
+        f"driver for CUDA {gpu.driver}"
+    )
+
+
+def _library(library: Library) -> str:
+    if not library.installed:
+        return f"{library.name}: not installed"
+    version = f" {library.version}" if library.version else ""
+    if library.problem:
+        return f"{library.name}{version}: does not load ({library.problem})"
+    told = {True: ": supports this GPU", False: ": does not support this GPU", None: ""}[library.serves_gpu]
+    providers = f": {', '.join(library.providers)}" if library.providers else ""
+    return f"{library.name}{version}{told}{providers}"
+
+
+def _folder_lines(folder: FolderFacts) -> Iterator[str]:
+    if folder.problem:
+        yield f"  {folder.path}: not whole: {folder.problem}"
+        return
+    yield f"  {folder.path}: {folder.version}, whole, {amount(folder.size_bytes)}"
+    same = _same(folder.components)
+    for backend, said in same.items():
+        yield f"    {backend}: {said}"
+    for component in folder.components:
+        yield from _component_lines(component, same)
+
+
+def _said(component: ComponentFacts) -> dict[str, str]:
+    """What backends say of a component, without its name and without what to do, which the advice tells in order."""
+    return {
+        one.backend: one.says.partition(" - ")[0].replace(f" of {component.name}", "") for one in component.backends
+    }
+
+
+def _same(components: Sequence[ComponentFacts]) -> dict[str, str]:
+    """What a backend says of every component alike is told once."""
+    if len(components) < 2:
+        return {}
+    said = [_said(component) for component in components]
+    return {backend: says for backend, says in said[0].items() if all(one[backend] == says for one in said)}
+
+
+def _component_lines(component: ComponentFacts, same: Mapping[str, str]) -> Iterator[str]:
+    chosen = f"runs on {component.chosen}" if component.chosen else "nothing here can run it"
+    yield f"    {component.name}: {chosen}; graphs in {', '.join(component.precisions) or 'no precision'}"
+    for backend, said in _said(component).items():
+        if backend not in same:
+            yield f"      {backend}: {said}"
+    for engine in component.engines:
+        yield from _engine_lines(engine)
+
+
+def _engine_lines(engine: EngineFile) -> Iterator[str]:
+    checked = "" if engine.relative_l2 is None else f", relative L2 {engine.relative_l2:.1e} to fp32"
+    how = f", {engine.precision}, weights {engine.weights}" if engine.weights else f", {engine.precision}"
+    yield f"      {engine.path}: {amount(engine.size_bytes)}{how}{checked}"
+    for size in engine.sizes:
+        yield f"        {size}"
+    if engine.problem:
+        yield f"        of no use here: {engine.problem}"
+        yield f"        {engine.rebuild}"

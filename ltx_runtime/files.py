@@ -1,0 +1,75 @@
+"""Files that are whole or not there, locks, free space, and sizes as people say them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from ltx_runtime.errors import LtxError
+
+_WAIT_S = 0.2
+_SMALL_BYTES = 100_000_000
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A temporary name beside a file, which takes the file's name if the block ends well and vanishes if not.
+
+    What an interrupted run left under the temporary name is removed first.
+    """
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.unlink(missing_ok=True)
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(lock: Path, writer: str) -> Iterator[None]:
+    """Holds a lock file inside the block, and removes it at the end.
+
+    Args:
+        lock: in a folder that exists.
+        writer: who holds it and what for, as in "export writes engines/0.9.5".
+
+    Raises:
+        LtxError: another process holds it.
+    """
+    from filelock import FileLock, SoftFileLock  # noqa: PLC0415  (comes with what builds engines)
+
+    with ExitStack() as held:
+        try:
+            try:
+                held.enter_context(FileLock(lock, timeout=_WAIT_S))
+            except NotImplementedError:  # network file systems without locks
+                held.enter_context(SoftFileLock(lock, timeout=_WAIT_S))
+        except TimeoutError:
+            raise LtxError(f"another {writer} (it holds {lock}) - wait until it has ended") from None
+        held.callback(_remove, lock)
+        yield
+
+
+def _remove(lock: Path) -> None:
+    with suppress(OSError):  # Windows removes no file that is held; it is locked anew the next time
+        lock.unlink()
+
+
+def check_space(folder: Path, needed_bytes: int) -> None:
+    """Raises LtxError unless so many bytes are free on the disk of a folder that exists."""
+    free = shutil.disk_usage(folder).free
+    if needed_bytes > free:
+        raise LtxError(
+            f"{folder} needs {needed_bytes / 1e9:.2f} GB more, but {free / 1e9:.2f} GB are free there - free some "
+            "space or choose another disk"
+        )
+
+
+def amount(size_bytes: float, digits: int = 2) -> str:
+    """Bytes as people say them: in GB, or in MB below 0.1 GB."""
+    if size_bytes >= _SMALL_BYTES:
+        return f"{size_bytes / 1e9:.{digits}f} GB"
+    return f"{size_bytes / 1e6:.{digits}f} MB"

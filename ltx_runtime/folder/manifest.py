@@ -1,0 +1,263 @@
+"""Read, write and verify engines/<version>/manifest.json, the contract between exporter and runtime.
+
+The manifest is written last and atomically: its presence proves the folder complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePath
+from typing import Any
+
+from ltx_runtime.errors import LtxError
+from ltx_runtime.files import written_whole
+from ltx_runtime.spec.components import Component, Port
+from ltx_runtime.spec.presets import Schedule
+
+MANIFEST = "manifest.json"
+FORMAT = 4
+
+_WHOLE_BYTES = 64 << 20
+_SAMPLE_BYTES = 1 << 20
+_SAMPLES = _WHOLE_BYTES // _SAMPLE_BYTES
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Size and checksum of one file of the folder, see `checksum`."""
+
+    size_bytes: int
+    checksum: str
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Relative L2 errors of a graph against its module in fp32, one per shape, and whose weights were used."""
+
+    relative_l2: tuple[float, ...]
+    sizes: tuple[dict[str, int], ...]
+    weights: str
+
+
+@dataclass(frozen=True)
+class ComponentEntry:
+    """One component of a folder.
+
+    Attributes:
+        signature: its ports.
+        weights: the files its graphs point into.
+        graphs: graph file by precision.
+        parity: of its fp32 graph.
+        recorded: file of inputs and of what the fp32 graph made of them where it was exported.
+    """
+
+    signature: Component
+    weights: tuple[str, ...]
+    graphs: dict[str, str]
+    parity: Parity | None = None
+    recorded: str | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What is in a version folder.
+
+    Attributes:
+        causal_positions, schedule, allowed_sigmas: the checkpoint's own where its header names them, else the
+            version's; without allowed sigmas every noise level is.
+        files: every file but the manifest itself.
+        linked: files that lie elsewhere, and in which folder; an export with `--link` leaves weights where they are.
+        loras: what was merged into the transformer, as `FILE:SCALE`.
+    """
+
+    version: str
+    causal_positions: bool
+    schedule: Schedule
+    tokenizer: str
+    components: dict[str, ComponentEntry]
+    files: dict[str, FileEntry] = field(default_factory=dict)
+    linked: dict[str, str] = field(default_factory=dict)
+    loras: tuple[str, ...] = ()
+    allowed_sigmas: tuple[float, ...] = ()
+
+    def place(self, folder: Path, name: str) -> Path:
+        """Where a file of the version folder is: in it, or where a link says."""
+        return Path(self.linked.get(name, folder)) / name
+
+
+@dataclass(frozen=True)
+class Engines:
+    """A verified version folder."""
+
+    folder: Path
+    manifest: Manifest
+
+    def weights_folder(self, name: str) -> Path:
+        """The folder that a component's graphs point into."""
+        return Path(self.manifest.linked.get(self.component(name).weights[0], self.folder))
+
+    def component(self, name: str) -> ComponentEntry:
+        """Raises LtxError if the folder lacks the component."""
+        entry = self.manifest.components.get(name)
+        if entry is None:
+            raise LtxError(f"{self.folder} has no {name} - {export_command(self.manifest.version)}")
+        return entry
+
+
+def export_command(version: str) -> str:
+    """The advice that ends a message about a broken folder."""
+    return f"run: make engines VERSION={version}"
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 over the file's size and bytes; of a file over 64 MiB, over its size and 64 evenly spaced MiB.
+
+    The samples include the first and the last MiB, so a replaced or truncated checkpoint is noticed at every
+    start without reading tens of gigabytes.
+    """
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        if size <= _WHOLE_BYTES:
+            digest.update(file.read())
+        else:
+            for i in range(_SAMPLES):
+                file.seek((size - _SAMPLE_BYTES) * i // (_SAMPLES - 1))
+                digest.update(file.read(_SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def describe_files(paths: Mapping[str, Path]) -> dict[str, FileEntry]:
+    """Size and checksum of each file, by its name in the folder."""
+    return {name: FileEntry(path.stat().st_size, checksum(path)) for name, path in sorted(paths.items())}
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Writes manifest.json under a temporary name, syncs it and renames it."""
+    with written_whole(folder / MANIFEST) as temporary, temporary.open("w") as file:
+        json.dump({"format": FORMAT, **asdict(manifest)}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a version folder; its files are not looked at.
+
+    Raises:
+        LtxError: there is no manifest, or it is not one this release reads.
+    """
+    path = folder / MANIFEST
+    try:
+        data: dict[str, Any] = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        raise LtxError(
+            f"{folder} holds no {MANIFEST}: it is missing or its export was interrupted - {export_command(folder.name)}"
+        ) from None
+    except (ValueError, RecursionError):
+        raise LtxError(f"{path} is not valid JSON - {export_command(folder.name)}") from None
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise LtxError(f"{path} has another format than {FORMAT} - {export_command(folder.name)}")
+    try:
+        manifest = _parse(data)
+        named = {manifest.tokenizer}
+        for entry in manifest.components.values():
+            if not entry.weights:
+                raise KeyError(f"weights of {entry.signature.name}")
+            named |= {*entry.weights, *entry.graphs.values(), *filter(None, [entry.recorded])}
+        for name in named:
+            _refuse_outside(name)
+            manifest.files[name]
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        raise LtxError(f"{path} is damaged ({error}) - {export_command(folder.name)}") from None
+    return manifest
+
+
+def _refuse_outside(name: str) -> None:
+    if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
+        raise ValueError(f"{name} is outside the folder")
+
+
+def _parse(data: dict[str, Any]) -> Manifest:
+    if not isinstance(data["causal_positions"], bool):
+        raise TypeError("causal_positions is not true or false")
+    return Manifest(
+        version=data["version"],
+        causal_positions=data["causal_positions"],
+        schedule=Schedule(**data["schedule"]),
+        tokenizer=data["tokenizer"],
+        components={name: _parse_component(entry) for name, entry in data["components"].items()},
+        files={name: FileEntry(**entry) for name, entry in data["files"].items()},
+        linked={str(name): str(folder) for name, folder in data["linked"].items()},
+        loras=tuple(data["loras"]),
+        allowed_sigmas=tuple(float(sigma) for sigma in data["allowed_sigmas"]),
+    )
+
+
+def _parse_component(entry: dict[str, Any]) -> ComponentEntry:
+    def ports(side: str) -> tuple[Port, ...]:
+        return tuple(Port(p["name"], tuple(p["axes"]), p["dtype"]) for p in entry["signature"][side])
+
+    signature = Component(entry["signature"]["name"], ports("inputs"), ports("outputs"))
+    parity = entry["parity"]
+    if parity is not None:
+        parity = Parity(tuple(parity["relative_l2"]), tuple(parity["sizes"]), parity["weights"])
+    return ComponentEntry(signature, tuple(entry["weights"]), entry["graphs"], parity, entry["recorded"])
+
+
+def open_engines(folder: Path) -> Engines:
+    """Reads the manifest and verifies size and checksum of every file it lists.
+
+    Raises:
+        LtxError: the folder is incomplete, or a file is missing or has changed.
+    """
+    manifest = read_manifest(folder)
+    for name, entry in manifest.files.items():
+        path = manifest.place(folder, name)
+        if not path.is_file() and name in manifest.linked:
+            raise LtxError(
+                f"{path} is gone, and {folder} only links to it - put it back or {export_command(manifest.version)}"
+            )
+        if not path.is_file():
+            raise LtxError(f"{path} is missing - {export_command(manifest.version)}")
+        size = path.stat().st_size
+        if size != entry.size_bytes:
+            raise LtxError(
+                f"{path} has {size} bytes instead of {entry.size_bytes} - {export_command(manifest.version)}"
+            )
+        if checksum(path) != entry.checksum:
+            raise LtxError(f"{path} has changed since the export - {export_command(manifest.version)}")
+    return Engines(folder, manifest)
+
+
+def find_folder(engines: Path, version: str | None) -> Path:
+    """The version folder meant by `--engines` (a root of version folders, or one itself) and `--version`.
+
+    Raises:
+        LtxError: there is none, or several and no version was named.
+    """
+    if (engines / MANIFEST).exists() or any(engines.glob("*.onnx")):
+        found = read_manifest(engines).version
+        if version not in (None, found):
+            raise LtxError(f"{engines} holds version {found}, not {version} - leave --version out")
+        return engines
+    if version is not None:
+        if not (engines / version).is_dir():
+            known = ", ".join(_versions_in(engines)) or "none"
+            raise LtxError(f"no engines for {version} in {engines} (found: {known}) - {export_command(version)}")
+        return engines / version
+    names = _versions_in(engines)
+    if len(names) == 1:
+        return engines / names[0]
+    if names:
+        raise LtxError(f"{engines} holds several versions - choose one with --version: {', '.join(names)}")
+    if not engines.is_dir():
+        raise LtxError(f"{engines} is not a folder - check the path or {export_command('demo')}")
+    raise LtxError(f"{engines} holds no complete version folder - {export_command('demo')}")
+
+
+def _versions_in(root: Path) -> list[str]:
+    return sorted(path.parent.name for path in root.glob(f"[!.]*/{MANIFEST}"))

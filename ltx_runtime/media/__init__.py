@@ -1,0 +1,1 @@
+"""Files <-> pixels: images and clips that are given, and videos that are written."""

@@ -1,0 +1,197 @@
+"""Frames -> files, streamed. WRITERS is keyed by suffix; a writer gets a temporary path which is renamed at the end.
+
+Knows nothing of models: frames are (height, width, 3) uint8 RGB.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ltx_runtime.errors import LtxError, explaining
+
+Frame = NDArray[np.uint8]
+Write = Callable[[Frame], None]
+Writer = Callable[[Path, float], AbstractContextManager[Write]]
+
+_BT709 = 1
+
+
+@contextmanager
+def _encoded(path: Path, fps: float, codec: str, options: dict[str, str]) -> Iterator[Write]:
+    """One video stream through FFmpeg, yuv420p in BT.709, tagged so that players show the right colours."""
+    import av  # noqa: PLC0415  (33 MB of codecs, only when a video is written)
+
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options=options)
+        stream.pix_fmt = "yuv420p"
+        context = stream.codec_context
+        context.color_primaries = context.color_trc = context.colorspace = _BT709
+        context.color_range = 1
+
+        def write(frame: Frame) -> None:
+            if not context.is_open:
+                stream.height, stream.width = frame.shape[:2]
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+            picture = picture.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
+            container.mux(stream.encode(picture))
+
+        yield write
+        container.mux(stream.encode(None))
+
+
+def _mp4(path: Path, fps: float) -> AbstractContextManager[Write]:
+    return _encoded(path, fps, "libx264", {"crf": "18", "preset": "medium"})
+
+
+def _webm(path: Path, fps: float) -> AbstractContextManager[Write]:
+    options = {"crf": "30", "b": "0", "deadline": "good", "cpu-used": "4", "row-mt": "1"}
+    return _encoded(path, fps, "libvpx-vp9", options)
+
+
+@contextmanager
+def _gif(path: Path, fps: float) -> Iterator[Write]:
+    """An endless GIF with a palette per frame; delays are rounded so that their sum keeps time."""
+    frames: list[Image.Image] = []
+
+    def write(frame: Frame) -> None:
+        frames.append(Image.fromarray(frame).quantize(dither=Image.Dither.FLOYDSTEINBERG))
+
+    yield write
+    if not frames:
+        return
+    ticks = [round(100 * i / fps) for i in range(len(frames) + 1)]
+    delays_ms = [10 * (after - before) for before, after in itertools.pairwise(ticks)]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=delays_ms, loop=0)
+
+
+@contextmanager
+def _png_folder(path: Path, fps: float) -> Iterator[Write]:
+    """frame_0000.png, frame_0001.png, ... in a folder; the frame rate is not stored."""
+    path.unlink()
+    path.mkdir()
+    count = 0
+
+    def write(frame: Frame) -> None:
+        nonlocal count
+        Image.fromarray(frame).save(path / f"frame_{count:04d}.png")
+        count += 1
+
+    yield write
+
+
+WRITERS: dict[str, Writer] = {".mp4": _mp4, ".webm": _webm, ".gif": _gif, ".png": _png_folder}
+
+_EVEN = (".mp4",)
+# What formats can store; a GIF counts in hundredths of a second, and players slow down anything under two of them.
+FPS_RANGES: dict[str, tuple[int, int]] = {".mp4": (1, 1000), ".webm": (1, 1000), ".gif": (1, 50)}
+
+
+def target_of(output: Path) -> Path:
+    """What will be written for `--output`: the file, or for `.png` the folder of that name without the suffix.
+
+    Raises:
+        LtxError: no writer knows the suffix, or the folder of PNGs exists and is not empty.
+    """
+    if output.suffix.lower() not in WRITERS:
+        known = ", ".join(WRITERS)
+        raise LtxError(f"unknown output suffix {output.suffix!r} of {output}; use one of {known}")
+    if output.suffix.lower() != ".png":
+        if output.is_dir():
+            raise LtxError(f"cannot write {output}: it is a folder - give a file name")
+        return output
+    folder = output.with_suffix("")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise LtxError(f"cannot write frames to {folder}: it exists and is not empty - choose another name")
+    return folder
+
+
+def check_size(output: Path, height: int, width: int) -> None:
+    """Raises LtxError if the format cannot store frames of this size: yuv420p has one colour for 2x2 pixels."""
+    if output.suffix.lower() in _EVEN and (height % 2 or width % 2):
+        raise LtxError(f"{output.suffix} takes even sizes; got {width}x{height} - use an even size, .gif or .png")
+
+
+def check_output(output: Path, height: int, width: int, fps: float, *, folder_exists: bool = True) -> Path:
+    """What will be written for frames of this size and rate: the file, or for `.png` the folder of frames.
+
+    Raises:
+        LtxError: unknown suffix, a size or frame rate that the format cannot store, or no such folder.
+    """
+    with explaining(f"write {output}"):
+        target = target_of(output)
+        if folder_exists and not output.parent.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "", str(output.parent))
+    check_size(output, height, width)
+    _check_fps(output, fps)
+    return target
+
+
+def _check_fps(output: Path, fps: float) -> None:
+    """Raises LtxError if the format cannot store the frame rate."""
+    suffix = output.suffix.lower()
+    slowest, fastest = FPS_RANGES.get(suffix, (0, math.inf))
+    if not slowest <= fps <= fastest:
+        raise LtxError(f"{suffix} takes {slowest} to {fastest} frames a second; got fps {fps:g} - use 24 or 30")
+
+
+@contextmanager
+def open_writer(output: Path, fps: float) -> Iterator[Write]:
+    """A function that takes frames in order; the output appears under its name only when all went well.
+
+    The place is tried before the first frame, so that an unwritable folder costs no denoising.
+
+    Raises:
+        LtxError: unknown suffix, a frame rate it cannot store, unwritable place, or full disk.
+    """
+    with explaining(f"write {output}"):
+        target = target_of(output)
+    suffix = output.suffix.lower()
+    _check_fps(output, fps)
+    temporary = target.with_name(f".{target.name}.partial{suffix}")
+    doing = f"write {target}"
+    with explaining(doing):
+        _remove(temporary)
+        temporary.touch()
+    foreign: OSError | None = None
+    try:
+        with WRITERS[suffix](temporary, fps) as write:
+            try:
+                yield _explained(write, doing)
+            except OSError as error:
+                foreign = error  # of whoever makes the frames, not of the output
+                raise
+        temporary.replace(target)
+    except OSError as error:
+        if error is foreign:
+            raise
+        with explaining(doing):
+            raise
+    finally:
+        _remove(temporary)
+
+
+def _explained(write: Write, doing: str) -> Write:
+    def explained(frame: Frame) -> None:
+        with explaining(doing):
+            write(frame)
+
+    return explained
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""Seed -> every random draw of a run."""

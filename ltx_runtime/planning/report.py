@@ -1,0 +1,163 @@
+"""A plan for people and for programs: what would be run, and what memory it would take. Runs nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import groupby, zip_longest
+from typing import Any
+
+from ltx_runtime.files import amount
+from ltx_runtime.folder.manifest import Manifest
+from ltx_runtime.media.pictures import label_of
+from ltx_runtime.planning.backends import Chosen
+from ltx_runtime.planning.plan import Plan
+from ltx_runtime.sampling.conditioning import added_frames
+from ltx_runtime.sampling.pass_plan import PassPlan
+from ltx_runtime.sessions import Found
+from ltx_runtime.spec.presets import Guidance
+from ltx_runtime.spec.versions import TransformerSize, find_version
+from ltx_runtime.vae.tile_sizes import BYTES_PER_PIXEL, HALF_BYTES_PER_PIXEL, peak_bytes
+
+_FLOAT_BYTES = 4
+_WIDE = 12  # tensors of a block, the feed-forward's four times as wide one among them, that live at once
+
+
+def describe(planned: Plan, chosen: Chosen, manifest: Manifest, frames: Sequence[int] = ()) -> dict[str, Any]:
+    """The plan as plain data: what comes out, every step of every pass, what runs where, and memory in bytes.
+
+    Args:
+        planned: the request.
+        chosen: what runs each component.
+        manifest: of the version folder.
+        frames: how many frames of each image and clip are used.
+    """
+    request, last = planned.request, planned.passes[-1].grid
+    decoded = replace(last, frames=2 * last.frames - 1) if planned.temporal_upscale else last
+    tiling, half = chosen.tiling(decoded), chosen.found["vae_decoder"].precision != "fp32"
+    whole = (decoded.frames, decoded.rows, decoded.columns)
+    tiles = tiling.window(*whole)
+    added = added_frames((one.frame, count) for one, count in zip(request.conditions, frames, strict=False))
+    return {
+        "version": manifest.version,
+        "seed": request.seed,
+        "output": {
+            "width": request.width,
+            "height": request.height,
+            "frames": planned.ending.num_frames,
+            "fps": planned.ending.fps,
+        },
+        "components": {name: _component(chosen.found[name]) for name in chosen.names},
+        "given": [
+            {"file": label_of(one.media), "frame": one.frame, "frames": count, "strength": one.strength}
+            for one, count in zip_longest(request.conditions, frames)
+        ],
+        "video": None if request.video is None else label_of(request.video),
+        "passes": [_pass(one, find_version(manifest.version).transformer, chosen, added) for one in planned.passes],
+        "decode": {
+            "tiles": None if tiles == whole else [*tiles],
+            "activation_bytes": peak_bytes(
+                *whole, tiling, bytes_per_pixel=HALF_BYTES_PER_PIXEL if half else BYTES_PER_PIXEL
+            ),
+            "tone_map": planned.ending.tone_map,
+        },
+    }
+
+
+def _component(found: Found) -> dict[str, Any]:
+    """What runs a component, and its weights; networks of one checkpoint share a file."""
+    return {"backend": found.backend, "precision": found.precision, "weights_bytes": found.weights_bytes}
+
+
+def _pass(one: PassPlan, size: TransformerSize, chosen: Chosen, added_frames: int) -> dict[str, Any]:
+    steps = [_step(float(sigma), guidance) for sigma, guidance in zip(one.sigmas, one.guidance, strict=True)]
+    rows = 1 if chosen.options.low_memory else max(step["forwards"] for step in steps)
+    extra = added_frames * one.grid.rows * one.grid.columns
+    return {
+        "width": one.grid.width,
+        "height": one.grid.height,
+        "frames": one.grid.num_frames,
+        "tokens": one.grid.tokens,
+        "extra_tokens": extra,
+        "stochastic": one.stochastic,
+        "steps": steps,
+        "forwards": sum(step["forwards"] for step in steps),
+        "activation_bytes": rows * _transformer_bytes(one.grid.tokens + extra, size, chosen.found["transformer"]),
+    }
+
+
+def _transformer_bytes(tokens: int, size: TransformerSize, found: Found) -> int:
+    """Estimated bytes of one row: what lives at once in a layer, and on a CPU the scores of all pairs of tokens.
+
+    Attention on a GPU keeps no scores.
+    """
+    values = _WIDE * tokens * size.width
+    if found.gpu_bytes is not None:
+        return values * (_FLOAT_BYTES if found.precision == "fp32" else _FLOAT_BYTES // 2)
+    return _FLOAT_BYTES * (size.heads * tokens * tokens + values)
+
+
+def _step(sigma: float, guidance: Guidance) -> dict[str, Any]:
+    return {
+        "sigma": round(sigma, 6),
+        "guidance_scale": guidance.cfg_scale,
+        "stg_scale": guidance.stg_scale,
+        "rescaling_scale": guidance.rescale if guidance.uses_stg else 1.0,
+        "skip_blocks": list(guidance.skip_blocks) if guidance.uses_stg else [],
+        "cfg_star": guidance.cfg_star and guidance.uses_cfg,
+        "forwards": 1 + guidance.uses_cfg + guidance.uses_stg,
+    }
+
+
+def lines_of(described: dict[str, Any]) -> Iterator[str]:
+    """What `describe` says, for people."""
+    output = described["output"]
+    yield (
+        f"{described['version']}: {output['width']}x{output['height']}, {output['frames']} frames at "
+        f"{output['fps']:g} fps, seed {described['seed']}"
+    )
+    for given in described["given"]:
+        yield f"given: {given['file']} from frame {given['frame']}, strength {given['strength']:g}"
+    if described["video"]:
+        yield f"made over: {described['video']}"
+    for number, one in enumerate(described["passes"], start=1):
+        yield (
+            f"pass {number}: {one['width']}x{one['height']}, {one['tokens']}{_added(one)} tokens, {len(one['steps'])} "
+            f"{'stochastic ' if one['stochastic'] else ''}steps, {one['forwards']} forwards, about "
+            f"{amount(one['activation_bytes'])} of activations"
+        )
+        yield from _step_lines(one["steps"])
+    decode = described["decode"]
+    tiles = (
+        "whole"
+        if decode["tiles"] is None
+        else "in tiles of {} latent frames, {} rows, {} columns".format(*decode["tiles"])
+    )
+    yield f"decode: {tiles}, about {amount(decode['activation_bytes'])} of activations"
+    for name, one in described["components"].items():
+        yield f"{name}: {one['backend']} in {one['precision']}, {amount(one['weights_bytes'])} of weights on disk"
+
+
+def _step_lines(steps: list[dict[str, Any]]) -> Iterator[str]:
+    """One line for steps in a row that have the same guidance."""
+    for _, alike in groupby(steps, lambda step: {**step, "sigma": 0}):
+        run = list(alike)
+        first, last = run[0]["sigma"], run[-1]["sigma"]
+        sigmas = f"sigma {first:g}" if len(run) == 1 else f"sigma {first:g} to {last:g} ({len(run)} steps)"
+        yield f"  {sigmas}: {_guidance_words(run[0])}"
+
+
+def _guidance_words(step: dict[str, Any]) -> str:
+    words = []
+    if step["guidance_scale"] > 1:
+        words.append(f"CFG {step['guidance_scale']:g}{' (star)' if step['cfg_star'] else ''}")
+    if step["stg_scale"] > 0:
+        blocks = ", ".join(map(str, step["skip_blocks"])) or "none"
+        words.append(f"STG {step['stg_scale']:g} skipping {blocks}")
+    if step["rescaling_scale"] != 1:
+        words.append(f"rescale {step['rescaling_scale']:g}")
+    return f"{', '.join(words) or 'no guidance'}; {step['forwards']} forward{'s' if step['forwards'] > 1 else ''}"
+
+
+def _added(one: dict[str, Any]) -> str:
+    return f" + {one['extra_tokens']}" if one["extra_tokens"] else ""

@@ -1,0 +1,111 @@
+"""What is asked for. Every field but the prompt may be left out: None is the version's own."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, fields
+from typing import Any
+
+from ltx_runtime.media.pictures import Source
+from ltx_runtime.spec.versions import Version
+
+IMAGE_NOISE_SCALE = 0.15
+_RANDOM_SEED_BITS = 32  # short enough to be typed again
+
+
+@dataclass(frozen=True)
+class Condition:
+    """An image or clip that the video shows from a frame on.
+
+    Attributes:
+        media: the path of a file, a PIL image, or an array of frames (F, H, W, 3) or of one picture (H, W, 3), uint8
+            or float in 0..1.
+        frame: the frame of the video at which it begins.
+        strength: 1 shows it as it is; with less it may change.
+    """
+
+    media: Source
+    frame: int = 0
+    strength: float = 1.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to make; None is the version's own.
+
+    Attributes:
+        prompt: what the video shows.
+        negative_prompt: what it must not show; used by steps with CFG alone.
+        height, width, num_frames: size of the video that is written, in pixels and frames.
+        fps: frames per second, which also tells the model about speed.
+        seed: 0 to 2^64-1; the same seed makes the same video. None draws one.
+        steps, timesteps, skip_initial_steps, skip_final_steps: denoising steps of the first pass.
+        guidance_scale, stg_scale, rescaling_scale, skip_blocks, cfg_star, stochastic: guidance of every step of all
+            passes.
+        stg_mode: what STG skips: attention_values, attention_skip or transformer_block.
+        single_pass: make it in one pass at the size asked for, whatever the version has.
+        pad: make the next larger size that the model can, and crop.
+        conditions: images and clips that parts of the video are given by.
+        video: a clip to start from instead of noise, moved towards noise by `strength` (0 to 1).
+        image_noise_scale: noise on wholly given tokens before every step.
+        decode_timestep, decode_noise_scale: noise level that the decoder is told, and noise mixed in before it.
+        tone_map: compression of large latents at the end, 0 to 1.
+        temporal_upscale: double the frame rate at the end.
+    """
+
+    prompt: str = ""
+    negative_prompt: str | None = None
+    height: int | None = None
+    width: int | None = None
+    num_frames: int | None = None
+    fps: float | None = None
+    seed: int | None = None
+    steps: int | None = None
+    timesteps: tuple[float, ...] = ()
+    skip_initial_steps: int | None = None
+    skip_final_steps: int | None = None
+    guidance_scale: float | None = None
+    stg_scale: float | None = None
+    rescaling_scale: float | None = None
+    stg_mode: str = "attention_values"
+    skip_blocks: tuple[int, ...] | None = None
+    cfg_star: bool | None = None
+    stochastic: bool | None = None
+    single_pass: bool = False
+    pad: bool = False
+    conditions: tuple[Condition, ...] = ()
+    video: Source | None = None
+    strength: float | None = None
+    image_noise_scale: float = IMAGE_NOISE_SCALE
+    decode_timestep: float | None = None
+    decode_noise_scale: float | None = None
+    tone_map: float | None = None
+    temporal_upscale: bool = False
+
+
+@dataclass(frozen=True)
+class Resolved(Request):
+    """A request whose size, length, speed, seed and negative prompt are decided; `resolved` makes it."""
+
+    negative_prompt: str = ""
+    height: int = 0
+    width: int = 0
+    num_frames: int = 0
+    fps: float = 0.0
+    seed: int = 0
+
+
+def resolved(request: Request, version: Version) -> Resolved:
+    """The request with the version's own size, length, frame rate and negative prompt where it names none.
+
+    Without a seed it gets a random one of 32 bits.
+    """
+    defaults: dict[str, Any] = {
+        name: getattr(version, name) for name in ("negative_prompt", "height", "width", "num_frames", "fps")
+    }
+    given = {one.name: getattr(request, one.name) for one in fields(Request)}
+    for name, value in defaults.items():
+        given[name] = value if given[name] is None else given[name]
+    if given["seed"] is None:
+        given["seed"] = secrets.randbits(_RANDOM_SEED_BITS)
+    return Resolved(**given)

@@ -1,0 +1,292 @@
+"""The road from a request to frames: each stage asks for its session, so that the one before can leave the memory.
+
+text -> media -> [ first pass -> upsampler -> ] last pass -> [ temporal upsampler -> ] frames
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice
+from time import perf_counter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ltx_runtime.errors import LtxError
+from ltx_runtime.folder.manifest import Engines
+from ltx_runtime.noise.noise import RNGS, FileNoise, GivenNoise, Noise, RecordingNoise
+from ltx_runtime.planning.backends import Chosen
+from ltx_runtime.planning.media import read_media
+from ltx_runtime.planning.options import Options
+from ltx_runtime.planning.plan import Plan
+from ltx_runtime.progress import Progress
+from ltx_runtime.sampling import denoise
+from ltx_runtime.sampling.start import Encoded, Media, encode_for, start_of
+from ltx_runtime.sampling.velocity import make_latents
+from ltx_runtime.sessions import Session, UnsupportedError
+from ltx_runtime.sessions.pool import SessionPool
+from ltx_runtime.spec.components import ComponentName
+from ltx_runtime.spec.geometry import Grid, latents_of
+from ltx_runtime.spec.versions import Version
+from ltx_runtime.text.embeddings import Text, read_text, write_text
+from ltx_runtime.text.encode import encode_prompt
+from ltx_runtime.text.tokenizer import Tokenizer
+from ltx_runtime.vae.decode import decode, decode_pixels, ready_to_decode
+from ltx_runtime.vae.encode import Posterior, encode_media
+from ltx_runtime.vae.latents import adain
+from ltx_runtime.vae.resize import resize_bilinear
+from ltx_runtime.vae.saved_latents import Ending, write_latents
+from ltx_runtime.vae.tiling import Tiling
+from ltx_runtime.vae.upsample import upsample
+
+Frame = NDArray[np.uint8]
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the denoising loop.
+
+    Attributes:
+        index: number of the step within its pass, from 0.
+        steps: number of steps of the pass.
+        pass_number: 1, or 2 for the pass that refines.
+        passes: number of passes.
+        sigma: the noise level that the latents have after the step.
+    """
+
+    index: int
+    steps: int
+    pass_number: int
+    passes: int
+    sigma: float
+    _tokens: denoise.Step
+    _grid: Grid
+    _extra: int
+
+    @cached_property
+    def latents(self) -> Floats:
+        """The latents after the step, normalized, (1, C, F, H, W) float32; noisy until the last step."""
+        return latents_of(self._tokens.tokens[:, self._extra :], self._grid)
+
+
+@dataclass(frozen=True)
+class Road:
+    """What every stage needs: sessions, what was decided before, and whom to tell.
+
+    Attributes:
+        engines: the version folder.
+        version: that it holds.
+        options: how the request is run.
+        chosen: what runs each component.
+        sessions: open and to be opened.
+        progress: is told how far each stage is.
+        note: hears what the user should know but need not change.
+        seconds: of each stage that has ended, by its label.
+    """
+
+    engines: Engines
+    version: Version
+    options: Options
+    chosen: Chosen
+    sessions: SessionPool
+    progress: Progress
+    note: Callable[[str], None]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, label: str, units: int, name: ComponentName) -> Iterator[tuple[Session, Callable[[], None]]]:
+        """An open session of a component, and what is called after each of so many units of work."""
+        started = perf_counter()
+        with self.progress(label, units) as advance, self._session(name) as session:
+            yield session, lambda: advance(1)
+        self.seconds[label] = perf_counter() - started
+
+    @contextmanager
+    def _session(self, name: ComponentName) -> Iterator[Session]:
+        """A session of what was chosen; if that turns out not to run it, of what comes next."""
+        with ExitStack() as opened:
+            try:
+                session = opened.enter_context(self.sessions.session(self.chosen.found[name]))
+            except UnsupportedError as error:
+                found = self.chosen.replace_failed(self.engines, name, error)
+                self.note(f"{name} on {found.backend} ({error})")
+                session = opened.enter_context(self.sessions.session(found))
+            yield session
+
+    @property
+    def channels(self) -> int:
+        """Number of channels of the latents."""
+        return channels_of(self.engines)
+
+
+def channels_of(engines: Engines) -> int:
+    """Number of channels of the latents of a version folder."""
+    channels = engines.component("transformer").signature.inputs[0].axes[-1]
+    assert isinstance(channels, int)
+    return channels
+
+
+def noise_of(options: Options, seed: int, given: Mapping[str, Floats]) -> Noise:
+    """Where a run takes its noise from, with some draws that are there already."""
+    noise: Noise = RNGS[options.rng](seed) if options.noise is None else FileNoise(options.noise)
+    if given:
+        noise = GivenNoise(noise, given)
+    return noise if options.save_noise is None else RecordingNoise(noise)
+
+
+def run_passes(road: Road, planned: Plan, media_frames: Sequence[int], noise: Noise) -> Generator[Step, None, Floats]:
+    """Text, media, all passes and the temporal upscale; what is to be saved is saved before anything else can fail.
+
+    Yields:
+        Every step of every pass.
+
+    Returns:
+        Normalized latents (1, C, F, H, W) float32.
+
+    Raises:
+        LtxError: a file cannot be used, or a size does not fit an engine.
+    """
+    media = read_media(planned, media_frames, road.options.crf)
+    text = _text(road, planned)
+    encoded = _encoded(road, planned, media)
+    made: dict[str, Floats] = {}
+
+    def keep(name: str, latents: Floats) -> Floats:
+        made[name] = latents
+        if road.options.save_latents is not None:
+            write_latents(road.options.save_latents, made, planned.ending)
+        return latents
+
+    latents = keep("pass1", (yield from _run_pass(road, planned, 1, text, None, media, encoded[0], noise)))
+    for number in range(2, len(planned.passes) + 1):
+        with road.stage("upscale", 1, "upsampler") as (session, done):
+            before = adain(upsample(session, latents), latents)
+            done()
+        latents = yield from _run_pass(road, planned, number, text, before, media, encoded[number - 1], noise)
+        keep(f"pass{number}", latents)
+    if planned.temporal_upscale:
+        with road.stage("frame rate", 1, "temporal_upsampler") as (session, done):
+            latents = keep("temporal", upsample(session, latents))
+            done()
+    return latents
+
+
+def _text(road: Road, planned: Plan) -> Text:
+    options, request = road.options, planned.request
+    if options.embeddings is not None:
+        ports = {port.name: port for port in road.engines.component("transformer").signature.inputs}
+        channels = ports["text"].axes[-1]
+        assert isinstance(channels, int)
+        text = read_text(options.embeddings, channels, negative=planned.uses_negative_prompt)
+        road.chosen.check_text(text.mask.shape[1])
+        if len(text.embeddings) > 1:
+            raise LtxError(f"{options.embeddings} has {len(text.embeddings)} prompts - give one, for one video")
+    else:
+        most = road.version.text_tokens
+        tokenizer = Tokenizer(road.engines.folder / road.engines.manifest.tokenizer, most)
+        negative = request.negative_prompt if planned.uses_negative_prompt else None
+        for prompt in filter(None, (request.prompt, negative)):
+            if (tokens := tokenizer.count(prompt)) > most:
+                road.note(f"the prompt {prompt[:30]!r}... has {tokens} tokens; the model sees the first {most}")
+        with road.stage("text", 1, "text_encoder") as (session, done):
+            text = encode_prompt(session, tokenizer, request.prompt, negative)
+            done()
+    if options.save_embeddings is not None:
+        write_text(options.save_embeddings, text)
+    return text
+
+
+def _encoded(road: Road, planned: Plan, media: Media) -> list[Encoded]:
+    """The media at the size of every pass, with the encoder opened once."""
+    count = len(media.clips) + (media.whole is not None)
+    if not count:
+        return [Encoded()] * len(planned.passes)
+    with road.stage("media", count * len(planned.passes), "vae_encoder") as (session, done):
+
+        def encode(clip: Floats, grid: Grid) -> Posterior:
+            posterior = encode_media(session, clip, road.chosen.tiling(grid, encoding=True))
+            done()
+            return posterior
+
+        return [encode_for(media, one.grid, encode) for one in planned.passes]
+
+
+def _run_pass(
+    road: Road,
+    planned: Plan,
+    number: int,
+    text: Text,
+    before: Floats | None,
+    media: Media,
+    encoded: Encoded,
+    noise: Noise,
+) -> Generator[Step, None, Floats]:
+    """Steps of one pass, from noise or from the latents of the one before; returns its latents (1, C, F, H, W)."""
+    one, count = planned.passes[number - 1], len(planned.passes)
+    grid = one.grid
+
+    def draw(name: str, shape: tuple[int, ...]) -> Floats:
+        return noise.draw(f"pass{number}/{name}", shape)
+
+    start = start_of(
+        one,
+        planned.settings,
+        (1, road.channels, grid.frames, grid.rows, grid.columns),
+        before,
+        media,
+        encoded,
+        draw,
+        causal=road.engines.manifest.causal_positions,
+        sampled=road.options.sample_posterior,
+    )
+    label = "denoise" if count == 1 else f"denoise {number}"
+    with road.stage(label, len(one.sigmas), "transformer") as (session, done):
+        made = make_latents(session, text, start, one, planned.settings, draw, low_memory=road.options.low_memory)
+        for each in made:
+            step = Step(each.index, len(one.sigmas), number, count, each.sigma, each, grid, start.extra)
+            done()
+            yield step
+    return step.latents
+
+
+def decoder_feeds(road: Road, latents: Floats, ending: Ending, noise: Noise) -> dict[str, Floats]:
+    """All inputs of the decoder for normalized latents; the draws of the whole run are saved if that was asked for."""
+    feeds = ready_to_decode(latents, ending, road.engines.component("vae_decoder").signature.inputs, noise)
+    if isinstance(noise, RecordingNoise) and road.options.save_noise is not None:
+        noise.save(road.options.save_noise)
+    return feeds
+
+
+def frames_of(road: Road, feeds: dict[str, Floats], ending: Ending) -> Iterator[Frame]:
+    """Decodes, resizes to the size asked for, crops, and yields as many frames as were asked for.
+
+    Yields:
+        Frames (height, width, 3) uint8 RGB.
+    """
+    tiling = road.chosen.tiling(Grid(*feeds["latents"].shape[2:]))
+    with road.stage("decode", ending.num_frames, "vae_decoder") as (session, done):
+        for frame in islice(_pixels(session, feeds, tiling, ending), ending.num_frames):
+            yield frame
+            done()
+
+
+def _pixels(session: Session, feeds: dict[str, Floats], tiling: Tiling, ending: Ending) -> Iterator[Frame]:
+    """Frames (height, width, 3) uint8 of the size asked for; made where the decoder runs if that is all there is to do.
+
+    Pixels are floor(255 y), as the official code has them.
+    """
+    left, right, top, bottom = ending.crop
+    height, width = ending.size
+    grid = Grid(*feeds["latents"].shape[2:])
+    whole = tiling.window(grid.frames, grid.rows, grid.columns) == (grid.frames, grid.rows, grid.columns)
+    if whole and (height, width) == (grid.height, grid.width) and "frames" in session.outputs:
+        for pixels in decode_pixels(session, feeds):
+            yield pixels[top : height - bottom, left : width - right]
+        return
+    for frame in decode(session, feeds, tiling):
+        sized = resize_bilinear(frame, height, width)[:, top : height - bottom, left : width - right]
+        yield (sized * np.float32(255.0)).astype(np.uint8).transpose(1, 2, 0)

@@ -1,0 +1,1 @@
+"""Noise -> latents: schedule, guidance, conditioning and the denoising loop."""

@@ -1,0 +1,130 @@
+"""The guided velocity of every step, by an open session of the transformer.
+
+Someone who serves many prompts opens a session once and calls `make_latents` again and again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ltx_runtime.errors import LtxError
+from ltx_runtime.sampling.conditioning import Conditioned
+from ltx_runtime.sampling.denoise import Step, VelocityOf, denoise
+from ltx_runtime.sampling.guidance import combine
+from ltx_runtime.sampling.pass_plan import PassPlan, Settings
+from ltx_runtime.sessions import Session
+from ltx_runtime.spec.components import Port
+from ltx_runtime.spec.presets import STG_MODES
+from ltx_runtime.text.embeddings import Text
+
+Floats = NDArray[np.float32]
+
+
+def make_latents(
+    session: Session,
+    text: Text,
+    start: Conditioned,
+    one: PassPlan,
+    settings: Settings,
+    draw: Callable[[str, tuple[int, ...]], Floats],
+    *,
+    low_memory: bool = False,
+) -> Iterator[Step]:
+    """One pass; yields a step after another, the last with the result as tokens (B, E + N, C) float32.
+
+    Args:
+        session: of the transformer.
+        text: of the batch, or of one sample for all.
+        start: tokens at the pass's first noise level, with what is given in place.
+        one: the pass.
+        settings: what holds for all passes.
+        draw: (name, shape) -> fresh noise of this pass.
+        low_memory: run conditions one after another instead of in one batch.
+
+    Raises:
+        LtxError: the transformer was exported without STG, which a step uses.
+    """
+    velocity_of = velocity_function(session, text, start.coords, one, settings, low_memory=low_memory)
+    return denoise(
+        start.tokens,
+        one.sigmas,
+        velocity_of,
+        draw,
+        stochastic=one.stochastic,
+        mask=start.mask,
+        image_noise_scale=settings.image_noise_scale,
+    )
+
+
+def velocity_function(
+    session: Session, text: Text, coords: Floats, one: PassPlan, settings: Settings, *, low_memory: bool = False
+) -> VelocityOf:
+    """The guided velocity of a step. Conditions are: with the prompt, with the negative one if CFG, perturbed if STG.
+
+    In a batch its samples of one condition lie side by side, [B with the prompt, B with the negative one, ...]. What
+    does not change from step to step is made once and read-only, so that a session may keep it where it computes.
+    """
+    ports = {port.name: port for port in session.component.inputs}
+    kept: dict[tuple[Any, ...], dict[str, NDArray[Any]]] = {}
+    if "skip_mask" not in ports and any(step.uses_stg for step in one.guidance):
+        raise LtxError("this transformer was exported without STG - export it again with --stg, or use --stg-scale 0")
+
+    def velocity_of(tokens: Floats, timesteps: Floats, index: int) -> Floats:
+        now = one.guidance[index]
+        conditions = ("text", *("negative",) * now.uses_cfg, *("perturbed",) * now.uses_stg)
+        made: list[Floats] = []
+        for group in [(each,) for each in conditions] if low_memory else [conditions]:
+            skipped = now.skip_blocks if "perturbed" in group else ()
+            key = (group, skipped, len(tokens))
+            if key not in kept:
+                kept[key] = _constant_feeds(ports, text, coords, *key, STG_MODES.index(settings.stg_mode))
+            rows = len(group) * len(tokens)
+            feeds = {
+                "latents": np.concatenate([tokens] * len(group)),
+                "timestep": np.ascontiguousarray(np.broadcast_to(timesteps, (rows, timesteps.shape[1]))),
+            }
+            made += np.split(session.run({**feeds, **kept[key]})["velocity"], len(group))
+        velocities = dict(zip(conditions, made, strict=True))
+        return combine(now, velocities["text"], velocities.get("negative"), velocities.get("perturbed"))
+
+    return velocity_of
+
+
+def _constant_feeds(
+    ports: dict[str, Port],
+    text: Text,
+    coords: Floats,
+    group: tuple[str, ...],
+    skipped: tuple[int, ...],
+    batch: int,
+    mode: int,
+) -> dict[str, NDArray[Any]]:
+    """The transformer's inputs that are the same at every step, for conditions side by side."""
+
+    def side_by_side(arrays: list[NDArray[Any]]) -> NDArray[Any]:
+        return np.concatenate([np.broadcast_to(array, (batch, *array.shape[1:])) for array in arrays])
+
+    said: list[tuple[NDArray[Any], NDArray[Any]]] = []
+    for each in group:
+        if each == "negative":
+            assert text.negative_embeddings is not None and text.negative_mask is not None
+            said.append((text.negative_embeddings, text.negative_mask))
+        else:
+            said.append((text.embeddings, text.mask))
+    feeds = {
+        "coords": side_by_side([coords] * len(group)),
+        "text": side_by_side([embeddings for embeddings, _ in said]),
+        "text_mask": side_by_side([mask for _, mask in said]),
+    }
+    if "skip_mask" in ports:
+        skip_mask = np.ones(ports["skip_mask"].shape({"batch": batch * len(group)}), np.float32)
+        if "perturbed" in group:
+            skip_mask[list(skipped), mode, batch * group.index("perturbed") :] = 0.0  # it is the last of a group
+        feeds["skip_mask"] = skip_mask
+    for array in feeds.values():
+        array.flags.writeable = False
+    return feeds

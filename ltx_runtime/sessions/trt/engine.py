@@ -1,0 +1,234 @@
+"""An engine in a library: deserialized, given its weights, with a context to run in.
+
+Stands between the session, which runs it, and the library. What the libraries do not share is asked of them.
+"""
+
+from __future__ import annotations
+
+import mmap
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ltx_runtime.errors import LtxError, explaining
+from ltx_runtime.files import amount
+from ltx_runtime.folder.manifest import read_manifest
+from ltx_runtime.folder.sidecar import Sidecar, rebuild_command
+from ltx_runtime.sessions import Found
+from ltx_runtime.sessions.cuda.device import Device
+from ltx_runtime.sessions.cuda.memory import GpuMemoryError
+from ltx_runtime.sessions.trt.files import leave, locked, read
+from ltx_runtime.sessions.trt.library import compiles_at_run_time, first_error, logger_of, title_of
+from ltx_runtime.sessions.trt.weights import keep_plan, plan_path, refit, weights_bytes
+
+_NO_MEMORY = re.compile(r"out ?of ?memory|bad.?alloc|cudaErrorMemoryAllocation", re.IGNORECASE)
+_SPARE_BYTES = 512 << 20  # for inputs, outputs and what the driver takes
+
+
+def version_of(found: Found) -> str:
+    """The version of the folder that an engine is in."""
+    return read_manifest(found.path.parents[1]).version
+
+
+def rebuild(found: Found) -> str:
+    """The advice that ends a message about an engine that does not fit."""
+    assert found.sidecar is not None
+    made = found.sidecar
+    folder = found.path.parents[1]
+    return rebuild_command(folder, version_of(found), found.component.name, made.precision, found.backend, made.options)
+
+
+def usable_bytes(device: Device, found: Found) -> int:
+    """What may be used of the GPU's free memory."""
+    free = device.free_bytes()
+    return free if found.gpu_memory_bytes is None else min(free, found.gpu_memory_bytes)
+
+
+def advice_on_weights(found: Found) -> str:
+    """What to do when weights do not fit."""
+    streamed = "close other programs that use it"
+    if found.sidecar is not None and not found.sidecar.weight_streaming:
+        streamed = f"{rebuild(found)} --weights embedded --weight-streaming"
+    return f"{streamed}, or use a smaller version"
+
+
+class OpenEngine:
+    """One engine and its context, until closed.
+
+    Attributes:
+        context: runs it; its activations are its user's.
+        outputs: names of what it makes.
+        captures: whether the library makes CUDA graphs of its own accord.
+    """
+
+    context: Any = None
+    outputs: Sequence[str] = ()
+
+    def __init__(self, library: Any, found: Found, device: Device) -> None:
+        """Loads nothing yet."""
+        assert found.sidecar is not None
+        self._library, self._found, self._device = library, found, device
+        self._sidecar: Sidecar = found.sidecar
+        self._runtime: Any = None
+        self._engine: Any = None
+        self._kernels: Any = None
+        self._kernels_read: bytes | None = None
+        self.captures = hasattr(library, "CudaGraphStrategy")
+
+    def load(self) -> None:
+        """Brings the engine into memory, with what weights are its own.
+
+        Raises:
+            LtxError: it is damaged, or does not fit into memory.
+        """
+        self._runtime = self._library.Runtime(logger_of(self._library))
+        if self._sidecar.weights == "refit":
+            self._load_refitted()
+        else:
+            self._refuse_too_large(self._found.path)
+            self._deserialize(self._found.path)
+            self._refuse_missing()
+        self._check_ports()
+
+    def _load_refitted(self) -> None:
+        plan = plan_path(self._found)
+        with locked(plan):  # the next process waits for what this one makes
+            if plan.is_file():
+                self._refuse_too_large(plan)
+                self._deserialize(plan)
+            if self._engine is not None:
+                return
+            self._deserialize(self._found.path)
+            self._refuse_missing()
+            try:
+                refit(self._library, self._engine, self._found)
+            except LtxError as error:
+                raise self._out_of_memory() or LtxError(f"{error} - {rebuild(self._found)}") from None
+            keep_plan(self._library, self._engine, plan)
+
+    def _refuse_too_large(self, plan: Path) -> None:
+        """A plan takes about as much memory as its file has bytes."""
+        size = plan.stat().st_size + weights_bytes(self._sidecar)
+        usable = usable_bytes(self._device, self._found)
+        if size > usable and not self._sidecar.weight_streaming:
+            raise GpuMemoryError(
+                f"the {self._found.backend} engine of {self._found.component.name} needs {amount(size, 1)} of GPU "
+                f"memory, and {amount(usable, 1)} may be used - {advice_on_weights(self._found)}"
+            )
+
+    def _deserialize(self, path: Path) -> None:
+        """From the file as it is mapped: the machine's memory never holds a copy."""
+        logger_of(self._library).heard.clear()
+        with explaining(f"read {path}"), path.open("rb") as file:
+            if path.stat().st_size:
+                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+                    self._engine = self._runtime.deserialize_cuda_engine(mapped)
+
+    def _refuse_missing(self) -> None:
+        if self._engine is None:
+            raise self._out_of_memory() or LtxError(
+                f"{self._found.path} cannot be loaded by {title_of(self._found.backend)} "
+                f"({first_error(self._library)}) - {rebuild(self._found)}"
+            )
+
+    def _out_of_memory(self) -> GpuMemoryError | None:
+        """The library's failure as such, if it was one."""
+        if not any(_NO_MEMORY.search(line) for line in logger_of(self._library).heard):
+            return None
+        free = amount(self._device.free_bytes(), 1)
+        return GpuMemoryError(
+            f"the {self._found.backend} engine of {self._found.component.name} needs more GPU memory than the {free} "
+            f"that are free - {advice_on_weights(self._found)}"
+        )
+
+    def _check_ports(self) -> None:
+        """Raises LtxError unless the engine takes what it will be given and makes what will be asked for."""
+        names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
+        inputs = {name for name in names if self._engine.get_tensor_mode(name) == self._library.TensorIOMode.INPUT}
+        self.outputs = [name for name in names if name not in inputs]
+        component = self._found.component
+        given = {port.name for port in component.inputs} | self._sidecar.weight_inputs.keys()
+        if given != inputs or not {port.name for port in component.outputs} <= {*self.outputs}:
+            raise LtxError(f"{self._found.path} has other inputs or outputs than its graph - {rebuild(self._found)}")
+
+    def make_context(self) -> None:
+        """Decides which weights stay in the machine's memory and makes the context.
+
+        Raises:
+            LtxError: there is too little memory.
+        """
+        self._stream_weights()
+        config = self._engine.create_runtime_config()
+        strategies = self._library.ExecutionContextAllocationStrategy
+        config.set_execution_context_allocation_strategy(strategies.USER_MANAGED)
+        if self.captures:
+            config.cuda_graph_strategy = self._library.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        if hasattr(self._library, "DynamicShapesKernelSpecializationStrategy"):
+            # Else the first steps run general kernels while better ones are compiled beside them, and are kept late.
+            strategy = self._library.DynamicShapesKernelSpecializationStrategy.EAGER
+            config.dynamic_shapes_kernel_specialization_strategy = strategy
+        if compiles_at_run_time(self._library):
+            self._kernels = config.create_runtime_cache()
+            self._kernels_read = read(self._kernels_path())
+            if self._kernels_read:
+                self._kernels.deserialize(self._kernels_read)  # it stays empty if they are another driver's
+            config.set_runtime_cache(self._kernels)
+        logger_of(self._library).heard.clear()
+        self.context = self._engine.create_execution_context(config)
+        if self.context is None:
+            raise self.failure("make a context of")
+
+    def _stream_weights(self) -> None:
+        """Keeps as many weights on the GPU as fit beside the largest activations."""
+        streamable = self._engine.streamable_weights_size
+        if not streamable:
+            return
+        self._engine.weight_streaming_budget_v2 = 0  # the weights leave the GPU, and what is free is known
+        usable = usable_bytes(self._device, self._found) - _SPARE_BYTES
+        # Now the activations include what weights pass through.
+        budget = max(0, usable - self._engine.device_memory_size_v2)
+        self._engine.weight_streaming_budget_v2 = min(budget, streamable)
+
+    def _kernels_path(self) -> Path:
+        """Kernels are compiled for one GPU."""
+        gpu = re.sub(r"[^a-z0-9]+", "-", self._device.gpu.name.lower()).strip("-")
+        return self._found.path.with_name(f"{self._found.path.name}.{gpu}.kernels")
+
+    def dtype_of(self, name: str) -> np.dtype[Any]:
+        """The type of an input or output."""
+        dtype: np.dtype[Any] = np.dtype(self._library.nptype(self._engine.get_tensor_dtype(name)))
+        return dtype
+
+    def enqueue(self) -> None:
+        """Puts one run into the stream.
+
+        Raises:
+            LtxError: there is too little memory, or the library refuses; says why in its words.
+        """
+        logger_of(self._library).heard.clear()
+        if not self.context.execute_async_v3(self._device.stream):
+            raise self.failure("run")
+
+    def failure(self, doing: str) -> LtxError:
+        """What the library did not do, with its reason: `doing` is as in "run"."""
+        title, name = title_of(self._found.backend), self._found.component.name
+        return self._out_of_memory() or LtxError(
+            f"{title} cannot {doing} the engine of {name} ({first_error(self._library)}) - "
+            f"{rebuild(self._found)}, or add --backend cpu"
+        )
+
+    def close(self) -> None:
+        """Keeps compiled kernels for the next session, and frees everything; no work may be under way."""
+        try:
+            if self._kernels is not None and self.context is not None:
+                kernels = bytes(self._kernels.serialize())
+                if kernels != self._kernels_read:
+                    with locked(self._kernels_path()):
+                        leave(self._kernels_path(), kernels)
+        finally:
+            self.context = self._kernels = None
+            self._engine = None
+            self._runtime = None

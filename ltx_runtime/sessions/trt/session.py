@@ -1,0 +1,235 @@
+"""The session that runs engines, with TensorRT or TensorRT-RTX: one code path for both.
+
+Arrays in, arrays out; everything between stays on the GPU for as long as the session is open. Imports a library or
+CUDA only when there is an engine to run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+
+from ltx_runtime.errors import LtxError
+from ltx_runtime.folder.manifest import Engines
+from ltx_runtime.folder.profiles import profile_for, sizes_of
+from ltx_runtime.folder.sidecar import ENGINE_PRECISIONS, Maker, check_engine, engine_path, engines_option
+from ltx_runtime.sessions import Arrays, Found
+from ltx_runtime.sessions.cuda import device as cuda
+from ltx_runtime.sessions.cuda.gpu import find_gpu
+from ltx_runtime.sessions.trt.engine import OpenEngine, advice_on_weights, version_of
+from ltx_runtime.sessions.trt.library import (
+    load_library,
+    maker_of,
+    refuse_unserved,
+)
+from ltx_runtime.sessions.trt.ports import PortBuffers
+from ltx_runtime.sessions.trt.weights import WeightInputs
+from ltx_runtime.spec.components import UNEVEN, ComponentName
+
+_NONE = -1
+
+
+def find(engines: Engines, name: ComponentName, backend: str) -> Found:
+    """The engine of a component that fits the folder, the library and the GPU; what costs least is looked at first.
+
+    Raises:
+        LtxError: there is none; says why in one clause, and which command makes it.
+    """
+    signature = engines.component(name).signature
+    version = engines.manifest.version
+    place = engines_option(engines.folder, version)
+    command = f"run: ltx-export engine {version} --component {name} --builder {backend}{place}"
+    folders = sorted({path.parent.name for path in engines.folder.glob(f"*-{backend}-*/{name}.*.engine")})
+    if not folders:
+        raise LtxError(f"no engine of {name} - {command}")
+    library = load_library(backend)
+    gpu = find_gpu()
+    refuse_unserved(library, backend, gpu)
+    maker = maker_of(backend, library, gpu)
+    refusals: list[LtxError] = []
+    for precision in _built(engines, name, maker):
+        try:
+            sidecar = check_engine(engines, name, precision, maker)
+        except LtxError as error:
+            refusals.append(error)
+            continue
+        path = engine_path(engines, name, maker, precision)
+        folder = engines.weights_folder(name)
+        served = sidecar.profiles
+        size_bytes = path.stat().st_size + sum(one.size_bytes for one in sidecar.weight_inputs.values())
+        return Found(
+            backend,
+            signature,
+            path,
+            folder,
+            precision,
+            served,
+            sidecar,
+            gpu_bytes=gpu.memory_bytes,
+            weights_bytes=size_bytes,
+        )
+    if refusals:
+        raise refusals[0]
+    raise LtxError(f"no engine of {name} for {maker.folder}, only for {', '.join(folders)} - {command}")
+
+
+def _built(engines: Engines, name: ComponentName, maker: Maker) -> list[str]:
+    """The precisions in which there is an engine, in the order in which they are wanted."""
+    return [one for one in ENGINE_PRECISIONS if engine_path(engines, name, maker, one).is_file()]
+
+
+class TrtRunner:
+    """One engine that is open; everything it holds is freed by `close`."""
+
+    def __init__(
+        self,
+        found: Found,
+        gpu: cuda.Device,
+        engine: OpenEngine,
+        ports: PortBuffers,
+        weights: dict[str, int],
+        held: ExitStack,
+    ) -> None:
+        """Args: `weights` are the addresses of weights that are inputs; `held` frees whatever was passed."""
+        self._found, self._device, self._engine, self._ports, self._weights = found, gpu, engine, ports, weights
+        self._held = held
+        self._held.callback(self._drop_graph)
+        self._profile = _NONE
+        self._shaped: tuple[int, dict[str, tuple[int, ...]]] | None = None
+        self._activations = 0
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._bound: list[tuple[str, int]] = []
+        self._ran = False
+        self._captures = not engine.captures
+        self._graph: Any = None
+
+    @property
+    def outputs(self) -> Sequence[str]:
+        """Names of what it can give."""
+        return self._engine.outputs
+
+    def run(self, feeds: Arrays, wanted: Sequence[str]) -> dict[str, np.ndarray[Any, Any]]:
+        """Runs the engine once; nothing is under way when it returns.
+
+        Raises:
+            LtxError: it does not serve these sizes, or there is too little memory; smaller feeds may do.
+        """
+        self._shape(feeds)
+        for name, array in feeds.items():
+            self._ports.fill(name, array)
+        self._bind()
+        self._compute()
+        made = {name: self._ports.fetch(name, self._shapes[name]) for name in wanted}
+        self._device.synchronize()
+        return made
+
+    def _shape(self, feeds: Arrays) -> None:
+        """Tells the engine the inputs' shapes, and asks for the outputs' and for what it needs besides."""
+        sizes = sizes_of(self._found.component, feeds)
+        index = profile_for(self._found.profiles, sizes)
+        if index is None:
+            raise refusal_of(self._found, sizes)
+        shapes = {name: array.shape for name, array in feeds.items()}
+        if self._shaped == (index, shapes):
+            return
+        context = self._engine.context
+        self._shaped, self._bound = None, []
+        if index != self._profile:
+            self._profile = _NONE
+            if not context.set_optimization_profile_async(index, self._device.stream):
+                raise self._engine.failure(f"choose profile {index} of")
+            self._profile = index
+        for name, shape in shapes.items():
+            if not context.set_input_shape(name, shape):
+                raise self._engine.failure(f"give {name} the shape {shape} in")
+        self._activations = context.update_device_memory_size_for_shapes()
+        self._shapes = {name: tuple(context.get_tensor_shape(name)) for name in self.outputs}
+        if any(size < 0 for shape in self._shapes.values() for size in shape):
+            raise self._engine.failure(f"say what it makes of {shapes} in")
+        self._shaped = (index, shapes)
+
+    def _bind(self) -> None:
+        """Tells the engine where everything is, if anything has moved."""
+        name = self._found.component.name
+        for output in self.outputs:
+            self._ports.make_room(output, self._shapes[output])
+        arena = self._device.arena.reserve(self._activations, f"one run of {name}", _advice_on_sizes(name))
+        addresses = {**self._ports.addresses(), **self._weights}
+        bound = [("", arena.address), ("size", arena.size), *addresses.items()]
+        if bound == self._bound:
+            return
+        self._drop_graph()  # a graph is good for a context that stays as it is
+        self._bound, self._ran = [], False
+        context = self._engine.context
+        context.set_device_memory(arena.address, arena.size)
+        for port, address in addresses.items():
+            if not context.set_tensor_address(port, address):
+                raise self._engine.failure(f"give {port} an address in")
+        self._bound = bound
+
+    def _compute(self) -> None:
+        """Runs it; the second run in a row with nothing moved makes a graph of its kernels, which all others launch."""
+        if self._graph is None and self._captures and self._ran:
+            try:
+                self._graph = self._device.record(self._engine.enqueue)
+            except (RuntimeError, LtxError):  # not every engine can; an ordinary run tells what is really wrong
+                self._captures = False
+        if self._graph is not None:
+            self._device.launch(self._graph)
+        else:
+            self._engine.enqueue()
+        self._ran = True
+
+    def _drop_graph(self) -> None:
+        if self._graph is not None:
+            graph, self._graph = self._graph, None
+            self._device.forget(graph)
+
+    def close(self) -> None:
+        """Waits for what is under way and frees everything."""
+        self._held.close()
+
+
+def refusal_of(found: Found, sizes: dict[str, int]) -> LtxError:
+    """What to say of an engine that does not serve these sizes."""
+    told = ", ".join(f"{count} {axis}" for axis, count in sizes.items())
+    return LtxError(f"the {found.backend} engine of {found.component.name} does not serve {told} - use other sizes")
+
+
+def _advice_on_sizes(name: ComponentName) -> str:
+    if name in UNEVEN:
+        return "give a smaller --memory"
+    return "ask for a smaller size or fewer frames" + (", or add --low-memory" if name == "transformer" else "")
+
+
+def load(found: Found) -> TrtRunner:
+    """Opens an engine; nothing is left of it if that fails.
+
+    Raises:
+        LtxError: it is damaged, or there is too little memory.
+    """
+    library = load_library(found.backend)
+    name = found.component.name
+    with ExitStack() as held:
+        gpu = cuda.device()
+        gpu.join()
+        held.callback(gpu.leave)
+        weights: dict[str, int] = {}
+        engine = OpenEngine(library, found, gpu)
+        held.callback(engine.close)
+        engine.load()
+        assert found.sidecar is not None
+        if found.sidecar.weight_inputs:
+            inputs = WeightInputs(gpu, found, version_of(found), advice_on_weights(found))
+            held.callback(inputs.free)
+            weights = inputs.addresses
+        engine.make_context()
+        names = (*(port.name for port in found.component.inputs), *engine.outputs)
+        ports = PortBuffers(gpu, {one: engine.dtype_of(one) for one in names}, name, _advice_on_sizes(name))
+        held.callback(ports.free)
+        runner = TrtRunner(found, gpu, engine, ports, weights, held.pop_all())
+        runner._held.callback(gpu.synchronize)
+        return runner

@@ -1,0 +1,1 @@
+"""What LTX-Video is, as data: releases, presets, the ports of every network, and the geometry of latents."""

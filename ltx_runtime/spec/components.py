@@ -1,0 +1,181 @@
+"""What each graph takes and gives, as data: ports with named axes and dtypes.
+
+The one table behind the exporter's dynamic axes, engine profiles, the check of shapes before a session sees
+them, the random inputs of parity checks, and the manifest's signature. Knows nothing of sessions or files.
+
+An axis is a fixed size, a name, or a line in a name: `128`, `rows`, `2*rows`, `8*frames-7`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from ltx_runtime.spec.presets import STG_MODES
+
+Axis = int | str
+Dtype = Literal["float32", "int64"]
+ComponentName = Literal["text_encoder", "vae_encoder", "transformer", "upsampler", "temporal_upsampler", "vae_decoder"]
+COMPONENT_NAMES: tuple[ComponentName, ...] = get_args(ComponentName)  # in the order of the road
+# Each layer's tensors have a size of their own, so that what one has freed is of no use to the next.
+UNEVEN: tuple[ComponentName, ...] = ("vae_encoder", "vae_decoder")
+OPTIONAL: tuple[ComponentName, ...] = ("vae_encoder", "upsampler", "temporal_upsampler")
+
+_LINE = re.compile(r"(?:(?P<factor>\d+)\*)?(?P<name>[a-z_]+)(?P<offset>[+-]\d+)?")
+
+
+@dataclass(frozen=True)
+class Line:
+    """An axis of size `factor * sizes[name] + offset`."""
+
+    name: str
+    factor: int = 1
+    offset: int = 0
+
+    def size(self, of_name: int) -> int:
+        return self.factor * of_name + self.offset
+
+
+def line_of(axis: str) -> Line:
+    """Parses `rows`, `2*rows` or `8*frames-7`."""
+    match = _LINE.fullmatch(axis)
+    if match is None:
+        raise ValueError(f"not an axis: {axis!r}")
+    return Line(match["name"], int(match["factor"] or 1), int(match["offset"] or 0))
+
+
+@dataclass(frozen=True)
+class Port:
+    """One tensor of a graph."""
+
+    name: str
+    axes: tuple[Axis, ...]
+    dtype: Dtype = "float32"
+
+    def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """The concrete shape when every axis name has the size given."""
+        return tuple(axis if isinstance(axis, int) else _size(line_of(axis), sizes) for axis in self.axes)
+
+
+def _size(line: Line, sizes: Mapping[str, int]) -> int:
+    return line.size(sizes[line.name])
+
+
+@dataclass(frozen=True)
+class Component:
+    """A graph's signature."""
+
+    name: ComponentName
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+
+    def axis_names(self) -> tuple[str, ...]:
+        """Names of the dynamic axes of the inputs, in order of appearance."""
+        names = [line_of(a).name for port in self.inputs for a in port.axes if isinstance(a, str)]
+        return tuple(dict.fromkeys(names))
+
+
+def text_encoder(text_channels: int) -> Component:
+    """T5: token ids and their mask (1 = keep) to the last hidden state."""
+    ids = ("batch", "text_tokens")
+    return Component(
+        "text_encoder",
+        inputs=(Port("ids", ids, "int64"), Port("mask", ids, "int64")),
+        outputs=(Port("text", (*ids, text_channels)),),
+    )
+
+
+def transformer(channels: int, text_channels: int, stg_layers: int = 0) -> Component:
+    """DiT: noisy latents at noise level `timestep` (0..1; one for all tokens or one per token) to a velocity.
+
+    `coords` are (seconds, pixel row, pixel column) of every token. With `stg_layers` there is a `skip_mask` with a
+    row for each of STG_MODES: where it is 0, that layer's self-attention gives each token's own value or its own
+    input, or the whole block its input.
+    """
+    inputs: tuple[Port, ...] = (
+        Port("latents", ("batch", "tokens", channels)),
+        Port("timestep", ("batch", "timesteps")),
+        Port("coords", ("batch", 3, "tokens")),
+        Port("text", ("batch", "text_tokens", text_channels)),
+        Port("text_mask", ("batch", "text_tokens"), "int64"),
+    )
+    if stg_layers:
+        inputs += (Port("skip_mask", (stg_layers, len(STG_MODES), "batch")),)
+    return Component("transformer", inputs, (Port("velocity", ("batch", "tokens", channels)),))
+
+
+def vae_decoder(channels: int, *, timestep: bool, noise_maps: Mapping[int, tuple[int, int]] | None = None) -> Component:
+    """VAE decoder: normalized latents to video in about [-1, 1].
+
+    `noise_maps` has, for every decoder block that injects noise, how many maps it takes and its scale relative
+    to the latent grid; the maps are shared by batch and frames.
+    """
+    grid = ("frames", "rows", "columns")
+    inputs: tuple[Port, ...] = (Port("latents", ("batch", channels, *grid)),)
+    if timestep:
+        inputs += (Port("timestep", ("batch",)),)
+    for block, (count, scale) in (noise_maps or {}).items():
+        inputs += (Port(f"noise_{block}", (count, f"{scale}*rows", f"{scale}*columns")),)
+    video = ("batch", 3, "8*frames-7", "32*rows", "32*columns")
+    return Component("vae_decoder", inputs, (Port("video", video),))
+
+
+def vae_encoder(channels: int) -> Component:
+    """VAE encoder: video in [-1, 1] to the latents' distribution, in normalized space.
+
+    The first half of `posterior`'s channels are means, the second half deviations.
+    """
+    grid = ("frames", "rows", "columns")
+    video = ("batch", 3, "8*frames-7", "32*rows", "32*columns")
+    return Component("vae_encoder", (Port("video", video),), (Port("posterior", ("batch", 2 * channels, *grid)),))
+
+
+def upsampler(channels: int) -> Component:
+    """Latent upsampler: normalized latents to normalized latents of twice the height and width."""
+    return _upsampler("upsampler", channels, ("frames", "2*rows", "2*columns"))
+
+
+def temporal_upsampler(channels: int) -> Component:
+    """Latent upsampler: normalized latents to normalized latents of twice the frame rate."""
+    return _upsampler("temporal_upsampler", channels, ("2*frames-1", "rows", "columns"))
+
+
+def _upsampler(name: ComponentName, channels: int, upsampled: tuple[Axis, ...]) -> Component:
+    latents = Port("latents", ("batch", channels, "frames", "rows", "columns"))
+    return Component(name, (latents,), (Port("upsampled", ("batch", channels, *upsampled)),))
+
+
+def check_feeds(component: Component, feeds: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    """Checks names, dtypes and shapes against the ports before a session sees them.
+
+    Raises:
+        ValueError: a port is missing or unknown, has another dtype, or an axis has two different sizes.
+    """
+    missing = {port.name for port in component.inputs} ^ feeds.keys()
+    if missing:
+        raise ValueError(f"{component.name}: ports {sorted(missing)} are missing or unknown")
+    sizes: dict[str, int] = {}
+    for port in component.inputs:
+        array = feeds[port.name]
+        if array.dtype != port.dtype or array.ndim != len(port.axes):
+            raise ValueError(
+                f"{component.name}.{port.name} is {array.dtype} {array.shape}, expected {port.dtype} {port.axes}"
+            )
+        for axis, size in zip(port.axes, array.shape, strict=True):
+            _bind(component, port, axis, size, sizes)
+    if sizes.get("timesteps") not in (None, 1, sizes.get("tokens")):
+        raise ValueError(f"axis 'timesteps' is {sizes['timesteps']}, expected 1 or {sizes['tokens']}")
+
+
+def _bind(component: Component, port: Port, axis: Axis, size: int, sizes: dict[str, int]) -> None:
+    if isinstance(axis, int):
+        expected = axis
+    else:
+        line = line_of(axis)
+        expected = line.size(sizes.setdefault(line.name, (size - line.offset) // line.factor))
+    if size != expected:
+        raise ValueError(f"{component.name}.{port.name}: axis {axis!r} is {size}, expected {expected}")

@@ -1,0 +1,90 @@
+"""Latents -> frames, by an open session of the VAE decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ltx_runtime.errors import LtxError
+from ltx_runtime.noise.noise import Noise
+from ltx_runtime.sessions import Session
+from ltx_runtime.spec.components import Port
+from ltx_runtime.vae.latents import tone_mapped
+from ltx_runtime.vae.saved_latents import Ending
+from ltx_runtime.vae.tiling import Tiling, decode_tiled
+
+Floats = NDArray[np.float32]
+
+
+def ready_to_decode(latents: Floats, ending: Ending, decoder_inputs: Sequence[Port], noise: Noise) -> dict[str, Floats]:
+    """All inputs of a decoder for normalized latents (1, C, F, H, W) float32, with their noise drawn.
+
+    A decoder that takes a timestep gets latents mixed with noise, as the official pipeline does before the tone map
+    and before un-normalizing.
+    """
+    _, _, frames, rows, columns = latents.shape
+    feeds = {"latents": latents}
+    for port in decoder_inputs[1:]:
+        if port.name == "timestep":
+            feeds["timestep"] = np.full((1,), ending.decode_timestep, np.float32)
+            scale = np.float32(ending.decode_noise_scale)
+            feeds["latents"] = (np.float32(1.0) - scale) * latents + scale * noise.draw("decode", latents.shape)
+        else:
+            shape = port.shape({"frames": frames, "rows": rows, "columns": columns})
+            feeds[port.name] = noise.draw(f"decoder/{port.name}", shape)
+    if ending.tone_map > 0:
+        feeds["latents"] = tone_mapped(feeds["latents"], ending.tone_map)
+    return feeds
+
+
+def decode(session: Session, feeds: dict[str, Floats], tiling: Tiling) -> Iterator[Floats]:
+    """Frames (3, height, width) float32 in 0..1, one after another; see `ready_to_decode` for the inputs.
+
+    Raises:
+        LtxError: the decoder makes numbers that are not finite.
+    """
+    _, _, frames, rows, columns = feeds["latents"].shape
+
+    def window(over_frames: slice, over_rows: slice, over_columns: slice) -> Floats:
+        cut = dict(feeds)
+        cut["latents"] = np.ascontiguousarray(feeds["latents"][:, :, over_frames, over_rows, over_columns])
+        for name in feeds:
+            if name.startswith("noise_"):
+                cut[name] = _map_of(feeds[name], rows, columns, over_rows, over_columns)
+        video: Floats = session.run(cut)["video"][0]
+        if not np.isfinite(video).all():
+            raise _unfinite()
+        return video
+
+    for frame in decode_tiled((frames, rows, columns), window, tiling):
+        yield np.clip(frame * np.float32(0.5) + np.float32(0.5), 0.0, 1.0)
+
+
+def decode_pixels(session: Session, feeds: dict[str, Floats]) -> NDArray[np.uint8]:
+    """Frames (F, height, width, 3) uint8, made where the decoder runs; for a session whose outputs have `frames`.
+
+    Raises:
+        LtxError: the decoder makes numbers that are not finite.
+    """
+    made = session.run(feeds, ["frames", "mean"])
+    if not np.isfinite(made["mean"]).all():
+        raise _unfinite()
+    pixels: NDArray[np.uint8] = made["frames"][0]
+    return pixels
+
+
+def _unfinite() -> LtxError:
+    return LtxError("the decoder made numbers that are not finite - try another checkpoint or report it")
+
+
+def _map_of(maps: Floats, rows: int, columns: int, over_rows: slice, over_columns: slice) -> Floats:
+    """The part of noise maps (count, s * rows, s * columns) that belongs to a window of latents."""
+    scale = maps.shape[1] // rows
+    assert maps.shape[1:] == (scale * rows, scale * columns)
+    return np.ascontiguousarray(maps[:, _scaled(over_rows, scale), _scaled(over_columns, scale)])
+
+
+def _scaled(part: slice, scale: int) -> slice:
+    return slice(scale * part.start, scale * part.stop)

@@ -1,0 +1,247 @@
+"""What files say about their networks, by a header or by names and shapes alone, is honoured or refused."""
+
+import json
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from oracles.networks import RELATIVE_L2, distance, tensor
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from samples.layouts import diffusers_models, opened_shapes, stored_shapes
+from samples.tiny import TEXT, export, sources_of, tiny
+
+from ltx_export.checkpoints.shapes import transformer_part, vae_part
+from ltx_export.networks.header import (
+    effective_header,
+    header_config,
+    refuse_another_version,
+    transformer_config,
+    vae_config,
+)
+from ltx_export.networks.parts import parts_of, t5_config
+from ltx_export.networks.vae_encoder import encoder_config
+from ltx_export.random_weights import write_random_weights
+from ltx_export.recorded import SIZES, random_feeds, run_graph
+from ltx_export.sources.find import Opened, open_sources
+from ltx_runtime.errors import LtxError
+from ltx_runtime.folder.manifest import open_engines
+from ltx_runtime.spec.versions import SIZE_2B, VERSIONS, TransformerSize, VaeSize, Version
+
+EVERY_RELEASE = pytest.mark.parametrize("name", [name for name in VERSIONS if name != "demo"])
+RELEASES = [version for version in VERSIONS.values() if version.name != "demo"]
+WIDER = TransformerSize(layers=3, heads=4, head_dim=16, text_channels=40, channels=12)
+SMALLER_VAE = VaeSize(base_channels=8, latent_channels=12)
+
+
+@cache
+def headerless(version: Version) -> Opened:
+    """What is opened from a file without a header; not to be changed."""
+    return opened_shapes(header_config(version), version.text_encoder)
+
+
+def networks_of(header: dict) -> tuple:
+    return transformer_config(header["transformer"]), vae_config(header["vae"])
+
+
+def differing_field(given: Version, meant: Version) -> str | None:
+    """The first field of a header in which the networks of two releases differ."""
+    if given.transformer != meant.transformer:
+        return "transformer.num_layers"
+    if given.vae == meant.vae:
+        return None
+    return "vae.timestep_conditioning" if "A" in (given.vae, meant.vae) else "vae.decoder_blocks"
+
+
+@EVERY_RELEASE
+def test_the_networks_of_a_release_are_known_by_their_names_and_shapes(name):
+    version = VERSIONS[name]
+    opened = headerless(version)
+    assert opened.config == {}
+    assert networks_of(effective_header(version, opened)) == networks_of(header_config(version))
+    size, text = t5_config(opened.text_encoder), version.text_encoder
+    assert (size.layers, size.width, size.heads, size.head_dim) == (text.layers, text.width, text.heads, text.head_dim)
+
+
+@EVERY_RELEASE
+def test_other_sizes_are_read_off_the_shapes(name):
+    version = VERSIONS[name]
+    other = replace(version, transformer=WIDER, vae_size=SMALLER_VAE, text_encoder=TEXT)
+    header = effective_header(replace(version, transformer=replace(SIZE_2B, heads=4)), headerless(other))
+    dit, vae = networks_of(header)
+    assert (dit.layers, dit.head_dim, dit.channels, dit.text_channels) == (3, 16, 12, 40)
+    assert (vae.latent_channels, vae.base_channels) == (12, 8)
+    assert vae.blocks == vae_config(header_config(version)["vae"]).blocks
+    assert encoder_config(header["vae"]) == encoder_config(header_config(other)["vae"])
+
+
+def test_how_the_width_is_split_into_heads_is_the_configurations_to_say():
+    opened = replace(headerless(VERSIONS["0.9.5"]), heads=16)
+    assert effective_header(VERSIONS["0.9.5"], opened)["transformer"]["attention_head_dim"] == 128
+    with pytest.raises(LtxError, match=r"transformer\.num_attention_heads is 16, but 0\.9\.5 has 32"):
+        refuse_another_version(VERSIONS["0.9.5"], effective_header(VERSIONS["0.9.5"], opened))
+
+
+@pytest.mark.parametrize("meant", RELEASES, ids=lambda version: version.name)
+@pytest.mark.parametrize("given", RELEASES, ids=lambda version: version.name)
+@pytest.mark.parametrize("has_header", [True, False], ids=["header", "headerless"])
+def test_a_release_is_taken_for_another_exactly_if_their_networks_are_the_same(given, meant, has_header):
+    opened = headerless(given)
+    if has_header:
+        opened = replace(opened, config=header_config(given))
+    header, field = effective_header(meant, opened), differing_field(given, meant)
+    if field is None:
+        refuse_another_version(meant, header)
+    else:
+        with pytest.raises(LtxError, match=f"^the checkpoint's {field} is .*, but {meant.name} has .* - name the ver"):
+            refuse_another_version(meant, header)
+
+
+@pytest.mark.parametrize(
+    ("given", "meant", "field"),
+    [
+        ("0.9.5", "0.9.7-dev", "transformer.attention_head_dim"),
+        ("0.9.0", "0.9.5", "vae.timestep_conditioning"),
+        ("0.9.1", "0.9.0", "vae.timestep_conditioning"),
+        ("0.9.5", "0.9.1", "vae.decoder_blocks"),
+    ],
+)
+def test_a_file_without_header_of_another_release_is_refused_before_anything_is_written(
+    exported, tmp_path, given, meant, field
+):
+    release = exported(given)
+    save_file(load_file(release.sources.checkpoint), tmp_path / "headerless.safetensors")
+    sources = replace(release.sources, checkpoint=tmp_path / "headerless.safetensors")
+    with pytest.raises(LtxError, match=f"{field} is .*, but {meant} has .* - name the version it is"):
+        export(tiny(meant), sources, tmp_path / "engines" / meant)
+    assert not (tmp_path / "engines").exists()
+
+
+def test_the_sizes_and_positions_of_a_header_are_those_of_the_graphs(tmp_path):
+    """The graphs against diffusers' models with the same weights, sizes and positions."""
+    version = tiny("0.9.6-distilled")
+    text = replace(TEXT, width=40, hidden=56)
+    sizes = replace(version.transformer, channels=12, text_channels=40)
+    other = replace(version, vae_size=VaeSize(8, 12, 1), text_encoder=text, transformer=sizes)
+    write_random_weights(other, tmp_path)
+    header = header_config(other)
+    header["transformer"] |= {"positional_embedding_theta": 500, "positional_embedding_max_pos": [4, 512.0, 300]}
+    sources = sources_of(version, tmp_path)
+    save_file(load_file(sources.checkpoint), tmp_path / "other.safetensors", {"config": json.dumps(header)})
+    export(version, replace(sources, checkpoint=tmp_path / "other.safetensors"), tmp_path / "out")
+    models = {name: model.float() for name, model in diffusers_models(other, tmp_path).items()}
+    rope = models["transformer"].rope
+    rope.theta, (rope.base_num_frames, rope.base_height, rope.base_width) = 500.0, (4, 512, 300)
+    compare_with_diffusers(tmp_path / "out", models)
+
+
+def compare_with_diffusers(folder, models) -> None:
+    engines = open_engines(folder)
+    expected = {"text_encoder": text_of, "vae_encoder": posterior_of, "transformer": velocity_of}
+    expected["vae_decoder"] = video_of
+    for name, entry in engines.manifest.components.items():
+        feeds = random_feeds(entry.signature, SIZES[1])
+        (actual,) = run_graph(folder / entry.graphs["fp32"], engines.weights_folder(name), entry.signature, [feeds])
+        with torch.no_grad():
+            theirs = expected[name](models, {port: tensor(values) for port, values in feeds.items()})
+        assert distance(actual, theirs) <= RELATIVE_L2, name
+
+
+def text_of(models, feeds) -> np.ndarray:
+    return models["text_encoder"](feeds["ids"], feeds["mask"])[0].numpy()
+
+
+def velocity_of(models, feeds) -> np.ndarray:
+    inputs = (feeds["latents"], feeds["text"], 1000 * feeds["timestep"], feeds["text_mask"])
+    return models["transformer"](*inputs, video_coords=feeds["coords"], return_dict=False)[0].numpy()
+
+
+def posterior_of(models, feeds) -> np.ndarray:
+    posterior = models["vae"].encode(feeds["video"]).latent_dist
+    mean, deviation = statistics_of(models["vae"])
+    return torch.cat([(posterior.mean - mean) / deviation, posterior.std / deviation], dim=1).numpy()
+
+
+def statistics_of(vae) -> tuple[torch.Tensor, torch.Tensor]:
+    mean, deviation = (values.reshape(1, -1, 1, 1, 1) for values in (vae.latents_mean, vae.latents_std))
+    return mean, deviation
+
+
+def video_of(models, feeds) -> np.ndarray:
+    vae = models["vae"]
+    mean, deviation = statistics_of(vae)
+    return vae.decode(feeds["latents"] * deviation + mean, feeds["timestep"], return_dict=False)[0].numpy()
+
+
+# Fields of published headers, or of the classes they are for, that say nothing about the networks.
+UNREAD = {
+    "transformer": {
+        "_diffusers_version": "0.25.1", "_name_or_path": "PixArt-alpha/PixArt-XL-2-256x256", "dropout": 0.0,
+        "norm_num_groups": 32, "num_embeds_ada_norm": 1000, "num_vector_embeds": None, "project_to_2d_pos": True,
+        "upcast_attention": False, "use_linear_projection": False,
+    },
+    "vae": {"_diffusers_version": "0.25.1", "encoder_causal": True},
+    "scheduler": {"_diffusers_version": "0.25.1", "clip": None},
+}  # fmt: skip
+
+
+@EVERY_RELEASE
+def test_fields_that_say_nothing_about_the_networks_are_passed_over(name):
+    version = VERSIONS[name]
+    header = {part: {**fields, **UNREAD[part]} for part, fields in header_config(version).items()}
+    header["allowed_inference_steps"] = [1.0, 0.5]
+    effective = effective_header(version, replace(headerless(version), config=header))
+    refuse_another_version(version, effective)
+    assert networks_of(effective) == networks_of(header_config(version))
+
+
+# As published for 0.9.0 and 0.9.1: their loader has 128 for widths that a header leaves out.
+LEFT_OUT = ("encoder_base_channels", "decoder_base_channels", "normalize_latent_channels")
+
+
+@pytest.mark.parametrize("name", ["0.9.0", "0.9.1", "0.9.5"])
+def test_a_header_that_leaves_the_widths_of_the_vae_out_means_128(tmp_path, name):
+    version = replace(tiny(name), vae_size=VaeSize(128, 8, 1))
+    write_random_weights(version, tmp_path, sparse=True)
+    with safe_open(tmp_path / version.checkpoint, "pt") as file:
+        header = json.loads(file.metadata()["config"])
+    for field in LEFT_OUT:
+        del header["vae"][field]
+    for blocks in (header["vae"].get("encoder_blocks", []), header["vae"].get("blocks", [])):
+        blocks[:] = [[kind, {} if kind == "compress_all" else given] for kind, given in blocks]
+    opened = replace(open_sources(sources_of(version, tmp_path)), config=header)
+    parts = parts_of(version, effective_header(version, opened), opened)
+    assert [part.component.name for part in parts] == ["text_encoder", "vae_encoder", "transformer", "vae_decoder"]
+
+
+SHAPES = {
+    "patchify_proj.weight": (32, 8), "proj_out.weight": (8, 32), "caption_projection.linear_1.weight": (32, 24),
+    "encoder.conv_in.conv.weight": (4, 48, 3, 3, 3), "decoder.conv_in.conv.weight": (32, 8, 3, 3, 3),
+    "decoder.conv_out.conv.weight": (48, 4, 3, 3, 3),
+}  # fmt: skip
+
+
+MISFITS = [(name, shape) for name in SHAPES for shape in (None, (), (3,), (0, 8), (4, 0, 3, 3, 3))]
+MISFITS.remove(("encoder.conv_in.conv.weight", None))  # nothing else of an encoder is there
+
+
+@pytest.mark.parametrize(("name", "shape"), MISFITS, ids=str)
+def test_a_tensor_that_tells_a_size_must_be_there_and_tell_it(name, shape):
+    transformer_part(stored_shapes(SHAPES), 2)
+    vae_part(stored_shapes(SHAPES))
+    changed = {key: value for key, value in {**SHAPES, name: shape}.items() if value is not None}
+    detect = vae_part if "coder." in name else lambda tensors: transformer_part(tensors, 2)
+    with pytest.raises(LtxError, match=f"^{name} is (missing|of shape .*), so the .* - give a whole checkpoint$"):
+        detect(stored_shapes(changed))
+
+
+@pytest.mark.parametrize("name", ["decoder.up_blocks.2.conv.conv.weight", "decoder.up_blocks.4.conv1.conv.weight"])
+@pytest.mark.parametrize("shape", [(64, 1, 3, 3, 3), (1, 64, 3, 3, 3)], ids=str)
+def test_shapes_that_no_block_has_are_refused(name, shape):
+    version = tiny("0.9.0")
+    opened = headerless(version)
+    opened = replace(opened, vae=opened.vae | {name: replace(opened.vae[name], shape=shape)})
+    with pytest.raises(LtxError, match=f"^{name} is of shape .*, as in no release"):
+        parts_of(version, effective_header(version, opened), opened)

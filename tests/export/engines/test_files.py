@@ -1,0 +1,143 @@
+"""Engines with other weights than they were built for: taken over from another version folder, in seconds."""
+
+import shutil
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from samples.tiny import export, sources_of
+from stand_ins.tiny_engines import copied, maker, small
+
+from ltx_export import cli
+from ltx_export.engines import command as engine_command
+from ltx_export.engines import files as engine_files
+from ltx_export.engines.files import build_engine, find_equal, prepared_for
+from ltx_export.random_weights import write_random_weights
+from ltx_runtime.folder.manifest import open_engines
+from ltx_runtime.folder.sidecar import engine_path, read_sidecar
+
+RELEASE = "0.9.8-13b-distilled"
+SIZE = ("--max-height", "64", "--max-width", "96", "--max-frames", "9")
+ASKED = (*SIZE, "--component", "transformer", "--weights", "inputs")
+
+
+@pytest.fixture
+def engines(exported, tmp_path):
+    return copied(exported(RELEASE), tmp_path / "engines")
+
+
+@pytest.fixture
+def engine(monkeypatch, capsys, tmp_path):
+    """Runs `ltx-export engine` for the release; gives its exit code, output and error output."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LTX_ENGINES", raising=False)
+
+    def run(*arguments: str, version: str = RELEASE) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["ltx-export", "engine", version, *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def other_checkpoint(exported, tmp_path_factory):
+    """The same release with other weights."""
+    version, root = exported(RELEASE).version, tmp_path_factory.mktemp("other")
+    write_random_weights(version, root / "weights", seed=1)
+    export(version, sources_of(version, root / "weights"), root / "other", ["fp32", "bf16", "fp16"])
+    return root / "other"
+
+
+@pytest.fixture
+def sibling(other_checkpoint, tmp_path):
+    """Another checkpoint of the same release, exported beside the first."""
+    shutil.copytree(other_checkpoint, tmp_path / "engines" / "other")
+    return open_engines(tmp_path / "engines" / "other")
+
+
+@pytest.mark.parametrize("name", ["text_encoder", "transformer", "vae_decoder", "vae_encoder"])
+def test_a_sibling_checkpoint_has_the_same_structure(engines, sibling, name):
+    ours, theirs = (prepared_for(one, name, small("bf16", "inputs")) for one in (engines, sibling))
+    assert ours.structure == theirs.structure
+    files = [
+        next(iter(one.manifest.files[name] for name in one.component("transformer").weights))
+        for one in (engines, sibling)
+    ]
+    assert files[0].checksum != files[1].checksum
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+def test_another_checkpoint_takes_over_an_engine_instead_of_building(
+    engine, engines, sibling, tmp_path, monkeypatch, is_named
+):
+    assert engine(*ASKED)[0] == 0
+    built = engine_path(engines, "transformer", maker(), "bf16")
+    monkeypatch.setattr(engine_command, "build_engine", lambda *given: pytest.fail("it was built"))
+    more = ()
+    if is_named:
+        sibling.folder.rename(tmp_path / "apart")
+        more = ("--reuse", str(engines.folder))
+    folder = tmp_path / "apart" if is_named else sibling.folder
+    code, out, _ = engine("--engines", str(folder), *ASKED, *more)
+    assert code == 0 and f": that of {engines.folder} with other weights, " in out
+    taken = engine_path(replace(sibling, folder=folder), "transformer", maker(), "bf16")
+    assert taken.samefile(built)
+    ours, theirs = read_sidecar(taken), read_sidecar(built)
+    assert ours.sources != theirs.sources
+    assert ours.weight_inputs.keys() == theirs.weight_inputs.keys()
+    assert engine("--engines", str(folder), *ASKED, "--check")[0] == 0
+
+
+def test_weights_of_a_taken_engine_are_read_from_the_new_checkpoint(engines, sibling):
+    recipe = small("bf16", "inputs")
+    other = build_engine(engines, "transformer", maker(), recipe)
+    prepared = prepared_for(sibling, "transformer", recipe)
+    assert find_equal(sibling, "transformer", maker(), recipe, prepared, [engines.folder]) == other
+    path = engine_files.take_over(sibling, "transformer", maker(), recipe, prepared, other)
+    name, one = next((n, w) for n, w in read_sidecar(path).weight_inputs.items() if "to_q.weight" in n)
+    values = {}
+    for folder, weight in ((sibling.folder, one), (engines.folder, read_sidecar(other).weight_inputs[name])):
+        data = (folder / weight.file).read_bytes()[weight.offset : weight.offset + weight.size_bytes]
+        values[folder] = np.frombuffer(data, np.uint16)
+    assert not np.array_equal(*values.values())
+
+
+@pytest.mark.parametrize("change", ["embedded", "other_sizes", "other_structure", "damaged", "fp16", "other_builder"])
+def test_an_engine_that_differs_in_more_than_its_weights_is_not_taken_over(engines, sibling, change):
+    recipe, made_by = small("bf16", "inputs"), maker()
+    other = build_engine(engines, "text_encoder", made_by, recipe)
+    prepared = prepared_for(sibling, "text_encoder", recipe)
+    if change == "embedded":
+        recipe = small()
+    elif change == "other_sizes":
+        build_engine(engines, "upsampler", made_by, recipe)
+        assert (
+            find_equal(sibling, "upsampler", made_by, replace(recipe, limits=None), prepared, [engines.folder]) is None
+        )
+        return
+    elif change == "other_structure":
+        prepared = replace(prepared, structure="other")
+    elif change == "damaged":
+        other.write_bytes(other.read_bytes()[:-1])
+    elif change == "fp16":
+        recipe = small("fp16", "inputs")
+    else:
+        made_by = replace(made_by, version="0")
+    assert find_equal(sibling, "text_encoder", made_by, recipe, prepared, [engines.folder]) is None
+
+
+def test_an_engine_is_copied_where_a_link_can_not_be_made(engines, sibling, monkeypatch):
+    recipe = small("bf16", "inputs")
+    other = build_engine(engines, "text_encoder", maker(), recipe)
+
+    def no_links(*given):
+        raise OSError(18, "cross-device link")
+
+    monkeypatch.setattr("os.link", no_links)
+    prepared = prepared_for(sibling, "text_encoder", recipe)
+    path = engine_files.take_over(sibling, "text_encoder", maker(), recipe, prepared, other)
+    assert not path.samefile(other) and path.read_bytes() == other.read_bytes()

@@ -1,0 +1,242 @@
+"""The transformer against the official package's golden values, diffusers, and published numbers."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from oracles.golden_files import golden
+from oracles.networks import (
+    RELATIVE_L2,
+    assert_published,
+    diffusers_dit,
+    diffusers_dit_key,
+    distance,
+    filled,
+    golden_settings,
+    normal,
+    shapes_of,
+    sine,
+    sine_weights,
+    tensor,
+)
+from oracles.weight_rule import weight
+
+from ltx_export.models.dit import DitConfig, Transformer
+from ltx_export.models.layers import TimestepEmbedding
+from ltx_export.models.rope import RotaryEmbedding, rotate
+from ltx_export.networks.header import transformer_config
+from ltx_runtime.spec.geometry import Grid, coords_of
+from ltx_runtime.spec.presets import STG_MODES
+
+GOLDEN = golden("dit")
+PORTS = ("latents", "timestep", "coords", "text", "text_mask")
+CASES = sorted({key.split("/")[0] for key in GOLDEN})
+# The official package's strategies, in the order of the skip mask's rows.
+STRATEGIES = ("AttentionValues", "AttentionSkip", "TransformerBlock")
+GRID = Grid(2, 2, 3)
+
+# width: [(causal, t of the first six tokens, sum, mean magnitude, first six, last three)]
+PUBLISHED = {
+    12: [
+        (True, 0.9, 14.970342, 0.732420, (-0.004600, 0.383483, 0.277917, -0.075266, 2.091567, -0.574059),
+         (0.228735, 0.418298, 0.003947)),
+        (False, 0.9, 14.970532, 0.732417, (-0.004453, 0.383326, 0.277855, -0.075075, 2.091614, -0.574061),
+         (0.228825, 0.418316, 0.003848)),
+        (True, 0.0, 14.478712, 0.685264, (0.934213, 0.186827, -0.555082, 0.569599, 1.057798, 0.320381),
+         (0.222081, 0.401379, 0.019706)),
+    ],
+    20: [
+        (True, 0.9, -7.825653, 0.861295, (-1.207377, -1.375166, 0.198374, 1.737303, 1.461789, 0.239443),
+         (-1.529406, -0.042317, 1.680436)),
+        (False, 0.9, -7.826347, 0.861461, (-1.203829, -1.376783, 0.193407, 1.734565, 1.467922, 0.239414),
+         (-1.527266, -0.036425, 1.683463)),
+        (True, 0.0, -3.625276, 1.056186, (1.413607, 0.846326, -0.474152, -1.074057, 2.222339, 0.504489),
+         (-1.530015, -0.043022, 1.680426)),
+    ],
+}  # fmt: skip
+PUBLISHED_CASES = [(width, *case) for width, cases in PUBLISHED.items() for case in cases]
+
+# Token at 9/25 s, row 480, column 736: width -> {channel: (cosine, sine)}
+ANCHORS = {
+    2048: {
+        0: (1, 0), 1: (1, 0), 2: (0.0565185, -0.9984015), 3: (0.0565185, -0.9984015), 4: (0.6715589, -0.7409511),
+        5: (0.6715589, -0.7409511), 6: (0.9039893, -0.4275551), 7: (0.9039893, -0.4275551),
+        8: (0.0149677, -0.9998880), 100: (0.2797870, -0.9600621), 2047: (0.7070524, -0.7071612),
+    },
+    4096: {
+        0: (1, 0), 1: (1, 0), 2: (1, 0), 3: (1, 0), 4: (0.0565185, -0.9984015), 8: (0.9039893, -0.4275551),
+        100: (-0.3043765, -0.9525518),
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_velocities_are_those_of_the_official_package(case):
+    config = transformer_config(golden_settings("dit", case)["transformer"])
+    module = filled(Transformer(config), weight)
+    inputs = [tensor(GOLDEN[f"{case}/{port}"]) for port in PORTS]
+    strategy = golden_settings("dit", case)["skip_layer_strategy"]
+    if strategy:
+        recorded = tensor(GOLDEN[f"{case}/skip_mask"])  # (layers, batch), of this strategy alone
+        inputs.append(torch.ones(config.layers, len(STRATEGIES), recorded.shape[1]))
+        inputs[-1][:, STRATEGIES.index(strategy)] = recorded
+    assert distance(module(*inputs), GOLDEN[f"{case}/velocity"]) <= RELATIVE_L2
+
+
+def test_every_strategy_is_recorded_and_skips_in_another_way():
+    assert {golden_settings("dit", case)["skip_layer_strategy"] for case in CASES} == {None, *STRATEGIES}
+    assert len(STRATEGIES) == len(STG_MODES)
+    rows = [GOLDEN[f"{case}/skip_mask"] for case in CASES if f"{case}/skip_mask" in GOLDEN]
+    assert all(mask.min() == 0 and mask.max() == 1 for mask in rows)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("per_token", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_velocities_are_those_of_diffusers(head_dim, causal, per_token, batch):
+    config = DitConfig(layers=3, heads=2, head_dim=head_dim, channels=16, text_channels=24)
+    ours = filled(Transformer(config), weight)
+    theirs = diffusers_dit(config)
+    theirs.load_state_dict({diffusers_dit_key(key): value for key, value in ours.state_dict().items()})
+    grid = Grid(3, 4, 5)
+    latents, text = normal(1, batch, grid.tokens, 16), normal(2, batch, 9, 24)
+    mask = (torch.arange(9) < 9 - torch.arange(batch)[:, None]).to(torch.int64)
+    timestep = torch.rand((batch, grid.tokens if per_token else 1), generator=torch.Generator().manual_seed(3))
+    coords = tensor(coords_of(grid, 25, causal=causal)).expand(batch, -1, -1)
+    with torch.no_grad():
+        expected = theirs(latents, text, 1000 * timestep, mask, video_coords=coords, return_dict=False)[0]
+    assert distance(ours(latents, timestep, coords, text, mask), expected) <= RELATIVE_L2
+
+
+@pytest.mark.parametrize(("width", "causal", "first_t", "total", "mean", "first", "last"), PUBLISHED_CASES)
+def test_velocities_are_the_published_ones(width, causal, first_t, total, mean, first, last):
+    module = Transformer(DitConfig(layers=2, heads=2, head_dim=width // 2, channels=4, text_channels=6))
+    theirs = {diffusers_dit_key(name): name for name, _ in module.named_parameters()}
+    shapes = {key: tuple(module.get_parameter(name).shape) for key, name in theirs.items()}
+    drawn = sine_weights(shapes, lambda key: "norm" in key and key.endswith("weight"))
+    module.load_state_dict({theirs[key]: values for key, values in drawn.items()})
+    timestep = torch.full((1, 12), 0.9)
+    timestep[:, :6] = first_t
+    velocity = module.requires_grad_(False)(
+        sine((1, 12, 4), 0.7, 0.1),
+        timestep if first_t == 0 else timestep[:, :1],
+        tensor(coords_of(GRID, 25, causal=causal)),
+        sine((1, 5, 6), 0.3, 0.2),
+        torch.tensor([[1, 1, 1, 0, 0]]),
+    )
+    assert velocity.shape == (1, 12, 4)
+    assert_published(velocity, total, mean, first, last)
+
+
+def test_one_timestep_for_all_tokens_is_the_same_timestep_for_each():
+    module = filled(Transformer(DitConfig(2, 2, 16, 8, 24)), weight)
+    inputs = normal(1, 1, 12, 8), tensor(coords_of(GRID, 24, causal=True)), normal(2, 1, 5, 24), torch.ones(1, 5).long()
+    one, each = (module(inputs[0], torch.full((1, t), 0.7), *inputs[1:]) for t in (1, 12))
+    assert distance(each, one) <= RELATIVE_L2
+
+
+def two_rows_of_one_request() -> tuple[torch.nn.Module, list[torch.Tensor]]:
+    """A transformer of two layers, and what it takes beside the skip mask."""
+    module = filled(Transformer(DitConfig(2, 2, 16, 8, 24)), weight)
+    latents, text = normal(1, 1, 12, 8).repeat(2, 1, 1), normal(2, 1, 5, 24).repeat(2, 1, 1)
+    coords = tensor(coords_of(GRID, 24, causal=True)).repeat(2, 1, 1)
+    return module, [latents, torch.full((2, 1), 0.7), coords, text, torch.ones(2, 5).long()]
+
+
+@pytest.mark.parametrize("mode", range(len(STG_MODES)), ids=STG_MODES)
+@pytest.mark.parametrize("skipped", [(), (0,), (1,), (0, 1)])
+def test_only_rows_with_a_zero_in_the_skip_mask_are_changed(skipped, mode):
+    module, inputs = two_rows_of_one_request()
+    skip_mask = torch.ones(2, len(STG_MODES), 2)
+    skip_mask[list(skipped), mode, 1] = 0
+    plain, masked = module(*inputs), module(*inputs, skip_mask)
+    assert torch.equal(plain[0], masked[0])
+    assert torch.equal(plain[1], masked[1]) == (skipped == ())
+
+
+def test_a_transformer_whose_blocks_are_all_skipped_is_one_without_blocks():
+    module, inputs = two_rows_of_one_request()
+    skip_mask = torch.ones(2, len(STG_MODES), 2)
+    skip_mask[:, STG_MODES.index("transformer_block"), 1] = 0
+    masked = module(*inputs, skip_mask)
+    module.transformer_blocks = torch.nn.ModuleList()
+    assert torch.equal(masked[1], module(*inputs)[1])
+
+
+@pytest.mark.parametrize("others", [(), (0,), (1,), (0, 1)])
+def test_of_several_ways_to_skip_the_one_that_skips_most_decides(others):
+    """Modes are ordered so: a block that gives its input need not ask what its attention would have given."""
+    module, inputs = two_rows_of_one_request()
+    last = max(others, default=0) + 1
+    both, alone = torch.ones(2, len(STG_MODES), 2), torch.ones(2, len(STG_MODES), 2)
+    both[1, [*others, last], 1] = 0
+    alone[1, last, 1] = 0
+    assert torch.equal(module(*inputs, both), module(*inputs, alone))
+
+
+def test_layers_may_be_skipped_in_different_ways_and_rows_too():
+    module, inputs = two_rows_of_one_request()
+    skip_mask = torch.ones(2, len(STG_MODES), 2)
+    skip_mask[0, 0, 0] = skip_mask[1, 2, 0] = skip_mask[0, 2, 1] = skip_mask[1, 1, 1] = 0
+    masked = module(*inputs, skip_mask)
+    for row in range(2):
+        alone = module(*(given[[row]] for given in inputs), skip_mask[:, :, [row]])
+        assert distance(masked[[row]], alone) <= RELATIVE_L2
+
+
+@pytest.mark.parametrize("width", ANCHORS)
+def test_rotary_angles_are_the_published_ones(width):
+    coords = torch.tensor([9 / 25, 480.0, 736.0]).reshape(1, 3, 1)
+    cosines, sines = RotaryEmbedding(width)(coords)
+    assert cosines.shape == sines.shape == (1, 1, width // 2)
+    for channel, expected in ANCHORS[width].items():
+        pair = cosines[0, 0, channel // 2].item(), sines[0, 0, channel // 2].item()
+        np.testing.assert_allclose(pair, expected, atol=1e-5)
+
+
+def test_rotary_angles_at_the_origin_are_the_published_ones():
+    cosines, sines = RotaryEmbedding(2048)(torch.zeros(1, 3, 1))
+    np.testing.assert_allclose(cosines[0, 0, 1:5], [0, 0, 0, -0.0431199], atol=1e-5)
+    np.testing.assert_allclose(sines[0, 0, 1:5], [-1, -1, -1, -0.9990699], atol=1e-5)
+
+
+@pytest.mark.parametrize(("width", "count", "second"), [(2048, 341, 1.6139296), (4096, 682, 1.5921853)])
+def test_rotary_frequencies_go_from_half_pi_to_5000_pi(width, count, second):
+    frequencies = RotaryEmbedding(width).frequencies
+    assert frequencies.shape == (count,)
+    assert frequencies.dtype == torch.float32
+    np.testing.assert_allclose(frequencies[[0, 1, -1]], [math.pi / 2, second, 5000 * math.pi], rtol=1e-6)
+
+
+def test_rotation_turns_adjacent_pairs_as_complex_numbers():
+    width = 20
+    x, coords = normal(4, 2, 12, width), tensor(coords_of(GRID, 24, causal=True)).repeat(2, 1, 1)
+    cosines, sines = RotaryEmbedding(width)(coords)
+    turned = torch.view_as_complex(x.reshape(2, 12, -1, 2)) * torch.complex(cosines, sines)
+    assert distance(rotate(x, cosines, sines), torch.view_as_real(turned).flatten(2)) <= RELATIVE_L2
+
+
+@pytest.mark.parametrize(
+    ("tau", "anchors"),
+    [
+        (1000.0, {0: 0.562379, 1: 0.789627, 127: 0.994232, 128: 0.826880, 129: 0.613588, 255: 0.107254}),
+        (909.375, {0: -0.115813, 128: -0.993271}),
+        (50.0, {0: 0.964966, 128: -0.262375}),
+    ],
+)
+def test_the_sinusoid_of_a_timestep_has_the_published_values(tau, anchors):
+    embedding = TimestepEmbedding(256)
+    embedding.timestep_embedder = torch.nn.Identity()
+    sinusoid = embedding(torch.tensor([tau]))[0]
+    assert sinusoid.shape == (256,)
+    np.testing.assert_allclose(sinusoid[list(anchors)], list(anchors.values()), atol=1e-5)
+
+
+def test_every_parameter_has_its_counterpart_in_diffusers():
+    config = DitConfig(layers=2, heads=2, head_dim=16, channels=8, text_channels=24)
+    ours = shapes_of(Transformer(config).named_parameters())
+    assert {diffusers_dit_key(key): shape for key, shape in ours.items()} == shapes_of(
+        diffusers_dit(config).state_dict().items()
+    )

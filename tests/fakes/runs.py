@@ -1,0 +1,77 @@
+"""Whole runs through the library, and what came of them."""
+
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, fields
+
+import numpy as np
+
+from ltx_runtime.folder.manifest import Engines
+from ltx_runtime.pipeline import Pipeline
+from ltx_runtime.planning.options import Options
+from ltx_runtime.planning.request import Request
+from ltx_runtime.progress import silent
+
+
+@dataclass
+class Made:
+    """What a run made: its frames, for every stage how many units were announced and done, and its notes."""
+
+    frames: list[np.ndarray] = field(default_factory=list)
+    units: dict[str, list[int]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def video(self) -> np.ndarray:
+        return np.stack(self.frames)
+
+    @contextmanager
+    def progress(self, name, total):
+        assert name not in self.units, f"{name} is told twice"
+        self.units[name] = [total, 0]
+
+        def advance(done):
+            self.units[name][1] += done
+
+        yield advance
+
+
+def pipeline_of(engines: Engines, options: Options, note=None, **more) -> Pipeline:
+    """A pipeline with the options that hold for all its videos."""
+    sizes = {"memory": options.memory_bytes, "gpu_memory": options.gpu_memory_bytes}
+    limits = {name: None if size is None else size / 1e9 for name, size in sizes.items()}
+    return Pipeline(engines, backend=options.backend, threads=options.threads, note=note, **limits, **more)
+
+
+def run_options_of(options: Options) -> dict:
+    """The options that hold for one video, by name."""
+    shared = ("backend", "memory_bytes", "gpu_memory_bytes", "threads")
+    return {one.name: getattr(options, one.name) for one in fields(Options) if one.name not in shared}
+
+
+def generate(engines: Engines, request: Request, sink, progress=silent, options=None, note=None) -> None:
+    """Hands every frame of a request's video to `sink`."""
+    options = options or Options()
+    with (
+        pipeline_of(engines, options, note) as pipe,
+        closing(pipe(request, **run_options_of(options)).frames(progress)) as frames,
+    ):
+        for frame in frames:
+            sink(frame)
+
+
+def decode_saved(engines: Engines, path, sink, progress=silent, options=None, note=None) -> None:
+    """Hands every frame of latents that a run saved to `sink`."""
+    options = options or Options()
+    with (
+        pipeline_of(engines, options, note) as pipe,
+        closing(pipe.decode(path, **run_options_of(options)).frames(progress)) as frames,
+    ):
+        for frame in frames:
+            sink(frame)
+
+
+def make(engines: Engines, request: Request, **options) -> Made:
+    """Runs a request on the fake stages; see the fixture `diary`."""
+    made = Made()
+    generate(engines, request, made.frames.append, made.progress, Options("fake", **options), made.notes.append)
+    return made

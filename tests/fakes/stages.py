@@ -1,0 +1,142 @@
+"""A whole version folder in a few lines of numpy: six stages that keep a diary, and the manifest that names them.
+
+Every stage answers to each of its inputs, so that one which goes astray makes another video; all but the transformer
+look at one place only, so that tiles make what the whole makes.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+from fakes.sessions import FunctionRunner
+
+from ltx_runtime.folder.manifest import ComponentEntry, Engines, Manifest
+from ltx_runtime.spec.components import (
+    temporal_upsampler,
+    text_encoder,
+    transformer,
+    upsampler,
+    vae_decoder,
+    vae_encoder,
+)
+from ltx_runtime.spec.versions import Version
+
+CHANNELS, TEXT_CHANNELS = 4, 6
+NOISE_MAPS = {"B": {2: (14, 2), 4: (12, 4), 6: (10, 8)}}
+_MODE_WEIGHTS = np.array([0.3, 0.2, 0.1])[None, :, None]
+
+
+def encode(feeds):
+    return {"text": np.repeat(feeds["ids"][..., None], TEXT_CHANNELS, 2).astype(np.float32)}
+
+
+def posterior(feeds):
+    """Means: the colour of the last frame and of the top left corner of each cell; deviations half as large."""
+    cells = feeds["video"][:, :, ::8, ::32, ::32]
+    mean = np.concatenate([cells, cells.mean(1, keepdims=True)], 1)
+    return {"posterior": np.concatenate([mean, 0.1 + np.abs(mean) / 2], 1).astype(np.float32)}
+
+
+def velocity(feeds):
+    """Depends on every input: text and its mask, noise levels, coordinates, and each mode and layer of the skip mask.
+
+    Every token is led towards what the prompt, its place and the mean of all tokens in their places say.
+    """
+    said = (feeds["text"] * feeds["text_mask"][..., None]).sum((1, 2)) / feeds["text_mask"].sum(1)
+    places = feeds["coords"].sum(1)
+    seen = (feeds["latents"] * np.cos(places)[..., None]).mean((1, 2))
+    aim = np.sin((said + seen)[:, None] + places / 50)[..., None]
+    way = (feeds["latents"] - aim) * (0.4 + feeds["timestep"][..., None] / 2)
+    return {"velocity": (way * kept(feeds)[:, None, None]).astype(np.float32)}
+
+
+def kept(feeds):
+    """1 for a row that skips nothing; every mode in every layer takes away another amount."""
+    if "skip_mask" not in feeds:
+        return np.ones(len(feeds["latents"]))
+    skipped = 1 - feeds["skip_mask"]
+    depth = 1 + np.arange(len(skipped))[:, None, None] / len(skipped)
+    return 1 - (skipped * depth * _MODE_WEIGHTS).sum((0, 1)) / 2
+
+
+def upsample(feeds):
+    """Twice the rows and columns, and other statistics."""
+    return {"upsampled": 1 + 2 * feeds["latents"].repeat(2, 3).repeat(2, 4)}
+
+
+def upsample_in_time(feeds):
+    """Each latent frame twice, but the first once."""
+    return {"upsampled": feeds["latents"].repeat(2, 2)[:, :, 1:]}
+
+
+def decode(feeds):
+    """Every frame shows, as large cells, the first three channels of its latent frame, a little changed by the rest."""
+    cells = feeds["latents"][:, :3]
+    if "timestep" in feeds:
+        cells = cells + feeds["timestep"].reshape(-1, 1, 1, 1, 1)
+    for name, maps in feeds.items():
+        if name.startswith("noise_"):
+            scale = maps.shape[1] // cells.shape[3]
+            cells = cells + maps[:, ::scale, ::scale].mean(0) / 10
+    return {"video": np.tanh(cells.repeat(8, 2)[:, :, 7:].repeat(32, 3).repeat(32, 4)).astype(np.float32)}
+
+
+STAGES = {
+    "text_encoder": encode,
+    "vae_encoder": posterior,
+    "transformer": velocity,
+    "upsampler": upsample,
+    "temporal_upsampler": upsample_in_time,
+    "vae_decoder": decode,
+}
+
+
+class Diary(list):
+    """What stages do, in order, and the stages."""
+
+    def __init__(self):
+        super().__init__()
+        self.stages = []
+
+    def fed(self, name):
+        """All that a component was given, in order."""
+        return [feeds for stage in self.stages if stage.name == name for feeds in stage.fed]
+
+    def opened(self):
+        """The names of the components that were opened, in order."""
+        return [stage.name for stage in self.stages]
+
+
+class Stage(FunctionRunner):
+    """Notes in a diary when it opens, runs and closes."""
+
+    def __init__(self, name, diary):
+        super().__init__(STAGES[name])
+        self.name, self.diary = name, diary
+        diary.append(f"open {name}")
+        diary.stages.append(self)
+
+    def run(self, feeds, wanted):
+        self.diary.append(f"run {self.name} with {len(next(iter(feeds.values())))}")
+        return super().run(feeds, wanted)
+
+    def close(self):
+        self.diary.append(f"close {self.name}")
+
+
+def engines_of(version: Version, spiece, lacking=()) -> Engines:
+    """A folder with every component but those that are `lacking`."""
+    signatures = (
+        text_encoder(TEXT_CHANNELS),
+        vae_encoder(CHANNELS),
+        transformer(CHANNELS, TEXT_CHANNELS, version.transformer.layers if version.uses_stg else 0),
+        upsampler(CHANNELS),
+        temporal_upsampler(CHANNELS),
+        vae_decoder(CHANNELS, timestep=version.vae != "A", noise_maps=NOISE_MAPS.get(version.vae)),
+    )
+    components = {
+        s.name: ComponentEntry(s, (f"{s.name}.data",), {"fp32": f"{s.name}.fp32.onnx"})
+        for s in signatures
+        if s.name not in lacking
+    }
+    manifest = Manifest(version.name, version.causal_positions, version.schedule, spiece.name, components)
+    return Engines(spiece.parent, replace(manifest, allowed_sigmas=version.allowed_sigmas))

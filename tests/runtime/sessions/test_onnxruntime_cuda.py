@@ -1,0 +1,176 @@
+"""Laws of ONNX Runtime on a GPU: it says why it cannot run, and uploads what does not change once.
+
+Where there is no GPU its CPU provider stands in: bindings, outputs and failures are its own.
+"""
+
+import sys
+
+import numpy as np
+import onnxruntime
+import pytest
+from samples.onnx_bytes import graph_that_adds
+from stand_ins.engine_cases import folder_of
+
+from ltx_runtime.errors import LtxError
+from ltx_runtime.sessions import Found, find, onnxruntime_cuda, open_session
+from ltx_runtime.sessions.cuda import gpu
+from ltx_runtime.sessions.cuda.memory import GpuMemoryError
+from ltx_runtime.spec.components import Component, Port
+
+AXES = ("batch", "text_tokens")
+ADDING = Component("text_encoder", (Port("ids", AXES, "int64"), Port("mask", AXES, "int64")), (Port("text", AXES),))
+
+
+@pytest.fixture
+def on_the_cpu(monkeypatch):
+    monkeypatch.setattr(onnxruntime_cuda, "_PROVIDER", "CPUExecutionProvider")
+    monkeypatch.setattr(onnxruntime_cuda, "_PLACE", "cpu")
+
+
+@pytest.fixture
+def uploads(monkeypatch):
+    """The arrays that were given to ONNX Runtime, in order."""
+    given = []
+    real = onnxruntime.OrtValue.ortvalue_from_numpy
+
+    def note(array, place, number):
+        given.append(array)
+        return real(array, place, number)
+
+    monkeypatch.setattr(onnxruntime.OrtValue, "ortvalue_from_numpy", note)
+    return given
+
+
+@pytest.fixture
+def found(tmp_path, on_the_cpu):
+    path = tmp_path / "text_encoder.bf16.onnx"
+    path.write_bytes(graph_that_adds("ids", "mask", output="text"))
+    return Found("cuda", ADDING, path, tmp_path)
+
+
+def feeds_of(shape, seed=0):
+    random = np.random.RandomState(seed)
+    return {name: random.randint(0, 100, shape).astype(np.int64) for name in ("ids", "mask")}
+
+
+def test_a_gpu_takes_the_narrowest_graph_there_is(tmp_path, machine, monkeypatch):
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    engines = folder_of(tmp_path / "0.9.5")
+    assert find(engines, "transformer", "cuda").path.name == "transformer.bf16.onnx"
+    graphs = engines.manifest.components["transformer"].graphs
+    del graphs["bf16"]
+    assert find(engines, "transformer", "cuda").path.name == "transformer.fp16.onnx"
+    graphs["fp32"] = graphs.pop("fp16")
+    assert find(engines, "transformer", "cuda").path.name == "transformer.fp16.onnx"
+    graphs.clear()
+    with pytest.raises(LtxError, match="has no bf16 or fp16 or fp32 graph of transformer"):
+        find(engines, "transformer", "cuda")
+
+
+def test_an_onnxruntime_without_cuda_is_told_from_one_that_is_not_installed(tmp_path, machine, monkeypatch):
+    engines = folder_of(tmp_path / "0.9.5")
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(LtxError, match=r"without CUDA - run: pip .*pip install 'ltx-engines\[gpu\]'"):
+        find(engines, "transformer", "cuda")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(LtxError, match=r"onnxruntime is not installed - run: pip install 'ltx-engines\[gpu\]'"):
+        find(engines, "transformer", "cuda")
+
+
+def test_without_a_gpu_that_is_said(tmp_path, machine, monkeypatch):
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    machine.driver = 0
+    with pytest.raises(LtxError, match="no NVIDIA driver"):
+        find(folder_of(tmp_path / "0.9.5"), "transformer", "cuda")
+
+
+def test_a_graph_is_computed_by_port_names_for_every_size(found):
+    with open_session(found) as session:
+        for shape in ((1, 1), (2, 5), (1, 1)):
+            feeds = feeds_of(shape)
+            made = session.run(feeds)
+            assert set(made) == {"text"}
+            np.testing.assert_array_equal(made["text"], feeds["ids"] + feeds["mask"])
+
+
+def test_outputs_are_the_caller_s_own(found):
+    with open_session(found) as session:
+        first = session.run(feeds_of((2, 3), 1))["text"]
+        kept = first.copy()
+        session.run(feeds_of((2, 3), 2))
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_what_cannot_be_written_to_is_uploaded_once_and_what_can_every_time(found, uploads):
+    feeds = feeds_of((2, 3))
+    feeds["mask"].flags.writeable = False
+    with open_session(found) as session:
+        for _ in range(3):
+            feeds["ids"] += 1
+            np.testing.assert_array_equal(session.run(feeds)["text"], feeds["ids"] + feeds["mask"])
+        assert len(uploads) == 4
+        other = {**feeds, "mask": feeds["mask"].copy()}
+        np.testing.assert_array_equal(session.run(other)["text"], other["ids"] + other["mask"])
+        np.testing.assert_array_equal(session.run(feeds)["text"], feeds["ids"] + feeds["mask"])
+    assert len(uploads) == 8
+
+
+def test_a_graph_that_onnx_runtime_refuses_is_told_with_its_reason(found):
+    found.path.write_bytes(b"nothing")
+    with pytest.raises(LtxError, match=r"cannot run .*bf16\.onnx on the GPU \(.+\) - use --backend cpu") as refused:
+        onnxruntime_cuda.load(found)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_provider_that_is_quietly_left_out_is_an_error(found, monkeypatch):
+    monkeypatch.setattr(onnxruntime.InferenceSession, "get_providers", lambda self: ["AnotherProvider"])
+    with pytest.raises(LtxError, match=r"finds no CUDA and cuDNN .* 'ltx-engines\[gpu\]', or use --backend cpu"):
+        onnxruntime_cuda.load(found)
+
+
+def test_too_little_memory_is_told_from_other_failures(found, monkeypatch):
+    with open_session(found) as session:
+        reasons = iter(["Available memory of 12 is smaller than requested bytes of 137", "CUDA failure 700"])
+
+        class Full:
+            def run_with_iobinding(self, binding, options):
+                raise RuntimeError(next(reasons))
+
+        monkeypatch.setattr(session.runner, "_session", Full())
+        with pytest.raises(GpuMemoryError, match=r"text_encoder does not fit .*requested bytes of 137.* --memory"):
+            session.run(feeds_of((1, 1)))
+        with pytest.raises(RuntimeError, match="CUDA failure 700"):
+            session.run(feeds_of((1, 1)))
+
+
+@pytest.mark.parametrize("limit", [None, 5 << 30])
+def test_the_memory_that_may_be_used_reaches_onnx_runtime(found, monkeypatch, limit):
+    asked = []
+
+    def refuse(*arguments, providers, **settings):
+        asked.extend(providers)
+        raise RuntimeError("no")
+
+    monkeypatch.undo()
+    monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
+    with pytest.raises(LtxError, match=r"\(no\)"):
+        onnxruntime_cuda.load(Found(**{**vars(found), "gpu_memory_bytes": limit}))
+    ((name, settings),) = asked
+    assert name == "CUDAExecutionProvider"
+    assert settings.get("gpu_mem_limit") == (None if limit is None else str(limit))
+
+
+@pytest.mark.gpu
+def test_a_real_gpu_computes_a_graph(tmp_path):
+    try:
+        gpu.find_gpu()
+    except LtxError as error:
+        pytest.skip(str(error))
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime is without CUDA")
+    path = tmp_path / "text_encoder.bf16.onnx"
+    path.write_bytes(graph_that_adds("ids", "mask", output="text"))
+    with open_session(Found("cuda", ADDING, path, tmp_path)) as session:
+        for shape in ((1, 1), (2, 5)):
+            feeds = feeds_of(shape)
+            np.testing.assert_array_equal(session.run(feeds)["text"], feeds["ids"] + feeds["mask"])

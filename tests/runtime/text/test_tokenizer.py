@@ -1,0 +1,90 @@
+"""Laws of T5 ids and masks, on a small SentencePiece model with T5's special ids."""
+
+import numpy as np
+import pytest
+import sentencepiece
+
+from ltx_runtime.errors import LtxError
+from ltx_runtime.text.tokenizer import END_ID, PAD_ID, Tokenizer
+
+PROMPTS = ("a cat walks", "", "snow falls slowly over the old town while people walk home", "a red boat")
+
+
+@pytest.fixture
+def tokenizer(spiece):
+    return Tokenizer(spiece, 256)
+
+
+def test_the_special_ids_are_those_of_t5():
+    assert (PAD_ID, END_ID) == (0, 1)
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_a_prompt_becomes_its_pieces_and_the_end(tokenizer, spiece, prompt):
+    ids, mask = tokenizer.encode([prompt])
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(spiece)).encode(prompt)
+    assert (ids.dtype, mask.dtype) == (np.int64, np.int64)
+    assert ids.tolist() == [[*pieces, 1]]
+    assert mask.tolist() == [[1] * (len(pieces) + 1)]
+
+
+@pytest.mark.parametrize("prompt", [prompt for prompt in PROMPTS if prompt])
+def test_pieces_spell_the_prompt_again(tokenizer, spiece, prompt):
+    ids, _ = tokenizer.encode([prompt])
+    assert sentencepiece.SentencePieceProcessor(model_file=str(spiece)).decode(ids[0, :-1].tolist()) == prompt
+
+
+def test_an_empty_prompt_is_the_end_alone(tokenizer):
+    for prompt in ("", "   ", "\n"):
+        ids, mask = tokenizer.encode([prompt])
+        assert (ids.tolist(), mask.tolist()) == ([[1]], [[1]])
+
+
+def test_space_around_a_prompt_changes_nothing(tokenizer):
+    np.testing.assert_array_equal(tokenizer.encode(["  a cat walks\n"])[0], tokenizer.encode(["a cat walks"])[0])
+
+
+def test_prompts_are_padded_to_the_longest_with_id_0_outside_the_mask(tokenizer):
+    ids, mask = tokenizer.encode(PROMPTS)
+    assert ids.shape == mask.shape == (len(PROMPTS), max(tokenizer.count(prompt) for prompt in PROMPTS))
+    assert (ids[mask == 0] == 0).all()
+    for row, row_mask, prompt in zip(ids, mask, PROMPTS, strict=True):
+        alone, _ = tokenizer.encode([prompt])
+        length = row_mask.sum()
+        assert row_mask.tolist() == [1] * length + [0] * (len(row) - length)
+        assert row[:length].tolist() == alone[0].tolist()
+
+
+@pytest.mark.parametrize("max_tokens", [1, 2, 5])
+def test_a_long_prompt_is_cut_so_that_the_end_stays_last(spiece, max_tokens):
+    prompt = PROMPTS[2]
+    whole, _ = Tokenizer(spiece, 256).encode([prompt])
+    ids, mask = Tokenizer(spiece, max_tokens).encode([prompt])
+    assert ids.tolist() == [[*whole[0, : max_tokens - 1], 1]]
+    assert mask.tolist() == [[1] * max_tokens]
+
+
+def test_a_prompt_of_exactly_the_limit_is_not_cut(spiece, tokenizer):
+    ids, _ = tokenizer.encode(["a cat walks"])
+    np.testing.assert_array_equal(Tokenizer(spiece, ids.shape[1]).encode(["a cat walks"])[0], ids)
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_a_count_tells_the_length_before_cutting(spiece, tokenizer, prompt):
+    assert Tokenizer(spiece, 2).count(prompt) == tokenizer.encode([prompt])[0].shape[1]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no model", bytes(1000)], ids=["missing", "empty", "text", "zeros"])
+def test_a_file_that_is_no_model_is_refused_by_name(tmp_path, content):
+    path = tmp_path / "spiece.model"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(LtxError, match=r"spiece\.model is not T5's SentencePiece model - "):
+        Tokenizer(path, 256)
+
+
+def test_a_truncated_model_is_refused(tmp_path, spiece):
+    path = tmp_path / "spiece.model"
+    path.write_bytes(spiece.read_bytes()[:-7])
+    with pytest.raises(LtxError, match="is not T5's SentencePiece model"):
+        Tokenizer(path, 256)
