@@ -184,8 +184,8 @@ def test_one_pass_at_the_size_asked_for_can_be_had_of_every_version(version):
 
 @pytest.mark.parametrize(("mode", "short"), [*zip(STG_MODES, ("stg_av", "stg_as", "stg_t"), strict=True)])
 def test_a_way_to_skip_has_a_long_name_and_a_short_one(mode, short):
-    assert [planned("0.9.5", stg_mode=said).stg_mode for said in (mode, short)] == [mode, mode]
-    assert planned("0.9.5").stg_mode == "attention_values"
+    assert [planned("0.9.5", stg_mode=said).settings.stg_mode for said in (mode, short)] == [mode, mode]
+    assert planned("0.9.5").settings.stg_mode == "attention_values"
 
 
 @pytest.mark.parametrize("name", ["0.9.5", "0.9.8-2b-distilled"])
@@ -253,4 +253,4 @@ def test_the_negative_prompt_is_used_exactly_if_a_step_uses_cfg(version):
 
 def test_noise_on_given_images_is_as_much_as_the_official_command_line_adds_unless_asked():
     assert IMAGE_NOISE_SCALE == 0.15
-    assert [planned("0.9.5", image_noise_scale=scale).image_noise_scale for scale in (0.0, 1.0)] == [0, 1]
+    assert [planned("0.9.5", image_noise_scale=scale).settings.image_noise_scale for scale in (0.0, 1.0)] == [0, 1]
