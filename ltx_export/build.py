@@ -154,8 +154,8 @@ def _refuse_own_weights(parts: Sequence[Part], folder: Path, options: Options) -
     inside = sorted(file for file in files if file.is_relative_to(folder.resolve()))
     if inside:
         raise LtxError(
-            f"{inside[0]} is in the folder that this export replaces - move it out of {folder}, or leave --link, "
-            "--store and --lora out"
+            f"{inside[0]} is in the folder that this export replaces",
+            f"move it out of {folder}, or leave --link, --store and --lora out",
         )
 
 
@@ -234,5 +234,5 @@ def _check_tokenizer(file: Path, vocabulary: int) -> None:
     pieces = Tokenizer(file, max_tokens=1).pieces
     if pieces > vocabulary:
         raise LtxError(
-            f"{file} has {pieces} pieces, but the text encoder knows {vocabulary} - give the one it came with"
+            f"{file} has {pieces} pieces, but the text encoder knows {vocabulary}", "give the one it came with"
         )

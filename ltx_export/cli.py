@@ -75,7 +75,7 @@ def onnx(
 
 def _stored(store: str | None) -> str | None:
     if store is not None and store not in _STORES:
-        raise LtxError(f"weights cannot be stored as {store!r}; use one of {', '.join(_STORES)}")
+        raise LtxError(f"weights cannot be stored as {store!r}", f"use one of {', '.join(_STORES)}")
     return _STORES[store] if store else None
 
 
@@ -89,9 +89,9 @@ def _precisions(asked: list[str]) -> tuple[list[str], dict[str, list[str]]]:
     for one in asked:
         component, _, precision = one.rpartition("=")
         if component and component not in COMPONENT_NAMES:
-            raise LtxError(f"unknown component {component!r}; use one of {', '.join(COMPONENT_NAMES)}")
+            raise LtxError(f"unknown component {component!r}", f"use one of {', '.join(COMPONENT_NAMES)}")
         if precision not in PRECISIONS:
-            raise LtxError(f"unknown precision {precision!r}; use one of {', '.join(PRECISIONS)}")
+            raise LtxError(f"unknown precision {precision!r}", f"use one of {', '.join(PRECISIONS)}")
         (of_component.setdefault(component, []) if component else everywhere).append(precision)
     return everywhere, of_component
 
@@ -102,7 +102,7 @@ def _optional(components: list[str]) -> tuple[str, ...]:
 
     for one in components:
         if one not in OPTIONAL:
-            raise LtxError(f"{one!r} is no component that can be left out; use one of {', '.join(OPTIONAL)}")
+            raise LtxError(f"{one!r} is no component that can be left out", f"use one of {', '.join(OPTIONAL)}")
     return tuple(components)
 
 
@@ -212,7 +212,7 @@ def _need(*modules: str, extra: str = "export") -> None:
 
     absent = [name for name in modules if importlib.util.find_spec(name) is None]
     if absent:
-        raise LtxError(f"{', '.join(absent)} not installed - run: pip install 'ltx-engines[{extra}]'")
+        raise LtxError(f"{', '.join(absent)} not installed", command=f"pip install 'ltx-engines[{extra}]'")
 
 
 def main() -> None:

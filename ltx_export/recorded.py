@@ -89,7 +89,7 @@ def run_graph(graph: Path, weights: Path, component: Component, requests: Sequen
 def refuse_unfinite(component: Component, output: Array) -> None:
     """Raises LtxError unless every number of an output is finite."""
     if not np.isfinite(output).all():
-        raise LtxError(f"{component.name} makes numbers that are not finite of its weights - use another checkpoint")
+        raise LtxError(f"{component.name} makes numbers that are not finite of its weights", "use another checkpoint")
 
 
 def record(graph: Path, weights: Path, component: Component, path: Path) -> None:
@@ -113,7 +113,7 @@ def read_record(path: Path, component: Component) -> tuple[Feeds, Array]:
             expected = arrays[component.outputs[0].name]
         check_feeds(component, recorded)
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise LtxError(f"{path} is no record of {component.name} ({error}) - export the version again") from None
+        raise LtxError(f"{path} is no record of {component.name} ({error})", "export the version again") from None
     return recorded, expected
 
 
@@ -133,7 +133,7 @@ def check_folder(engines: Engines, report: Callable[[str], None]) -> None:
         error = relative_l2(actual, expected)
         if error > LIMIT:
             raise LtxError(
-                f"{engines.folder / graph} differs from its record by {error:.1e} relative L2, more than {LIMIT:.0e} - "
-                f"{export_command(engines.manifest.version)}"
+                f"{engines.folder / graph} differs from its record by {error:.1e} relative L2, more than {LIMIT:.0e}",
+                command=export_command(engines.manifest.version),
             )
         report(f"{name}: relative L2 {error:.1e} to its record")

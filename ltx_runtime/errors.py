@@ -33,7 +33,21 @@ _ADVICE = {
 
 
 class LtxError(Exception):
-    """Says in one sentence what is wrong, what was given, and what to do. Command lines exit with code 2."""
+    """What the user can fix, said in one sentence. Command lines exit with code 2.
+
+    Attributes:
+        problem: what is wrong, and what was given.
+        advice: what to do, in words; may be empty.
+        command: what to type, on the machine that says so; may be empty.
+    """
+
+    def __init__(self, problem: str, advice: str = "", command: str = "") -> None:
+        super().__init__(problem, advice, command)
+        self.problem, self.advice, self.command = problem, advice, command
+
+    def __str__(self) -> str:
+        to_do = ", or ".join(filter(None, (self.command and f"run: {self.command}", self.advice)))
+        return f"{self.problem} - {to_do}" if to_do else self.problem
 
 
 @contextmanager
@@ -53,7 +67,7 @@ def explaining(doing: str | None = None) -> Iterator[None]:
         if advice is None:
             raise
         doing = doing or (f"use {error.filename}" if error.filename else "go on")
-        raise LtxError(f"cannot {doing}: {os.strerror(error.errno or 0).lower()} - {advice}") from None
+        raise LtxError(f"cannot {doing}: {os.strerror(error.errno or 0).lower()}", advice) from None
 
 
 @contextmanager

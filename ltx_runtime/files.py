@@ -48,7 +48,7 @@ def locked(lock: Path, writer: str) -> Iterator[None]:
             except NotImplementedError:  # network file systems without locks
                 held.enter_context(SoftFileLock(lock, timeout=_WAIT_S))
         except TimeoutError:
-            raise LtxError(f"another {writer} (it holds {lock}) - wait until it has ended") from None
+            raise LtxError(f"another {writer} (it holds {lock})", "wait until it has ended") from None
         held.callback(_remove, lock)
         yield
 
@@ -63,8 +63,8 @@ def check_space(folder: Path, needed_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed_bytes > free:
         raise LtxError(
-            f"{folder} needs {needed_bytes / 1e9:.2f} GB more, but {free / 1e9:.2f} GB are free there - free some "
-            "space or choose another disk"
+            f"{folder} needs {needed_bytes / 1e9:.2f} GB more, but {free / 1e9:.2f} GB are free there",
+            "free some space or choose another disk",
         )
 
 

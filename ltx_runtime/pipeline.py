@@ -142,7 +142,7 @@ class Pipeline:
         unknown = sorted(changes.keys() - {*_REQUEST_FIELDS, *_RUN_FIELDS})
         if unknown:
             known = ", ".join((*_REQUEST_FIELDS, *_RUN_FIELDS))
-            raise LtxError(f"a request has no {unknown[0]!r}; use one of {known}")
+            raise LtxError(f"a request has no {unknown[0]!r}", f"use one of {known}")
         of_run = {name: value for name, value in changes.items() if name in _RUN_FIELDS}
         of_run |= {name: Path(of_run[name]) for name in _PATH_FIELDS if of_run.get(name) is not None}
         asked = {name: value for name, value in changes.items() if name in _REQUEST_FIELDS}
@@ -157,7 +157,7 @@ class Pipeline:
         _, options = self._changed(Request(), changes)
         latents, ending = read_latents(Path(path), channels_of(self.engines))
         if ending.version != self.version.name:
-            raise LtxError(f"{path} is of {ending.version}, not {self.version.name} - add --version {ending.version}")
+            raise LtxError(f"{path} is of {ending.version}, not {self.version.name}", f"add --version {ending.version}")
         grid = Grid(*latents.shape[2:])
         size = Size(*ending.size, ending.num_frames, single_pass=ending.size == (grid.height, grid.width))
         chosen = choose(self.engines, ["vae_decoder"], options, size, self._found)

@@ -184,7 +184,7 @@ def _text(road: Road, planned: Plan) -> Text:
         text = read_text(options.embeddings, channels, negative=planned.uses_negative_prompt)
         road.chosen.check_text(text.mask.shape[1])
         if len(text.embeddings) > 1:
-            raise LtxError(f"{options.embeddings} has {len(text.embeddings)} prompts - give one, for one video")
+            raise LtxError(f"{options.embeddings} has {len(text.embeddings)} prompts", "give one, for one video")
     else:
         most = road.version.text_tokens
         tokenizer = Tokenizer(road.engines.folder / road.engines.manifest.tokenizer, most)

@@ -46,11 +46,11 @@ def read_tensors(path: Path, required: Collection[str], optional: Collection[str
         stored = sorted(file.keys())
         missing = [name for name in required if name not in stored]
         if missing:
-            raise LtxError(f"{path} has no tensor {_named(missing)}; it holds {_named(stored)} - check the file")
+            raise LtxError(f"{path} has no tensor {_named(missing)}; it holds {_named(stored)}", "check the file")
         for name in (*required, *(name for name in optional if name in stored)):
             dtype = file.get_slice(name).get_dtype()
             if dtype not in _FLOATS + _WHOLE:
-                raise LtxError(f"{name} of {path} is stored as {dtype} - save it as float32, float16 or bfloat16")
+                raise LtxError(f"{name} of {path} is stored as {dtype}", "save it as float32, float16 or bfloat16")
             # numpy has no bfloat16, so the library cannot hand it over.
             tensor = _bfloat16(path, name) if dtype == "BF16" else file.get_tensor(name)
             tensors[name] = _converted(tensor, dtype, f"{name} of {path}")
@@ -76,7 +76,7 @@ def check_place(path: Path) -> None:
         LtxError: it cannot be written, or is a folder.
     """
     if not path.name or path.is_dir():
-        raise LtxError(f"cannot write {path}: it is a folder - give a file name")
+        raise LtxError(f"cannot write {path}: it is a folder", "give a file name")
     temporary = path.with_name(f".{path.name}.partial")
     with explaining(f"write {path}"):
         temporary.touch()
@@ -109,7 +109,7 @@ def _opened(path: Path) -> Any:
         return safe_open(path, framework="numpy")
     except (SafetensorError, OSError) as error:
         what = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise LtxError(f"{path} is not a whole safetensors file ({what}) - make it again") from None
+        raise LtxError(f"{path} is not a whole safetensors file ({what})", "make it again") from None
 
 
 def _named(names: Collection[str]) -> str:
@@ -138,6 +138,6 @@ def _converted(tensor: NDArray[Any], dtype: str, what: str) -> NDArray[Any]:
     if lost.any():
         kept = f"finite {made.dtype}" if dtype in _FLOATS else "an int64"
         raise LtxError(
-            f"{np.count_nonzero(lost)} of {made.size} numbers in {what} are not {kept} - make the file again"
+            f"{np.count_nonzero(lost)} of {made.size} numbers in {what} are not {kept}", "make the file again"
         )
     return made

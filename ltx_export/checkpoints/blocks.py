@@ -241,7 +241,7 @@ def _finite(halves: NDArray[np.float16], dtype: str) -> NDArray[np.float32]:
     """The halves as float32; what is not finite would turn whole blocks of the weights into NaN without a word."""
     if not np.isfinite(halves).all():
         bad = halves[~np.isfinite(halves)][0]
-        raise LtxError(f"the weights hold a {dtype} block whose scale or minimum is {bad} - download the file again")
+        raise LtxError(f"the weights hold a {dtype} block whose scale or minimum is {bad}", "download the file again")
     return halves.astype(np.float32)
 
 

@@ -56,7 +56,7 @@ class StoredTensor:
             file.seek(self.offset + start)
             data = file.read(stop - start)
         if len(data) != stop - start:
-            raise LtxError(f"{self.file} was cut while it was read - get it again")
+            raise LtxError(f"{self.file} was cut while it was read", "get it again")
         return np.frombuffer(data, np.uint8)
 
 
@@ -100,7 +100,7 @@ def open_safetensors(path: Path) -> Checkpoint:
         start = file.read(8)
         header_bytes = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
         if not 2 <= header_bytes <= min(_MAX_HEADER_BYTES, size - 8):
-            raise LtxError(f"{path} is not a whole safetensors file - download it again")
+            raise LtxError(f"{path} is not a whole safetensors file", "download it again")
         raw = file.read(header_bytes)
     try:
         header = json.loads(raw, object_pairs_hook=_without_namesakes)
@@ -115,7 +115,7 @@ def open_safetensors(path: Path) -> Checkpoint:
 
 
 def _damaged(path: Path, what: str) -> LtxError:
-    return LtxError(f"{path} has a damaged header ({what}) - download it again")
+    return LtxError(f"{path} has a damaged header ({what})", "download it again")
 
 
 def _without_namesakes(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -154,7 +154,7 @@ def _check_places(path: Path, tensors: dict[str, StoredTensor], size: int) -> No
             raise _damaged(path, f"{before} and {name} overlap")
         end, before = tensor.offset + tensor.length, name
     if end > size:
-        raise LtxError(f"{path} is truncated: {size} bytes of {end} - download it again")
+        raise LtxError(f"{path} is truncated: {size} bytes of {end}", "download it again")
 
 
 def open_shards(index: Path) -> Checkpoint:
@@ -170,17 +170,17 @@ def open_shards(index: Path) -> Checkpoint:
         if not places:
             raise ValueError("it names no tensors")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise LtxError(f"{index} is no index of shards ({_first_line(error)}) - download it again") from None
+        raise LtxError(f"{index} is no index of shards ({_first_line(error)})", "download it again") from None
     missing = sorted({file for file in places.values() if not (index.parent / file).is_file()})
     if missing:
-        raise LtxError(f"{index} names {', '.join(missing[:4])}, not found beside it - download the missing shards")
+        raise LtxError(f"{index} names {', '.join(missing[:4])}, not found beside it", "download the missing shards")
     shards = {file: open_safetensors(index.parent / file) for file in sorted(set(places.values()))}
     tensors: dict[str, StoredTensor] = {}
     for file, shard in shards.items():
         named = {name for name, place in places.items() if place == file}
         if named != shard.tensors.keys():
             odd = sorted(named ^ shard.tensors.keys())
-            raise LtxError(f"{shard.path} and {index.name} disagree about {', '.join(odd[:4])} - download both again")
+            raise LtxError(f"{shard.path} and {index.name} disagree about {', '.join(odd[:4])}", "download both again")
         tensors |= shard.tensors
     return Checkpoint(index, tensors)
 

@@ -70,7 +70,7 @@ class _Header:
         self._file = file
 
     def refusal(self, problem: str, advice: str = "download it again") -> LtxError:
-        return LtxError(f"{self.path} {problem} - {advice}")
+        return LtxError(f"{self.path} {problem}", advice)
 
     def require(self, count: int) -> None:
         """Refuses the file unless `count` more bytes are left."""

@@ -105,7 +105,7 @@ def parts_of(checkpoint: Checkpoint) -> dict[Part, Tensors]:
         else:
             parts.setdefault(part, {})[name.removeprefix(prefix)] = tensor
     if strangers:
-        raise LtxError(f"{checkpoint.path} has {some(strangers)} of no known network - give an LTX-Video or T5 file")
+        raise LtxError(f"{checkpoint.path} has {some(strangers)} of no known network", "give an LTX-Video or T5 file")
     return {part: _ours(checkpoint, part, tensors) for part, tensors in parts.items()}
 
 
@@ -118,7 +118,7 @@ def part_of(checkpoint: Checkpoint, part: Part) -> Tensors:
     found = parts_of(checkpoint)
     if part not in found:
         held = ", ".join(found) or "nothing"
-        raise LtxError(f"{checkpoint.path} holds no {part} (it holds {held}) - give the file that does")
+        raise LtxError(f"{checkpoint.path} holds no {part} (it holds {held})", "give the file that does")
     return found[part]
 
 
@@ -138,7 +138,7 @@ def _ours(checkpoint: Checkpoint, part: Part, tensors: Tensors) -> Tensors:
             continue
         new = rename(name)
         if new in ours and (new != _EMBEDDING or ours[new].shape != tensor.shape):
-            raise LtxError(f"{checkpoint.path} has two tensors for {new} - give a file in one layout")
+            raise LtxError(f"{checkpoint.path} has two tensors for {new}", "give a file in one layout")
         ours.setdefault(new, tensor)
     return ours
 
@@ -199,19 +199,21 @@ def check_names(network: str, expected: Mapping[str, tuple[int, ...]], found: Ma
     file = next((str(tensor.file) for tensor in found.values()), "the file")
     missing = [name for name in expected if name not in found]
     if missing:
-        raise LtxError(f"{network} lacks {some(missing)} in {file} - is it the right version?")
+        raise LtxError(f"{network} lacks {some(missing)} in {file}", "is it the right version?")
     extra = [name for name in found if name not in expected]
     if any(name.endswith(_SCALES) for name in extra):
-        raise LtxError(f"{file} is scaled fp8 ({first(extra)}), which is not read - give plain fp8, fp16, bf16 or GGUF")
+        raise LtxError(
+            f"{file} is scaled fp8 ({first(extra)}), which is not read", "give plain fp8, fp16, bf16 or GGUF"
+        )
     if extra:
-        raise LtxError(f"{network} has unexpected {some(extra)} in {file} - is it the right version?")
+        raise LtxError(f"{network} has unexpected {some(extra)} in {file}", "is it the right version?")
     misshapen = [
         f"{name} {list(found[name].shape)} instead of {list(shape)}"
         for name, shape in expected.items()
         if found[name].shape != shape
     ]
     if misshapen:
-        raise LtxError(f"{network} has misshapen {some(misshapen)} in {file} - is it the right version?")
+        raise LtxError(f"{network} has misshapen {some(misshapen)} in {file}", "is it the right version?")
 
 
 def some(names: Sequence[str]) -> str:

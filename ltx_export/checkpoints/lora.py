@@ -87,7 +87,7 @@ def parse_lora(text: str) -> tuple[Path, float]:
     if not colon or not (is_number or meant or _NO_NUMBER.fullmatch(tail)):
         head, tail, is_number = text, "1", True
     if not head.strip():
-        raise LtxError(f"a LoRA needs a file; got {text!r} - give FILE or FILE:SCALE")
+        raise LtxError(f"a LoRA needs a file; got {text!r}", "give FILE or FILE:SCALE")
     return Path(head), _finite(float(tail) if is_number else math.nan, f"the scale of {head}", tail)
 
 
@@ -138,7 +138,9 @@ def merge(weight: NDArray[np.float32], name: str, loras: Sequence[Lora]) -> None
             continue
         down, up = float32_of(pair.down), float32_of(pair.up)
         if not (np.isfinite(down).all() and np.isfinite(up).all()):
-            raise LtxError(f"{lora.file} has values for {name} that are not finite - use another copy or training step")
+            raise LtxError(
+                f"{lora.file} has values for {name} that are not finite", "use another copy or training step"
+            )
         up = up * np.float32(factor)
         rows = max(1, _BLOCK_BYTES // (4 * weight.shape[1]))  # the product of a whole weight of 13B takes 256 MiB
         for start in range(0, len(weight), rows):
@@ -147,7 +149,7 @@ def merge(weight: NDArray[np.float32], name: str, loras: Sequence[Lora]) -> None
 
 def _finite(value: float, what: str, given: object, advice: str = "give one such as 0.8") -> float:
     if not math.isfinite(value):
-        raise LtxError(f"{what} must be a finite number; got {str(given)!r} - {advice}")
+        raise LtxError(f"{what} must be a finite number; got {str(given)!r}", advice)
     return value
 
 
@@ -155,12 +157,12 @@ def _check_keys(path: Path, keys: Mapping[str, StoredTensor]) -> None:
     for kind, pattern in _OTHER_KINDS.items():
         found = [key for key in keys if pattern.match(_without_prefix(key))]
         if found:
-            raise LtxError(f"{path} holds {kind} ({first(found)}) - give a plain LoRA of the transformer's layers")
+            raise LtxError(f"{path} holds {kind} ({first(found)})", "give a plain LoRA of the transformer's layers")
     strangers = [key for key in keys if not _KEY.fullmatch(key)]
     if len(strangers) == len(keys):
-        raise LtxError(f"{path} holds no LoRA ({first(strangers) or 'no tensors'}) - give a file with LoRA keys")
+        raise LtxError(f"{path} holds no LoRA ({first(strangers) or 'no tensors'})", "give a file with LoRA keys")
     if strangers:
-        raise LtxError(f"{path} has keys that belong to no LoRA ({first(strangers)}) - give a plain LoRA")
+        raise LtxError(f"{path} has keys that belong to no LoRA ({first(strangers)})", "give a plain LoRA")
 
 
 def _without_prefix(key: str) -> str:
@@ -185,13 +187,13 @@ def _parts_by_weight(
         if name is None:
             unknown[module] = None
         elif parts.setdefault(name, {}).setdefault(part, tensor) is not tensor:
-            raise LtxError(f"{path} has {part} of {name} twice, the second as {key} - give a file with one LoRA")
+            raise LtxError(f"{path} has {part} of {name} twice, the second as {key}", "give a file with one LoRA")
     if unknown:
-        raise LtxError(f"the transformer lacks modules of {path} ({first([*unknown])}) - give a LoRA for this version")
+        raise LtxError(f"the transformer lacks modules of {path} ({first([*unknown])})", "give a LoRA for this version")
     fixed = [name for name in parts if len(expected[name]) != 2 or not name.endswith(".weight")]
     if fixed:
         raise LtxError(
-            f"{path} changes biases, norms or tables ({first(fixed)}) - give a LoRA of linear layers' weights"
+            f"{path} changes biases, norms or tables ({first(fixed)})", "give a LoRA of linear layers' weights"
         )
     return parts
 
@@ -219,26 +221,26 @@ def _factors(
     """Down (rank, in) and up (out, rank) of a weight of `shape` (out, in)."""
     if not {"down", "up"} <= set(parts):
         missing = " and ".join(part for part in ("down", "up") if part not in parts)
-        raise LtxError(f"{path} has {' and '.join(parts)} of {name} without {missing} - download it again")
+        raise LtxError(f"{path} has {' and '.join(parts)} of {name} without {missing}", "download it again")
     down, up = parts["down"], parts["up"]
     for tensor in (down, up):
         if tensor.dtype not in _FACTOR_DTYPES:
-            raise LtxError(f"{path} stores {name} as {tensor.dtype} - give a LoRA in {', '.join(_FACTOR_DTYPES)}")
+            raise LtxError(f"{path} stores {name} as {tensor.dtype}", f"give a LoRA in {', '.join(_FACTOR_DTYPES)}")
         if len(tensor.shape) != 2:
-            raise LtxError(f"{path} has a convolution's LoRA for {name}: {list(tensor.shape)} - give one of matrices")
+            raise LtxError(f"{path} has a convolution's LoRA for {name}: {list(tensor.shape)}", "give one of matrices")
     if down.shape[0] != up.shape[1] or not down.shape[0]:
         ranks = f"{down.shape[0]} (down) and {up.shape[1]} (up)"
-        raise LtxError(f"{path} has ranks {ranks} for {name}, not one above zero - download it again")
+        raise LtxError(f"{path} has ranks {ranks} for {name}, not one above zero", "download it again")
     if (up.shape[0], down.shape[1]) != shape:
         sizes = f"{up.shape[0]} x {down.shape[1]} for {name} of {' x '.join(map(str, shape))}"
-        raise LtxError(f"{path} is {sizes}: it was made for another size of model - give a LoRA for this version")
+        raise LtxError(f"{path} is {sizes}: it was made for another size of model", "give a LoRA for this version")
     return down, up
 
 
 def _scalar(path: Path, name: str, tensor: StoredTensor) -> float:
     if tensor.shape not in ((), (1,)) or tensor.dtype not in (*_FACTOR_DTYPES, *_DTYPES):
         shown = f"{tensor.dtype} {list(tensor.shape)}"
-        raise LtxError(f"{path} has an alpha for {name} that is no number: {shown} - download it again")
+        raise LtxError(f"{path} has an alpha for {name} that is no number: {shown}", "download it again")
     is_factor = tensor.dtype in _FACTOR_DTYPES
     alpha = float((float32_of(tensor) if is_factor else tensor.mapped().view(_DTYPES[tensor.dtype])).item())
     return _finite(alpha, f"alpha of {name} in {path}", alpha, "download it again")

@@ -60,7 +60,7 @@ class AdapterConfig:
         said = _number(self, "r", "rank_pattern", modules)
         if said not in (None, rank):
             what = f"{self.place} says rank {said:g} for {layer}, which has {rank}"
-            raise LtxError(f"{what} - give a LoRA and the configuration that it was saved with")
+            raise LtxError(f"{what}", "give a LoRA and the configuration that it was saved with")
         alpha = _number(self, "lora_alpha", "alpha_pattern", modules)
         if alpha is None or not self.fields.get("use_rslora"):
             return alpha
@@ -76,7 +76,7 @@ def find_factors(path: Path) -> Path:
     if not path.is_dir():
         return path
     if not (path / FACTORS_FILE).is_file():
-        raise LtxError(f"{path} is a folder without {FACTORS_FILE} - give a LoRA's file, or a folder saved by peft")
+        raise LtxError(f"{path} is a folder without {FACTORS_FILE}", "give a LoRA's file, or a folder saved by peft")
     return path / FACTORS_FILE
 
 
@@ -97,7 +97,7 @@ def open_adapter_config(file: Checkpoint, has_alphas: bool) -> AdapterConfig:
     beside = file.path.with_name(CONFIG_FILE)
     if not beside.is_file():
         unknown = f"{file.path} has the keys of peft and no alpha, which leaves its strength unknown"
-        raise LtxError(f"{unknown} - put the {CONFIG_FILE} it was saved with beside it")
+        raise LtxError(f"{unknown}", f"put the {CONFIG_FILE} it was saved with beside it")
     with explaining(f"read {beside}"), beside.open("rb") as stream:
         raw = stream.read(_MAX_CONFIG_BYTES + 1)
     if len(raw) > _MAX_CONFIG_BYTES:
@@ -123,7 +123,7 @@ def _parsed(place: str, raw: str | bytes) -> AdapterConfig:
         value = fields.get(field)
         if value and value not in plain:
             what = f"{place} sets {field} to {shown(value)}, which is more than a plain LoRA"
-            raise LtxError(f"{what} - convert it to one with peft, or give another")
+            raise LtxError(f"{what}", "convert it to one with peft, or give another")
     if fields.get("use_rslora") not in (None, False, True):
         raise _damaged(place, f"use_rslora is {shown(fields['use_rslora'])}")
     return AdapterConfig(place, fields)
@@ -152,4 +152,4 @@ def _number(config: AdapterConfig, field: str, pattern_field: str, modules: Sequ
 
 
 def _damaged(place: str, why: str) -> LtxError:
-    return LtxError(f"{place} is damaged ({why}) - download it again")
+    return LtxError(f"{place} is damaged ({why})", "download it again")

@@ -46,7 +46,7 @@ def kind_of(file: Path) -> str:
     if start[4:] == bytes(4) + b"{":  # a header behind its length, eight bytes of which the last are zero
         return ".safetensors"
     known = ", ".join(suffix for suffix in READERS if suffix != ".json")
-    raise LtxError(f"{file} is no kind of checkpoint that is read - give a {known}, or the .json index of shards")
+    raise LtxError(f"{file} is no kind of checkpoint that is read", f"give a {known}, or the .json index of shards")
 
 
 def open_weights(path: Path, variant: str = "") -> Checkpoint:
@@ -90,19 +90,19 @@ def weights_file(folder: Path, variant: str = "") -> Path:
     found = variants_in(folder)
     for files in found.values():
         if len(files) > 1:
-            raise LtxError(f"{folder} holds both {files[0].name} and {files[1].name} - keep one of them")
+            raise LtxError(f"{folder} holds both {files[0].name} and {files[1].name}", "keep one of them")
     if variant in found:
         return found[variant][0]
     names = ", ".join(files[0].name for files in found.values())
     if variant and found:
-        raise LtxError(f"{folder} has no weights of variant {variant!r}, but {names} - choose one, or name the file")
+        raise LtxError(f"{folder} has no weights of variant {variant!r}, but {names}", "choose one, or name the file")
     if len(found) == 1:
         return next(iter(found.values()))[0]
     if found:
-        raise LtxError(f"{folder} holds {names} - choose one with --variant")
+        raise LtxError(f"{folder} holds {names}", "choose one with --variant")
     if has_shards(folder):
-        raise LtxError(f"{folder} holds shards without their index - download the *{INDEX_SUFFIX}*.json too")
-    raise LtxError(f"{folder} holds no {' or '.join(f'{stem}.safetensors' for stem in _STEMS)} - check the path")
+        raise LtxError(f"{folder} holds shards without their index", f"download the *{INDEX_SUFFIX}*.json too")
+    raise LtxError(f"{folder} holds no {' or '.join(f'{stem}.safetensors' for stem in _STEMS)}", "check the path")
 
 
 def variants_in(folder: Path) -> dict[str, list[Path]]:

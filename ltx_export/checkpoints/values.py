@@ -56,7 +56,7 @@ def check_dtype(tensor: StoredTensor) -> None:
     """Raises LtxError if a tensor is stored as something that weights are not read from."""
     if tensor.dtype not in READ_DTYPES:
         known = ", ".join(dtype for dtype in READ_DTYPES if dtype not in BLOCK_FORMATS)
-        raise LtxError(f"{tensor.file} stores weights as {tensor.dtype}; use one in {known}, or a GGUF")
+        raise LtxError(f"{tensor.file} stores weights as {tensor.dtype}", f"use one in {known}, or a GGUF")
 
 
 def _widened(raw: Bytes, dtype: str, columns: int) -> Floats:
@@ -101,7 +101,7 @@ def stored_as(values: Floats, dtype: str, name: str) -> Bytes:
         with np.errstate(over="ignore", invalid="ignore"):
             halves = values.astype("<f2")
         if not np.array_equal(np.isinf(halves), np.isinf(values)):
-            raise LtxError(f"{name} has values beyond fp16's {_HALF_MAX:.0f} - store the weights as bf16")
+            raise LtxError(f"{name} has values beyond fp16's {_HALF_MAX:.0f}", "store the weights as bf16")
         return halves.reshape(-1).view(np.uint8)
     assert dtype == "BF16"
     bits = values.reshape(-1).view(np.uint32)

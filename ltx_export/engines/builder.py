@@ -36,12 +36,12 @@ def choose_builder(asked: str) -> tuple[str, Gpu | None, str]:
         try:
             maker_of(builder, load_library(builder), gpu)
         except LtxError as error:
-            reasons.append(str(error).partition(" - ")[0])
+            reasons.append(error.problem)
             continue
         return builder, gpu, f" ({'; '.join(reasons)})" if reasons else f" (for {gpu.name})" if gpu else ""
     advice = LIBRARIES["tensorrt" if gpu and gpu.compute_capability not in RTX_CAPABILITIES else "tensorrt_rtx"]
     raise LtxError(
-        f"there is no builder of engines here ({'; '.join(reasons)}) - run: pip install 'ltx-engines[{advice}]'"
+        f"there is no builder of engines here ({'; '.join(reasons)})", command=f"pip install 'ltx-engines[{advice}]'"
     )
 
 

@@ -116,11 +116,11 @@ def _check_words(asked: Asked) -> None:
     )
     for what, given, known in words:
         if given not in known:
-            raise LtxError(f"unknown {what} {given!r}; use one of {', '.join(known)}")
+            raise LtxError(f"unknown {what} {given!r}", f"use one of {', '.join(known)}")
     if asked.reuse is not None and not (asked.reuse / MANIFEST).is_file():
-        raise LtxError(f"--reuse must be a version folder; got {asked.reuse} - use engines/<version>")
+        raise LtxError(f"--reuse must be a version folder; got {asked.reuse}", "use engines/<version>")
     if asked.check and asked.force:
-        raise LtxError("--check builds nothing, and --force builds anew - leave one out")
+        raise LtxError("--check builds nothing, and --force builds anew", "leave one out")
 
 
 def limits_of(
@@ -144,9 +144,9 @@ def limits_of(
     if static is not None:
         match = _STATIC.fullmatch(static)
         if match is None:
-            raise LtxError(f"--static must be HEIGHTxWIDTHxFRAMES; got {static!r} - use 704x1216x121")
+            raise LtxError(f"--static must be HEIGHTxWIDTHxFRAMES; got {static!r}", "use 704x1216x121")
         if any(size is not None for size in most):
-            raise LtxError("--static is one size and --max-height, --max-width, --max-frames are many - leave one out")
+            raise LtxError("--static is one size and --max-height, --max-width, --max-frames are many", "leave one out")
         return Limits(tuple(grids_of(grid_of(*map(int, match.groups())), version, single_pass=single_pass)), exact=True)
     if all(size is None for size in most):
         return None

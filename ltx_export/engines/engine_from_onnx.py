@@ -53,14 +53,14 @@ def refuse_impossible(library: Any, title: str, recipe: Recipe) -> None:
     flags = library.BuilderFlag
     if recipe.weights == "refit":
         if not all(hasattr(flags, flag) for flag in _REFIT):
-            raise LtxError(f"{title} {library.__version__} has no engines without weights - use --weights inputs")
+            raise LtxError(f"{title} {library.__version__} has no engines without weights", "use --weights inputs")
         if compiles_at_run_time(library):
-            raise LtxError(f"{title} leaves weights out of an engine only where a GPU is - use --weights inputs")
+            raise LtxError(f"{title} leaves weights out of an engine only where a GPU is", "use --weights inputs")
     if recipe.weight_streaming:
         if not hasattr(flags, _STREAMING):
-            raise LtxError(f"{title} {library.__version__} cannot stream weights - leave --weight-streaming out")
+            raise LtxError(f"{title} {library.__version__} cannot stream weights", "leave --weight-streaming out")
         if recipe.weights == "inputs":
-            raise LtxError("weights that are inputs are not streamed - use --weights embedded with --weight-streaming")
+            raise LtxError("weights that are inputs are not streamed", "use --weights embedded with --weight-streaming")
 
 
 def engine_from_onnx(
@@ -94,14 +94,16 @@ def engine_from_onnx(
     parser = library.OnnxParser(network, logger)
     if not parser.parse(prepared.model, str(weights / graph.name)):
         reasons = [" ".join(parser.get_error(i).desc().split()) for i in range(parser.num_errors)]
-        raise LtxError(f"{graph} is refused by {library.__name__}: {(reasons or ['no reason'])[0]} - export it again")
+        raise LtxError(f"{graph} is refused by {library.__name__}: {(reasons or ['no reason'])[0]}", "export it again")
     config = _configured(library, builder, component.inputs, recipe, recipe.profiles(component))
     if hasattr(config, "progress_monitor"):
         config.progress_monitor = monitor_of(library, progress)
     with timings_kept(library, config, engine.parent), explaining(f"write {engine}"), engine.open("wb") as file:
         built = in_thread(lambda: _build(library, builder, network, config, file), progress)
     if not built:
-        raise LtxError(f"{graph} cannot be built by {library.__name__}: {first_error(library)} - see its release notes")
+        raise LtxError(
+            f"{graph} cannot be built by {library.__name__}: {first_error(library)}", "see its release notes"
+        )
     return prepared
 
 

@@ -64,8 +64,8 @@ def check_built(engines: Engines, name: str, maker: Maker, recipe: Recipe, prepa
     for attribute, (value, misfit) in wanted.items():
         if getattr(found, attribute) != value:
             version = engines.manifest.version
-            advice = rebuild_command(engines.folder, version, name, recipe.precision, maker.builder, recipe.options)
-            raise LtxError(f"{engine_path(engines, name, maker, recipe.precision)} {misfit} - {advice}")
+            command = rebuild_command(engines.folder, version, name, recipe.precision, maker.builder, recipe.options)
+            raise LtxError(f"{engine_path(engines, name, maker, recipe.precision)} {misfit}", command=command)
     return found
 
 

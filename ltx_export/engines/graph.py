@@ -75,10 +75,10 @@ def prepare(graph: Path, component: Component, weights: Weights) -> Prepared:
     except (OSError, MemoryError):
         raise
     except Exception:  # protobuf's own, which has no types
-        raise LtxError(f"{graph} is not an ONNX graph - export the version again") from None
+        raise LtxError(f"{graph} is not an ONNX graph", "export the version again") from None
     wanted = [port.name for port in component.outputs]
     if [value.name for value in model.graph.output] != wanted:
-        raise LtxError(f"{graph} is not a graph of {component.name} - export the version again")
+        raise LtxError(f"{graph} is not a graph of {component.name}", "export the version again")
     if component.name == "vae_decoder":
         _add_frames_and_mean(model.graph, wanted[0])
     structure = structure_of(model)

@@ -63,7 +63,7 @@ def check_engine_numbers(engines: Engines, found: Found, opened: Open = open_ses
         return Numbers(None, "the GPU has too little free memory")
     output = made[found.component.outputs[0].name]
     if not np.isfinite(output).all():
-        raise LtxError(f"{found.path} makes numbers that are not finite - {_advice(found)}")
+        raise LtxError(f"{found.path} makes numbers that are not finite", _advice(found))
     reference = expected()
     if "frames" in made:
         _check_frames(found, made, output, reference)
@@ -73,8 +73,8 @@ def check_engine_numbers(engines: Engines, found: Found, opened: Open = open_ses
     limit = TOLERANCES[found.sidecar.precision]
     if not distance <= limit:
         raise LtxError(
-            f"{found.path} differs from the fp32 graph by {distance:.1e} relative L2, more than {limit:.0e} - "
-            f"{_advice(found)}"
+            f"{found.path} differs from the fp32 graph by {distance:.1e} relative L2, more than {limit:.0e}",
+            _advice(found),
         )
     return Numbers(distance)
 
@@ -124,9 +124,9 @@ def _check_frames(found: Found, made: Arrays, video: Array, reference: Array | N
     frames, mean = made["frames"], made["mean"]
     levels = np.floor(255 * np.clip(video * 0.5 + 0.5, 0, 1)).transpose(0, 2, 3, 4, 1)  # (B, F, H, W, 3)
     if frames.shape != levels.shape or np.abs(frames.astype(np.int64) - levels).max() > 1:
-        raise LtxError(f"{found.path} shows other frames than its video has - {_advice(found)}")
+        raise LtxError(f"{found.path} shows other frames than its video has", _advice(found))
     means = video.mean((1, 2, 3, 4), dtype=np.float64)
     if not np.allclose(mean, means, rtol=_MEAN_ERROR, atol=_MEAN_ERROR):
-        raise LtxError(f"{found.path} gives {mean} as its video's mean, which is {means} - {_advice(found)}")
+        raise LtxError(f"{found.path} gives {mean} as its video's mean, which is {means}", _advice(found))
     if frames.min() == frames.max() and (reference is None or reference.min() != reference.max()):
-        raise LtxError(f"{found.path} makes frames of one colour - {_advice(found)}")
+        raise LtxError(f"{found.path} makes frames of one colour", _advice(found))

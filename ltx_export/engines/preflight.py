@@ -33,8 +33,8 @@ def check_disk(folder: Path, needed_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed_bytes:
         raise LtxError(
-            f"engines in {folder} may take {amount(needed_bytes, 1)}, and its disk has {amount(free, 1)} free - "
-            "add --weights inputs, or move the version folder to another disk"
+            f"engines in {folder} may take {amount(needed_bytes, 1)}, and its disk has {amount(free, 1)} free",
+            "add --weights inputs, or move the version folder to another disk",
         )
 
 
@@ -44,8 +44,8 @@ def check_memory(prepared: Sequence[tuple[str, Prepared, Weights]]) -> None:
         if weights != "inputs" and not is_enough(one.weights_bytes):
             raise LtxError(
                 f"building {name} with its weights in the engine takes {amount(_needed(one.weights_bytes), 1)} of "
-                f"memory, and {amount(available_bytes() or 0, 1)} are free - add --weights inputs, or close other "
-                "programs"
+                f"memory, and {amount(available_bytes() or 0, 1)} are free",
+                "add --weights inputs, or close other programs",
             )
 
 

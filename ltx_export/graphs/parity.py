@@ -126,6 +126,7 @@ def check_parity(
     if max(errors) > LIMIT:
         raise LtxError(
             f"the graph of {component.name} differs from its module by {max(errors):.1e} relative L2, more than "
-            f"{LIMIT:.0e} - please report it with the name of the checkpoint"
+            f"{LIMIT:.0e}",
+            "please report it with the name of the checkpoint",
         )
     return Parity(tuple(errors), SIZES, described)

@@ -58,18 +58,18 @@ def inspect(path: Path) -> Inspection:
     """
     path = path.parent if path.name in (MANIFEST, "model_index.json") else path
     if not path.exists():
-        raise LtxError(f"{path} not found - check the path")
+        raise LtxError(f"{path} not found", "check the path")
     if (path / MANIFEST).exists() or any(path.glob("[!.]*.onnx")):
         return _version_folder(path)
     if path.is_file() and _SHARD.search(path.name):
-        raise LtxError(f"{path} is one shard of several - give their index or folder")
+        raise LtxError(f"{path} is one shard of several", "give their index or folder")
     files = [_file(path, [])] if path.is_file() else [_file_or_problem(*place) for place in _places(path)]
     known = [file for file in files if file.kind not in ("unknown", "unreadable")]
     if not known and not any(file.problem for file in files):
         held = ", ".join(name for file in files for name in file.unknown_names[:2]) or "no weights"
         below = ", ".join(sorted(place.name for place in path.glob("[!.]*") if place.is_dir())[:8])
         fit = f"one of its folders: {below}" if below else "LTX-Video's weights, a T5, an upscaler or a LoRA"
-        raise LtxError(f"{path} holds nothing known ({held}) - give {fit}")
+        raise LtxError(f"{path} holds nothing known ({held})", f"give {fit}")
     kind = (known or files)[0].kind
     if path.is_dir():
         whole = "diffusers folder" if (path / "transformer").is_dir() else "weights folder"

@@ -153,7 +153,7 @@ def refuse_another_version(version: Version, header: Mapping[str, Any]) -> None:
     for field, (found, wanted) in facts.items():
         if found != wanted:
             raise LtxError(
-                f"the checkpoint's {field} is {found!r}, but {version.name} has {wanted!r} - name the version it is"
+                f"the checkpoint's {field} is {found!r}, but {version.name} has {wanted!r}", "name the version it is"
             )
 
 
@@ -175,8 +175,8 @@ def schedule_of(version: Version, header: Mapping[str, Any]) -> Schedule:
     ):
         if not known:
             raise LtxError(
-                f"the checkpoint's scheduler.{name} is {getattr(said, name)!r}, which no release has - "
-                "use an official file"
+                f"the checkpoint's scheduler.{name} is {getattr(said, name)!r}, which no release has",
+                "use an official file",
             )
     return said
 
@@ -204,8 +204,8 @@ def transformer_config(config: Mapping[str, Any]) -> DitConfig:
 def _max_position(given: Any) -> tuple[float, float, float]:
     if not isinstance(given, list | tuple) or len(given) != 3:
         raise LtxError(
-            f"the checkpoint's transformer.positional_embedding_max_pos is {given!r}, not three numbers - "
-            "use an official file"
+            f"the checkpoint's transformer.positional_embedding_max_pos is {given!r}, not three numbers",
+            "use an official file",
         )
     seconds, row, column = (positive("positional_embedding_max_pos", value) for value in given)
     return seconds, row, column
@@ -220,7 +220,7 @@ def vae_config(config: Mapping[str, Any]) -> VaeConfig:
     refuse_others("vae", config, _VAE_ASSUMED)
     blocks = config.get("decoder_blocks", config.get("blocks"))
     if not blocks:
-        raise LtxError("the checkpoint's vae configuration has no decoder_blocks - use an official file")
+        raise LtxError("the checkpoint's vae configuration has no decoder_blocks", "use an official file")
     vae = VaeConfig(
         blocks=_vae_block_list(blocks),
         latent_channels=required("vae", config, "latent_channels"),
@@ -236,12 +236,13 @@ def _refuse_widths(vae: VaeConfig) -> None:
     """Raises LtxError if a residual upsampling block's channels cannot be unfolded to 2x2x2 times the places."""
     channels = vae.first_channels
     if channels > LARGEST:
-        raise LtxError(f"the checkpoint's vae.decoder_blocks make {channels} channels - use an official file")
+        raise LtxError(f"the checkpoint's vae.decoder_blocks make {channels} channels", "use an official file")
     for block in vae.blocks:
         if block.residual and channels % UNFOLDED:
             raise LtxError(
                 f"the checkpoint's vae.decoder_base_channels is {vae.base_channels}, which gives an upsampling block "
-                f"{channels} channels, not a multiple of {UNFOLDED} - use an official file"
+                f"{channels} channels, not a multiple of {UNFOLDED}",
+                "use an official file",
             )
         channels //= block.multiplier
 
@@ -250,7 +251,7 @@ def _vae_block_list(blocks: Any) -> tuple[VaeBlock, ...]:
     try:
         return tuple(_vae_block(name, given) for name, given in reversed(blocks))
     except (TypeError, ValueError):
-        raise LtxError("the checkpoint's VAE blocks are no list of name and sizes - use an official file") from None
+        raise LtxError("the checkpoint's VAE blocks are no list of name and sizes", "use an official file") from None
 
 
 def _vae_block(name: str, given: int | Json) -> VaeBlock:
@@ -262,6 +263,6 @@ def _vae_block(name: str, given: int | Json) -> VaeBlock:
     if name not in get_args(BlockKind) or others:
         unknown = f"{name} with {', '.join(sorted(others))}" if others else name
         raise LtxError(
-            f"the checkpoint's VAE decoder has a block {unknown!r} that no release has - use an official file"
+            f"the checkpoint's VAE decoder has a block {unknown!r} that no release has", "use an official file"
         )
     return VaeBlock(cast(BlockKind, name), layers, multiplier, residual, inject_noise)

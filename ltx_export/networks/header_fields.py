@@ -16,7 +16,7 @@ def required(part: str, config: Mapping[str, Any], field: str) -> int:
     """A size that must be there. Raises LtxError unless it is one."""
     value = config.get(field)
     if type(value) is not int or not 1 <= value <= LARGEST:
-        raise LtxError(f"the checkpoint's {part}.{field} is {value!r}, not a positive number - use an official file")
+        raise LtxError(f"the checkpoint's {part}.{field} is {value!r}, not a positive number", "use an official file")
     return value
 
 
@@ -24,7 +24,7 @@ def positive(field: str, value: Any) -> float:
     """A number of the transformer's. Raises LtxError unless it is positive and no larger than makes sense."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < LARGEST**2:
         raise LtxError(
-            f"the checkpoint's transformer.{field} has {value!r}, not a positive number - use an official file"
+            f"the checkpoint's transformer.{field} has {value!r}, not a positive number", "use an official file"
         )
     return float(value)
 
@@ -37,7 +37,7 @@ def flag(part: str, config: Mapping[str, Any], field: str, default: bool) -> boo
     """
     value = config.get(field)
     if value is not None and not isinstance(value, bool):
-        raise LtxError(f"the checkpoint's {part}.{field} is {value!r}, not true or false - use an official file")
+        raise LtxError(f"the checkpoint's {part}.{field} is {value!r}, not true or false", "use an official file")
     return default if value is None else value
 
 
@@ -46,7 +46,7 @@ def one_of(part: str, config: Mapping[str, Any], field: str, known: tuple[Word, 
     value = config.get(field, known[0])
     if value not in known:
         words = ", ".join(known)
-        raise LtxError(f"the checkpoint's {part}.{field} {value!r} is not one of {words} - use an official file")
+        raise LtxError(f"the checkpoint's {part}.{field} {value!r} is not one of {words}", "use an official file")
     return cast(Word, value)
 
 
@@ -63,7 +63,8 @@ def allowed_sigmas(config: Mapping[str, Any], default: tuple[float, ...]) -> tup
     numbers = given if isinstance(given, list) else []
     if not numbers or not all(type(one) in (int, float) and 0 < one <= 1 for one in numbers):
         raise LtxError(
-            f"the checkpoint's {field} is {given!r}, not a list of numbers above 0 and at most 1 - use an official file"
+            f"the checkpoint's {field} is {given!r}, not a list of numbers above 0 and at most 1",
+            "use an official file",
         )
     return tuple(float(one) for one in numbers)
 
@@ -71,7 +72,7 @@ def allowed_sigmas(config: Mapping[str, Any], default: tuple[float, ...]) -> tup
 def block_count(block: str, field: str, value: Any) -> int:
     """A count in one of the VAE's blocks. Raises LtxError unless it is one."""
     if type(value) is not int or not 1 <= value <= LARGEST:
-        raise LtxError(f"the checkpoint's VAE block {block} has {field} {value!r}, no count - use an official file")
+        raise LtxError(f"the checkpoint's VAE block {block} has {field} {value!r}, no count", "use an official file")
     return value
 
 
@@ -80,6 +81,6 @@ def refuse_others(part: str, config: Mapping[str, Any], assumed: Mapping[str, An
     for field, value in assumed.items():
         if config.get(field, value) != value:
             raise LtxError(
-                f"the checkpoint's {part}.{field} is {config[field]!r}, but only {value!r} is implemented - "
-                "use an official file"
+                f"the checkpoint's {part}.{field} is {config[field]!r}, but only {value!r} is implemented",
+                "use an official file",
             )

@@ -82,13 +82,13 @@ def parts_of(version: Version, header: Mapping[str, Any], opened: Opened, *, stg
 def _refuse_misfits(t5: T5Config, dit: DitConfig, vae: VaeConfig) -> None:
     if t5.width != dit.text_channels:
         raise LtxError(
-            f"the text encoder has width {t5.width}, but the transformer takes text of width {dit.text_channels} - "
-            "give the T5 that belongs to it"
+            f"the text encoder has width {t5.width}, but the transformer takes text of width {dit.text_channels}",
+            "give the T5 that belongs to it",
         )
     if vae.latent_channels != dit.channels:
         raise LtxError(
-            f"the VAE has {vae.latent_channels} latent channels, but the transformer takes {dit.channels} - "
-            "give the VAE that belongs to it"
+            f"the VAE has {vae.latent_channels} latent channels, but the transformer takes {dit.channels}",
+            "give the VAE that belongs to it",
         )
 
 
@@ -148,7 +148,7 @@ def _layers(blocks: Sequence[VaeBlock | EncoderBlock]) -> int:
 def _refuse_endless(name: str, layers: int, tensors: Mapping[str, StoredTensor]) -> None:
     """Raises LtxError if a header names more layers than there are tensors, before so many are built."""
     if layers > len(tensors):
-        raise LtxError(f"{name} has {len(tensors)} tensors for {layers} layers - give a whole checkpoint")
+        raise LtxError(f"{name} has {len(tensors)} tensors for {layers} layers", "give a whole checkpoint")
 
 
 def _fitted(network: Network, tensors: Mapping[str, StoredTensor], source: str) -> Part:
@@ -179,5 +179,5 @@ def t5_config(tensors: Mapping[str, StoredTensor]) -> T5Config:
         if 0 in (vocabulary, width, heads, inner, hidden) or inner % heads:
             raise ValueError(f"{heads} heads of a width of {inner}")
     except (KeyError, ValueError, IndexError) as error:
-        raise LtxError(f"the text encoder is no T5 v1.1 encoder (at {error}) - give one such as t5xxl") from None
+        raise LtxError(f"the text encoder is no T5 v1.1 encoder (at {error})", "give one such as t5xxl") from None
     return T5Config(layers, width, heads, inner // heads, hidden, vocabulary)

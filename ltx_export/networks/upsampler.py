@@ -46,18 +46,18 @@ def upsampler_of(upscaler: Upscaler, wanted: Resampling, channels: int) -> Upsam
     config = upsampler_config(upscaler.config)
     if config.resampling != wanted:
         raise LtxError(
-            f"{upscaler.path} is a {config.resampling} upscaler, given as a {wanted} one - "
-            f"give it with {OPTIONS[config.resampling]}"
+            f"{upscaler.path} is a {config.resampling} upscaler, given as a {wanted} one",
+            f"give it with {OPTIONS[config.resampling]}",
         )
     if config.channels != channels:
         raise LtxError(
-            f"{upscaler.path} takes {config.channels} latent channels, but the transformer has {channels} - "
-            "give the upscaler that belongs to it"
+            f"{upscaler.path} takes {config.channels} latent channels, but the transformer has {channels}",
+            "give the upscaler that belongs to it",
         )
     if 2 * config.blocks_per_stage > len(upscaler.tensors):  # before so many are built
         raise LtxError(
-            f"{upscaler.path} has {len(upscaler.tensors)} tensors for {config.blocks_per_stage} blocks in each stage - "
-            "give a whole upscaler"
+            f"{upscaler.path} has {len(upscaler.tensors)} tensors for {config.blocks_per_stage} blocks in each stage",
+            "give a whole upscaler",
         )
     return config
 
@@ -72,11 +72,11 @@ def upsampler_config(config: Mapping[str, Any]) -> UpsamplerConfig:
         refuse_others(_PART, config, _CLASS)
     dims = config.get("dims")
     if type(dims) is not int or dims not in (2, 3):
-        raise LtxError(f"the checkpoint's {_PART}.dims is {dims!r}, not 2 or 3 - use an official file")
+        raise LtxError(f"the checkpoint's {_PART}.dims is {dims!r}, not 2 or 3", "use an official file")
     mid_channels = required(_PART, config, "mid_channels")
     if mid_channels % GROUPS:
         raise LtxError(
-            f"the checkpoint's {_PART}.mid_channels is {mid_channels}, no multiple of {GROUPS} - use an official file"
+            f"the checkpoint's {_PART}.mid_channels is {mid_channels}, no multiple of {GROUPS}", "use an official file"
         )
     return UpsamplerConfig(
         channels=required(_PART, config, "in_channels"),
@@ -91,7 +91,7 @@ def _resampling(config: Mapping[str, Any], dims: int) -> Resampling:
     space, time = (flag(_PART, config, f"{kind}_upsample", False) for kind in ("spatial", "temporal"))
     if space == time:
         scaled = "both space and time" if space else "neither space nor time"
-        raise LtxError(f"the upscaler scales {scaled}, which no release does - give a spatial or a temporal one")
+        raise LtxError(f"the upscaler scales {scaled}, which no release does", "give a spatial or a temporal one")
     if time and dims == 2:
-        raise LtxError("the upscaler scales time with dims 2, frame by frame, which cannot be - use an official file")
+        raise LtxError("the upscaler scales time with dims 2, frame by frame, which cannot be", "use an official file")
     return "temporal" if time else "spatial"

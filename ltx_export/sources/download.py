@@ -55,12 +55,12 @@ def files_of(version: Version, t5: str, *, temporal_upscaler: bool = False) -> l
         LtxError: the release is not published, or has no such text encoder or no temporal upscaler.
     """
     if version.repository is None:
-        raise LtxError(f"{version.name} is not published - run: ltx-export random-weights {version.name}")
+        raise LtxError(f"{version.name} is not published", command=f"ltx-export random-weights {version.name}")
     if t5 not in (*T5_CHOICES, NO_T5):
-        raise LtxError(f"unknown text encoder {t5!r}; use one of {', '.join(T5_CHOICES)} or {NO_T5}")
+        raise LtxError(f"unknown text encoder {t5!r}", f"use one of {', '.join(T5_CHOICES)} or {NO_T5}")
     temporal = temporal_upscaler_of(version) if temporal_upscaler else None
     if temporal_upscaler and temporal is None:
-        raise LtxError(f"no upscalers were published for {version.name} - leave --temporal-upscaler out")
+        raise LtxError(f"no upscalers were published for {version.name}", "leave --temporal-upscaler out")
     wanted = (version.checkpoint, version.upscaler, temporal)
     places = [(version.repository, name) for name in wanted if name is not None]
     places.append((version.text_repository, TOKENIZER))
@@ -142,7 +142,7 @@ def _complete_without_hub(files: Sequence[RemoteFile], folder: Path, reason: str
     absent += [shard for shard in shards if not _is_in_reach(shard, folder, report)]
     if absent:
         names = ", ".join(file.target for file in absent)
-        raise LtxError(f"{reason}, and {folder} lacks {names} - check the network, HF_ENDPOINT and HF_HUB_OFFLINE")
+        raise LtxError(f"{reason}, and {folder} lacks {names}", "check the network, HF_ENDPOINT and HF_HUB_OFFLINE")
     report(f"{reason}: the {len(files) + len(shards)} files in {folder} could not be checked against the hub")
     return shards
 
@@ -160,7 +160,7 @@ def _shards(index: RemoteFile, folder: Path) -> list[RemoteFile]:
             raise ValueError(f"names {names}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise LtxError(
-            f"{path} is no index of safetensors files ({error!r}) - delete it; check HF_ENDPOINT if it returns"
+            f"{path} is no index of safetensors files ({error!r})", "delete it; check HF_ENDPOINT if it returns"
         ) from None
     beside = index.name.rpartition("/")[0]
     return [RemoteFile(index.repository, f"{beside}/{name}", f"{beside}/{name}") for name in names]
@@ -175,7 +175,7 @@ def _complete(published: Sequence[Published], folder: Path, report: Report) -> N
         fetch(one, partial)
         if not _is_right(partial, one, report):
             partial.unlink()
-            raise LtxError(f"{one.file.target} arrived with a wrong checksum and was deleted - run the command again")
+            raise LtxError(f"{one.file.target} arrived with a wrong checksum and was deleted", "run the command again")
         _settle(one, partial, folder)
 
 

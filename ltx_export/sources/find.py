@@ -87,16 +87,17 @@ def find_sources(
     """
     for path in (weights, vae, t5, tokenizer, upscaler, temporal_upscaler):
         if path is not None and not path.exists():
-            raise LtxError(f"{path} not found - check the path{f', or {_advice(version)}' if path is weights else ''}")
+            raise LtxError(f"{path} not found", "check the path", _command(version) if path is weights else "")
     if weights.is_file():
         kind_of(weights)  # before what lies beside it is blamed
     folder = weights if weights.is_dir() else weights.parent
     checkpoint = _checkpoint_in(version, weights) if weights.is_dir() else weights
     named = _named_by(checkpoint)
     if named is not None and named.name != version.name:
-        raise LtxError(f"{checkpoint} is {named.name} by its name, not {version.name} - name the version it is")
+        raise LtxError(f"{checkpoint} is {named.name} by its name, not {version.name}", "name the version it is")
     if t5 is None:
-        t5 = _only(folder, _T5_NAMES, f"no T5 encoder in {folder} - {_advice(version)}, or name one with --t5", "--t5")
+        absent = LtxError(f"no T5 encoder in {folder}", "name one with --t5", _command(version))
+        t5 = _only(folder, _T5_NAMES, absent, "--t5")
     if tokenizer is None:
         tokenizer = _tokenizer_near(version, folder, t5)
     upscaler = upscaler or find_upscaler(version, folder, "spatial")
@@ -140,12 +141,17 @@ def _checkpoint_in(version: Version, folder: Path) -> Path:
         return folder
     place = folder.resolve()
     if place.name in _LAYOUT_FOLDERS and (place.parent / "transformer").is_dir():
-        absent = f"{folder} is one network of a diffusers layout"
-        absent += f" - give --weights the folder above, {place.parent}, or a file"
+        absent = LtxError(
+            f"{folder} is one network of a diffusers layout",
+            f"give --weights the folder above, {place.parent}, or a file",
+        )
     else:
         official = _official_in(version, folder)[0]
-        absent = f"{official} not found, and no diffusers layout beside it - {_advice(version)}"
-        absent += ", or give --weights the file itself if it has another name"
+        absent = LtxError(
+            f"{official} not found, and no diffusers layout beside it",
+            "give --weights the file itself if it has another name",
+            _command(version),
+        )
     return _only(folder, _TRANSFORMER_NAMES, absent, "--weights")
 
 
@@ -169,19 +175,19 @@ def _tokenizer_near(version: Version, folder: Path, t5: Path) -> Path:
         for name in _TOKENIZER_NAMES:
             if (place / name).is_file():
                 return place / name
-    raise LtxError(f"no {' or '.join(_TOKENIZER_NAMES)} in {folder} - {_advice(version)}, or name it with --tokenizer")
+    raise LtxError(f"no {' or '.join(_TOKENIZER_NAMES)} in {folder}", "name it with --tokenizer", _command(version))
 
 
-def _only(folder: Path, patterns: tuple[str, ...], absent: str, option: str) -> Path:
+def _only(folder: Path, patterns: tuple[str, ...], absent: LtxError, option: str) -> Path:
     found = only_match(folder, patterns, option)
     if found is None:
-        raise LtxError(absent)
+        raise absent
     return found
 
 
-def _advice(version: Version) -> str:
+def _command(version: Version) -> str:
     command = "download" if version.repository else "random-weights"
-    return f"run: ltx-export {command} {version.name}"
+    return f"ltx-export {command} {version.name}"
 
 
 def open_sources(sources: Sources) -> Opened:
@@ -218,10 +224,10 @@ def _vae_path(sources: Sources, is_layout: bool) -> Path:
     if sources.vae is not None:
         return sources.vae
     if is_layout and not (sources.checkpoint / "vae").is_dir():
-        raise LtxError(f"{sources.checkpoint / 'vae'} is missing - download it too, or name a VAE with --vae")
+        raise LtxError(f"{sources.checkpoint / 'vae'} is missing", "download it too, or name a VAE with --vae")
     if is_layout:
         return sources.checkpoint / "vae"
-    absent = f"{sources.checkpoint} holds no vae, nor is one beside it - name its file or folder with --vae"
+    absent = LtxError(f"{sources.checkpoint} holds no vae, nor is one beside it", "name its file or folder with --vae")
     return _only(sources.checkpoint.parent, _VAE_NAMES, absent, "--vae")
 
 
@@ -229,7 +235,9 @@ def _check_architecture(checkpoint: Checkpoint, part: Part) -> None:
     found = checkpoint.metadata.get("architecture") if kind_of(checkpoint.path) == ".gguf" else ""
     if found not in (*_SAYS_NOTHING, *_ARCHITECTURES[part]):
         wanted = " or ".join(_ARCHITECTURES[part])
-        raise LtxError(f"{checkpoint.path} is a GGUF of architecture {found!r}, not {wanted} - give the {part}'s file")
+        raise LtxError(
+            f"{checkpoint.path} is a GGUF of architecture {found!r}, not {wanted}", f"give the {part}'s file"
+        )
 
 
 def _heads(path: Path) -> int | None:
@@ -240,7 +248,7 @@ def _heads(path: Path) -> int | None:
     config = _json(path)
     heads = config.get("num_attention_heads")
     if config and (type(heads) is not int or heads < 1):
-        raise LtxError(f"{path} gives num_attention_heads as {heads!r}, not a positive number - download it again")
+        raise LtxError(f"{path} gives num_attention_heads as {heads!r}, not a positive number", "download it again")
     return heads
 
 
@@ -254,5 +262,5 @@ def _json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         data = None
     if not isinstance(data, dict):
-        raise LtxError(f"{path} is no JSON object - download it again")
+        raise LtxError(f"{path} is no JSON object", "download it again")
     return data

@@ -60,7 +60,7 @@ def load_hub_library() -> None:
 
         _ = urlsplit(constants.ENDPOINT).port  # some releases of the library find a wrong one only when they connect
     except ValueError as error:
-        raise LtxError(f"huggingface_hub refuses a variable HF_... of the environment: {error} - correct it") from None
+        raise LtxError(f"huggingface_hub refuses a variable HF_... of the environment: {error}", "correct it") from None
 
 
 def ask(file: RemoteFile) -> Published:
@@ -75,7 +75,8 @@ def ask(file: RemoteFile) -> Published:
     if answer.commit_hash is None or answer.size is None or not _CHECKSUM.fullmatch(answer.etag or ""):
         raise LtxError(
             f"{constants.ENDPOINT} gives no size and checksum of {file.repository}/{file.name}, as a Hugging Face hub "
-            "would - check HF_ENDPOINT and the proxy"
+            "would",
+            "check HF_ENDPOINT and the proxy",
         )
     return Published(file, answer.commit_hash, answer.etag or "", answer.size)
 
@@ -109,7 +110,7 @@ def fetch(published: Published, partial: Path) -> None:
     try:
         _persistently(attempt, file, grown=lambda: partial.stat().st_size if partial.exists() else 0)
     except UnreachableError as error:
-        raise LtxError(f"{error}; what there is of {file.target} is kept - run the command again to go on") from None
+        raise LtxError(f"{error}; what there is of {file.target} is kept", "run the command again to go on") from None
 
 
 def cached(file: RemoteFile, commit: str) -> tuple[Path, Published] | None:
@@ -184,13 +185,13 @@ def _refusal(error: Exception, file: RemoteFile) -> LtxError:
     if _passes(error):
         return UnreachableError(f"{constants.ENDPOINT} cannot be reached or is busy ({said})")
     if isinstance(error, errors.GatedRepoError):
-        return LtxError(f"{page} is gated - accept its licence there, then set HF_TOKEN to a token of that account")
+        return LtxError(f"{page} is gated", "accept its licence there, then set HF_TOKEN to a token of that account")
     if isinstance(error, errors.RepositoryNotFoundError):
         return LtxError(
-            f"{page} does not exist or is private - check HF_ENDPOINT, or set HF_TOKEN to a token that may read it"
+            f"{page} does not exist or is private", "check HF_ENDPOINT, or set HF_TOKEN to a token that may read it"
         )
     if isinstance(error, errors.EntryNotFoundError):
-        return LtxError(f"{page} has no file {file.name} - check whether HF_ENDPOINT names a complete mirror")
+        return LtxError(f"{page} has no file {file.name}", "check whether HF_ENDPOINT names a complete mirror")
     if status in (401, 403):
-        return LtxError(f"{page} refuses {file.name} ({said}) - set HF_TOKEN to a valid token that may read it")
-    return LtxError(f"cannot download {file.name} from {page}: {said} - check HF_ENDPOINT and HF_TOKEN")
+        return LtxError(f"{page} refuses {file.name} ({said})", "set HF_TOKEN to a valid token that may read it")
+    return LtxError(f"cannot download {file.name} from {page}: {said}", "check HF_ENDPOINT and HF_TOKEN")

@@ -23,5 +23,5 @@ def only_match(folder: Path, patterns: tuple[str, ...], option: str) -> Path | N
     """
     found = matching(folder, patterns)
     if len(found) > 1:
-        raise LtxError(f"{folder} holds {', '.join(path.name for path in found)} - choose one with {option}")
+        raise LtxError(f"{folder} holds {', '.join(path.name for path in found)}", f"choose one with {option}")
     return found[0] if found else None

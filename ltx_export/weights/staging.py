@@ -18,7 +18,8 @@ def refuse_foreign(folder: Path) -> None:
         return
     if folder.exists() or folder.is_symlink():
         raise LtxError(
-            f"{folder} exists and was not written by an export, which would replace it - move it away, or choose "
+            f"{folder} exists and was not written by an export, which would replace it",
+f"move it away, or choose "
             "another root with --engines"
         )
 

@@ -33,7 +33,7 @@ def _run(typed: Arguments) -> None:
         print(lines.run(typed.engines, wanted, as_json=typed.json))
         return
     if typed.prompt is None and typed.embeddings_file is None and typed.latents is None:
-        raise LtxError("nothing says what the video shows - add --prompt TEXT, or --embeddings-file FILE")
+        raise LtxError("nothing says what the video shows", "add --prompt TEXT, or --embeddings-file FILE")
     _make(typed)
 
 
@@ -90,7 +90,7 @@ def _output_of(typed: Arguments, title: str, seed: int) -> Path:
     """The file to write: as typed, or called after the title."""
     if typed.output is not None:
         if typed.output_dir is not None:
-            raise LtxError("output and output-dir both say where the video goes - leave one of them out")
+            raise LtxError("output and output-dir both say where the video goes", "leave one of them out")
         return typed.output
     return _free_name(typed.output_dir or Path(), title, seed)
 

@@ -54,17 +54,17 @@ def parse_condition(text: str) -> Condition:
     found = _PLACE.fullmatch(place)
     if not name or not found:
         raise LtxError(
-            f"a condition is FILE@FRAME or FILE@FRAME:STRENGTH; got {text!r} - write image.png@0 for example"
+            f"a condition is FILE@FRAME or FILE@FRAME:STRENGTH; got {text!r}", "write image.png@0 for example"
         )
     frame, strength = int(found["frame"]), found["strength"]
     if frame < 0:
-        raise LtxError(f"the frame of a condition must be at least 0; got {frame} in {text!r} - use 0 or more")
+        raise LtxError(f"the frame of a condition must be at least 0; got {frame} in {text!r}", "use 0 or more")
     try:
         value = 1.0 if strength is None else float(strength)
     except ValueError:
         value = -1.0
     if not 0 <= value <= 1:
-        raise LtxError(f"the strength of a condition must be from 0 to 1; got {strength!r} in {text!r} - use 1")
+        raise LtxError(f"the strength of a condition must be from 0 to 1; got {strength!r} in {text!r}", "use 1")
     return Condition(Path(name), frame, value)
 
 
@@ -86,14 +86,14 @@ def _text(option: str, typed: str) -> str:
     try:
         typed.encode()
     except UnicodeEncodeError:
-        raise LtxError(f"the {option} is not in the terminal's encoding - type it in UTF-8") from None
+        raise LtxError(f"the {option} is not in the terminal's encoding", "type it in UTF-8") from None
     return typed
 
 
 def _timesteps(typed: str | None) -> tuple[float, ...]:
     listed = tuple(_numbers("timesteps", typed, float))
     if typed is not None and not listed:
-        raise LtxError(f"timesteps must be numbers with commas between them; got {typed!r} - use e.g. 1.0,0.975,0.725")
+        raise LtxError(f"timesteps must be numbers with commas between them; got {typed!r}", "use e.g. 1.0,0.975,0.725")
     return listed
 
 
@@ -101,4 +101,4 @@ def _numbers(name: str, typed: str | None, number: Callable[[str], _Parsed]) -> 
     try:
         return [number(one) for one in (typed or "").replace(",", " ").split()]
     except ValueError:
-        raise LtxError(f"{name} must be numbers with commas between them; got {typed!r} - use e.g. 1,2") from None
+        raise LtxError(f"{name} must be numbers with commas between them; got {typed!r}", "use e.g. 1,2") from None

@@ -16,7 +16,6 @@ from ltx_runtime.folder.sidecar import engines_option
 from ltx_runtime.sessions.trt.library import LEAST_CAPABILITY, LIBRARIES, RTX_CAPABILITIES
 
 _ESSENTIAL = ("numpy", "av", "sentencepiece")
-_RUN = "run: "
 _DEFAULT_VERSION = "0.9.8-2b-distilled"
 _SLOW = (
     "no NVIDIA GPU is used, and the CPU runs everything: expect minutes for a short clip (the 2B version took two for "
@@ -133,11 +132,10 @@ def usable_builder(machine: Machine) -> str:
 def _folders(folders: Sequence[FolderFacts], version: str | None) -> Iterator[Advice]:
     for folder in folders:
         if folder.problem:
-            reason, _, command = folder.problem.rpartition(f" - {_RUN}")
-            yield Advice(reason or folder.problem, command or export_command(folder.version).removeprefix(_RUN))
+            yield Advice(folder.problem, folder.command or export_command(folder.version))
     if not folders:
         wanted = version or _DEFAULT_VERSION
-        yield Advice("there are no engines and graphs to run yet", export_command(wanted).removeprefix(_RUN))
+        yield Advice("there are no engines and graphs to run yet", export_command(wanted))
 
 
 def _engines(machine: Machine, folders: Sequence[FolderFacts]) -> Iterator[Advice]:
@@ -146,7 +144,7 @@ def _engines(machine: Machine, folders: Sequence[FolderFacts]) -> Iterator[Advic
         dead = [part.name for part in folder.components if not part.chosen]
         if dead and not builder:
             reason = f"nothing here can run {', '.join(dead)} of {folder.version}"
-            yield Advice(reason, export_command(folder.version).removeprefix(_RUN))
+            yield Advice(reason, export_command(folder.version))
         if not builder:
             continue
         lacking = [part for part in folder.components if part.chosen not in LIBRARIES]

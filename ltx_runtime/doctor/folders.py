@@ -28,7 +28,6 @@ from ltx_runtime.spec.components import ComponentName
 from ltx_runtime.spec.geometry import Grid
 
 _SHOWN_FRAMES = 13  # latent ones of 97 frames: what tokens are told in
-_ADVICE = " - "
 
 
 @dataclass(frozen=True)
@@ -76,13 +75,19 @@ class ComponentFacts:
 
 @dataclass(frozen=True)
 class FolderFacts:
-    """A version folder; `problem` is why it is not whole, and components are looked at only if it is."""
+    """A version folder; components are looked at only if it is whole.
+
+    Attributes:
+        problem: why it is not whole; empty if it is.
+        command: makes it anew; empty if it is whole, or if that has to be found out first.
+    """
 
     path: str
     version: str
     size_bytes: int
     problem: str
     components: tuple[ComponentFacts, ...] = ()
+    command: str = ""
 
 
 def folders_in(root: Path, version: str | None) -> list[Path]:
@@ -95,7 +100,7 @@ def folders_in(root: Path, version: str | None) -> list[Path]:
     """
     if not root.is_dir():
         if root.exists() or not root.absolute().parent.is_dir():
-            raise LtxError(f"{root} is not a folder - check the path")
+            raise LtxError(f"{root} is not a folder", "check the path")
         return []
     with explaining(f"read {root}"):
         inside = sorted(path for path in root.iterdir() if not path.name.startswith("."))
@@ -114,12 +119,12 @@ def look_at(folder: Path, makers: Mapping[str, Maker]) -> FolderFacts:
     try:
         manifest = read_manifest(folder)
     except LtxError as error:
-        return FolderFacts(str(folder), folder.name, 0, str(error))
+        return FolderFacts(str(folder), folder.name, 0, error.problem, command=error.command)
     engines = Engines(folder, manifest)
     size = sum(entry.size_bytes for entry in manifest.files.values())
     problem = _problem(folder, manifest)
     if problem:
-        return FolderFacts(str(folder), manifest.version, size, problem)
+        return FolderFacts(str(folder), manifest.version, size, problem, command=export_command(manifest.version))
     components = tuple(_component(engines, name, makers) for name in manifest.components)
     return FolderFacts(str(folder), manifest.version, size, "", components)
 
@@ -131,9 +136,9 @@ def _problem(folder: Path, manifest: Manifest) -> str:
         try:
             size = path.stat().st_size
         except OSError:
-            return f"{path} is missing{_ADVICE}{export_command(manifest.version)}"
+            return f"{path} is missing"
         if size != entry.size_bytes:
-            return f"{path} has {size} bytes instead of {entry.size_bytes}{_ADVICE}{export_command(manifest.version)}"
+            return f"{path} has {size} bytes instead of {entry.size_bytes}"
     return ""
 
 
@@ -151,7 +156,7 @@ def _saying(engines: Engines, name: str, backend: str) -> Saying:
     try:
         found = find(engines, cast(ComponentName, name), backend)
     except LtxError as error:
-        return Saying(backend, False, str(error))
+        return Saying(backend, False, error.problem)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a library that is broken
@@ -167,7 +172,7 @@ def _engine(engines: Engines, name: str, path: Path, makers: Mapping[str, Maker]
         sidecar = read_sidecar(path)
     except LtxError as error:
         again = rebuild_command(engines.folder, version, name, precision, next(iter(makers), next(iter(LIBRARIES))))
-        return EngineFile(place, name, size, "", precision, "", (), None, str(error), again)
+        return EngineFile(place, name, size, "", precision, "", (), None, error.problem, again)
     problem = _misfit(engines, name, path, sidecar, makers.get(sidecar.builder))
     builder = sidecar.builder if sidecar.builder in LIBRARIES else next(iter(LIBRARIES))
     return EngineFile(
@@ -200,7 +205,7 @@ def _misfit(engines: Engines, name: str, path: Path, sidecar: Sidecar, maker: Ma
     try:
         check_engine(engines, name, sidecar.precision, maker)
     except LtxError as error:
-        return str(error).partition(_ADVICE)[0].removeprefix(f"{path} ")
+        return error.problem.removeprefix(f"{path} ")
     return ""
 
 

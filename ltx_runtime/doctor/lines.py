@@ -94,10 +94,8 @@ def _folder_lines(folder: FolderFacts) -> Iterator[str]:
 
 
 def _said(component: ComponentFacts) -> dict[str, str]:
-    """What backends say of a component, without its name and without what to do, which the advice tells in order."""
-    return {
-        one.backend: one.says.partition(" - ")[0].replace(f" of {component.name}", "") for one in component.backends
-    }
+    """What backends say of a component, without its name; what to do is told by the advice, in order."""
+    return {one.backend: one.says.replace(f" of {component.name}", "") for one in component.backends}
 
 
 def _same(components: Sequence[ComponentFacts]) -> dict[str, str]:
@@ -126,4 +124,4 @@ def _engine_lines(engine: EngineFile) -> Iterator[str]:
         yield f"        {size}"
     if engine.problem:
         yield f"        of no use here: {engine.problem}"
-        yield f"        {engine.rebuild}"
+        yield f"        run: {engine.rebuild}"

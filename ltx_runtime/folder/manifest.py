@@ -104,13 +104,13 @@ class Engines:
         """Raises LtxError if the folder lacks the component."""
         entry = self.manifest.components.get(name)
         if entry is None:
-            raise LtxError(f"{self.folder} has no {name} - {export_command(self.manifest.version)}")
+            raise LtxError(f"{self.folder} has no {name}", command=export_command(self.manifest.version))
         return entry
 
 
 def export_command(version: str) -> str:
-    """The advice that ends a message about a broken folder."""
-    return f"run: make engines VERSION={version}"
+    """The command that makes a version folder anew."""
+    return f"make engines VERSION={version}"
 
 
 def checksum(path: Path) -> str:
@@ -155,12 +155,13 @@ def read_manifest(folder: Path) -> Manifest:
         data: dict[str, Any] = json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
         raise LtxError(
-            f"{folder} holds no {MANIFEST}: it is missing or its export was interrupted - {export_command(folder.name)}"
+            f"{folder} holds no {MANIFEST}: it is missing or its export was interrupted",
+            command=export_command(folder.name),
         ) from None
     except (ValueError, RecursionError):
-        raise LtxError(f"{path} is not valid JSON - {export_command(folder.name)}") from None
+        raise LtxError(f"{path} is not valid JSON", command=export_command(folder.name)) from None
     if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise LtxError(f"{path} has another format than {FORMAT} - {export_command(folder.name)}")
+        raise LtxError(f"{path} has another format than {FORMAT}", command=export_command(folder.name))
     try:
         manifest = _parse(data)
         named = {manifest.tokenizer}
@@ -172,7 +173,7 @@ def read_manifest(folder: Path) -> Manifest:
             _refuse_outside(name)
             manifest.files[name]
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-        raise LtxError(f"{path} is damaged ({error}) - {export_command(folder.name)}") from None
+        raise LtxError(f"{path} is damaged ({error})", command=export_command(folder.name)) from None
     return manifest
 
 
@@ -219,17 +220,17 @@ def open_engines(folder: Path) -> Engines:
         path = manifest.place(folder, name)
         if not path.is_file() and name in manifest.linked:
             raise LtxError(
-                f"{path} is gone, and {folder} only links to it - put it back or {export_command(manifest.version)}"
+                f"{path} is gone, and {folder} only links to it", "put it back", export_command(manifest.version)
             )
         if not path.is_file():
-            raise LtxError(f"{path} is missing - {export_command(manifest.version)}")
+            raise LtxError(f"{path} is missing", command=export_command(manifest.version))
         size = path.stat().st_size
         if size != entry.size_bytes:
             raise LtxError(
-                f"{path} has {size} bytes instead of {entry.size_bytes} - {export_command(manifest.version)}"
+                f"{path} has {size} bytes instead of {entry.size_bytes}", command=export_command(manifest.version)
             )
         if checksum(path) != entry.checksum:
-            raise LtxError(f"{path} has changed since the export - {export_command(manifest.version)}")
+            raise LtxError(f"{path} has changed since the export", command=export_command(manifest.version))
     return Engines(folder, manifest)
 
 
@@ -242,21 +243,21 @@ def find_folder(engines: Path, version: str | None) -> Path:
     if (engines / MANIFEST).exists() or any(engines.glob("*.onnx")):
         found = read_manifest(engines).version
         if version not in (None, found):
-            raise LtxError(f"{engines} holds version {found}, not {version} - leave --version out")
+            raise LtxError(f"{engines} holds version {found}, not {version}", "leave --version out")
         return engines
     if version is not None:
         if not (engines / version).is_dir():
             known = ", ".join(_versions_in(engines)) or "none"
-            raise LtxError(f"no engines for {version} in {engines} (found: {known}) - {export_command(version)}")
+            raise LtxError(f"no engines for {version} in {engines} (found: {known})", command=export_command(version))
         return engines / version
     names = _versions_in(engines)
     if len(names) == 1:
         return engines / names[0]
     if names:
-        raise LtxError(f"{engines} holds several versions - choose one with --version: {', '.join(names)}")
+        raise LtxError(f"{engines} holds several versions", f"choose one with --version: {', '.join(names)}")
     if not engines.is_dir():
-        raise LtxError(f"{engines} is not a folder - check the path or {export_command('demo')}")
-    raise LtxError(f"{engines} holds no complete version folder - {export_command('demo')}")
+        raise LtxError(f"{engines} is not a folder", "check the path", export_command("demo"))
+    raise LtxError(f"{engines} holds no complete version folder", command=export_command("demo"))
 
 
 def _versions_in(root: Path) -> list[str]:

@@ -140,10 +140,10 @@ def graph_for(engines: Engines, name: str, precision: str) -> str:
     """
     graph = engines.component(name).graphs.get(precision)
     if graph is None:
-        advice = export_command(engines.manifest.version)
+        command = export_command(engines.manifest.version)
         if precision != ENGINE_PRECISIONS[0]:
-            advice = f"run: ltx-export onnx {engines.manifest.version} --precision fp32 --precision {precision}"
-        raise LtxError(f"{engines.folder} has no {precision} graph of {name} - {advice}")
+            command = f"ltx-export onnx {engines.manifest.version} --precision fp32 --precision {precision}"
+        raise LtxError(f"{engines.folder} has no {precision} graph of {name}", command=command)
     return graph
 
 
@@ -186,11 +186,11 @@ def engines_option(folder: Path, version: str) -> str:
 
 
 def rebuild_command(folder: Path, version: str, name: str, precision: str, builder: str, options: str = "") -> str:
-    """The advice that ends a message about an engine that does not fit; `options` are those it was built with."""
+    """The command that builds an engine anew; `options` are those it was built with."""
     half = "" if precision == ENGINE_PRECISIONS[0] else f" --precision {precision}"
     own = f" {options}" if options else ""
     place = engines_option(folder, version)
-    return f"run: ltx-export engine {version} --component {name} --builder {builder}{half}{own}{place} --force"
+    return f"ltx-export engine {version} --component {name} --builder {builder}{half}{own}{place} --force"
 
 
 def check_engine(engines: Engines, name: str, precision: str, maker: Maker) -> Sidecar:
@@ -203,11 +203,11 @@ def check_engine(engines: Engines, name: str, precision: str, maker: Maker) -> S
     engine = engine_path(engines, name, maker, precision)
     rebuild = rebuild_command(engines.folder, engines.manifest.version, name, precision, maker.builder)
     if not engine.is_file():
-        raise LtxError(f"{engine} does not exist - {rebuild}")
+        raise LtxError(f"{engine} does not exist", command=rebuild)
     try:
         found = read_sidecar(engine)
     except LtxError as error:
-        raise LtxError(f"{error} - {rebuild}") from None
+        raise LtxError(str(error), command=rebuild) from None
     rebuild = rebuild_command(engines.folder, engines.manifest.version, name, precision, maker.builder, found.options)
     wanted = {
         **maker.marks(),
@@ -218,5 +218,5 @@ def check_engine(engines: Engines, name: str, precision: str, maker: Maker) -> S
     }
     for attribute, value in wanted.items():
         if getattr(found, attribute) != value:
-            raise LtxError(f"{engine} {_MISFITS[attribute]} - {rebuild}")
+            raise LtxError(f"{engine} {_MISFITS[attribute]}", command=rebuild)
     return found

@@ -60,7 +60,7 @@ def _gif(path: Path) -> Iterator[Picture]:
 
 def _rgb(picture: Image.Image, name: str) -> Picture:
     if picture.mode[0] in "IF":  # Pillow would make them white or black
-        raise LtxError(f"{name} stores grey in more than 8 bits - save it with 8 bits")
+        raise LtxError(f"{name} stores grey in more than 8 bits", "save it with 8 bits")
     return np.asarray(picture.convert("RGB"))
 
 
@@ -73,7 +73,7 @@ def _clip(path: Path) -> Iterator[Picture]:
     # A relative name such as a:b.mp4 would be taken for a protocol.
     with av.open(str(path.absolute()), metadata_errors="ignore") as container:
         if not container.streams.video:
-            raise LtxError(f"{path} has no pictures, only sound - give a clip with pictures")
+            raise LtxError(f"{path} has no pictures, only sound", "give a clip with pictures")
         stream = container.streams.video[0]
         if stream.codec_context is None:  # the codec is unknown, and decoding would end the process
             raise ValueError
@@ -141,14 +141,14 @@ def _frames_of_array(array: NDArray[Any]) -> Picture:
     """The frames of an array as (F, H, W, 3) uint8; floats are rounded."""
     frames = array[None] if array.ndim == 3 else array
     if frames.ndim != 4 or frames.shape[-1] != _CHANNELS or 0 in frames.shape:
-        raise LtxError(f"an array of pictures must be (F, H, W, 3) or (H, W, 3); got {array.shape} - move its axes")
+        raise LtxError(f"an array of pictures must be (F, H, W, 3) or (H, W, 3); got {array.shape}", "move its axes")
     if frames.dtype == np.uint8:
         return frames
     if not np.issubdtype(frames.dtype, np.floating):
-        raise LtxError(f"an array of pictures must be uint8, or float from 0 to 1; got {array.dtype} - convert it")
+        raise LtxError(f"an array of pictures must be uint8, or float from 0 to 1; got {array.dtype}", "convert it")
     least, most = float(frames.min()), float(frames.max())
     if not 0 <= least <= most <= 1:
-        raise LtxError(f"an array of float pictures must be from 0 to 1; got {least:g} to {most:g} - scale it")
+        raise LtxError(f"an array of float pictures must be from 0 to 1; got {least:g} to {most:g}", "scale it")
     return np.round(frames * 255).astype(np.uint8)
 
 
@@ -166,9 +166,9 @@ def _pictures_in(path: Path) -> Iterator[Picture]:
             raise
         except Exception as error:  # decoders raise nearly anything for what is damaged
             kind, advice = ("image", "save it as PNG or JPEG") if reader is _image else ("clip", "convert it to .mp4")
-            raise LtxError(f"{path} is damaged or no {kind} of a known format - {advice}") from error
+            raise LtxError(f"{path} is damaged or no {kind} of a known format", advice) from error
         if picture is None and not index:
-            raise LtxError(f"{path} has no frames that can be read - give another clip")
+            raise LtxError(f"{path} has no frames that can be read", "give another clip")
         if picture is None:
             return
         yield picture

@@ -86,7 +86,7 @@ def load_media(
         if not count:
             media = np.zeros((3, most_frames, *frame.shape[1:]), np.float32)
         if media[:, 0].shape != frame.shape:
-            raise LtxError(f"the frames of {label_of(source)} change their size - convert it to .mp4")
+            raise LtxError(f"the frames of {label_of(source)} change their size", "convert it to .mp4")
         media[:, count] = frame
         count += 1
     return media[None, :, :count]
@@ -94,9 +94,9 @@ def load_media(
 
 def _check(height: int, width: int, crf: int) -> None:
     if not 0 <= crf <= LARGEST_CRF:
-        raise LtxError(f"crf must be from 0 (no compression) to {LARGEST_CRF}; got {crf} - use {CRF}")
+        raise LtxError(f"crf must be from 0 (no compression) to {LARGEST_CRF}; got {crf}", f"use {CRF}")
     if min(height, width) < _SMALLEST_SIDE:
-        raise LtxError(f"images cannot be cut to a video of {width}x{height} pixels - use 32x32 or more")
+        raise LtxError(f"images cannot be cut to a video of {width}x{height} pixels", "use 32x32 or more")
 
 
 def _prepared(path: Path) -> NDArray[np.float32]:
@@ -105,11 +105,11 @@ def _prepared(path: Path) -> NDArray[np.float32]:
     media: NDArray[np.float32] = read_tensors(path, ["media"])["media"]
     if media.dtype != np.float32 or media.ndim != 5 or media.shape[:2] != (1, 3) or 0 in media.shape:
         raise LtxError(
-            f"media in {path} is {media.dtype} of shape {list(media.shape)} - save it as float32 of (1, 3, frames, "
-            "height, width)"
+            f"media in {path} is {media.dtype} of shape {list(media.shape)}",
+            "save it as float32 of (1, 3, frames, height, width)",
         )
     if (largest := float(np.abs(media).max())) > 1 + 1e-6:
-        raise LtxError(f"media in {path} reaches {largest:g} - scale it to -1..1")
+        raise LtxError(f"media in {path} reaches {largest:g}", "scale it to -1..1")
     return media
 
 
@@ -124,8 +124,8 @@ def _cut(picture: Picture, height: int, width: int, resize: bool, name: str) -> 
         new_height = int(own_width / shape)
     if min(new_width, new_height) < _SMALLEST_SIDE:
         raise LtxError(
-            f"{name} has {own_width}x{own_height} pixels, too few to cut the shape of {width}x{height} from - "
-            "give a larger picture"
+            f"{name} has {own_width}x{own_height} pixels, too few to cut the shape of {width}x{height} from",
+            "give a larger picture",
         )
     x, y = (own_width - new_width) // 2, (own_height - new_height) // 2
     part = picture[y : y + new_height, x : x + new_width]

@@ -106,21 +106,21 @@ def target_of(output: Path) -> Path:
     """
     if output.suffix.lower() not in WRITERS:
         known = ", ".join(WRITERS)
-        raise LtxError(f"unknown output suffix {output.suffix!r} of {output}; use one of {known}")
+        raise LtxError(f"unknown output suffix {output.suffix!r} of {output}", f"use one of {known}")
     if output.suffix.lower() != ".png":
         if output.is_dir():
-            raise LtxError(f"cannot write {output}: it is a folder - give a file name")
+            raise LtxError(f"cannot write {output}: it is a folder", "give a file name")
         return output
     folder = output.with_suffix("")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise LtxError(f"cannot write frames to {folder}: it exists and is not empty - choose another name")
+        raise LtxError(f"cannot write frames to {folder}: it exists and is not empty", "choose another name")
     return folder
 
 
 def check_size(output: Path, height: int, width: int) -> None:
     """Raises LtxError if the format cannot store frames of this size: yuv420p has one colour for 2x2 pixels."""
     if output.suffix.lower() in _EVEN and (height % 2 or width % 2):
-        raise LtxError(f"{output.suffix} takes even sizes; got {width}x{height} - use an even size, .gif or .png")
+        raise LtxError(f"{output.suffix} takes even sizes; got {width}x{height}", "use an even size, .gif or .png")
 
 
 def check_output(output: Path, height: int, width: int, fps: float, *, folder_exists: bool = True) -> Path:
@@ -143,7 +143,7 @@ def _check_fps(output: Path, fps: float) -> None:
     suffix = output.suffix.lower()
     slowest, fastest = FPS_RANGES.get(suffix, (0, math.inf))
     if not slowest <= fps <= fastest:
-        raise LtxError(f"{suffix} takes {slowest} to {fastest} frames a second; got fps {fps:g} - use 24 or 30")
+        raise LtxError(f"{suffix} takes {slowest} to {fastest} frames a second; got fps {fps:g}", "use 24 or 30")
 
 
 @contextmanager

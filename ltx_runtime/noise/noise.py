@@ -38,7 +38,7 @@ _TOKENS_IN_MEMORY = (0, 2, 3, 4, 1)  # (B, C, F, H, W) as a view of tokens: the 
 def check_seed(seed: int) -> None:
     """Raises LtxError unless the seed is in 0 .. 2**64-1."""
     if not 0 <= seed < 2**SEED_BITS:
-        raise LtxError(f"seed must be from 0 to 2^{SEED_BITS}-1; got {seed} - use a seed in that range")
+        raise LtxError(f"seed must be from 0 to 2^{SEED_BITS}-1; got {seed}", "use a seed in that range")
 
 
 class Noise(Protocol):
@@ -106,7 +106,7 @@ class FileNoise:
         strange = [name for name in names if _about_or_none(name) is None]
         if strange or not names:
             held = ", ".join(strange[:3]) or "nothing"
-            raise LtxError(f"{path} holds {held}, which no run draws - give a file that --save-noise wrote")
+            raise LtxError(f"{path} holds {held}, which no run draws", "give a file that --save-noise wrote")
         for name in names:  # one at a time: all of a long run's take gigabytes
             read_tensors(path, (name,))
         self._path = path
@@ -116,10 +116,10 @@ class FileNoise:
         found = read_tensors(self._path, (), (key,)).get(key)
         wanted = f"this run draws {key} {shape}"
         if found is None:
-            raise LtxError(f"{self._path} has no noise {key}; {wanted} - record noise with the same settings")
+            raise LtxError(f"{self._path} has no noise {key}; {wanted}", "record noise with the same settings")
         if found.shape != shape or found.dtype != np.float32:
             held = f"{key} {found.shape} of {found.dtype}"
-            raise LtxError(f"{self._path} holds {held}; {wanted} of float32 - record noise with the same settings")
+            raise LtxError(f"{self._path} holds {held}; {wanted} of float32", "record noise with the same settings")
         return found
 
 

@@ -20,10 +20,17 @@ from ltx_runtime.spec.geometry import Grid
 from ltx_runtime.vae.tile_sizes import UnservedError
 from ltx_runtime.vae.tiling import Tiling
 
-_MISSING: dict[ComponentName, str] = {
-    "vae_encoder": "images and clips need: export the version again without leaving it out",
-    "upsampler": "the second pass needs: add --single-pass, or export the version again with --upscaler FILE",
-    "temporal_upsampler": "--temporal-upscale needs: export the version again with --temporal-upscaler FILE",
+# What needs a component that may be left out, and what to do without it.
+_MISSING: dict[ComponentName, tuple[str, str]] = {
+    "vae_encoder": ("images and clips need", "export the version again without leaving it out"),
+    "upsampler": (
+        "the second pass needs",
+        "add --single-pass, or export the version again with --upscaler FILE",
+    ),
+    "temporal_upsampler": (
+        "--temporal-upscale needs",
+        "export the version again with --temporal-upscaler FILE",
+    ),
 }
 
 
@@ -115,8 +122,8 @@ class Chosen:
         if served and profile_for(served, {"text_tokens": text_tokens}) is None:
             most = max(profile["text_tokens"].max for profile in served)
             raise LtxError(
-                f"the transformer's engine takes {most} tokens of text; got {text_tokens} - "
-                "use a shorter text, or add --backend cpu"
+                f"the transformer's engine takes {most} tokens of text; got {text_tokens}",
+                "use a shorter text, or add --backend cpu",
             )
 
     def _check(self, name: ComponentName, sizes: Mapping[str, int]) -> None:
@@ -133,8 +140,9 @@ class Chosen:
         usual = profile_for(profiles(found.component), sizes) is not None
         told = ", ".join(f"{count} {axis}" for axis, count in sizes.items())
         return LtxError(
-            f"the {found.backend} engine of {name} does not serve {self.size} ({told}) - "
-            f"{command}{'' if usual else f' {self.size.options}'}, or add --backend cpu"
+            f"the {found.backend} engine of {name} does not serve {self.size} ({told})",
+            "add --backend cpu",
+            command if usual else f"{command} {self.size.options}",
         )
 
     def replace_failed(self, engines: Engines, name: ComponentName, error: LtxError) -> Found:
@@ -204,7 +212,8 @@ def choose(
     known = {} if known is None else known
     for name in names:
         if name in _MISSING and name not in engines.manifest.components:
-            raise LtxError(f"{engines.folder} has no {name}, which {_MISSING[name]}")
+            needed_by, advice = _MISSING[name]
+            raise LtxError(f"{engines.folder} has no {name}, which {needed_by}", advice)
     for name in names:
         if name not in known:
             known[name] = replace(
@@ -218,6 +227,6 @@ def _sizes(grid: Grid) -> dict[str, int]:
 
 
 def _clauses(name: str, reasons: Sequence[str]) -> Iterator[str]:
-    """Reasons without their advice and without the component's name."""
+    """Reasons without the component's name."""
     for reason in reasons:
-        yield reason.partition(" - ")[0].replace(f" of {name}", "")
+        yield reason.replace(f" of {name}", "")

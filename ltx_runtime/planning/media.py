@@ -64,7 +64,7 @@ def read_media(planned: Plan, frames_used: Sequence[int], crf: int) -> Media:
     )
     if whole.shape[2] < num_frames:
         raise LtxError(
-            f"{label_of(request.video)} has {whole.shape[2]} frames, and {num_frames} are to be made of it - "
-            f"use --num-frames {(whole.shape[2] - 1) // 8 * 8 + 1} or fewer"
+            f"{label_of(request.video)} has {whole.shape[2]} frames, and {num_frames} are to be made of it",
+            f"use --num-frames {(whole.shape[2] - 1) // 8 * 8 + 1} or fewer",
         )
     return Media(tuple(clips), whole)

@@ -114,7 +114,7 @@ def bytes_of(name: str, gigabytes: float | None, advice: str) -> int | None:
     if gigabytes is None:
         return None
     if not 0 < gigabytes <= _MOST_MEMORY_GB:
-        raise LtxError(f"{name} must be a positive number of GB; got {gigabytes:g} - {advice}")
+        raise LtxError(f"{name} must be a positive number of GB; got {gigabytes:g}", advice)
     return round(gigabytes * 1e9)
 
 
@@ -125,9 +125,9 @@ def check_options(options: Options) -> Options:
         LtxError: threads are no positive number, or a name or the compression is unknown.
     """
     if options.threads is not None and options.threads < 1:
-        raise LtxError(f"threads must be at least 1; got {options.threads} - leave it out for one a core")
+        raise LtxError(f"threads must be at least 1; got {options.threads}", "leave it out for one a core")
     if options.rng not in RNGS:
-        raise LtxError(f"unknown rng {options.rng!r}; use one of {', '.join(RNGS)}")
+        raise LtxError(f"unknown rng {options.rng!r}", f"use one of {', '.join(RNGS)}")
     if not 0 <= options.crf <= LARGEST_CRF:
-        raise LtxError(f"crf must be from 0 to {LARGEST_CRF}; got {options.crf} - use 29, or 0 for no compression")
+        raise LtxError(f"crf must be from 0 to {LARGEST_CRF}; got {options.crf}", "use 29, or 0 for no compression")
     return options

@@ -92,8 +92,8 @@ def _plan(
         passes.append(PassPlan(of_pass, sigmas, _guidance_of(one, sigmas, request, version), stochastic))
     if request.video is not None and passes[0].sigmas[0] >= 1:
         raise LtxError(
-            "a video to start from needs noise levels below 1 - "
-            "use a smaller --strength, a larger --skip-initial-steps or more --steps"
+            "a video to start from needs noise levels below 1",
+            "use a smaller --strength, a larger --skip-initial-steps or more --steps",
         )
     padding = padding_of(request.height, request.width, height, width)
     return Plan(
@@ -115,7 +115,7 @@ def grids_of(whole: Grid, version: Version, *, single_pass: bool = False) -> lis
         return [whole]
     first = grid_of(*first_pass_size(whole.height, whole.width, version.first_pass_scale), whole.num_frames)
     if first.tokens == 1:  # the deviation of a single cell, which AdaIN matches, is no number
-        raise LtxError(f"one frame of {whole.width}x{whole.height} is too small for two passes - add --single-pass")
+        raise LtxError(f"one frame of {whole.width}x{whole.height} is too small for two passes", "add --single-pass")
     return [first, Grid(first.frames, 2 * first.rows, 2 * first.columns)]
 
 
@@ -149,14 +149,14 @@ def _check_choices(request: Request) -> None:
     ):
         if value is not None and not least <= value <= most:
             upper = f" and at most {most:g}" if most == 1 or value > most else ""
-            raise LtxError(f"{name} must be at least {least:g}{upper}; got {value:g} - {advice}")
+            raise LtxError(f"{name} must be at least {least:g}{upper}; got {value:g}", advice)
     if request.stg_mode in (_RESIDUAL, "residual"):
         raise LtxError(
-            "stg-mode residual does nothing: it skips a connection that LTX-Video's attention does not have - "
-            f"use one of {', '.join(STG_MODES)}"
+            "stg-mode residual does nothing: it skips a connection that LTX-Video's attention does not have",
+            f"use one of {', '.join(STG_MODES)}",
         )
     if request.stg_mode not in _STG_NAMES:
-        raise LtxError(f"unknown stg-mode {request.stg_mode!r}; use one of {', '.join(STG_MODES)}")
+        raise LtxError(f"unknown stg-mode {request.stg_mode!r}", f"use one of {', '.join(STG_MODES)}")
 
 
 def _passes_of(request: Request, version: Version) -> list[Pass]:
@@ -166,13 +166,13 @@ def _passes_of(request: Request, version: Version) -> list[Pass]:
     if request.timesteps:
         if request.steps not in (None, len(request.timesteps)):
             raise LtxError(
-                f"{len(request.timesteps)} timesteps are not {request.steps} steps - leave --steps or --timesteps out"
+                f"{len(request.timesteps)} timesteps are not {request.steps} steps", "leave --steps or --timesteps out"
             )
         first = replace(first, sigmas=request.timesteps, skip_initial_steps=0, skip_final_steps=0)
     elif request.steps is not None and first.sigmas and request.steps != len(first.sigmas):
         raise LtxError(
-            f"this version is distilled to a fixed list of {len(first.sigmas)} steps; got {request.steps} - "
-            f"leave the steps out, use {len(first.sigmas)}, or give --timesteps"
+            f"this version is distilled to a fixed list of {len(first.sigmas)} steps; got {request.steps}",
+            f"leave the steps out, use {len(first.sigmas)}, or give --timesteps",
         )
     elif request.steps is not None:
         first = replace(first, steps=request.steps)
@@ -182,17 +182,17 @@ def _passes_of(request: Request, version: Version) -> list[Pass]:
         first = _started(first, request, len(ones))
     elif request.skip_initial_steps or request.strength is not None:
         what = "skipping initial steps" if request.strength is None else "strength"
-        raise LtxError(f"{what} needs a video to start from - add --video, or leave it out")
+        raise LtxError(f"{what} needs a video to start from", "add --video, or leave it out")
     return [first, *ones[1:]]
 
 
 def _started(first: Pass, request: Request, passes: int) -> Pass:
     """The first pass without the steps that a video to start from makes unnecessary."""
     if passes > 1:
-        raise LtxError("a video to start from is made over in one pass - add --single-pass")
+        raise LtxError("a video to start from is made over in one pass", "add --single-pass")
     if request.skip_initial_steps is not None:
         if request.strength is not None:
-            raise LtxError("strength and skip-initial-steps say the same - leave one of them out")
+            raise LtxError("strength and skip-initial-steps say the same", "leave one of them out")
         return _cut(first, initial=request.skip_initial_steps)
     if request.timesteps and request.strength is None:
         return first
@@ -206,10 +206,10 @@ def _cut(one: Pass, *, initial: int | None = None, final: int | None = None) -> 
     initial = one.skip_initial_steps if initial is None else initial
     final = one.skip_final_steps if final is None else final
     if min(initial, final) < 0:
-        raise LtxError(f"steps to skip cannot be negative; got {min(initial, final)} - use 0")
+        raise LtxError(f"steps to skip cannot be negative; got {min(initial, final)}", "use 0")
     steps = len(one.sigmas) or one.steps
     if initial + final >= steps > 0:
-        raise LtxError(f"cannot skip {initial + final} of {steps} steps - skip fewer")
+        raise LtxError(f"cannot skip {initial + final} of {steps} steps", "skip fewer")
     if one.sigmas:
         return replace(one, sigmas=one.sigmas[initial : steps - final])
     return replace(one, skip_initial_steps=initial, skip_final_steps=final)
@@ -230,7 +230,7 @@ def _guidance_of(one: Pass, sigmas: Sigmas, request: Request, version: Version) 
     usual = min(_STG_BLOCK, last)
     for block in (block for step in steps if step.uses_stg for block in step.skip_blocks):
         if not 0 <= block <= last:
-            raise LtxError(f"skip-blocks must be from 0 to {last}; got {block} - use {usual}")
+            raise LtxError(f"skip-blocks must be from 0 to {last}; got {block}", f"use {usual}")
     if request.stg_scale and not any(step.skip_blocks for step in steps):
-        raise LtxError(f"stg-scale needs blocks to skip, and a pass has none - add --skip-blocks {usual}")
+        raise LtxError("stg-scale needs blocks to skip, and a pass has none", f"add --skip-blocks {usual}")
     return steps

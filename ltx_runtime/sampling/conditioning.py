@@ -57,7 +57,7 @@ def trimmed_frames(length: int, frame: int, num_frames: int) -> int:
         LtxError: the video has no such frame.
     """
     if not 0 <= frame < num_frames:
-        raise LtxError(f"a condition cannot begin at frame {frame} of {num_frames} - use 0 to {num_frames - 1}")
+        raise LtxError(f"a condition cannot begin at frame {frame} of {num_frames}", f"use 0 to {num_frames - 1}")
     return (min(length, num_frames - frame) - 1) // TEMPORAL_SCALE * TEMPORAL_SCALE + 1
 
 
@@ -70,19 +70,21 @@ def check_item(num_media_frames: int, frame: int, num_frames: int) -> None:
     step = TEMPORAL_SCALE
     if num_media_frames < 1 or num_media_frames % step != 1:
         below = max((num_media_frames - 1) // step, 0) * step + 1
-        raise LtxError(f"a clip must have {step}k+1 frames; got {num_media_frames} - use its first {below}")
+        raise LtxError(f"a clip must have {step}k+1 frames; got {num_media_frames}", f"use its first {below}")
     latest = num_frames - num_media_frames
     if latest < 0:
         fitting = (num_frames - 1) // step * step + 1
-        raise LtxError(f"a clip of {num_media_frames} frames is longer than {num_frames} - use its first {fitting}")
+        raise LtxError(f"a clip of {num_media_frames} frames is longer than {num_frames}", f"use its first {fitting}")
     if num_media_frames > 1:
         latest -= latest % step
         if frame % step:
             nearest = min(frame - frame % step, latest)
-            raise LtxError(f"a clip must begin at a multiple of {step}; got frame {frame} - use {nearest}, or an image")
+            raise LtxError(
+                f"a clip must begin at a multiple of {step}; got frame {frame}", f"use {nearest}, or an image"
+            )
     if not 0 <= frame <= latest:
         what = f"a clip of {num_media_frames} frames" if num_media_frames > 1 else "an image"
-        raise LtxError(f"{what} cannot begin at frame {frame} of {num_frames} - use 0 to {latest}")
+        raise LtxError(f"{what} cannot begin at frame {frame} of {num_frames}", f"use 0 to {latest}")
 
 
 def added_frames(places: Iterable[tuple[int, int]]) -> int:

@@ -75,15 +75,15 @@ def sigmas_of(schedule: Schedule, one: Pass, tokens: int) -> Sigmas:
         sigmas = np.array(one.sigmas, np.float32)
         if not (np.isfinite(sigmas).all() and sigmas[-1] > 0 and sigmas[0] <= 1 and _fall(sigmas)):
             given = ", ".join(f"{sigma:g}" for sigma in one.sigmas)
-            raise LtxError(f"timesteps must descend from at most 1 and stay above 0; got {given} - leave 0 out")
+            raise LtxError(f"timesteps must descend from at most 1 and stay above 0; got {given}", "leave 0 out")
         return sigmas
     skipped = one.skip_initial_steps + one.skip_final_steps
     if min(one.skip_initial_steps, one.skip_final_steps) < 0:
         raise LtxError(
-            f"steps to skip cannot be negative; got {one.skip_initial_steps} and {one.skip_final_steps} - use 0"
+            f"steps to skip cannot be negative; got {one.skip_initial_steps} and {one.skip_final_steps}", "use 0"
         )
     if not skipped < one.steps <= MAX_STEPS:
-        raise LtxError(f"steps must be from {skipped + 1} to {MAX_STEPS}; got {one.steps} - use 20 or more")
+        raise LtxError(f"steps must be from {skipped + 1} to {MAX_STEPS}; got {one.steps}", "use 20 or more")
     sigmas = GRIDS[schedule.sampler](one.steps)
     if schedule.shifting:
         sigmas = SHIFTS[schedule.shifting](sigmas, tokens)
@@ -91,8 +91,8 @@ def sigmas_of(schedule: Schedule, one: Pass, tokens: int) -> Sigmas:
             sigmas = stretch_to_terminal(sigmas, schedule.target_shift_terminal)
     if not _fall(sigmas):
         raise LtxError(
-            f"{one.steps} noise levels for {tokens} tokens are too close to each other - "
-            "ask for a smaller size, fewer frames or fewer steps"
+            f"{one.steps} noise levels for {tokens} tokens are too close to each other",
+            "ask for a smaller size, fewer frames or fewer steps",
         )
     return sigmas[one.skip_initial_steps : one.steps - one.skip_final_steps]
 
@@ -115,8 +115,8 @@ def check_allowed(sigmas: Sigmas, allowed: Sequence[float]) -> None:
     if known and strange:
         listed = ", ".join(f"{sigma:g}" for sigma in allowed)
         raise LtxError(
-            f"this version is distilled to the timesteps {listed}; got {strange[0]:g} - "
-            "leave --steps and --timesteps out, or use --timesteps with some of these"
+            f"this version is distilled to the timesteps {listed}; got {strange[0]:g}",
+            "leave --steps and --timesteps out, or use --timesteps with some of these",
         )
 
 

@@ -71,7 +71,7 @@ def velocity_function(
     ports = {port.name: port for port in session.component.inputs}
     kept: dict[tuple[Any, ...], dict[str, NDArray[Any]]] = {}
     if "skip_mask" not in ports and any(step.uses_stg for step in one.guidance):
-        raise LtxError("this transformer was exported without STG - export it again with --stg, or use --stg-scale 0")
+        raise LtxError("this transformer was exported without STG", "export it again with --stg, or use --stg-scale 0")
 
     def velocity_of(tokens: Floats, timesteps: Floats, index: int) -> Floats:
         now = one.guidance[index]

@@ -158,7 +158,7 @@ def find(engines: Engines, name: ComponentName, backend: str = AUTO, *, after: s
         LtxError: the backend is unknown, not installed, or cannot run the component here.
     """
     if backend != AUTO and backend not in BACKENDS:
-        raise LtxError(f"unknown backend {backend!r}; use one of {', '.join((AUTO, *BACKENDS))}")
+        raise LtxError(f"unknown backend {backend!r}", f"use one of {', '.join((AUTO, *BACKENDS))}")
     order = list(BACKENDS)
     tried = order[order.index(after) + 1 if after else 0 :] if backend == AUTO else [backend]
     reasons: list[str] = []
@@ -168,7 +168,7 @@ def find(engines: Engines, name: ComponentName, backend: str = AUTO, *, after: s
         except LtxError as error:
             if one == tried[-1]:
                 raise
-            reasons.append(f"{one}: {error}")
+            reasons.append(f"{one}: {error.problem}")
             continue
         assert isinstance(found, Found)
         return Found(**{**vars(found), "reasons": tuple(reasons)})
@@ -205,8 +205,8 @@ def graph_found(engines: Engines, name: ComponentName, backend: str, precisions:
                 backend, entry.signature, path, engines.weights_folder(name), precision, weights_bytes=size_bytes
             )
     raise LtxError(
-        f"{engines.folder} has no {' or '.join(precisions)} graph of {name}, which backend {backend} needs - "
-        f"{export_command(engines.manifest.version)}"
+        f"{engines.folder} has no {' or '.join(precisions)} graph of {name}, which backend {backend} needs",
+        command=export_command(engines.manifest.version),
     )
 
 
@@ -215,4 +215,4 @@ def _module(backend: str) -> Any:
     try:
         return importlib.import_module(row.module)
     except ModuleNotFoundError as error:
-        raise LtxError(f"{error.name} is not installed - run: pip install 'ltx-engines[{row.extra}]'") from error
+        raise LtxError(f"{error.name} is not installed", command=f"pip install 'ltx-engines[{row.extra}]'") from error

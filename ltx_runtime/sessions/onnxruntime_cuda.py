@@ -25,7 +25,7 @@ from ltx_runtime.spec.components import ComponentName
 # Its convolutions in bf16 are said to be refused at opset 22 and later, and the VAE's range in fp16 is not known.
 _PRECISIONS, _CONVOLVING = ("bf16", "fp16", "fp32"), ("fp32", "bf16", "fp16")
 _FIRST_BF16 = (8, 0)
-_INSTALL = "run: pip install 'ltx-engines[gpu]'"
+_INSTALL = "pip install 'ltx-engines[gpu]'"
 _PROVIDER, _PLACE = "CUDAExecutionProvider", "cuda"
 _NO_MEMORY = re.compile(r"allocate memory|bad.?alloc|out of memory|available memory", re.IGNORECASE)
 _SILENT = 4
@@ -39,7 +39,7 @@ def find(engines: Engines, name: ComponentName, backend: str) -> Found:
     """
     providers = _onnxruntime().get_available_providers()
     if _PROVIDER not in providers:
-        raise LtxError(f"this onnxruntime is without CUDA - run: pip uninstall onnxruntime; {_INSTALL[5:]}")
+        raise LtxError("this onnxruntime is without CUDA", command=f"pip uninstall onnxruntime; {_INSTALL}")
     gpu = find_gpu()
     wanted: tuple[str, ...] = _PRECISIONS if name in ("text_encoder", "transformer") else _CONVOLVING
     if gpu.compute_capability < _FIRST_BF16:
@@ -56,7 +56,7 @@ def _onnxruntime() -> Any:
     try:
         import onnxruntime  # noqa: PLC0415  (to say what is missing, and not that a file cannot be imported)
     except ImportError:
-        raise LtxError(f"onnxruntime is not installed - {_INSTALL}") from None
+        raise LtxError("onnxruntime is not installed", command=_INSTALL) from None
     return onnxruntime
 
 
@@ -91,10 +91,10 @@ class CudaRunner:
                 )
         except Exception as error:  # of many kinds, none of them its own
             raise self._too_little(error) or UnsupportedError(
-                f"ONNX Runtime cannot run {found.path} on the GPU ({_line(error)}) - use --backend cpu"
+                f"ONNX Runtime cannot run {found.path} on the GPU ({_line(error)})", "use --backend cpu"
             ) from None
         if _PROVIDER not in self._session.get_providers():  # it goes on without, and says so in its log only
-            raise UnsupportedError(f"ONNX Runtime finds no CUDA and cuDNN to use - {_INSTALL}, or use --backend cpu")
+            raise UnsupportedError("ONNX Runtime finds no CUDA and cuDNN to use", "use --backend cpu", _INSTALL)
         self.outputs: Sequence[str] = [output.name for output in self._session.get_outputs()]
         self._binding: Any = self._session.io_binding()
         self._kept: dict[str, tuple[NDArray[Any], Any]] = {}
@@ -135,8 +135,8 @@ class CudaRunner:
         if not _NO_MEMORY.search(str(error)):
             return None
         return GpuMemoryError(
-            f"{self._name} does not fit into the GPU's memory ({_line(error)}) - ask for less, "
-            f"give a smaller --memory, or use --backend cpu"
+            f"{self._name} does not fit into the GPU's memory ({_line(error)})",
+            "ask for less, give a smaller --memory, or use --backend cpu",
         )
 
     def close(self) -> None:

@@ -57,12 +57,12 @@ def grid_of(height: int, width: int, num_frames: int) -> Grid:
 def _check(what: str, given: int, step: int, offset: int, rule: str) -> None:
     smallest = offset or step
     if given > _LARGEST:
-        raise LtxError(f"{what} must be at most {_LARGEST}; got {given} - use less")
+        raise LtxError(f"{what} must be at most {_LARGEST}; got {given}", "use less")
     if given >= smallest and given % step == offset:
         return
     below = (given - offset) // step * step + offset
     nearest = [str(size) for size in (below, below + step) if size >= smallest] or [str(smallest)]
-    raise LtxError(f"{what} must be {rule}; got {given} - use {' or '.join(nearest)}")
+    raise LtxError(f"{what} must be {rule}; got {given}", f"use {' or '.join(nearest)}")
 
 
 class Padding(NamedTuple):
@@ -82,7 +82,7 @@ def padded_size(height: int, width: int, num_frames: int) -> tuple[int, int, int
     """
     for what, given, usual in (("height", height, 480), ("width", width, 704), ("num-frames", num_frames, 97)):
         if given < 1:
-            raise LtxError(f"{what} must be at least 1; got {given} - use {usual}")
+            raise LtxError(f"{what} must be at least 1; got {given}", f"use {usual}")
     rows, columns = -(-height // SPATIAL_SCALE), -(-width // SPATIAL_SCALE)
     frames = (num_frames - 2) // TEMPORAL_SCALE + 1
     return rows * SPATIAL_SCALE, columns * SPATIAL_SCALE, frames * TEMPORAL_SCALE + 1
@@ -104,7 +104,7 @@ def first_pass_size(height: int, width: int, factor: float) -> tuple[int, int]:
     smallest = math.ceil(SPATIAL_SCALE / factor / SPATIAL_SCALE) * SPATIAL_SCALE
     for what, given in (("height", height), ("width", width)):
         if int(given * factor) < SPATIAL_SCALE:
-            raise LtxError(f"{what} must be at least {smallest} for two passes; got {given} - use {smallest}")
+            raise LtxError(f"{what} must be at least {smallest} for two passes; got {given}", f"use {smallest}")
     rows, columns = (int(side * factor) // SPATIAL_SCALE for side in (height, width))
     return rows * SPATIAL_SCALE, columns * SPATIAL_SCALE
 
@@ -134,9 +134,9 @@ def coords_of(grid: Grid, fps: float, *, causal: bool, first_frame: int = 0) -> 
 def check_fps(fps: float) -> None:
     """Raises LtxError unless fps is a positive number whose seconds float32 can tell apart."""
     if not (math.isfinite(fps) and fps > 0):
-        raise LtxError(f"fps must be a positive number; got {fps:g} - use 24, 25 or 30")
+        raise LtxError(f"fps must be a positive number; got {fps:g}", "use 24, 25 or 30")
     if not _LEAST_FPS <= fps <= _MOST_FPS:
-        raise LtxError(f"fps must be from {_LEAST_FPS:g} to {_MOST_FPS:g}; got {fps:g} - use 24, 25 or 30")
+        raise LtxError(f"fps must be from {_LEAST_FPS:g} to {_MOST_FPS:g}; got {fps:g}", "use 24, 25 or 30")
 
 
 def tokens_of(latents: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -238,5 +238,5 @@ def find_version(name: str) -> Version:
     """
     version = VERSIONS.get(name) or _BY_ALIAS.get(name)
     if version is None:
-        raise LtxError(f"unknown version {name!r}; use one of {', '.join(VERSIONS)}")
+        raise LtxError(f"unknown version {name!r}", f"use one of {', '.join(VERSIONS)}")
     return version

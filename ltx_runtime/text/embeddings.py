@@ -49,7 +49,7 @@ def read_text(path: Path, channels: int, *, negative: bool) -> Text:
     (embeddings, mask), (negative_embeddings, negative_mask) = (_lengthened(*pair, length) for pair in made)
     if len(embeddings) != len(negative_embeddings):
         raise LtxError(
-            f"{path} has {len(embeddings)} prompts and {len(negative_embeddings)} negative ones - give as many of both"
+            f"{path} has {len(embeddings)} prompts and {len(negative_embeddings)} negative ones", "give as many of both"
         )
     return Text(embeddings, mask, negative_embeddings, negative_mask)
 
@@ -59,16 +59,16 @@ def _pair(
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     if embeddings.ndim != 3 or 0 in embeddings.shape or embeddings.shape[-1] != channels:
         raise LtxError(
-            f"{name} in {path} is of shape {list(embeddings.shape)}, not (batch, tokens, {channels}) - "
-            "encode the prompt with this version's T5"
+            f"{name} in {path} is of shape {list(embeddings.shape)}, not (batch, tokens, {channels})",
+            "encode the prompt with this version's T5",
         )
     if mask.shape != embeddings.shape[:2]:
         raise LtxError(
-            f"the mask of {name} in {path} is of shape {list(mask.shape)}, not {list(embeddings.shape[:2])} - "
-            "save both of one prompt"
+            f"the mask of {name} in {path} is of shape {list(mask.shape)}, not {list(embeddings.shape[:2])}",
+            "save both of one prompt",
         )
     if not mask.any(axis=1).all():
-        raise LtxError(f"the mask of {name} in {path} keeps no token - save both of one prompt")
+        raise LtxError(f"the mask of {name} in {path} keeps no token", "save both of one prompt")
     return embeddings.astype(np.float32), (mask != 0).astype(np.int64)
 
 

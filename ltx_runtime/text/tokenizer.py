@@ -28,7 +28,7 @@ class Tokenizer:
         except (OSError, RuntimeError):
             fits = False
         if not fits:
-            raise LtxError(f"{model_file} is not T5's SentencePiece model - export the version with that one")
+            raise LtxError(f"{model_file} is not T5's SentencePiece model", "export the version with that one")
 
     def encode(self, prompts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Ids and mask, both (B, T) int64, T the longest prompt's length with `</s>`.

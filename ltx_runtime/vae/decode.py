@@ -76,7 +76,7 @@ def decode_pixels(session: Session, feeds: dict[str, Floats]) -> NDArray[np.uint
 
 
 def _unfinite() -> LtxError:
-    return LtxError("the decoder made numbers that are not finite - try another checkpoint or report it")
+    return LtxError("the decoder made numbers that are not finite", "try another checkpoint or report it")
 
 
 def _map_of(maps: Floats, rows: int, columns: int, over_rows: slice, over_columns: slice) -> Floats:

@@ -65,15 +65,15 @@ def read_latents(path: Path, channels: int) -> tuple[NDArray[np.float32], Ending
         ending = Ending(**{**described, "size": tuple(described["size"]), "crop": tuple(described["crop"])})
         _check(ending)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
-        raise LtxError(f"{path} holds no latents of ltx-run - give a file that --save-latents wrote") from None
+        raise LtxError(f"{path} holds no latents of ltx-run", "give a file that --save-latents wrote") from None
     latents = read_tensors(path, [name])[name].astype(np.float32)
     if latents.ndim != 5 or latents.shape[:2] != (1, channels) or 0 in latents.shape:
         raise LtxError(
-            f"{name} in {path} is of shape {list(latents.shape)}, not (1, {channels}, frames, rows, columns) - "
-            f"name the version it is of, {ending.version}"
+            f"{name} in {path} is of shape {list(latents.shape)}, not (1, {channels}, frames, rows, columns)",
+            f"name the version it is of, {ending.version}",
         )
     if ending.num_frames > TEMPORAL_SCALE * (latents.shape[2] - 1) + 1:
-        raise LtxError(f"{path} ends with {ending.num_frames} frames, more than its latents make - save it again")
+        raise LtxError(f"{path} ends with {ending.num_frames} frames, more than its latents make", "save it again")
     return latents, ending
 
 
@@ -86,8 +86,8 @@ def read_initial(path: Path, grid: Grid, channels: int) -> NDArray[np.float32]:
     packed = read_tensors(path, ["initial_latents"])["initial_latents"].astype(np.float32)
     if packed.shape != (1, grid.tokens, channels):
         raise LtxError(
-            f"initial_latents in {path} are of shape {list(packed.shape)}, not [1, {grid.tokens}, {channels}] - "
-            f"make them for {grid.width}x{grid.height} and {grid.num_frames} frames, which the first pass has"
+            f"initial_latents in {path} are of shape {list(packed.shape)}, not [1, {grid.tokens}, {channels}]",
+            f"make them for {grid.width}x{grid.height} and {grid.num_frames} frames, which the first pass has",
         )
     return latents_of(packed, grid)
 

@@ -99,7 +99,8 @@ def tiling_for(
         raise LtxError(
             f"{TEMPORAL_SCALE * frames - LEAD} frames of {SPATIAL_SCALE * columns}x{SPATIAL_SCALE * rows} take "
             f"{math.ceil(min(peaks.values()) / 1e8) / 10:.1f} GB even in the smallest tiles; "
-            f"got {budget_bytes / 1e9:.2f} GB - allow more or make less"
+            f"got {budget_bytes / 1e9:.2f} GB",
+            "allow more or make less",
         )
 
     def price(tiling: Tiling) -> tuple[bool, int]:

@@ -55,10 +55,10 @@ class Tiling:
 
 def _check(axis: str, size: int | None, overlap: int, least: int) -> None:
     if overlap < least:
-        raise LtxError(f"tiles must share at least {least} latent {axis}; got {overlap} - use {FRAME_OVERLAP}")
+        raise LtxError(f"tiles must share at least {least} latent {axis}; got {overlap}", f"use {FRAME_OVERLAP}")
     smallest = max(2 * overlap, 1)
     if size is not None and size < smallest:
-        raise LtxError(f"tiles of {size} latent {axis} are too small to share {overlap} - use {smallest} or more")
+        raise LtxError(f"tiles of {size} latent {axis} are too small to share {overlap}", f"use {smallest} or more")
 
 
 def decode_tiled(grid: tuple[int, int, int], decode: Decode, tiling: Tiling) -> Iterator[Array]:
@@ -119,7 +119,7 @@ def encode_tiled(video: Array, encode: Encode, tiling: Tiling) -> Array:
     """
     channels, num_frames, height, width = video.shape
     if channels != RGB or num_frames % TEMPORAL_SCALE != 1 or height % SPATIAL_SCALE or width % SPATIAL_SCALE:
-        raise LtxError(f"a video to encode must be (3, 8n+1, 32n, 32n); got {video.shape} - crop or pad it")
+        raise LtxError(f"a video to encode must be (3, 8n+1, 32n, 32n); got {video.shape}", "crop or pad it")
     grid = (num_frames // TEMPORAL_SCALE + 1, height // SPATIAL_SCALE, width // SPATIAL_SCALE)
 
     def window(frames: slice, rows: slice, columns: slice) -> Array:

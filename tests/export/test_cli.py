@@ -174,7 +174,7 @@ def test_every_option_reaches_the_exporter(ltx_export, exported, exports, tmp_pa
 @pytest.mark.parametrize("name", [*sorted(set(COMPONENT_NAMES) - set(OPTIONAL)), "vae", "", "upscaler"])
 def test_only_what_a_run_can_do_without_may_be_left_out(ltx_export, name):
     line = one_line(ltx_export("onnx", "demo", "--without", name))
-    assert f"{name!r} is no component that can be left out; use one of {', '.join(OPTIONAL)}" in line
+    assert f"{name!r} is no component that can be left out - use one of {', '.join(OPTIONAL)}" in line
 
 
 def test_a_download_goes_where_the_export_looks(ltx_export, monkeypatch):

@@ -47,7 +47,7 @@ def machine(capability=None, absent=(), broken=(), providers=("CPUExecutionProvi
 def engine(component, problem=""):
     """An engine of TensorRT-RTX, of use if it has no problem."""
     path = f"portable-tensorrt_rtx-1.2/{component}.bf16.engine"
-    rebuild = f"run: ltx-export engine demo --component {component} --force" if problem else ""
+    rebuild = f"ltx-export engine demo --component {component} --force" if problem else ""
     sizes = ("1 to 97 frames of 64x64 to 512x512",)
     return EngineFile(
         path, component, 48_000_000, "tensorrt_rtx 1.2", "bf16", "inputs", sizes, 1.2e-3, problem, rebuild
@@ -60,7 +60,7 @@ def folder(chosen="cpu", components=("transformer", "vae_decoder"), problem="", 
     def component(name):
         backend = different.get(name, chosen)
         sayings = (
-            Saying("tensorrt", backend == "tensorrt", f"no engine of {name} - run: build {name}"),
+            Saying("tensorrt", backend == "tensorrt", f"no engine of {name}"),
             Saying("cpu", True, f"{name}.onnx"),
         )
         own = tuple(one for one in engines if one.component == name)

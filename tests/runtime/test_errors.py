@@ -2,6 +2,7 @@
 
 import errno
 import os
+import pickle
 import signal
 import time
 
@@ -24,6 +25,22 @@ def left_with(error: BaseException, capsys: pytest.CaptureFixture[str]) -> tuple
 def test_an_error_of_the_user_ends_with_code_2_and_its_message_on_one_line(capsys):
     code, message = left_with(LtxError("height must be a multiple of 32; got 500 - use 480 or 512"), capsys)
     assert (code, message) == (2, "error: height must be a multiple of 32; got 500 - use 480 or 512\n")
+
+
+@pytest.mark.parametrize(
+    ("parts", "sentence"),
+    [
+        (("no fox",), "no fox"),
+        (("no fox", "draw one"), "no fox - draw one"),
+        (("no fox", "", "draw fox"), "no fox - run: draw fox"),
+        (("a - b is no fox", "draw one", "draw fox"), "a - b is no fox - run: draw fox, or draw one"),
+    ],
+)
+def test_an_error_keeps_its_parts_and_says_them_in_one_sentence(parts, sentence):
+    error = LtxError(*parts)
+    assert (error.problem, error.advice, error.command) == (*parts, "", "")[:3]
+    assert str(error) == sentence
+    assert str(pickle.loads(pickle.dumps(error))) == sentence
 
 
 def test_an_interrupted_command_ends_with_the_code_shells_use_for_ctrl_c(capsys):

@@ -190,7 +190,7 @@ def test_a_graph_that_the_backend_lacks_is_said_before_the_first_stage(name, spi
 
 def test_an_encoder_that_was_not_exported_is_missed_as_soon_as_an_image_or_a_clip_is_given(spiece, diary, image):
     engines = engines_of(DEMO, spiece, ("vae_encoder",))
-    match = "has no vae_encoder, which images and clips need: export the version again"
+    match = "has no vae_encoder, which images and clips need - export the version again"
     refused(engines, given(image, 0), diary, match)
     refused(engines, replace(REQUEST, video=image, num_frames=1, single_pass=True, strength=0.5), diary, match)
 
@@ -198,13 +198,13 @@ def test_an_encoder_that_was_not_exported_is_missed_as_soon_as_an_image_or_a_cli
 @EVERY_TWO_PASS_VERSION
 def test_an_upsampler_that_was_not_exported_is_missed_by_two_passes_only(version, spiece, diary):
     engines = engines_of(version, spiece, ("upsampler",))
-    refused(engines, REQUEST, diary, "has no upsampler, which the second pass needs: add --single-pass, or export")
+    refused(engines, REQUEST, diary, "has no upsampler, which the second pass needs - add --single-pass, or export")
     assert len(make(engines, replace(REQUEST, single_pass=True)).frames) == 17
 
 
 def test_a_temporal_upsampler_that_was_not_exported_is_missed_by_who_asks_for_it(spiece, diary):
     engines = engines_of(DEMO, spiece, ("temporal_upsampler",))
-    match = "has no temporal_upsampler, which --temporal-upscale needs: export the version again"
+    match = "has no temporal_upsampler, which --temporal-upscale needs - export the version again"
     refused(engines, replace(REQUEST, temporal_upscale=True), diary, match)
     assert len(make(engines, REQUEST).frames) == 17
 

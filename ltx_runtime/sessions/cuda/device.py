@@ -65,7 +65,7 @@ class Device:
             return values[0] if len(values) == 1 else tuple(values)
         called = error_name(self._cudart, error)
         if called == _NO_MEMORY:
-            raise GpuMemoryError("the GPU's memory is full - close other programs that use it")
+            raise GpuMemoryError("the GPU's memory is full", "close other programs that use it")
         raise RuntimeError(f"{name} failed: {called}")
 
     def free_bytes(self) -> int:
@@ -95,7 +95,8 @@ class Device:
         """The error that says so."""
         return GpuMemoryError(
             f"{what} needs {amount(size, 1)} of GPU memory, and {amount(self.free_bytes(), 1)} of "
-            f"{amount(self.total_bytes(), 1)} are free - {advice}"
+            f"{amount(self.total_bytes(), 1)} are free",
+            advice,
         )
 
     def free(self, buffer: Buffer) -> None:

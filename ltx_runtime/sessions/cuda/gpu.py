@@ -9,7 +9,7 @@ from typing import Any
 from ltx_runtime.errors import LtxError
 
 SUCCESS = 0
-_INSTALL = "run: pip install 'ltx-engines[gpu]'"
+_INSTALL = "pip install 'ltx-engines[gpu]'"
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def cuda_runtime() -> Any:
         return importlib.import_module("cuda.bindings.runtime")
     except Exception as error:  # a package without its libraries raises whatever it likes
         reason = " ".join(str(error).split())
-        raise LtxError(f"cuda-bindings cannot be loaded ({reason}) - {_INSTALL}") from None
+        raise LtxError(f"cuda-bindings cannot be loaded ({reason})", command=_INSTALL) from None
 
 
 def error_name(cudart: Any, error: Any) -> str:
@@ -77,12 +77,12 @@ def _version(number: int) -> str:
 def _without_gpu(cudart: Any, name: str) -> LtxError:
     error, driver = cudart.cudaDriverGetVersion()
     if int(error) != SUCCESS or not driver:
-        return LtxError("there is no NVIDIA driver - use a machine with an NVIDIA GPU, or install its driver")
+        return LtxError("there is no NVIDIA driver", "use a machine with an NVIDIA GPU, or install its driver")
     if name in ("cudaErrorInsufficientDriver", "cudaErrorCallRequiresNewerDriver"):
         wanted = _version(cudart.cudaRuntimeGetVersion()[1])
         return LtxError(
-            f"the NVIDIA driver is for CUDA {_version(driver)}, and cuda-bindings for {wanted} - update the driver"
+            f"the NVIDIA driver is for CUDA {_version(driver)}, and cuda-bindings for {wanted}", "update the driver"
         )
     if name == "cudaErrorNoDevice":
-        return LtxError("CUDA finds no GPU - check nvidia-smi and CUDA_VISIBLE_DEVICES")
-    return LtxError(f"the GPU cannot be used ({name}) - check nvidia-smi and who else uses it")
+        return LtxError("CUDA finds no GPU", "check nvidia-smi and CUDA_VISIBLE_DEVICES")
+    return LtxError(f"the GPU cannot be used ({name})", "check nvidia-smi and who else uses it")

@@ -34,7 +34,7 @@ def version_of(found: Found) -> str:
 
 
 def rebuild(found: Found) -> str:
-    """The advice that ends a message about an engine that does not fit."""
+    """The command that builds an engine anew that does not fit."""
     assert found.sidecar is not None
     made = found.sidecar
     folder = found.path.parents[1]
@@ -51,7 +51,7 @@ def advice_on_weights(found: Found) -> str:
     """What to do when weights do not fit."""
     streamed = "close other programs that use it"
     if found.sidecar is not None and not found.sidecar.weight_streaming:
-        streamed = f"{rebuild(found)} --weights embedded --weight-streaming"
+        streamed = f"run: {rebuild(found)} --weights embedded --weight-streaming"
     return f"{streamed}, or use a smaller version"
 
 
@@ -106,7 +106,7 @@ class OpenEngine:
             try:
                 refit(self._library, self._engine, self._found)
             except LtxError as error:
-                raise self._out_of_memory() or LtxError(f"{error} - {rebuild(self._found)}") from None
+                raise self._out_of_memory() or LtxError(str(error), command=rebuild(self._found)) from None
             keep_plan(self._library, self._engine, plan)
 
     def _refuse_too_large(self, plan: Path) -> None:
@@ -116,7 +116,8 @@ class OpenEngine:
         if size > usable and not self._sidecar.weight_streaming:
             raise GpuMemoryError(
                 f"the {self._found.backend} engine of {self._found.component.name} needs {amount(size, 1)} of GPU "
-                f"memory, and {amount(usable, 1)} may be used - {advice_on_weights(self._found)}"
+                f"memory, and {amount(usable, 1)} may be used",
+                advice_on_weights(self._found),
             )
 
     def _deserialize(self, path: Path) -> None:
@@ -131,7 +132,8 @@ class OpenEngine:
         if self._engine is None:
             raise self._out_of_memory() or LtxError(
                 f"{self._found.path} cannot be loaded by {title_of(self._found.backend)} "
-                f"({first_error(self._library)}) - {rebuild(self._found)}"
+                f"({first_error(self._library)})",
+                command=rebuild(self._found),
             )
 
     def _out_of_memory(self) -> GpuMemoryError | None:
@@ -141,7 +143,8 @@ class OpenEngine:
         free = amount(self._device.free_bytes(), 1)
         return GpuMemoryError(
             f"the {self._found.backend} engine of {self._found.component.name} needs more GPU memory than the {free} "
-            f"that are free - {advice_on_weights(self._found)}"
+            f"that are free",
+            advice_on_weights(self._found),
         )
 
     def _check_ports(self) -> None:
@@ -152,7 +155,9 @@ class OpenEngine:
         component = self._found.component
         given = {port.name for port in component.inputs} | self._sidecar.weight_inputs.keys()
         if given != inputs or not {port.name for port in component.outputs} <= {*self.outputs}:
-            raise LtxError(f"{self._found.path} has other inputs or outputs than its graph - {rebuild(self._found)}")
+            raise LtxError(
+                f"{self._found.path} has other inputs or outputs than its graph", command=rebuild(self._found)
+            )
 
     def make_context(self) -> None:
         """Decides which weights stay in the machine's memory and makes the context.
@@ -216,8 +221,9 @@ class OpenEngine:
         """What the library did not do, with its reason: `doing` is as in "run"."""
         title, name = title_of(self._found.backend), self._found.component.name
         return self._out_of_memory() or LtxError(
-            f"{title} cannot {doing} the engine of {name} ({first_error(self._library)}) - "
-            f"{rebuild(self._found)}, or add --backend cpu"
+            f"{title} cannot {doing} the engine of {name} ({first_error(self._library)})",
+            "add --backend cpu",
+            rebuild(self._found),
         )
 
     def close(self) -> None:

@@ -36,7 +36,8 @@ def load_library(builder: str) -> Any:
             raise error.__cause__ from None
         reason = " ".join(str(error).split())
         raise LtxError(
-            f"{_TITLES[builder]} cannot be loaded ({reason}) - run: pip install 'ltx-engines[{LIBRARIES[builder]}]'"
+            f"{_TITLES[builder]} cannot be loaded ({reason})",
+            command=f"pip install 'ltx-engines[{LIBRARIES[builder]}]'",
         ) from None
 
 
@@ -68,8 +69,8 @@ def refuse_unserved(library: Any, builder: str, gpu: Gpu) -> None:
     if not serves_gpu(library, gpu.compute_capability):
         architecture = "SM{}{}".format(*gpu.compute_capability)
         raise LtxError(
-            f"{_TITLES[builder]} {library.__version__} makes nothing for {gpu.name} ({architecture}) - "
-            "use --backend tensorrt, or cuda"
+            f"{_TITLES[builder]} {library.__version__} makes nothing for {gpu.name} ({architecture})",
+            "use --backend tensorrt, or cuda",
         )
 
 
@@ -83,7 +84,7 @@ def maker_of(builder: str, library: Any, gpu: Gpu | None) -> Maker:
     if compiles_at_run_time(library):
         return Maker(builder, library.__version__, PORTABLE, **told)
     if gpu is None:
-        raise LtxError(f"{_TITLES[builder]} builds and runs engines on an NVIDIA GPU only - use a machine with one")
+        raise LtxError(f"{_TITLES[builder]} builds and runs engines on an NVIDIA GPU only", "use a machine with one")
     major, minor = gpu.compute_capability
     words = re.sub(r"[^a-z0-9]+", "-", gpu.name.lower()).strip("-")
     system = f"{platform.system()}-{platform.machine()}".lower()

@@ -41,10 +41,10 @@ def find(engines: Engines, name: ComponentName, backend: str) -> Found:
     signature = engines.component(name).signature
     version = engines.manifest.version
     place = engines_option(engines.folder, version)
-    command = f"run: ltx-export engine {version} --component {name} --builder {backend}{place}"
+    command = f"ltx-export engine {version} --component {name} --builder {backend}{place}"
     folders = sorted({path.parent.name for path in engines.folder.glob(f"*-{backend}-*/{name}.*.engine")})
     if not folders:
-        raise LtxError(f"no engine of {name} - {command}")
+        raise LtxError(f"no engine of {name}", command=command)
     library = load_library(backend)
     gpu = find_gpu()
     refuse_unserved(library, backend, gpu)
@@ -73,7 +73,7 @@ def find(engines: Engines, name: ComponentName, backend: str) -> Found:
         )
     if refusals:
         raise refusals[0]
-    raise LtxError(f"no engine of {name} for {maker.folder}, only for {', '.join(folders)} - {command}")
+    raise LtxError(f"no engine of {name} for {maker.folder}, only for {', '.join(folders)}", command=command)
 
 
 def _built(engines: Engines, name: ComponentName, maker: Maker) -> list[str]:
@@ -196,7 +196,7 @@ class TrtRunner:
 def refusal_of(found: Found, sizes: dict[str, int]) -> LtxError:
     """What to say of an engine that does not serve these sizes."""
     told = ", ".join(f"{count} {axis}" for axis, count in sizes.items())
-    return LtxError(f"the {found.backend} engine of {found.component.name} does not serve {told} - use other sizes")
+    return LtxError(f"the {found.backend} engine of {found.component.name} does not serve {told}", "use other sizes")
 
 
 def _advice_on_sizes(name: ComponentName) -> str:

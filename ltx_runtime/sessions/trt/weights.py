@@ -63,7 +63,7 @@ class WeightInputs:
         files = {file: _mapped(found.weights / file, version) for file in {one.file for one in inputs.values()}}
         for name, one in inputs.items():
             if one.offset + one.size_bytes > files[one.file].size:
-                raise LtxError(f"{found.weights / one.file} ends before {name} - {export_command(version)}")
+                raise LtxError(f"{found.weights / one.file} ends before {name}", command=export_command(version))
         *places, size = _places(inputs)
         self._device = device
         self._buffer = device.allocate(size, f"the weights of {found.component.name}", advice)
@@ -94,7 +94,7 @@ def _mapped(path: Path, version: str) -> NDArray[np.uint8]:
         with explaining(f"read {path}"):
             return np.memmap(path, np.uint8, "r")
     except ValueError:  # it is empty
-        raise LtxError(f"{path} is empty - {export_command(version)}") from None
+        raise LtxError(f"{path} is empty", command=export_command(version)) from None
 
 
 def plan_path(found: Found) -> Path:

@@ -163,4 +163,4 @@ def test_what_no_weights_are_stored_in_is_refused_with_all_that_is_read(stored, 
     with pytest.raises(LtxError) as refused:
         float32_of(stored(np.zeros(8, np.uint8), dtype, 1))
     floats = [name for name in READ_DTYPES if name.startswith(("F", "BF"))]
-    assert str(refused.value).endswith(f" stores weights as {dtype}; use one in {', '.join(floats)}, or a GGUF")
+    assert str(refused.value).endswith(f" stores weights as {dtype} - use one in {', '.join(floats)}, or a GGUF")

@@ -130,10 +130,10 @@ def test_precision_place_of_weights_and_the_one_size_are_as_asked(engine, engine
 
 
 @pytest.mark.parametrize(("options", "said"), [
-    (("--builder", "tensorflow"), "unknown builder 'tensorflow'; use one of auto, tensorrt, tensorrt_rtx"),
-    (("--precision", "fp32"), "unknown precision of engines 'fp32'; use one of bf16, fp16"),
-    (("--weights", "stolen"), "unknown place for weights 'stolen'; use one of auto, embedded, inputs, refit"),
-    (only("vae"), f"unknown component 'vae'; use one of {', '.join(COMPONENT_NAMES)}"),
+    (("--builder", "tensorflow"), "unknown builder 'tensorflow' - use one of auto, tensorrt, tensorrt_rtx"),
+    (("--precision", "fp32"), "unknown precision of engines 'fp32' - use one of bf16, fp16"),
+    (("--weights", "stolen"), "unknown place for weights 'stolen' - use one of auto, embedded, inputs, refit"),
+    (only("vae"), f"unknown component 'vae' - use one of {', '.join(COMPONENT_NAMES)}"),
     (("--static", "64x96"), "--static must be HEIGHTxWIDTHxFRAMES; got '64x96' - use 704x1216x121"),
     (("--static", "64x96x9", "--max-frames", "9"), "leave one out"),
     (("--static", "64x90x9"), "width must be a multiple of 32; got 90 - use 64 or 96"),

@@ -149,7 +149,7 @@ def test_a_dtype_that_is_not_read_is_refused_before_anything_is_written(exported
     save_file(state | {name: state[name].double()}, tmp_path / "double.safetensors")
     field = "text_encoder" if network == "text_encoder" else "checkpoint"
     sources = replace(release.sources, **{field: tmp_path / "double.safetensors"})
-    with pytest.raises(LtxError, match=r"double\.safetensors stores weights as F64; use one in F32, "):
+    with pytest.raises(LtxError, match=r"double\.safetensors stores weights as F64 - use one in F32, "):
         export(release.version, sources, tmp_path / "engines" / RELEASE)
     assert not (tmp_path / "engines").exists()
 

@@ -166,7 +166,7 @@ def test_memory_is_a_positive_number_of_bytes(memory):
 
 
 def test_an_unknown_generator_is_refused_with_those_that_are_known():
-    with pytest.raises(LtxError, match=f"unknown rng 'cuda'; use one of {', '.join(RNGS)}"):
+    with pytest.raises(LtxError, match=f"unknown rng 'cuda' - use one of {', '.join(RNGS)}"):
         options_of(Arguments(rng="cuda"))
     for rng in RNGS:
         assert options_of(Arguments(rng=rng)).rng == rng

@@ -129,7 +129,8 @@ def test_a_whole_folder_has_the_size_of_its_files(folder):
 def test_a_file_that_is_missing_or_has_another_size_is_told_with_the_command_that_exports_again(folder, name):
     (folder / name).write_bytes(b"")
     facts = look_at(folder, {})
-    assert f"{name} has 0 bytes" in facts.problem and facts.problem.endswith("run: make engines VERSION=demo")
+    assert f"{name} has 0 bytes" in facts.problem
+    assert facts.command == "make engines VERSION=demo"
     (folder / name).unlink()
     assert f"{name} is missing" in look_at(folder, {}).problem
     assert look_at(folder, {}).components == ()
@@ -190,7 +191,7 @@ def test_an_engine_that_fits_is_told_with_all_its_sidecar_says(folder):
     assert engine.sizes[0] == "1 to 97 frames of 32x32 to 512x512"
 
 
-REBUILD = "run: ltx-export engine demo --component vae_decoder --builder {} --engines {} --force"
+REBUILD = "ltx-export engine demo --component vae_decoder --builder {} --engines {} --force"
 ELSEWHERE = Maker("tensorrt", "10.13", "sm90-nvidia-h100", "linux-x86-64", "NVIDIA H100")
 MISFITS = {
     "another version": (MAKER, {"tensorrt_rtx": replace(MAKER, version="1.8")}, "TensorRT-RTX 1.7, and 1.8"),

@@ -167,7 +167,7 @@ def test_a_file_that_a_folder_only_links_to_is_verified_where_it_is(folder, weig
 
 def test_a_linked_file_that_is_gone_is_named_with_where_it_was(folder, weights):
     weights.unlink()
-    with pytest.raises(LtxError, match=rf"{weights} is gone, and {folder} only links to it - put it back or run: make"):
+    with pytest.raises(LtxError, match=rf"{weights} is gone, and {folder} only links to it - run: make"):
         open_engines(folder)
 
 

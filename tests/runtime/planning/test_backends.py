@@ -166,7 +166,7 @@ def test_what_was_chosen_is_said_once_where_all_is_alike_and_by_component_where_
         }
         return Chosen("demo", Options(), Size(64, 64, 9, True), tuple(found), found).lines()
 
-    why = {name: (f"tensorrt: no engine of {name} - run: something", "cuda: no GPU - buy one") for name in EVERYTHING}
+    why = {name: (f"tensorrt: no engine of {name}", "cuda: no GPU") for name in EVERYTHING}
     alike = {name: ("cpu", why[name]) for name in ("text_encoder", "transformer", "vae_decoder")}
     assert lines(**alike) == ["everything on cpu (tensorrt: no engine; cuda: no GPU)"]
     assert lines(**alike | {"transformer": ("tensorrt", ())}) == [

@@ -74,7 +74,7 @@ def test_the_residual_way_to_skip_is_refused_with_its_reason(name, said):
 
 @pytest.mark.parametrize("said", ["", "x", "STG_AV", "attention", "stg_av "])
 def test_an_unknown_way_to_skip_is_refused_with_the_known_ones(said):
-    assert refusal("0.9.5", stg_mode=said) == f"unknown stg-mode {said!r}; use one of {MODES}"
+    assert refusal("0.9.5", stg_mode=said) == f"unknown stg-mode {said!r} - use one of {MODES}"
 
 
 @pytest.mark.parametrize(("name", "last"), [("0.9.5", 27), ("0.9.7-dev", 47), ("demo", 3)])
