@@ -263,9 +263,13 @@ class Video:
         if road.options.initial_latents is not None:
             given["pass1/initial"] = read_initial(road.options.initial_latents, self.plan.passes[0].grid, road.channels)
         noise = noise_of(road.options, self.ending.seed, given)
+        self._tell_backends(road)
+        self._use((yield from run_passes(road, self.plan, self._media, noise)), noise)
+
+    def _tell_backends(self, road: Road) -> None:
+        """Notes what runs each network, where that was chosen of several."""
         for line in self._chosen.lines():
             road.note(line)
-        self._use((yield from run_passes(road, self.plan, self._media, noise)), noise)
 
     def _use(self, latents: Floats, noise: Noise) -> None:
         """Latents to decode, and where the decoder's noise comes from."""
@@ -291,6 +295,8 @@ class Video:
         """
         latents = self.latents(progress)
         road = self._road(progress)
+        if self.plan is None:  # otherwise steps has told
+            self._tell_backends(road)
         if self._feeds is None:
             assert self._noise is not None
             self._feeds = decoder_feeds(road, latents, self.ending, self._noise)

@@ -24,6 +24,7 @@ from test_pipelines import psnr_db, silent
 
 from ltx_runtime.planning.options import Options
 from ltx_runtime.planning.request import Condition, Request
+from ltx_runtime.progress import silent
 from ltx_runtime.spec.versions import VERSIONS
 
 LATENTS_LIMIT, PSNR_LIMIT_DB = 1e-4, 60

@@ -4,7 +4,6 @@
 torch. Noise has the same values on both sides; where a case says torch, both draw it from torch's generator.
 """
 
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from samples.deep_releases import engines_of
 
 from ltx_runtime.planning.options import Options
 from ltx_runtime.planning.request import Condition, Request
+from ltx_runtime.progress import silent
 from ltx_runtime.spec.versions import VERSIONS
 
 # Another image noise scale, by 0.01, moves latents by 4e-5.
@@ -54,11 +54,6 @@ def request_of(case: Case, folder: Path) -> Request:
         video=None if case.video is None else prepared(case, folder / "video.safetensors", case.video),
         skip_initial_steps=case.skip_initial_steps or None,
     )
-
-
-@contextmanager
-def silent(name, units):
-    yield lambda: None
 
 
 def relative_l2(actual: np.ndarray, expected: np.ndarray) -> float:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ltx_export.models.layers import RMSNorm, TimestepEmbedding, attention
-from ltx_export.models.rope import MAX_POSITION, THETA, RotaryEmbedding, rotate
+from ltx_export.models.rope import MAX_POSITION, THETA, RotaryEmbedding, in_pieces, rotate
 
 TIMESTEP_SCALE = 1000.0
 _MASKED = -10000.0  # additive, as the official code has it; not -inf
@@ -201,7 +201,7 @@ class Transformer(nn.Module):
         text_bias = ((text_mask == 0).float() * _MASKED).to(dtype)  # (B, L)
         # ONNX Runtime's Attention does not broadcast the bias over queries.
         text_bias = text_bias[:, None, None, :].expand(-1, 1, x.shape[1], -1)
-        rope = self.rope(coords)
+        rope = in_pieces(*self.rope(coords))
         for block in self.transformer_blocks:
             x, skip_mask = block(x, modulation, rope, text, text_bias, skip_mask)
         shift, scale = (self.scale_shift_table.reshape(-1) + torch.cat([embedded, embedded], -1)).chunk(2, -1)

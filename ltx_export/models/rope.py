@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 THETA = 10000.0
+_WIDEST = 1024  # channels of a head
 MAX_POSITION = (20.0, 2048.0, 2048.0)  # seconds, pixel rows, pixel columns
 
 
@@ -45,6 +46,24 @@ class RotaryEmbedding(nn.Module):
         return cosines, sines
 
 
+def in_pieces(cosines: Tensor, sines: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (B, N, width // 2) as `rotate` takes them: (1, B * N * pieces, width // pieces // 2).
+
+    ONNX Runtime's CUDA kernel has a thread for every channel of a head, 1,024 at most, and our one head is as wide as
+    the model: 2,048 or 4,096. It has a block for every position of a sequence, of which there may be any number, so all
+    pieces of all tokens become one sequence. Exact: only adjacent channels are rotated with each other.
+    """
+    width = cosines.shape[-1]
+    piece = width // -(-2 * width // _WIDEST)
+    return cosines.reshape(1, -1, piece), sines.reshape(1, -1, piece)
+
+
 def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """Rotates adjacent channel pairs of (B, N, width) float32, before the split into heads."""
-    return torch.onnx.ops.rotary_embedding(x, cosines, sines, interleaved=True, num_heads=1)
+    """Rotates adjacent channel pairs of (B, N, width) float32, before the split into heads.
+
+    Args:
+        x: queries or keys.
+        cosines, sines: of every token, in pieces.
+    """
+    pieces = x.reshape(1, -1, 2 * cosines.shape[-1])
+    return torch.onnx.ops.rotary_embedding(pieces, cosines, sines, interleaved=True, num_heads=1).reshape(x.shape)

@@ -18,8 +18,8 @@ from ltx_export.checkpoints.lora import Lora
 from ltx_export.networks.parts import Part
 from ltx_export.weights.rewrite import BlockWeight, Weight, must_be_rewritten, rewrite
 from ltx_export.weights.streaming import copy_file
-from ltx_runtime.progress import Progress
 from ltx_runtime.errors import LtxError
+from ltx_runtime.progress import Progress
 
 _SHARED = "checkpoint"
 
@@ -126,8 +126,7 @@ def _linked(source: _Source) -> Placed:
     strays = [place for place in resolved.values() if not place.is_relative_to(folder)]
     if strays:
         raise LtxError(
-            f"{strays[0]} is not beside the other shards in {folder}, so it cannot be linked",
-f"leave --link out"
+            f"{strays[0]} is not beside the other shards in {folder}, so it cannot be linked", "leave --link out"
         )
     names = {file: place.relative_to(folder).as_posix() for file, place in resolved.items()}
     return Placed(source.tensors, names, folder, linked=True)
@@ -153,8 +152,7 @@ def _refuse_namesakes(placed: Sequence[Placed]) -> None:
             if places.setdefault(name, place.folder) != place.folder:
                 raise LtxError(
                     f"{places[name] / name} and {place.folder / name} have one name, so they cannot be linked",
-
-                    "leave --link out"
+                    "leave --link out",
                 )
 
 

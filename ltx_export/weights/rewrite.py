@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from ltx_export.checkpoints.blocks import BLOCK_FORMATS, BlockFormat, Blocks, pack_int4, split_blocks
 from ltx_export.checkpoints.checkpoint import StoredTensor
 from ltx_export.checkpoints.lora import Lora, merge
+from ltx_export.checkpoints.values import FLOAT_DTYPES, float32_of, rows_of, stored_as
 from ltx_export.weights.streaming import COPY_BYTES, Chunk, Entry, write_safetensors
 from ltx_runtime.progress import Progress, silent
-from ltx_export.checkpoints.values import FLOAT_DTYPES, float32_of, rows_of, stored_as
 
 _LEAST_CODE = -128
 # Of blocks whose codes are all zero.

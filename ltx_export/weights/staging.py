@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ltx_runtime.files import locked
 from ltx_runtime.errors import LtxError
+from ltx_runtime.files import locked
 from ltx_runtime.folder.manifest import MANIFEST
 
 
@@ -19,8 +19,7 @@ def refuse_foreign(folder: Path) -> None:
     if folder.exists() or folder.is_symlink():
         raise LtxError(
             f"{folder} exists and was not written by an export, which would replace it",
-f"move it away, or choose "
-            "another root with --engines"
+            "move it away, or choose another root with --engines",
         )
 
 

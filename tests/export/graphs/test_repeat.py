@@ -21,6 +21,7 @@ from ltx_export.graphs.attach import attach
 from ltx_export.graphs.parity import check_parity
 from ltx_export.graphs.precision import at_precision
 from ltx_export.graphs.repeat import repeat_blocks
+from ltx_export.models import network
 from ltx_export.models.network import TRACED_BLOCKS
 from ltx_export.networks.header import effective_header
 from ltx_export.networks.parts import Part, parts_of
@@ -66,7 +67,8 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
     def of(name: str) -> Case:
         _, repeated = tracing.onnx_from_torch(own[name].network)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(tracing, "TRACED_BLOCKS", 99)
+            for module in (tracing, network):
+                patch.setattr(module, "TRACED_BLOCKS", 99)
             direct, whole = tracing.onnx_from_torch(own[name].network)
         assert whole is direct
         return Case(own[name], dict(others[name].tensors), repeated, direct)

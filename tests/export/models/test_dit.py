@@ -24,7 +24,7 @@ from oracles.weight_rule import weight
 
 from ltx_export.models.dit import DitConfig, Transformer
 from ltx_export.models.layers import TimestepEmbedding
-from ltx_export.models.rope import RotaryEmbedding, rotate
+from ltx_export.models.rope import RotaryEmbedding, in_pieces, rotate
 from ltx_export.networks.header import transformer_config
 from ltx_runtime.spec.geometry import Grid, coords_of
 from ltx_runtime.spec.presets import STG_MODES
@@ -210,12 +210,14 @@ def test_rotary_frequencies_go_from_half_pi_to_5000_pi(width, count, second):
     np.testing.assert_allclose(frequencies[[0, 1, -1]], [math.pi / 2, second, 5000 * math.pi], rtol=1e-6)
 
 
-def test_rotation_turns_adjacent_pairs_as_complex_numbers():
-    width = 20
+@pytest.mark.parametrize("width", [20, 1024, 2048, 4096])
+def test_rotation_turns_adjacent_pairs_as_complex_numbers_in_pieces_that_every_kernel_takes(width):
     x, coords = normal(4, 2, 12, width), tensor(coords_of(GRID, 24, causal=True)).repeat(2, 1, 1)
     cosines, sines = RotaryEmbedding(width)(coords)
     turned = torch.view_as_complex(x.reshape(2, 12, -1, 2)) * torch.complex(cosines, sines)
-    assert distance(rotate(x, cosines, sines), torch.view_as_real(turned).flatten(2)) <= RELATIVE_L2
+    pieces = in_pieces(cosines, sines)
+    assert pieces[0].shape == (1, 2 * 12 * max(1, width // 1024), min(width, 1024) // 2)
+    assert distance(rotate(x, *pieces), torch.view_as_real(turned).flatten(2)) <= RELATIVE_L2
 
 
 @pytest.mark.parametrize(

@@ -13,23 +13,23 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
-from samples.gguf_files import QUANTIZED, Types, dequantized, write_t5
 from onnx import numpy_helper
 from oracles.networks import RELATIVE_L2, distance, transformers_t5
+from samples.gguf_files import QUANTIZED, Types, dequantized, write_t5
 from stand_ins.tiny_engines import BUILDER
 
 from ltx_export.checkpoints.checkpoint import StoredTensor
-from ltx_export.engines.engine_from_onnx import Recipe, engine_from_onnx
 from ltx_export.checkpoints.keys import part_of
-from ltx_export.models.t5 import T5Config, TextEncoder
+from ltx_export.checkpoints.readers import open_weights
+from ltx_export.engines.engine_from_onnx import Recipe, engine_from_onnx
+from ltx_export.graphs.attach import attach
 from ltx_export.graphs.onnx_from_torch import Network, onnx_from_torch
 from ltx_export.graphs.precision import at_precision
-from ltx_export.checkpoints.readers import open_weights
+from ltx_export.models.t5 import T5Config, TextEncoder
 from ltx_export.weights.rewrite import rewrite
-from ltx_export.graphs.attach import attach
-from ltx_runtime.spec import components
 from ltx_runtime.sessions import onnxruntime_cpu
 from ltx_runtime.sessions.trt.library import load_library
+from ltx_runtime.spec import components
 
 SMALL = T5Config(layers=2, width=256, heads=4, head_dim=64, hidden=512, vocabulary=330)
 # More layers than are traced, and heads that are narrower together than the model.

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType
-from samples.gguf_files import QUANTIZED, random_blocks
 from oracles.networks import distance, normal
 from safetensors.torch import load_file, save_file
+from samples.gguf_files import QUANTIZED, random_blocks
 from torch import Tensor
 
 from ltx_export.checkpoints.blocks import BLOCK_FORMATS

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from samples.gguf_files import random_blocks
 from safetensors import safe_open
 from safetensors.numpy import load_file
+from samples.gguf_files import random_blocks
 
 from ltx_export.checkpoints.checkpoint import StoredTensor, open_safetensors
 from ltx_export.checkpoints.lora import Lora, LoraPair
