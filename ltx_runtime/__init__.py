@@ -13,9 +13,13 @@ if TYPE_CHECKING:
     from ltx_runtime.pipeline import Pipeline as Pipeline
     from ltx_runtime.pipeline import Result as Result
     from ltx_runtime.pipeline import Video as Video
+    from ltx_runtime.planning.preset import Preset as Preset
+    from ltx_runtime.planning.preset import read_preset as read_preset
     from ltx_runtime.planning.request import Condition as Condition
     from ltx_runtime.planning.request import Request as Request
     from ltx_runtime.road import Step as Step
+    from ltx_runtime.spec.presets import Guidance as Guidance
+    from ltx_runtime.spec.presets import Pass as Pass
     from ltx_runtime.spec.versions import VERSIONS as VERSIONS
 
 __version__ = "0.1.0"
@@ -27,10 +31,17 @@ _PLACES = {
     "Step": "road",
     "Request": "planning.request",
     "Condition": "planning.request",
+    "Preset": "planning.preset",
+    "read_preset": "planning.preset",
+    "Pass": "spec.presets",
+    "Guidance": "spec.presets",
     "LtxError": "errors",
     "VERSIONS": "spec.versions",
 }
-__all__ = ["VERSIONS", "Condition", "LtxError", "Pipeline", "Request", "Result", "Step", "Video"]
+__all__ = [
+    *("VERSIONS", "Condition", "Guidance", "LtxError", "Pass", "Pipeline", "Preset", "Request", "Result", "Step"),
+    *("Video", "read_preset"),
+]
 
 
 def __getattr__(name: str) -> Any:

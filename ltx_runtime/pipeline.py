@@ -126,7 +126,9 @@ class Pipeline:
             request = replace(request, num_frames=max(1, (frames - 1) // TEMPORAL_SCALE * TEMPORAL_SCALE + 1))
         manifest = self.engines.manifest
         planned = plan(resolved(request, self.version), self.version, manifest.schedule, manifest.allowed_sigmas)
-        size = Size(*planned.ending.size, planned.passes[-1].grid.num_frames, request.single_pass)
+        # A preset of one pass needs what --single-pass does of a version of two.
+        single_pass = request.single_pass or len(planned.passes) < len(self.version.passes)
+        size = Size(*planned.ending.size, planned.passes[-1].grid.num_frames, single_pass)
         chosen = choose(self.engines, needed(planned, options), options, size, self._found)
         options.check_places()
         if "vae_encoder" in chosen.names:

@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 from samples.deep_releases import engines_of, weights_of
 from samples.layouts import diffusers_models
-from test_pipelines import psnr_db, silent
+from test_pipelines import psnr_db
 
 from ltx_runtime.planning.options import Options
 from ltx_runtime.planning.request import Condition, Request

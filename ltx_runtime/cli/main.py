@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,26 +19,52 @@ from ltx_runtime.errors import LtxError, printable, reported
 if TYPE_CHECKING:
     from ltx_runtime.pipeline import Video
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})
 
 
 @reported()
 def _run(typed: Arguments) -> None:
-    """Make a video from a prompt, and from images and clips. What is left out is the version's own default."""
+    """Make a video from a prompt, and from images and clips: ltx-run "A red fox runs through deep snow" -o fox.mp4
+
+    What is left out is the version's own default. More options, for experts: --help-all.
+    """
     from ltx_runtime.spec.versions import find_version
 
+    if typed.about:
+        print(_about())
+        return
     if typed.doctor:
         from ltx_runtime.doctor import lines
 
         wanted = find_version(typed.version).name if typed.version else None
         print(lines.run(typed.engines, wanted, as_json=typed.json))
         return
+    if typed.words is not None and typed.prompt is not None:
+        raise LtxError("the prompt was given twice", "leave --prompt out")
+    typed = replace(typed, prompt=typed.prompt if typed.words is None else typed.words, words=None)
     if typed.prompt is None and typed.embeddings_file is None and typed.latents is None:
-        raise LtxError("nothing says what the video shows", "add --prompt TEXT, or --embeddings-file FILE")
+        raise LtxError("nothing says what the video shows", "give a prompt in quotes, or --embeddings-file FILE")
     _make(typed)
 
 
 app.command()(command_of(_run, Arguments))
+
+
+def _about() -> str:
+    """Version of the program, and each backend with the version of its library or how to get it."""
+    from importlib import metadata
+
+    from ltx_runtime import __version__
+    from ltx_runtime.sessions import BACKENDS
+
+    packages = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx", "cuda": "onnxruntime-gpu", "cpu": "onnxruntime"}
+    lines = [f"ltx-run {__version__}"]
+    for name, backend in BACKENDS.items():
+        try:
+            lines.append(f"{name}: {packages[name]} {metadata.version(packages[name])}")
+        except metadata.PackageNotFoundError:
+            lines.append(f"{name}: not installed - run: pip install 'ltx-engines[{backend.extra}]'")
+    return "\n".join(lines)
 
 
 def _make(typed: Arguments) -> None:

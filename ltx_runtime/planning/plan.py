@@ -6,28 +6,23 @@ Knows nothing of sessions and reads no files.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from ltx_runtime.errors import LtxError
 from ltx_runtime.noise.noise import check_seed
+from ltx_runtime.planning.choices import check_number, stg_mode_of
+from ltx_runtime.planning.preset import Preset, check_preset
 from ltx_runtime.planning.request import Request, Resolved, resolved
 from ltx_runtime.sampling.guidance import guidance_at
 from ltx_runtime.sampling.pass_plan import PassPlan, Settings
 from ltx_runtime.sampling.schedule import Sigmas, check_allowed, sigmas_of
 from ltx_runtime.spec.geometry import Grid, Padding, check_fps, first_pass_size, grid_of, padded_size, padding_of
-from ltx_runtime.spec.presets import STG_MODES, Guidance, Pass, Schedule, StgMode, as_one
+from ltx_runtime.spec.presets import Guidance, Pass, Schedule, as_one
 from ltx_runtime.spec.versions import Version
 from ltx_runtime.vae.saved_latents import Ending
 
-_LARGEST_SCALE = 100.0
 _STG_BLOCK = 19  # of the official presets
-_RESIDUAL = "stg_r"
-_STG_NAMES: dict[str, StgMode] = {
-    "stg_av": "attention_values",
-    "stg_as": "attention_skip",
-    "stg_t": "transformer_block",
-    **{mode: mode for mode in STG_MODES},
-}
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True)
@@ -79,16 +74,20 @@ def _plan(
 ) -> Plan:
     check_fps(request.fps)
     check_seed(request.seed)
-    _check_choices(request)
+    _check_numbers(request)
+    preset = request.preset or Preset(version.passes)
+    check_preset(preset)
+    stg_mode = stg_mode_of(_named(request.stg_mode, preset.stg_mode, "attention_values"))
     size = request.height, request.width, request.num_frames
     height, width, num_frames = padded_size(*size) if request.pad else size
-    ones = _passes_of(request, version)
-    grids = grids_of(grid_of(height, width, num_frames), version, single_pass=request.single_pass)
+    ones = _passes_of(request, preset.passes)
+    scale = _named(preset.first_pass_scale, version.first_pass_scale)
+    grids = _grids(grid_of(height, width, num_frames), len(ones), scale)
     passes = []
     for one, of_pass in zip(ones, grids, strict=True):
-        sigmas = sigmas_of(schedule or version.schedule, one, of_pass.tokens)
+        sigmas = sigmas_of(_named(preset.schedule, schedule, version.schedule), one, of_pass.tokens)
         check_allowed(sigmas, version.allowed_sigmas if allowed_sigmas is None else allowed_sigmas)
-        stochastic = one.stochastic if request.stochastic is None else request.stochastic
+        stochastic = _named(request.stochastic, one.stochastic)
         passes.append(PassPlan(of_pass, sigmas, _guidance_of(one, sigmas, request, version), stochastic))
     if request.video is not None and passes[0].sigmas[0] >= 1:
         raise LtxError(
@@ -99,10 +98,10 @@ def _plan(
     return Plan(
         request=request,
         passes=tuple(passes),
-        settings=Settings(request.fps, _STG_NAMES[request.stg_mode], request.image_noise_scale),
+        settings=Settings(request.fps, stg_mode, request.image_noise_scale),
         padding=padding,
         temporal_upscale=request.temporal_upscale,
-        ending=_ending(request, version, (height, width), padding, ones[-1]),
+        ending=_ending(request, preset, version, (height, width), padding, ones[-1]),
     )
 
 
@@ -111,16 +110,26 @@ def grids_of(whole: Grid, version: Version, *, single_pass: bool = False) -> lis
 
     Raises LtxError if it is too small for two passes.
     """
-    if single_pass or len(version.passes) == 1:
+    return _grids(whole, 1 if single_pass else len(version.passes), version.first_pass_scale)
+
+
+def _grids(whole: Grid, passes: int, first_pass_scale: float) -> list[Grid]:
+    if passes == 1:
         return [whole]
-    first = grid_of(*first_pass_size(whole.height, whole.width, version.first_pass_scale), whole.num_frames)
+    first = grid_of(*first_pass_size(whole.height, whole.width, first_pass_scale), whole.num_frames)
     if first.tokens == 1:  # the deviation of a single cell, which AdaIN matches, is no number
         raise LtxError(f"one frame of {whole.width}x{whole.height} is too small for two passes", "add --single-pass")
     return [first, Grid(first.frames, 2 * first.rows, 2 * first.columns)]
 
 
-def _ending(request: Resolved, version: Version, size: tuple[int, int], padding: Padding, last: Pass) -> Ending:
-    timestep, noise_scale = request.decode_timestep, request.decode_noise_scale
+def _named(*values: _Value | None) -> _Value:
+    """The first that is not None; the last never is."""
+    return next(value for value in values if value is not None)
+
+
+def _ending(
+    request: Resolved, preset: Preset, version: Version, size: tuple[int, int], padding: Padding, last: Pass
+) -> Ending:
     twice = request.temporal_upscale
     return Ending(
         version=version.name,
@@ -129,61 +138,63 @@ def _ending(request: Resolved, version: Version, size: tuple[int, int], padding:
         num_frames=2 * request.num_frames - 1 if twice else request.num_frames,
         fps=2 * request.fps if twice else request.fps,
         seed=request.seed,
-        tone_map=last.tone_map if request.tone_map is None else request.tone_map,
-        decode_timestep=version.decode_timestep if timestep is None else timestep,
-        decode_noise_scale=version.decode_noise_scale if noise_scale is None else noise_scale,
+        tone_map=_named(request.tone_map, last.tone_map),
+        decode_timestep=_named(request.decode_timestep, preset.decode_timestep, version.decode_timestep),
+        decode_noise_scale=_named(request.decode_noise_scale, preset.decode_noise_scale, version.decode_noise_scale),
     )
 
 
-def _check_choices(request: Request) -> None:
-    """Raises LtxError if a number or a name cannot be used with any version."""
-    for name, value, least, most, advice in (
-        ("guidance-scale", request.guidance_scale, 1.0, _LARGEST_SCALE, "use 3, or 1 to turn it off"),
-        ("stg-scale", request.stg_scale, 0.0, _LARGEST_SCALE, "use 1, or 0 to turn it off"),
-        ("rescaling-scale", request.rescaling_scale, 0.0, 1.0, "use 0.7, or 1 to turn it off"),
-        ("image-cond-noise-scale", request.image_noise_scale, 0.0, 1.0, "use 0.15"),
-        ("decode-timestep", request.decode_timestep, 0.0, 1.0, "use 0.05"),
-        ("decode-noise-scale", request.decode_noise_scale, 0.0, 1.0, "use 0.025"),
-        ("tone-map-compression-ratio", request.tone_map, 0.0, 1.0, "use 0.6, or 0 for none"),
-        ("strength", request.strength, 0.0, 1.0, "use 0.6"),
-    ):
-        if value is not None and not least <= value <= most:
-            upper = f" and at most {most:g}" if most == 1 or value > most else ""
-            raise LtxError(f"{name} must be at least {least:g}{upper}; got {value:g}", advice)
-    if request.stg_mode in (_RESIDUAL, "residual"):
-        raise LtxError(
-            "stg-mode residual does nothing: it skips a connection that LTX-Video's attention does not have",
-            f"use one of {', '.join(STG_MODES)}",
-        )
-    if request.stg_mode not in _STG_NAMES:
-        raise LtxError(f"unknown stg-mode {request.stg_mode!r}", f"use one of {', '.join(STG_MODES)}")
+def _check_numbers(request: Request) -> None:
+    """Raises LtxError if a number cannot be used with any version."""
+    for name in ("guidance_scale", "stg_scale", "rescaling_scale"):
+        check_number(name, getattr(request, name))
+    check_number("image_cond_noise_scale", request.image_noise_scale)
+    for name in ("decode_timestep", "decode_noise_scale"):
+        check_number(name, getattr(request, name))
+    check_number("tone_map_compression_ratio", request.tone_map)
+    check_number("strength", request.strength)
 
 
-def _passes_of(request: Request, version: Version) -> list[Pass]:
-    """The version's passes with the request's own steps in the first."""
-    ones = [as_one(version.passes)] if request.single_pass else [*version.passes]
-    first = ones[0]
+def _passes_of(request: Request, passes: tuple[Pass, ...]) -> list[Pass]:
+    """The passes with the request's own steps in the first."""
+    ones = [as_one(passes)] if request.single_pass and len(passes) > 1 else [*passes]
+    first = _counted(ones[0], request)
+    if request.skip_final_steps is not None:
+        first = _cut(first, final=request.skip_final_steps)
+    first = _from_noise(first, request) if request.video is None else _started(first, request, len(ones))
+    return [first, *ones[1:]]
+
+
+def _counted(first: Pass, request: Request) -> Pass:
+    """The first pass with the steps or the noise levels that the request names."""
     if request.timesteps:
         if request.steps not in (None, len(request.timesteps)):
             raise LtxError(
                 f"{len(request.timesteps)} timesteps are not {request.steps} steps", "leave --steps or --timesteps out"
             )
-        first = replace(first, sigmas=request.timesteps, skip_initial_steps=0, skip_final_steps=0)
-    elif request.steps is not None and first.sigmas and request.steps != len(first.sigmas):
+        return replace(first, sigmas=request.timesteps, skip_initial_steps=0, skip_final_steps=0)
+    if request.steps is None:
+        return first
+    if first.sigmas and request.steps != len(first.sigmas):
+        listed = "this version is distilled to" if request.preset is None else "the preset has"
         raise LtxError(
-            f"this version is distilled to a fixed list of {len(first.sigmas)} steps; got {request.steps}",
+            f"{listed} a fixed list of {len(first.sigmas)} steps; got {request.steps}",
             f"leave the steps out, use {len(first.sigmas)}, or give --timesteps",
         )
-    elif request.steps is not None:
-        first = replace(first, steps=request.steps)
-    if request.skip_final_steps is not None:
-        first = _cut(first, final=request.skip_final_steps)
-    if request.video is not None:
-        first = _started(first, request, len(ones))
-    elif request.skip_initial_steps or request.strength is not None:
+    return replace(first, steps=request.steps)
+
+
+def _from_noise(first: Pass, request: Request) -> Pass:
+    """The first pass without a video: from the first step on."""
+    if request.skip_initial_steps or request.strength is not None:
         what = "skipping initial steps" if request.strength is None else "strength"
         raise LtxError(f"{what} needs a video to start from", "add --video, or leave it out")
-    return [first, *ones[1:]]
+    if first.skip_initial_steps and request.skip_initial_steps is None:
+        raise LtxError(
+            f"the preset skips {first.skip_initial_steps} initial steps, which needs a video to start from",
+            "add --video, or --skip-initial-steps 0",
+        )
+    return replace(first, skip_initial_steps=0)
 
 
 def _started(first: Pass, request: Request, passes: int) -> Pass:
@@ -194,7 +205,8 @@ def _started(first: Pass, request: Request, passes: int) -> Pass:
         if request.strength is not None:
             raise LtxError("strength and skip-initial-steps say the same", "leave one of them out")
         return _cut(first, initial=request.skip_initial_steps)
-    if request.timesteps and request.strength is None:
+    begins_later = first.skip_initial_steps > 0 or (first.sigmas and first.sigmas[0] < 1)  # as a preset may
+    if (request.timesteps or begins_later) and request.strength is None:
         return first
     strength = 0.6 if request.strength is None else request.strength
     steps = len(first.sigmas) or first.steps
@@ -233,4 +245,6 @@ def _guidance_of(one: Pass, sigmas: Sigmas, request: Request, version: Version) 
             raise LtxError(f"skip-blocks must be from 0 to {last}; got {block}", f"use {usual}")
     if request.stg_scale and not any(step.skip_blocks for step in steps):
         raise LtxError("stg-scale needs blocks to skip, and a pass has none", f"add --skip-blocks {usual}")
+    if request.stg_scale is None and any(step.uses_stg and not step.skip_blocks for step in steps):
+        raise LtxError("the preset has steps with STG and no blocks to skip", f"add --skip-blocks {usual}")
     return steps

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ltx_runtime.media.pictures import Source
+from ltx_runtime.planning.preset import Preset
 from ltx_runtime.spec.versions import Version
 
 IMAGE_NOISE_SCALE = 0.15
@@ -42,7 +43,7 @@ class Request:
         steps, timesteps, skip_initial_steps, skip_final_steps: denoising steps of the first pass.
         guidance_scale, stg_scale, rescaling_scale, skip_blocks, cfg_star, stochastic: guidance of every step of all
             passes.
-        stg_mode: what STG skips: attention_values, attention_skip or transformer_block.
+        stg_mode: what STG skips: attention_values, attention_skip or transformer_block; of all versions, the first.
         single_pass: make it in one pass at the size asked for, whatever the version has.
         pad: make the next larger size that the model can, and crop.
         conditions: images and clips that parts of the video are given by.
@@ -51,6 +52,7 @@ class Request:
         decode_timestep, decode_noise_scale: noise level that the decoder is told, and noise mixed in before it.
         tone_map: compression of large latents at the end, 0 to 1.
         temporal_upscale: double the frame rate at the end.
+        preset: passes and what goes with them in place of the version's own; the fields above win over it.
     """
 
     prompt: str = ""
@@ -67,7 +69,7 @@ class Request:
     guidance_scale: float | None = None
     stg_scale: float | None = None
     rescaling_scale: float | None = None
-    stg_mode: str = "attention_values"
+    stg_mode: str | None = None
     skip_blocks: tuple[int, ...] | None = None
     cfg_star: bool | None = None
     stochastic: bool | None = None
@@ -81,6 +83,7 @@ class Request:
     decode_noise_scale: float | None = None
     tone_map: float | None = None
     temporal_upscale: bool = False
+    preset: Preset | None = None
 
 
 @dataclass(frozen=True)

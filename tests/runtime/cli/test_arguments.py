@@ -1,6 +1,7 @@
 """Laws of the table of options: each is a field, each can be typed, and what is not typed keeps its default."""
 
 import inspect
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -10,9 +11,10 @@ from typer.testing import CliRunner
 
 from ltx_runtime.cli.arguments import Arguments, command_of
 
-NAMES = [field.name for field in fields(Arguments)]
+NAMES = [field.name for field in fields(Arguments) if field.name != "help_all"]  # it ends by itself
 # Field -> what is typed, and what that is; the names of options are those of the fields.
 TYPED: dict[str, tuple[list[str], object]] = {
+    "words": (["a dog"], "a dog"),
     "prompt": (["--prompt", "a cat"], "a cat"),
     "negative_prompt": (["--negative-prompt", ""], ""),
     "image": (["--image", "a.png"], Path("a.png")),
@@ -66,6 +68,7 @@ TYPED: dict[str, tuple[list[str], object]] = {
     "plan": (["--plan"], True),
     "doctor": (["--doctor"], True),
     "json": (["--json"], True),
+    "about": (["--about"], True),
 }
 ALSO = {
     "--frame-rate": (["--frame-rate", "25"], {"fps": 25.0}),
@@ -91,6 +94,8 @@ def typed(*words, environment=None):
 def test_every_field_is_an_option_of_the_same_name_and_every_one_is_tested():
     assert list(TYPED) == NAMES
     for name, (words, _) in TYPED.items():
+        if name == "words":
+            continue  # it stands alone
         assert words[0].removeprefix("--").removeprefix("no-") == name.replace("_", "-")
 
 
@@ -125,11 +130,21 @@ def test_the_environment_names_the_engines_unless_they_are_typed():
 
 
 def test_help_tells_every_option_and_what_the_command_does():
-    got, ended = typed("--help")
-    assert (got, ended.exit_code) == ([], 0)
-    assert "Hands them over." in ended.output
-    for name in NAMES:
-        assert f"--{name.replace('_', '-')}" in ended.output
+    shown = {}
+    for how in ("--help", "--help-all"):
+        got, ended = typed(how)
+        assert (got, ended.exit_code) == ([], 0)
+        assert "Hands them over." in ended.output
+        shown[how] = {name for name in NAMES if re.search(rf"--{name.replace('_', '-')}(?![\w-])", ended.output)}
+    assert shown["--help-all"] == {*NAMES} - {"words"}
+    assert {"prompt", "seed", "output", "plan"} < shown["--help"]
+    assert {"rng", "skip_blocks", "save_noise"} & shown["--help"] == set()
+    assert len(shown["--help"]) <= 26
+
+
+def test_help_keeps_what_stands_in_brackets():
+    _, ended = typed("--help")
+    assert "(default: named after the prompt)" in " ".join(ended.output.split())
 
 
 def test_every_option_has_a_help_and_a_place_in_it():
@@ -139,7 +154,7 @@ def test_every_option_has_a_help_and_a_place_in_it():
         assert option.rich_help_panel
 
 
-@pytest.mark.parametrize("words", [["--unheard-of"], ["--steps", "four"], ["--fps"], ["a cat"]], ids=str)
+@pytest.mark.parametrize("words", [["--unheard-of"], ["--steps", "four"], ["--fps"], ["a", "cat"]], ids=str)
 def test_what_is_no_option_or_no_number_ends_with_code_2_and_runs_nothing(words):
     got, ended = typed(*words)
     assert (got, ended.exit_code) == ([], 2)

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import av
@@ -14,6 +15,7 @@ import pytest
 from fakes import stages as fake_stages
 from PIL import Image
 
+from ltx_runtime import __version__
 from ltx_runtime.folder.manifest import read_manifest, write_manifest
 from ltx_runtime.spec.versions import VERSIONS
 from ltx_runtime.tensors import write_tensors
@@ -223,6 +225,25 @@ def test_a_plan_refuses_what_a_run_refuses(run, engines, diary, how):
     assert (code, out) == (2, "")
     assert "vae_decoder.data is missing" in err
     assert diary == []
+
+
+def test_a_prompt_stands_alone_or_is_an_option_and_not_both(run, engines):
+    engines(DEMO)
+    size = ("--height", "64", "--width", "96", "--num-frames", "9", "--seed", "3", "--plan")
+    alone, long, short = (run(*how, *size) for how in (("a fox",), ("--prompt", "a fox"), ("-p", "a fox")))
+    assert alone == long == short
+    assert alone[0] == 0
+    code, _, err = run("a fox", "--prompt", "a fox", *size)
+    assert (code, err) == (2, "error: the prompt was given twice - leave --prompt out\n")
+
+
+def test_about_names_the_program_and_every_backend(run):
+    code, out, err = run("--about")
+    assert (code, err) == (0, "")
+    first, *backends = out.splitlines()
+    assert first == f"ltx-run {__version__}"
+    assert [line.partition(":")[0] for line in backends] == ["tensorrt", "tensorrt_rtx", "cuda", "cpu"]
+    assert f"cpu: onnxruntime {metadata.version('onnxruntime')}" in backends
 
 
 def test_what_was_made_is_told_to_programs(run, engines, tmp_path):

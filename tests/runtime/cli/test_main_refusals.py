@@ -59,7 +59,7 @@ def media(tmp_path):
 
 
 BAD_REQUESTS = [
-    ((), "nothing says what the video shows - add --prompt TEXT, or --embeddings-file FILE"),
+    ((), "nothing says what the video shows - give a prompt in quotes, or --embeddings-file FILE"),
     ((*PROMPT, "--height", "500"), "height must be a multiple of 32; got 500 - use 480 or 512"),
     ((*PROMPT, "--num-frames", "24"), "num-frames must be 8n+1; got 24 - use 17 or 25"),
     ((*PROMPT, "--steps", "0"), "steps must be"),

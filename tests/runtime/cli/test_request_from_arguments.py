@@ -69,7 +69,19 @@ OF_OPTIONS: dict[str, tuple[object, str, object]] = {
     "low_memory": (True, "low_memory", True),
 }
 # What the command itself is about (test_main.py), and what is always so.
-OF_THE_COMMAND = {"latents", "output", "output_dir", "engines", "version", "plan", "doctor", "json"}
+OF_THE_COMMAND = {
+    "words",
+    "about",
+    "help_all",
+    "latents",
+    "output",
+    "output_dir",
+    "engines",
+    "version",
+    "plan",
+    "doctor",
+    "json",
+}
 OF_THE_COMMAND |= {"vae_slicing"}
 
 

@@ -1,0 +1,327 @@
+"""How a video is sampled, as a value that can take the place of a version's own, and the official files of it.
+
+The files are those of Lightricks/LTX-Video, `configs/*.yaml`; what their fields mean is what its `inference.py` and
+`pipeline_ltx_video.py` do with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ltx_runtime.errors import LtxError, explaining
+from ltx_runtime.planning.choices import check_number, stg_mode_of
+from ltx_runtime.spec.presets import LINEAR_QUADRATIC, Guidance, Pass, Schedule
+
+_MAX_BYTES = 1_000_000
+_MAX_VALUES = 10_000
+_MAX_DEPTH = 4  # the file, a pass, a list, and a list in it
+_LARGEST_NUMBER = 1e6
+
+# Fields that choose files and number formats, which an export has decided, or rewrite the prompt.
+_IGNORED = (
+    *("checkpoint_path", "spatial_upscaler_model_path", "text_encoder_model_name_or_path", "precision"),
+    *("prompt_enhancement_words_threshold", "prompt_enhancer_image_caption_model_name_or_path"),
+    "prompt_enhancer_llm_model_name_or_path",
+)
+_OF_PASS = (
+    *("num_inference_steps", "timesteps", "skip_initial_inference_steps", "skip_final_inference_steps"),
+    *("guidance_timesteps", "guidance_scale", "stg_scale", "rescaling_scale", "skip_block_list", "cfg_star_rescale"),
+    *("stochastic_sampling", "tone_map_compression_ratio"),
+)
+_PASSES = ("first_pass", "second_pass")
+_OF_TWO_PASSES = ("downscale_factor", *_PASSES)
+_OF_FILE = ("pipeline_type", "sampler", "stg_mode", "decode_timestep", "decode_noise_scale", *_OF_TWO_PASSES)
+_TWO_PASSES, _ONE_PASS = "multi-scale", "base"
+# The official code makes a schedule without a shift of any name but the first.
+_SAMPLERS = {"from_checkpoint": None, "uniform": Schedule("Uniform"), "linear-quadratic": LINEAR_QUADRATIC}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How a video is sampled, in place of the version's own; None is the version's.
+
+    Attributes:
+        passes: one, or two where the second refines upsampled latents.
+        first_pass_scale: what part of each side the first of two passes makes.
+        stg_mode: what STG skips: attention_values, attention_skip or transformer_block.
+        decode_timestep, decode_noise_scale: noise level that the decoder is told, and noise mixed in before it.
+        schedule: how passes that count their steps come to noise levels.
+    """
+
+    passes: tuple[Pass, ...]
+    first_pass_scale: float | None = None
+    stg_mode: str | None = None
+    decode_timestep: float | None = None
+    decode_noise_scale: float | None = None
+    schedule: Schedule | None = None
+
+
+def check_preset(preset: Preset) -> None:
+    """Checks what can be checked without a version and a size.
+
+    Raises:
+        LtxError: there are no passes or too many, one has no guidance, or a number is out of its limits.
+    """
+    if len(preset.passes) not in (1, 2):
+        raise LtxError(f"a preset has one pass or two; got {len(preset.passes)}", "give passes=(Pass(...),)")
+    for number, one in enumerate(preset.passes, start=1):
+        if not one.guidance:
+            raise LtxError(f"pass {number} of the preset has no guidance", "give guidance=(Guidance(),)")
+        where = f"of pass {number} of the preset"
+        check_number("tone_map_compression_ratio", one.tone_map, f"tone_map {where}")
+        for guidance in one.guidance:
+            check_number("guidance_scale", guidance.cfg_scale, f"cfg_scale {where}")
+            check_number("stg_scale", guidance.stg_scale, f"stg_scale {where}")
+            check_number("rescaling_scale", guidance.rescale, f"rescale {where}")
+    check_number("downscale_factor", preset.first_pass_scale, "first_pass_scale of the preset")
+    check_number("decode_timestep", preset.decode_timestep, "decode_timestep of the preset")
+    check_number("decode_noise_scale", preset.decode_noise_scale, "decode_noise_scale of the preset")
+
+
+def read_preset(path: Path | str) -> Preset:
+    """Reads a file in the format of the official `configs/*.yaml`.
+
+    Raises:
+        LtxError: it cannot be read, has a field that is not known, or one whose value cannot be used.
+    """
+    given = _loaded(Path(path))
+    if not isinstance(given, dict):
+        raise LtxError(f"{path} holds no fields; got {_shown(given)}", "give a file like the official configs/*.yaml")
+    _check_names(given, (*_OF_FILE, *_OF_PASS, *_IGNORED), str(path))
+    top = _Fields(str(path), "", {name: value for name, value in given.items() if value is not None})
+    stg_mode = top.text("stg_mode")
+    return Preset(
+        passes=tuple(map(_pass, _levels(top))),
+        first_pass_scale=top.number("downscale_factor"),
+        stg_mode=None if stg_mode is None else stg_mode_of(stg_mode),
+        decode_timestep=top.number("decode_timestep"),
+        decode_noise_scale=top.number("decode_noise_scale"),
+        schedule=_SAMPLERS[top.one_of("sampler", _SAMPLERS, "from_checkpoint")],
+    )
+
+
+@dataclass(frozen=True)
+class _Fields:
+    """The fields of a file or of a pass in it, which also has those of the file that it does not name itself."""
+
+    file: str
+    place: str
+    own: Mapping[str, Any]
+    shared: Mapping[str, Any] | None = None
+
+    def get(self, name: str) -> Any:
+        """None where it is left out."""
+        value = self.own.get(name)
+        return (self.shared or {}).get(name) if value is None else value
+
+    def said(self, name: str) -> str:
+        """The field for a message, with the pass that names it."""
+        return f"{self.place if name in self.own else ''}{name} of {self.file}"
+
+    def wrong(self, name: str, must: str, value: object, advice: str = "see the official configs/*.yaml") -> LtxError:
+        return LtxError(f"{self.said(name)} must be {must}; got {_shown(value)}", advice)
+
+    def missing(self, name: str, advice: str) -> LtxError:
+        place = f"{self.place.rstrip('.')} of " if self.place else ""
+        return LtxError(f"{place}{self.file} names no {name}", advice)
+
+    def text(self, name: str) -> str | None:
+        """A name, which the official code reads in any case."""
+        value = self.get(name)
+        if value is not None and not isinstance(value, str):
+            raise self.wrong(name, "a name", value)
+        return None if value is None else value.lower()
+
+    def one_of(self, name: str, names: Collection[str], default: str) -> str:
+        value = self.text(name) or default
+        if value not in names:
+            raise LtxError(f"unknown {self.said(name)}: {value!r}", f"use one of {', '.join(names)}")
+        return value
+
+    def flag(self, name: str) -> bool:
+        value = self.get(name)
+        if value is not None and not isinstance(value, bool):
+            raise self.wrong(name, "true or false", value)
+        return bool(value)
+
+    def number(self, name: str) -> float | None:
+        """A number within the limits of its name."""
+        value = self.get(name)
+        return None if value is None else self._limited(name, value)
+
+    def _limited(self, name: str, value: object) -> float:
+        number = self._number(name, value)
+        check_number(name, number, self.said(name))
+        return number
+
+    def _number(self, name: str, value: object) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _LARGEST_NUMBER:
+            raise self.wrong(name, "a number", value)
+        return float(value)
+
+    def whole(self, name: str) -> int | None:
+        value = self.get(name)
+        return None if value is None else self._whole(name, value)
+
+    def _whole(self, name: str, value: object) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < _LARGEST_NUMBER:
+            raise self.wrong(name, "a whole number of at least 0", value)
+        return value
+
+    def levels(self, name: str) -> tuple[float, ...]:
+        """Noise levels, from 1 down; none where it is left out."""
+        value = self.get(name)
+        if value is None:
+            return ()
+        if not isinstance(value, list) or not value:
+            raise self.wrong(name, "a list of numbers", value)
+        levels = tuple(self._number(name, one) for one in value)
+        if not (levels[0] <= 1 and levels[-1] >= 0 and all(a > b for a, b in zip(levels, levels[1:], strict=False))):
+            raise self.wrong(name, "from 1 down to 0, each below the one before", value)
+        return levels
+
+    def per_level(self, name: str, levels: tuple[float, ...]) -> list[float]:
+        """A number for every entry of guidance_timesteps: as many, or one for all."""
+        value = self.get(name)
+        if value is None:
+            raise self.missing(name, f"add {name}, which every official file has")
+        entries = self._entries(name, value, levels) if isinstance(value, list) else [value] * max(1, len(levels))
+        return [self._limited(name, one) for one in entries]
+
+    def blocks(self, name: str, levels: tuple[float, ...]) -> list[tuple[int, ...]]:
+        """Blocks to skip for every entry of guidance_timesteps: a list for each, or one for all."""
+        value = self.get(name)
+        value = [] if value is None else value
+        if not isinstance(value, list):
+            raise self.wrong(name, "a list of blocks, or a list of such lists", value)
+        nested = bool(value) and isinstance(value[0], list)
+        entries = self._entries(name, value, levels) if nested else [value] * max(1, len(levels))
+        for entry in entries:
+            if not isinstance(entry, list):
+                raise self.wrong(name, "a list of blocks, or a list of such lists", value)
+        return [tuple(self._whole(name, block) for block in entry) for entry in entries]
+
+    def _entries(self, name: str, value: list[Any], levels: tuple[float, ...]) -> list[Any]:
+        if not levels:
+            raise LtxError(f"{self.said(name)} is a list and needs guidance_timesteps", "add them, or give one number")
+        if len(value) != len(levels):
+            raise LtxError(
+                f"{self.said(name)} has {len(value)} entries for {len(levels)} guidance_timesteps",
+                "give as many of both",
+            )
+        return value
+
+
+def _levels(top: _Fields) -> list[_Fields]:
+    """The fields of each pass. Raises LtxError if the file does not say clearly how many there are."""
+    if top.one_of("pipeline_type", (_TWO_PASSES, _ONE_PASS), _ONE_PASS) == _ONE_PASS:
+        for name in _OF_TWO_PASSES:
+            if top.get(name) is not None:
+                raise LtxError(
+                    f"{top.said(name)} needs pipeline_type {_TWO_PASSES}", f"add it, or leave {name} out for one pass"
+                )
+        return [top]
+    passes = []
+    for name in _PASSES:
+        own = top.get(name)
+        if own is None:
+            raise top.missing(name, f"add it, or use pipeline_type {_ONE_PASS}")
+        if not isinstance(own, dict):
+            raise top.wrong(name, "fields", own)
+        _check_names(own, _OF_PASS, f"{name} of {top.file}")
+        passes.append(_Fields(top.file, f"{name}.", own, top.own))
+    return passes
+
+
+def _pass(of_pass: _Fields) -> Pass:
+    sigmas, steps = of_pass.levels("timesteps"), of_pass.whole("num_inference_steps")
+    initial = of_pass.whole("skip_initial_inference_steps") or 0
+    final = of_pass.whole("skip_final_inference_steps") or 0
+    if sigmas and steps not in (None, len(sigmas)):
+        raise LtxError(
+            f"{of_pass.said('num_inference_steps')} is {steps} for {len(sigmas)} timesteps", "leave one of them out"
+        )
+    if sigmas and initial + final:  # the official code forgets the second of the two
+        raise LtxError(
+            f"{of_pass.said('timesteps')} are all used, and no steps can be skipped", "leave one of them out"
+        )
+    if not sigmas and steps is None:
+        raise of_pass.missing("num_inference_steps", "add it, or timesteps")
+    return Pass(
+        steps=steps or len(sigmas),
+        guidance=_guidance(of_pass),
+        sigmas=sigmas,
+        skip_initial_steps=initial,
+        skip_final_steps=final,
+        stochastic=of_pass.flag("stochastic_sampling"),
+        tone_map=of_pass.number("tone_map_compression_ratio") or 0.0,
+    )
+
+
+def _guidance(of_pass: _Fields) -> tuple[Guidance, ...]:
+    """An entry for each of guidance_timesteps; a single one holds at every step.
+
+    Blocks are left out of a pass that never skips any: the distilled files list one that the 2B release lacks.
+    """
+    levels = of_pass.levels("guidance_timesteps")
+    cfg, stg, rescale = (of_pass.per_level(name, levels) for name in ("guidance_scale", "stg_scale", "rescaling_scale"))
+    blocks = of_pass.blocks("skip_block_list", levels)
+    if not any(stg):
+        blocks = [()] * len(blocks)
+    star = of_pass.flag("cfg_star_rescale")
+    starts = levels if len(levels) > 1 else (0.0,)
+    return tuple(
+        Guidance(*entry, cfg_star=star, from_sigma=start)
+        for *entry, start in zip(cfg, stg, rescale, blocks, starts, strict=True)
+    )
+
+
+def _check_names(given: Mapping[Any, Any], known: Collection[str], place: str) -> None:
+    for name in given:
+        if name not in known:
+            raise LtxError(f"unknown field {_shown(name)} in {place}", f"use one of {', '.join(known)}")
+
+
+def _shown(value: object) -> str:
+    """A value of a file for a message, which stays one line whatever was written."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, dict):
+        return "fields"
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    if isinstance(value, int) and abs(value) >= _LARGEST_NUMBER:  # Python does not print the longest
+        return "a huge number"
+    return repr(value[:40]) if isinstance(value, str) else repr(value)
+
+
+def _loaded(path: Path) -> Any:
+    """What a YAML file says, as plain data.
+
+    Raises:
+        LtxError: it cannot be read, is no YAML, or holds what could make a small file large.
+    """
+    import yaml  # noqa: PLC0415  (a library for one option)
+
+    with explaining(f"read {path}"), path.open("rb") as file:
+        data = file.read(_MAX_BYTES + 1)
+    if len(data) > _MAX_BYTES:
+        raise LtxError(f"{path} is larger than {_MAX_BYTES / 1e6:g} MB", "give a file like the official configs/*.yaml")
+    depth = 0
+    try:
+        for count, event in enumerate(yaml.parse(data, Loader=yaml.SafeLoader)):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None) is not None:
+                raise LtxError(f"{path} has an alias or a tag, which no preset needs", "write the values out")
+            if depth > _MAX_DEPTH or count > _MAX_VALUES:
+                raise LtxError(f"{path} has too many values, or lists in lists", "shorten it")
+        return yaml.safe_load(data)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = "" if mark is None else f" in line {mark.line + 1}"
+        raise LtxError(f"{path} is no YAML{line}", "correct it") from None
+    except ValueError:  # dates that there are not, and numbers of thousands of digits
+        raise LtxError(f"{path} has a number or a date that cannot be read", "correct it") from None
