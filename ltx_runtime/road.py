@@ -72,6 +72,11 @@ class Step:
         """The latents after the step, normalized, (1, C, F, H, W) float32; noisy until the last step."""
         return latents_of(self._tokens.tokens[:, self._extra :], self._grid)
 
+    @cached_property
+    def predicted(self) -> Floats:
+        """The noise-free latents that the transformer foresees at this step, like `latents`: what to preview."""
+        return latents_of(self._tokens.predicted()[:, self._extra :], self._grid)
+
 
 @dataclass(frozen=True)
 class Road:

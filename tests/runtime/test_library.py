@@ -111,6 +111,9 @@ def test_steps_tell_where_they_are_and_the_last_holds_the_latents(pipe):
         assert step.sigma == (0 if step.index + 1 == step.steps else float(one.sigmas[step.index + 1]))
         assert step.latents.shape == (1, 4, 2, one.grid.rows, one.grid.columns)
     np.testing.assert_array_equal(steps[-1].latents, video.latents())
+    # The last Euler step goes all the way to what is foreseen, and the first is still far from it.
+    np.testing.assert_allclose(steps[-1].predicted, steps[-1].latents, atol=1e-5)
+    assert not np.allclose(steps[0].predicted, steps[0].latents, atol=0.1)
 
 
 def test_leaving_the_loop_frees_the_network_and_leaves_nothing(pipe, diary, tmp_path):

@@ -1,0 +1,51 @@
+"""The library's page and the README: every block of Python in them runs as it stands, in order."""
+
+import re
+from pathlib import Path
+
+import pytest
+from samples.tiny import sources_of
+
+from ltx_export.build import Options, export_version
+from ltx_export.random_weights import write_random_weights
+from ltx_runtime.spec.versions import VERSIONS
+
+ROOT = Path(__file__).parents[1]
+DEMO = VERSIONS["demo"]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """A folder with engines/demo in it."""
+    folder = tmp_path_factory.mktemp("docs")
+    write_random_weights(DEMO, folder / "weights")
+    sources = sources_of(DEMO, folder / "weights")
+    export_version(DEMO, sources, folder / "engines" / "demo", Options(("fp32",)), lambda line: None)
+    return folder
+
+
+def blocks_of(page: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
+
+
+def test_the_page_of_the_library_runs_from_top_to_bottom(demo, monkeypatch):
+    monkeypatch.chdir(demo)
+    blocks, names = blocks_of("docs/python.md"), {"__name__": "docs"}
+    assert len(blocks) > 5
+    for number, block in enumerate(blocks, start=1):
+        exec(compile(block, f"block {number} of docs/python.md", "exec"), names)
+
+
+def test_the_readme_s_program_runs_on_any_folder(demo, monkeypatch):
+    monkeypatch.chdir(demo)
+    (block,) = blocks_of("README.md")
+    release = "engines/0.9.8-2b-distilled"
+    assert release in block
+    smaller = block.replace(release, "engines/demo").replace("seed=7", "seed=7, height=64, width=96, num_frames=9")
+    exec(compile(smaller, "README.md", "exec"), {})
+    assert (demo / "fox.mp4").stat().st_size > 0
+
+
+def test_no_other_page_holds_python_that_nobody_runs():
+    pages = [page for page in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")) if "```python" in page.read_text()]
+    assert {str(page.relative_to(ROOT)) for page in pages} == {"README.md", "docs/python.md"}
