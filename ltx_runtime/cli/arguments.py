@@ -72,6 +72,10 @@ class Arguments:
     ] = False
     temporal_upscale: Annotated[bool, _expert(_SIZE, "Double the frame rate at the end.", "--temporal-upscale")] = False
 
+    preset: Annotated[
+        Path | None,
+        _expert(_STEPS, "Steps and guidance of every pass from an official YAML file.", metavar="FILE.yaml"),
+    ] = None
     steps: Annotated[int | None, _option(_STEPS, "Denoising steps of the first pass.")] = None
     timesteps: Annotated[
         str | None, _expert(_STEPS, "The first pass's noise levels themselves, e.g. 1.0,0.975,0.725.")
@@ -83,9 +87,9 @@ class Arguments:
     guidance_scale: Annotated[float | None, _option(_GUIDANCE, "CFG at every step; 1 turns it off.")] = None
     stg_scale: Annotated[float | None, _expert(_GUIDANCE, "STG at every step; 0 turns it off.")] = None
     rescaling_scale: Annotated[float | None, _expert(_GUIDANCE, "Rescaling with STG; 1 turns it off.")] = None
-    stg_mode: Annotated[str, _expert(_GUIDANCE, "attention_values, attention_skip or transformer_block.")] = (
-        "attention_values"
-    )
+    stg_mode: Annotated[
+        str | None, _expert(_GUIDANCE, "attention_values (default), attention_skip or transformer_block.")
+    ] = None
     skip_blocks: Annotated[str | None, _expert(_GUIDANCE, "Blocks that STG skips, e.g. 11,25.")] = None
     cfg_star: Annotated[bool | None, _expert(_GUIDANCE, "Scale the negative prediction onto the positive one.")] = None
 

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from ltx_runtime.cli.arguments import Arguments
 from ltx_runtime.errors import LtxError
+from ltx_runtime.planning.preset import read_preset
 from ltx_runtime.planning.request import Condition, Request
 
 _Parsed = TypeVar("_Parsed", int, float)
@@ -34,6 +35,7 @@ def request_of(typed: Arguments) -> Request:
     return Request(
         prompt=_text("prompt", typed.prompt or ""),
         negative_prompt=None if typed.negative_prompt is None else _text("negative prompt", typed.negative_prompt),
+        preset=None if typed.preset is None else read_preset(typed.preset),
         timesteps=_timesteps(typed.timesteps),
         skip_blocks=None if typed.skip_blocks is None else tuple(_numbers("skip-blocks", typed.skip_blocks, int)),
         stochastic=typed.stochastic_sampling,

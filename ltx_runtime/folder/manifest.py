@@ -17,6 +17,7 @@ from ltx_runtime.errors import LtxError
 from ltx_runtime.files import written_whole
 from ltx_runtime.spec.components import Component, Port
 from ltx_runtime.spec.presets import Schedule
+from ltx_runtime.spec.versions import VERSIONS
 
 MANIFEST = "manifest.json"
 FORMAT = 4
@@ -109,8 +110,11 @@ class Engines:
 
 
 def export_command(version: str) -> str:
-    """The command that makes a version folder anew."""
-    return f"make engines VERSION={version}"
+    """The command that makes a version folder anew, wherever the exporter is installed."""
+    release = VERSIONS.get(version)
+    if release is not None and release.repository is None:
+        return f"ltx-export random-weights {version} && ltx-export onnx {version}"
+    return f"ltx-export download {version} --missing && ltx-export onnx {version}"
 
 
 def checksum(path: Path) -> str:

@@ -86,7 +86,10 @@ def _plan(
     passes = []
     for one, of_pass in zip(ones, grids, strict=True):
         sigmas = sigmas_of(_named(preset.schedule, schedule, version.schedule), one, of_pass.tokens)
-        check_allowed(sigmas, version.allowed_sigmas if allowed_sigmas is None else allowed_sigmas)
+        allowed = version.allowed_sigmas if allowed_sigmas is None else allowed_sigmas
+        check_allowed(
+            sigmas, allowed, "" if request.preset is None else "use a preset of this version, or leave it out"
+        )
         stochastic = _named(request.stochastic, one.stochastic)
         passes.append(PassPlan(of_pass, sigmas, _guidance_of(one, sigmas, request, version), stochastic))
     if request.video is not None and passes[0].sigmas[0] >= 1:
@@ -146,13 +149,10 @@ def _ending(
 
 def _check_numbers(request: Request) -> None:
     """Raises LtxError if a number cannot be used with any version."""
-    for name in ("guidance_scale", "stg_scale", "rescaling_scale"):
+    for name in ("guidance_scale", "stg_scale", "rescaling_scale", "decode_timestep", "decode_noise_scale", "strength"):
         check_number(name, getattr(request, name))
     check_number("image_cond_noise_scale", request.image_noise_scale)
-    for name in ("decode_timestep", "decode_noise_scale"):
-        check_number(name, getattr(request, name))
     check_number("tone_map_compression_ratio", request.tone_map)
-    check_number("strength", request.strength)
 
 
 def _passes_of(request: Request, passes: tuple[Pass, ...]) -> list[Pass]:
@@ -245,6 +245,6 @@ def _guidance_of(one: Pass, sigmas: Sigmas, request: Request, version: Version) 
             raise LtxError(f"skip-blocks must be from 0 to {last}; got {block}", f"use {usual}")
     if request.stg_scale and not any(step.skip_blocks for step in steps):
         raise LtxError("stg-scale needs blocks to skip, and a pass has none", f"add --skip-blocks {usual}")
-    if request.stg_scale is None and any(step.uses_stg and not step.skip_blocks for step in steps):
+    if request.preset and not asked and any(step.uses_stg and not step.skip_blocks for step in steps):
         raise LtxError("the preset has steps with STG and no blocks to skip", f"add --skip-blocks {usual}")
     return steps

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +180,8 @@ class _Fields:
         if not isinstance(value, list) or not value:
             raise self.wrong(name, "a list of numbers", value)
         levels = tuple(self._number(name, one) for one in value)
-        if not (levels[0] <= 1 and levels[-1] >= 0 and all(a > b for a, b in zip(levels, levels[1:], strict=False))):
+        falls = all(above > below for above, below in pairwise(levels))
+        if not (falls and levels[0] <= 1 and levels[-1] >= 0):
             raise self.wrong(name, "from 1 down to 0, each below the one before", value)
         return levels
 
@@ -221,14 +223,14 @@ def _levels(top: _Fields) -> list[_Fields]:
         for name in _OF_TWO_PASSES:
             if top.get(name) is not None:
                 raise LtxError(
-                    f"{top.said(name)} needs pipeline_type {_TWO_PASSES}", f"add it, or leave {name} out for one pass"
+                    f"{top.said(name)} needs pipeline_type {_TWO_PASSES}", f"add that, or leave {name} out for one pass"
                 )
         return [top]
     passes = []
     for name in _PASSES:
         own = top.get(name)
         if own is None:
-            raise top.missing(name, f"add it, or use pipeline_type {_ONE_PASS}")
+            raise top.missing(name, f"add {name}, or use pipeline_type {_ONE_PASS}")
         if not isinstance(own, dict):
             raise top.wrong(name, "fields", own)
         _check_names(own, _OF_PASS, f"{name} of {top.file}")
@@ -244,12 +246,10 @@ def _pass(of_pass: _Fields) -> Pass:
         raise LtxError(
             f"{of_pass.said('num_inference_steps')} is {steps} for {len(sigmas)} timesteps", "leave one of them out"
         )
-    if sigmas and initial + final:  # the official code forgets the second of the two
-        raise LtxError(
-            f"{of_pass.said('timesteps')} are all used, and no steps can be skipped", "leave one of them out"
-        )
+    if sigmas and initial + final:  # the official code silently skips none
+        raise LtxError(f"no steps of a list can be skipped: {of_pass.said('timesteps')}", "shorten the list instead")
     if not sigmas and steps is None:
-        raise of_pass.missing("num_inference_steps", "add it, or timesteps")
+        raise of_pass.missing("num_inference_steps", "add them, or timesteps")
     return Pass(
         steps=steps or len(sigmas),
         guidance=_guidance(of_pass),
@@ -274,8 +274,8 @@ def _guidance(of_pass: _Fields) -> tuple[Guidance, ...]:
     star = of_pass.flag("cfg_star_rescale")
     starts = levels if len(levels) > 1 else (0.0,)
     return tuple(
-        Guidance(*entry, cfg_star=star, from_sigma=start)
-        for *entry, start in zip(cfg, stg, rescale, blocks, starts, strict=True)
+        Guidance(scale, skip_scale, back, skipped, star, start)
+        for scale, skip_scale, back, skipped, start in zip(cfg, stg, rescale, blocks, starts, strict=True)
     )
 
 

@@ -102,10 +102,10 @@ def _fall(sigmas: Sigmas) -> bool:
     return bool((np.diff(sigmas) < -_TIMESTEP_EPSILON).all())
 
 
-def check_allowed(sigmas: Sigmas, allowed: Sequence[float]) -> None:
+def check_allowed(sigmas: Sigmas, allowed: Sequence[float], advice: str = "") -> None:
     """Checks the noise levels against those that a distilled transformer was trained on, to four decimals.
 
-    Where none are listed, all are allowed.
+    Where none are listed, all are allowed. The advice is for levels that no option named.
 
     Raises:
         LtxError: one is not among them; names it, and all that are.
@@ -116,7 +116,7 @@ def check_allowed(sigmas: Sigmas, allowed: Sequence[float]) -> None:
         listed = ", ".join(f"{sigma:g}" for sigma in allowed)
         raise LtxError(
             f"this version is distilled to the timesteps {listed}; got {strange[0]:g}",
-            "leave --steps and --timesteps out, or use --timesteps with some of these",
+            advice or "leave --steps and --timesteps out, or use --timesteps with some of these",
         )
 
 

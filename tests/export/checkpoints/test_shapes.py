@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from functools import cache
+from itertools import product
 
 import numpy as np
 import pytest
@@ -84,18 +85,16 @@ def test_how_the_width_is_split_into_heads_is_the_configurations_to_say():
         refuse_another_version(VERSIONS["0.9.5"], effective_header(VERSIONS["0.9.5"], opened))
 
 
-@pytest.mark.parametrize("meant", RELEASES, ids=lambda version: version.name)
 @pytest.mark.parametrize("given", RELEASES, ids=lambda version: version.name)
-@pytest.mark.parametrize("has_header", [True, False], ids=["header", "headerless"])
-def test_a_release_is_taken_for_another_exactly_if_their_networks_are_the_same(given, meant, has_header):
-    opened = headerless(given)
-    if has_header:
-        opened = replace(opened, config=header_config(given))
-    header, field = effective_header(meant, opened), differing_field(given, meant)
-    if field is None:
-        refuse_another_version(meant, header)
-    else:
-        with pytest.raises(LtxError, match=f"^the checkpoint's {field} is .*, but {meant.name} has .* - name the ver"):
+def test_a_release_is_taken_for_another_exactly_if_their_networks_are_the_same(given):
+    without = headerless(given)
+    for meant, opened in product(RELEASES, (replace(without, config=header_config(given)), without)):
+        header, field = effective_header(meant, opened), differing_field(given, meant)
+        if field is None:
+            refuse_another_version(meant, header)
+            continue
+        said = f"^the checkpoint's {field} is .*, but {meant.name} has .* - name the ver"
+        with pytest.raises(LtxError, match=said):
             refuse_another_version(meant, header)
 
 
@@ -223,25 +222,24 @@ SHAPES = {
 }  # fmt: skip
 
 
-MISFITS = [(name, shape) for name in SHAPES for shape in (None, (), (3,), (0, 8), (4, 0, 3, 3, 3))]
-MISFITS.remove(("encoder.conv_in.conv.weight", None))  # nothing else of an encoder is there
-
-
-@pytest.mark.parametrize(("name", "shape"), MISFITS, ids=str)
-def test_a_tensor_that_tells_a_size_must_be_there_and_tell_it(name, shape):
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_tensor_that_tells_a_size_must_be_there_and_tell_it(name):
     transformer_part(stored_shapes(SHAPES), 2)
     vae_part(stored_shapes(SHAPES))
-    changed = {key: value for key, value in {**SHAPES, name: shape}.items() if value is not None}
     detect = vae_part if "coder." in name else lambda tensors: transformer_part(tensors, 2)
-    with pytest.raises(LtxError, match=f"^{name} is (missing|of shape .*), so the .* - give a whole checkpoint$"):
-        detect(stored_shapes(changed))
+    for shape in (None, (), (3,), (0, 8), (4, 0, 3, 3, 3)):
+        if (name, shape) == ("encoder.conv_in.conv.weight", None):
+            continue  # nothing else of an encoder is there
+        changed = {key: value for key, value in {**SHAPES, name: shape}.items() if value is not None}
+        with pytest.raises(LtxError, match=f"^{name} is (missing|of shape .*), so the .* - give a whole checkpoint$"):
+            detect(stored_shapes(changed))
 
 
 @pytest.mark.parametrize("name", ["decoder.up_blocks.2.conv.conv.weight", "decoder.up_blocks.4.conv1.conv.weight"])
-@pytest.mark.parametrize("shape", [(64, 1, 3, 3, 3), (1, 64, 3, 3, 3)], ids=str)
-def test_shapes_that_no_block_has_are_refused(name, shape):
+def test_shapes_that_no_block_has_are_refused(name):
     version = tiny("0.9.0")
-    opened = headerless(version)
-    opened = replace(opened, vae=opened.vae | {name: replace(opened.vae[name], shape=shape)})
-    with pytest.raises(LtxError, match=f"^{name} is of shape .*, as in no release"):
-        parts_of(version, effective_header(version, opened), opened)
+    whole = headerless(version)
+    for shape in ((64, 1, 3, 3, 3), (1, 64, 3, 3, 3)):
+        opened = replace(whole, vae=whole.vae | {name: replace(whole.vae[name], shape=shape)})
+        with pytest.raises(LtxError, match=f"^{name} is of shape .*, as in no release"):
+            parts_of(version, effective_header(version, opened), opened)

@@ -151,7 +151,7 @@ def test_a_mistake_is_refused_in_one_line_before_anything_is_written(engine, eng
 def test_a_component_that_there_is_not_is_refused(engine, exported, tmp_path):
     copied(exported("0.9.5"), tmp_path / "engines")
     line = refused(engine(*only("upsampler"), version="0.9.5"))
-    assert "has no upsampler - run: make engines VERSION=0.9.5" in line
+    assert "has no upsampler - run: ltx-export download 0.9.5" in line
     assert "has no bf16 graph of text_encoder" in refused(engine(version="0.9.5"))
 
 

@@ -31,6 +31,7 @@ TYPED: dict[str, tuple[list[str], object]] = {
     "pad": (["--pad"], True),
     "single_pass": (["--single-pass"], True),
     "temporal_upscale": (["--temporal-upscale"], True),
+    "preset": (["--preset", "a.yaml"], Path("a.yaml")),
     "steps": (["--steps", "4"], 4),
     "timesteps": (["--timesteps", "1.0,0.5"], "1.0,0.5"),
     "skip_initial_steps": (["--skip-initial-steps", "2"], 2),

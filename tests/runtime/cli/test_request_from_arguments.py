@@ -1,6 +1,6 @@
 """Laws from what was typed to what is made: every option gets somewhere, and the rest is the version's own."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ from ltx_runtime.folder.manifest import Engines, Manifest
 from ltx_runtime.noise.noise import RNGS
 from ltx_runtime.pipeline import Pipeline
 from ltx_runtime.planning.options import Options
+from ltx_runtime.planning.preset import read_preset
 from ltx_runtime.planning.request import Condition, Request
 from ltx_runtime.spec.versions import VERSIONS
 
@@ -85,6 +86,9 @@ OF_THE_COMMAND = {
 OF_THE_COMMAND |= {"vae_slicing"}
 
 
+PRESET = "num_inference_steps: 4\nguidance_scale: 3\nstg_scale: 0\nrescaling_scale: 1\n"
+
+
 def names_of(kind):
     return {field.name for field in fields(kind)}
 
@@ -107,11 +111,18 @@ def changed(before, after):
 
 
 def test_no_argument_is_forgotten():
-    assert OF_REQUEST.keys() | OF_OPTIONS.keys() | OF_THE_COMMAND == names_of(Arguments)
+    assert OF_REQUEST.keys() | OF_OPTIONS.keys() | OF_THE_COMMAND | {"preset"} == names_of(Arguments)
+
+
+def test_a_preset_is_read_from_its_file(tmp_path):
+    path = tmp_path / "preset.yaml"
+    path.write_text(PRESET)
+    assert asked(preset=path) == replace(asked(), preset=read_preset(path))
+    assert asked(preset=path).preset.passes[0].steps == 4
 
 
 def test_nothing_that_can_be_asked_for_lacks_an_argument():
-    assert {name for _, name, _ in OF_REQUEST.values()} == names_of(Request)
+    assert {name for _, name, _ in OF_REQUEST.values()} | {"preset"} == names_of(Request)
     assert {name for _, name, _ in OF_OPTIONS.values()} == names_of(Options)
 
 

@@ -6,6 +6,7 @@ import pytest
 from fakes.doctor_cases import EXTRAS, GTX_1080, H100, RTX_4090, engine, folder, machine
 
 from ltx_runtime.doctor.advice import advice_of, usable_builder
+from ltx_runtime.folder.manifest import export_command
 from ltx_runtime.sessions.trt.library import RTX_CAPABILITIES
 
 CUDA = ("CUDAExecutionProvider", "CPUExecutionProvider")
@@ -23,7 +24,11 @@ SITUATIONS = {
         WHOLE,
         ["pip install --force-reinstall 'ltx-engines[cpu]'"],
     ),
-    "no folders": (machine(), (), [NO_GPU, "make engines VERSION=0.9.8-2b-distilled"]),
+    "no folders": (
+        machine(),
+        (),
+        [NO_GPU, export_command("0.9.8-2b-distilled")],
+    ),
     "a driver and no cuda-bindings": (
         machine(driver=True, absent=[BINDINGS]),
         WHOLE,
@@ -72,18 +77,21 @@ SITUATIONS = {
     "no PyAV": (machine(absent=["av"]), WHOLE, ["pip install --force-reinstall av", NO_GPU]),
     "a damaged folder": (
         machine(),
-        (folder(problem="engines/demo/a.onnx is missing - run: make engines VERSION=demo"),),
-        [NO_GPU, "make engines VERSION=demo"],
+        (folder(problem="engines/demo/a.onnx is missing"),),
+        [NO_GPU, export_command("demo")],
     ),
     "graphs for a GPU only": (
         machine(),
         (folder("cpu", vae_decoder=""),),
-        [NO_GPU, "make engines VERSION=demo"],
+        [NO_GPU, export_command("demo")],
     ),
     "nothing at all": (
         machine(RTX_4090, absent=BOTH),
         (),
-        ["pip install 'ltx-engines[tensorrt-rtx]'", "make engines VERSION=0.9.8-2b-distilled"],
+        [
+            "pip install 'ltx-engines[tensorrt-rtx]'",
+            export_command("0.9.8-2b-distilled"),
+        ],
     ),
 }
 
@@ -123,7 +131,7 @@ def test_a_library_that_is_older_than_the_gpu_is_told_to_be_upgraded():
 
 
 def test_the_version_that_was_asked_about_is_the_one_to_make():
-    assert advice_of(machine(), (), "0.9.5")[-1].command == "make engines VERSION=0.9.5"
+    assert advice_of(machine(), (), "0.9.5")[-1].command == export_command("0.9.5")
 
 
 def test_engines_that_are_of_no_use_here_are_told_from_engines_that_are_missing():

@@ -81,8 +81,8 @@ def test_a_root_without_folders_leads_to_the_command_that_makes_them(tmp_path, h
     for root in (tmp_path, tmp_path / "engines"):
         report = examine(root)
         assert report.folders == () and report.root_exists == root.exists() and report.free_bytes > 0
-        assert report.advice[-1].command.startswith("make engines")
-    assert examine(tmp_path, "0.9.1").advice[-1].command == "make engines VERSION=0.9.1"
+        assert report.advice[-1].command.startswith("ltx-export download")
+    assert examine(tmp_path, "0.9.1").advice[-1].command.endswith("&& ltx-export onnx 0.9.1")
 
 
 def test_a_bad_path_is_refused(tmp_path, here):

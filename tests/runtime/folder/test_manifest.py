@@ -16,6 +16,7 @@ from ltx_runtime.folder.manifest import (
     Parity,
     checksum,
     describe_files,
+    export_command,
     find_folder,
     open_engines,
     read_manifest,
@@ -136,7 +137,7 @@ def test_large_files_of_zeros_differ_by_their_size(tmp_path):
 @pytest.mark.parametrize("name", FILES)
 def test_a_missing_file_is_named_with_the_command_that_makes_it(folder, name):
     (folder / name).unlink()
-    with pytest.raises(LtxError, match=rf"{name} is missing - run: make engines VERSION=demo"):
+    with pytest.raises(LtxError, match=rf"{name} is missing - run: ltx-export random-weights demo"):
         open_engines(folder)
 
 
@@ -167,7 +168,7 @@ def test_a_file_that_a_folder_only_links_to_is_verified_where_it_is(folder, weig
 
 def test_a_linked_file_that_is_gone_is_named_with_where_it_was(folder, weights):
     weights.unlink()
-    with pytest.raises(LtxError, match=rf"{weights} is gone, and {folder} only links to it - run: make"):
+    with pytest.raises(LtxError, match=rf"{weights} is gone, and {folder} only links to it - run: ltx-export"):
         open_engines(folder)
 
 
@@ -177,7 +178,7 @@ def test_weights_that_are_not_linked_are_in_the_folder_itself(folder):
 
 def test_a_folder_without_a_manifest_is_incomplete_and_the_message_says_how_to_make_it(tmp_path):
     for folder in (tmp_path, tmp_path / "0.9.5"):
-        with pytest.raises(LtxError, match=rf"holds no manifest\.json.*make engines VERSION={folder.name}$"):
+        with pytest.raises(LtxError, match=rf"holds no manifest\.json.*ltx-export onnx {folder.name}$"):
             read_manifest(folder)
 
 
@@ -190,14 +191,17 @@ def test_a_file_in_the_place_of_a_folder_is_refused(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b'{"format": 1', b"[" * 99_999], ids=len)
 def test_what_is_not_json_is_refused(folder, content):
     (folder / MANIFEST).write_bytes(content)
-    with pytest.raises(LtxError, match=r"manifest\.json is not valid JSON - run: make engines"):
+    with pytest.raises(LtxError, match=r"manifest\.json is not valid JSON - run: ltx-export "):
         read_manifest(folder)
 
 
 @pytest.mark.parametrize("content", ["[]", "4", "{}", '{"format": 3}', '{"format": "4"}', '{"format": 5}'])
 def test_another_format_is_refused(folder, content):
     (folder / MANIFEST).write_text(content)
-    with pytest.raises(LtxError, match=r"manifest\.json has another format than 4 - run: make engines VERSION=demo$"):
+    with pytest.raises(
+        LtxError,
+        match=r"manifest\.json has another format than 4 - run: ltx-export .* demo$",
+    ):
         read_manifest(folder)
 
 
@@ -209,7 +213,7 @@ def test_without_allowed_sigmas_every_level_is(folder):
 @pytest.mark.parametrize("value", [None, 1, True, ["x"], [[1.0]], {"x": 1}, [10**400]], ids=lambda v: str(v)[:9])
 def test_allowed_sigmas_that_are_no_numbers_are_refused(folder, value):
     edit(folder, lambda data: data.update(allowed_sigmas=value))
-    with pytest.raises(LtxError, match=r"manifest\.json is damaged .* - run: make engines"):
+    with pytest.raises(LtxError, match=r"manifest\.json is damaged .* - run: ltx-export "):
         read_manifest(folder)
 
 
@@ -259,7 +263,7 @@ def test_a_component_that_the_folder_lacks_is_refused_by_name(folder):
     edit(folder, lambda data: data["components"].pop("transformer"))
     engines = open_engines(folder)
     assert engines.component("text_encoder").signature == SIGNATURES[0]
-    with pytest.raises(LtxError, match="has no transformer - run: make engines VERSION=demo"):
+    with pytest.raises(LtxError, match="has no transformer - run: ltx-export random-weights demo"):
         engines.component("transformer")
 
 
@@ -288,13 +292,21 @@ def test_of_several_versions_one_must_be_named(folder):
 
 
 def test_a_version_that_was_not_made_is_refused_with_those_that_were(folder):
-    with pytest.raises(LtxError, match=r"no engines for 0\.9\.1 .*found: demo.*make engines VERSION=0\.9\.1"):
+    with pytest.raises(
+        LtxError,
+        match=r"no engines for 0\.9\.1 .*found: demo.*ltx-export download 0\.9\.1",
+    ):
         find_folder(folder.parent, "0.9.1")
 
 
 @pytest.mark.parametrize("name", ["missing", "."])
 def test_a_place_without_versions_is_refused_with_the_command_that_makes_one(tmp_path, name):
-    with pytest.raises(LtxError, match="make engines VERSION=demo"):
+    with pytest.raises(LtxError, match="ltx-export random-weights demo"):
         find_folder(tmp_path / name, None)
     with pytest.raises(LtxError, match=r"found: none"):
         find_folder(tmp_path / name, "0.9.1")
+
+
+def test_the_command_that_makes_a_folder_needs_nothing_but_the_exporter():
+    assert export_command("demo") == "ltx-export random-weights demo && ltx-export onnx demo"
+    assert export_command("0.9.5") == "ltx-export download 0.9.5 --missing && ltx-export onnx 0.9.5"

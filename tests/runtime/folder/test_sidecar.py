@@ -194,7 +194,10 @@ def test_an_engine_without_sidecar_is_refused(made):
 def test_a_folder_without_the_graph_says_how_to_export_it(tmp_path):
     engines = engines_in(tmp_path)
     engines.component("transformer").graphs.clear()
-    with pytest.raises(LtxError, match=r"has no bf16 graph of transformer - run: make engines VERSION=demo"):
+    with pytest.raises(
+        LtxError,
+        match=r"has no bf16 graph of transformer - run: ltx-export random-weights demo",
+    ):
         graph_for(engines, "transformer", "bf16")
     with pytest.raises(LtxError, match=r"has no fp16 graph of transformer - run: ltx-export onnx demo .*fp16"):
         graph_for(engines, "transformer", "fp16")
