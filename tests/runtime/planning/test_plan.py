@@ -40,7 +40,7 @@ def test_the_default_request_is_the_version_s_own(version):
     assert (request.prompt, request.seed, request.image_noise_scale) == ("a cat", 7, 0.15)
     asked = {field.name for field in fields(request) if getattr(request, field.name) not in (None, (), False)}
     own = {"prompt", "negative_prompt", "height", "width", "num_frames", "fps", "seed"}
-    assert asked == own | {"stg_mode", "image_noise_scale"}
+    assert asked == own | {"image_noise_scale"}
     with pytest.raises(FrozenInstanceError):
         request.seed = 8
 
