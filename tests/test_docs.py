@@ -1,26 +1,22 @@
 """The library's page and the README: every block of Python in them runs as it stands, in order."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
-from samples.tiny import sources_of
+from samples.demo import folder_with_demo
 
-from ltx_export.build import Options, export_version
-from ltx_export.random_weights import write_random_weights
-from ltx_runtime.spec.versions import VERSIONS
+from ltx_runtime import Pipeline
 
 ROOT = Path(__file__).parents[1]
-DEMO = VERSIONS["demo"]
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     """A folder with engines/demo in it."""
     folder = tmp_path_factory.mktemp("docs")
-    write_random_weights(DEMO, folder / "weights")
-    sources = sources_of(DEMO, folder / "weights")
-    export_version(DEMO, sources, folder / "engines" / "demo", Options(("fp32",)), lambda line: None)
+    shutil.copytree(folder_with_demo() / "engines", folder / "engines")
     return folder
 
 
@@ -49,3 +45,17 @@ def test_the_readme_s_program_runs_on_any_folder(demo, monkeypatch):
 def test_no_other_page_holds_python_that_nobody_runs():
     pages = [page for page in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")) if "```python" in page.read_text()]
     assert {str(page.relative_to(ROOT)) for page in pages} == {"README.md", "docs/python.md"}
+
+
+def test_many_videos_in_one_process_take_no_more_memory_than_a_few(demo):
+    """Memory is what the process holds after a video; the first ones fill caches and thread pools."""
+    resident = Path("/proc/self/statm")
+    if not resident.exists():
+        pytest.skip("this system does not tell what a process holds")
+    held = []
+    with Pipeline(demo / "engines" / "demo", keep_loaded=True) as pipe:
+        for seed in range(24):
+            for frame in pipe("a fox", height=64, width=96, num_frames=9, seed=seed):
+                assert frame.shape == (64, 96, 3)
+            held.append(int(resident.read_text().split()[1]))
+    assert max(held[-3:]) < 1.05 * max(held[2:5])

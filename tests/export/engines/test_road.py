@@ -13,8 +13,10 @@ from stand_ins.engines import Recipe, install
 from stand_ins.gpu_machine import Machine
 
 from ltx_runtime.errors import LtxError
+from ltx_runtime.folder import sidecar
 from ltx_runtime.folder.manifest import open_engines
 from ltx_runtime.folder.profiles import Limits
+from ltx_runtime.pipeline import Pipeline
 from ltx_runtime.planning.options import Options
 from ltx_runtime.planning.plan import grids_of, plan
 from ltx_runtime.planning.request import Condition, Request
@@ -154,6 +156,26 @@ def test_engines_of_one_size_make_it_and_refuse_others_with_the_command_before_a
     with pytest.raises(LtxError, match=r"engine of transformer does not serve .*ltx-export engine .*--force"):
         made(engines, replace(REQUEST, num_frames=25))
     assert len(installed.seen.runs) == runs
+
+
+def test_an_engine_is_hashed_once_for_all_videos(engines, monkeypatch):
+    install(monkeypatch, engines)
+    hashed = []
+
+    def counting(path):
+        if path.suffix == ".engine":
+            hashed.append(path.name)
+        return original(path)
+
+    original = sidecar.checksum
+    monkeypatch.setattr(sidecar, "checksum", counting)
+    with Pipeline(engines) as pipe:
+        for _ in range(2):
+            video = pipe(REQUEST)
+            video.report()
+            assert len(list(video)) == REQUEST.num_frames
+    assert sorted(hashed) == sorted(set(hashed))
+    assert "transformer.bf16.engine" in hashed
 
 
 def test_saved_latents_are_decoded_by_an_engine_too(engines, monkeypatch, tmp_path):

@@ -1,0 +1,26 @@
+"""The demo version, exported once in a process for all tests that run it."""
+
+import atexit
+import shutil
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+
+from samples.tiny import sources_of
+
+from ltx_export.build import Options, export_version
+from ltx_export.random_weights import write_random_weights
+from ltx_runtime.spec.versions import VERSIONS
+
+DEMO = VERSIONS["demo"]
+
+
+@cache
+def folder_with_demo() -> Path:
+    """A folder with engines/demo in it, in fp32; tests must not change that."""
+    folder = Path(mkdtemp(prefix="demo"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    write_random_weights(DEMO, folder / "weights")
+    sources = sources_of(DEMO, folder / "weights")
+    export_version(DEMO, sources, folder / "engines" / "demo", Options(("fp32",)), lambda line: None)
+    return folder
