@@ -1,6 +1,7 @@
 """What a request comes to: sizes, noise levels and guidance of every pass, by the official presets and closed forms."""
 
 from dataclasses import FrozenInstanceError, fields, replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -45,14 +46,13 @@ def test_the_default_request_is_the_version_s_own(version):
         request.seed = 8
 
 
-@pytest.mark.parametrize("name", [name for name in VERSIONS if name not in TWO_PASSES])
 @pytest.mark.parametrize("size", [(704, 1216, 121), (512, 768, 97), (32, 32, 1)])
-def test_a_single_pass_has_the_grid_of_the_size_asked_for(name, size):
-    (one,) = planned(name, **dict(zip(("height", "width", "num_frames"), size, strict=True))).passes
-    assert (one.grid.height, one.grid.width, one.grid.num_frames) == size
+def test_a_single_pass_has_the_grid_of_the_size_asked_for(size):
+    for name in (name for name in VERSIONS if name not in TWO_PASSES):
+        (one,) = planned(name, **dict(zip(("height", "width", "num_frames"), size, strict=True))).passes
+        assert (one.grid.height, one.grid.width, one.grid.num_frames) == size, name
 
 
-@pytest.mark.parametrize("name", TWO_PASSES)
 @pytest.mark.parametrize(
     ("asked", "first"),
     [
@@ -65,12 +65,14 @@ def test_a_single_pass_has_the_grid_of_the_size_asked_for(name, size):
         ((96, 64), (32, 32)),  # two thirds of 96 are a little less than 64
     ],
 )
-def test_of_two_passes_the_first_has_two_thirds_rounded_down_and_the_second_twice_that(name, asked, first):
-    made = planned(name, height=asked[0], width=asked[1], num_frames=25)
-    assert sizes(made) == [first, (2 * first[0], 2 * first[1])]
-    assert [one.grid.num_frames for one in made.passes] == [25, 25]
-    assert made.ending.size == asked
-    assert planned(name, height=asked[0], width=asked[1], single_pass=True).passes[0].grid.height == asked[0]
+def test_of_two_passes_the_first_has_two_thirds_rounded_down_and_the_second_twice_that(asked, first):
+    for name in TWO_PASSES:
+        made = planned(name, height=asked[0], width=asked[1], num_frames=25)
+        assert sizes(made) == [first, (2 * first[0], 2 * first[1])], name
+        assert [one.grid.num_frames for one in made.passes] == [25, 25], name
+        assert made.ending.size == asked, name
+        whole = planned(name, height=asked[0], width=asked[1], single_pass=True)
+        assert whole.passes[0].grid.height == asked[0], name
 
 
 @pytest.mark.parametrize("name", DEV)
@@ -106,7 +108,6 @@ def test_096_distilled_takes_eight_stochastic_steps():
     assert (forwards(one), one.stochastic) == ([1] * 8, True)
 
 
-@pytest.mark.parametrize("name", ["0.9.0", "0.9.1"])
 @pytest.mark.parametrize(
     ("size", "second", "last_but_one"),
     [
@@ -115,9 +116,11 @@ def test_096_distilled_takes_eight_stochastic_steps():
         ((704, 1216, 121), 0.997288, 0.554694),
     ],
 )
-def test_the_first_releases_move_their_schedule_by_the_tokens_of_the_video(name, size, second, last_but_one):
-    (one,) = planned(name, height=size[0], width=size[1], num_frames=size[2], steps=20).passes
-    np.testing.assert_allclose(one.sigmas[[0, 1, -2, -1]], [1, second, last_but_one, 0.1], atol=2e-6)
+def test_the_first_releases_move_their_schedule_by_the_tokens_of_the_video(size, second, last_but_one):
+    for name in ("0.9.0", "0.9.1"):
+        (one,) = planned(name, height=size[0], width=size[1], num_frames=size[2], steps=20).passes
+        four = one.sigmas[[0, 1, -2, -1]]
+        np.testing.assert_allclose(four, [1, second, last_but_one, 0.1], atol=2e-6, err_msg=name)
 
 
 def test_what_a_checkpoint_says_of_its_schedule_replaces_what_the_version_says():
@@ -144,14 +147,14 @@ OVERRIDES = {
 }
 
 
-@EVERY_VERSION
 @pytest.mark.parametrize("asked", OVERRIDES)
-def test_guidance_that_is_asked_for_holds_at_every_step_of_all_passes_and_leaves_the_rest(version, asked):
+def test_guidance_that_is_asked_for_holds_at_every_step_of_all_passes_and_leaves_the_rest(asked):
     field, value = OVERRIDES[asked]
-    before, after = planned(version.name).passes, planned(version.name, **{asked: value}).passes
-    for one, other in zip(before, after, strict=True):
-        assert tuple(replace(step, **{field: value}) for step in one.guidance) == other.guidance
-        np.testing.assert_array_equal(one.sigmas, other.sigmas)
+    for name in VERSIONS:
+        before, after = planned(name).passes, planned(name, **{asked: value}).passes
+        for one, other in zip(before, after, strict=True):
+            assert tuple(replace(step, **{field: value}) for step in one.guidance) == other.guidance, name
+            np.testing.assert_array_equal(one.sigmas, other.sigmas, name)
 
 
 @pytest.mark.parametrize("name", DEV)
@@ -166,10 +169,10 @@ def test_blocks_beyond_the_last_do_nothing_where_no_step_uses_stg(name):
     assert forwards(planned(name, skip_blocks=(42,)).passes[0]) == forwards(planned(name).passes[0])
 
 
-@EVERY_VERSION
-@pytest.mark.parametrize("asked", [True, False])
-def test_stochastic_steps_can_be_asked_for_or_not_in_all_passes(version, asked):
-    assert [one.stochastic for one in planned(version.name, stochastic=asked).passes] == [asked] * len(version.passes)
+def test_stochastic_steps_can_be_asked_for_or_not_in_all_passes():
+    for (name, version), asked in product(VERSIONS.items(), (True, False)):
+        made = planned(name, stochastic=asked)
+        assert [one.stochastic for one in made.passes] == [asked] * len(version.passes), name
 
 
 @EVERY_VERSION
@@ -188,7 +191,6 @@ def test_a_way_to_skip_has_a_long_name_and_a_short_one(mode, short):
     assert planned("0.9.5").settings.stg_mode == "attention_values"
 
 
-@pytest.mark.parametrize("name", ["0.9.5", "0.9.8-2b-distilled"])
 @pytest.mark.parametrize(
     ("asked", "made", "padding"),
     [
@@ -199,25 +201,25 @@ def test_a_way_to_skip_has_a_long_name_and_a_short_one(mode, short):
         ((704, 1216, 2), (704, 1216, 9), (0, 0, 0, 0)),
     ],
 )
-def test_a_padded_video_is_made_at_the_next_larger_size_and_cropped_to_what_was_asked_for(name, asked, made, padding):
-    whole = planned(
-        name, pad=True, single_pass=True, **dict(zip(("height", "width", "num_frames"), asked, strict=True))
-    )
-    (one,) = whole.passes
-    assert (one.grid.height, one.grid.width, one.grid.num_frames) == made
-    assert tuple(whole.padding) == whole.ending.crop == padding
+def test_a_padded_video_is_made_at_the_next_larger_size_and_cropped_to_what_was_asked_for(asked, made, padding):
+    size = dict(zip(("height", "width", "num_frames"), asked, strict=True))
     left, right, top, bottom = padding
     assert (made[0] - top - bottom, made[1] - left - right) == asked[:2]
-    assert (whole.ending.size, whole.ending.num_frames) == (made[:2], asked[2])
+    for name in ("0.9.5", "0.9.8-2b-distilled"):
+        whole = planned(name, pad=True, single_pass=True, **size)
+        (one,) = whole.passes
+        assert (one.grid.height, one.grid.width, one.grid.num_frames) == made, name
+        assert tuple(whole.padding) == whole.ending.crop == padding, name
+        assert (whole.ending.size, whole.ending.num_frames) == (made[:2], asked[2]), name
 
 
-@EVERY_VERSION
 @pytest.mark.parametrize(("asked", "shown"), [(1, 1), (9, 17), (25, 49), (121, 241)])
-def test_a_temporal_upscale_shows_every_frame_and_one_between_each_two_at_twice_the_speed(version, asked, shown):
-    made = planned(version.name, num_frames=asked, fps=25.0, temporal_upscale=True)
-    assert (made.ending.num_frames, made.ending.fps, made.settings.fps) == (shown, 50, 25)
-    assert made.temporal_upscale
-    assert {one.grid.num_frames for one in made.passes} == {asked}
+def test_a_temporal_upscale_shows_every_frame_and_one_between_each_two_at_twice_the_speed(asked, shown):
+    for name in VERSIONS:
+        made = planned(name, num_frames=asked, fps=25.0, temporal_upscale=True)
+        assert (made.ending.num_frames, made.ending.fps, made.settings.fps) == (shown, 50, 25), name
+        assert made.temporal_upscale, name
+        assert {one.grid.num_frames for one in made.passes} == {asked}, name
 
 
 @EVERY_VERSION
@@ -237,18 +239,18 @@ def test_a_video_ends_as_the_version_says(version):
     )
 
 
-@EVERY_VERSION
-def test_how_a_video_ends_can_be_asked_for(version):
-    ending = planned(version.name, tone_map=0.0, decode_timestep=0.0, decode_noise_scale=1.0).ending
-    assert (ending.tone_map, ending.decode_timestep, ending.decode_noise_scale) == (0, 0, 1)
+def test_how_a_video_ends_can_be_asked_for():
+    for name in VERSIONS:
+        ending = planned(name, tone_map=0.0, decode_timestep=0.0, decode_noise_scale=1.0).ending
+        assert (ending.tone_map, ending.decode_timestep, ending.decode_noise_scale) == (0, 0, 1), name
 
 
-@EVERY_VERSION
-def test_the_negative_prompt_is_used_exactly_if_a_step_uses_cfg(version):
-    uses = any(entry.cfg_scale > 1 for one in version.passes for entry in one.guidance)
-    assert planned(version.name).uses_negative_prompt is uses
-    assert planned(version.name, guidance_scale=1.0).uses_negative_prompt is False
-    assert planned(version.name, guidance_scale=1.5).uses_negative_prompt is True
+def test_the_negative_prompt_is_used_exactly_if_a_step_uses_cfg():
+    for name, version in VERSIONS.items():
+        uses = any(entry.cfg_scale > 1 for one in version.passes for entry in one.guidance)
+        assert planned(name).uses_negative_prompt is uses, name
+        assert planned(name, guidance_scale=1.0).uses_negative_prompt is False, name
+        assert planned(name, guidance_scale=1.5).uses_negative_prompt is True, name
 
 
 def test_noise_on_given_images_is_as_much_as_the_official_command_line_adds_unless_asked():

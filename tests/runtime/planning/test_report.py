@@ -81,22 +81,22 @@ def no_constant(name: str) -> None:
     raise AssertionError(f"{name} is no JSON")
 
 
-@EVERY_VERSION
 @pytest.mark.parametrize(
     "changes", [{}, EVERYTHING, {"single_pass": True, "video": Path("clip.mp4")}], ids=["", "all", "v"]
 )
-def test_the_json_is_what_the_plan_is_described_as(name, changes):
-    text = json.dumps(described(name, **changes))
-    assert json.loads(text, parse_constant=no_constant) == described(name, **changes)
+def test_the_json_is_what_the_plan_is_described_as(changes):
+    for name in VERSIONS:
+        text = json.dumps(described(name, **changes))
+        assert json.loads(text, parse_constant=no_constant) == described(name, **changes), name
 
 
-@EVERY_VERSION
-def test_forwards_add_up_from_steps_to_passes(name):
-    for one, of_plan in zip(described(name)["passes"], asked(name)[0].passes, strict=True):
-        assert len(one["steps"]) == len(of_plan.sigmas)
-        for step in one["steps"]:
-            assert step["forwards"] == 1 + (step["guidance_scale"] > 1) + (step["stg_scale"] > 0)
-        assert one["forwards"] == sum(step["forwards"] for step in one["steps"])
+def test_forwards_add_up_from_steps_to_passes():
+    for name in VERSIONS:
+        for one, of_plan in zip(described(name)["passes"], asked(name)[0].passes, strict=True):
+            assert len(one["steps"]) == len(of_plan.sigmas), name
+            for step in one["steps"]:
+                assert step["forwards"] == 1 + (step["guidance_scale"] > 1) + (step["stg_scale"] > 0), name
+            assert one["forwards"] == sum(step["forwards"] for step in one["steps"]), name
 
 
 @pytest.mark.parametrize(
@@ -196,47 +196,50 @@ def test_activations_hold_every_row_of_the_scores_and_low_memory_holds_one_at_a_
 
 
 @EVERY_VERSION
-@pytest.mark.parametrize("part", [0.1, 0.3, 0.6])
-def test_memory_for_decoding_is_never_more_than_allowed_and_tiles_are_cut_for_less(name, part):
+def test_memory_for_decoding_is_never_more_than_allowed_and_tiles_are_cut_for_less(name):
     whole = described(name, Options(memory_bytes=PLENTY), **LARGE)["decode"]
     assert whole["tiles"] is None
-    budget = int(whole["activation_bytes"] * part)
-    tiled = described(name, Options(memory_bytes=budget), **LARGE)["decode"]
-    assert tiled["activation_bytes"] <= budget
     last = asked(name, **LARGE)[0].passes[-1].grid
     most = (last.frames, last.rows, last.columns)
-    assert all(1 <= size <= limit for size, limit in zip(tiled["tiles"], most, strict=True))
-    assert np.prod(tiled["tiles"]) < np.prod(most)
+    for part in (0.1, 0.3, 0.6):
+        budget = int(whole["activation_bytes"] * part)
+        tiled = described(name, Options(memory_bytes=budget), **LARGE)["decode"]
+        assert tiled["activation_bytes"] <= budget, part
+        assert all(1 <= size <= limit for size, limit in zip(tiled["tiles"], most, strict=True)), part
+        assert np.prod(tiled["tiles"]) < np.prod(most), part
 
 
-@EVERY_VERSION
-def test_a_temporal_upscale_takes_about_twice_the_memory_to_decode(name):
-    once, twice = (
-        described(name, Options(memory_bytes=PLENTY), temporal_upscale=doubled, **LARGE)["decode"]["activation_bytes"]
-        for doubled in (False, True)
-    )
-    assert 1.7 * once < twice <= 2 * once
+def test_a_temporal_upscale_takes_about_twice_the_memory_to_decode():
+    for name in VERSIONS:
+        usual, doubled = (
+            described(name, Options(memory_bytes=PLENTY), temporal_upscale=twice, **LARGE)["decode"]
+            for twice in (False, True)
+        )
+        once, twice = usual["activation_bytes"], doubled["activation_bytes"]
+        assert 1.7 * once < twice <= 2 * once, name
 
 
-@EVERY_VERSION
 @pytest.mark.parametrize(
     "size", [{}, LARGE, {"height": 128, "width": 128, "num_frames": 9}], ids=["own", "large", "small"]
 )
-def test_tiles_that_are_asked_for_where_all_would_fit_are_no_larger_than_what_is_decoded(name, size):
-    last = asked(name, **size)[0].passes[-1].grid
-    tiles = described(name, Options(memory_bytes=PLENTY, tiled=True), **size)["decode"]["tiles"]
-    if size == LARGE:
-        assert tiles is not None
-    if tiles is not None:
-        assert all(tile <= most for tile, most in zip(tiles, (last.frames, last.rows, last.columns), strict=True))
-        assert tiles != [last.frames, last.rows, last.columns]
+def test_tiles_that_are_asked_for_where_all_would_fit_are_no_larger_than_what_is_decoded(size):
+    for name in VERSIONS:
+        last = asked(name, **size)[0].passes[-1].grid
+        whole = [last.frames, last.rows, last.columns]
+        tiles = described(name, Options(memory_bytes=PLENTY, tiled=True), **size)["decode"]["tiles"]
+        if size == LARGE:
+            assert tiles is not None, name
+        if tiles is not None:
+            assert all(tile <= most for tile, most in zip(tiles, whole, strict=True)), name
+            assert tiles != whole, name
 
 
-@EVERY_VERSION
 @pytest.mark.parametrize("tone_map", [None, 0.0, 0.3])
-def test_the_tone_map_is_told(name, tone_map):
-    own = 0.6 if name == "0.9.8-13b-distilled" else 0
-    assert described(name, tone_map=tone_map)["decode"]["tone_map"] == (own if tone_map is None else tone_map)
+def test_the_tone_map_is_told(tone_map):
+    for name in VERSIONS:
+        own = 0.6 if name == "0.9.8-13b-distilled" else 0
+        told = described(name, tone_map=tone_map)["decode"]["tone_map"]
+        assert told == (own if tone_map is None else tone_map), name
 
 
 @EVERY_VERSION
@@ -299,11 +302,11 @@ def test_images_clips_and_a_video_to_start_from_have_their_lines():
     ]
 
 
-@EVERY_VERSION
 @pytest.mark.parametrize("tiled", [False, True])
-def test_the_line_about_decoding_says_whether_in_tiles(name, tiled):
+def test_the_line_about_decoding_says_whether_in_tiles(tiled):
     options = Options(memory_bytes=5 * GB if tiled else PLENTY)
-    said = described(name, options, **LARGE)["decode"]
-    how = "in tiles of {} latent frames, {} rows, {} columns".format(*said["tiles"]) if tiled else "whole"
-    memory = f"about {said['activation_bytes'] / 1e9:.2f} GB of activations"
-    assert f"decode: {how}, {memory}" in lines_of(name, options, **LARGE)
+    for name in VERSIONS:
+        said = described(name, options, **LARGE)["decode"]
+        how = "in tiles of {} latent frames, {} rows, {} columns".format(*said["tiles"]) if tiled else "whole"
+        memory = f"about {said['activation_bytes'] / 1e9:.2f} GB of activations"
+        assert f"decode: {how}, {memory}" in lines_of(name, options, **LARGE), name

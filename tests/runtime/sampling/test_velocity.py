@@ -4,6 +4,7 @@ The second opinion computes sample by sample and condition by condition, by the 
 """
 
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -33,11 +34,11 @@ KINDS = {
     "cfg_and_stg": Guidance(3.0, 1.0, 0.7, (0, 2)),
 }
 EVERY_KIND = pytest.mark.parametrize("guidance", KINDS.values(), ids=KINDS)
-EVERY_BATCH = pytest.mark.parametrize("batch", [1, 2, 3])
+BATCHES = (1, 2, 3)
 EVERY_MODE = pytest.mark.parametrize("mode", STG_MODES)
+PASSES = [(version, number) for version in VERSIONS.values() for number in range(len(version.passes))]
 EVERY_PASS = pytest.mark.parametrize(
-    ("version", "number"),
-    [pytest.param(v, i, id=f"{v.name}_pass_{i + 1}") for v in VERSIONS.values() for i in range(len(v.passes))],
+    ("version", "number"), PASSES, ids=[f"{version.name}_pass_{number + 1}" for version, number in PASSES]
 )
 SKIP_WEIGHTS = np.arange(1, 10).reshape(LAYERS, 3) / 90  # another one for each mode in each layer
 DEMO = VERSIONS["demo"]
@@ -109,46 +110,46 @@ def velocity_of(guidance, text, tokens, timesteps, mode="attention_values", **ho
 
 
 @EVERY_MODE
-@EVERY_BATCH
 @EVERY_KIND
-@pytest.mark.parametrize("per_token", [False, True], ids=["one_timestep", "timesteps_per_token"])
 @pytest.mark.parametrize("low_memory", [False, True], ids=["one_batch", "one_after_another"])
-def test_each_sample_of_a_batch_gets_what_it_gets_alone_by_hand(guidance, batch, mode, per_token, low_memory):
-    text, tokens = text_of(batch), drawn(1, batch, GRID.tokens, CHANNELS)
-    timesteps = np.linspace(0, 0.8, GRID.tokens if per_token else 1, dtype=np.float32)[None]
-    made, _ = velocity_of(guidance, text, tokens, timesteps, mode, low_memory=low_memory)
-    assert (made.dtype, made.shape) == (np.float32, tokens.shape)
-    for sample in range(batch):
-        expected = by_hand(guidance, tokens[sample], timesteps[0], alone(text, sample), mode)
-        np.testing.assert_allclose(made[sample], expected, rtol=1e-4, atol=1e-5)
+def test_each_sample_of_a_batch_gets_what_it_gets_alone_by_hand(guidance, mode, low_memory):
+    for batch, levels in product(BATCHES, (1, GRID.tokens)):  # one for all tokens, or one for each
+        text, tokens = text_of(batch), drawn(1, batch, GRID.tokens, CHANNELS)
+        timesteps = np.linspace(0, 0.8, levels, dtype=np.float32)[None]
+        made, _ = velocity_of(guidance, text, tokens, timesteps, mode, low_memory=low_memory)
+        case = f"batch of {batch}, {levels} timesteps"
+        assert (made.dtype, made.shape) == (np.float32, tokens.shape), case
+        for sample in range(batch):
+            expected = by_hand(guidance, tokens[sample], timesteps[0], alone(text, sample), mode)
+            np.testing.assert_allclose(made[sample], expected, rtol=1e-4, atol=1e-5, err_msg=case)
 
 
 @EVERY_MODE
-@EVERY_BATCH
 @pytest.mark.parametrize(
     ("kind", "conditions"),
     [("none", "t"), ("cfg", "tn"), ("stg", "tp"), ("cfg_and_stg", "tnp")],
 )
-def test_samples_of_a_condition_lie_together_and_only_the_perturbed_skip(kind, conditions, batch, mode):
-    guidance, text, tokens = KINDS[kind], text_of(batch), drawn(1, batch, GRID.tokens, CHANNELS)
-    timesteps = np.linspace(0, 1, GRID.tokens, dtype=np.float32)[None]
-    _, session = velocity_of(guidance, text, tokens, timesteps, mode)
-    (feeds,) = session.runner.fed
-    of = {"t": (text.embeddings, text.mask), "n": (text.negative_embeddings, text.negative_mask)}
-    of["p"] = of["t"]
-    for place, name in enumerate(conditions):
-        rows = slice(place * batch, (place + 1) * batch)
-        np.testing.assert_array_equal(feeds["latents"][rows], tokens)
-        np.testing.assert_array_equal(feeds["text"][rows], of[name][0])
-        np.testing.assert_array_equal(feeds["text_mask"][rows], of[name][1])
-    count = len(conditions) * batch
-    np.testing.assert_array_equal(feeds["timestep"], timesteps.repeat(count, 0), strict=True)
-    np.testing.assert_array_equal(feeds["coords"], COORDS.repeat(count, 0), strict=True)
-    expected = np.ones((LAYERS, len(STG_MODES), count), np.float32)
-    if "p" in conditions:
-        for block in guidance.skip_blocks:
-            expected[block, STG_MODES.index(mode), -batch:] = 0
-    np.testing.assert_array_equal(feeds["skip_mask"], expected, strict=True)
+def test_samples_of_a_condition_lie_together_and_only_the_perturbed_skip(kind, conditions, mode):
+    guidance, timesteps = KINDS[kind], np.linspace(0, 1, GRID.tokens, dtype=np.float32)[None]
+    for batch in BATCHES:
+        text, tokens = text_of(batch), drawn(1, batch, GRID.tokens, CHANNELS)
+        _, session = velocity_of(guidance, text, tokens, timesteps, mode)
+        (feeds,), case = session.runner.fed, f"batch of {batch}"
+        of = {"t": (text.embeddings, text.mask), "n": (text.negative_embeddings, text.negative_mask)}
+        of["p"] = of["t"]
+        for place, name in enumerate(conditions):
+            rows = slice(place * batch, (place + 1) * batch)
+            np.testing.assert_array_equal(feeds["latents"][rows], tokens, case)
+            np.testing.assert_array_equal(feeds["text"][rows], of[name][0], case)
+            np.testing.assert_array_equal(feeds["text_mask"][rows], of[name][1], case)
+        count = len(conditions) * batch
+        np.testing.assert_array_equal(feeds["timestep"], timesteps.repeat(count, 0), case, strict=True)
+        np.testing.assert_array_equal(feeds["coords"], COORDS.repeat(count, 0), case, strict=True)
+        expected = np.ones((LAYERS, len(STG_MODES), count), np.float32)
+        if "p" in conditions:
+            for block in guidance.skip_blocks:
+                expected[block, STG_MODES.index(mode), -batch:] = 0
+        np.testing.assert_array_equal(feeds["skip_mask"], expected, case, strict=True)
 
 
 @EVERY_KIND
@@ -249,19 +250,20 @@ def test_a_transformer_that_knows_the_data_is_led_to_it_by_every_pass_of_every_v
     np.testing.assert_allclose(steps[-1].tokens[0], data, atol=1e-3)
 
 
-@EVERY_PASS
-def test_every_step_has_the_rows_and_the_noise_level_that_its_pass_says(version, number):
-    _, fed, _, _, one = run(version, number, drawn(2, GRID.tokens, CHANNELS))
-    for feeds, sigma, guidance in zip(fed, one.sigmas, one.guidance, strict=True):
-        rows = 1 + (guidance.cfg_scale > 1) + (guidance.stg_scale > 0)
-        np.testing.assert_array_equal(feeds["timestep"], np.full((rows, 1), sigma), strict=True)
+def test_every_step_has_the_rows_and_the_noise_level_that_its_pass_says():
+    for version, number in PASSES:
+        _, fed, _, _, one = run(version, number, drawn(2, GRID.tokens, CHANNELS))
+        for feeds, sigma, guidance in zip(fed, one.sigmas, one.guidance, strict=True):
+            rows, case = 1 + (guidance.cfg_scale > 1) + (guidance.stg_scale > 0), f"{version.name} {number} {sigma}"
+            np.testing.assert_array_equal(feeds["timestep"], np.full((rows, 1), sigma), case, strict=True)
 
 
-@EVERY_PASS
-def test_only_a_stochastic_pass_draws_noise_between_its_steps(version, number):
-    *_, draw, _, one = run(version, number, drawn(2, GRID.tokens, CHANNELS))
+def test_only_a_stochastic_pass_draws_noise_between_its_steps():
     shape = (1, GRID.tokens, CHANNELS)
-    assert draw.notes == [(f"step_{n}", shape) for n in range(len(one.sigmas)) if one.stochastic]
+    for version, number in PASSES:
+        *_, draw, _, one = run(version, number, drawn(2, GRID.tokens, CHANNELS))
+        noted = [(f"step_{n}", shape) for n in range(len(one.sigmas)) if one.stochastic]
+        assert draw.notes == noted, (version.name, number)
 
 
 @EVERY_PASS

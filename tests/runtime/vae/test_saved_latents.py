@@ -65,9 +65,17 @@ def test_latents_of_another_type_are_float32(path):
         np.testing.assert_array_equal(read_latents(path, CHANNELS)[0], whole.astype(np.float32), strict=True)
 
 
-@pytest.mark.parametrize(
-    "metadata",
-    [
+def refusal(path, case):
+    """The sentence that a file is refused with."""
+    try:
+        read_latents(path, CHANNELS)
+    except LtxError as refused:
+        return str(refused)
+    pytest.fail(f"{case} is read")
+
+
+def test_other_files_are_no_latents_of_ours(path):
+    for metadata in (
         {},
         {"format": "pt"},
         {"ltx": ""},
@@ -78,38 +86,39 @@ def test_latents_of_another_type_are_float32(path):
         described(decode=None),
         described(unheard_of=1),
         *(described(**{name: None}) for name in asdict(ENDING)),
-    ],
-    ids=lambda metadata: str(metadata)[:40],
-)
-def test_other_files_are_no_latents_of_ours(path, metadata):
-    write_tensors(path, {"pass1": LATENTS}, metadata)
-    with pytest.raises(LtxError, match=r"holds no latents of ltx-run - give a file that --save-latents wrote"):
-        read_latents(path, CHANNELS)
+    ):
+        write_tensors(path, {"pass1": LATENTS}, metadata)
+        case = str(metadata)[:200]
+        assert "holds no latents of ltx-run - give a file that --save-latents wrote" in refusal(path, case), case
 
 
 NO_NUMBERS = ["x", [], {}, True, -1, float("nan"), [1]]
 NO_PAIRS = ["x", 5, [], [64], [64, 96, 1], [0, 64], [64, -1], [64.5, 96], [64, "x"], [float("nan"), 1], {}, True]
-DAMAGED = [
-    *((name, value) for name in ("num_frames", "fps", "seed") for value in NO_NUMBERS),
-    *((name, value) for name in ("tone_map", "decode_timestep", "decode_noise_scale") for value in NO_NUMBERS),
-    *(("size", value) for value in NO_PAIRS),
-    *(("crop", [value, 0, 0, 0]) for value in ("x", -1, 0.5, True, None)),
-    *(("crop", value) for value in ([], [0, 0, 0], [0] * 5, "0000", 0, {})),
-    *(("crop", value) for value in ([100, 60, 0, 0], [0, 0, 64, 0], [0, 0, 0, 10**9])),  # nothing is left
-    *(("fps", value) for value in (0, float("inf"))),
-    *(("num_frames", value) for value in (0, 1.5, float("inf"), 18)),  # three latent frames make 17
-    *(("seed", value) for value in (1.5, 2**64, float("inf"))),
-    *(("version", value) for value in (5, [], {}, True)),
-    *(("decode", value) for value in (5, [], {}, "pass3")),
-]
+DAMAGED = {
+    "num_frames": (*NO_NUMBERS, 0, 1.5, float("inf"), 18),  # three latent frames make 17
+    "fps": (*NO_NUMBERS, 0, float("inf")),
+    "seed": (*NO_NUMBERS, 1.5, 2**64, float("inf")),
+    "tone_map": NO_NUMBERS,
+    "decode_timestep": NO_NUMBERS,
+    "decode_noise_scale": NO_NUMBERS,
+    "size": NO_PAIRS,
+    "crop": (
+        *([value, 0, 0, 0] for value in ("x", -1, 0.5, True, None)),
+        *([], [0, 0, 0], [0] * 5, "0000", 0, {}),
+        *([100, 60, 0, 0], [0, 0, 64, 0], [0, 0, 0, 10**9]),  # nothing is left
+    ),
+    "version": (5, [], {}, True),
+    "decode": (5, [], {}, "pass3"),
+}
 
 
-@pytest.mark.parametrize(("name", "value"), DAMAGED, ids=str)
-def test_an_ending_that_no_run_writes_is_refused(path, name, value):
-    write_tensors(path, {"pass1": LATENTS}, described(**{name: value}))
-    with pytest.raises(LtxError, match=str(path)) as raised:
-        read_latents(path, CHANNELS)
-    assert " - " in str(raised.value)
+@pytest.mark.parametrize("name", DAMAGED)
+def test_an_ending_that_no_run_writes_is_refused(path, name):
+    for value in DAMAGED[name]:
+        write_tensors(path, {"pass1": LATENTS}, described(**{name: value}))
+        said = refusal(path, value)
+        assert str(path) in said, value
+        assert " - " in said, value
 
 
 @pytest.mark.parametrize(

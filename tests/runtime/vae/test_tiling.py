@@ -11,7 +11,7 @@ from ltx_runtime.vae import tiling
 from ltx_runtime.vae.tiling import Tiling, decode_tiled, encode_tiled
 
 AXES = ("frames", "rows", "columns")
-SEEDS = pytest.mark.parametrize("seed", range(25))
+SEEDS = range(25)
 
 
 def some_tiling(random, least_overlap=0):
@@ -73,23 +73,23 @@ def test_cells_are_those_of_the_latent_grid():
     assert (tiling.SPATIAL_SCALE, tiling.TEMPORAL_SCALE) == (geometry.SPATIAL_SCALE, geometry.TEMPORAL_SCALE)
 
 
-@SEEDS
-def test_tiles_of_an_ideal_decoder_make_every_frame_once_in_order_and_every_pixel_in_its_place(seed):
-    random = np.random.RandomState(seed)
-    grid, tiles = some_grid(random), some_tiling(random)
-    frames = list(decode_tiled(grid, ideal, tiles))
-    assert len(frames) == 8 * grid[0] - 7
-    for made, wanted in zip(frames, ideal(*whole(grid)).swapaxes(0, 1), strict=True):
-        np.testing.assert_array_equal(made, wanted)
+def test_tiles_of_an_ideal_decoder_make_every_frame_once_in_order_and_every_pixel_in_its_place():
+    for seed in SEEDS:
+        random = np.random.RandomState(seed)
+        grid, tiles = some_grid(random), some_tiling(random)
+        frames = list(decode_tiled(grid, ideal, tiles))
+        assert len(frames) == 8 * grid[0] - 7, seed
+        for made, wanted in zip(frames, ideal(*whole(grid)).swapaxes(0, 1), strict=True):
+            np.testing.assert_array_equal(made, wanted, f"seed {seed}")
 
 
-@SEEDS
-def test_where_an_overlap_is_four_times_as_far_as_the_decoder_sees_tiles_equal_the_whole_exactly(seed):
-    random = np.random.RandomState(seed)
-    grid, tiles = some_grid(random), some_tiling(random, least_overlap=4)
-    latents = random.randint(-50, 50, grid)
-    decode = seeing(latents, min(tiles.frame_overlap, tiles.space_overlap) // 4)
-    np.testing.assert_array_equal(video_of(grid, decode, tiles), decode(*whole(grid)))
+def test_where_an_overlap_is_four_times_as_far_as_the_decoder_sees_tiles_equal_the_whole_exactly():
+    for seed in SEEDS:
+        random = np.random.RandomState(seed)
+        grid, tiles = some_grid(random), some_tiling(random, least_overlap=4)
+        latents = random.randint(-50, 50, grid)
+        decode = seeing(latents, min(tiles.frame_overlap, tiles.space_overlap) // 4)
+        np.testing.assert_array_equal(video_of(grid, decode, tiles), decode(*whole(grid)), f"seed {seed}")
 
 
 @pytest.mark.parametrize("axis", range(3))
@@ -131,10 +131,8 @@ def test_where_four_tiles_meet_each_counts_by_the_product_of_its_two_weights():
     np.testing.assert_allclose(made, weights.T @ values[::4, ::4][:2, :2] @ weights, atol=1e-6)
 
 
-@SEEDS
-def test_tiles_have_the_size_asked_for_share_what_was_asked_and_leave_nothing_out(seed):
-    random = np.random.RandomState(seed)
-    grid, tiles = some_grid(random), some_tiling(random)
+def windows_of(grid, tiles):
+    """Every window that is decoded."""
     windows = []
 
     def note(*window):
@@ -142,28 +140,42 @@ def test_tiles_have_the_size_asked_for_share_what_was_asked_and_leave_nothing_ou
         return ideal(*window)
 
     list(decode_tiled(grid, note, tiles))
-    overlaps = (tiles.frame_overlap, tiles.space_overlap, tiles.space_overlap)
-    sizes = (tiles.frames, tiles.rows, tiles.columns)
-    for axis, (size, tile, overlap) in enumerate(zip(grid, sizes, overlaps, strict=True)):
-        spans = sorted({(window[axis].start, window[axis].stop) for window in windows})
-        assert {stop - start for start, stop in spans} == {min(tile or size, size)}
-        assert (spans[0][0], spans[-1][1]) == (0, size)
-        assert all(before[1] - after[0] >= overlap for before, after in pairwise(spans))
-        fewer = len(spans) - 1
-        assert not fewer or fewer * tile - (fewer - 1) * overlap < size  # one tile less would not reach
+    return windows
 
 
-@SEEDS
-def test_one_tile_gives_the_bits_of_the_decoder_and_the_encoder(seed):
-    random = np.random.RandomState(seed)
-    grid = tuple(random.randint(1, 6, 3))
-    bits = random.randint(0, 2**32, (3, 8 * grid[0] - 7, 32 * grid[1], 32 * grid[2]), dtype=np.uint32)
-    video = bits.view(np.float32)  # infinities, negative zeros and numbers that are none among them
-    tiles = Tiling(*(random.choice([None, size + 8]) for size in grid))
-    frames = list(decode_tiled(grid, lambda *window: video, tiles))
-    assert [frame.tobytes() for frame in frames] == [frame.tobytes() for frame in video.swapaxes(0, 1)]
-    latents = np.frombuffer(random.bytes(8 * np.prod(grid)), np.float32).reshape(2, *grid)
-    assert encode_tiled(video, lambda window: latents, tiles).tobytes() == latents.tobytes()
+def test_tiles_have_the_size_asked_for_share_what_was_asked_and_leave_nothing_out():
+    for seed in SEEDS:
+        random = np.random.RandomState(seed)
+        grid, tiles = some_grid(random), some_tiling(random)
+        windows = windows_of(grid, tiles)
+        overlaps = (tiles.frame_overlap, tiles.space_overlap, tiles.space_overlap)
+        sizes = (tiles.frames, tiles.rows, tiles.columns)
+        for axis, (size, tile, overlap) in enumerate(zip(grid, sizes, overlaps, strict=True)):
+            spans = sorted({(window[axis].start, window[axis].stop) for window in windows})
+            assert {stop - start for start, stop in spans} == {min(tile or size, size)}, seed
+            assert (spans[0][0], spans[-1][1]) == (0, size), seed
+            assert all(before[1] - after[0] >= overlap for before, after in pairwise(spans)), seed
+            fewer = len(spans) - 1  # one tile less would not reach
+            assert not fewer or fewer * tile - (fewer - 1) * overlap < size, seed
+
+
+def always(given):
+    """A decoder or encoder that gives this, whatever it is asked for."""
+    return lambda *window: given
+
+
+def test_one_tile_gives_the_bits_of_the_decoder_and_the_encoder():
+    for seed in SEEDS:
+        random = np.random.RandomState(seed)
+        grid = tuple(random.randint(1, 6, 3))
+        bits = random.randint(0, 2**32, (3, 8 * grid[0] - 7, 32 * grid[1], 32 * grid[2]), dtype=np.uint32)
+        video = bits.view(np.float32)  # infinities, negative zeros and numbers that are none among them
+        tiles = Tiling(*(random.choice([None, size + 8]) for size in grid))
+        frames = list(decode_tiled(grid, always(video), tiles))
+        same = [frame.tobytes() for frame in frames] == [frame.tobytes() for frame in video.swapaxes(0, 1)]
+        assert same, seed
+        latents = np.frombuffer(random.bytes(8 * np.prod(grid)), np.float32).reshape(2, *grid)
+        assert encode_tiled(video, always(latents), tiles).tobytes() == latents.tobytes(), seed
 
 
 def test_a_tile_is_decoded_only_when_the_next_frame_needs_it():
@@ -199,13 +211,13 @@ def causal(memory):
     return encode
 
 
-@SEEDS
-def test_latents_of_tiles_equal_those_of_the_whole_once_the_encoder_has_seen_its_past(seed):
-    random = np.random.RandomState(seed)
-    (frames, rows, columns), tiles = some_grid(random), some_tiling(random)
-    video = random.randint(-3, 4, (3, 8 * min(frames, 30) - 7, 32 * rows, 32 * columns)).astype(np.float32)
-    encode = causal(tiles.frame_overlap - 1)  # the first latent of a tile has one of its eight frames
-    np.testing.assert_array_equal(encode_tiled(video, encode, tiles), encode(video))
+def test_latents_of_tiles_equal_those_of_the_whole_once_the_encoder_has_seen_its_past():
+    for seed in SEEDS:
+        random = np.random.RandomState(seed)
+        (frames, rows, columns), tiles = some_grid(random), some_tiling(random)
+        video = random.randint(-3, 4, (3, 8 * min(frames, 30) - 7, 32 * rows, 32 * columns)).astype(np.float32)
+        encode = causal(tiles.frame_overlap - 1)  # the first latent of a tile has one of its eight frames
+        np.testing.assert_array_equal(encode_tiled(video, encode, tiles), encode(video), f"seed {seed}")
 
 
 def test_an_encoder_that_remembers_more_is_wrong_only_from_the_end_of_the_first_tile_on():
