@@ -135,7 +135,7 @@ def test_hidden_files_are_none_of_the_weights(tmp_path):
 def test_weights_that_do_not_exist_are_missed_first(tmp_path, beside):
     made(tmp_path, *beside)
     assert refusal(find_sources, V095, tmp_path / "0.9.5").endswith(
-        "not found - check the path, or run: ltx-export download 0.9.5"
+        "not found - run: ltx-export download 0.9.5, or check the path"
     )
 
 
