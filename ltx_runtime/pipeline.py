@@ -98,6 +98,7 @@ class Pipeline:
         kept_bytes = None if isinstance(keep_loaded, bool) else keep_loaded * _GIGABYTE
         self._sessions = SessionPool(bool(keep_loaded), kept_bytes)
         self._found: dict[ComponentName, Found] = {}
+        self._noted: set[str] = set()
         self._note: Note = note or logging.getLogger("ltx_runtime").warning
 
     def __enter__(self) -> Pipeline:
@@ -269,9 +270,11 @@ class Video:
         self._use((yield from run_passes(road, self.plan, self._media, noise)), noise)
 
     def _tell_backends(self, road: Road) -> None:
-        """Notes what runs each network, where that was chosen of several."""
+        """Notes which backend runs each network, where it was chosen of several; once for all videos alike."""
         for line in self._chosen.lines():
-            road.note(line)
+            if line not in self._pipeline._noted:
+                self._pipeline._noted.add(line)
+                road.note(line)
 
     def _use(self, latents: Floats, noise: Noise) -> None:
         """Latents to decode, and where the decoder's noise comes from."""

@@ -136,6 +136,14 @@ def test_a_video_is_denoised_once_and_decoded_whenever_its_frames_are_asked_for(
         assert diary.count("open vae_decoder") == 2
 
 
+def test_the_choice_of_backends_is_noted_once_for_all_videos(engines):
+    notes = []
+    with Pipeline(engines(DEMO), note=notes.append) as pipe:
+        for _ in range(2):
+            list(pipe("a fox", **SMALL))
+    assert notes == ["everything on cpu"]
+
+
 def test_frames_are_those_of_the_command(pipe, spiece):
     request = Request("a fox", **SMALL)
     frames = list(pipe(request))
