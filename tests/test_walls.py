@@ -166,3 +166,14 @@ def test_no_function_is_longer_than_a_screen():
         if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno + 1 > MAX_FUNCTION_LINES
     ]
     assert long == []
+
+
+def test_a_docstring_is_a_sentence_with_a_noun():
+    fragments = []
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                text = ast.get_docstring(node)
+                if text is not None and (text.startswith("Of ") or len(text.split()) < 3):
+                    fragments.append(f"{path}: {text}")
+    assert fragments == []

@@ -130,7 +130,7 @@ def _parsed(place: str, raw: str | bytes) -> AdapterConfig:
 
 
 def _number(config: AdapterConfig, field: str, pattern_field: str, modules: Sequence[str]) -> float | None:
-    """What is said of a layer: by the first pattern that means it, or of all layers."""
+    """The number that holds for a layer: of the first pattern that matches it, or the one for all layers."""
     value = config.fields.get(field)
     patterns = config.fields.get(pattern_field) or {}
     if not isinstance(patterns, dict):

@@ -81,7 +81,7 @@ def _encoder_part(tensors: Tensors) -> dict[str, Any]:
 
 
 def _leaves(tensors: Tensors, block: re.Pattern[str]) -> dict[int, set[str]]:
-    """What each block has, by its place."""
+    """The last parts of the parameter names of every block, by the block's place."""
     leaves: dict[int, set[str]] = {}
     for name in tensors:
         match = block.fullmatch(name)
@@ -143,7 +143,7 @@ def upsampler_part(tensors: Tensors) -> dict[str, Any]:
 
 
 def _dims(tensors: Tensors, name: str) -> int:
-    """Of a convolution: 2 over one frame, else 3."""
+    """Number of axes that a convolution works over: 2 if its kernel has one frame, else 3."""
     return 2 if name in tensors and len(tensors[name].shape) == 4 else 3
 
 

@@ -13,7 +13,7 @@ AUTO = "auto"
 
 @dataclass(frozen=True)
 class Asked:
-    """What was typed."""
+    """The options as they were typed."""
 
     version: Annotated[str, typer.Argument(metavar="VERSION", help="A release, e.g. 0.9.8-2b-distilled, or demo.")]
     engines: Annotated[Path, typer.Option(envvar="LTX_ENGINES", help="Root of the version folders.")] = Path("engines")

@@ -81,7 +81,9 @@ class Progress:
         self.show(name, self._furthest)
 
     def _fraction(self, name: str) -> float:
-        """Of a phase: its steps, and of the one at work what its own phases have done."""
+        """The fraction of a phase that is done: its finished steps, and what the current one's own phases
+        have done.
+        """
         phase = self._phases[name]
         within = [self._fraction(one) for one, other in self._phases.items() if other.parent == name]
         return min((phase.done + max(within, default=0.0)) / phase.steps, 1.0)

@@ -72,7 +72,7 @@ class DenseReluDense(nn.Module):
         self.wo = nn.Linear(config.hidden, config.width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """-> float32."""
+        """The output of the gated feed-forward, in float32."""
         gated = F.gelu(self.wi_0(x), approximate="tanh").float() * self.wi_1(x).float()
         return self.wo((gated * (1 / _HALF_RANGE)).to(x.dtype)).float() * _HALF_RANGE
 

@@ -107,7 +107,7 @@ def _sources(parts: Sequence[Part]) -> list[_Source]:
 
 
 def _own(place: Placed, part: Part) -> Placed:
-    """Of a source's weights those of one network."""
+    """The weights of a source that belong to one network."""
     weights = {name: place.weights[name] for name in part.tensors}
     files = {(one.codes if isinstance(one, BlockWeight) else one).file for one in weights.values()}
     return replace(place, weights=weights, names={file: place.names[file] for file in place.names if file in files})

@@ -35,7 +35,7 @@ def _show_all(context: typer.Context, wanted: bool) -> bool:
 
 @dataclass(frozen=True)
 class Arguments:
-    """What was typed."""
+    """The options as they were typed."""
 
     words: Annotated[
         str | None,

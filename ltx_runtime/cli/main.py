@@ -91,7 +91,7 @@ def _make(typed: Arguments) -> None:
 
 
 def _result(video: Video, target: Path) -> dict[str, Any]:
-    """What was made, for programs."""
+    """The result as plain data, for programs."""
     height, width = video.size
     return {
         "file": str(target),
@@ -106,7 +106,7 @@ def _result(video: Video, target: Path) -> dict[str, Any]:
 
 
 def _told(video: Video, target: Path) -> str:
-    """What was made, for people."""
+    """The result in one line, for people."""
     (height, width), ending = video.size, video.ending
     seconds = ", ".join(f"{name} {took:.1f} s" for name, took in video.seconds.items())
     size = f"{width}x{height}, {ending.num_frames} frames at {ending.fps:g} fps"

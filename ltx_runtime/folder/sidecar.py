@@ -53,11 +53,11 @@ class Maker:
 
     @property
     def folder(self) -> str:
-        """Of its engines, within a version folder."""
+        """Name of the folder of its engines, within a version folder."""
         return f"{self.target}-{self.builder}-{self.version}"
 
     def marks(self) -> dict[str, Any]:
-        """What its engines have in their sidecars, and must have to be run here."""
+        """The fields that its engines' sidecars have, and must have to be run here."""
         return {
             "builder": self.builder,
             "builder_version": self.version,

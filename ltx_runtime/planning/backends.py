@@ -54,7 +54,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Chosen:
-    """What runs each component of a request.
+    """Which backend runs each component of a request.
 
     Attributes:
         version: of the folder.
@@ -161,7 +161,7 @@ class Chosen:
         return self.found[name]
 
     def lines(self) -> list[str]:
-        """What was chosen of several, and why: one line for components of which the same is to be said."""
+        """Which backend runs each component, with the reasons; components with the same answer share a line."""
         if self.options.backend != AUTO:
             return []
         said: dict[tuple[str, tuple[str, ...]], list[str]] = {}
@@ -197,7 +197,7 @@ def choose(
     size: Size,
     known: dict[ComponentName, Found] | None = None,
 ) -> Chosen:
-    """What runs each of these components.
+    """Finds what runs each of these components.
 
     Args:
         engines: the version folder.

@@ -228,7 +228,7 @@ def _cut(one: Pass, *, initial: int | None = None, final: int | None = None) -> 
 
 
 def _guidance_of(one: Pass, sigmas: Sigmas, request: Request, version: Version) -> tuple[Guidance, ...]:
-    """Of every step, with what the request asks for in place of the version's own."""
+    """The guidance of every step, with what the request asks for in place of the version's or preset's own."""
     changes: dict[str, Any] = {
         "cfg_scale": request.guidance_scale,
         "stg_scale": request.stg_scale,

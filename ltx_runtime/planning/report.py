@@ -65,7 +65,7 @@ def describe(planned: Plan, chosen: Chosen, manifest: Manifest, frames: Sequence
 
 
 def _component(found: Found) -> dict[str, Any]:
-    """What runs a component, and its weights; networks of one checkpoint share a file."""
+    """The backend of a component, its precision and the size of its weights file, which networks may share."""
     return {"backend": found.backend, "precision": found.precision, "weights_bytes": found.weights_bytes}
 
 
@@ -110,7 +110,7 @@ def _step(sigma: float, guidance: Guidance) -> dict[str, Any]:
 
 
 def lines_of(described: dict[str, Any]) -> Iterator[str]:
-    """What `describe` says, for people."""
+    """The plan that `describe` gives, in lines for people."""
     output = described["output"]
     yield (
         f"{described['version']}: {output['width']}x{output['height']}, {output['frames']} frames at "

@@ -152,7 +152,9 @@ class CheckedSession:
 
 
 def find(engines: Engines, name: ComponentName, backend: str = AUTO, *, after: str = "") -> Found:
-    """What runs a component: of one backend, or of the first that can, of those behind `after` if that is given.
+    """Finds the graph or engine that runs a component: of one backend, or of the first that can.
+
+    With `after`, only the backends behind that one in the order of preference are tried.
 
     Raises:
         LtxError: the backend is unknown, not installed, or cannot run the component here.

@@ -207,6 +207,6 @@ def _joined(
 
 
 def _weights(size: int) -> Array:
-    """Of what fades in: a line from 0 to 1, at the middle of each frame or pixel."""
+    """Weights of the tile that fades in: a line from 0 to 1, taken at the middle of each frame or pixel."""
     weights: Array = (np.arange(size, dtype=np.float32) + np.float32(0.5)) / np.float32(size)
     return weights

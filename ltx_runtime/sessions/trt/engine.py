@@ -42,7 +42,7 @@ def rebuild(found: Found) -> str:
 
 
 def usable_bytes(device: Device, found: Found) -> int:
-    """What may be used of the GPU's free memory."""
+    """Bytes of the GPU's free memory that may be used."""
     free = device.free_bytes()
     return free if found.gpu_memory_bytes is None else min(free, found.gpu_memory_bytes)
 
