@@ -142,14 +142,17 @@ class Pipeline:
 
     def _changed(self, request: Request, changes: dict[str, Any]) -> tuple[Request, Options]:
         """The request and the options with some fields changed."""
-        unknown = sorted(changes.keys() - {*_REQUEST_FIELDS, *_RUN_FIELDS})
-        if unknown:
-            known = ", ".join((*_REQUEST_FIELDS, *_RUN_FIELDS))
-            raise LtxError(f"a request has no {unknown[0]!r}", f"use one of {known}")
-        of_run = {name: value for name, value in changes.items() if name in _RUN_FIELDS}
-        of_run |= {name: Path(of_run[name]) for name in _PATH_FIELDS if of_run.get(name) is not None}
         asked = {name: value for name, value in changes.items() if name in _REQUEST_FIELDS}
-        return replace(request, **asked), check_options(replace(self._options, **of_run))
+        of_run = {name: value for name, value in changes.items() if name not in _REQUEST_FIELDS}
+        return replace(request, **asked), self._options_with(of_run, (*_REQUEST_FIELDS, *_RUN_FIELDS))
+
+    def _options_with(self, changes: dict[str, Any], known: Sequence[str]) -> Options:
+        """The options with some fields changed; `known` are all names that may be given beside them."""
+        unknown = sorted(changes.keys() - {*_RUN_FIELDS})
+        if unknown:
+            raise LtxError(f"there is nothing called {unknown[0]!r} to ask for", f"use one of {', '.join(known)}")
+        paths = {name: Path(changes[name]) for name in _PATH_FIELDS if changes.get(name) is not None}
+        return check_options(replace(self._options, **{**changes, **paths}))
 
     def decode(self, path: Path | str, **changes: Any) -> Video:
         """A video of latents that a run saved with `save_latents`; see __call__ for `changes` of options.
@@ -157,7 +160,7 @@ class Pipeline:
         Raises:
             LtxError: the file holds no such latents, or those of another version.
         """
-        _, options = self._changed(Request(), changes)
+        options = self._options_with(changes, _RUN_FIELDS)
         latents, ending = read_latents(Path(path), channels_of(self.engines))
         if ending.version != self.version.name:
             raise LtxError(f"{path} is of {ending.version}, not {self.version.name}", f"add --version {ending.version}")

@@ -54,7 +54,9 @@ def test_a_prompt_alone_is_a_request_and_everything_else_is_the_version_s_own(ve
 def test_planning_runs_nothing_and_what_cannot_be_made_is_an_error_with_its_parts(pipe, diary):
     with pytest.raises(LtxError, match="height must be a multiple of 32; got 65"):
         pipe("a fox", height=65)
-    with pytest.raises(LtxError, match=r"a request has no 'heigth' - use one of prompt, .*height.*save_latents"):
+    with pytest.raises(
+        LtxError, match=r"nothing called 'heigth' to ask for - use one of prompt, .*height.*save_latents"
+    ):
         pipe("a fox", heigth=64)
     with pytest.raises(LtxError, match=r"cannot read missing\.png"):
         pipe("a fox", conditions=(Condition("missing.png"),))
@@ -170,6 +172,8 @@ def test_saved_latents_become_the_same_frames(pipe, tmp_path):
     assert isinstance(video, Video)
     assert video.plan is None
     np.testing.assert_array_equal(list(video), frames)
+    with pytest.raises(LtxError, match="nothing called 'height' to ask for - use one of rng"):
+        pipe.decode(kept, height=64)
     with pytest.raises(ValueError, match="have no steps"):
         next(video.steps())
 
