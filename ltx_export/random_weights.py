@@ -1,7 +1,7 @@
-"""Seeded random weights in the official formats: the `demo` version, and any other one without a download.
+"""Seeded random weights in the official formats, for the `demo` version or, without a download, for any other one.
 
-Writes what a hub would hold: a unified safetensors checkpoint with its header config, a T5 encoder and its
-SentencePiece model. Trained weights can take the place of these files one by one.
+Writes the same files as a download: a single safetensors checkpoint with the configuration in its header, an upscaler
+if the version has one, a T5 encoder and its SentencePiece model. Each can be replaced by the file of trained weights.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from ltx_runtime.spec.versions import TextEncoderSize, Version
 
 Shapes = dict[str, tuple[int, ...]]
 
-# Enough text for a small vocabulary; single bytes cover everything else.
+# Enough text to train a small vocabulary; byte fallback covers everything else.
 _CORPUS = (
     "A red fox runs through deep snow at dawn, the camera follows from behind.",
     "Waves break on black rocks under a cloudy sky, slow motion, cinematic light.",
@@ -54,10 +54,10 @@ def write_random_weights(version: Version, folder: Path, *, seed: int = 0, spars
     """Writes a version's checkpoint, upscaler, text encoder and tokenizer into `folder`, in bf16.
 
     Args:
-        version: sizes and header.
-        folder: made if missing; each file appears under its name only when it is whole.
-        seed: same seed, same bytes.
-        sparse: zeros that take no disk space instead of random numbers, for measuring large versions.
+        version: the version, which gives sizes and header.
+        folder: created if missing; each file appears under its name only when it is complete.
+        seed: seed of the values; the same seed gives the same bytes.
+        sparse: whether to write zeros that take no disk space instead of random values, to measure large versions.
     """
     folder.mkdir(parents=True, exist_ok=True)
     header = header_config(version)
@@ -79,7 +79,7 @@ def write_random_weights(version: Version, folder: Path, *, seed: int = 0, spars
 
 
 def _upscaler(version: Version, name: str) -> tuple[str, Shapes, dict[str, str]]:
-    """A spatial upscaler's file: name, shapes and metadata."""
+    """Returns name, shapes and metadata of a spatial upscaler's file."""
     header = upsampler_header(version)
     constants = np.zeros(header["in_channels"], np.float32)
     module = build_empty(
@@ -97,9 +97,9 @@ def _shapes(module: torch.nn.Module, prefix: str) -> Shapes:
 
 
 def _source(name: str, shape: tuple[int, ...], seed: int, sparse: bool) -> Callable[[], Iterable[bytes]] | None:
-    """Bytes of a random tensor in bf16, made when they are written; None, a hole, if sparse.
+    """Returns a function that computes a random tensor's bytes in bf16; None, for a hole in the file, if sparse.
 
-    Deviations are divided by, so they are never holes.
+    Standard deviations are never holes, because values are divided by them.
     """
     if sparse and not name.endswith("std-of-means"):
         return None
@@ -107,7 +107,7 @@ def _source(name: str, shape: tuple[int, ...], seed: int, sparse: bool) -> Calla
 
 
 def random_weight(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
-    """Values of a tensor that keep activations near one; float32, the same for the same name and seed."""
+    """Returns float32 values that keep activations near one; the same name and seed give the same values."""
     generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}:{name}".encode()))
     normal = torch.randn(shape, generator=generator)
     leaf = name.rsplit(".", 1)[-1]
@@ -117,7 +117,7 @@ def random_weight(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
         return 1 + 0.1 * normal.abs()
     if leaf == "weight" and len(shape) == 1:
         return 1 + 0.1 * normal
-    if name.endswith(_T5_QUERY):  # T5 does not scale its scores, so its queries start smaller
+    if name.endswith(_T5_QUERY):  # T5 does not scale its attention scores, so its queries start smaller
         normal = normal / math.sqrt(_T5_HEAD_DIM)
     if leaf == "weight":
         return normal / math.sqrt(math.prod(shape[1:]))
@@ -125,7 +125,7 @@ def random_weight(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
 
 
 def _tokenizer(vocabulary: int) -> bytes:
-    """A SentencePiece model with T5's special ids and at most `vocabulary` pieces."""
+    """Trains a SentencePiece model with T5's special ids and at most `vocabulary` pieces, and returns its bytes."""
     model = io.BytesIO()
     letters = len({letter for sentence in _CORPUS for letter in sentence})
     sentencepiece.SentencePieceTrainer.train(

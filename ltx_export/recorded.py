@@ -1,6 +1,6 @@
-"""Requests a graph may really get, and what it made of them where it was exported. No torch.
+"""Realistic inputs of a graph, and the output that it computed for them at export; without torch.
 
-The record travels with the folder: another machine, library or engine is held against it.
+This record is part of the version folder, so that results of another machine, library or engine can be compared to it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Array = np.ndarray[Any, Any]
 Feeds = dict[str, Array]
 
 LIMIT = 1e-4
-# Two requests of different shape in every axis: one timestep for all tokens, and one per token.
+# Sizes of two requests that differ in every axis: with one timestep for all tokens, and with one per token.
 SIZES: tuple[dict[str, int], ...] = (
     {"batch": 1, "tokens": 10, "timesteps": 1, "text_tokens": 9, "frames": 2, "rows": 3, "columns": 2},
     {"batch": 3, "tokens": 6, "timesteps": 6, "text_tokens": 5, "frames": 1, "rows": 2, "columns": 3},
@@ -30,7 +30,7 @@ _SMALLEST_VOCABULARY = 100
 
 
 def random_feeds(component: Component, sizes: Mapping[str, int]) -> Feeds:
-    """Inputs a port may really get, the same for the same port and sizes."""
+    """Returns random inputs in each port's real range of values; the same port and sizes give the same values."""
     return {port.name: _values(port, port.shape(sizes)) for port in component.inputs}
 
 
@@ -55,7 +55,7 @@ def _values(port: Port, shape: tuple[int, ...]) -> Array:
 
 
 def _skips(shape: tuple[int, ...]) -> Array:
-    """(layers, modes, batch): of one layer after another nothing is skipped, then each mode in turn, by one row."""
+    """Returns a skip mask (layers, modes, batch): layers in turn skip nothing, or one of the modes in one batch row."""
     layers, modes, batch = shape
     values = np.ones(shape)
     for layer in range(layers):
@@ -66,7 +66,7 @@ def _skips(shape: tuple[int, ...]) -> Array:
 
 
 def relative_l2(actual: Array, expected: Array) -> float:
-    """|actual - expected| / |expected|; 0 where both are zero, infinite where anything is not finite."""
+    """Returns |actual - expected| / |expected|: 0 if the arrays are equal, infinity if a difference is not finite."""
     difference = float(np.linalg.norm((actual - expected).astype(np.float64)))
     if not np.isfinite(difference):
         return float("inf")
@@ -74,10 +74,10 @@ def relative_l2(actual: Array, expected: Array) -> float:
 
 
 def run_graph(graph: Path, weights: Path, component: Component, requests: Sequence[Feeds]) -> list[Array]:
-    """The first output of a graph, whose weights are in the folder `weights`, for each request."""
-    from ltx_runtime.sessions.onnxruntime_cpu import CpuRunner  # noqa: PLC0415  (not on every machine with a GPU)
+    """Runs a graph, whose weights are in the folder `weights`, and returns its first output for each request."""
+    from ltx_runtime.sessions.onnxruntime_cpu import CpuRunner  # noqa: PLC0415  (machines with a GPU may lack onnxruntime)
 
-    # The VAE's layers all differ in size: 0.5 GB, not 0.7.
+    # The VAE's layers differ in size, so that an arena reuses little memory: 0.7 GB with it, 0.5 GB without.
     runner = CpuRunner(graph, weights, arena=component.name not in UNEVEN)
     output = component.outputs[0].name
     try:
@@ -87,16 +87,16 @@ def run_graph(graph: Path, weights: Path, component: Component, requests: Sequen
 
 
 def refuse_unfinite(component: Component, output: Array) -> None:
-    """Raises LtxError unless every number of an output is finite."""
+    """Raises LtxError unless all values of an output are finite."""
     if not np.isfinite(output).all():
         raise LtxError(f"{component.name} makes numbers that are not finite of its weights", "use another checkpoint")
 
 
 def record(graph: Path, weights: Path, component: Component, path: Path) -> None:
-    """Runs a whole fp32 graph once and writes inputs and output into an .npz file.
+    """Runs a complete fp32 graph once, and writes inputs and output to an .npz file.
 
     Raises:
-        LtxError: the output is not finite everywhere.
+        LtxError: the output has values that are not finite, or the file cannot be written.
     """
     feeds = random_feeds(component, SIZES[0])
     (output,) = run_graph(graph, weights, component, [feeds])
@@ -106,7 +106,11 @@ def record(graph: Path, weights: Path, component: Component, path: Path) -> None
 
 
 def read_record(path: Path, component: Component) -> tuple[Feeds, Array]:
-    """Inputs and output as `record` wrote them."""
+    """Reads the inputs and the output that `record` wrote.
+
+    Raises:
+        LtxError: the file is damaged, or does not fit the component's ports.
+    """
     try:
         with np.load(path) as arrays:
             recorded = {port.name: arrays[port.name] for port in component.inputs}
@@ -118,10 +122,10 @@ def read_record(path: Path, component: Component) -> tuple[Feeds, Array]:
 
 
 def check_folder(engines: Engines, report: Callable[[str], None]) -> None:
-    """Runs every fp32 graph of a verified folder on what was recorded at its export.
+    """Runs every fp32 graph of a verified version folder on the recorded inputs, and compares its output to the record.
 
     Raises:
-        LtxError: a graph cannot be loaded, or differs by more than LIMIT relative L2.
+        LtxError: a graph cannot be loaded, or its output differs by more than LIMIT in relative L2.
     """
     for name, entry in engines.manifest.components.items():
         graph = entry.graphs.get("fp32")

@@ -1,5 +1,6 @@
-"""The one exception that is the user's to fix, and how command lines report it. Everything else is our bug and
-keeps its traceback.
+"""LtxError, the exception for problems that the user can fix, and how command lines report it.
+
+Any exception that is not reported here is a bug of this project and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from contextlib import contextmanager
 
 USER_ERROR = 2
 INTERRUPTED = 130
-_ENDING = ("SIGTERM", "SIGHUP")  # the second is unknown to Windows
+_ENDING = ("SIGTERM", "SIGHUP")  # Windows has no SIGHUP
 
 _ADVICE = {
     errno.ENOSPC: "free some space or choose another disk",
@@ -33,12 +34,12 @@ _ADVICE = {
 
 
 class LtxError(Exception):
-    """What the user can fix, said in one sentence. Command lines exit with code 2.
+    """A problem that the user can fix, described in one sentence. Command lines exit with code 2.
 
     Attributes:
-        problem: what is wrong, and what was given.
+        problem: what is wrong, with the value that was given.
         advice: what to do, in words; may be empty.
-        command: what to type, on the machine that says so; may be empty.
+        command: a command that fixes the problem on the machine that prints it; may be empty.
     """
 
     def __init__(self, problem: str, advice: str = "", command: str = "") -> None:
@@ -52,13 +53,13 @@ class LtxError(Exception):
 
 @contextmanager
 def explaining(doing: str | None = None) -> Iterator[None]:
-    """Turns the operating system's refusals inside the block into LtxErrors where there is advice to give.
+    """Converts an OSError raised inside the block to an LtxError if there is advice for its error number.
 
     Args:
-        doing: what is being attempted, as in "write clip.mp4"; if left out, using the file the error names.
+        doing: the attempted action, as in "write clip.mp4"; by default "use" and the file that the error names.
 
     Raises:
-        LtxError: instead of an OSError such as a full disk or a missing permission.
+        LtxError: in place of an OSError such as a full disk or a missing permission.
     """
     try:
         yield
@@ -72,15 +73,16 @@ def explaining(doing: str | None = None) -> Iterator[None]:
 
 @contextmanager
 def reported(left: str = "nothing was left half-written") -> Iterator[None]:
-    """Ends the process with one line on standard error for what the user can fix, and for Ctrl-C.
+    """Ends the process with one line on standard error after an error that the user can fix, or after Ctrl-C.
 
-    Also a decorator, for the functions of a command line.
+    Can also be used as a decorator, for the functions of a command line.
 
     Args:
-        left: what Ctrl-C leaves behind.
+        left: the end of the message after Ctrl-C, which says what happened to unfinished files.
 
     Raises:
-        SystemExit: code 2 for an LtxError, a refusal of the operating system or too little memory, 130 for Ctrl-C.
+        SystemExit: code 2 for an LtxError, an OSError with advice or a MemoryError; code 130 for Ctrl-C and the
+            signals that act like it.
     """
     try:
         with explaining(), _interrupted_by_signals():
@@ -95,12 +97,12 @@ def reported(left: str = "nothing was left half-written") -> Iterator[None]:
 
 @contextmanager
 def _interrupted_by_signals() -> Iterator[None]:
-    """A closed terminal and `kill` end the block as Ctrl-C does, so that nothing half-written stays."""
+    """Makes a closed terminal and `kill` end the block like Ctrl-C, so that partial files are removed."""
     before = {}
     if threading.current_thread() is threading.main_thread():
         for name in _ENDING:
             number = getattr(signal, name, None)
-            if number is not None and signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores one of them
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores SIGHUP
                 before[number] = signal.signal(number, signal.default_int_handler)
     try:
         yield
@@ -110,7 +112,7 @@ def _interrupted_by_signals() -> Iterator[None]:
 
 
 def printable(text: str) -> str:
-    """The text for a terminal: a line break or an escape sequence in the name of a file must not reach it."""
+    """Escapes characters that must not reach a terminal, such as line breaks and escape sequences in file names."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

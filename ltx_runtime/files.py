@@ -1,4 +1,4 @@
-"""Files that are whole or not there, locks, free space, and sizes as people say them."""
+"""Atomic writes, lock files, free disk space, and sizes in bytes formatted for people."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _SMALL_BYTES = 100_000_000
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A temporary name beside a file, which takes the file's name if the block ends well and vanishes if not.
+    """Yields a temporary path beside `path`, which is renamed to `path` if the block succeeds and deleted if not.
 
-    What an interrupted run left under the temporary name is removed first.
+    A temporary file left by an interrupted run is deleted first.
     """
     temporary = path.with_name(f".{path.name}.partial")
     temporary.unlink(missing_ok=True)
@@ -33,13 +33,13 @@ def locked(lock: Path, writer: str) -> Iterator[None]:
     """Holds a lock file inside the block, and removes it at the end.
 
     Args:
-        lock: in a folder that exists.
-        writer: who holds it and what for, as in "export writes engines/0.9.5".
+        lock: path of the lock file; its folder must exist.
+        writer: the command that holds the lock and its purpose, as in "export writes engines/0.9.5".
 
     Raises:
-        LtxError: another process holds it.
+        LtxError: another process holds the lock.
     """
-    from filelock import FileLock, SoftFileLock  # noqa: PLC0415  (comes with what builds engines)
+    from filelock import FileLock, SoftFileLock  # noqa: PLC0415  (installed with the extras that write engines)
 
     with ExitStack() as held:
         try:
@@ -54,12 +54,12 @@ def locked(lock: Path, writer: str) -> Iterator[None]:
 
 
 def _remove(lock: Path) -> None:
-    with suppress(OSError):  # Windows removes no file that is held; it is locked anew the next time
+    with suppress(OSError):  # Windows does not delete an open file; the next run locks the remaining file again
         lock.unlink()
 
 
 def check_space(folder: Path, needed_bytes: int) -> None:
-    """Raises LtxError unless so many bytes are free on the disk of a folder that exists."""
+    """Raises LtxError if fewer than `needed_bytes` are free on the disk of `folder`, which must exist."""
     free = shutil.disk_usage(folder).free
     if needed_bytes > free:
         raise LtxError(
@@ -69,7 +69,7 @@ def check_space(folder: Path, needed_bytes: int) -> None:
 
 
 def amount(size_bytes: float, digits: int = 2) -> str:
-    """Bytes as people say them: in GB, or in MB below 0.1 GB."""
+    """Formats a size for people: in GB, or in MB below 0.1 GB."""
     if size_bytes >= _SMALL_BYTES:
         return f"{size_bytes / 1e9:.{digits}f} GB"
     return f"{size_bytes / 1e6:.{digits}f} MB"

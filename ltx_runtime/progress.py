@@ -1,16 +1,16 @@
-"""How long work tells its caller how far it is."""
+"""The type of the functions through which long-running work reports its progress."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
-# Opens a stage of so many units: (name, units) -> what is told how many more units are done. Bytes, steps and frames
-# are units alike.
+# Opens a stage: (name, number of units) -> context manager of a function that is called with the number of units
+# completed since its last call. Units are bytes, steps or frames.
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 
 @contextmanager
 def silent(name: str, units: int) -> Iterator[Callable[[int], None]]:
-    """Progress that shows nothing."""
+    """Implements Progress without showing anything."""
     yield lambda done: None

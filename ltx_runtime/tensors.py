@@ -1,7 +1,7 @@
-"""Small safetensors files <-> numpy: latents, text embeddings, recorded noise.
+"""Reads and writes small safetensors files as numpy arrays: latents, prompt embeddings, recorded noise.
 
-A file is refused as a whole or read as it stands: every number in it that is asked for is finite and of a type that
-float32 or int64 can hold. Checkpoints, which are large, are the exporter's. Knows nothing of what the tensors mean.
+A file is refused as a whole if any requested number is not finite or does not fit float32 or int64. Checkpoints, which
+are large, are read by ltx_export. This module does not know what the tensors mean.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ Tensors = dict[str, NDArray[Any]]
 
 
 def read_tensors(path: Path, required: Collection[str], optional: Collection[str] = ()) -> Tensors:
-    """Reads tensors by name; those of a file that nobody names are left alone.
+    """Reads the named tensors of a file and ignores all others.
 
     Args:
         path: a safetensors file.
-        required: names that must be in it.
-        optional: names that are read if they are in it.
+        required: names of tensors that must be in the file.
+        optional: names of tensors that are read if they are in the file.
 
     Returns:
-        F64, F32, F16 and BF16 as float32, whole numbers and booleans as int64; shapes as stored.
+        Tensors by name, with their stored shapes: F64, F32, F16 and BF16 as float32, integers and booleans as int64.
 
     Raises:
-        LtxError: the file cannot be read, lacks a required name, or what is asked for is of another type or holds
+        LtxError: the file cannot be read or lacks a required tensor, or a requested tensor has another dtype or holds
             numbers that are not finite or too large.
     """
     tensors: Tensors = {}
@@ -51,29 +51,29 @@ def read_tensors(path: Path, required: Collection[str], optional: Collection[str
             dtype = file.get_slice(name).get_dtype()
             if dtype not in _FLOATS + _WHOLE:
                 raise LtxError(f"{name} of {path} is stored as {dtype}", "save it as float32, float16 or bfloat16")
-            # numpy has no bfloat16, so the library cannot hand it over.
+            # numpy has no bfloat16, so safetensors cannot return such a tensor.
             tensor = _bfloat16(path, name) if dtype == "BF16" else file.get_tensor(name)
             tensors[name] = _converted(tensor, dtype, f"{name} of {path}")
     return tensors
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The texts beside the tensors, by name. Raises LtxError if the file cannot be read."""
+    """Returns the metadata strings of a file by key. Raises LtxError if the file cannot be read."""
     with _opened(path) as file:
         return dict(file.metadata() or {})
 
 
 def names_in(path: Path) -> list[str]:
-    """The names of a file's tensors, sorted. Raises LtxError if the file cannot be read."""
+    """Returns the sorted names of a file's tensors. Raises LtxError if the file cannot be read."""
     with _opened(path) as file:
         return sorted(file.keys())
 
 
 def check_place(path: Path) -> None:
-    """Tries a place that `write_tensors` will write to much later.
+    """Checks early that `write_tensors` can write to a path much later.
 
     Raises:
-        LtxError: it cannot be written, or is a folder.
+        LtxError: the path cannot be written, or is a folder.
     """
     if not path.name or path.is_dir():
         raise LtxError(f"cannot write {path}: it is a folder", "give a file name")
@@ -84,15 +84,15 @@ def check_place(path: Path) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None = None) -> None:
-    """Writes a safetensors file under a temporary name and renames it; a file of that name is replaced.
+    """Writes a safetensors file under a temporary name, then renames it to `path` and replaces any existing file.
 
     Args:
-        path: where to; its folder exists.
-        tensors: arrays of any shape, in numpy's own types.
-        metadata: texts to go with them.
+        path: the file to write; its folder must exist.
+        tensors: arrays by name, of any shape and with numpy's own dtypes.
+        metadata: strings by key, stored in the header.
 
     Raises:
-        LtxError: the place cannot be written or the disk is full; nothing is left half-written.
+        LtxError: the path cannot be written or the disk is full; no partial file is left.
     """
     arrays = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
     raw = save(arrays, dict(metadata) if metadata else None)
@@ -101,8 +101,8 @@ def write_tensors(path: Path, tensors: Mapping[str, NDArray[Any]], metadata: Map
 
 
 def _opened(path: Path) -> Any:
-    """The library's reader of a file, whose header it has checked."""
-    # The library's own errors of this kind do not say which kind they are.
+    """Opens a file with safetensors, which checks its header. Raises LtxError if it cannot be read or is damaged."""
+    # The OSErrors that safetensors raises have no errno, from which `explaining` takes its advice.
     with explaining(f"read {path}"), path.open("rb"):
         pass
     try:
@@ -118,7 +118,7 @@ def _named(names: Collection[str]) -> str:
 
 
 def _bfloat16(path: Path, name: str) -> NDArray[np.float32]:
-    """A bfloat16 is the upper half of a float32."""
+    """Reads a bfloat16 tensor as float32; a bfloat16 is the upper half of a float32."""
     with explaining(f"read {path}"), path.open("rb") as file:
         header_bytes = int.from_bytes(file.read(8), "little")
         entry = json.loads(file.read(header_bytes))[name]
@@ -131,8 +131,8 @@ def _bfloat16(path: Path, name: str) -> NDArray[np.float32]:
 
 
 def _converted(tensor: NDArray[Any], dtype: str, what: str) -> NDArray[Any]:
-    """Float32 or int64, if every number fits in."""
-    with np.errstate(over="ignore", invalid="ignore"):  # of a float64 too large for a float32, refused below
+    """Converts a tensor to float32 or int64. Raises LtxError if a number does not fit or is not finite."""
+    with np.errstate(over="ignore", invalid="ignore"):  # a float64 may overflow float32, and is refused below
         made: NDArray[Any] = tensor.astype(np.float32 if dtype in _FLOATS else np.int64, copy=False)
     lost = np.less(made, 0) if dtype == "U64" else ~np.isfinite(made)
     if lost.any():

@@ -1,1 +1,1 @@
-"""Any file of weights -> named tensors."""
+"""Readers that turn any weights file into named tensors."""

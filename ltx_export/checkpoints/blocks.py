@@ -1,8 +1,8 @@
-"""Quantized blocks -> integer codes with block scales, the form in which ONNX keeps low-bit weights. Exact: no bit of a
-weight is lost or invented.
+"""Quantization blocks of GGUF -> integer codes and block scales, the form in which ONNX stores low-bit weights.
 
-Stands between a GGUF file's bytes and a graph's initializers. Knows nothing of files, names or graphs. The layouts are
-those of the reference implementation in Python (`gguf/quants.py` of the package gguf, 0.19).
+The conversion is exact. It is used between a GGUF file's bytes and a graph's initializers, and knows nothing of files,
+names or graphs. The layouts are those of the reference implementation in Python (`gguf/quants.py` of the package gguf,
+0.19).
 """
 
 from __future__ import annotations
@@ -21,7 +21,14 @@ _IQ4_NL_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 6
 
 @dataclass(frozen=True)
 class BlockFormat:
-    """What the codes of a type look like: `block` consecutive elements of a row share a scale."""
+    """Form of the codes of a GGUF type.
+
+    Attributes:
+        bits: bits per code, which is signed.
+        block: number of consecutive elements of a row that share a scale.
+        offset: constant that has to be added to every code.
+        has_minimums: whether every block has a minimum that is added to its elements.
+    """
 
     bits: int
     block: int
@@ -31,10 +38,13 @@ class BlockFormat:
 
 @dataclass(frozen=True)
 class Blocks:
-    """A weight matrix: value = codes * scale + offset * scale + minimum, exactly, then rounded once to float32.
+    """A quantized weight matrix: value = code * scale + offset * scale + minimum, rounded once to float32 at the end.
 
-    codes: (rows, columns) int8, within the signed range of `format.bits`. scales: (rows, columns / block) float32.
-    minimums: as scales, and already signed: they are added; None where the format has none.
+    Attributes:
+        codes: (rows, columns) int8, within the signed range of `format.bits`.
+        scales: (rows, columns / block) float32.
+        minimums: (rows, columns / block) float32, signed so that they are added; None if the format has none.
+        format: bits, block size and offset of the codes.
     """
 
     codes: NDArray[np.int8]
@@ -49,10 +59,15 @@ _Factors = tuple[_Integers, _Integers | None]
 
 @dataclass(frozen=True)
 class _Layout:
-    """How one block is stored. A code is `low`, with `high` (if any) as the bits above it, less `centre`.
+    """Storage of one block: a code is `low`, with `high` (if any) as the bits above it, minus `centre`.
 
-    low, high: (bits, width) of the byte fields of the same name, see `_planes`. values: what codes are indices into.
-    factors: field of integers by which d and m are multiplied, for types that store scales of scales.
+    Attributes:
+        format: form of the unpacked codes.
+        fields: byte fields of a block; d is the scale, m the minimum.
+        low, high: arguments (bits, width) of `_planes` for the byte fields of the same name.
+        centre: number subtracted from every code.
+        values: lookup table that the stored codes are indices into, if not empty.
+        factors: reads the integers by which d and m are multiplied, for types that store scales of scales.
     """
 
     format: BlockFormat
@@ -69,15 +84,15 @@ class _Layout:
 
 
 def _planes(packed: NDArray[np.uint8], bits: int, width: int) -> NDArray[np.uint8]:
-    """Unpacks small integers: of every `width` bytes the lowest `bits` bits come first, then the next ones, and so on.
+    """Unpacks small integers: first the lowest `bits` bits of each of `width` bytes, then their next bits, and so on.
 
     Args:
         packed: (..., bytes) uint8.
         bits: 1, 2, 4 or 8.
-        width: how many bytes are gone through before their next bits follow.
+        width: number of bytes that are unpacked together, a divisor of the number of bytes.
 
     Returns:
-        (..., bytes * 8 / bits) uint8 in its own memory.
+        (..., bytes * 8 / bits) uint8, a new array.
     """
     *outer, count = packed.shape
     shifts = np.arange(0, 8, bits, dtype=np.uint8).reshape(-1, 1)
@@ -87,21 +102,21 @@ def _planes(packed: NDArray[np.uint8], bits: int, width: int) -> NDArray[np.uint
 
 
 def _nibbles(blocks: NDArray[np.void]) -> _Factors:
-    """Q2_K: sixteen bytes, the scale in the low nibble, the minimum in the high one."""
+    """Reads the factors of Q2_K: sixteen bytes, with the scale in the low nibble and the minimum in the high one."""
     return blocks["factors"] & np.uint8(15), blocks["factors"] >> np.uint8(4)
 
 
 def _six_bits_centred(blocks: NDArray[np.void]) -> _Factors:
-    """Q3_K: sixteen scales of 6 bits less 32; low nibbles in eight bytes, then the upper pairs of bits in four."""
+    """Reads the factors of Q3_K: sixteen 6-bit scales minus 32; low nibbles in eight bytes, upper bits in four."""
     scales = _planes(blocks["factors"][..., :8], 4, 8) | _planes(blocks["factors"][..., 8:], 2, 4) << np.uint8(4)
     return scales.view(np.int8) - np.int8(32), None
 
 
 def _six_bits(blocks: NDArray[np.void]) -> _Factors:
-    """Q4_K, Q5_K: eight scales and eight minimums of 6 bits in twelve bytes.
+    """Reads the factors of Q4_K and Q5_K: eight scales and eight minimums of 6 bits in twelve bytes.
 
-    The first four of each are whole, in the low bits of bytes 0-3 (scales) and 4-7 (minimums). The last four have their
-    low nibbles in bytes 8-11 (scale below, minimum above), and their upper two bits on top of the first four.
+    The first four of each are in the low six bits of bytes 0-3 (scales) and 4-7 (minimums). The last four have their
+    low nibbles in bytes 8-11 (scale low, minimum high), and their upper two bits in the upper two bits of bytes 0-7.
     """
     scales, minimums, rest = (blocks["factors"][..., at : at + 4] for at in (0, 4, 8))
     low, top = np.uint8(63), np.uint8(48)
@@ -111,18 +126,18 @@ def _six_bits(blocks: NDArray[np.void]) -> _Factors:
 
 
 def _signed_bytes(blocks: NDArray[np.void]) -> _Factors:
-    """Q6_K: sixteen signed bytes."""
+    """Reads the factors of Q6_K: sixteen signed bytes."""
     return blocks["factors"].view(np.int8), None
 
 
 def _fields(*fields: tuple[str, int] | str) -> np.dtype[np.void]:
-    """The bytes of a block in order: halves by name, byte fields by name and length."""
+    """Returns the dtype of a block from its fields in order: fp16 by name, byte fields by name and length."""
     return np.dtype([(field, _HALF) if isinstance(field, str) else (field[0], "u1", (field[1],)) for field in fields])
 
 
 _EIGHT, _FOUR = BlockFormat(8, 32), BlockFormat(4, 32)
-# Where a minimum is added, codes are stored about zero, and the offset gives the difference back: so 0..15 fit four
-# signed bits, and a product of codes is not the small difference of large sums.
+# For types with minimums, codes are centred about zero and the offset compensates: codes of 0..15 then fit four signed
+# bits, and a matrix product with the codes is not a small difference of large sums.
 _EIGHT_MINIMUMS = BlockFormat(8, 32, offset=16, has_minimums=True)
 _FOUR_MINIMUMS = BlockFormat(4, 32, offset=8, has_minimums=True)
 _LAYOUTS = {
@@ -138,7 +153,7 @@ _LAYOUTS = {
         centre=2,
         factors=_nibbles,
     ),
-    # A set high bit means that nothing is subtracted, which is the same as a third bit above, less 4.
+    # The reference subtracts 4 if the high bit is not set. Here the high bit is a third bit of the code, minus 4.
     "Q3_K": _Layout(
         BlockFormat(4, 16),
         _fields(("high", 32), ("low", 64), ("factors", 12), "d"),
@@ -170,26 +185,26 @@ _LAYOUTS = {
 }
 
 BLOCK_FORMATS: dict[str, BlockFormat] = {name: layout.format for name, layout in _LAYOUTS.items()}
-# Elements per stored block, and the bytes it takes.
+# Elements per stored block, and its size in bytes.
 BLOCK_TYPES: dict[str, tuple[int, int]] = {
     name: (layout.elements, layout.fields.itemsize) for name, layout in _LAYOUTS.items()
 }
 
 
 def split_blocks(raw: NDArray[np.uint8], dtype: str) -> Blocks:
-    """Takes rows of quantized blocks apart.
+    """Splits rows of quantization blocks into codes, scales and minimums.
 
     Args:
-        raw: (rows, bytes per row) uint8, each row contiguous and whole blocks; is not written to.
+        raw: (rows, bytes per row) uint8, each row contiguous and made of whole blocks; is not written to.
         dtype: name of the type, a key of BLOCK_FORMATS.
 
     Returns:
-        Codes, scales and minimums in memory of their own; scales of scales are multiplied out, which float32 does
-        exactly (11 bits by at most 8).
+        Codes, scales and minimums in new arrays; scales of scales are multiplied, which is exact in float32 (11 bits
+        by at most 8).
 
     Raises:
-        LtxError: a scale or minimum is infinite or no number.
-        ValueError: rows are no whole blocks.
+        LtxError: a scale or minimum is infinite or NaN.
+        ValueError: a row is not a whole number of blocks.
     """
     layout = _LAYOUTS[dtype]
     blocks = np.asarray(raw).view(layout.fields)  # (rows, stored blocks)
@@ -204,7 +219,7 @@ def split_blocks(raw: NDArray[np.uint8], dtype: str) -> Blocks:
 
 
 def _codes(blocks: NDArray[np.void], layout: _Layout) -> NDArray[np.int8]:
-    """(rows, stored blocks, elements) int8. Works in place: beside the codes there is one temporary of their size."""
+    """Unpacks codes to (rows, stored blocks, elements) int8, in place: only one temporary of their size is needed."""
     codes = _planes(blocks["low"], *layout.low)
     if layout.high is not None:
         high = _planes(blocks["high"], *layout.high)
@@ -213,7 +228,7 @@ def _codes(blocks: NDArray[np.void], layout: _Layout) -> NDArray[np.int8]:
     signed = codes.view(np.int8)
     if layout.values:
         values = np.array(layout.values, np.int8)
-        # Row by row, for numpy makes eight bytes of every index.
+        # Row by row, because numpy converts every index to eight bytes.
         for of_row, row in zip(codes, signed, strict=True):
             row[...] = values[of_row]
     signed -= np.int8(layout.centre)
@@ -223,7 +238,7 @@ def _codes(blocks: NDArray[np.void], layout: _Layout) -> NDArray[np.int8]:
 def _scales(
     blocks: NDArray[np.void], layout: _Layout, dtype: str
 ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-    """Scales and minimums, each (rows, columns / block) float32."""
+    """Returns scales and minimums, each (rows, columns / block) float32."""
     scales = _finite(blocks["d"], dtype)
     minimums = _finite(blocks["m"], dtype) if layout.format.has_minimums else None
     if layout.factors is None:
@@ -232,13 +247,17 @@ def _scales(
     by_scales, by_minimums = layout.factors(blocks)
     scales = (scales[..., None] * by_scales).reshape(shape)
     if minimums is not None and by_minimums is not None:
-        # With scales of scales the minimum is stored to be subtracted, without them to be added.
+        # Types with scales of scales store the minimum to be subtracted, the others to be added.
         minimums = (-minimums[..., None] * by_minimums).reshape(shape)
     return scales, minimums
 
 
 def _finite(halves: NDArray[np.float16], dtype: str) -> NDArray[np.float32]:
-    """The halves as float32; what is not finite would turn whole blocks of the weights into NaN without a word."""
+    """Converts fp16 scales or minimums to float32.
+
+    Raises:
+        LtxError: a value is not finite, which would silently turn whole blocks of the weights into NaN or infinity.
+    """
     if not np.isfinite(halves).all():
         bad = halves[~np.isfinite(halves)][0]
         raise LtxError(f"the weights hold a {dtype} block whose scale or minimum is {bad}", "download the file again")
@@ -249,13 +268,13 @@ def pack_int4(codes: NDArray[np.int8]) -> NDArray[np.uint8]:
     """Packs pairs along the last axis into bytes, the first of a pair in the low nibble, as ONNX stores INT4.
 
     Args:
-        codes: (..., an even number) int8 of -8..7; bits above the fourth are dropped.
+        codes: (..., columns) int8 in -8..7; bits above the lowest four are dropped.
 
     Returns:
-        (..., half of that) uint8.
+        (..., columns / 2) uint8.
 
     Raises:
-        ValueError: the last axis is odd.
+        ValueError: the number of columns is odd.
     """
     *outer, count = codes.shape
     pairs = codes.view(np.uint8).reshape(*outer, count // 2, 2)

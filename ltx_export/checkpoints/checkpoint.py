@@ -1,7 +1,7 @@
-"""Files of weights -> named tensors by offset. Reads headers only; bytes are read when asked for.
+"""A safetensors file, or the shards that an index names -> named tensors by offset.
 
-One safetensors file, or the shards that an index names. Knows nothing of models: names, shapes and dtypes are the
-file's own. A header is not to be trusted: every offset is held against the file's size before it is used.
+Opening reads headers only; the bytes of a tensor are read on demand. This module knows nothing of models: names, shapes
+and dtypes are those of the file. A header is untrusted input: every offset is checked against the file's size.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ltx_runtime.errors import LtxError, explaining
 
-# safetensors' dtypes that have a fixed size in bytes.
+# Bytes per element of the safetensors dtypes whose elements are whole bytes.
 ITEM_BYTES = {
     **{"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "C64": 8},
     **{"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1},
@@ -31,9 +31,9 @@ _MAX_DIMENSIONS = 8
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor's bytes lie: `length` bytes at `offset` of `file`.
+    """Place of a tensor's bytes: `length` bytes at `offset` in `file`.
 
-    The dtype is in safetensors' words, or the name of a GGUF block type.
+    The dtype has safetensors' name, or is a GGUF block type.
     """
 
     file: Path
@@ -43,11 +43,11 @@ class StoredTensor:
     shape: tuple[int, ...]
 
     def mapped(self) -> NDArray[np.uint8]:
-        """The tensor's bytes (length,), C order, little-endian; mapped, and copied where written to."""
+        """Returns the tensor's bytes, (length,) in C order and little-endian, memory-mapped as copy-on-write."""
         return np.memmap(self.file, np.uint8, mode="c", offset=self.offset, shape=(self.length,))
 
     def read(self, start: int, stop: int) -> NDArray[np.uint8]:
-        """A copy of the bytes from `start` to `stop`.
+        """Reads a copy of the bytes from `start` to `stop`, both relative to the tensor.
 
         Raises:
             LtxError: the file has become shorter since its header was read.
@@ -62,10 +62,12 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Tensors by name, and what a header says beside them.
+    """Tensors and metadata of an opened checkpoint.
 
     Attributes:
         path: the file, or the index of the shards.
+        tensors: tensors by state dict key.
+        metadata: other entries of the header.
     """
 
     path: Path
@@ -74,10 +76,10 @@ class Checkpoint:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The networks' configuration, JSON under `config`; other programs put there what they like.
+        """Configuration of the networks: the JSON under `config`, which other programs may have written too.
 
         Raises:
-            LtxError: it is no object of objects.
+            LtxError: the configuration, or its `transformer`, `vae` or `scheduler`, is not a JSON object.
         """
         try:
             config: dict[str, Any] = json.loads(self.metadata.get("config", "{}"))
@@ -93,7 +95,7 @@ def open_safetensors(path: Path) -> Checkpoint:
     """Reads the header of a safetensors file.
 
     Raises:
-        LtxError: the file is missing, no safetensors, truncated, or its header contradicts itself.
+        LtxError: the file is missing, not a safetensors file, truncated, or its header contradicts itself.
     """
     with explaining(f"read {path}"), path.open("rb") as file:
         size = path.stat().st_size
@@ -132,7 +134,7 @@ def _first_line(error: Exception) -> str:
 def _stored(path: Path, data_start: int, entry: dict[str, Any]) -> StoredTensor:
     begin, end = (_whole(offset) for offset in entry["data_offsets"])
     shape = tuple(_whole(size) for size in entry["shape"])
-    if len(shape) > _MAX_DIMENSIONS:  # the product of a million sizes takes forever
+    if len(shape) > _MAX_DIMENSIONS:  # a malicious shape of a million sizes would take forever to multiply
         raise ValueError(f"{len(shape)} dimensions")
     dtype = entry["dtype"]
     if dtype not in ITEM_BYTES or begin > end or end - begin != math.prod(shape) * ITEM_BYTES[dtype]:
@@ -147,7 +149,7 @@ def _whole(value: Any) -> int:
 
 
 def _check_places(path: Path, tensors: dict[str, StoredTensor], size: int) -> None:
-    """Refuses tensors that lie beyond the file or on each other."""
+    """Raises LtxError if tensors overlap or extend beyond the end of the file."""
     end, before = 0, ""
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].length)):
         if tensor.offset < end:
@@ -158,10 +160,11 @@ def _check_places(path: Path, tensors: dict[str, StoredTensor], size: int) -> No
 
 
 def open_shards(index: Path) -> Checkpoint:
-    """Reads the headers of all files that a `*.safetensors.index.json` names.
+    """Reads the headers of all shards that a `*.safetensors.index.json` names.
 
     Raises:
-        LtxError: the index is damaged, a shard is missing or damaged, or lacks a tensor the index promises.
+        LtxError: the index is damaged, a shard is missing or damaged, or its tensors are not those that the index
+            lists for it.
     """
     with explaining(f"read {index}"):
         raw = index.read_bytes()

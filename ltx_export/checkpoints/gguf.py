@@ -1,9 +1,10 @@
-"""A GGUF file -> named tensors by offset, as `checkpoint.py` does for safetensors. Reads the header only.
+"""A GGUF file -> named tensors by offset, as `checkpoint.py` does for safetensors. Only the header is read.
 
-Block-quantized tensors keep their bits: their dtype is the type's name, and `blocks.py` takes them apart. Knows nothing
-of models: names are the file's own. The format is that of https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
+Block-quantized tensors stay as they are: their dtype is the name of the GGUF type, and `blocks.py` unpacks them. This
+module knows nothing of models: names are those of the file. The format is specified in
+https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 
-A header is not to be trusted: every count and length is held against the bytes that are left before it is used.
+A header is untrusted input: every count and length is compared with the remaining bytes before it is used.
 """
 
 from __future__ import annotations
@@ -19,39 +20,41 @@ from ltx_export.checkpoints.checkpoint import ITEM_BYTES, StoredTensor
 from ltx_runtime.errors import LtxError, explaining
 
 MAGIC = b"GGUF"
-# Every type the format knows, by number, so that those which are not read can be refused by name; "-" was withdrawn.
+# All types of the format, by number, so that unsupported ones can be refused by name; "-" is a withdrawn number.
 _TYPES = (
     "F32 F16 Q4_0 Q4_1 - - Q5_0 Q5_1 Q8_0 Q8_1 Q2_K Q3_K Q4_K Q5_K Q6_K Q8_K IQ2_XXS IQ2_XS IQ3_XXS IQ1_S IQ4_NL IQ3_S "
     "IQ2_S IQ4_XS I8 I16 I32 I64 F64 IQ1_M BF16 - - - TQ1_0 TQ2_0 - - - MXFP4 NVFP4 Q1_0"
 )
 TYPE_NAMES = {number: name for number, name in enumerate(_TYPES.split()) if name != "-"}
-# Elements per block and bytes per block of every type that is read.
+# Elements per block and bytes per block of every supported type.
 SIZES = {name: (1, ITEM_BYTES[name]) for name in ("F32", "F16", "BF16")} | BLOCK_TYPES
 
 _VERSIONS = (2, 3)
 _DEFAULT_ALIGNMENT = 32
 _MAX_DIMENSIONS = 4
-_MAX_STRING_BYTES = (1 << 16) - 1  # of a key; tensor names are shorter still
-_MAX_HEADER_BYTES = 32 << 20  # tokenizers of 256,000 words take a third of it
+_MAX_STRING_BYTES = (1 << 16) - 1  # the format's limit for keys; its limit for tensor names is lower
+_MAX_HEADER_BYTES = 32 << 20  # a tokenizer of 256,000 words takes a third of it
 _MAX_DEPTH = 8
 
 _UINT32, _STRING, _ARRAY = 4, 8, 9
 _SCALAR_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
-# The fewest bytes that one of them can take: an empty string is its length, an empty array its type and length.
+# Smallest size of a value of each type: an empty string is its length field, an empty array its type and length fields.
 _LEAST_BYTES = _SCALAR_BYTES | {_STRING: 8, _ARRAY: 12}
 _LEAST_PAIR_BYTES = 8 + 4 + 1
 _LEAST_TENSOR_BYTES = 8 + 4 + 4 + 8
-# The metadata that is read, and the type it must have.
+# Metadata keys that are read, and the type that their values must have.
 _READ = {"general.architecture": _STRING, "general.alignment": _UINT32, "config": _STRING}
 
 
 @dataclass(frozen=True)
 class GgufFile:
-    """Tensors by name, shapes outermost first, and what the file says of itself.
+    """Header of a GGUF file.
 
     Attributes:
-        architecture: empty if the file does not say it.
-        config: the JSON that some converters carry over from a safetensors header; that of nothing if they do not.
+        file: path of the file.
+        architecture: value of `general.architecture`; empty if the file has none.
+        config: JSON that some converters copy from a safetensors header; "{}" if the file has none.
+        tensors: tensors by name; their shapes have the outermost axis first.
     """
 
     file: Path
@@ -61,7 +64,7 @@ class GgufFile:
 
 
 class _Header:
-    """The header's bytes, front to back: what is not there is neither read nor skipped."""
+    """Reads a header from front to back, and raises LtxError instead of reading or skipping beyond the file's end."""
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self.path = path
@@ -73,7 +76,7 @@ class _Header:
         return LtxError(f"{self.path} {problem}", advice)
 
     def require(self, count: int) -> None:
-        """Refuses the file unless `count` more bytes are left."""
+        """Raises LtxError unless the file has `count` more bytes, within the size limit of a header."""
         end = self.position + count
         if end > self.size:
             raise self.refusal(f"is truncated: {self.size} bytes of at least {end}")
@@ -94,11 +97,11 @@ class _Header:
         self.position += count
 
     def integer(self, size: int) -> int:
-        """The next unsigned integer of 4 or 8 bytes."""
+        """Reads the next unsigned integer of 4 or 8 bytes."""
         return int.from_bytes(self.take(size), "little")
 
     def text(self, what: str) -> str:
-        """The next string, UTF-8 after its length; `what` names it in refusals."""
+        """Reads the next string, a length and that many bytes of UTF-8; `what` names it in error messages."""
         start, length = self.position, self.integer(8)
         self.require(length)
         if length > _MAX_STRING_BYTES:
@@ -113,7 +116,7 @@ def open_gguf(path: Path) -> GgufFile:
     """Reads the header of a GGUF file of version 2 or 3, little-endian.
 
     Raises:
-        LtxError: the file is missing, no GGUF, truncated, of another version or byte order, holds tensors of a type
+        LtxError: the file is missing, not a GGUF, truncated, of another version or byte order, has tensors of a type
             that is not in SIZES, or contradicts itself.
     """
     with explaining(f"read {path}"), path.open("rb") as file:
@@ -143,11 +146,11 @@ def _check_start(header: _Header) -> None:
 
 
 def _read_metadata(header: _Header, count: int) -> tuple[str, str, int]:
-    """Architecture, configuration and alignment; all other values are skipped."""
+    """Reads architecture, configuration and alignment from the metadata, and skips all other values."""
     found: dict[str, str | int] = {}
     for _ in range(count):
         key, kind = header.text("a key"), header.integer(4)
-        # The format owns what is `general`; a `config` that is no text is another program's.
+        # The format defines the `general.*` keys, but any program may write a `config`: one that is no text is skipped.
         if key not in _READ or (key == "config" and kind != _STRING):
             _skip_values(header, kind, 1, 0)
             continue
@@ -163,7 +166,7 @@ def _read_metadata(header: _Header, count: int) -> tuple[str, str, int]:
 
 
 def _skip_values(header: _Header, kind: int, count: int, depth: int) -> None:
-    """Skips `count` values of a type, or refuses before the first step if they cannot all be there."""
+    """Skips `count` values of a type; raises LtxError before the first one if the file is too short for all of them."""
     if kind not in _LEAST_BYTES:
         raise header.refusal(f"has a value of the unknown type {kind} at byte {header.position}")
     if depth > _MAX_DEPTH:
@@ -181,11 +184,11 @@ def _skip_values(header: _Header, kind: int, count: int, depth: int) -> None:
 
 
 def _read_tensor(header: _Header, alignment: int) -> tuple[str, StoredTensor]:
-    """The next tensor's name and place; its offset counts from the start of the data, which is not known yet."""
+    """Reads the next tensor's name and place; its offset is relative to the start of the data, not known yet."""
     name, dimensions = header.text("a tensor's name"), header.integer(4)
     if dimensions > _MAX_DIMENSIONS:
         raise header.refusal(f"has a tensor {name!r} of {dimensions} dimensions, more than {_MAX_DIMENSIONS}")
-    # Innermost first in the file.
+    # The file stores the innermost axis first.
     shape = tuple(header.integer(8) for _ in range(dimensions))[::-1]
     kind, offset = header.integer(4), header.integer(8)
     dtype = TYPE_NAMES.get(kind, f"number {kind}")
@@ -204,7 +207,11 @@ def _read_tensor(header: _Header, alignment: int) -> tuple[str, StoredTensor]:
 
 
 def _placed(header: _Header, tensors: dict[str, StoredTensor], alignment: int) -> dict[str, StoredTensor]:
-    """The tensors at their offsets in the file: the data starts at the next multiple of the alignment."""
+    """Returns the tensors with offsets in the file: the data starts at the next multiple of the alignment.
+
+    Raises:
+        LtxError: tensors overlap, or the file is truncated.
+    """
     start = -(-header.position // alignment) * alignment
     end, before = 0, ""
     for name, tensor in sorted(tensors.items(), key=lambda item: item[1].offset):

@@ -1,7 +1,7 @@
-"""Names in files -> our parameter names, strictly. Modules bear the official names; diffusers' and GGUF's are renamed.
+"""State dict keys in files -> our parameter names, which are the official ones; renames those of diffusers and GGUF.
 
-Knows nothing of models: the caller brings the names and shapes it expects. No torch. Sources: the conversion of the
-official files in diffusers, and llama.cpp's names of a T5 encoder.
+Every name has to match. This module knows nothing of models, and the caller passes the names and shapes it expects; it
+does not import torch. Sources: diffusers' conversion of the official files, and llama.cpp's names of a T5 encoder.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from ltx_runtime.errors import LtxError
 Part = Literal["transformer", "vae", "text_encoder", "upsampler"]
 Tensors = dict[str, StoredTensor]
 
-# In front of names where a file holds several networks, or says which it holds.
+# Prefixes of names in files that hold several networks, or that say which network they hold.
 _PREFIXES: tuple[tuple[str, Part], ...] = (
     ("model.diffusion_model.", "transformer"),
     ("diffusion_model.", "transformer"),
     ("transformer.", "transformer"),
     ("vae.", "vae"),
 )
-# What a file of one network is known by.
+# Names that identify the network of a file without prefixes.
 _MARKS: tuple[tuple[re.Pattern[str], Part], ...] = (
     (re.compile(r"(patchify_proj|proj_in)\.weight"), "transformer"),
     (re.compile(r"encoder\.block\.0\.|enc\.blk\.0\."), "text_encoder"),
     (re.compile(r"(decoder|encoder)\.conv_in\.conv\.weight"), "vae"),
     (re.compile(r"initial_conv\.weight"), "upsampler"),
 )
-# In files, but in no network of ours: statistics nobody uses, a T5's decoder, a tokenizer some repacks carry along.
+# Tensors in files that no network of ours has: unused statistics, a T5's decoder, the tokenizer in some repacked files.
 _UNUSED: dict[Part, tuple[str, ...]] = {
     "transformer": (),
     "vae": ("per_channel_statistics.channel", "per_channel_statistics.mean-of-stds"),
@@ -49,7 +49,7 @@ _VAE_STARTS = {
     "decoder.time_embedder.": "decoder.last_time_embedder.",
     "decoder.scale_shift_table": "decoder.last_scale_shift_table",
 }
-# diffusers' places of what official files number in the order it is applied; by VAE generation.
+# diffusers' paths of the blocks that official files number in the order of execution; by VAE generation.
 _ENCODER_PLACES = {
     "AB": (
         *("down_blocks.0", "down_blocks.0.downsamplers.0", "down_blocks.0.conv_out"),
@@ -85,15 +85,15 @@ _GGUF_T5 = {
 }
 _GGUF_BLOCK = re.compile(r"enc\.blk\.(\d+)\.(\w+)")
 _EMBEDDING, _EMBEDDING_ALIAS = "shared.weight", "encoder.embed_tokens.weight"
-_SCALES = (".scale_weight", ".scale_input", "scaled_fp8")  # of a file whose values are not its own
+_SCALES = (".scale_weight", ".scale_input", "scaled_fp8")  # names in files whose fp8 values need a scale
 _SHOWN = 4
 
 
 def parts_of(checkpoint: Checkpoint) -> dict[Part, Tensors]:
-    """The networks a checkpoint holds: their tensors under our names.
+    """Returns the networks in a checkpoint, with their tensors under our names.
 
     Raises:
-        LtxError: it has tensors of no known network, or two for one name.
+        LtxError: the checkpoint has tensors of no known network, or two tensors for one name.
     """
     parts: dict[Part, Tensors] = {}
     bare = _bare_part(checkpoint.tensors)
@@ -110,10 +110,10 @@ def parts_of(checkpoint: Checkpoint) -> dict[Part, Tensors]:
 
 
 def part_of(checkpoint: Checkpoint, part: Part) -> Tensors:
-    """One network's tensors under our names.
+    """Returns the tensors of one network under our names.
 
     Raises:
-        LtxError: the checkpoint does not hold it.
+        LtxError: the checkpoint does not hold this network.
     """
     found = parts_of(checkpoint)
     if part not in found:
@@ -158,7 +158,11 @@ def _replaced(name: str, words: Mapping[str, str]) -> str:
 
 
 def _vae_renamer(names: set[str]) -> Callable[[str], str]:
-    """Official names stay; diffusers' are known by `resnets`, and their generation by what it alone has."""
+    """Returns the function that renames a VAE's tensors.
+
+    Official names are kept. diffusers' names are recognized by `resnets`, and the VAE generation by a name that only
+    this generation has.
+    """
     if not any(".resnets." in name for name in names):
         return lambda name: name
     encoder = _ENCODER_PLACES["C" if "encoder.down_blocks.0.downsamplers.0.conv.conv.weight" in names else "AB"]
@@ -191,10 +195,10 @@ def _t5_name(name: str) -> str:
 
 
 def check_names(network: str, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, StoredTensor]) -> None:
-    """Checks that every expected tensor is there in its shape, and no other.
+    """Checks that the tensors are exactly the expected ones, in the expected shapes.
 
     Raises:
-        LtxError: lists the first missing, unexpected or misshapen names.
+        LtxError: tensors are missing, unexpected or have another shape; the error lists the first few names.
     """
     file = next((str(tensor.file) for tensor in found.values()), "the file")
     missing = [name for name in expected if name not in found]
@@ -217,11 +221,11 @@ def check_names(network: str, expected: Mapping[str, tuple[int, ...]], found: Ma
 
 
 def some(names: Sequence[str]) -> str:
-    """How many tensors, and the first of them by name."""
+    """Returns the number of tensors and the first few names, for error messages."""
     return f"{len(names)} tensor{'s' if len(names) > 1 else ''} ({first(names)})"
 
 
 def first(names: Sequence[str]) -> str:
-    """The first few names, and how many more there are."""
+    """Returns the first few names and the number of the others, for error messages."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more

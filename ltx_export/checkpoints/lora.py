@@ -1,8 +1,8 @@
 """A LoRA file -> low-rank changes to the transformer's weights, under our names; merged one weight at a time.
 
-Stands beside the checkpoint: opening reads headers only, merging reads the two factors of the weight in hand.
-Trainers agree on the mathematics and differ in the names, so the names are most of this file. Knows nothing of
-graphs, of where weights are written, or of torch.
+Opening reads headers and alphas only; merging a weight reads its two factors. Trainers agree on the mathematics and
+differ in state dict keys, so most of this file is about keys. It knows nothing of graphs, of where weights are written,
+or of torch.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORE
 _NO_NUMBER = re.compile(r"[+-]?(nan|inf|infinity)", re.IGNORECASE)
 _SUFFIX = ".safetensors"
 
-# What trainers put before the path of a module: with its dots, and where the dots became underscores.
+# Prefixes that trainers put before a module's path, with dots, and before a path whose dots became underscores.
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.", "base_model.model.", "transformer.")
 _FLAT_PREFIXES = ("lora_unet_", "lora_transformer_", "lycoris_")
 
-# peft with or without the adapter's name, kohya and Comfy, diffusers, diffusers before peft.
+# Keys of peft (with or without the adapter's name), kohya and Comfy, diffusers, and diffusers before it used peft.
 _KEY = re.compile(r"(.+?)(?:\.lora_([AB])(?:\.\w+)?\.weight|(?:\.lora_|\.lora\.|_lora\.)(down|up)\.weight|\.(alpha))")
 _PART = {"A": "down", "down": "down", "B": "up", "up": "up", "alpha": "alpha"}
 _OTHER_KINDS = {
@@ -44,14 +44,14 @@ _OTHER_KINDS = {
 }
 
 _FACTOR_DTYPES = ("F32", "F16", "BF16")
-# What some trainers store alpha in, beside the dtypes of the factors.
+# Dtypes that some trainers store alpha in, beside those of the factors, and their numpy names.
 _DTYPES = {"F64": "<f8", "I64": "<i8", "I32": "<i4"}
 _BLOCK_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
 class LoraPair:
-    """The two factors of one weight's change: down (rank, in), up (out, rank). Without alpha, alpha is the rank."""
+    """The two factors of one weight's change: down (rank, in) and up (out, rank); alpha None means alpha = rank."""
 
     down: StoredTensor
     up: StoredTensor
@@ -59,13 +59,13 @@ class LoraPair:
 
     @property
     def factor(self) -> float:
-        """alpha / rank, of section 4.1 of arXiv:2106.09685."""
+        """Scale alpha / rank of the change up @ down, as in arXiv:2106.09685, section 4.1."""
         return 1.0 if self.alpha is None else self.alpha / self.down.shape[0]
 
 
 @dataclass(frozen=True)
 class Lora:
-    """One file's changes by the name of the weight, to be applied `scale` times."""
+    """All weight changes of one LoRA file, by our name of the weight, to be multiplied by `scale`."""
 
     file: Path
     scale: float
@@ -73,16 +73,16 @@ class Lora:
 
 
 def parse_lora(text: str) -> tuple[Path, float]:
-    """FILE or FILE:SCALE -> the file, or folder saved by peft, and its scale, 1 where left out.
+    """Splits FILE or FILE:SCALE into the path (of a file, or of a folder saved by peft) and the scale, 1 if left out.
 
     A colon belongs to the path unless a number follows it, so that `C:\\fox.safetensors` is a file.
 
     Raises:
-        LtxError: no file is named, or its scale is no finite number.
+        LtxError: the path is empty, or the scale is not a finite number.
     """
     head, colon, tail = text.rpartition(":")
     is_number = bool(_NUMBER.fullmatch(tail))
-    # After a whole file name nothing but a scale makes sense: a typing error must not become part of the path.
+    # After a complete file name only a scale makes sense: a mistyped scale must not become part of the path.
     meant = head.lower().endswith(_SUFFIX) and not tail.lower().endswith(_SUFFIX) and not {"/", "\\"} & set(tail)
     if not colon or not (is_number or meant or _NO_NUMBER.fullmatch(tail)):
         head, tail, is_number = text, "1", True
@@ -92,17 +92,17 @@ def parse_lora(text: str) -> tuple[Path, float]:
 
 
 def open_lora(path: Path, scale: float, expected: Mapping[str, tuple[int, ...]]) -> Lora:
-    """Finds the weight that every tensor of a LoRA file changes; reads headers and alphas only.
+    """Opens a LoRA file and finds the weight that each of its tensors changes; reads headers and alphas only.
 
-    An alpha stored as a tensor wins over that of peft's configuration; where neither is known, alpha is the rank.
+    An alpha stored as a tensor takes precedence over that of peft's configuration; without either, alpha is the rank.
 
     Args:
         path: a safetensors file with the keys of peft, diffusers, Comfy or kohya, or a folder saved by peft.
-        scale: how much of the change to apply; negative takes it away.
+        scale: factor of the whole change; a negative one subtracts the change.
         expected: our names of the transformer's parameters, and their shapes.
 
     Raises:
-        LtxError: the file is no plain LoRA of linear layers, was made for another transformer, or was saved by peft
+        LtxError: the file is not a plain LoRA of linear layers, was made for another transformer, or was saved by peft
             and lacks its configuration.
     """
     _finite(scale, f"the scale of {path}", scale)
@@ -121,20 +121,22 @@ def open_lora(path: Path, scale: float, expected: Mapping[str, tuple[int, ...]])
 
 
 def merge(weight: NDArray[np.float32], name: str, loras: Sequence[Lora]) -> None:
-    """weight += sum of scale * alpha / rank * up @ down, in place, in the order given; arXiv:2106.09685, section 4.1.
+    """Adds scale * alpha / rank * up @ down of each LoRA to a weight, in place, in the order of `loras`.
+
+    The formula is that of arXiv:2106.09685, section 4.1.
 
     Args:
-        weight: (out, in) float32, contiguous or not; of a weight that no LoRA changes, any shape.
+        weight: (out, in) float32, contiguous or not; may have any shape if no LoRA changes it.
         name: our name of the weight.
-        loras: opened for a transformer that has this weight in this shape.
+        loras: LoRAs opened for a transformer that has this weight in this shape.
 
     Raises:
-        LtxError: a factor holds values that are not finite.
+        LtxError: a factor has values that are not finite.
     """
     for lora in loras:
         pair = lora.pairs.get(name)
         factor = 0.0 if pair is None else lora.scale * pair.factor
-        if pair is None or factor == 0:  # adding zeros would still turn -0.0 into 0.0
+        if pair is None or factor == 0:  # adding a change of zero would still turn -0.0 into 0.0
             continue
         down, up = float32_of(pair.down), float32_of(pair.up)
         if not (np.isfinite(down).all() and np.isfinite(up).all()):
@@ -142,7 +144,7 @@ def merge(weight: NDArray[np.float32], name: str, loras: Sequence[Lora]) -> None
                 f"{lora.file} has values for {name} that are not finite", "use another copy or training step"
             )
         up = up * np.float32(factor)
-        rows = max(1, _BLOCK_BYTES // (4 * weight.shape[1]))  # the product of a whole weight of 13B takes 256 MiB
+        rows = max(1, _BLOCK_BYTES // (4 * weight.shape[1]))  # up @ down of a whole weight of 13B would take 256 MiB
         for start in range(0, len(weight), rows):
             weight[start : start + rows] += up[start : start + rows] @ down
 
@@ -174,13 +176,17 @@ def _without_prefix(key: str) -> str:
 def _parts_by_weight(
     path: Path, tensors: Mapping[str, StoredTensor], expected: Mapping[str, tuple[int, ...]]
 ) -> dict[str, dict[str, StoredTensor]]:
-    """Our name of a weight -> its tensors by part: down, up, alpha."""
+    """Groups a LoRA's tensors by our name of the weight that they change, and by part: down, up or alpha.
+
+    Raises:
+        LtxError: a part appears twice, the transformer lacks a module, or a tensor changes no linear layer's weight.
+    """
     known = {spelling: name for name in expected for spelling in _spellings(name)}
     parts: dict[str, dict[str, StoredTensor]] = {}
     unknown: dict[str, None] = {}
     for key, tensor in tensors.items():
         match = _KEY.fullmatch(key)
-        assert match is not None  # _check_keys has seen them all
+        assert match is not None  # _check_keys has checked every key
         module, *part_names = match.groups()
         part = _PART[next(filter(None, part_names))]
         name = known.get(_without_prefix(module).replace(".processor.", "."))
@@ -199,7 +205,7 @@ def _parts_by_weight(
 
 
 def _spellings(name: str) -> Iterator[str]:
-    """The module of a parameter as files may call it, prefixes apart."""
+    """Yields the names that LoRA files may give a parameter's module, without the dotted prefixes."""
     for module in _modules(name):
         yield module
         yield from (prefix + module.replace(".", "_") for prefix in ("", *_FLAT_PREFIXES))
@@ -208,7 +214,7 @@ def _spellings(name: str) -> Iterator[str]:
 
 
 def _modules(name: str) -> tuple[str, str]:
-    """The module of a parameter in official and in diffusers' words."""
+    """Returns the names of a parameter's module in official checkpoints and in diffusers."""
     official = theirs = name.removesuffix(".weight")
     for other, ours in DIFFUSERS_WORDS.items():
         theirs = theirs.replace(ours, other)
@@ -218,7 +224,11 @@ def _modules(name: str) -> tuple[str, str]:
 def _factors(
     path: Path, name: str, parts: Mapping[str, StoredTensor], shape: tuple[int, ...]
 ) -> tuple[StoredTensor, StoredTensor]:
-    """Down (rank, in) and up (out, rank) of a weight of `shape` (out, in)."""
+    """Returns down (rank, in) and up (out, rank) for a weight of `shape` (out, in).
+
+    Raises:
+        LtxError: a factor is missing, or has another dtype or shape than expected.
+    """
     if not {"down", "up"} <= set(parts):
         missing = " and ".join(part for part in ("down", "up") if part not in parts)
         raise LtxError(f"{path} has {' and '.join(parts)} of {name} without {missing}", "download it again")

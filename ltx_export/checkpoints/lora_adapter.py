@@ -1,7 +1,7 @@
-"""peft's configuration of a LoRA -> the alpha of every layer; whatever makes it more than a plain LoRA is refused.
+"""peft's configuration of a LoRA -> the alpha of every layer; refuses every configuration but that of a plain LoRA.
 
-It travels with the factors: diffusers keeps it in the header of their file, peft itself in adapter_config.json in the
-same folder. Stands between the LoRA's file and its merging; knows nothing of how files name the layers.
+diffusers stores the configuration in the header of the LoRA file, peft itself in adapter_config.json beside that file.
+This module is used between opening a LoRA file and merging it; it does not know how files name the layers.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from reprlib import repr as shown  # short, however long and deep a file's value is
+from reprlib import repr as shown  # shortens long and deeply nested values
 from typing import Any
 
 from ltx_export.checkpoints.checkpoint import Checkpoint
@@ -24,13 +24,13 @@ _HEADER_FIELD = "lora_adapter_metadata"
 _COMPONENT = "transformer."
 _PEFT_PREFIX = "base_model.model."
 _MAX_CONFIG_BYTES = 1 << 20
-_TOO_LARGE = 3.4e38  # for float32, which weights are merged in
+_TOO_LARGE = 3.4e38  # just below the largest float32; weights are merged in float32
 
-# Fields of peft's LoraConfig that change what is merged, and what each may say of a plain LoRA besides nothing.
+# Fields of peft's LoraConfig that change what is merged, and the values (beside empty ones) that a plain LoRA may have.
 _PLAIN: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "bias": ("none",),
-    # The others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) take the first product of the factors out of the model's weights.
+    # The others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) subtract the initial up @ down from the model's own weights.
     "init_lora_weights": (True, "gaussian", "eva", "orthogonal", "mica"),
 }
 _MORE: tuple[str, ...] = ("use_dora", "use_qalora", "use_bdlora", "arrow_config", "kasa_config", "monteclora_config")
@@ -41,21 +41,26 @@ _PLAIN |= dict.fromkeys(_MORE, ())
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """Fields of peft's LoraConfig for the transformer, and where they stand in the words of messages."""
+    """Fields of peft's LoraConfig for the transformer.
+
+    Attributes:
+        place: where the configuration was read from, as error messages name it.
+        fields: name of each field, without diffusers' component prefix, and its value.
+    """
 
     place: str
     fields: Mapping[str, Any]
 
     def alpha(self, layer: str, modules: Sequence[str], rank: int) -> float | None:
-        """The number that divided by the rank is the layer's factor; None where the configuration says nothing.
+        """Returns a layer's alpha, so that the change is scaled by alpha / rank; None if the configuration has none.
 
         Args:
-            layer: as messages call it.
-            modules: the names that the patterns may mean it by.
-            rank: of the layer's factors.
+            layer: name of the layer in error messages.
+            modules: module names of the layer that the patterns are matched with.
+            rank: rank of the layer's factors.
 
         Raises:
-            LtxError: what is said of the layer is no number, or is said of another rank.
+            LtxError: the configuration's rank or alpha for the layer is not a number, or its rank is not `rank`.
         """
         said = _number(self, "r", "rank_pattern", modules)
         if said not in (None, rank):
@@ -64,11 +69,11 @@ class AdapterConfig:
         alpha = _number(self, "lora_alpha", "alpha_pattern", modules)
         if alpha is None or not self.fields.get("use_rslora"):
             return alpha
-        return alpha * math.sqrt(rank)  # rank-stabilised LoRA divides by the root of the rank (arXiv:2312.03732)
+        return alpha * math.sqrt(rank)  # rank-stabilized LoRA divides by the square root of the rank (arXiv:2312.03732)
 
 
 def find_factors(path: Path) -> Path:
-    """The file of a folder that peft has saved; what is no folder is given back.
+    """Returns the LoRA file of a folder saved by peft, or `path` itself if it is not a folder.
 
     Raises:
         LtxError: the folder holds no such file.
@@ -81,10 +86,10 @@ def find_factors(path: Path) -> Path:
 
 
 def open_adapter_config(file: Checkpoint, has_alphas: bool) -> AdapterConfig:
-    """peft's configuration of a LoRA, without fields where it comes with none and needs none.
+    """Returns peft's configuration of a LoRA; it has no fields if the LoRA has no configuration and needs none.
 
     Args:
-        file: of the factors; under the keys that peft itself writes, only its configuration knows their strength.
+        file: the opened LoRA file. With the state dict keys of peft, alpha is known from the configuration only.
         has_alphas: whether every layer stores its alpha beside its factors.
 
     Raises:
@@ -109,8 +114,10 @@ def open_adapter_config(file: Checkpoint, has_alphas: bool) -> AdapterConfig:
 
 
 def _parsed(place: str, raw: str | bytes) -> AdapterConfig:
-    """diffusers prefixes fields with the component in `LTXPipeline.save_lora_weights`, and does not in the
-    transformer's own `save_lora_adapter`.
+    """Parses the JSON of a configuration and checks that it describes a plain LoRA.
+
+    Fields may have a component prefix: diffusers' `LTXPipeline.save_lora_weights` writes it, the transformer's own
+    `save_lora_adapter` does not.
     """
     try:
         given = json.loads(raw)
@@ -130,14 +137,14 @@ def _parsed(place: str, raw: str | bytes) -> AdapterConfig:
 
 
 def _number(config: AdapterConfig, field: str, pattern_field: str, modules: Sequence[str]) -> float | None:
-    """The number that holds for a layer: of the first pattern that matches it, or the one for all layers."""
+    """Returns a layer's value of a field: that of the first matching pattern, or else the one for all layers."""
     value = config.fields.get(field)
     patterns = config.fields.get(pattern_field) or {}
     if not isinstance(patterns, dict):
         raise _damaged(config.place, f"{pattern_field} is {shown(patterns)}")
     for pattern, number in patterns.items():
         try:
-            # The rule of peft's `get_pattern_key`: the first pattern that matches whole last components.
+            # As in peft's `get_pattern_key`: the first pattern wins that matches whole components at the name's end.
             is_meant = any(re.match(rf"(.*\.)?({pattern})$", module) for module in modules)
         except (re.error, OverflowError, RecursionError) as error:
             raise _damaged(config.place, f"{pattern_field} has {shown(pattern)}: {error}") from None

@@ -1,4 +1,4 @@
-"""Any file or folder of weights -> a checkpoint: READERS by kind of file, and which file of a folder is meant."""
+"""Any file or folder of weights -> a checkpoint: has a reader per file format, and chooses the file of a folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ltx_export.checkpoints.checkpoint import INDEX_SUFFIX, Checkpoint, open_saf
 from ltx_export.checkpoints.gguf import MAGIC, open_gguf
 from ltx_runtime.errors import LtxError, explaining
 
-# Names that diffusers and transformers give the weights of a component's folder.
+# File names, without suffix, that diffusers and transformers give the weights in a component's folder.
 _STEMS = ("diffusion_pytorch_model", "model")
 _SHARD = re.compile(r"-\d{5}-of-\d{5}")
 _SHARD_OF_STEM = re.compile(rf"({'|'.join(_STEMS)})[.-].*-of-\d{{5}}.*\.safetensors")
@@ -29,12 +29,12 @@ READERS: dict[str, Callable[[Path], Checkpoint]] = {
 
 
 def kind_of(file: Path) -> str:
-    """The key in READERS of a file: its suffix, or what its first bytes tell where that is another.
+    """Returns the key in READERS of a file: its suffix, or if that is no key, the format that its first bytes show.
 
-    A link into the hub's cache, once it is followed, leads to a file that is called by its checksum.
+    Files in the hub's cache are named by their checksum, without a suffix, so that a resolved link has none either.
 
     Raises:
-        LtxError: it is of no known kind, or cannot be read.
+        LtxError: the file's format is unknown, or the file cannot be read.
     """
     suffix = file.suffix.lower()
     if suffix in READERS:
@@ -43,31 +43,31 @@ def kind_of(file: Path) -> str:
         start = opened.read(9)
     if start.startswith(MAGIC):
         return ".gguf"
-    if start[4:] == bytes(4) + b"{":  # a header behind its length, eight bytes of which the last are zero
+    if start[4:] == bytes(4) + b"{":  # upper half of the 8-byte header length, then the JSON header
         return ".safetensors"
     known = ", ".join(suffix for suffix in READERS if suffix != ".json")
     raise LtxError(f"{file} is no kind of checkpoint that is read", f"give a {known}, or the .json index of shards")
 
 
 def open_weights(path: Path, variant: str = "") -> Checkpoint:
-    """Opens a file of weights, the index of shards, or the one of them that a component's folder holds.
+    """Opens a weights file, an index of shards, or a component's folder that holds one of these.
 
     Args:
         path: a file, or a folder such as `transformer/` of a diffusers repository.
-        variant: which weights of a folder to take, e.g. `bf16`; the plain ones, or the only ones, if empty.
+        variant: which weights of a folder to open, e.g. `bf16`; if empty, those without a variant, or the only ones.
 
     Raises:
-        LtxError: it does not exist, is of no known kind, or is damaged.
+        LtxError: the file does not exist, is of an unknown format, or is damaged.
     """
     file = weights_file(path, variant) if path.is_dir() else path
     return READERS[kind_of(file)](file)
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a file of weights can be opened and has tensors; of a component's folder, any of its variants.
+    """Returns whether a weights file, or any variant in a component's folder, can be opened and has tensors.
 
     Raises:
-        LtxError: it is a folder that cannot be read.
+        LtxError: `path` is a folder that cannot be read.
     """
     files = [path]
     if path.is_dir():
@@ -82,10 +82,11 @@ def is_whole(path: Path) -> bool:
 
 
 def weights_file(folder: Path, variant: str = "") -> Path:
-    """The file of weights in a component's folder, or the index of its shards.
+    """Returns the weights file in a component's folder, or the index of its shards.
 
     Raises:
-        LtxError: there is none, none of the variant, or several and none is the plain one; or shards lack their index.
+        LtxError: the folder has no weights, none of this variant, several variants to choose from, one variant as
+            two files, or shards without their index.
     """
     found = variants_in(folder)
     for files in found.values():
@@ -106,7 +107,7 @@ def weights_file(folder: Path, variant: str = "") -> Path:
 
 
 def variants_in(folder: Path) -> dict[str, list[Path]]:
-    """Files of weights and indices of shards in a component's folder, by variant; one that is there twice is too many.
+    """Returns the weights files and indices of shards in a component's folder, by variant ("" for no variant).
 
     Raises:
         LtxError: the folder cannot be read.
@@ -121,7 +122,7 @@ def variants_in(folder: Path) -> dict[str, list[Path]]:
 
 
 def has_shards(folder: Path) -> bool:
-    """Whether a folder holds shards of a component.
+    """Returns whether a folder holds shards of a component.
 
     Raises:
         LtxError: the folder cannot be read.
@@ -131,7 +132,11 @@ def has_shards(folder: Path) -> bool:
 
 
 def _variant_of(name: str) -> str | None:
-    """`model.bf16.safetensors` or `model.safetensors.index.bf16.json` -> bf16; None for shards and other files."""
+    """Returns the variant in a file name, or None for shards and other files.
+
+    It is `bf16` in `model.bf16.safetensors` and in `model.safetensors.index.bf16.json`, and empty in
+    `model.safetensors`.
+    """
     for stem in _STEMS:
         if not name.startswith(f"{stem}."):
             continue

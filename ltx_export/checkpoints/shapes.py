@@ -1,7 +1,7 @@
-"""Names and shapes of tensors -> what a header would say about them, for files that carry no configuration.
+"""Names and shapes of tensors -> the configuration that a header would have, for files without a configuration.
 
-Weights cannot tell how a width is split into heads, how latents are placed in time, or dev from distilled: that is
-the version's to say.
+Weights do not show how the width is split into heads, how latents are placed in time, or whether they are dev or
+distilled weights: those come from the version.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ _UPSAMPLER_BLOCK = re.compile(r"res_blocks\.\d+\.conv1\.weight")
 _UP_BLOCK = re.compile(r"decoder\.up_blocks\.(\d{1,3})\.(.+)")
 _DOWN_BLOCK = re.compile(r"encoder\.down_blocks\.(\d{1,3})\.(.+)")
 _RES_LAYER = re.compile(r"res_blocks\.(\d{1,3})\.")
-# Places that a folding block of twice the channels makes one of.
+# How many positions space-to-depth folds into one, in an encoder block that doubles the channels -> kind of the block.
 _FOLDING = {2: "compress_time_res", 4: "compress_space_res", 8: "compress_all_res"}
-UNFOLDED = 8  # channels that one place of an upsampling block becomes
-_RATIOS = (1, 2)  # by which a release's blocks divide channels
-# Channels that one place of an upscaler becomes -> whether it doubles height and width, and the frame rate.
+UNFOLDED = 8  # positions that depth-to-space makes of one position in an upsampling block of the decoder
+_RATIOS = (1, 2)  # factors by which decoder blocks of the releases divide the channels
+# Positions that an upscaler makes of one position -> whether it doubles height and width, and the frame rate.
 RESAMPLED = {2: (False, True), 4: (True, False), 8: (True, True)}
 
 
 def transformer_part(tensors: Tensors, heads: int) -> dict[str, Any]:
-    """The sizes in a header's `transformer` part.
+    """Returns the sizes in a header's `transformer` part.
 
     Args:
-        tensors: the transformer's, under official names.
-        heads: how many heads the width is split into.
+        tensors: the transformer's tensors under official names.
+        heads: number of attention heads that the width is split into.
 
     Raises:
-        LtxError: a tensor that tells a size is missing.
+        LtxError: a tensor that a size is read from is missing.
     """
     width, channels = _shape(tensors, "patchify_proj.weight", 2)
     return {
@@ -50,10 +50,10 @@ def transformer_part(tensors: Tensors, heads: int) -> dict[str, Any]:
 
 
 def vae_part(tensors: Tensors) -> dict[str, Any]:
-    """A header's `vae` part: blocks, the decoder's encoder-style as in headers, and all widths.
+    """Returns a header's `vae` part: blocks and widths; decoder blocks are in reverse order, as in headers.
 
     Raises:
-        LtxError: a tensor that tells a size is missing.
+        LtxError: a tensor that a size is read from is missing, or has a shape that no release has.
     """
     timestep = "decoder.last_scale_shift_table" in tensors
     leaves = _leaves(tensors, _UP_BLOCK)
@@ -68,7 +68,7 @@ def vae_part(tensors: Tensors) -> dict[str, Any]:
 
 
 def has_encoder(tensors: Tensors) -> bool:
-    """Whether a VAE has an encoder, or a part of one; some repacks drop it."""
+    """Returns whether a VAE has at least a part of its encoder; some repacked files drop it."""
     return any(name.startswith("encoder.") for name in tensors)
 
 
@@ -81,7 +81,7 @@ def _encoder_part(tensors: Tensors) -> dict[str, Any]:
 
 
 def _leaves(tensors: Tensors, block: re.Pattern[str]) -> dict[int, set[str]]:
-    """The last parts of the parameter names of every block, by the block's place."""
+    """Returns the parameter names of every block, without the block's own prefix, by the block's number."""
     leaves: dict[int, set[str]] = {}
     for name in tensors:
         match = block.fullmatch(name)
@@ -120,10 +120,10 @@ def _no_release(tensors: Tensors, name: str) -> LtxError:
 
 
 def upsampler_part(tensors: Tensors) -> dict[str, Any]:
-    """A latent upsampler's configuration, as its header has it.
+    """Returns a latent upsampler's configuration in the form of its header.
 
     Raises:
-        LtxError: a tensor that tells a size is missing, or the network scales nothing that is known.
+        LtxError: a tensor that a size is read from is missing, or the network upsamples by an unknown factor.
     """
     first, upsampling = "initial_conv.weight", "upsampler.0.weight"
     dims = _dims(tensors, first)
@@ -143,7 +143,7 @@ def upsampler_part(tensors: Tensors) -> dict[str, Any]:
 
 
 def _dims(tensors: Tensors, name: str) -> int:
-    """Number of axes that a convolution works over: 2 if its kernel has one frame, else 3."""
+    """Returns the number of axes that a convolution works over: 2 if its weight has 4 axes, else 3."""
     return 2 if name in tensors and len(tensors[name].shape) == 4 else 3
 
 
@@ -160,7 +160,7 @@ def _block(tensors: Tensors, place: int, leaves: set[str], *, residual: bool) ->
 
 
 def _ratio(tensors: Tensors, name: str, unfolded: int = 1) -> int:
-    """By how much a convolution narrows: each place becomes `unfolded` places."""
+    """Returns the factor by which a convolution divides the channels if each position becomes `unfolded` positions."""
     out_channels, channels, *_ = _shape(tensors, name, 5)
     ratio, rest = divmod(channels * unfolded, out_channels)
     if rest or ratio not in _RATIOS:

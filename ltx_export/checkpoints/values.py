@@ -1,4 +1,4 @@
-"""Stored bytes <-> float32, for every dtype a checkpoint may have. Numpy only, a few rows at a time."""
+"""Stored bytes <-> float32, for every dtype that weights are read from; uses numpy only, a few rows at a time."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
 FLOAT_DTYPES = ("F32", "F16", "BF16")
-# Everything that weights may be stored in.
+# All dtypes that weights are read from.
 READ_DTYPES = (*FLOAT_DTYPES, "F8_E4M3", *BLOCK_FORMATS)
 _HALF_MAX = 65504.0
 
 
 def _e4m3() -> Floats:
-    """The 256 values of float8_e4m3fn: 4 exponent bits of bias 7, 3 mantissa bits, no infinities."""
+    """Returns the 256 values of float8_e4m3fn: 4 exponent bits with bias 7, 3 mantissa bits, no infinities."""
     code = np.arange(128)
     exponent, mantissa = code >> 3, code & 7
     normal = (8 + mantissa) * 2.0 ** (exponent - 10.0)
@@ -32,16 +32,19 @@ _E4M3 = _e4m3()
 
 
 def rows_of(tensor: StoredTensor) -> int:
-    """What can be read apart: the size of the first axis; 1 of a scalar, and of a quantized vector."""
+    """Returns how many rows can be read separately: the size of the first axis; 1 for a scalar or quantized vector."""
     whole = not tensor.shape or (tensor.dtype in BLOCK_FORMATS and len(tensor.shape) == 1)
     return 1 if whole else tensor.shape[0]
 
 
 def float32_of(tensor: StoredTensor, start: int = 0, stop: int | None = None) -> Floats:
-    """Rows `start` to `stop` of the first axis, see `rows_of`, as float32 in the tensor's shape; exact for every dtype.
+    """Reads rows `start` to `stop`, counted as in `rows_of`, as float32: exactly, or rounded once if quantized.
+
+    Returns:
+        float32 in the tensor's shape, with `stop - start` as the first axis if only some rows are read.
 
     Raises:
-        LtxError: the tensor is not stored as a float.
+        LtxError: the tensor's dtype is not one of READ_DTYPES.
     """
     check_dtype(tensor)
     rows = rows_of(tensor)
@@ -53,7 +56,7 @@ def float32_of(tensor: StoredTensor, start: int = 0, stop: int | None = None) ->
 
 
 def check_dtype(tensor: StoredTensor) -> None:
-    """Raises LtxError if a tensor is stored as something that weights are not read from."""
+    """Raises LtxError if a tensor's dtype is not one of READ_DTYPES."""
     if tensor.dtype not in READ_DTYPES:
         known = ", ".join(dtype for dtype in READ_DTYPES if dtype not in BLOCK_FORMATS)
         raise LtxError(f"{tensor.file} stores weights as {tensor.dtype}", f"use one in {known}, or a GGUF")
@@ -72,7 +75,7 @@ def _widened(raw: Bytes, dtype: str, columns: int) -> Floats:
 
 
 def _joined(raw: Bytes, dtype: str, columns: int) -> Floats:
-    """Codes, scales and minimums multiplied out: exactly, then rounded once."""
+    """Dequantizes rows: computes code * scale + offset * scale + minimum exactly, then rounds once to float32."""
     block = BLOCK_FORMATS[dtype]
     parts = split_blocks(raw.reshape(len(raw) // max(1, block_bytes(dtype, columns)), -1), dtype)
     codes = parts.codes.reshape(*parts.scales.shape, block.block)
@@ -83,16 +86,21 @@ def _joined(raw: Bytes, dtype: str, columns: int) -> Floats:
 
 
 def block_bytes(dtype: str, columns: int) -> int:
-    """Bytes of a row of so many columns."""
+    """Returns the size in bytes of a row with `columns` elements."""
     elements, size = BLOCK_TYPES[dtype]
     return columns // elements * size
 
 
 def stored_as(values: Floats, dtype: str, name: str) -> Bytes:
-    """float32 values as the bytes of another float dtype, rounded to nearest even.
+    """Converts float32 values to the bytes of another float dtype, rounded to nearest even.
+
+    Args:
+        values: float32 of any shape.
+        dtype: one of FLOAT_DTYPES.
+        name: name of the tensor in error messages.
 
     Raises:
-        LtxError: a value is beyond what fp16 can hold.
+        LtxError: a finite value is beyond the range of fp16.
     """
     values = np.ascontiguousarray(values)
     if dtype == "F32":

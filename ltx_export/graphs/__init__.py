@@ -1,1 +1,1 @@
-"""A PyTorch module -> an ONNX graph whose initializers point into files."""
+"""ONNX graphs that are traced from PyTorch modules, and whose initializers point into files of weights."""

@@ -1,7 +1,7 @@
-"""Graph + stored weights -> a graph whose initializers point into files by offset. Copies nothing.
+"""Attaches stored weights to a graph as external data: initializers point into files by offset, and nothing is copied.
 
-Where a file's dtype differs from the graph's, the graph casts: first in the node list, so that a runtime frees
-each result after its consumer; behind the lookup for an embedding, so that only looked-up rows are cast.
+Where a file's dtype differs from the graph's, the graph casts. Casts come first in the node list, so that a runtime
+frees each result after its consumer. An embedding is cast after the lookup, so that only the rows looked up are cast.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ _DTYPES = {"F32": ir.DataType.FLOAT, "F16": ir.DataType.FLOAT16, "BF16": ir.Data
 
 
 def attach(model: ir.Model, weights: Mapping[str, Weight], names: Mapping[Path, str], folder: Path) -> None:
-    """Gives every weight of the graph its place in a file.
+    """Points every weight of the graph to its location in a file.
 
     Args:
-        model: weights are initializers without data, by their state-dict names.
-        weights: stored as F32, F16 or BF16, or as integers with block scales.
-        names: of the files, as the graph is to call them.
-        folder: where files of these names lie.
+        model: a graph whose weights are initializers without data, named by state dict keys.
+        weights: weights by name, stored as F32, F16 or BF16, or as integers with block scales.
+        names: names of the files by which the graph refers to them.
+        folder: folder that these names are relative to.
     """
     graph = model.graph
 

@@ -1,9 +1,9 @@
-"""Block-quantized weights in a graph: integers stay integers until the product that uses them.
+"""Attaches block-quantized weights to a graph, where they stay integers until the product that uses them.
 
-`DequantizeLinear` with a block size in front of `MatMul` is the standard form; runtimes fuse the two. What a format
-adds to every weight of a block is added, in float32, behind the product, from the sums of the input's blocks: that is
-exact, and costs one block-th of the product. Products in half precision would be rounded before, so there it is added
-to the weights.
+`DequantizeLinear` with a block size before `MatMul` is the standard form; runtimes fuse the two. Some formats add an
+offset or a minimum to every weight of a block. It is added in float32 after the product instead, from the sums of the
+input's blocks: that is exact, and costs 1 / block of the product. A product in half precision would be rounded before
+the addition, so there it is added to the weights.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from ltx_export.checkpoints.checkpoint import StoredTensor
 from ltx_export.weights.rewrite import BlockWeight
 
 FLOAT = ir.DataType.FLOAT
-# A tensor's place in a file beside the graph -> an initializer under a name, in a dtype and shape of ours.
+# Makes an initializer from a name, the tensor's location in a file, and the dtype and shape for the graph.
 Point = Callable[[str, StoredTensor, ir.DataType, Sequence[int]], ir.Value]
 
-_CODES = {4: ir.DataType.INT4, 8: ir.DataType.INT8, 16: ir.DataType.FLOAT16}  # by their bits
+_CODES = {4: ir.DataType.INT4, 8: ir.DataType.INT8, 16: ir.DataType.FLOAT16}  # dtype of codes by number of bits
 
 
 @dataclass(frozen=True)
 class _Integers:
-    """The initializers of one weight."""
+    """The initializers that replace one quantized weight."""
 
     codes: ir.Value
     scales: ir.Value
-    added: tuple[tuple[ir.Value, float], ...]  # to every weight of a block: values and their factors
+    added: tuple[tuple[ir.Value, float], ...]  # values, with factors, that are added to every weight of a block
     format: BlockFormat
     shape: tuple[int, ...]
 
 
 @dataclass
 class _Nodes:
-    """New nodes, named after the place in the graph they belong to."""
+    """Creates nodes, whose names start with the place in the graph that they belong to."""
 
     graph: ir.Graph
     prefix: str
@@ -54,11 +54,11 @@ class _Nodes:
         return node.outputs[0]
 
     def cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
-        """The value itself if it is of that dtype."""
+        """Returns the value cast to a dtype, or the value itself if it has that dtype."""
         return value if value.dtype == dtype else self.add("Cast", [value], dtype, to=dtype)
 
     def constant(self, values: int | float | Sequence[int]) -> ir.Value:
-        """An initializer shared by all who need these values."""
+        """Returns an initializer with these values, which all nodes that need them share."""
         array = np.array(values, np.float32 if isinstance(values, float) else np.int64)
         name = "blocks." + "_".join(str(value) for value in array.reshape(-1).tolist())
         if name not in self.graph.initializers:
@@ -70,16 +70,16 @@ class _Nodes:
 
 
 def attach_blocks(graph: ir.Graph, weight: ir.Value, blocks: BlockWeight, point: Point) -> None:
-    """Replaces a weight (N, K) of a graph by its codes, scales and minimums.
+    """Replaces a weight (N, K) of a graph with its codes, scales and minimums.
 
     Args:
-        graph: has the weight as initializer, consumed by transpositions in front of products, or by lookups.
-        weight: float of the graph's own precision.
-        blocks: where the integers lie.
-        point: makes initializers.
+        graph: has the weight as an initializer, which is used by Transpose before a product, or by Gather as a table.
+        weight: the initializer, a float in the graph's own precision.
+        blocks: location of the integers.
+        point: makes initializers that point into files.
 
     Raises:
-        ValueError: something else consumes the weight.
+        ValueError: a node of another kind uses the weight.
     """
     name, wanted = weight.name, weight.dtype
     assert name is not None and wanted is not None
@@ -101,7 +101,7 @@ def _point_to(name: str, blocks: BlockWeight, point: Point) -> _Integers:
     scales = point(f"{name}.scales", blocks.scales, FLOAT, blocks.scales.shape)
     added = []
     if blocks.format.offset:
-        # The same bytes under a second name: ONNX Runtime fuses no scales that something else takes too.
+        # The same bytes under a second name: ONNX Runtime does not fuse scales that another node uses too.
         again = point(f"{name}.offsets", blocks.scales, FLOAT, blocks.scales.shape)
         added.append((again, float(blocks.format.offset)))
     if blocks.minimums is not None:
@@ -110,9 +110,10 @@ def _point_to(name: str, blocks: BlockWeight, point: Point) -> _Integers:
 
 
 def _dequantize(graph: ir.Graph, turned: ir.Node, weight: _Integers, wanted: ir.DataType) -> None:
-    """The matrix (K, N) for every product that took the transposed weight.
+    """Gives the dequantized matrix (K, N) to every product that used the transposed weight.
 
-    First in the node list, as casts of stored weights are, so that a runtime frees the floats after the product.
+    Its nodes come first in the node list, like the casts of stored weights, so that a runtime frees the floats after
+    the product.
     """
     new = _Nodes(graph, f"{weight.codes.name}.float")
     matrix = new.add("DequantizeLinear", [weight.codes, weight.scales], axis=0, block_size=weight.format.block)
@@ -127,7 +128,7 @@ def _dequantize(graph: ir.Graph, turned: ir.Node, weight: _Integers, wanted: ir.
 
 
 def _completed(new: _Nodes, matrix: ir.Value, weight: _Integers) -> ir.Value:
-    """The matrix (K, N) with all that is added to its blocks, which a compiler can add up beforehand."""
+    """Returns the matrix (K, N) with its blocks' offsets and minimums added, whose sum a compiler can precompute."""
     if not weight.added:
         return matrix
     columns = weight.shape[0]
@@ -143,7 +144,7 @@ def _completed(new: _Nodes, matrix: ir.Value, weight: _Integers) -> ir.Value:
 
 
 def _add_behind(graph: ir.Graph, product: ir.Node, weight: _Integers) -> None:
-    """product + factor * (block sums of x) @ values, one after the other, because each is exact."""
+    """Adds factor * (block sums of x) @ values after a product, one term after the other, because each is exact."""
     x, total = product.inputs[0], product.outputs[0]
     assert x is not None
     consumers = list(total.uses())
@@ -158,7 +159,7 @@ def _add_behind(graph: ir.Graph, product: ir.Node, weight: _Integers) -> None:
 
 
 def _look_up(graph: ir.Graph, lookup: ir.Node, weight: _Integers, wanted: ir.DataType) -> None:
-    """Rows of codes, scales and minimums are looked up and multiplied out: (B, T, K / block, block) -> (B, T, K)."""
+    """Looks up rows of codes, scales and minimums and dequantizes them: (B, T, K / block, block) -> (B, T, K)."""
     ids, rows = lookup.inputs[1], lookup.outputs[0]
     assert ids is not None
     consumers = list(rows.uses())
@@ -180,6 +181,6 @@ def _look_up(graph: ir.Graph, lookup: ir.Node, weight: _Integers, wanted: ir.Dat
 
 
 def hand_over(consumers: Sequence[Any], value: ir.Value) -> None:
-    """Gives uses of another value this one instead."""
+    """Makes the given uses of another value use this value instead."""
     for use in consumers:
         use.node.replace_input_with(use.idx, value)

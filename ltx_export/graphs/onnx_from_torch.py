@@ -1,7 +1,7 @@
-"""Network + ports -> ONNX graph, traced with fake weights: no parameter is ever allocated.
+"""Traces a network to an ONNX graph with fake weights, so that no parameter is ever allocated.
 
-The graph's initializers keep their state-dict names and have no data; `weights` gives it to them. Repeated blocks
-are traced a few times only, and in bf16 only: `repeat` and `precision` make the whole graph of it.
+The graph's initializers are named by state dict keys and have no data, which `attach` adds. Only a few of the repeated
+blocks are traced, and only in bf16: `repeat` adds the other blocks, `precision` converts to other precisions.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from ltx_runtime.spec.components import Axis, Component, line_of
 
 OPSET = 23
 _PORT_DTYPES = {"float32": torch.float32, "int64": torch.int64}
-# Traced sizes, all different so that no two axes are taken for one. `timesteps` is tied to `tokens`.
+# Sizes for tracing, all different so that no two axes are mistaken for one; only `timesteps` is tied to `tokens`.
 _TRACED = {"batch": 2, "tokens": 12, "timesteps": 12, "text_tokens": 7, "frames": 3, "rows": 4, "columns": 5}
 _FOLD_LIMIT_BYTES = 1 << 20
 _SCOPES = "pkg.torch.onnx.name_scopes"
@@ -42,10 +42,10 @@ _CHATTY_LOGGERS = ("torch.onnx", "onnx_ir", "onnxscript")
 
 
 def onnx_from_torch(network: Network) -> tuple[ir.Model, ir.Model]:
-    """Traces a network into graphs that serve every size of their named axes.
+    """Traces a network to graphs that accept every size of their named axes.
 
     Returns:
-        The graph of `traced_blocks` blocks and that of all of them, both in bf16.
+        The graph of `traced_blocks` blocks and the graph of all blocks, both in bf16.
     """
     component = network.component(network.traced_blocks)
     traced = _trace(build_empty(lambda: network.make(network.traced_blocks), torch.bfloat16), component)
@@ -71,7 +71,7 @@ def _trace(module: nn.Module, component: Component) -> ir.Model:
                 dynamo=True,
                 verify=False,
                 verbose=False,
-                optimize=False,  # would read the fake weights; done below
+                optimize=False,  # the optimizer would read the fake weights; `_simplify` does its work below
             )
         assert exported is not None
         model = exported.model
@@ -79,7 +79,7 @@ def _trace(module: nn.Module, component: Component) -> ir.Model:
         for name, value in model.graph.initializers.items():
             if name in parameters:
                 value.const_value = None
-        _simplify(model)  # not in fake mode, where constants that are copied become whatever the memory held
+        _simplify(model)  # outside fake mode, where copies of constants would be uninitialized memory
     _name_nodes(model)
     _strip_metadata(model)
     model.producer_name, model.producer_version = "ltx-engines", __version__
@@ -88,10 +88,13 @@ def _trace(module: nn.Module, component: Component) -> ir.Model:
 
 
 def _keep_operators(program: ExportedProgram) -> None:
-    """Spares the exporter its decomposition, which traces everything twice more, mostly in sympy.
+    """Skips the exporter's decomposition, which would trace everything twice more, mostly in sympy.
 
-    It has a translation for every operator of ours but the cast; one without is refused by name. What decomposition
-    also does, rewriting operators that change their input, must have nothing to do.
+    The exporter has a translation for every operator of ours except the cast; it refuses one without a translation by
+    name. Decomposition would also rewrite operators that modify their input, so there must be none.
+
+    Raises:
+        ValueError: an operator modifies its input.
     """
     for node in program.graph.nodes:
         if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
@@ -104,9 +107,10 @@ def _cast(x: Any, dtype: int) -> Any:
 
 
 def _simplify(model: ir.Model) -> None:
-    """Folds constants, and removes and merges what only moves data.
+    """Folds constants, and removes or merges operators that only move data.
 
-    Not onnxscript's whole optimizer: its rules about zeros take 1e-8, the pixel norm's epsilon, for one and drop it.
+    It does not use onnxscript's whole optimizer, whose rules for zeros take 1e-8, the pixel norm's epsilon, for a zero
+    and drop it.
     """
     passes.InlinePass()(model)
     fold_constants_ir(
@@ -125,7 +129,7 @@ def _simplify(model: ir.Model) -> None:
 
 
 def _fake_parameters(module: nn.Module) -> None:
-    """Replaces meta parameters by fake ones on the CPU, where the constants are."""
+    """Replaces meta parameters with fake ones on the CPU, where the constants are."""
     for owner in module.modules():
         for name, parameter in owner._parameters.items():
             if parameter is not None:
@@ -134,7 +138,7 @@ def _fake_parameters(module: nn.Module) -> None:
 
 
 def _dynamic_shapes(module: nn.Module, component: Component) -> dict[str, object]:
-    """torch.export's dims of every argument of forward, from the named axes."""
+    """Returns torch.export's dynamic shapes for every argument of forward, from the ports' named axes."""
     dims: dict[str, Dim] = {}
 
     def dim(axis: Axis) -> object:
@@ -143,7 +147,7 @@ def _dynamic_shapes(module: nn.Module, component: Component) -> dict[str, object
         line = line_of(axis)
         name = "tokens" if line.name == "timesteps" else line.name
         symbol = dims.setdefault(name, Dim(name, min=1))
-        # An encoder divides its sizes, so it must be known what they are multiples of.
+        # An encoder divides its sizes, so torch.export must know what they are multiples of.
         scaled = symbol if line.factor == 1 else line.factor * symbol
         return scaled + line.offset if line.offset else scaled
 
@@ -152,9 +156,9 @@ def _dynamic_shapes(module: nn.Module, component: Component) -> dict[str, object
 
 
 def _name_nodes(model: ir.Model) -> None:
-    """Puts the module's path in front of each node's name, so that a profile can be read and blocks be told apart.
+    """Prefixes each node's name with its module's path, so that profiles are readable and blocks can be told apart.
 
-    A node that a rewrite has made belongs where its first input comes from.
+    A node without a module, made by a rewrite, gets the module of the node that produces its first input.
     """
     for i, node in enumerate(model.graph):
         scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
@@ -167,7 +171,7 @@ def _name_nodes(model: ir.Model) -> None:
 
 
 def _strip_metadata(model: ir.Model) -> None:
-    """Removes the exporter's notes, which hold paths of the machine and outweigh the graph."""
+    """Removes the exporter's metadata, which contains paths of this machine and is larger than the graph."""
     model.metadata_props.clear()
     model.graph.metadata_props.clear()
     for node in model.graph:
@@ -179,9 +183,9 @@ def _strip_metadata(model: ir.Model) -> None:
 
 
 def _name_axes(model: ir.Model, component: Component) -> None:
-    """Gives every port its axes by name, which also frees `timesteps` from `tokens`.
+    """Names the axes of every port, which also makes `timesteps` independent of `tokens`.
 
-    Shapes in between are removed: they were traced with one timestep per token and would mislead a backend.
+    Shapes of intermediate values are removed: they were traced with one timestep per token and would mislead a backend.
     """
     for node in model.graph:
         for value in node.outputs:
@@ -192,16 +196,16 @@ def _name_axes(model: ir.Model, component: Component) -> None:
 
 
 def _views_as_asked() -> AbstractContextManager[None]:
-    """Gives a reshaped tensor the sizes that were asked for, not what torch derives of the ones before.
+    """Returns a context in which a reshaped tensor has the requested sizes, not sizes derived from its earlier ones.
 
-    An encoder's sizes become quotients of quotients otherwise, and tracing takes three times as long.
+    Otherwise an encoder's sizes become quotients of quotients, and tracing takes three times as long.
     """
     return tracing_config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences torch's and onnx_ir's remarks about their own internals and about weights without data."""
+    """Silences what torch, onnx_ir and onnxscript log about their own internals and about weights without data."""
     loggers = [logging.getLogger(name) for name in _CHATTY_LOGGERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,8 +1,8 @@
-"""The same inputs through a graph and its module, with the checkpoint's own weights; reports the differences.
+"""Runs a graph and its module on the same inputs, with the checkpoint's own weights, and reports the differences.
 
-The module lives on the meta device: each layer's weights are widened to fp32 just before it runs, into one buffer,
-so that any size of model is checked in the memory of its largest layer. Of repeated blocks the traced ones are
-compared: all others are copies of them, and their weights a table of offsets.
+The module is on the meta device: each layer's weights are widened to fp32 just before the layer runs, into one buffer,
+so that a model of any size is checked in the memory of its largest layer. Of the repeated blocks only the traced ones
+are compared: all others are copies of them, and differ only in the offsets of their weights.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.manifest import Parity
 from ltx_runtime.spec.components import Component
 
-_ROWS = 1024  # of a quantized matrix that are widened at once
+_ROWS = 1024  # number of rows of a quantized or fp8 matrix that are widened at once
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def stream_weights(module: nn.Module, tensors: Mapping[str, StoredTensor]) -> Tensor:
-    """Makes a meta-device module run in fp32, holding one layer's weights at a time.
+    """Makes a module on the meta device run in fp32, with the weights of one layer at a time in memory.
 
-    Layers run one after another and share one buffer, the size of the largest; parameters that belong to a module
-    with children are small tables and are read at once.
+    Layers run one after another and share one buffer, the size of the largest. Parameters that belong to a module with
+    children are small tables and are loaded immediately.
 
     Returns:
-        The buffer.
+        The shared buffer.
     """
     layers: list[tuple[nn.Module, dict[str, StoredTensor]]] = []
     for prefix, owner in module.named_modules():
@@ -53,7 +53,7 @@ def stream_weights(module: nn.Module, tensors: Mapping[str, StoredTensor]) -> Te
 
 
 def _look_up_in(layer: nn.Embedding, table: StoredTensor) -> None:
-    """Makes an embedding read only the rows it is asked for: T5's whole table takes half a gigabyte."""
+    """Makes an embedding read only the rows that it looks up: T5's whole table takes half a gigabyte."""
 
     def look_up(ids: Tensor) -> Tensor:
         wanted, places = ids.unique(return_inverse=True)
@@ -90,9 +90,9 @@ def _run_module(
     buffer = stream_weights(module, tensors)
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # switching oneDNN off warns about GPUs
-        with torch.backends.mkldnn.flags(enabled=False):  # it would keep a second copy of a layer's weights
+        with torch.backends.mkldnn.flags(enabled=False):  # oneDNN would keep a second copy of a layer's weights
             made = [module(*(torch.from_numpy(feeds[p.name]) for p in component.inputs)).numpy() for feeds in requests]
-    buffer.untyped_storage().resize_(0)  # the module and its hooks hold each other, and the buffer with them
+    buffer.untyped_storage().resize_(0)  # the module and its hooks are a reference cycle that keeps the buffer alive
     return made
 
 
@@ -104,18 +104,18 @@ def check_parity(
     weights: Path,
     described: str = "the checkpoint's own",
 ) -> Parity:
-    """Runs the fp32 graph and the module at two shapes.
+    """Compares the outputs of the fp32 graph and the module for inputs of two different shapes.
 
     Args:
         make: builds the module.
-        component: its ports.
-        tensors: its weights, as the checkpoint stores them.
-        graph: over the same weights.
-        weights: the folder of the graph's weights.
-        described: whose weights these are, for the record.
+        component: ports of the module.
+        tensors: stored weights of the module by parameter name.
+        graph: path of the graph, which uses the same weights.
+        weights: folder of the graph's weights.
+        described: description of the weights for the record.
 
     Raises:
-        LtxError: they differ by more than LIMIT relative L2 at one of them.
+        LtxError: for one of the shapes, the outputs differ by more than LIMIT relative L2, or are not finite.
     """
     requests = [random_feeds(component, sizes) for sizes in SIZES]
     expected = _run_module(build_empty(make, torch.float32), component, tensors, requests)

@@ -1,6 +1,6 @@
-"""One trace -> a graph of every precision, by changing what "half" means.
+"""Derives the graph of every precision from one trace by changing its bf16 dtype to another.
 
-Modules are traced in bf16, with a cast wherever they enter or leave float32; every other operator is the same in all
+Modules are traced in bf16, with a cast wherever values enter or leave float32. Every other operator is the same in all
 precisions, so a graph in fp16 or fp32 is the traced one with its bf16 tensors and casts retyped.
 """
 
@@ -15,7 +15,7 @@ PRECISIONS = {"fp32": ir.DataType.FLOAT, "bf16": ir.DataType.BFLOAT16, "fp16": i
 
 
 def at_precision(traced: ir.Model, precision: str) -> ir.Model:
-    """A copy of a traced graph that computes in `precision`, a key of PRECISIONS; float32 parts stay as they are."""
+    """Returns a copy of a traced graph that computes in `precision`, a key of PRECISIONS; float32 parts are kept."""
     dtype = PRECISIONS[precision]
     model = traced.clone()
     graph = model.graph

@@ -1,7 +1,7 @@
-"""A graph traced with a few equal blocks -> the graph with all of them. No block is traced twice for its number.
+"""Extends a graph that was traced with a few equal blocks to all blocks by copying the nodes of block 1.
 
-Tracing 48 layers takes a minute and finds 47 times what the second layer showed. Knows nothing of what a block does:
-block 1's nodes are matched with block 2's by their names, which tells what a block takes from the one before it.
+Tracing all 48 layers takes a minute, and every layer looks like the second. The code knows nothing of what a block
+does: it matches the nodes of blocks 1 and 2 by name, which shows what a block takes from the block before it.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ Nodes = dict[str, ir.Node]
 
 
 def repeat_blocks(traced: ir.Model, path: str, blocks: int) -> ir.Model:
-    """A copy of a graph of TRACED_BLOCKS blocks with `blocks` of them.
+    """Returns a copy of a graph of TRACED_BLOCKS blocks, extended to `blocks` blocks.
 
     Args:
-        traced: nodes are named `<module path>/...`, weights by their state-dict names.
-        path: of the module list, e.g. `transformer_blocks`.
-        blocks: at least TRACED_BLOCKS.
+        traced: a graph whose nodes are named `<module path>/...`, and whose weights are named by state dict keys.
+        path: path of the module list, e.g. `transformer_blocks`.
+        blocks: number of blocks, at least TRACED_BLOCKS.
 
     Raises:
-        ValueError: the middle blocks are not the same graph.
+        ValueError: the two middle blocks are not the same graph.
     """
     model = traced.clone()
     pattern, following = _nodes_of(model, path, _PATTERN), _nodes_of(model, path, _NEXT)
@@ -37,7 +37,7 @@ def repeat_blocks(traced: ir.Model, path: str, blocks: int) -> ir.Model:
     added = blocks - TRACED_BLOCKS
     for last in range(TRACED_BLOCKS - 1, _NEXT - 1, -1):
         _rename(model, path, last, last + added)
-    handed = {result: result for result in carried.values()}  # block 1's results -> those of the latest copy
+    handed = {result: result for result in carried.values()}  # block 1's outputs -> the latest copy's
     place = list(pattern.values())[-1]
     for block in range(_NEXT, _NEXT + added):
         inputs = {taken: handed[result] for taken, result in carried.items()}
@@ -55,7 +55,7 @@ def repeat_blocks(traced: ir.Model, path: str, blocks: int) -> ir.Model:
 
 
 def _nodes_of(model: ir.Model, path: str, block: int) -> Nodes:
-    """A block's nodes by a name that its counterpart in another block has too."""
+    """Returns a block's nodes, keyed by a name that the same node has in every block."""
     prefix, counts, nodes = f"{path}.{block}", Counter[str](), Nodes()
     for node in model.graph:
         module, _, _ = (node.name or "").partition("/")
@@ -67,7 +67,11 @@ def _nodes_of(model: ir.Model, path: str, block: int) -> Nodes:
 
 
 def _carried(pattern: Nodes, following: Nodes, path: str) -> dict[ir.Value, ir.Value]:
-    """What the pattern takes from the block before it -> what it hands to the block behind it."""
+    """Maps each value that the pattern takes from the block before it to its own output for the block after it.
+
+    Raises:
+        ValueError: the two blocks differ.
+    """
     if pattern.keys() != following.keys():
         raise ValueError(f"blocks differ in {sorted(pattern.keys() ^ following.keys())[:4]}")
     inside = set(pattern.values())
@@ -98,7 +102,7 @@ def _attributes(node: ir.Node) -> dict[str, object]:
 
 
 def _are_twins(taken: ir.Value, counterpart: ir.Value, path: str) -> bool:
-    """Whether two initializers are the blocks' own weights of one name, or equal constants."""
+    """Returns whether two initializers are the same weight of both blocks, or equal constants."""
     if not (taken.is_initializer() and counterpart.is_initializer()):
         return False
     if taken.const_value is None or counterpart.const_value is None:
@@ -130,7 +134,7 @@ def _copied(model: ir.Model, pattern: Nodes, path: str, block: int, inputs: Mapp
 
 
 def _own_weight(model: ir.Model, value: ir.Value, path: str, block: int) -> ir.Value:
-    """The copy's own weight for a weight of the pattern; anything else is shared by all blocks."""
+    """Returns the copy's own weight for a weight of the pattern; any other value is shared by all blocks."""
     prefix = f"{path}.{_PATTERN}."
     if not value.is_initializer() or value.const_value is not None or not (value.name or "").startswith(prefix):
         return value
@@ -142,7 +146,7 @@ def _own_weight(model: ir.Model, value: ir.Value, path: str, block: int) -> ir.V
 
 
 def _rename(model: ir.Model, path: str, block: int, target: int) -> None:
-    """Moves a block's names to another number."""
+    """Renames a block's nodes and weights to another block index."""
     for node in _nodes_of(model, path, block).values():
         node.name = _renamed(node.name, path, block, target)
     for name, value in list(model.graph.initializers.items()):

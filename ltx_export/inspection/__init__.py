@@ -1,1 +1,1 @@
-"""What lies at a path: the answer of `ltx-export inspect`."""
+"""The implementation of `ltx-export inspect`, which describes the weights at a path."""

@@ -1,6 +1,7 @@
-"""What lies at a path, told from headers: its kind, its version and why, its networks, what an export lacks, memory.
+"""Inspects the weights at a path: kind, possible versions and reasons, networks, files that an export lacks, memory.
 
-`ltx-export inspect` prints it. The export's own readers open the files; only a LoRA's alphas are read. No torch.
+`ltx-export inspect` prints the result. The files are opened by the export's own readers, without torch; only headers
+and a LoRA's alphas are read.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _FOLDERS = ("transformer", "vae", "text_encoder", "latent_upsampler")
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.")
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.", "vae.")
 _SCALED = {(True, False): "spatial", (False, True): "temporal", (True, True): "spatial and temporal"}
-_FIELDS = {  # of a header, and what they are called here
+_FIELDS = {  # field of a header -> its name in the results
     **{"num_layers": "layers", "num_attention_heads": "heads", "attention_head_dim": "head_dim"},
     **{"cross_attention_dim": "width", "caption_channels": "text_channels", "latent_channels": "latent_channels"},
     **{"decoder_base_channels": "base_channels", "causal_temporal_positioning": "causal_positions"},
@@ -40,21 +41,23 @@ _RELEASES: dict[str, Facts] = {
     | {"is_distilled": not any(rule.uses_cfg or rule.uses_stg for each in one.passes for rule in each.guidance)}
     for name, one in VERSIONS.items()
 }
-# How names begin and end, in whichever network; rewritten matrices have scales and minimums.
+# First and last components of all known tensor names; matrices rewritten by the export have scales and minimums.
 _NAME = re.compile(
     r"(transformer_blocks|patchify_proj|proj_out|caption_projection|adaln_single|encoder|decoder|per_channel_statistics"
     r"|shared|upsampler|(post_upsample_)?res_blocks|(initial|final)_(conv|norm))\.(.+\.)?(weight(\.scales|\.minimums)?|bias"
     r"|(last_)?scale_shift_table|\w+-of-means|per_channel_scale[12]|timestep_scale_multiplier)|scale_shift_table"
 )
-# A trainer's prefix, the module, and what its factor (rank, in) is called.
+# Key of a LoRA's down factor (rank, in): the trainer's prefix, the module, and the factor's suffix.
 _LORA_DOWN = re.compile(r"((?:\w*model\.|transformer\.|lora_[a-z]+_)*).+?([._]lora[._](?:A.*|down)\.weight)")
 
 
 def inspect(path: Path) -> Inspection:
-    """Looks at a file of weights, an index of shards, a folder of either, or a version folder.
+    """Inspects a weights file, an index of shards, a folder of either, or a version folder.
+
+    Damaged files in a folder do not raise an error, but are part of the results.
 
     Raises:
-        LtxError: it is not there, is a damaged file, or is of no known kind. A damaged file in a folder is told.
+        LtxError: the path does not exist, is a damaged file or a single shard, or holds no known weights.
     """
     path = path.parent if path.name in (MANIFEST, "model_index.json") else path
     if not path.exists():
@@ -74,7 +77,7 @@ def inspect(path: Path) -> Inspection:
     if path.is_dir():
         whole = "diffusers folder" if (path / "transformer").is_dir() else "weights folder"
         kind = f"component folder: {kind}" if len(files) == 1 and files[0].variants else whole
-    # Of several checkpoints in a folder, each may be of another release.
+    # Several checkpoints in a folder may belong to different releases, so that each is guessed separately.
     mains = [file for file in known if any(one["name"] == "transformer" for one in file.networks)]
     rest = [file for file in known if file not in mains]
     guesses = [_guess(path, [main, *rest]) for main in mains] or [_guess(path, rest)]
@@ -105,7 +108,7 @@ def _file_or_problem(path: Path, variants: list[str]) -> File:
 
 
 def _file(path: Path, variants: list[str]) -> File:
-    """What a file holds, or the first variant of a component's folder."""
+    """Inspects a weights file, or the first variant in a component's folder."""
     path = weights_file(path, "".join(variants[:1])) if path.is_dir() else path
     checkpoint = open_weights(path)
     tensors, lora = checkpoint.tensors, _lora(checkpoint)
@@ -135,7 +138,7 @@ def _network(part: Part, tensors: Tensors) -> Facts:
     return {
         **{"name": part, "tensors": len(tensors), "parameters": sum(elements.values())},
         "size_bytes": sum(tensor.length for tensor in tensors.values()),
-        # Of what is multiplied: in T5's table rows are looked up.
+        # T5's embedding table does not count: its rows are looked up, not multiplied.
         "largest_elements": max((count for name, count in elements.items() if name != "shared.weight"), default=0),
         **{"dtypes": dict(dtypes), "quantization": quantization, "sizes": _sizes(part, tensors)},
     }
@@ -158,7 +161,7 @@ def _sizes(part: Part, tensors: Tensors) -> Facts:
 
 
 def _said(config: Mapping[str, Any]) -> Facts:
-    """What a header, or shapes in a header's words, say of what tells releases apart."""
+    """Returns the facts that distinguish releases, from a header or from shapes in the form of a header."""
     parts = (config.get(name) for name in ("transformer", "vae", "scheduler"))
     transformer, vae, scheduler = (part if isinstance(part, dict) else {} for part in parts)
     said: Facts = {_FIELDS[k]: v for k, v in (vae | transformer).items() if k in _FIELDS and isinstance(v, int)}
@@ -172,7 +175,7 @@ def _said(config: Mapping[str, Any]) -> Facts:
 
 
 def _guess(path: Path, files: Sequence[File]) -> tuple[list[str], list[str]]:
-    """The releases that neither headers, shapes nor names speak against, and what each of them says."""
+    """Returns the releases that agree with all headers, shapes and (if any fits) file names, and the reasons."""
     left, reasons = list(VERSIONS), []
     said = [(f"header of {Path(file.path).name}", file.header) for file in files]
     said += [
@@ -198,20 +201,24 @@ def _guess(path: Path, files: Sequence[File]) -> tuple[list[str], list[str]]:
 
 
 def _is_named(version: Version, files: Sequence[str], folder: Path) -> bool:
-    """By its official file, with any ending such as -fp8 or -Q8_0, or by a folder called as it or its repository is."""
+    """Returns whether file or folder names identify a release.
+
+    These are the name of its official file, with any ending such as -fp8 or -Q8_0, or a folder with the name or an
+    alias of the release, or with that of its diffusers repository.
+    """
     names = (version.name, *version.aliases, (version.diffusers_repository or "?").rpartition("/")[2])
     stem = re.compile(re.escape(Path(version.checkpoint).stem) + r"(?!\w|\.\d)")
     return folder.absolute().name in names or any(stem.match(file) for file in files)
 
 
 def _lora(checkpoint: Checkpoint) -> Facts:
-    """Keys, ranks, alphas and the releases that a LoRA fits by its widths; empty for another file."""
+    """Returns keys, ranks and alphas of a LoRA, and the releases that its widths fit; empty for another file."""
     matrices = {name: tensor for name, tensor in checkpoint.tensors.items() if len(tensor.shape) == 2}
     downs = {name: match for name in matrices if (match := _LORA_DOWN.fullmatch(name))}
     scalars = [one for name, one in checkpoint.tensors.items() if name.endswith(".alpha") and one.dtype in FLOAT_DTYPES]
     alphas = [str(float32_of(one).item()) for one in scalars if math.prod(one.shape) == 1]
     alphas += re.findall(r'lora_alpha": ([\d.]+)', str(checkpoint.metadata.get("lora_adapter_metadata")))
-    widths = {tensor.shape[name in downs] for name, tensor in matrices.items()}  # in of down, out of up
+    widths = {tensor.shape[name in downs] for name, tensor in matrices.items()}  # columns of down, rows of up
     fits = {
         n: {256, r["channels"], r["text_channels"], *(r["width"] * k for k in (1, 4, 6))} for n, r in _RELEASES.items()
     }

@@ -1,4 +1,4 @@
-"""An inspection -> lines for people: what it is, which version, what is in it, what is missing, what it will take."""
+"""An inspection -> lines of text: kind, version, contents, missing files and memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _SHOWN = 12
 
 
 def lines_of(inspection: Inspection) -> list[str]:
-    """The facts of an inspection; what is empty is left out, and long lists are cut."""
+    """Returns the results of an inspection as lines of text, without empty fields and with long lists shortened."""
     return ["".join(letter if letter.isprintable() else "?" for letter in line) for line in _lines(inspection)]
 
 

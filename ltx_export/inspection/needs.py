@@ -1,6 +1,6 @@
-"""What an export lacks beside inspected files, and what memory the networks in them will take. No torch.
+"""Files that an export of inspected weights lacks, and estimates of the networks' memory; without torch.
 
-Asks the export's own search, so that what is missed here is what it would not find.
+Uses the export's own search, so that exactly the files that the export would not find are reported.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _NEEDED = ("transformer", "vae", "text_encoder")
 
 
 def missing_for(path: Path, files: Sequence[File], versions: Sequence[str]) -> list[str]:
-    """What an export of the releases that the files may be would lack, each with how to get it.
+    """Returns the files that an export of the inspected weights would lack, each with advice on how to get it.
 
     Args:
-        path: what was inspected.
-        files: what is known of it.
-        versions: the releases it may be.
+        path: the inspected path.
+        files: results for its files.
+        versions: releases that the files may belong to.
     """
     held = {one["name"]: Path(file.path) for file in files for one in file.networks}
     if "transformer" not in held:
@@ -35,7 +35,7 @@ def missing_for(path: Path, files: Sequence[File], versions: Sequence[str]) -> l
     version = by_name.get(weights.name, VERSIONS[[*versions, "demo"][0]])
     missing = [] if "vae" in held or (root / "vae").is_dir() else ["a VAE"]
     for what, t5, tokenizer in (("a T5 text encoder", None, main), ("a tokenizer", main, None)):
-        try:  # all but one are named, so that nothing else is searched
+        try:  # every file but the one in question is given, so that nothing else is searched
             find_sources(version, weights, t5=t5, tokenizer=tokenizer, upscaler=main, temporal_upscaler=main)
         except LtxError as error:
             missing.append(f"{what}: {error}")
@@ -43,7 +43,7 @@ def missing_for(path: Path, files: Sequence[File], versions: Sequence[str]) -> l
 
 
 def _missing_upscalers(root: Path, files: Sequence[File], versions: Sequence[str]) -> Iterator[str]:
-    """For each file that a release would take; without any the release is exported for its first pass alone."""
+    """Yields a line for every spatial upscaler that is not found; without it, only the first pass is exported."""
     spatial = [file for file in files for one in file.networks if one["sizes"].get("resamples") == "spatial"]
     for name in {VERSIONS[one].upscaler: one for one in versions}.values():
         wanted, what = VERSIONS[name].upscaler, f"a spatial upscaler for the second pass of {name}"
@@ -61,7 +61,7 @@ def _missing_upscalers(root: Path, files: Sequence[File], versions: Sequence[str
 
 
 def memory_of(files: Sequence[File]) -> dict[str, Any]:
-    """Estimates for the largest of every kind of network that is there; empty if none is."""
+    """Estimates the memory of the largest network of each kind; returns an empty dict if there are no networks."""
     found = sorted((one for file in files for one in file.networks), key=lambda one: one["size_bytes"])
     networks = {_kind(one): one for one in found}.values()
     if not networks:

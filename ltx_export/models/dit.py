@@ -1,4 +1,4 @@
-"""The diffusion transformer (`Transformer3DModel` of the official package): noisy latents -> velocity."""
+"""The diffusion transformer (`Transformer3DModel` of the official package), which predicts velocity from latents."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from ltx_export.models.layers import RMSNorm, TimestepEmbedding, attention
 from ltx_export.models.rope import MAX_POSITION, THETA, RotaryEmbedding, in_pieces, rotate
 
 TIMESTEP_SCALE = 1000.0
-_MASKED = -10000.0  # additive, as the official code has it; not -inf
+_MASKED = -10000.0  # added to masked scores; the official code uses this value, not -inf
 _NORM_EPS = 1e-6
 _QK_NORM_EPS = 1e-5
-_PARTS = 6  # of a modulation: shift, scale and gate of self-attention, and the same of the feed-forward
+_PARTS = 6  # parts of a modulation: shift, scale and gate for self-attention, and the same for the feed-forward
 
 
 @dataclass(frozen=True)
 class Kept:
-    """Which rows of the batch one block treats as usual, (B, 1, 1) bool for each of the runtime's STG_MODES.
+    """Masks of the batch rows that one block computes as usual, (B, 1, 1) bool for each of the runtime's STG_MODES.
 
-    Where several are false, the last of them decides.
+    Where several masks are false, the last of them decides.
     """
 
-    attention_values: Tensor  # else self-attention gives each token's own value
-    attention_skip: Tensor  # else self-attention gives its input
-    transformer_block: Tensor  # else the block gives its input
+    attention_values: Tensor  # where false, each token's own value replaces the attention's result, before `to_out`
+    attention_skip: Tensor  # where false, self-attention's input replaces the attention's result, before `to_out`
+    transformer_block: Tensor  # where false, the block returns its input
 
 
 @dataclass(frozen=True)
 class DitConfig:
-    """Sizes of a DiT."""
+    """Sizes and RoPE constants of a DiT."""
 
     layers: int
     heads: int
@@ -48,7 +48,10 @@ class DitConfig:
 
 
 class AdaLayerNormSingle(nn.Module):
-    """One modulation for all blocks from the timestep: (B, T) in 0..1 -> six times (B, T, width), and (B, T, width)."""
+    """Computes one modulation for all blocks from the timestep (B, T) in 0..1.
+
+    Returns the six parts of the modulation and the timestep embedding, each (B, T, width).
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -61,7 +64,7 @@ class AdaLayerNormSingle(nn.Module):
 
 
 class CaptionProjection(nn.Module):
-    """Text embeddings to the DiT's width."""
+    """Projects prompt embeddings to the DiT's width."""
 
     def __init__(self, text_channels: int, width: int) -> None:
         super().__init__()
@@ -73,7 +76,7 @@ class CaptionProjection(nn.Module):
 
 
 class Attention(nn.Module):
-    """Queries and keys are RMS-normed over the whole width, before rotation and before the split into heads."""
+    """Attention with queries and keys RMS-normalized over the whole width, before rotation and the split into heads."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -93,7 +96,7 @@ class Attention(nn.Module):
         bias: Tensor | None = None,
         kept: Kept | None = None,
     ) -> Tensor:
-        """(B, N, width) attends to source (B, L, width); where not kept, values or x itself pass through."""
+        """Lets x (B, N, width) attend to source (B, L, width); where `kept` is false, values or x are passed on."""
         query, key, value = self.q_norm(self.to_q(x)), self.k_norm(self.to_k(source)), self.to_v(source)
         if rope is not None:
             query, key = rotate(query, *rope), rotate(key, *rope)
@@ -114,7 +117,7 @@ class GeluProjection(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Named as in the checkpoint: net.0.proj and net.2, with what was dropout between them."""
+    """Feed-forward with the checkpoint's names, net.0.proj and net.2; net.1 is an identity in place of dropout."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -125,7 +128,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Modulated self-attention, bare cross-attention, modulated feed-forward."""
+    """A transformer block: modulated self-attention, unmodulated cross-attention, modulated feed-forward."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -145,15 +148,16 @@ class Block(nn.Module):
         text_bias: Tensor,
         skip_mask: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
-        """-> (B, N, width), and the rows of `skip_mask` (layers left, 3, B) that belong to the blocks behind this one.
+        """Returns x (B, N, width), and the rows of `skip_mask` (remaining layers, 3, B) for the blocks after this one.
 
-        A block takes its own row off the top, so that all blocks are the same graph whatever their number.
+        A block takes the first row as its own, so that all blocks have the same graph whatever their index.
         """
         kept, given = None, x
         if skip_mask is not None:
             kept, skip_mask = _kept(skip_mask[0]), skip_mask[1:]
-        # Each part is added where it is used: with a timestep per token, all six of all blocks at once fill a GPU. And
-        # no reshape names the number of timesteps here, so that one graph takes one timestep or one per token.
+        # The table is added to the modulation here in each block: with one timestep per token, the six sums of all
+        # blocks at once would fill a GPU's memory. No reshape here contains the number of timesteps, so that one graph
+        # accepts one timestep or one per token.
         rows = self.scale_shift_table.chunk(_PARTS)
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = map(torch.add, rows, modulation)
         h = self.norm1(x).to(x.dtype) * (1 + scale_msa) + shift_msa
@@ -165,13 +169,13 @@ class Block(nn.Module):
 
 
 def _kept(modes: Tensor) -> Kept:
-    """A block's own part (3, B) of the skip mask: 1 = keep, 0 = skip."""
+    """Converts a block's own row (3, B) of the skip mask (1 = keep, 0 = skip) to boolean masks."""
     kept = (modes > 0.5)[:, :, None, None]
     return Kept(kept[0], kept[1], kept[2])
 
 
 class Transformer(nn.Module):
-    """Ports: see `ltx_runtime.spec.components.transformer`."""
+    """The whole DiT, with the ports of `ltx_runtime.spec.components.transformer`."""
 
     def __init__(self, config: DitConfig) -> None:
         super().__init__()
@@ -193,7 +197,7 @@ class Transformer(nn.Module):
         text_mask: Tensor,
         skip_mask: Tensor | None = None,
     ) -> Tensor:
-        """-> velocity (B, N, channels) float32."""
+        """Returns the velocity, (B, N, channels) float32."""
         dtype = self.patchify_proj.weight.dtype
         x = self.patchify_proj(latents.to(dtype))
         modulation, embedded = self.adaln_single(timestep)

@@ -1,4 +1,4 @@
-"""Layers that more than one network uses: norms in float32, the timestep embedding, attention."""
+"""Layers that several networks use: RMS norm in float32, the timestep embedding, attention."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MAX_PERIOD = 10000.0
 
 
 class RMSNorm(nn.Module):
-    """Root mean square norm over the last axis, in float32 whatever x's dtype; the caller casts when it needs to."""
+    """Root mean square norm over the last axis; the result is float32 whatever x's dtype, so callers cast if needed."""
 
     weight: Tensor
 
@@ -22,7 +22,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
         if affine:
             self.weight = nn.Parameter(torch.empty(width))
-        else:  # ONNX's operator wants a weight; without one the exporter makes ones of x's whole shape
+        else:  # ONNX's operator needs a weight; without one the exporter would add a tensor of ones in x's whole shape
             self.register_buffer("weight", torch.ones(width, dtype=torch.float32, device="cpu"), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ class RMSNorm(nn.Module):
 
 
 class TimestepEmbedder(nn.Module):
-    """A two-layer perceptron on a sinusoid of the scaled timestep."""
+    """Two-layer perceptron on the sinusoids of the scaled timestep."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class TimestepEmbedder(nn.Module):
 
 
 class TimestepEmbedding(nn.Module):
-    """A scaled timestep (...,) in 0..1000 to an embedding (..., width)."""
+    """Embeds a scaled timestep (...,) in 0..1000 as (..., width)."""
 
     frequencies: Tensor
 
@@ -61,12 +61,12 @@ class TimestepEmbedding(nn.Module):
 def attention(
     query: Tensor, key: Tensor, value: Tensor, heads: int, bias: Tensor | None = None, scale: float | None = None
 ) -> Tensor:
-    """Multi-head attention on (B, N, width) tensors; emits ONNX's own Attention operator.
+    """Computes multi-head attention, (B, N, width), with ONNX's own Attention operator.
 
     Args:
-        query, key, value: (B, N, width), (B, L, width), (B, L, width).
+        query, key, value: tensors (B, N, width), (B, L, width) and (B, L, width).
         heads: number of heads that split the width.
         bias: added to the scores, broadcastable to (B, heads, N, L).
-        scale: of the scores; 1/sqrt(width / heads) if None.
+        scale: factor of the scores; 1/sqrt(width / heads) if None.
     """
     return torch.onnx.ops.attention(query, key, value, bias, q_num_heads=heads, kv_num_heads=heads, scale=scale)[0]

@@ -1,4 +1,4 @@
-"""A network to export: a module and its ports, built without memory for its parameters."""
+"""A network to export: its ports, and its module, which is built without allocating memory for parameters."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import nn
 
 from ltx_runtime.spec.components import Component
 
-# The most repeated blocks that are traced: a first one, which may own what all use, two to compare, and a last one,
-# of which nothing is taken on.
+# Largest number of repeated blocks that are traced: the first, which may own parameters that all blocks use, two that
+# are compared with each other, and the last, from which no other block takes a value.
 TRACED_BLOCKS = 4
 
 
 def build_empty(make: Callable[[], nn.Module], dtype: torch.dtype) -> nn.Module:
-    """The module with parameters of `dtype` on the meta device and real constants."""
+    """Builds a module in eval mode with parameters of `dtype` on the meta device; constants on the CPU stay real."""
     default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -28,13 +28,13 @@ def build_empty(make: Callable[[], nn.Module], dtype: torch.dtype) -> nn.Module:
 
 @dataclass(frozen=True)
 class Network:
-    """What a graph is made of: a module and its ports, both by their number of repeated blocks.
+    """The module and ports of a graph, both as functions of the number of repeated blocks.
 
     Attributes:
-        component: the ports of a network of so many blocks.
-        make: builds the module; its forward takes the component's input ports in order.
-        blocks: how many repeated blocks it has.
-        path: of their module list; empty if no block is repeated in a row, `blocks` being 1.
+        component: returns the ports of a network with the given number of blocks.
+        make: builds the module with the given number of blocks; its forward takes the component's input ports in order.
+        blocks: number of repeated blocks in the whole network.
+        path: path of the blocks' module list; empty if no blocks are repeated, and `blocks` is then 1.
     """
 
     component: Callable[[int], Component]
@@ -44,5 +44,5 @@ class Network:
 
     @property
     def traced_blocks(self) -> int:
-        """The most blocks that are traced."""
+        """Number of blocks that are traced: all, or TRACED_BLOCKS if there are more."""
         return min(self.blocks, TRACED_BLOCKS)

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 THETA = 10000.0
-_WIDEST = 1024  # channels of a head
+_WIDEST = 1024  # most channels in one piece, see `in_pieces`
 MAX_POSITION = (20.0, 2048.0, 2048.0)  # seconds, pixel rows, pixel columns
 
 
 class RotaryEmbedding(nn.Module):
-    """Angles of every token, the three axes interleaved, unrotated channels in front.
+    """Cosines and sines of every token's angles: the three axes are interleaved, unrotated channels come first.
 
     Source: `Transformer3DModel.precompute_freqs_cis` of the official `ltx-video` package.
     """
@@ -26,15 +26,15 @@ class RotaryEmbedding(nn.Module):
     ) -> None:
         super().__init__()
         self.unrotated_pairs = width % 6 // 2
-        # Real constants computed by torch, even where parameters are on the meta device: folded by another
-        # library's pow they differ by 6.6e-7, and times 15708 rad that shows in the velocity.
+        # Constants computed by torch on the CPU, even if parameters are on the meta device: folded with another
+        # library's pow they would differ by 6.6e-7, and multiplied by 15708 rad that shows in the velocity.
         exponents = torch.linspace(0.0, 1.0, width // 6, dtype=torch.float32, device="cpu")
         maximum = torch.tensor(max_position, dtype=torch.float32, device="cpu")
         self.register_buffer("frequencies", theta**exponents * math.pi / 2, persistent=False)
         self.register_buffer("max_position", maximum, persistent=False)
 
     def forward(self, coords: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 3, N) float32 in (s, px, px) -> cosines and sines, both (B, N, width // 2) float32."""
+        """Returns cosines and sines, each (B, N, width // 2) float32, of coords (B, 3, N) float32 in (s, px, px)."""
         fractions = coords.transpose(1, 2) / self.max_position  # (B, N, 3)
         angles = self.frequencies * (fractions.unsqueeze(-1) * 2 - 1)  # (B, N, 3, n)
         angles = angles.transpose(-1, -2).flatten(2)  # (B, N, 3n)
@@ -47,11 +47,11 @@ class RotaryEmbedding(nn.Module):
 
 
 def in_pieces(cosines: Tensor, sines: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (B, N, width // 2) as `rotate` takes them: (1, B * N * pieces, width // pieces // 2).
+    """Reshapes cosines and sines (B, N, width // 2) for `rotate`, to (1, B * N * pieces, width // pieces // 2).
 
-    ONNX Runtime's CUDA kernel has a thread for every channel of a head, 1,024 at most, and our one head is as wide as
-    the model: 2,048 or 4,096. It has a block for every position of a sequence, of which there may be any number, so all
-    pieces of all tokens become one sequence. Exact: only adjacent channels are rotated with each other.
+    ONNX Runtime's CUDA kernel has one thread per channel of a head, 1,024 at most, and our single head is as wide as
+    the model: 2,048 or 4,096. It has one block per position of a sequence, whose length is not limited, so all pieces
+    of all tokens become one sequence. This is exact: only adjacent channels are rotated with each other.
     """
     width = cosines.shape[-1]
     piece = width // -(-2 * width // _WIDEST)
@@ -59,11 +59,11 @@ def in_pieces(cosines: Tensor, sines: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """Rotates adjacent channel pairs of (B, N, width) float32, before the split into heads.
+    """Rotates pairs of adjacent channels of x, before the split into heads.
 
     Args:
-        x: queries or keys.
-        cosines, sines: of every token, in pieces.
+        x: queries or keys, (B, N, width) float32.
+        cosines, sines: values for every token, as `in_pieces` returns them.
     """
     pieces = x.reshape(1, -1, 2 * cosines.shape[-1])
     return torch.onnx.ops.rotary_embedding(pieces, cosines, sines, interleaved=True, num_heads=1).reshape(x.shape)

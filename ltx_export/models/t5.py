@@ -1,4 +1,4 @@
-"""The T5 v1.1 encoder with Hugging Face's parameter names: token ids -> last hidden state."""
+"""The T5 v1.1 encoder with Hugging Face's parameter names, from token ids to the last hidden state."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from ltx_export.models.layers import RMSNorm, attention
 
 _EPS = 1e-6
-# Drowns every score, and is finite in fp16 and bf16.
+# Low enough to outweigh every score, and finite in fp16 and bf16.
 _MASKED = -30000.0
-# The products in front of the last projection, and its results, outgrow fp16; a power of two costs no accuracy.
+# The products before the last projection, and its results, exceed the range of fp16, so they are divided by this;
+# a power of two costs no accuracy.
 _HALF_RANGE = 64.0
 _BUCKETS = 32
-# Distances from which the next logarithmic bucket counts: 8 + floor(ln(n/8) / ln(128/8) * 8), capped at 15.
+# Distances n at which the next logarithmic bucket starts: 8 + floor(ln(n/8) / ln(128/8) * 8), capped at 15.
 _BUCKET_STARTS = (12, 16, 23, 32, 46, 64, 91)
 _EXACT_BUCKETS = 8
 
@@ -34,7 +35,7 @@ class T5Config:
 
 
 class SelfAttention(nn.Module):
-    """Unscaled attention; only the first block owns the relative position table, all blocks use it."""
+    """Unscaled self-attention; only the first block owns the relative position table, which all blocks use."""
 
     def __init__(self, config: T5Config, has_positions: bool) -> None:
         super().__init__()
@@ -63,7 +64,7 @@ class AttentionLayer(nn.Module):
 
 
 class DenseReluDense(nn.Module):
-    """wi_0 is the activated branch, wi_1 the linear one."""
+    """Gated feed-forward; wi_0 is the activated branch, wi_1 the linear one."""
 
     def __init__(self, config: T5Config) -> None:
         super().__init__()
@@ -72,7 +73,7 @@ class DenseReluDense(nn.Module):
         self.wo = nn.Linear(config.hidden, config.width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The output of the gated feed-forward, in float32."""
+        """Returns the output of the gated feed-forward in float32."""
         gated = F.gelu(self.wi_0(x), approximate="tanh").float() * self.wi_1(x).float()
         return self.wo((gated * (1 / _HALF_RANGE)).to(x.dtype)).float() * _HALF_RANGE
 
@@ -103,12 +104,12 @@ class Stack(nn.Module):
         self.final_layer_norm = RMSNorm(config.width, _EPS)
 
     def position_table(self) -> nn.Module:
-        """The first block's, which serves all."""
+        """Returns the first block's relative position table, which all blocks use."""
         return self.get_submodule("block.0.layer.0.SelfAttention.relative_attention_bias")
 
 
 def position_buckets(length: int, device: torch.device) -> Tensor:
-    """Bucket of every (query, key) pair, (length, length) int64, bidirectional, from whole numbers only."""
+    """Returns the bidirectional bucket of every (query, key) pair, (length, length) int64, by integer arithmetic."""
     position = torch.arange(length, device=device)
     relative = position[None, :] - position[:, None]  # key - query
     distance = relative.abs()
@@ -119,7 +120,10 @@ def position_buckets(length: int, device: torch.device) -> Tensor:
 
 
 class TextEncoder(nn.Module):
-    """Ports: see `ltx_runtime.spec.components.text_encoder`. The residual stream is float32: it outgrows fp16."""
+    """T5 encoder with the ports of `ltx_runtime.spec.components.text_encoder`.
+
+    The residual stream is float32 because its values exceed the range of fp16.
+    """
 
     def __init__(self, config: T5Config) -> None:
         super().__init__()
@@ -127,7 +131,7 @@ class TextEncoder(nn.Module):
         self.encoder = Stack(config)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """-> text (B, T, width) float32."""
+        """Returns the prompt embeddings, (B, T, width) float32."""
         x = self.shared(ids).float()
         positions = self.encoder.position_table()(position_buckets(ids.shape[1], ids.device))
         positions = positions.permute(2, 0, 1).unsqueeze(0)  # (1, heads, T, T)

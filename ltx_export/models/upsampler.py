@@ -1,7 +1,7 @@
-"""The latent upsamplers (`LatentUpsampler` of the official package): twice the height and width, or the frame rate.
+"""The latent upsamplers (`LatentUpsampler` of the official package): double height and width, or the frame rate.
 
-Works on latents in the VAE's own scale, of which the pipeline's are normalized: the VAE's statistics are constants of
-the graph. Knows nothing of files, and of what is done with the latents before and after.
+The network works on latents in the VAE's own scale, but the pipeline's latents are normalized, so the VAE's statistics
+are constants of the graph. Knows nothing of files, nor of what is done with the latents before and after.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-GROUPS = 32  # of every group norm
+GROUPS = 32  # number of groups in every group norm
 _NORM_EPS = 1e-5
 
 Resampling = Literal["spatial", "temporal"]
-# How many channels a place is unfolded from.
+# Number of channels that are unfolded into one channel at twice the size.
 UNFOLDED: dict[Resampling, int] = {"spatial": 4, "temporal": 2}
 
 
@@ -28,11 +28,11 @@ class UpsamplerConfig:
     """Sizes of an upsampler.
 
     Attributes:
-        channels: of the latents.
-        mid_channels: in between, a multiple of GROUPS.
-        blocks_per_stage: residual blocks before the upsampling, and as many behind it.
-        dims: of the convolutions; with 2 every frame is upsampled on its own, which a temporal one cannot.
-        resampling: what is doubled.
+        channels: number of latent channels.
+        mid_channels: number of channels inside the network, a multiple of GROUPS.
+        blocks_per_stage: number of residual blocks before the upsampling, and again after it.
+        dims: dimensions of the convolutions; with 2, every frame is upsampled alone, so a temporal upsampler needs 3.
+        resampling: `spatial` doubles height and width, `temporal` doubles the frame rate.
     """
 
     channels: int
@@ -44,14 +44,14 @@ class UpsamplerConfig:
 
 @dataclass(frozen=True)
 class Statistics:
-    """The VAE's mean and deviation of every latent channel, (C,) float32 each."""
+    """The VAE's mean and standard deviation of every latent channel, each (C,) float32."""
 
     mean: NDArray[np.float32]
     deviation: NDArray[np.float32]
 
 
 class GroupNorm(nn.Module):
-    """Normalizes GROUPS groups of channels over all places, in float32 whatever x's dtype, and gives that back."""
+    """Group norm with GROUPS groups, computed in float32 whatever x's dtype; the result has x's dtype."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ def _conv(channels: int, out_channels: int, dims: int) -> nn.Conv2d | nn.Conv3d:
 
 
 class UpsamplerBlock(nn.Module):
-    """conv, norm, SiLU, conv, norm, plus the input, SiLU."""
+    """Residual block: convolution, norm, SiLU, convolution, norm, addition of the input, SiLU."""
 
     def __init__(self, channels: int, dims: int) -> None:
         super().__init__()
@@ -82,29 +82,29 @@ class UpsamplerBlock(nn.Module):
 
 
 def _copied(x: Tensor) -> Tensor:
-    """The same in memory as in its axes: where axes that were moved are merged, a trace asks how large they are."""
+    """Returns a contiguous copy, because tracing would depend on the sizes of permuted axes where they are merged."""
     return x.clone(memory_format=torch.contiguous_format)
 
 
 def framewise(x: Tensor) -> Tensor:
-    """(B, C, F, H, W) to (B*F, C, H, W): every frame on its own."""
+    """Reshapes (B, C, F, H, W) to (B*F, C, H, W), so that every frame is processed alone."""
     return _copied(x.transpose(1, 2)).flatten(0, 1)
 
 
 def clips(x: Tensor, batch: int) -> Tensor:
-    """(B*F, C, H, W) back to (B, C, F, H, W)."""
+    """Reshapes (B*F, C, H, W) back to (B, C, F, H, W)."""
     return _copied(x.unflatten(0, (batch, -1)).transpose(1, 2))
 
 
 def unfold_time(x: Tensor) -> Tensor:
-    """(B, 2C, F, H, W) ordered (c, pt) to (B, C, 2F-1, H, W): of the doubled frames the first is dropped."""
+    """Unfolds (B, 2C, F, H, W) ordered (c, pt) to (B, C, 2F-1, H, W): the first of the 2F frames is dropped."""
     batch, channels, frames, rows, columns = x.shape
     x = _copied(x.reshape(batch, channels // 2, 2, frames, rows, columns).permute(0, 1, 3, 2, 4, 5))
     return torch.ops.aten.slice.Tensor(x.reshape(batch, channels // 2, 2 * frames, rows, columns), 2, 1)
 
 
 class LatentUpsampler(nn.Module):
-    """Ports: see `ltx_runtime.spec.components.upsampler` and `temporal_upsampler`."""
+    """Upsampler with the ports of `ltx_runtime.spec.components.upsampler` or `temporal_upsampler`."""
 
     mean: Tensor
     deviation: Tensor
@@ -113,7 +113,7 @@ class LatentUpsampler(nn.Module):
         super().__init__()
         mid, dims = config.mid_channels, config.dims
         self.resampling, self.is_framewise = config.resampling, dims == 2
-        # Real constants: parameters may be on the meta device.
+        # Constants are created on the CPU because parameters may be on the meta device.
         for name, values in (("mean", statistics.mean), ("deviation", statistics.deviation)):
             constant = torch.tensor(values, dtype=torch.float32, device="cpu")[:, None, None, None]
             self.register_buffer(name, constant, persistent=False)
@@ -128,7 +128,7 @@ class LatentUpsampler(nn.Module):
         self.final_conv = _conv(mid, config.channels, dims)
 
     def forward(self, latents: Tensor) -> Tensor:
-        """(B, C, F, H, W) float32 normalized -> upsampled, float32 and normalized too."""
+        """Upsamples normalized latents (B, C, F, H, W) float32; the result is float32 and normalized too."""
         x = (latents * self.deviation + self.mean).to(self.final_conv.weight.dtype)
         batch = x.shape[0]
         x = clips(self._upsampled(framewise(x)), batch) if self.is_framewise else self._upsampled(x)

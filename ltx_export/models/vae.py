@@ -1,4 +1,4 @@
-"""The VAE decoders of generations A (0.9.0), B (0.9.1) and C (0.9.5 and later): normalized latents -> video."""
+"""The VAE decoders of generations A (0.9.0), B (0.9.1) and C (0.9.5 and later), from normalized latents to video."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ltx_export.models.vae_blocks import (
     unpatchify,
 )
 
-_TIMESTEP_SCALE = 1000.0  # of every release
+_TIMESTEP_SCALE = 1000.0  # the same in every release
 
 BlockKind = Literal["res_x", "res_x_y", "compress_all"]
 
@@ -44,9 +44,9 @@ class VaeBlock:
 
 @dataclass(frozen=True)
 class VaeConfig:
-    """A decoder: blocks in the order they are applied, i.e. the reverse of a checkpoint's list.
+    """Configuration of a decoder; `blocks` are in the order they are applied, i.e. the reverse of a checkpoint's list.
 
-    `stores_timestep_scale` is false where a checkpoint leaves `timestep_scale_multiplier` out, which is 1000.
+    `stores_timestep_scale` is false if a checkpoint lacks `timestep_scale_multiplier`, which is then 1000.
     """
 
     blocks: tuple[VaeBlock, ...]
@@ -64,7 +64,7 @@ class VaeConfig:
         return channels
 
     def noise_maps(self) -> dict[int, tuple[int, int]]:
-        """For each block that injects noise: how many maps it takes, and its scale over the latent grid."""
+        """Returns, for each block that injects noise, its number of noise maps and its scale over the latent grid."""
         maps, scale = {}, 1
         for i, block in enumerate(self.blocks):
             if block.kind == "compress_all":
@@ -85,7 +85,7 @@ def _block(config: VaeConfig, block: VaeBlock, channels: int) -> nn.Module:
 
 
 class Decoder(nn.Module):
-    """Latents in the VAE's own scale to video (B, 3, 8F-7, 32H, 32W)."""
+    """Decodes latents in the VAE's own scale to video (B, 3, 8F-7, 32H, 32W)."""
 
     timestep_scale_multiplier: Tensor
 
@@ -123,15 +123,15 @@ class Decoder(nn.Module):
 
 
 class Unnormalization(ChannelStatistics):
-    """Latents of unit variance to the VAE's own scale."""
+    """Converts latents of unit variance to the VAE's own scale."""
 
     def forward(self, latents: Tensor) -> Tensor:
-        """(B, C, F, H, W) in float32."""
+        """Returns latents (B, C, F, H, W) in the VAE's own scale, in float32."""
         return latents * self.deviation() + self.mean()
 
 
 class VaeDecoder(nn.Module):
-    """Ports: see `ltx_runtime.spec.components.vae_decoder`."""
+    """VAE decoder with the ports of `ltx_runtime.spec.components.vae_decoder`."""
 
     def __init__(self, config: VaeConfig) -> None:
         super().__init__()
@@ -139,7 +139,7 @@ class VaeDecoder(nn.Module):
         self.decoder = Decoder(config)
 
     def forward(self, latents: Tensor, timestep: Tensor | None = None, *noise: Tensor) -> Tensor:
-        """-> video (B, 3, 8F-7, 32H, 32W) float32 in about [-1, 1]."""
+        """Returns video (B, 3, 8F-7, 32H, 32W), float32 in about [-1, 1]."""
         dtype = self.decoder.conv_in.conv.weight.dtype
         x = self.per_channel_statistics(latents).to(dtype)
         return self.decoder(x, timestep, [one.to(dtype) for one in noise]).float()

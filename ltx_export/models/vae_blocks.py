@@ -22,31 +22,32 @@ _SHORTCUT_NORM_EPS = 1e-6
 
 
 def pixel_norm(x: Tensor) -> Tensor:
-    """Divides (B, C, F, H, W) by the root mean square over channels, in float32: eps is 1e-8."""
+    """Divides x (B, C, F, H, W) by its root mean square over channels, in float32 with an epsilon of 1e-8."""
     wide = x.float()
     return (wide / torch.sqrt((wide * wide).mean(dim=1, keepdim=True) + _PIXEL_NORM_EPS)).to(x.dtype)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """(B, C, F, H, W) by shift and scale (B, C, 1, 1, 1)."""
+    """Modulates x (B, C, F, H, W) with shift and scale, each (B, C, 1, 1, 1)."""
     return x * (1 + scale) + shift
 
 
 def over_space(x: Tensor) -> Tensor:
-    """(B, C) to (B, C, 1, 1, 1)."""
+    """Reshapes (B, C) to (B, C, 1, 1, 1), to be broadcast over frames, rows and columns."""
     return x.unsqueeze(-1).unsqueeze(-1).unsqueeze(-1)
 
 
 def frames(x: Tensor, start: int, end: int | None = None) -> Tensor:
-    """x[:, :, start:end] as one operation: tracing an index makes one for every axis in front too."""
+    """Returns x[:, :, start:end] as one slice; tracing that expression would add a slice for each earlier axis too."""
     return torch.ops.aten.slice.Tensor(x, 2, start, end)
 
 
 class Conv(nn.Module):
-    """A 3x3x3 convolution; spatial padding by `padding_mode`.
+    """A 3x3x3 convolution with spatial padding by `padding_mode`.
 
-    In time it repeats the first and the last frame once, or, if it is causal, the first one twice. A stride of 2
-    makes H/2 rows of H, W/2 columns of W and, being causal, (F+1)/2 frames of an odd F.
+    In time it pads by repeating the first and the last frame once or, if it is causal, the first one twice. A causal
+    convolution with a stride of 2 turns H rows into H/2, W columns into W/2, and an odd number F of frames into
+    (F+1)/2.
     """
 
     def __init__(
@@ -73,7 +74,10 @@ class ShortcutNorm(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """norm, [modulate], SiLU, conv, [noise], twice, plus the input (projected if channels change)."""
+    """Residual block: twice norm, [modulation], SiLU, convolution, [noise]; then the input is added.
+
+    The input is projected if the number of channels changes. Parts in brackets are optional.
+    """
 
     def __init__(
         self,
@@ -99,7 +103,10 @@ class ResBlock(nn.Module):
             self.scale_shift_table = nn.Parameter(torch.empty(4, channels))
 
     def forward(self, x: Tensor, embedded: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
-        """`embedded` (B, 4C, 1, 1, 1) is the timestep's, `noise` two maps (2, H, W) shared by batch and frames."""
+        """Applies the block with a timestep embedding `embedded` (B, 4C, 1, 1, 1) and two maps `noise` (2, H, W).
+
+        The noise maps are shared by batch and frames.
+        """
         h = pixel_norm(x)
         if embedded is not None:
             modulation = self.scale_shift_table.reshape(-1, 1, 1, 1) + embedded
@@ -120,7 +127,7 @@ class ResBlock(nn.Module):
 
 
 class ResStack(nn.Module):
-    """Residual layers of equal width (`res_x`), with one timestep embedding for all of them."""
+    """Residual blocks of equal width (`res_x`), with one timestep embedding for all of them."""
 
     def __init__(
         self,
@@ -139,7 +146,7 @@ class ResStack(nn.Module):
         self.res_blocks = nn.ModuleList([ResBlock(channels, channels, padding_mode, **kind) for _ in range(layers)])
 
     def forward(self, x: Tensor, scaled_timestep: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
-        """`scaled_timestep` is (B,) in 0..1000, `noise` (2 * layers, H, W)."""
+        """Applies all blocks; `scaled_timestep` is (B,) in 0..1000, `noise` is (2 * layers, H, W)."""
         embedded = None if scaled_timestep is None else over_space(self.time_embedder(scaled_timestep))
         for i, block in enumerate(self.res_blocks):
             x = block(x, embedded, None if noise is None else noise[2 * i : 2 * i + 2])
@@ -147,7 +154,7 @@ class ResStack(nn.Module):
 
 
 def patchify(x: Tensor) -> Tensor:
-    """4x4 pixels to channels, ordered (c, column, row): (B, 3, F, 4H, 4W) -> (B, 48, F, H, W)."""
+    """Moves 4x4 pixels to channels, ordered (c, column, row): (B, 3, F, 4H, 4W) -> (B, 48, F, H, W)."""
     batch, channels, frames, height, width = x.shape
     rows, columns = height // PATCH, width // PATCH
     x = x.reshape(batch, channels, frames, rows, PATCH, columns, PATCH)
@@ -156,7 +163,7 @@ def patchify(x: Tensor) -> Tensor:
 
 
 def unpatchify(x: Tensor) -> Tensor:
-    """Channels to 4x4 pixels, ordered (c, column, row): (B, 48, F, H, W) -> (B, 3, F, 4H, 4W)."""
+    """Moves channels, ordered (c, column, row), to 4x4 pixels: (B, 48, F, H, W) -> (B, 3, F, 4H, 4W)."""
     batch, channels, frames, rows, columns = x.shape
     x = x.reshape(batch, channels // PATCH**2, PATCH, PATCH, frames, rows, columns)
     x = x.permute(0, 1, 4, 5, 3, 6, 2)
@@ -181,7 +188,10 @@ def unfold(x: Tensor) -> Tensor:
 
 
 class Upsample(nn.Module):
-    """Doubles frames, rows and columns and drops the first frame (`compress_all` written encoder-style)."""
+    """Doubles frames, rows and columns and drops the first frame.
+
+    Block lists call it `compress_all`, the name of its inverse in the encoder.
+    """
 
     def __init__(self, channels: int, out_channels: int, padding_mode: PaddingMode, *, residual: bool) -> None:
         super().__init__()
@@ -197,9 +207,10 @@ class Upsample(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Folds time and space into channels, a convolution of them besides their means (`compress_*_res`).
+    """Folds a convolution of x into channels, and adds x folded and averaged over groups of channels.
 
-    Halving frames, it repeats the first one, so that an odd F becomes (F+1)/2.
+    Block lists call it `compress_*_res`. Before it halves frames, it repeats the first one, so that an odd F becomes
+    (F+1)/2.
     """
 
     def __init__(
@@ -220,9 +231,9 @@ class Downsample(nn.Module):
 
 
 class ChannelStatistics(nn.Module):
-    """Per-channel mean and deviation of latents, under the checkpoint's hyphenated names.
+    """Per-channel mean and standard deviation of latents, under the checkpoint's hyphenated names.
 
-    What they are for is the forward of its children: a layer's weights may be there only while it runs.
+    Subclasses use them in their own forward, because a layer's weights may be loaded only while that layer runs.
     """
 
     def __init__(self, channels: int) -> None:
@@ -231,9 +242,9 @@ class ChannelStatistics(nn.Module):
         self.register_parameter("std-of-means", nn.Parameter(torch.empty(channels)))
 
     def mean(self) -> Tensor:
-        """(C, 1, 1, 1) in float32."""
+        """Returns the means, (C, 1, 1, 1) in float32."""
         return self.get_parameter("mean-of-means").float()[:, None, None, None]
 
     def deviation(self) -> Tensor:
-        """(C, 1, 1, 1) in float32."""
+        """Returns the standard deviations, (C, 1, 1, 1) in float32."""
         return self.get_parameter("std-of-means").float()[:, None, None, None]

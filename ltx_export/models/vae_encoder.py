@@ -1,4 +1,4 @@
-"""The VAE encoders of generations A and B (0.9.0, 0.9.1) and C (0.9.5 and later): video -> distribution of latents."""
+"""The VAE encoders of generations A and B (0.9.0, 0.9.1) and C (0.9.5 and later), from video to the posterior."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ltx_export.models.vae_blocks import (
 EncoderBlockKind = Literal[
     "res_x", "res_x_y", "compress_all", "compress_space_res", "compress_time_res", "compress_all_res"
 ]
-# By how much a block divides frames, rows and columns; others leave them.
+# Factors by which a block divides frames, rows and columns; other blocks keep them.
 COMPRESSED: dict[EncoderBlockKind, tuple[int, int, int]] = {
     "compress_all": (2, 2, 2),
     "compress_space_res": (1, 2, 2),
@@ -47,7 +47,7 @@ class EncoderBlock:
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """An encoder: blocks in the order they are applied, which is that of a checkpoint's list."""
+    """Configuration of an encoder; `blocks` are in the order they are applied, which is that of a checkpoint's list."""
 
     blocks: tuple[EncoderBlock, ...]
     latent_channels: int = 128
@@ -67,7 +67,7 @@ def _block(block: EncoderBlock, channels: int, mode: PaddingMode) -> nn.Module:
 
 
 class Encoder(nn.Module):
-    """Video (B, 3, 8F-7, 32H, 32W) to means and one log-variance (B, C+1, F, H, W) in the VAE's own scale."""
+    """Encodes video (B, 3, 8F-7, 32H, 32W) as means and one log-variance (B, C+1, F, H, W) in the VAE's own scale."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -87,15 +87,18 @@ class Encoder(nn.Module):
 
 
 class Normalization(ChannelStatistics):
-    """A distribution in the VAE's own scale to that of latents of unit variance."""
+    """Converts a posterior in the VAE's own scale to that of latents of unit variance."""
 
     def forward(self, means: Tensor, deviations: Tensor) -> Tensor:
-        """Means (B, C, F, H, W) and what all channels share of deviations (B, 1, F, H, W) -> (B, 2C, F, H, W)."""
+        """Returns normalized means, then deviations, (B, 2C, F, H, W).
+
+        `means` is (B, C, F, H, W); `deviations` (B, 1, F, H, W) is shared by all channels.
+        """
         return torch.cat([(means - self.mean()) / self.deviation(), deviations / self.deviation()], dim=1)
 
 
 class VaeEncoder(nn.Module):
-    """Ports: see `ltx_runtime.spec.components.vae_encoder`."""
+    """VAE encoder with the ports of `ltx_runtime.spec.components.vae_encoder`."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -104,7 +107,7 @@ class VaeEncoder(nn.Module):
         self.latent_channels = config.latent_channels
 
     def forward(self, video: Tensor) -> Tensor:
-        """-> posterior (B, 2C, F, H, W) float32: normalized means, then deviations on their scale."""
+        """Returns the posterior, (B, 2C, F, H, W) float32: normalized means, then deviations in the same scale."""
         moments = self.encoder(video.to(self.encoder.conv_in.conv.weight.dtype)).float()
         means, log_variance = moments.split([self.latent_channels, 1], dim=1)
         return self.per_channel_statistics(means, torch.exp(0.5 * log_variance.clamp(*_LOG_VARIANCES)))

@@ -1,1 +1,1 @@
-"""A checkpoint's header and tensors -> the networks to export, each with exactly its tensors."""
+"""The networks to export, built from a checkpoint's header and tensors, each with exactly its own tensors."""

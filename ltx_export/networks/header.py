@@ -1,7 +1,7 @@
-"""A checkpoint's own configuration <-> what the models are built from. No torch tensors, no files.
+"""Converts between a checkpoint's header and the models' configurations, without torch tensors or files.
 
-`header_config` writes a version's sizes the way official headers do, so that one parser serves both a header and
-a checkpoint without one.
+`header_config` writes a version's sizes in the form of an official header, so that one parser serves checkpoints with
+and without a header.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ltx_runtime.spec.versions import Version
 
 Json = dict[str, Any]
 
-# What the models assume; a header that says otherwise is refused.
+# Values that the models assume; a header with any other value is refused.
 _TRANSFORMER_ASSUMED: Json = {
     "_class_name": "Transformer3DModel",
     "activation_fn": "gelu-approximate",
@@ -60,7 +60,7 @@ _SCHEDULE_FIELDS = {field.name for field in fields(Schedule)}
 
 
 def header_config(version: Version) -> Json:
-    """A version's architecture as official single-file checkpoints carry it in their header."""
+    """Returns a version's architecture in the form that official single-file checkpoints have in their header."""
     size = version.transformer
     return {
         "transformer": {
@@ -93,7 +93,7 @@ def _scheduler(version: Version) -> Json:
 
 
 def _vae_blocks(version: Version) -> Json:
-    """Block lists as in a header: encoder-style, i.e. the decoder's reversed."""
+    """Returns the block lists in a header's form: both in the encoder's order, i.e. the decoder's is reversed."""
 
     def layers(released: int) -> int:
         return version.vae_size.layers_per_block or released
@@ -119,10 +119,10 @@ def _vae_blocks(version: Version) -> Json:
 
 
 def effective_header(version: Version, opened: Opened) -> Json:
-    """What the files say about their networks; the version's table only where they say nothing.
+    """Returns the files' header; where it lacks a part, tensor shapes and the version's table complete it.
 
     Raises:
-        LtxError: a file without configuration lacks a tensor that tells a size.
+        LtxError: a file without configuration lacks a tensor from which a size is read.
     """
     table, said = header_config(version), opened.config
     header = {**table, **said}
@@ -135,10 +135,10 @@ def effective_header(version: Version, opened: Opened) -> Json:
 
 
 def refuse_another_version(version: Version, header: Mapping[str, Any]) -> None:
-    """Refuses a checkpoint whose own header describes another network than the version named.
+    """Refuses a checkpoint whose header describes another network than that of the named version.
 
     Raises:
-        LtxError: names the field, both values and what to do.
+        LtxError: a field differs; the message names it, both values and what to do.
     """
     expected = header_config(version)
     facts = {
@@ -158,10 +158,10 @@ def refuse_another_version(version: Version, header: Mapping[str, Any]) -> None:
 
 
 def schedule_of(version: Version, header: Mapping[str, Any]) -> Schedule:
-    """The schedule that a header's `scheduler` part describes; the version's where it names nothing of it.
+    """Returns the schedule of a header's `scheduler` part, or the version's if that part has none of its fields.
 
     Raises:
-        LtxError: a field has a value that is not implemented; names the field.
+        LtxError: a field has a value that is not implemented; the message names the field.
     """
     config = header.get("scheduler", {})
     if not config.keys() & _SCHEDULE_FIELDS:
@@ -182,10 +182,10 @@ def schedule_of(version: Version, header: Mapping[str, Any]) -> Schedule:
 
 
 def transformer_config(config: Mapping[str, Any]) -> DitConfig:
-    """The DiT of a header's `transformer` part.
+    """Returns the DiT's configuration from a header's `transformer` part.
 
     Raises:
-        LtxError: a size is missing, or a field has a value the model does not implement; names the field.
+        LtxError: a size is missing, or the model does not implement a field's value; the message names the field.
     """
     refuse_others("transformer", config, _TRANSFORMER_ASSUMED)
     dit = DitConfig(
@@ -212,10 +212,11 @@ def _max_position(given: Any) -> tuple[float, float, float]:
 
 
 def vae_config(config: Mapping[str, Any]) -> VaeConfig:
-    """The decoder of a header's `vae` part.
+    """Returns the decoder's configuration from a header's `vae` part.
 
     Raises:
-        LtxError: a block or a field is one the model does not implement; names it.
+        LtxError: the blocks are missing, or the model does not implement a block or a field's value; the message names
+            it.
     """
     refuse_others("vae", config, _VAE_ASSUMED)
     blocks = config.get("decoder_blocks", config.get("blocks"))
@@ -233,7 +234,7 @@ def vae_config(config: Mapping[str, Any]) -> VaeConfig:
 
 
 def _refuse_widths(vae: VaeConfig) -> None:
-    """Raises LtxError if a residual upsampling block's channels cannot be unfolded to 2x2x2 times the places."""
+    """Raises LtxError if there are too many channels, or if a residual block's cannot be unfolded by 2x2x2."""
     channels = vae.first_channels
     if channels > LARGEST:
         raise LtxError(f"the checkpoint's vae.decoder_blocks make {channels} channels", "use an official file")

@@ -1,4 +1,4 @@
-"""One field of a header: what it says, or a sentence about what is wrong with it."""
+"""Reads single fields of a header; an invalid value raises an LtxError that says what is wrong with it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from ltx_runtime.errors import LtxError
 
 Word = TypeVar("Word", bound=str)
 
-LARGEST = 1 << 16  # of any size in a header; the widest layer of a release has 24,576
+LARGEST = 1 << 16  # largest size accepted in a header; the widest layer of a release has 24,576
 
 
 def required(part: str, config: Mapping[str, Any], field: str) -> int:
-    """A size that must be there. Raises LtxError unless it is one."""
+    """Returns a required size. Raises LtxError unless it is an integer from 1 to LARGEST."""
     value = config.get(field)
     if type(value) is not int or not 1 <= value <= LARGEST:
         raise LtxError(f"the checkpoint's {part}.{field} is {value!r}, not a positive number", "use an official file")
@@ -21,7 +21,7 @@ def required(part: str, config: Mapping[str, Any], field: str) -> int:
 
 
 def positive(field: str, value: Any) -> float:
-    """A number of the transformer's. Raises LtxError unless it is positive and no larger than makes sense."""
+    """Returns a number of the transformer's as a float. Raises LtxError unless it is positive and below LARGEST**2."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < LARGEST**2:
         raise LtxError(
             f"the checkpoint's transformer.{field} has {value!r}, not a positive number", "use an official file"
@@ -30,10 +30,10 @@ def positive(field: str, value: Any) -> float:
 
 
 def flag(part: str, config: Mapping[str, Any], field: str, default: bool) -> bool:
-    """A field that is true or false; the default where it is null or not there.
+    """Returns a field that is true or false, or the default if it is null or missing.
 
     Raises:
-        LtxError: it is something else, such as the word "false".
+        LtxError: the value is something else, such as the string "false".
     """
     value = config.get(field)
     if value is not None and not isinstance(value, bool):
@@ -42,7 +42,7 @@ def flag(part: str, config: Mapping[str, Any], field: str, default: bool) -> boo
 
 
 def one_of(part: str, config: Mapping[str, Any], field: str, known: tuple[Word, ...]) -> Word:
-    """A field that has one of a few words; the first of them where it is not there. Raises LtxError for another."""
+    """Returns a field with one of the known words, or the first if it is missing. Raises LtxError for other values."""
     value = config.get(field, known[0])
     if value not in known:
         words = ", ".join(known)
@@ -51,10 +51,10 @@ def one_of(part: str, config: Mapping[str, Any], field: str, known: tuple[Word, 
 
 
 def allowed_sigmas(config: Mapping[str, Any], default: tuple[float, ...]) -> tuple[float, ...]:
-    """The noise levels that a distilled transformer knows; the default where the header is silent.
+    """Returns the sigmas that a distilled transformer was trained on, or the default if the header has none.
 
     Raises:
-        LtxError: they are no numbers above 0 and at most 1.
+        LtxError: the field is not a list of numbers above 0 and at most 1.
     """
     field = "allowed_inference_steps"
     given = config.get(field)
@@ -70,14 +70,14 @@ def allowed_sigmas(config: Mapping[str, Any], default: tuple[float, ...]) -> tup
 
 
 def block_count(block: str, field: str, value: Any) -> int:
-    """A count in one of the VAE's blocks. Raises LtxError unless it is one."""
+    """Returns a count in one of the VAE's blocks. Raises LtxError unless it is an integer from 1 to LARGEST."""
     if type(value) is not int or not 1 <= value <= LARGEST:
         raise LtxError(f"the checkpoint's VAE block {block} has {field} {value!r}, no count", "use an official file")
     return value
 
 
 def refuse_others(part: str, config: Mapping[str, Any], assumed: Mapping[str, Any]) -> None:
-    """Raises LtxError if a field is there and says something else than what is implemented."""
+    """Raises LtxError if a field is present with another value than the implemented one."""
     for field, value in assumed.items():
         if config.get(field, value) != value:
             raise LtxError(

@@ -1,4 +1,4 @@
-"""Opened checkpoints + their header -> the networks to be exported: modules, ports, and exactly their tensors."""
+"""Builds the networks to export from opened checkpoints and their header: modules, ports, and exactly their tensors."""
 
 from __future__ import annotations
 
@@ -35,13 +35,14 @@ _STATISTICS = "per_channel_statistics."
 
 @dataclass(frozen=True)
 class Part:
-    """One component to be exported.
+    """One component to export.
 
     Attributes:
-        network: how to build its module.
-        tensors: its weights by parameter name, where they are stored.
-        source: transformer, vae, text_encoder, or the component: the name of its file where it has one of its own.
-        tables: parameters that rows are looked up in.
+        network: builds its module and its ports.
+        tensors: its stored weights by parameter name.
+        source: `transformer`, `vae`, `text_encoder`, or an upsampler's component name. Parts with the same source may
+            share tensors; a weight file that is written for them is named after it.
+        tables: names of the parameters that are embedding tables.
     """
 
     network: Network
@@ -55,20 +56,20 @@ class Part:
 
 
 def parts_of(version: Version, header: Mapping[str, Any], opened: Opened, *, stg: bool = False) -> list[Part]:
-    """Text encoder, VAE encoder unless the VAE has none, transformer, the upsamplers that there are, and VAE decoder.
+    """Returns the text encoder, the VAE encoder if any, the transformer, the upsamplers if any, and the VAE decoder.
 
-    The transformer can skip layers if a preset of the version does, or with `stg`.
+    The transformer can skip layers if a preset of the version uses STG, or if `stg` is true.
 
     Raises:
-        LtxError: a size is not implemented, or a tensor is missing, unexpected or misshapen.
+        LtxError: a size is not implemented, or a tensor is missing, unexpected or has the wrong shape.
     """
     t5 = t5_config(opened.text_encoder)
     dit = transformer_config(header["transformer"])
-    # Diffusers' conversion of 0.9.1 leaves the scale out.
+    # The diffusers conversion of 0.9.1 lacks the timestep scale.
     vae = replace(vae_config(header["vae"]), stores_timestep_scale=_TIMESTEP_SCALE in opened.vae)
     _refuse_misfits(t5, dit, vae)
     _refuse_endless("transformer", dit.layers, opened.transformer)
-    # First, for the upsamplers take statistics of its tensors.
+    # Built first, because it checks the VAE's tensors, of which the upsamplers read the statistics.
     vae_decoder = _vae_decoder(vae, opened.vae)
     return [
         _fitted(_text_network(t5), opened.text_encoder, "text_encoder"),
@@ -111,7 +112,7 @@ def _transformer_network(dit: DitConfig, *, stg: bool) -> Network:
 
 
 def _upsamplers(opened: Opened) -> Iterator[Part]:
-    """The upscalers that there are, for latents with the VAE's statistics."""
+    """Yields a part for each upscaler that was opened, with the VAE's statistics as constants."""
     mean, deviation = (float32_of(opened.vae[f"{_STATISTICS}{kind}-of-means"]) for kind in ("mean", "std"))
     if opened.upscaler:
         yield _upsampler(opened.upscaler, "spatial", components.upsampler(len(mean)), Statistics(mean, deviation))
@@ -146,13 +147,13 @@ def _layers(blocks: Sequence[VaeBlock | EncoderBlock]) -> int:
 
 
 def _refuse_endless(name: str, layers: int, tensors: Mapping[str, StoredTensor]) -> None:
-    """Raises LtxError if a header names more layers than there are tensors, before so many are built."""
+    """Raises LtxError if a header has more layers than there are tensors, before that many layers are built."""
     if layers > len(tensors):
         raise LtxError(f"{name} has {len(tensors)} tensors for {layers} layers", "give a whole checkpoint")
 
 
 def _fitted(network: Network, tensors: Mapping[str, StoredTensor], source: str) -> Part:
-    """The part with exactly its module's tensors."""
+    """Returns the part with exactly its module's tensors, after checking their names, shapes and dtypes."""
     module = build_empty(lambda: network.make(network.blocks), torch.float32)
     expected = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
     check_names(network.component(network.blocks).name, expected, tensors)
@@ -163,10 +164,10 @@ def _fitted(network: Network, tensors: Mapping[str, StoredTensor], source: str) 
 
 
 def t5_config(tensors: Mapping[str, StoredTensor]) -> T5Config:
-    """A T5 encoder's sizes, read off its tensors' shapes.
+    """Returns a T5 encoder's sizes, read from the shapes of its tensors.
 
     Raises:
-        LtxError: a tensor that tells a size is missing.
+        LtxError: a tensor from which a size is read is missing, or the sizes are impossible.
     """
     attention = "encoder.block.0.layer.0.SelfAttention"
     try:

@@ -1,6 +1,6 @@
-"""An upscaler's own configuration <-> what its module is built from. No files.
+"""Converts between an upscaler's header and its module's configuration, without files.
 
-Headers of upscalers are a part of their own: they stand in no checkpoint's header, and name the upsampler directly.
+An upscaler's header is separate from that of a checkpoint, and has the upsampler's fields at its top level.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from ltx_export.sources.upscalers import OPTIONS, Upscaler
 from ltx_runtime.errors import LtxError
 from ltx_runtime.spec.versions import Version
 
-_PART = "upsampler"  # what messages call the fields of
+_PART = "upsampler"  # prefix of the fields' names in error messages
 _CLASS = {"_class_name": "LatentUpsampler"}
 _DIFFUSERS_CLASS = "LTXLatentUpsamplerModel"
 
 
 def upsampler_header(version: Version) -> dict[str, Any]:
-    """A version's spatial upsampler as official upscaler files carry it in their header."""
+    """Returns the header of a version's spatial upsampler, in the form that official upscaler files have."""
     return {
         **_CLASS,
         "in_channels": version.vae_size.latent_channels,
@@ -33,15 +33,16 @@ def upsampler_header(version: Version) -> dict[str, Any]:
 
 
 def upsampler_of(upscaler: Upscaler, wanted: Resampling, channels: int) -> UpsamplerConfig:
-    """What an upscaler is built from.
+    """Returns an upscaler's configuration, after checking that it fits its purpose and the transformer.
 
     Args:
-        upscaler: as its file says.
-        wanted: what it was given for.
-        channels: of the transformer's latents.
+        upscaler: the opened file.
+        wanted: the resampling that the upscaler was given for.
+        channels: number of the transformer's latent channels.
 
     Raises:
-        LtxError: a field has a value that is not implemented, or it does not fit; names the field, or what to do.
+        LtxError: a field's value is not implemented, or the upscaler does not fit; the message names the field, or what
+            to do.
     """
     config = upsampler_config(upscaler.config)
     if config.resampling != wanted:
@@ -54,7 +55,7 @@ def upsampler_of(upscaler: Upscaler, wanted: Resampling, channels: int) -> Upsam
             f"{upscaler.path} takes {config.channels} latent channels, but the transformer has {channels}",
             "give the upscaler that belongs to it",
         )
-    if 2 * config.blocks_per_stage > len(upscaler.tensors):  # before so many are built
+    if 2 * config.blocks_per_stage > len(upscaler.tensors):  # checked before that many blocks are built
         raise LtxError(
             f"{upscaler.path} has {len(upscaler.tensors)} tensors for {config.blocks_per_stage} blocks in each stage",
             "give a whole upscaler",
@@ -63,10 +64,10 @@ def upsampler_of(upscaler: Upscaler, wanted: Resampling, channels: int) -> Upsam
 
 
 def upsampler_config(config: Mapping[str, Any]) -> UpsamplerConfig:
-    """The upsampler of a whole header, with every field.
+    """Returns an upsampler's configuration from a complete header.
 
     Raises:
-        LtxError: a field has a value the model does not implement; names it.
+        LtxError: the model does not implement a field's value; the message names the field.
     """
     if config.get("_class_name") != _DIFFUSERS_CLASS:
         refuse_others(_PART, config, _CLASS)

@@ -1,4 +1,4 @@
-"""A header's VAE encoder -> what its model is built from. No torch tensors, no files."""
+"""Reads the VAE encoder's configuration from a header, without torch tensors or files."""
 
 from __future__ import annotations
 
@@ -11,16 +11,20 @@ from ltx_export.models.vae_encoder import COMPRESSED, FOLDING, EncoderBlock, Enc
 from ltx_export.networks.header_fields import LARGEST, block_count, one_of, required
 from ltx_runtime.errors import LtxError
 
-_HALVINGS = [3, 3, 3]  # of frames, and behind the patches of rows and columns: what the ports say
-# Blocks that make more channels; of releases twice as many.
+# How often frames, and rows and columns after patchifying, are halved: the ports allow nothing else.
+_HALVINGS = [3, 3, 3]
+# Blocks that multiply the channels; in the releases, by two.
 _WIDENING = ("res_x_y", "compress_space_res", "compress_time_res", "compress_all_res")
 
 
 def encoder_config(config: Mapping[str, Any]) -> EncoderConfig:
-    """The encoder of a header's `vae` part, of whose common fields `vae_config` refuses what is not implemented.
+    """Returns the encoder's configuration from a header's `vae` part.
+
+    `vae_config` checks the fields that encoder and decoder share.
 
     Raises:
-        LtxError: a block or a field is one the model does not implement; names it.
+        LtxError: the blocks are missing, or the model does not implement a block or a field's value; the message names
+            it.
     """
     blocks = config.get("encoder_blocks", config.get("blocks"))
     if not blocks:
@@ -59,7 +63,7 @@ def _block(name: Any, given: Any) -> EncoderBlock:
 
 
 def _refuse_compressions(encoder: EncoderConfig) -> None:
-    """Raises LtxError unless the blocks make one latent of as many frames, rows and columns as the decoder makes."""
+    """Raises LtxError unless the blocks compress frames, rows and columns by as much as the decoder expands them."""
     compressed = [COMPRESSED.get(block.kind, (1, 1, 1)) for block in encoder.blocks]
     halvings = [sum(factor > 1 for factor in axis) for axis in zip(*compressed, strict=True)]
     if halvings != _HALVINGS:
@@ -71,7 +75,7 @@ def _refuse_compressions(encoder: EncoderConfig) -> None:
 
 
 def _refuse_widths(encoder: EncoderConfig) -> None:
-    """Raises LtxError if a block makes too many channels, or its own cannot be folded to or averaged."""
+    """Raises LtxError if a block has too many output channels, or if they do not fit its folding or averaging."""
     channels = encoder.base_channels
     for block in encoder.blocks:
         wider = channels * block.multiplier

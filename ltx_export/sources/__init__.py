@@ -1,1 +1,1 @@
-"""Where weights come from: a path that the user gives, or the Hugging Face hub."""
+"""Sources of weights: a path that the user gives, or the Hugging Face hub."""

@@ -1,7 +1,7 @@
-"""The Hugging Face hub -> a release's weights folder: what is missing is fetched, what is there is checked.
+"""The Hugging Face hub -> a release's weights folder: fetches missing files and checks the existing ones.
 
-Stands before the export. Knows which files a release needs and what of them the folder has; a file gets its final name
-only once its checksum is the hub's. `hub.py` brings the bytes.
+The export reads that folder. This module knows which files a release needs and which of them the folder has, and gives
+a file its final name only when its checksum is the hub's. `hub.py` transfers the bytes.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ _QUANTIZATIONS = ("Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q
 T5_CHOICES = {"bf16": TEXT_ENCODER_INDEX} | {name: f"t5-v1_1-xxl-encoder-{name}.gguf" for name in _QUANTIZATIONS}
 NO_T5 = "none"
 
-# Where `hf download --local-dir` keeps its records too: either program trusts what the other has brought.
+# Also the place of `hf download --local-dir`'s records, so that each program trusts the files that the other fetched.
 _STATE = Path(".cache", "huggingface", "download")
-_CLOCK_SLACK_S = 1  # huggingface_hub's own: file systems round times, and those in the network have their own clocks
+_CLOCK_SLACK_S = 1  # as in huggingface_hub: file systems round times, and network file systems have their own clocks
 _SHARD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors")
 _PRECISIONS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 def files_of(version: Version, t5: str, *, temporal_upscaler: bool = False) -> list[RemoteFile]:
-    """What the weights folder of a release holds; of a text encoder in shards, the index that names them.
+    """Returns the files of a release's weights folder; for a sharded text encoder, only the index of its shards.
 
     Raises:
-        LtxError: the release is not published, or has no such text encoder or no temporal upscaler.
+        LtxError: the release is not published, the text encoder is unknown, or there is no temporal upscaler.
     """
     if version.repository is None:
         raise LtxError(f"{version.name} is not published", command=f"ltx-export random-weights {version.name}")
@@ -79,18 +79,20 @@ def download(
     only_missing: bool = False,
     temporal_upscaler: bool = False,
 ) -> None:
-    """Makes a release's weights folder complete. Where the hub cannot be reached, a folder that has every file will do.
+    """Completes a release's weights folder. If the hub cannot be reached, a folder that has every file is accepted.
 
     Args:
         version: the release.
-        folder: its weights folder, made if missing; files keep the paths they have in their repositories.
-        t5: a key of `T5_CHOICES`.
-        report: is told what happens, line by line.
-        only_missing: take what the folder has as it is, of whatever name or kind, and fetch only what it lacks.
-        temporal_upscaler: fetch that too.
+        folder: its weights folder, created if missing; files keep the paths they have in their repositories.
+        t5: a key of `T5_CHOICES`, or NO_T5.
+        report: called with each line of progress.
+        only_missing: accept existing files in any format and under any name, without comparing checksums, and fetch
+            only the files that the folder lacks.
+        temporal_upscaler: whether to fetch the temporal upscaler too.
 
     Raises:
-        LtxError: a file cannot be had, finds no room, or arrived wrong. What has arrived of it is kept unless wrong.
+        LtxError: a file cannot be fetched, the disk is full, or a checksum is wrong. A partial file is kept, unless
+            its checksum is wrong.
     """
     files = files_of(version, t5, temporal_upscaler=temporal_upscaler)
     if only_missing:
@@ -102,7 +104,7 @@ def download(
     lock = folder / _STATE / "ltx-export.lock"
     with explaining(f"download to {folder}"):
         lock.parent.mkdir(parents=True, exist_ok=True)
-        with locked(lock, f"download writes to {folder}"):  # and would append to the same partial files
+        with locked(lock, f"download writes to {folder}"):  # two downloads would append to the same partial files
             try:
                 shards = _complete_with_hub(files, folder, report)
             except UnreachableError as error:
@@ -112,7 +114,7 @@ def download(
 
 
 def _is_held(version: Version, file: RemoteFile, folder: Path) -> bool:
-    """Whether the folder has this file, or another one that serves in its place."""
+    """Returns whether the folder has this file, or another one that the export can use in its place."""
     if file.name == version.checkpoint:
         return has_checkpoint(version, folder)
     if file.name in T5_CHOICES.values():
@@ -125,7 +127,10 @@ def _is_held(version: Version, file: RemoteFile, folder: Path) -> bool:
 
 
 def _complete_with_hub(files: Sequence[RemoteFile], folder: Path, report: Report) -> list[RemoteFile]:
-    """Asks for every file before the first large one is fetched; gives the shards."""
+    """Completes the folder from the hub, and returns the text encoder's shards.
+
+    The hub is asked for the metadata of all files before the first large one is fetched.
+    """
     published = [ask(file) for file in files]
     index = [one for one in published if one.file.name == TEXT_ENCODER_INDEX]
     _complete(index, folder, report)
@@ -135,7 +140,11 @@ def _complete_with_hub(files: Sequence[RemoteFile], folder: Path, report: Report
 
 
 def _complete_without_hub(files: Sequence[RemoteFile], folder: Path, reason: str, report: Report) -> list[RemoteFile]:
-    """Takes the folder as it is, with what the shared cache can add; gives the shards."""
+    """Completes the folder from the shared cache, without checking existing files; returns the text encoder's shards.
+
+    Raises:
+        LtxError: a file is neither in the folder nor in the cache.
+    """
     absent = [file for file in files if not _is_in_reach(file, folder, report)]
     index = [file for file in files if file.name == TEXT_ENCODER_INDEX and file not in absent]
     shards = [shard for file in index for shard in _shards(file, folder)]
@@ -148,10 +157,10 @@ def _complete_without_hub(files: Sequence[RemoteFile], folder: Path, reason: str
 
 
 def _shards(index: RemoteFile, folder: Path) -> list[RemoteFile]:
-    """The files that an index in the folder names, beside itself.
+    """Returns the shards that an index in the folder names; they lie beside the index.
 
     Raises:
-        LtxError: it is no such index, or names something else than plain files.
+        LtxError: the file is not an index of shards, or names something other than plain .safetensors files.
     """
     path = folder / index.target
     try:
@@ -180,12 +189,12 @@ def _complete(published: Sequence[Published], folder: Path, report: Report) -> N
 
 
 def _is_right(path: Path, one: Published, report: Report) -> bool:
-    report(f"{one.file.target}: computing its checksum")  # takes a minute for the largest
+    report(f"{one.file.target}: computing its checksum")  # takes a minute for the largest file
     return checksum(path, like=one.checksum) == one.checksum
 
 
 def _kept_bytes(one: Published, folder: Path) -> int:
-    """What an interrupted download has left to go on with; what cannot be continued is deleted."""
+    """Returns the size of the partial file of an interrupted download; deletes partial files that cannot be resumed."""
     partial = _partial(one, folder)
     partial.parent.mkdir(parents=True, exist_ok=True)
     _drop_partials(one, folder, but=partial)
@@ -202,7 +211,7 @@ def _drop_partials(one: Published, folder: Path, but: Path | None = None) -> Non
 
 
 def _is_there(one: Published, folder: Path, report: Report) -> bool:
-    """Whether the folder has the file; its checksum is computed only if it was not yet, or the file changed since."""
+    """Returns whether the folder has the hub's file; computes the checksum only if no current record of it exists."""
     path = folder / one.file.target
     if not path.is_file():
         return False
@@ -227,7 +236,7 @@ def _is_recorded(one: Published, folder: Path) -> bool:
 
 
 def _record(one: Published, folder: Path) -> None:
-    """Remembers, in huggingface_hub's format, that the file in the folder has this checksum."""
+    """Records the checksum of a file in the folder, in huggingface_hub's format."""
     path = _record_file(one.file, folder)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"{one.commit}\n{one.checksum}\n{time.time()}\n")
@@ -238,12 +247,12 @@ def _record_file(file: RemoteFile, folder: Path) -> Path:
 
 
 def _partial(one: Published, folder: Path) -> Path:
-    """Named for the content, so that no state of a file is continued with another."""
+    """Returns the path of a partial file; the checksum in it keeps two versions of a file from being mixed."""
     return folder / _STATE / f"{one.file.target}.{one.checksum}.incomplete"
 
 
 def _is_in_reach(file: RemoteFile, folder: Path, report: Report) -> bool:
-    """Whether the folder has the file or gets it from the shared cache, as far as can be told without the hub."""
+    """Returns whether the folder has the file or gets it from the shared cache, without asking the hub."""
     if (folder / file.target).is_file():
         return True
     found = cached(file, "main")
@@ -251,11 +260,11 @@ def _is_in_reach(file: RemoteFile, folder: Path, report: Report) -> bool:
 
 
 def _is_cached(one: Published, folder: Path, report: Report) -> bool:
-    """Whether the shared cache has the file intact; then the folder has it too, linked or copied."""
+    """Links or copies a file from the shared cache into the folder; returns False if the cache has no intact copy."""
     found = cached(one.file, one.commit)
     if found is None or (found[1].checksum, found[1].size) != (one.checksum, one.size):
         return False
-    # Not the partial file's name: what is appended to a link would be written into the cache.
+    # Not the partial file's name: a resumed download would append to the link, and so to the file in the cache.
     taken = _partial(one, folder).with_suffix(".taken")
     taken.parent.mkdir(parents=True, exist_ok=True)
     taken.unlink(missing_ok=True)
@@ -275,7 +284,7 @@ def _is_cached(one: Published, folder: Path, report: Report) -> bool:
 
 
 def _settle(one: Published, complete: Path, folder: Path) -> None:
-    """Gives a checked file its final name."""
+    """Moves a checked file to its final name, and records its checksum."""
     path = folder / one.file.target
     path.parent.mkdir(parents=True, exist_ok=True)
     os.replace(complete, path)

@@ -1,8 +1,8 @@
-"""What the user points at -> the files of every network, and what they say about themselves. No torch.
+"""Paths that the user gives -> the files of every network, and their opened tensors and configurations; without torch.
 
-A weights folder holds an official single file, a diffusers layout, or a GGUF transformer, each beside a T5, its
-tokenizer, and upscalers if there are any; every one of them can be named on its own instead. A transformer alone has
-its VAE beside it.
+A weights folder holds an official single file, a diffusers layout, or a GGUF transformer, and beside it a T5, its
+tokenizer, and optional upscalers; each of these can also be given by its own path. The VAE of a lone transformer lies
+beside it.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ _VAE_NAMES = ("vae", "*[vV][aA][eE]*.safetensors")
 _FP8 = "-fp8"
 _LAYOUT_FOLDERS = ("transformer", "vae", "text_encoder")
 _ARCHITECTURES: dict[Part, tuple[str, ...]] = {"transformer": ("ltxv",), "text_encoder": ("t5", "t5encoder")}
-# What stable-diffusion.cpp and gguf-org's converter write whatever the network; its tensors' names decide.
+# Architectures that stable-diffusion.cpp and gguf-org's converter write for any network; tensor names decide instead.
 _SAYS_NOTHING = ("", "pig")
 
 
 @dataclass(frozen=True)
 class Sources:
-    """The files an export starts from.
+    """The files that an export reads.
 
     Attributes:
         checkpoint: an official single file, a folder in diffusers' layout, or the transformer alone.
         text_encoder: a file, an index of shards, or the folder that holds them.
         tokenizer: T5's SentencePiece model.
-        vae: where the VAE is, if not in the checkpoint.
-        variant: which weights of folders to take, e.g. `bf16`.
-        upscaler, temporal_upscaler: what doubles height and width, and what doubles the frame rate, if anything.
+        vae: file or folder of the VAE; None for the VAE in the checkpoint or, if it has none, the one beside it.
+        variant: which weights of folders to open, e.g. `bf16`.
+        upscaler, temporal_upscaler: upscalers that double height and width, and the frame rate; None for no upscaler.
     """
 
     checkpoint: Path
@@ -58,7 +58,12 @@ class Sources:
 
 @dataclass(frozen=True)
 class Opened:
-    """The networks' tensors under our names, and what the files' headers and configurations say."""
+    """Tensors of all networks under our names, and the configuration in their files.
+
+    Attributes:
+        config: configuration from the headers of the checkpoint and of the VAE's file.
+        heads: number of attention heads from a diffusers configuration of the transformer, if there is one.
+    """
 
     transformer: Tensors
     vae: Tensors
@@ -80,16 +85,16 @@ def find_sources(
     upscaler: Path | None = None,
     temporal_upscaler: Path | None = None,
 ) -> Sources:
-    """The files of a version in a weights folder, or beside a file of weights.
+    """Finds the files of a version in a weights folder, or beside a weights file.
 
     Raises:
-        LtxError: one cannot be found, or several could be meant; says how to get or name it.
+        LtxError: a file cannot be found, or there are several candidates; the error says how to get or name it.
     """
     for path in (weights, vae, t5, tokenizer, upscaler, temporal_upscaler):
         if path is not None and not path.exists():
             raise LtxError(f"{path} not found", "check the path", _command(version) if path is weights else "")
     if weights.is_file():
-        kind_of(weights)  # before what lies beside it is blamed
+        kind_of(weights)  # reports an unknown format before files missing beside it
     folder = weights if weights.is_dir() else weights.parent
     checkpoint = _checkpoint_in(version, weights) if weights.is_dir() else weights
     named = _named_by(checkpoint)
@@ -106,10 +111,11 @@ def find_sources(
 
 
 def has_checkpoint(version: Version, folder: Path) -> bool:
-    """Whether a weights folder has a transformer that is whole, of whatever kind.
+    """Returns whether a weights folder has a transformer that can be opened, in any format.
 
-    Several will do: the export asks which is meant, but takes the official file unasked once it is beside them. A file
-    of the official name is taken as it is: what is lacking would be written over it.
+    Several transformers count as well: the export asks the user to choose, whereas a downloaded official file beside
+    them would be taken without asking. A file with the official name counts even if it is damaged, because a download
+    would overwrite it.
 
     Raises:
         LtxError: a folder that should hold a transformer cannot be read.
@@ -120,16 +126,16 @@ def has_checkpoint(version: Version, folder: Path) -> bool:
 
 
 def has_text_encoder(folder: Path) -> bool:
-    """Whether a weights folder has a T5 that is whole.
+    """Returns whether a weights folder has a T5 that can be opened.
 
     Raises:
-        LtxError: a folder that should hold one cannot be read.
+        LtxError: a folder that should hold a T5 cannot be read.
     """
     return any(is_whole(path) for path in matching(folder, _T5_NAMES))
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether a weights folder has a tokenizer."""
+    """Returns whether a weights folder has a tokenizer."""
     return any((folder / name).is_file() for name in _TOKENIZER_NAMES)
 
 
@@ -156,13 +162,13 @@ def _checkpoint_in(version: Version, folder: Path) -> Path:
 
 
 def _official_in(version: Version, folder: Path) -> tuple[Path, Path]:
-    """Where a release's official file belongs, and its fp8 sibling."""
+    """Returns the paths of a release's official file and of its fp8 sibling in a weights folder."""
     official = Path(version.checkpoint)
     return folder / official.name, folder / f"{official.stem}{_FP8}{official.suffix}"
 
 
 def _named_by(checkpoint: Path) -> Version | None:
-    """The release whose official file has this name, before or after its bits were cut."""
+    """Returns the release whose official file has this name, also with the suffix of an fp8 or GGUF quantization."""
     stem = checkpoint.stem
     stems = {stem, stem.removesuffix(_FP8)}
     if checkpoint.suffix == ".gguf":
@@ -191,10 +197,10 @@ def _command(version: Version) -> str:
 
 
 def open_sources(sources: Sources) -> Opened:
-    """Opens every file lazily and finds its networks.
+    """Opens every file, reading headers only, and finds its networks.
 
     Raises:
-        LtxError: a file is damaged, is of another kind, or lacks its network.
+        LtxError: a file is damaged, has an unknown format or another architecture, or lacks its network.
     """
     is_layout = sources.checkpoint.is_dir()
     main = _open(sources.checkpoint / "transformer" if is_layout else sources.checkpoint, sources.variant)
@@ -207,7 +213,7 @@ def open_sources(sources: Sources) -> Opened:
     config = dict(main.config)
     if vae is not main:
         if holds_vae:
-            config.pop("vae", None)  # it describes the one that is not taken
+            config.pop("vae", None)  # it describes the checkpoint's own VAE, which is not used
         config |= {name: part for name, part in vae.config.items() if name == "vae"}
     heads = _heads(sources.checkpoint / "transformer" / "config.json") if is_layout else None
     upscalers = [
@@ -241,9 +247,13 @@ def _check_architecture(checkpoint: Checkpoint, part: Part) -> None:
 
 
 def _heads(path: Path) -> int | None:
-    """How many heads a transformer's configuration in diffusers' words gives it; None if there is none.
+    """Returns the number of attention heads in a diffusers configuration of a transformer; None without a file.
 
-    What its scheduler's says is for diffusers' pipelines: which schedule a release has, the version knows.
+    The scheduler's configuration beside it is meant for diffusers' pipelines and not read: the schedule of a release
+    comes from its version.
+
+    Raises:
+        LtxError: the file is damaged, or has no positive number of heads.
     """
     config = _json(path)
     heads = config.get("num_attention_heads")

@@ -1,8 +1,8 @@
-"""One file of the Hugging Face hub: what it is, where it is cached, its bytes, and what to do when they cannot be had.
+"""One file of the Hugging Face hub: its metadata, its cached copy, its download, and advice for every failure.
 
-Wraps huggingface_hub, which reads the endpoint, the token and the offline mode from the environment and moves the
-bytes. Only the partial file is kept here: `hf_hub_download` gives every attempt a new one and removes it when the
-attempt fails, so that 28 GB would begin anew after each interruption. Knows nothing of releases and weights folders.
+Wraps huggingface_hub, which reads the endpoint, the token and the offline mode from the environment and transfers the
+bytes. Only the partial file is managed here: `hf_hub_download` uses a new one for every attempt and removes it when the
+attempt fails, so that 28 GB would start anew after each interruption. Knows nothing of releases and weights folders.
 """
 
 from __future__ import annotations
@@ -28,7 +28,13 @@ _BLOCK_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file of the hub: its path in its repository, and in the weights folder."""
+    """A file of the hub.
+
+    Attributes:
+        repository: the file's repository, as "owner/name".
+        name: path in the repository.
+        target: path in the weights folder.
+    """
 
     repository: str
     name: str
@@ -37,7 +43,10 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Published:
-    """A file as the hub has it. The checksum is SHA-256, or git's blob id (SHA-1) where the file is not in LFS."""
+    """A file's state on the hub: commit, size in bytes, and checksum.
+
+    The checksum is SHA-256, or git's blob id (SHA-1) if the file is not in LFS.
+    """
 
     file: RemoteFile
     commit: str
@@ -46,28 +55,28 @@ class Published:
 
 
 class UnreachableError(LtxError):
-    """The hub does not answer; says why."""
+    """Error of a hub that does not answer or is busy, with the reason."""
 
 
 def load_hub_library() -> None:
-    """Imports huggingface_hub, which reads its variables of the environment then and never again.
+    """Imports huggingface_hub, which reads its environment variables only once, while it is imported.
 
     Raises:
-        LtxError: one of them has no possible value.
+        LtxError: one of the variables has an invalid value.
     """
     try:
-        from huggingface_hub import constants, file_download  # noqa: F401, PLC0415  (0.5 s, only to download)
+        from huggingface_hub import constants, file_download  # noqa: F401, PLC0415  (takes 0.5 s, only downloads need it)
 
-        _ = urlsplit(constants.ENDPOINT).port  # some releases of the library find a wrong one only when they connect
+        _ = urlsplit(constants.ENDPOINT).port  # some releases of the library notice an invalid port only on connecting
     except ValueError as error:
         raise LtxError(f"huggingface_hub refuses a variable HF_... of the environment: {error}", "correct it") from None
 
 
 def ask(file: RemoteFile) -> Published:
-    """What the hub says of a file now.
+    """Asks the hub for a file's current commit, size and checksum.
 
     Raises:
-        LtxError: there is no such file, or the user may not have it; UnreachableError if the hub does not answer.
+        LtxError: there is no such file, or the user has no access to it; UnreachableError if the hub does not answer.
     """
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url  # noqa: PLC0415
 
@@ -82,21 +91,25 @@ def ask(file: RemoteFile) -> Published:
 
 
 def fetch(published: Published, partial: Path) -> None:
-    """Brings what a partial file lacks, unchecked. `partial` must have been begun for this very checksum.
+    """Downloads the missing end of a partial file, without computing its checksum.
+
+    Args:
+        published: the file on the hub.
+        partial: the partial file; if it exists, it must have been started for the same checksum.
 
     Raises:
-        LtxError: the hub does not answer any more, or refuses; the partial file is kept.
+        LtxError: the hub stops answering, or refuses the request; the partial file is kept.
     """
     from huggingface_hub import hf_hub_url  # noqa: PLC0415
     from huggingface_hub.file_download import http_get  # noqa: PLC0415
     from huggingface_hub.utils import build_hf_headers  # noqa: PLC0415
 
     file = published.file
-    # The hub's own address at this commit: the signed one of its storage expires long before a slow download ends.
+    # The hub's URL of this commit: the signed URL of the hub's storage expires long before a slow download ends.
     url = hf_hub_url(file.repository, file.name, revision=published.commit)
 
     def attempt() -> None:
-        headers = {**build_hf_headers(), "Accept-Encoding": "identity"}  # ranges count bytes of the file itself
+        headers = {**build_hf_headers(), "Accept-Encoding": "identity"}  # byte ranges must refer to the file itself
         with partial.open("ab") as out:
             http_get(
                 url,
@@ -114,10 +127,10 @@ def fetch(published: Published, partial: Path) -> None:
 
 
 def cached(file: RemoteFile, commit: str) -> tuple[Path, Published] | None:
-    """A file of huggingface_hub's shared cache, of this commit or of the newest one that is there; unchecked.
+    """Returns a file of huggingface_hub's shared cache, at this commit or else at the cached `main`, unchecked.
 
-    The cache names contents for their checksums and links to them from `snapshots/<commit>/<name>`; where links cannot
-    be made, nothing is found.
+    The cache names its blobs by their checksums and links to them from `snapshots/<commit>/<name>`. None is returned
+    if it lacks the file, or on file systems where it cannot make links.
     """
     from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415
 
@@ -130,7 +143,7 @@ def cached(file: RemoteFile, commit: str) -> tuple[Path, Published] | None:
 
 
 def checksum(path: Path, like: str) -> str:
-    """SHA-256 of a file, or git's blob id if `like` is as short as one."""
+    """Computes the SHA-256 of a file, or its git blob id if `like`, the checksum to compare with, is a blob id."""
     if len(like) == _SHA256_DIGITS:
         digest = hashlib.sha256()
     else:
@@ -142,8 +155,17 @@ def checksum(path: Path, like: str) -> str:
 
 
 def _persistently(attempt: Callable[[], T], file: RemoteFile, grown: Callable[[], int] = lambda: 0) -> T:
-    """Tries again after faults that pass, until several attempts in a row have brought nothing."""
-    from huggingface_hub.errors import HTTPError  # noqa: PLC0415  (of whichever HTTP library it uses)
+    """Calls `attempt`, and retries it after temporary failures until several in a row have made no progress.
+
+    Args:
+        attempt: the function to call; its result is returned.
+        file: the file that error messages name.
+        grown: returns the number of bytes received so far; more bytes than at the last failure count as progress.
+
+    Raises:
+        LtxError: the failure is permanent; UnreachableError if it is temporary but the retries are used up.
+    """
+    from huggingface_hub.errors import HTTPError  # noqa: PLC0415  (that of the HTTP library which huggingface_hub uses)
 
     failures, bytes_before = 0, grown()
     while True:
@@ -151,7 +173,7 @@ def _persistently(attempt: Callable[[], T], file: RemoteFile, grown: Callable[[]
             return attempt()
         except (HTTPError, OSError, ValueError) as error:
             if isinstance(error, OSError) and error.errno is not None:
-                raise  # the disk's, not the network's
+                raise  # an error of the disk, not of the network
             bytes_now = grown()
             failures = 1 if bytes_now > bytes_before else failures + 1
             bytes_before = bytes_now
@@ -161,7 +183,7 @@ def _persistently(attempt: Callable[[], T], file: RemoteFile, grown: Callable[[]
 
 
 def _passes(error: Exception) -> bool:
-    """Whether the same request may succeed later: a busy or failing server, a broken connection, a body cut short."""
+    """Returns whether a retry may succeed: after a busy or failing server, a broken connection, or a truncated body."""
     from huggingface_hub.errors import HTTPError  # noqa: PLC0415
 
     status = _status_of(error)
@@ -175,7 +197,7 @@ def _status_of(error: Exception) -> int | None:
 
 
 def _refusal(error: Exception, file: RemoteFile) -> LtxError:
-    """An error of huggingface_hub in one sentence, with what to do about it."""
+    """Converts an error of huggingface_hub into an LtxError with advice."""
     from huggingface_hub import constants, errors  # noqa: PLC0415
 
     page, status = f"{constants.ENDPOINT}/{file.repository}", _status_of(error)

@@ -1,6 +1,6 @@
-"""Which file or folder in a folder is meant: found by patterns of its name, and asked for where several could be.
+"""Finds a file or folder by patterns of its name, and asks the user to choose if several match.
 
-Knows nothing of what is in the files.
+It does not look into the files.
 """
 
 from __future__ import annotations
@@ -11,15 +11,18 @@ from ltx_runtime.errors import LtxError
 
 
 def matching(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
-    """What is called so; not the hidden files that macOS puts beside others on foreign disks, such as `._t5.gguf`."""
+    """Returns the paths in a folder that match a pattern, sorted.
+
+    Hidden files are left out: macOS puts some, such as `._t5.gguf`, beside other files on foreign disks.
+    """
     return sorted({path for pattern in patterns for path in folder.glob(pattern) if not path.name.startswith(".")})
 
 
 def only_match(folder: Path, patterns: tuple[str, ...], option: str) -> Path | None:
-    """The one that is called so, None if there is none.
+    """Returns the only path in a folder that matches a pattern, or None if nothing matches.
 
     Raises:
-        LtxError: several are; names them and the option that chooses one.
+        LtxError: several paths match; the error names them and the option that chooses one.
     """
     found = matching(folder, patterns)
     if len(found) > 1:

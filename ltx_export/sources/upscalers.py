@@ -1,7 +1,7 @@
-"""Where the upscalers of a release are, and what their files say of themselves. No torch.
+"""Finds and opens the upscalers of a release, without torch.
 
-A spatial upscaler stands between the two passes of a release; a temporal one is optional everywhere. Knows nothing of
-what is built from them: that is `upsampler_architecture`'s.
+A spatial upscaler is used between the two passes of a release; a temporal one is always optional. This module does not
+interpret an upscaler's configuration: `ltx_export/networks/upsampler.py` does.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from ltx_runtime.spec.versions import Version
 UpscalerKind = Literal["spatial", "temporal"]
 OPTIONS: dict[UpscalerKind, str] = {"spatial": "--upscaler", "temporal": "--temporal-upscaler"}
 
-_FOLDER = "latent_upsampler"  # of diffusers' pipeline
+_FOLDER = "latent_upsampler"  # in the folder of a diffusers pipeline
 _NAMES: dict[UpscalerKind, tuple[str, ...]] = {
     "spatial": ("*spatial-upscaler*.safetensors", _FOLDER),
     "temporal": ("*temporal-upscaler*.safetensors",),
 }
-# What the official class takes where a header leaves a field out; the published ones have larger sizes.
+# Defaults of the official class for fields that a header lacks; the published upscalers have larger sizes.
 _DEFAULTS: dict[str, Any] = {
     **{"in_channels": 4, "mid_channels": 128, "num_blocks_per_stage": 4, "dims": 2},
     **{"spatial_upsample": True, "temporal_upsample": False},
@@ -33,7 +33,7 @@ _DEFAULTS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Upscaler:
-    """An upscaler's tensors under their own names, and its configuration in a header's words."""
+    """Tensors of an upscaler under the names in its file, and its configuration with the fields of a header."""
 
     path: Path
     tensors: Tensors
@@ -41,10 +41,10 @@ class Upscaler:
 
 
 def find_upscaler(version: Version, folder: Path, kind: UpscalerKind) -> Path | None:
-    """The upscaler beside a release's weights; None if there is none, or if none was published for the release.
+    """Finds the upscaler beside a release's weights; None if there is none, or none was published for the release.
 
     Raises:
-        LtxError: several could be meant.
+        LtxError: there are several candidates.
     """
     if version.upscaler is None:
         return None
@@ -55,23 +55,24 @@ def find_upscaler(version: Version, folder: Path, kind: UpscalerKind) -> Path | 
 
 
 def has_upscaler(folder: Path, kind: UpscalerKind) -> bool:
-    """Whether a weights folder has an upscaler that is whole; of several, the export asks which is meant.
+    """Returns whether a weights folder has an upscaler that can be opened; if several, the export asks for a choice.
 
     Raises:
-        LtxError: a folder that should hold one cannot be read.
+        LtxError: a folder that should hold an upscaler cannot be read.
     """
     return any(is_whole(path) for path in matching(folder, _NAMES[kind]))
 
 
 def temporal_upscaler_of(version: Version) -> str | None:
-    """The name of the temporal upscaler that was published with a release's spatial one."""
+    """Returns the file name of the temporal upscaler published with a release's spatial one; None without one."""
     return version.upscaler and version.upscaler.replace("spatial", "temporal")
 
 
 def open_upscaler(path: Path, variant: str) -> Upscaler:
-    """Opens an upscaler's file, its folder, or the pipeline's folder around that.
+    """Opens an upscaler, given its file, its folder, or the folder of the pipeline.
 
-    What its header leaves out has the official class's default; without a header, shapes tell everything.
+    Fields that its header lacks get the official class's defaults; without a header, the configuration is derived from
+    tensor shapes.
 
     Raises:
         LtxError: the file is damaged, or holds no upscaler.

@@ -1,1 +1,1 @@
-"""Where the bytes of weights end up: linked, rewritten, or streamed into a new file."""
+"""Files of weights, placed where the graphs find them: linked, copied, or rewritten tensor by tensor."""

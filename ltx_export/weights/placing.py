@@ -1,9 +1,8 @@
-"""The networks' weights -> where the graphs find them: linked into the version folder, left where they are, or
-rewritten.
+"""Places the networks' weights where the graphs find them: linked into the version folder, left in place, or rewritten.
 
-A file whose bytes can stay is hard-linked, so that nothing is copied, or copied across file systems. A file of which
-one network must be rewritten is not kept at all: every source in it gets a file of its own. A source is what several
-networks may share: the VAE's encoder and decoder have some tensors in common.
+A file whose bytes can stay is hard-linked, or copied if it is on another file system. If one network in a file must be
+rewritten, the file is not used at all: every source in it gets a file of its own. A source is a set of tensors that
+several networks may share: the VAE's encoder and decoder have some tensors in common.
 """
 
 from __future__ import annotations
@@ -26,13 +25,13 @@ _SHARED = "checkpoint"
 
 @dataclass(frozen=True)
 class Placed:
-    """One network's weights in their place.
+    """Location of the weights of one network.
 
     Attributes:
-        weights: by parameter name.
-        names: of the files, as graphs call them, relative to `folder`.
-        folder: that the files are in.
-        linked: whether that is not the version folder.
+        weights: stored weights by parameter name.
+        names: names of the files as graphs refer to them, relative to `folder`.
+        folder: folder that contains the files.
+        linked: whether the files were left in place, so that `folder` is not the version folder.
     """
 
     weights: Mapping[str, Weight]
@@ -48,14 +47,17 @@ def place_weights(
 
     Args:
         parts: the networks.
-        folder: of the version.
-        store: see `rewrite`.
+        folder: the version folder.
+        store: F32, F16 or BF16 for all weights; None keeps the dtypes that graphs can use.
         loras: merged into the transformer.
-        link: leave files that need no rewriting where they are.
+        link: whether files that need no rewriting are left where they are.
         progress: shows what is copied or rewritten.
 
+    Returns:
+        One entry for each part, in the same order.
+
     Raises:
-        LtxError: the disk is full, or two linked files have one name.
+        LtxError: the disk is full, weights cannot be rewritten, or files cannot be linked because of where they are.
     """
     sources = _sources(parts)
     changes = {source.name: loras if source.name == "transformer" else () for source in sources}
@@ -86,7 +88,7 @@ def place_weights(
 
 @dataclass(frozen=True)
 class _Source:
-    """The weights of all networks of one source, each once."""
+    """The weights of all networks of one source, each tensor once."""
 
     name: str
     tensors: Mapping[str, StoredTensor]
@@ -107,7 +109,7 @@ def _sources(parts: Sequence[Part]) -> list[_Source]:
 
 
 def _own(place: Placed, part: Part) -> Placed:
-    """The weights of a source that belong to one network."""
+    """Returns the location of those weights of a source that belong to one network."""
     weights = {name: place.weights[name] for name in part.tensors}
     files = {(one.codes if isinstance(one, BlockWeight) else one).file for one in weights.values()}
     return replace(place, weights=weights, names={file: place.names[file] for file in place.names if file in files})
@@ -120,7 +122,7 @@ def _rewritten(source: _Source, folder: Path, store: str | None, loras: Sequence
 
 
 def _linked(source: _Source) -> Placed:
-    """Named with the folder they are in: in diffusers' layout all networks' files are called the same."""
+    """Leaves a source's files in place; their names include their folder, as a diffusers layout repeats file names."""
     resolved = {file: file.resolve() for file in source.files}
     folder = resolved[source.files[0]].parent.parent
     strays = [place for place in resolved.values() if not place.is_relative_to(folder)]
@@ -133,13 +135,13 @@ def _linked(source: _Source) -> Placed:
 
 
 def _shared(sources: Sequence[_Source]) -> list[Path]:
-    """The files of all sources that have one in common with another."""
+    """Returns the files of all sources that share a file with another source."""
     of = {source.name: set(source.files) for source in sources}
     return sorted({file for a in of for b in of if a != b and of[a] & of[b] for file in of[a] | of[b]})
 
 
 def _names_of(stem: str, files: Sequence[Path]) -> dict[Path, str]:
-    """Names in the version folder: by the source, or what is shared, and by the place among its shards."""
+    """Returns file names for the version folder: the stem, with the shard's number if there are several files."""
     if len(files) == 1:
         return {files[0]: f"{stem}{files[0].suffix}"}
     return {file: f"{stem}-{i:05d}-of-{len(files):05d}{file.suffix}" for i, file in enumerate(files, start=1)}
@@ -157,14 +159,15 @@ def _refuse_namesakes(placed: Sequence[Placed]) -> None:
 
 
 def place_file(source: Path, target: Path, progress: Progress) -> None:
-    """A hard link where the file system allows one, so that nothing is copied; else a copy.
+    """Creates a hard link where the file system allows one, so that nothing is copied, or else a copy.
 
     Raises:
+        FileExistsError: the target exists.
         LtxError: the disk is full.
     """
     try:
         os.link(source.resolve(), target)
     except FileExistsError:
-        raise  # writing into it could be writing into a checkpoint that it is a link to
+        raise  # copying over it could overwrite a checkpoint that it is a hard link to
     except OSError:
         copy_file(source, target, progress)

@@ -1,7 +1,7 @@
-"""Weights whose stored bytes no graph can point into -> a file of their own, in one pass, tensor by tensor.
+"""Rewrites weights whose stored bytes no graph can use into a new file, in one pass, tensor by tensor.
 
-fp8 is cast, LoRAs are merged, other float dtypes are made if asked for, and block-quantized matrices become integers
-with block scales. Knows nothing of graphs: `block_weights` puts those integers into one.
+fp8 is cast, LoRAs are merged, floats are converted if another dtype is requested, and block-quantized matrices become
+integers with block scales. Knows nothing of graphs: `graphs/attach_blocks.py` puts those integers into one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ltx_export.weights.streaming import COPY_BYTES, Chunk, Entry, write_safeten
 from ltx_runtime.progress import Progress, silent
 
 _LEAST_CODE = -128
-# Of blocks whose codes are all zero.
+# Replaces a scale of zero. Any positive value would do, because the codes of such a block are set to mean zero.
 _ANY_SCALE = np.float32(2.0**-14)
 
 
@@ -32,12 +32,12 @@ class BlockWeight:
     """A matrix (N, K) as integers with block scales along K: value = (code + offset) * scale + minimum.
 
     Attributes:
-        codes: int8, or two int4 a byte (dtype U8), (K, N); of a table that rows are looked up in, float16 (N, K).
-        scales: float32 (K / block, N), or (N, K / block) of a table.
-        minimums: as scales, None where the format has none.
+        codes: (K, N) int8, or two int4 per byte (dtype U8); for an embedding table, (N, K) float16.
+        scales: (K / block, N) float32; for a table, (N, K / block).
+        minimums: same shape and dtype as the scales; None if the format has no minimums.
         format: bits, block and offset of the codes as they are stored.
-        shape: (N, K).
-        is_table: rows are looked up.
+        shape: shape of the matrix, (N, K).
+        is_table: whether the matrix is an embedding table, whose rows are looked up.
     """
 
     codes: StoredTensor
@@ -52,7 +52,7 @@ Weight = StoredTensor | BlockWeight
 
 
 def must_be_rewritten(tensors: Mapping[str, StoredTensor], store: str | None, loras: Sequence[Lora]) -> bool:
-    """Whether some tensor's bytes cannot stay as they are."""
+    """Returns whether any tensor's bytes cannot stay as they are."""
     return any(
         tensor.dtype != (store or tensor.dtype) or tensor.dtype not in FLOAT_DTYPES or _changed(name, loras)
         for name, tensor in tensors.items()
@@ -71,15 +71,18 @@ def rewrite(
     """Writes a network's tensors into a file of their own.
 
     Args:
-        tensors: by name; bytes of F32, F16 and BF16 stay unless `store` or a LoRA changes them.
-        path: of the safetensors file.
-        tables: matrices that rows are looked up in.
-        store: F32, F16 or BF16 for all weights, quantized ones included; None keeps what can be kept.
-        loras: merged in float32, then rounded to the dtype that is stored.
-        progress: is told the bytes written.
+        tensors: tensors by name; F32, F16 and BF16 bytes are kept unless `store` or a LoRA changes them.
+        path: path of the safetensors file.
+        tables: names of the embedding tables.
+        store: F32, F16 or BF16 for all weights, quantized ones included; None keeps the dtypes that can be kept.
+        loras: merged in float32, then rounded to the stored dtype.
+        progress: receives the number of bytes written.
+
+    Returns:
+        The stored weights by name.
 
     Raises:
-        LtxError: the disk is full, a dtype is not read, or a value does not fit fp16.
+        LtxError: the disk is full, a dtype is not supported, or a value exceeds the range of fp16.
     """
     layouts = {
         name: _layout(tensor, name in tables)
@@ -102,7 +105,7 @@ def rewrite(
 
 
 def _is_matrix(name: str, tensor: StoredTensor) -> bool:
-    """Whether it is quantized, and the weight of a linear layer or a table: integers serve nothing else."""
+    """Returns whether a tensor is quantized and the weight of a linear layer or a table; only those stay integers."""
     return tensor.dtype in BLOCK_FORMATS and len(tensor.shape) == 2 and name.endswith(".weight")
 
 
@@ -123,7 +126,11 @@ def _float_group(
 
 
 def _kept_dtype(tensor: StoredTensor, is_changed: bool) -> str:
-    """fp8 is a cast of bf16 weights. Quantized ones are whole in float32; once they are changed, bf16 has to do."""
+    """Returns the dtype in which a tensor is stored if none is requested.
+
+    BF16 for fp8, which is a cast of bf16 weights. F32 for block-quantized tensors, which it holds exactly, but BF16 for
+    those that a LoRA changes.
+    """
     if tensor.dtype in FLOAT_DTYPES:
         return tensor.dtype
     return "F32" if tensor.dtype in BLOCK_FORMATS and not is_changed else "BF16"
@@ -140,7 +147,7 @@ def _cast(name: str, tensor: StoredTensor, dtype: str) -> Iterator[Chunk]:
 
 
 def _merged(name: str, tensor: StoredTensor, dtype: str, loras: Sequence[Lora]) -> Iterator[Chunk]:
-    weight = np.array(float32_of(tensor))  # writable
+    weight = np.array(float32_of(tensor))  # a writable copy
     merge(weight, name, loras)
     for start, stop in _row_slices(tensor):
         yield stored_as(weight[start:stop], dtype, name).data
@@ -154,7 +161,11 @@ def _row_slices(tensor: StoredTensor) -> Iterator[tuple[int, int]]:
 
 
 def _layout(tensor: StoredTensor, is_table: bool) -> BlockFormat:
-    """How the codes are stored: a table's as whole floats, which every runtime looks up; 4 bits only in pairs."""
+    """Returns the format in which the codes are stored.
+
+    A table's codes become float16, which every runtime can look up. With an odd number of rows, 4-bit codes become
+    8-bit, because only pairs can be packed.
+    """
     given = BLOCK_FORMATS[tensor.dtype]
     if is_table:
         return replace(given, bits=16, offset=0)
@@ -196,7 +207,7 @@ def _table(tensor: StoredTensor) -> Iterator[Chunk]:
 
 
 def _turned(tensor: StoredTensor, layout: BlockFormat) -> Iterator[Chunk]:
-    """With the axis that is summed over in front: the form that runtimes fuse."""
+    """Yields codes, scales and minimums transposed: with the summed axis first, runtimes fuse them into the product."""
     rows, columns = tensor.shape
     codes = np.empty((columns, rows), np.int8)
     scales = np.empty((columns // layout.block, rows), np.float32)
@@ -214,9 +225,9 @@ def _turned(tensor: StoredTensor, layout: BlockFormat) -> Iterator[Chunk]:
 
 
 def _make_positive(blocks: Blocks) -> None:
-    """Turns signs of codes instead of scales, for TensorRT takes no scale of 8 bit codes that is not above zero.
+    """Makes scales positive in place by negating codes, as TensorRT accepts only positive scales for 8-bit codes.
 
-    A block that holds the one code without a counterpart stays as it is.
+    A block with the code -128, which int8 cannot negate, keeps its negative scale.
     """
     codes = blocks.codes.reshape(*blocks.scales.shape, blocks.format.block)
     empty = blocks.scales == 0

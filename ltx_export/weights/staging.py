@@ -1,4 +1,4 @@
-"""A version folder is written into a hidden folder beside it, which takes its name at the end: all or nothing."""
+"""Writes a version folder as a hidden folder beside it, which takes its name at the end: all or nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ltx_runtime.folder.manifest import MANIFEST
 
 
 def refuse_foreign(folder: Path) -> None:
-    """Raises LtxError if what an export would replace is not a version folder."""
+    """Raises LtxError if an export would replace something other than a version folder or an empty folder."""
     if folder.is_dir() and ((folder / MANIFEST).is_file() or not any(folder.iterdir())):
         return
     if folder.exists() or folder.is_symlink():
@@ -25,10 +25,10 @@ def refuse_foreign(folder: Path) -> None:
 
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
-    """A hidden folder that takes the place of `folder` if the block ends well, and vanishes if not.
+    """Yields a hidden folder that replaces `folder` if the block succeeds, and is removed if it fails.
 
-    Whatever happens, even between the two renames, the folder of before is kept or brought back. Of a link, the folder
-    it leads to is replaced.
+    Whatever happens, even between the two renames, the previous folder is kept or restored. If `folder` is a symbolic
+    link, its target is replaced.
 
     Raises:
         LtxError: another export writes the same folder.

@@ -1,4 +1,4 @@
-"""A safetensors file written tensor after tensor, so that memory holds a few megabytes of any checkpoint."""
+"""Writes safetensors files tensor by tensor and copies files in pieces, so that no whole file is held in memory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ COPY_BYTES = 16 << 20
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor to be written, dtype in safetensors' words."""
+    """A tensor to be written; `dtype` is a safetensors name such as BF16."""
 
     name: str
     dtype: str
@@ -41,20 +41,20 @@ def write_safetensors(
     metadata: Mapping[str, str] | None = None,
     progress: Progress = silent,
 ) -> dict[str, StoredTensor]:
-    """Writes a file under a temporary name and renames it.
+    """Writes a safetensors file under a temporary name and renames it.
 
     Args:
-        path: of the file, in a folder that exists.
-        groups: tensors with the source of their bytes, one tensor after another in C order; None leaves a hole of
-            zeros that takes no space.
-        metadata: of the header.
-        progress: is told the bytes written.
+        path: path of the file, in a folder that exists.
+        groups: tensors with a function that yields their bytes, one tensor after another in C order; None instead of
+            the function leaves a hole of zeros that takes no disk space.
+        metadata: metadata for the header.
+        progress: receives the number of bytes written.
 
     Returns:
-        Where each tensor lies.
+        The location of each tensor by name.
 
     Raises:
-        LtxError: the disk is or becomes full, or the folder cannot be written.
+        LtxError: the disk is or becomes full, or the folder is not writable.
     """
     groups = list(groups)
     entries = [entry for group, _ in groups for entry in group]
@@ -74,7 +74,7 @@ def write_safetensors(
 
 
 def _header(entries: Sequence[Entry], ends: Sequence[int], metadata: Mapping[str, str] | None) -> bytes:
-    """What stands in front of the tensors, its own length included."""
+    """Returns the bytes before the tensors: the header's length, and the header padded to the alignment."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     for entry, end in zip(entries, ends, strict=True):
         offsets = [end - entry.length, end]
@@ -99,7 +99,7 @@ def _write_group(
 
 
 def copy_file(source: Path, target: Path, progress: Progress = silent) -> None:
-    """Copies a file piece by piece; holes become zeros.
+    """Copies a file in pieces; holes become zeros.
 
     Raises:
         LtxError: the disk is or becomes full.

@@ -1,1 +1,1 @@
-"""Files <-> pixels: images and clips that are given, and videos that are written."""
+"""Reads images and clips as pixels, and writes pixels as videos."""

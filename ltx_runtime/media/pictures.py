@@ -1,6 +1,7 @@
-"""Image and clip files -> pictures, one after another and no further than is asked for, turned as they are meant.
+"""Reads images and clips as upright pictures, one after another and only as many as are requested.
 
-READERS is keyed by suffix; what is not in it is an image. Knows nothing of models, and of videos to be made.
+READERS maps a suffix to its reader; a file with any other suffix is read as an image. This module knows nothing about
+models or generated videos.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ Reader = Callable[[Path], Iterator[Picture]]
 
 
 def _image(path: Path) -> Iterator[Picture]:
-    """One picture, turned as its EXIF orientation says.
+    """Yields the picture of an image file, rotated as its EXIF orientation says.
 
-    The official code does not turn it, and a photo taken upright would be animated lying on its side.
+    The official code does not rotate it, so a photo taken upright would be animated lying on its side.
     """
     from PIL import Image  # noqa: PLC0415
 
@@ -39,14 +40,14 @@ def _image(path: Path) -> Iterator[Picture]:
 
 
 def _turned_upright(picture: Image.Image) -> Image.Image:
-    """The picture turned as its EXIF orientation says."""
+    """Returns the picture rotated and mirrored as its EXIF orientation says."""
     from PIL import ImageOps  # noqa: PLC0415
 
     return ImageOps.exif_transpose(picture)
 
 
 def _gif(path: Path) -> Iterator[Picture]:
-    """Every frame of an animation."""
+    """Yields every frame of an animated GIF."""
     from PIL import Image  # noqa: PLC0415
 
     with Image.open(path) as opened:
@@ -59,27 +60,27 @@ def _gif(path: Path) -> Iterator[Picture]:
 
 
 def _rgb(picture: Image.Image, name: str) -> Picture:
-    if picture.mode[0] in "IF":  # Pillow would make them white or black
+    if picture.mode[0] in "IF":  # Pillow would clip such values to white or black
         raise LtxError(f"{name} stores grey in more than 8 bits", "save it with 8 bits")
     return np.asarray(picture.convert("RGB"))
 
 
 def _clip(path: Path) -> Iterator[Picture]:
-    """Every frame of a video as it is stored, whatever the frame rate, turned as the file says."""
+    """Yields every stored frame of a video, whatever its frame rate, rotated as the file says."""
     import av  # noqa: PLC0415
 
     matrix: bytes | None = None
     graph: Any = None
-    # A relative name such as a:b.mp4 would be taken for a protocol.
+    # FFmpeg would read a relative name such as a:b.mp4 as a protocol and an address.
     with av.open(str(path.absolute()), metadata_errors="ignore") as container:
         if not container.streams.video:
             raise LtxError(f"{path} has no pictures, only sound", "give a clip with pictures")
         stream = container.streams.video[0]
-        if stream.codec_context is None:  # the codec is unknown, and decoding would end the process
+        if stream.codec_context is None:  # unknown codec: decoding would crash the process
             raise ValueError
         stream.thread_type = "AUTO"
         for frame in _frames(container, stream):
-            if graph is None:  # colours as the ffmpeg command makes them, of 10 bits too
+            if graph is None:  # converts colours like the ffmpeg command, 10-bit ones too
                 graph = av.filter.Graph()
                 nodes = graph.add_buffer(template=stream), graph.add("format", "rgb24"), graph.add("buffersink")
                 graph.link_nodes(*nodes).configure()
@@ -92,13 +93,13 @@ def _clip(path: Path) -> Iterator[Picture]:
 
 def _frames(container: Any, stream: Any) -> Iterator[Any]:
     for packet in container.demux(stream):
-        if packet.is_corrupt:  # decoders would make something up for what is missing
+        if packet.is_corrupt:  # decoders would invent the missing pixels
             raise EOFError
         yield from packet.decode()
 
 
 def _turned(pixels: Picture, matrix: bytes) -> Picture:
-    """Turns and mirrors a picture as a display matrix says, by quarter turns."""
+    """Rotates a picture by quarter turns and mirrors it, as a display matrix says."""
     right_to_x, right_to_y, _, down_to_x, down_to_y = struct.unpack("=5i", matrix[:20])
     if abs(right_to_x) < abs(right_to_y):
         pixels, right_to_x, down_to_y = pixels.transpose(1, 0, 2), down_to_x, right_to_y
@@ -118,16 +119,16 @@ READERS: dict[str, Reader] = {
 
 
 def label_of(source: Source) -> str:
-    """What messages call an image or clip: its path, or what kind of object it is."""
+    """Returns the name of an image or clip in messages: its path, or the type of the object."""
     return str(source) if isinstance(source, (str, Path)) else f"the {type(source).__name__} that was given"
 
 
 def pictures_of(source: Source) -> Iterator[Picture]:
-    """The frames of an image or clip, (height, width, 3) uint8 RGB, whatever its frame rate, read as asked for.
+    """Yields the frames of an image or clip, (height, width, 3) uint8 RGB, lazily and whatever its frame rate.
 
     Raises:
-        LtxError: no such file, damaged as far as it is read, not what its suffix says, or without pictures; or an
-            array of another shape, type or range.
+        LtxError: the file does not exist, is damaged in the part that is read, has another format than its suffix
+            says or has no pictures; or an array has another shape, dtype or range.
     """
     if isinstance(source, (str, Path)):
         yield from _pictures_in(Path(source))
@@ -138,7 +139,7 @@ def pictures_of(source: Source) -> Iterator[Picture]:
 
 
 def _frames_of_array(array: NDArray[Any]) -> Picture:
-    """The frames of an array as (F, H, W, 3) uint8; floats are rounded."""
+    """Returns the frames of an array as (F, H, W, 3) uint8; floats are scaled from 0..1 and rounded."""
     frames = array[None] if array.ndim == 3 else array
     if frames.ndim != 4 or frames.shape[-1] != _CHANNELS or 0 in frames.shape:
         raise LtxError(f"an array of pictures must be (F, H, W, 3) or (H, W, 3); got {array.shape}", "move its axes")
@@ -160,11 +161,11 @@ def _pictures_in(path: Path) -> Iterator[Picture]:
     for index in itertools.count():
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of large images and of odd tags: an error follows if it matters
+                warnings.simplefilter("ignore")  # of large images and odd tags; if they matter, an error follows
                 picture = next(pictures, None)
         except (LtxError, MemoryError, ImportError):
             raise
-        except Exception as error:  # decoders raise nearly anything for what is damaged
+        except Exception as error:  # decoders raise nearly any exception for a damaged file
             kind, advice = ("image", "save it as PNG or JPEG") if reader is _image else ("clip", "convert it to .mp4")
             raise LtxError(f"{path} is damaged or no {kind} of a known format", advice) from error
         if picture is None and not index:

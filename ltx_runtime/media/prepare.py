@@ -1,7 +1,7 @@
-"""Images and clips -> what the VAE encoder is given, exactly as the official command line prepares them: cut to the
-video's shape, blurred, every frame compressed by H.264 as the model's training data was, scaled to [-1, 1], padded.
+"""Prepares images and clips for the VAE encoder, exactly as the official command line does.
 
-Knows nothing of models: the size of the video and its padding are told.
+Frames are cropped to the video's aspect ratio, blurred, compressed by H.264 as the model's training data was, scaled
+to [-1, 1] and padded. This module knows nothing about models: the caller gives the video's size and padding.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ Pixels = NDArray[np.float32]
 CRF = 29
 PREPARED = ".safetensors"
 LARGEST_CRF = 51
-_SMALLEST_SIDE = 2  # the blur mirrors pixels at the border, and H.264's colours are stored for 2x2 pixels
+_SMALLEST_SIDE = 2  # the blur mirrors pixels at the border, and H.264 stores one colour for each 2x2 pixels
 _BAND_ROWS = 32
 
 
 def count_frames(source: Source, most_frames: int | None = None) -> int:
-    """How many frames an image or clip has, which are read to be sure; clips are not read beyond `most_frames`.
+    """Counts the frames of an image or clip by reading them, up to `most_frames`.
 
     Raises:
-        LtxError: see load_media.
+        LtxError: the image or clip cannot be read, see `load_media`.
     """
     if (path := _prepared_file(source)) is not None:
         frames: int = _prepared(path).shape[2]
@@ -40,7 +40,7 @@ def count_frames(source: Source, most_frames: int | None = None) -> int:
 
 
 def _prepared_file(source: Source) -> Path | None:
-    """The path of a file of media that are prepared already; None for any other source."""
+    """Returns the path of a source that is a file of prepared media, or None for any other source."""
     path = Path(source) if isinstance(source, (str, Path)) else None
     return path if path is not None and path.suffix.lower() == PREPARED else None
 
@@ -56,23 +56,22 @@ def load_media(
     crf: int = CRF,
     blur: bool = True,
 ) -> NDArray[np.float32]:
-    """An image or clip, prepared: (1, 3, F, H, W) float32 in [-1, 1], F at most `most_frames`.
+    """Reads and prepares an image or clip as (1, 3, F, H, W) float32 in [-1, 1], with F at most `most_frames`.
 
-    Frames are cut from the middle to the shape of `height` x `width`. A .safetensors file holds an item that is
-    prepared already, as `media` of that form; only its frames are counted.
+    Frames are center-cropped to the aspect ratio of `height` x `width`. A .safetensors file holds prepared media as a
+    tensor `media` of the same shape and range, which is only cut to `most_frames`.
 
     Args:
-        source: the path of an image, of a clip with a suffix of pictures.READERS, or of a .safetensors file; or
-            pictures that are loaded already, see Source.
-        height, width: of the video, without padding.
-        most_frames: clips are not read beyond it.
-        resize: to `height` x `width`, as in video-to-video; otherwise frames keep their own size.
-        padding: how many pixels of mid-grey to add on the left, right, top and bottom of frames of either size.
-        crf: H.264's, for the compression; 0 leaves it out.
-        blur: by a Gaussian of deviation 1 over 3x3 pixels.
+        source: path of an image, clip (see pictures.READERS) or .safetensors file, or pictures in memory, see Source.
+        height, width: size of the video in pixels, without padding.
+        most_frames: the most frames to read.
+        resize: whether to resize to `height` x `width`, as in video-to-video; otherwise frames keep their own size.
+        padding: pixels of mid-grey to add on the left, right, top and bottom of frames, resized or not.
+        crf: constant rate factor of the H.264 compression; 0 for no compression.
+        blur: whether to blur by a Gaussian of standard deviation 1 over 3x3 pixels.
 
     Raises:
-        LtxError: no such file, damaged, not what its suffix says, too small, or crf is not in 0..51.
+        LtxError: the file cannot be read as media, a frame is too small or of another size, or crf is not in 0..51.
     """
     _check(height, width, crf)
     if (path := _prepared_file(source)) is not None:
@@ -100,7 +99,7 @@ def _check(height: int, width: int, crf: int) -> None:
 
 
 def _prepared(path: Path) -> NDArray[np.float32]:
-    from ltx_runtime.tensors import read_tensors  # noqa: PLC0415  (most media are no tensors)
+    from ltx_runtime.tensors import read_tensors  # noqa: PLC0415  (only for .safetensors files)
 
     media: NDArray[np.float32] = read_tensors(path, ["media"])["media"]
     if media.dtype != np.float32 or media.ndim != 5 or media.shape[:2] != (1, 3) or 0 in media.shape:
@@ -114,7 +113,7 @@ def _prepared(path: Path) -> NDArray[np.float32]:
 
 
 def _cut(picture: Picture, height: int, width: int, resize: bool, name: str) -> Picture:
-    """The largest middle part of the same shape as `height` x `width`, resized to that if wanted."""
+    """Returns the largest centered part with the aspect ratio of `height` x `width`, resized to that if `resize`."""
     own_height, own_width = picture.shape[:2]
     shape = width / height
     new_width, new_height = own_width, own_height
@@ -139,9 +138,9 @@ def _resized(picture: Picture, height: int, width: int) -> Picture:
 
 
 def _frame_of(picture: Picture, crf: int, blur: bool, keep_size: bool) -> Pixels:
-    """A picture blurred, compressed and scaled: (3, H, W) float32 in [-1, 1].
+    """Returns a picture blurred, compressed and scaled, as (3, H, W) float32 in [-1, 1].
 
-    Compression loses an odd last row and column; to keep the size, the ones before stand in for them.
+    Compression drops an odd last row and column; with `keep_size`, copies of the row and column before replace them.
     """
     pixels = _compressed(_softened(picture, blur), crf)
     if keep_size:
@@ -152,10 +151,10 @@ def _frame_of(picture: Picture, crf: int, blur: bool, keep_size: bool) -> Pixels
 
 
 def _softened(picture: Picture, blur: bool) -> Pixels:
-    """A picture as (H, W, 3) float32 in 0..1, blurred by a Gaussian over 3x3 pixels, mirrored at the border.
+    """Returns a picture as (H, W, 3) float32 in 0..1, blurred by a Gaussian over 3x3 pixels, mirrored at the border.
 
-    Each product is added without being rounded first, in the order of the official convolution. Pixels are floored
-    to bytes later: with other rounding every fifth shade of a flat area would end one level off.
+    Each product is added before it is rounded, in the order of the official convolution. Pixels are floored to bytes
+    later: with other rounding, every fifth shade of a flat area would end one level off.
     """
     pixels: Pixels = picture.astype(np.float32) / np.float32(255.0)
     if not blur:
@@ -166,7 +165,7 @@ def _softened(picture: Picture, blur: bool) -> Pixels:
     mirrored = np.pad(pixels, ((1, 1), (1, 1), (0, 0)), "reflect")
     blurred = np.zeros_like(pixels)
     height, width = pixels.shape[:2]
-    for first in range(0, height, _BAND_ROWS):  # so that the doubles stay in the cache
+    for first in range(0, height, _BAND_ROWS):  # in bands, so that the float64 values stay in the CPU cache
         band = blurred[first : first + _BAND_ROWS]
         around = mirrored[first : first + len(band) + 2].astype(np.float64)
         for i, j in itertools.product(range(3), repeat=2):
@@ -175,10 +174,10 @@ def _softened(picture: Picture, blur: bool) -> Pixels:
 
 
 def _compressed(pixels: Pixels, crf: int) -> Pixels:
-    """(H, W, 3) float32 in 0..1 through one frame of H.264 and back; an odd last row or column is lost.
+    """Compresses (H, W, 3) float32 in 0..1 as one frame of H.264 and decodes it; an odd last row or column is dropped.
 
-    x264 cuts a frame into as many slices as there are processors, so the result depends on the machine, as that of
-    the official code does.
+    x264 divides a frame into as many slices as there are processors, so the result depends on the machine, as it does
+    in the official code.
     """
     if crf == 0:
         return pixels

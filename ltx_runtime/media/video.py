@@ -1,6 +1,7 @@
-"""Frames -> files, streamed. WRITERS is keyed by suffix; a writer gets a temporary path which is renamed at the end.
+"""Writes frames to files, one frame at a time.
 
-Knows nothing of models: frames are (height, width, 3) uint8 RGB.
+WRITERS maps a suffix to its writer, which gets a temporary path that is renamed at the end. This module knows nothing
+about models: frames are (height, width, 3) uint8 RGB.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ _BT709 = 1
 
 @contextmanager
 def _encoded(path: Path, fps: float, codec: str, options: dict[str, str]) -> Iterator[Write]:
-    """One video stream through FFmpeg, yuv420p in BT.709, tagged so that players show the right colours."""
-    import av  # noqa: PLC0415  (33 MB of codecs, only when a video is written)
+    """Encodes one video stream with FFmpeg as yuv420p in BT.709, tagged so that players show the right colours."""
+    import av  # noqa: PLC0415  (33 MB of codecs, loaded only when a video is written)
 
     with av.open(str(path), "w") as container:
         stream: Any = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options=options)
@@ -62,7 +63,7 @@ def _webm(path: Path, fps: float) -> AbstractContextManager[Write]:
 
 @contextmanager
 def _gif(path: Path, fps: float) -> Iterator[Write]:
-    """An endless GIF with a palette per frame; delays are rounded so that their sum keeps time."""
+    """Writes a looping GIF with one palette per frame; delays are rounded so that rounding errors do not add up."""
     frames: list[Image.Image] = []
 
     def write(frame: Frame) -> None:
@@ -78,7 +79,7 @@ def _gif(path: Path, fps: float) -> Iterator[Write]:
 
 @contextmanager
 def _png_folder(path: Path, fps: float) -> Iterator[Write]:
-    """frame_0000.png, frame_0001.png, ... in a folder; the frame rate is not stored."""
+    """Writes frame_0000.png, frame_0001.png, ... to a folder; the frame rate is not stored."""
     path.unlink()
     path.mkdir()
     count = 0
@@ -94,15 +95,15 @@ def _png_folder(path: Path, fps: float) -> Iterator[Write]:
 WRITERS: dict[str, Writer] = {".mp4": _mp4, ".webm": _webm, ".gif": _gif, ".png": _png_folder}
 
 _EVEN = (".mp4",)
-# What formats can store; a GIF counts in hundredths of a second, and players slow down anything under two of them.
+# Frame rates that formats can store. GIF delays are whole hundredths of a second, and players slow down delays under 2.
 FPS_RANGES: dict[str, tuple[int, int]] = {".mp4": (1, 1000), ".webm": (1, 1000), ".gif": (1, 50)}
 
 
 def target_of(output: Path) -> Path:
-    """What will be written for `--output`: the file, or for `.png` the folder of that name without the suffix.
+    """Returns the path that is written for `output`: the file, or for `.png` the folder of that name without suffix.
 
     Raises:
-        LtxError: no writer knows the suffix, or the folder of PNGs exists and is not empty.
+        LtxError: the suffix has no writer, the file is a folder, or the folder of PNGs exists and is not empty.
     """
     if output.suffix.lower() not in WRITERS:
         known = ", ".join(WRITERS)
@@ -118,16 +119,17 @@ def target_of(output: Path) -> Path:
 
 
 def check_size(output: Path, height: int, width: int) -> None:
-    """Raises LtxError if the format cannot store frames of this size: yuv420p has one colour for 2x2 pixels."""
+    """Raises LtxError if the format cannot store frames of this size: libx264 needs even sides for yuv420p."""
     if output.suffix.lower() in _EVEN and (height % 2 or width % 2):
         raise LtxError(f"{output.suffix} takes even sizes; got {width}x{height}", "use an even size, .gif or .png")
 
 
 def check_output(output: Path, height: int, width: int, fps: float, *, folder_exists: bool = True) -> Path:
-    """What will be written for frames of this size and rate: the file, or for `.png` the folder of frames.
+    """Returns the path that is written for frames of this size and rate: the file, or for `.png` the folder of frames.
 
     Raises:
-        LtxError: unknown suffix, a size or frame rate that the format cannot store, or no such folder.
+        LtxError: the suffix is unknown, the format cannot store the size or frame rate, or, if `folder_exists`, the
+            folder of the output does not exist.
     """
     with explaining(f"write {output}"):
         target = target_of(output)
@@ -148,12 +150,13 @@ def _check_fps(output: Path, fps: float) -> None:
 
 @contextmanager
 def open_writer(output: Path, fps: float) -> Iterator[Write]:
-    """A function that takes frames in order; the output appears under its name only when all went well.
+    """Yields a function that writes frames in order; the output appears under its name only if the block succeeds.
 
-    The place is tried before the first frame, so that an unwritable folder costs no denoising.
+    The path is tested before the first frame, so that an unwritable folder is found before any denoising.
 
     Raises:
-        LtxError: unknown suffix, a frame rate it cannot store, unwritable place, or full disk.
+        LtxError: the suffix is unknown, the format cannot store the frame rate, the path cannot be written, or the
+            disk is full.
     """
     with explaining(f"write {output}"):
         target = target_of(output)
@@ -170,7 +173,7 @@ def open_writer(output: Path, fps: float) -> Iterator[Write]:
             try:
                 yield _explained(write, doing)
             except OSError as error:
-                foreign = error  # of whoever makes the frames, not of the output
+                foreign = error  # raised by the code that makes the frames, not by the output
                 raise
         temporary.replace(target)
     except OSError as error:

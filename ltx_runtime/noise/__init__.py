@@ -1,1 +1,1 @@
-"""Seed -> every random draw of a run."""
+"""Turns a seed into every random draw of a run."""

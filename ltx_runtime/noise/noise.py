@@ -1,8 +1,8 @@
-"""Seed -> noise: every random draw of a run, asked for by its key (docs/noise.md lists them).
+"""Sources of noise: every random draw of a run is requested by its key (docs/noise.md lists the keys).
 
-Four ways to the same standard normals: our own, which depends on seed and key alone; those of the official code and
-of diffusers, which depend on the order of the draws as well; and a file of recorded draws.
-Knows nothing of what noise is mixed into.
+There are four sources of standard normals: this project's own, which depends on seed and key only; those that repeat
+the draws of the official code or of diffusers, which also depend on the order of the draws; and a file of recorded
+draws. This module does not know what the noise is added to.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ltx_runtime.tensors import names_in, read_tensors, write_tensors
 
 SEED_BITS = 64
 
-# What a key is about -> the stream of the official code it is drawn from.
+# Kind of a draw, as `_about` returns it -> the random generator that the official code uses for it.
 _STREAMS = {
     "initial": "generator",
     "keyframe": "generator",
@@ -32,7 +32,7 @@ _STREAMS = {
     "decode": "global",
     "noise": "global",
 }
-_TOKENS_IN_MEMORY = (0, 2, 3, 4, 1)  # (B, C, F, H, W) as a view of tokens: the channels are innermost
+_TOKENS_IN_MEMORY = (0, 2, 3, 4, 1)  # axes of (B, C, F, H, W) in the memory order of tokens: channels are innermost
 
 
 def check_seed(seed: int) -> None:
@@ -42,17 +42,17 @@ def check_seed(seed: int) -> None:
 
 
 class Noise(Protocol):
-    """Where a run takes its noise from."""
+    """A source of the noise of a run."""
 
     def draw(self, key: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        """The standard normals called `key`, float32. A key is drawn once, in the order of the run."""
+        """Returns the float32 standard normals of `key`. Each key is drawn once, in the order of the run."""
         ...
 
 
 class SeededNoise:
-    """The same numbers on every machine, whatever was drawn before: each key has a stream of its own.
+    """Noise that is equal on all machines and independent of earlier draws, since each key has its own stream.
 
-    Numpy's compatibility policy has frozen the streams of RandomState.
+    NumPy's compatibility policy has frozen the streams of RandomState.
     """
 
     def __init__(self, seed: int) -> None:
@@ -66,7 +66,10 @@ class SeededNoise:
 
 
 class TorchNoise:
-    """What the official pipeline draws on a CPU in float32 if torch's global stream was seeded just before it."""
+    """Noise that the official pipeline draws in float32 on a CPU, if torch's global generator was seeded just before.
+
+    The pipeline's own generator has the same seed.
+    """
 
     def __init__(self, seed: int) -> None:
         """Raises LtxError if the seed is not in 0 .. 2**64-1."""
@@ -76,17 +79,17 @@ class TorchNoise:
     def draw(self, key: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
         about = _about(key)
         stream = self._streams[_STREAMS[about]]
-        if about == "initial":  # drawn as tokens
+        if about == "initial":  # the official code draws tokens (B, N, C)
             batch, channels, *cells = shape
             tokens = stream.normals((batch, math.prod(cells), channels))
             return np.asarray(np.moveaxis(tokens.reshape(batch, *cells, channels), -1, 1), order="C")
-        if about == "decode":  # drawn into a view of tokens
+        if about == "decode":  # the official code draws into a view of tokens
             return stream.normals(shape, _TOKENS_IN_MEMORY)
         return _maps(stream, shape) if about == "noise" else stream.normals(shape)
 
 
 class DiffusersNoise:
-    """What the pipelines of diffusers draw on a CPU in float32 from one stream."""
+    """Noise that the pipelines of diffusers draw in float32 on a CPU from a single generator."""
 
     def __init__(self, seed: int) -> None:
         """Raises LtxError if the seed is not in 0 .. 2**64-1."""
@@ -98,21 +101,21 @@ class DiffusersNoise:
 
 
 class FileNoise:
-    """Draws that lie in a safetensors file under their keys, as `RecordingNoise` saves them."""
+    """Noise from a safetensors file with one tensor per key, as `RecordingNoise` saves it."""
 
     def __init__(self, path: Path) -> None:
-        """Raises LtxError if the file cannot be read, or holds anything but finite draws."""
+        """Raises LtxError if the file cannot be read, is empty, or holds anything but finite draws of a run."""
         names = names_in(path)
         strange = [name for name in names if _about_or_none(name) is None]
         if strange or not names:
             held = ", ".join(strange[:3]) or "nothing"
             raise LtxError(f"{path} holds {held}, which no run draws", "give a file that --save-noise wrote")
-        for name in names:  # one at a time: all of a long run's take gigabytes
+        for name in names:  # one at a time: all draws of a long run take gigabytes
             read_tensors(path, (name,))
         self._path = path
 
     def draw(self, key: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        """Raises LtxError if the file lacks the key, or holds another shape or no floats under it."""
+        """Raises LtxError if the file lacks the key, or its tensor has another shape or is not floating-point."""
         found = read_tensors(self._path, (), (key,)).get(key)
         wanted = f"this run draws {key} {shape}"
         if found is None:
@@ -124,15 +127,15 @@ class FileNoise:
 
 
 class GivenNoise:
-    """Some draws that are there already; the rest is drawn by another, which never hears of the given ones."""
+    """Noise with some draws given in advance; another source draws the rest and never sees the given keys."""
 
     def __init__(self, noise: Noise, given: Mapping[str, NDArray[np.float32]]) -> None:
-        """`given`: draws by key."""
+        """Takes the source of all other draws, and the given draws by key."""
         self._noise = noise
         self._given = given
 
     def draw(self, key: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        """Raises ValueError if what is given under the key has another shape."""
+        """Raises ValueError if the given draw of the key has another shape."""
         if key not in self._given:
             return self._noise.draw(key, shape)
         if self._given[key].shape != shape:
@@ -141,21 +144,21 @@ class GivenNoise:
 
 
 class RecordingNoise:
-    """Hands on the draws of another and keeps them."""
+    """Noise that passes on the draws of another source and records them."""
 
     def __init__(self, noise: Noise) -> None:
         self._noise = noise
         self._drawn: dict[str, NDArray[np.float32]] = {}
 
     def draw(self, key: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        """Raises ValueError if the key was drawn before: a file has one place for it."""
+        """Raises ValueError if the key was drawn before, since a file holds one tensor per key."""
         if key in self._drawn:
             raise ValueError(f"{key} was drawn before")
         self._drawn[key] = self._noise.draw(key, shape)
         return self._drawn[key]
 
     def save(self, path: Path) -> None:
-        """Writes the file that `FileNoise` reads. Raises LtxError if the place cannot be written."""
+        """Writes the recorded draws to a file for `FileNoise`. Raises LtxError if the path cannot be written."""
         write_tensors(path, self._drawn)
 
 
@@ -163,7 +166,7 @@ RNGS: dict[str, Callable[[int], Noise]] = {"numpy": SeededNoise, "torch": TorchN
 
 
 def _about(key: str) -> str:
-    """`pass2/image_7` -> image. Raises ValueError for a key that no run draws."""
+    """Returns the kind of a draw, `image` for the key `pass2/image_7`. Raises ValueError if no run draws the key."""
     about = _about_or_none(key)
     if about is None:
         raise ValueError(f"no draw is called {key}")
@@ -176,6 +179,6 @@ def _about_or_none(key: str) -> str | None:
 
 
 def _maps(stream: TorchGenerator, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """(count, h, w), each map a draw of its own."""
+    """Returns normals of shape (count, h, w), with a separate draw for each map."""
     count, *size = shape
     return np.stack([stream.normals(tuple(size)) for _ in range(count)])

@@ -1,8 +1,8 @@
-"""The random numbers of `torch.Generator("cpu")`, made by numpy: Mersenne Twister words, uniforms and normals.
+"""Repeats the random numbers of `torch.Generator("cpu")` with numpy: Mersenne Twister words, uniforms and normals.
 
-Words and uniforms are torch's bit for bit. Normals are its float32 normals of processors with AVX2, within 1e-6: the
-last bits hang on how a library rounds logarithm and sine, and torch's own differ more between processors.
-Knows nothing of what the numbers are for.
+Words and uniforms equal torch's bit for bit. Normals equal torch's float32 normals on processors with AVX2 within
+1e-6: their last bits depend on how a library rounds logarithm and sine, and torch's own normals differ more than that
+between processors. This module does not know what the numbers are used for.
 """
 
 from __future__ import annotations
@@ -12,43 +12,43 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-_BLOCK = 16  # torch makes so many normals at once: eight cosines, then their eight sines
+_BLOCK = 16  # torch computes normals in blocks of 16: eight cosines, then their eight sines
 
 
 class TorchGenerator:
-    """What `torch.Generator("cpu").manual_seed(seed)` draws, in the same order."""
+    """A generator that draws the numbers of `torch.Generator("cpu").manual_seed(seed)` in the same order."""
 
     def __init__(self, seed: int) -> None:
-        """Starts where torch does, which uses the lower 32 bits of a seed only."""
+        """Seeds the generator with the lower 32 bits of `seed`, as torch does."""
         self._state = np.random.RandomState(seed & 0xFFFFFFFF)
-        self._second: float | None = None  # a normal that was made with the last one, and that nobody has asked for
+        self._second: float | None = None  # second normal of the last pair, if it was not used yet
 
     def words(self, count: int) -> NDArray[np.uint32]:
-        """The next `count` words of 32 bits."""
+        """Returns the next `count` words of 32 bits."""
         return self._state.randint(0, 1 << 32, count, np.uint32)
 
     def long_words(self, count: int) -> NDArray[np.uint64]:
-        """The next `count` words of 64 bits; of the two words in each the upper half is drawn first."""
+        """Returns the next `count` words of 64 bits, each drawn as two words of 32 bits, the upper half first."""
         halves = self.words(2 * count).astype(np.uint64).reshape(count, 2)
         words: NDArray[np.uint64] = halves[:, 0] << np.uint64(32) | halves[:, 1]
         return words
 
     def uniforms(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        """`torch.rand(shape)`: 24 bits in [0, 1), one word each."""
+        """Returns `torch.rand(shape)`: numbers in [0, 1) with 24 bits, one word each."""
         return _fractions(self.words(math.prod(shape))).reshape(shape)
 
     def long_uniforms(self, shape: tuple[int, ...]) -> NDArray[np.float64]:
-        """`torch.rand(shape, dtype=torch.float64)`: 53 bits in [0, 1), two words each."""
+        """Returns `torch.rand(shape, dtype=torch.float64)`: numbers in [0, 1) with 53 bits, two words each."""
         bits: NDArray[np.uint64] = self.long_words(math.prod(shape)) & np.uint64((1 << 53) - 1)
         return (bits.astype(np.float64) * 2.0**-53).reshape(shape)
 
     def normals(self, shape: tuple[int, ...], memory: tuple[int, ...] | None = None) -> NDArray[np.float32]:
-        """`torch.randn(shape)`, or `normal_()` of a tensor whose memory has the axes in another order.
+        """Returns `torch.randn(shape)`, or `normal_()` of a tensor whose axes have another order in memory.
 
         Args:
-            shape: of the tensor.
-            memory: its axes from the outermost in memory to the innermost; 0, 1, 2, ... if left out. For a tensor that
-                is contiguous nonetheless, since axes of one element have no place in memory, it changes nothing.
+            shape: shape of the tensor.
+            memory: axes from the outermost in memory to the innermost; 0, 1, 2, ... by default. An order that only
+                moves axes of length 1 changes nothing, since the tensor is still contiguous.
 
         Returns:
             Float32 normals in C order, whatever the order in which they were drawn.
@@ -62,9 +62,9 @@ class TorchGenerator:
         return np.asarray(laid.transpose(np.argsort(memory)), order="C")
 
     def _blocks(self, count: int) -> NDArray[np.float32]:
-        """At least 16 values by Box and Muller's transform, which neither uses nor touches the second normal.
+        """Returns at least 16 normals by the Box-Muller transform; the kept second normal is neither used nor changed.
 
-        A rest of the last block is not cut from a block: the last 16 values are drawn once more.
+        If 16 does not divide `count`, the last 16 normals are drawn again as one block, as torch does.
         """
         fractions = _fractions(self.words(count))
         rest = count % _BLOCK
@@ -75,7 +75,7 @@ class TorchGenerator:
         return normals
 
     def _one_by_one(self, count: int) -> NDArray[np.float32]:
-        """Values in double precision; of each pair the second may wait for the next draw."""
+        """Returns normals computed in pairs in double precision; an unused second normal is kept for the next call."""
         waiting = np.array([] if self._second is None else [self._second])
         pairs = (max(count - waiting.size, 0) + 1) // 2
         angle, height = self.long_uniforms((pairs, 2)).T
@@ -87,14 +87,14 @@ class TorchGenerator:
 
 
 def _fractions(words: NDArray[np.uint32]) -> NDArray[np.float32]:
-    """The lower 24 bits of each word as a number in [0, 1), exactly."""
+    """Returns the lower 24 bits of each word as an exact number in [0, 1)."""
     bits: NDArray[np.uint32] = words & np.uint32((1 << 24) - 1)
     fractions: NDArray[np.float32] = bits.astype(np.float32) * np.float32(2.0**-24)
     return fractions
 
 
 def _transformed(fractions: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Blocks of 16 uniforms -> blocks of 16 normals, each step rounded to float32 as torch's vectors are."""
+    """Turns blocks of 16 uniforms into 16 normals each, with each step rounded to float32 as in torch's vector code."""
     heights, turns = fractions.reshape(-1, 2, _BLOCK // 2).swapaxes(0, 1)
     radius = np.sqrt(np.float32(-2) * np.log(1 - heights, dtype=np.float64).astype(np.float32))
     angle = (np.float32(2 * np.pi) * turns).astype(np.float64)

@@ -1,1 +1,1 @@
-"""Noise -> latents: schedule, guidance, conditioning and the denoising loop."""
+"""Turns noise into latents: schedule, guidance, conditioning and the denoising loop."""

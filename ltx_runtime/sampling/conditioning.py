@@ -1,6 +1,7 @@
-"""Images and clips, encoded, -> their places among the tokens: what is given, what is to be made, and how much of each.
+"""Places encoded images and clips among the tokens, and stores in a mask how strongly each token is conditioned.
 
-Rules: the official `ltx-video` pipeline (prepare_conditioning, denoising_step). Knows geometry and arrays only.
+Rules: the official `ltx-video` pipeline (prepare_conditioning, denoising_step). This module knows geometry and arrays
+only.
 """
 
 from __future__ import annotations
@@ -15,18 +16,24 @@ from ltx_runtime.errors import LtxError
 from ltx_runtime.spec.geometry import TEMPORAL_SCALE, Grid, coords_of, tokens_of
 
 Floats = NDArray[np.float32]
-# (number of the item, shape) -> standard normal noise
+# (index of the item, shape) -> standard normal noise
 NoiseOf = Callable[[int, tuple[int, ...]], Floats]
 
-# The first latents of a clip that begins within the video: the encoder saw nothing before them, so they cannot stand
-# where latents of the video's middle stand.
+# Number of latent frames at the start of a clip that become extra tokens if the clip begins after frame 0. The encoder
+# saw nothing before them, so they cannot replace latent frames in the middle of the video.
 _PREFIX = 2
 _EPSILON = 1e-6
 
 
 @dataclass(frozen=True)
 class Item:
-    """What the VAE encoder made of a condition: latents (B, C, f, H, W) float32, normalized, of the pass's own size."""
+    """An encoded image or clip.
+
+    Attributes:
+        latents: (B, C, f, H, W) float32, normalized, of the pass's own size.
+        frame: the frame of the video at which it begins.
+        strength: in 0..1; at 1 the latents are used without noise.
+    """
 
     latents: Floats
     frame: int
@@ -35,13 +42,15 @@ class Item:
 
 @dataclass(frozen=True)
 class Conditioned:
-    """What a pass begins from. Tokens that items add come first, in the order of the items, and leave at the end.
+    """Tokens from which a pass begins. Those that items add come first, in the order of the items.
+
+    The added tokens are removed at the end of the pass.
 
     Attributes:
         tokens: (B, extra + N, C) float32.
         coords: (1, 3, extra + N) float32, see coords_of.
-        mask: (1, extra + N) float32, how much of each token is given; None if nothing is.
-        extra: how many tokens items add.
+        mask: (1, extra + N) float32, the conditioning strength of each token; None without items.
+        extra: number of tokens that items add.
     """
 
     tokens: Floats
@@ -51,10 +60,10 @@ class Conditioned:
 
 
 def trimmed_frames(length: int, frame: int, num_frames: int) -> int:
-    """How many of a clip's `length` frames are used from `frame` of a video on: as many as it has room for, 8k+1.
+    """Returns how many of a clip's `length` frames fit into a video from `frame` on, rounded down to 8k+1.
 
     Raises:
-        LtxError: the video has no such frame.
+        LtxError: `frame` is not in the video.
     """
     if not 0 <= frame < num_frames:
         raise LtxError(f"a condition cannot begin at frame {frame} of {num_frames}", f"use 0 to {num_frames - 1}")
@@ -62,10 +71,11 @@ def trimmed_frames(length: int, frame: int, num_frames: int) -> int:
 
 
 def check_item(num_media_frames: int, frame: int, num_frames: int) -> None:
-    """Checks that an image or clip can be given from `frame` on in a video of `num_frames`.
+    """Checks that an image or clip can be placed at `frame` of a video of `num_frames` frames.
 
     Raises:
-        LtxError: its frames are not 8k+1 or go beyond the video, or a clip begins within a group of 8 frames.
+        LtxError: its number of frames is not 8k+1, it extends beyond the video, or a clip does not begin at a
+            multiple of 8.
     """
     step = TEMPORAL_SCALE
     if num_media_frames < 1 or num_media_frames % step != 1:
@@ -88,23 +98,23 @@ def check_item(num_media_frames: int, frame: int, num_frames: int) -> None:
 
 
 def added_frames(places: Iterable[tuple[int, int]]) -> int:
-    """How many latent frames items add beside the video's own, by the frame each begins at and its number of frames."""
+    """Returns how many latent frames are added to the video's own by items, each given as (first frame, frames)."""
     return sum(min(frames // TEMPORAL_SCALE + 1, _PREFIX) for frame, frames in places if frame)
 
 
 def condition(
     initial: Floats, items: Iterable[Item], noise_of: NoiseOf, grid: Grid, fps: float, *, causal: bool
 ) -> Conditioned:
-    """Sets items into the latents that a pass begins from.
+    """Inserts items into the latents from which a pass begins.
 
-    What begins at frame 0 goes into the latents there. An image later on becomes tokens of its own beside those of the
-    video, at its moment; of a clip the first two latents become such tokens and the rest go into the video's latents.
+    An item at frame 0 is mixed into the latents there. A later image becomes extra tokens beside those of the video, at
+    its own time. So do the first two latent frames of a later clip; the rest of it is mixed into the video's latents.
 
     Args:
-        initial: (B, C, F, H, W) float32, at the pass's first noise level. It is left as it is.
-        items: taken one after another; `noise_of` is asked before the next is taken.
-        noise_of: draws noise for the tokens that an item adds; asked for no other item.
-        grid: of `initial`.
+        initial: (B, C, F, H, W) float32, at the pass's first noise level. It is not modified.
+        items: consumed one at a time; `noise_of` is called for an item before the next is taken.
+        noise_of: draws noise for the tokens that an item adds; not called for items that add none.
+        grid: grid of `initial`.
         fps: frames per second of the video.
         causal: the position convention, see coords_of.
     """
@@ -129,7 +139,7 @@ def condition(
 
 
 def _set_in(latents: Floats, mask: Floats, item: Item) -> Floats | None:
-    """Mixes an item into latents and marks it in the mask; returns those of its latents that go beside them."""
+    """Mixes an item into latents and mask in place; returns those of its latents that become extra tokens, if any."""
     given, beside, first = item.latents, None, 0
     if item.frame:
         beside, given, first = given[:, :, :_PREFIX], given[:, :, _PREFIX:], item.frame // TEMPORAL_SCALE + _PREFIX
@@ -142,14 +152,14 @@ def _set_in(latents: Floats, mask: Floats, item: Item) -> Floats | None:
 
 
 def _beside(given: Floats, item: Item, noise: Floats, fps: float, *, causal: bool) -> tuple[Floats, Floats, Floats]:
-    """Tokens, coordinates and mask of latents that stand beside the video's own, at the item's moment."""
+    """Returns tokens, coordinates and mask of latents that become extra tokens, at the item's own time."""
     tokens = tokens_of(_mixed(noise, given, item.strength))
     coords = coords_of(Grid(*given.shape[2:]), fps, causal=causal, first_frame=item.frame)
     return tokens, coords, np.full((1, tokens.shape[1]), item.strength, np.float32)
 
 
 def _mixed(noise: Floats, given: Floats, strength: float) -> Floats:
-    """From noise at strength 0 to what is given at 1, both of them exactly."""
+    """Interpolates from noise at strength 0 to the given latents at strength 1; both ends are exact."""
     assert noise.shape == given.shape
     weight = np.float32(strength)
     way = given - noise
@@ -160,15 +170,17 @@ def _mixed(noise: Floats, given: Floats, strength: float) -> Floats:
 def renoise_image_tokens(
     tokens: Floats, initial: Floats, mask: Floats, noise: Floats, scale: float, sigma: float
 ) -> Floats:
-    """Before a step: wholly given tokens are set back to how they began, plus a little noise so that they can move.
+    """Resets fully conditioned tokens to their initial values plus a little noise, before a step.
+
+    As in the official pipeline, the noise helps with motion continuity.
 
     Args:
         tokens: (B, N, C) float32.
         initial: tokens before the first step.
-        mask: (1 or B, N) float32.
+        mask: (1 or B, N) float32, the conditioning strength of each token.
         noise: standard normal, of the shape of `tokens`.
-        scale: of the noise, which is multiplied by sigma squared too.
-        sigma: the step's noise level.
+        scale: factor of the noise, which is also multiplied by sigma squared.
+        sigma: noise level of the step.
     """
     level = np.float32(sigma)
     noised = initial + np.float32(scale) * noise * (level * level)
@@ -178,7 +190,7 @@ def renoise_image_tokens(
 
 
 def token_timesteps(sigma: float, mask: Floats | None) -> Floats:
-    """The noise level of each token, at most 1 - mask: (1 or B, N) float32, or (1, 1) without a mask."""
+    """Returns the noise level of each token, at most 1 - mask: (1 or B, N) float32, or (1, 1) without a mask."""
     level = np.float32(sigma)
     if mask is None:
         return np.full((1, 1), level)
@@ -187,6 +199,6 @@ def token_timesteps(sigma: float, mask: Floats | None) -> Floats:
 
 
 def moves(sigma: float, mask: Floats) -> NDArray[np.bool_]:
-    """Which tokens (1 or B, N) a step at `sigma` moves: those whose own noise level it has reached."""
+    """Returns which tokens (1 or B, N) a step at `sigma` changes: those with sigma at or below 1 - mask."""
     moving: NDArray[np.bool_] = np.float32(sigma) - np.float32(_EPSILON) < np.float32(1.0) - mask
     return moving

@@ -1,6 +1,6 @@
-"""The loop: noise -> latents, as a generator, so that the caller owns progress, preview, cancelling and memory.
+"""The denoising loop as a generator, so that the caller controls progress, preview, cancelling and memory.
 
-Is given a velocity function and a way to draw noise; knows nothing of sessions, text or guidance.
+The loop takes a velocity function and a function that draws noise; it knows nothing about sessions, text or guidance.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ Draw = Callable[[str, tuple[int, ...]], Tokens]
 
 @dataclass(frozen=True)
 class Step:
-    """The state after one step.
+    """State after one denoising step.
 
     Attributes:
         index: number of the step, from 0.
-        sigma: the noise level after it.
+        sigma: noise level after the step.
         tokens: (B, N, C) float32 at that noise level.
-        before: the tokens before the step, at noise levels `timesteps`, (1, 1) or one per token.
-        velocity: that the transformer gave for them.
+        before: tokens before the step.
+        timesteps: noise levels of `before`, (1, 1) or one per token.
+        velocity: velocity that the transformer returned for `before`.
     """
 
     index: int
@@ -40,7 +41,7 @@ class Step:
     velocity: Tokens
 
     def predicted(self) -> Tokens:
-        """The noise-free tokens that the transformer foresees at this step: x - t v, (B, N, C) float32."""
+        """Returns the noise-free tokens that the transformer predicts at this step: x - t v, (B, N, C) float32."""
         data: Tokens = self.before - self.timesteps[..., None] * self.velocity
         return data
 
@@ -58,13 +59,13 @@ def denoise(
     """Yields one Step per sigma; the last one, at sigma 0, holds the result.
 
     Args:
-        tokens: (B, N, C) float32, noise at level sigmas[0] where nothing is given.
-        sigmas: (n,) float32, descending; the jump after the last always goes to 0.
-        velocity_of: see VelocityOf.
-        draw: (name, shape) -> fresh noise, for `image_<step>` and `step_<step>`.
-        stochastic: go through the predicted data and noise it anew, instead of Euler steps.
-        mask: (1, N) in 0..1, how much of each token is given; given ones join when sigma falls to 1 - mask.
-        image_noise_scale: of the noise that wholly given tokens get before every step, times sigma squared.
+        tokens: (B, N, C) float32, at noise level sigmas[0] where they are not conditioned.
+        sigmas: (n,) float32, descending; the step from the last one always goes to 0.
+        velocity_of: computes the velocity of a step, see VelocityOf.
+        draw: (name, shape) -> fresh noise; the names are `image_<step>` and `step_<step>`.
+        stochastic: whether to go to the predicted data and add fresh noise, instead of Euler steps.
+        mask: (1, N) in 0..1, the conditioning strength of each token; a token changes only while sigma <= 1 - mask.
+        image_noise_scale: scale of the noise that fully conditioned tokens get before every step, times sigma squared.
     """
     given = tokens
     for index, sigma in enumerate(sigmas):

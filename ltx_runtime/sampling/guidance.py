@@ -1,6 +1,6 @@
-"""How several velocities become one: CFG, CFG-star, STG and rescale. Knows nothing of sessions.
+"""Combines several velocities into one: CFG, CFG-star, STG and rescaling. This module knows nothing about sessions.
 
-Formulas: the official `ltx-video` pipeline (rescale acts after STG, only with STG, and 1 means off).
+Formulas: the official `ltx-video` pipeline (rescaling acts after STG, only with STG, and 1 means off).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Velocity = NDArray[np.float32]
 
 
 def guidance_at(sigma: float, guidance: Sequence[Guidance]) -> Guidance:
-    """The first entry whose `from_sigma` is at or below sigma (compared in float32), or the last."""
+    """Returns the first entry whose `from_sigma` is at or below sigma (compared in float32), or else the last entry."""
     for entry in guidance:
         if np.float32(entry.from_sigma) <= np.float32(sigma):
             return entry
@@ -29,7 +29,14 @@ def combine(
     unconditional: Velocity | None = None,
     perturbed: Velocity | None = None,
 ) -> Velocity:
-    """One velocity (B, N, C) float32 from the one with text, without, and with skipped self-attention."""
+    """Returns the guided velocity, (B, N, C) float32.
+
+    Args:
+        guidance: the scales of the step.
+        text: velocity with the prompt.
+        unconditional: velocity with the negative prompt; required for CFG.
+        perturbed: velocity with skipped layers; required for STG.
+    """
     guided = text
     if guidance.uses_cfg:
         assert unconditional is not None
@@ -46,7 +53,7 @@ def combine(
 
 
 def _projection_scale(text: Velocity, unconditional: Velocity) -> Velocity:
-    """<c, u> / (<u, u> + 1e-8) per sample, (B, 1, 1)."""
+    """Returns <c, u> / (<u, u> + 1e-8) per sample, (B, 1, 1); c is `text` and u is `unconditional`."""
     flat_text = text.reshape(len(text), -1)
     flat = unconditional.reshape(len(unconditional), -1)
     scale: Velocity = (flat_text * flat).sum(1) / ((flat * flat).sum(1) + np.float32(1e-8))
@@ -54,6 +61,6 @@ def _projection_scale(text: Velocity, unconditional: Velocity) -> Velocity:
 
 
 def _deviation(velocity: Velocity) -> Velocity:
-    """Unbiased standard deviation over tokens and channels, (B, 1, 1)."""
+    """Returns the unbiased standard deviation over tokens and channels, (B, 1, 1)."""
     deviation: Velocity = velocity.std(axis=(1, 2), ddof=1, keepdims=True, dtype=np.float32)
     return deviation

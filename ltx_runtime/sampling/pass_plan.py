@@ -1,4 +1,4 @@
-"""A pass and what holds for all passes, decided before anything runs."""
+"""The plan of one pass and the settings of all passes, decided before anything runs."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from ltx_runtime.spec.presets import Guidance, StgMode
 
 @dataclass(frozen=True)
 class PassPlan:
-    """One pass of the denoising loop.
+    """Plan of one pass of the denoising loop.
 
     Attributes:
         grid: the latent grid.
         sigmas: noise levels (n,) float32, from the first step to the last.
         guidance: the guidance of each step.
-        stochastic: whether every step goes to the predicted data and noises it anew, instead of an Euler step.
+        stochastic: whether every step goes to the predicted data and adds fresh noise, instead of an Euler step.
     """
 
     grid: Grid
@@ -28,12 +28,12 @@ class PassPlan:
 
 @dataclass(frozen=True)
 class Settings:
-    """What holds for every step of all passes.
+    """Settings for every step of all passes.
 
     Attributes:
-        fps: frames per second as the model is told; a temporal upscale doubles those of the file afterwards.
-        stg_mode: what STG skips in a layer.
-        image_noise_scale: noise on wholly given tokens before every step.
+        fps: frames per second for the model's coordinates; a temporal upscale doubles the frame rate of the file.
+        stg_mode: the part of a layer that STG skips.
+        image_noise_scale: scale of the noise that fully conditioned tokens get before every step.
     """
 
     fps: float

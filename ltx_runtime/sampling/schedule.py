@@ -1,5 +1,7 @@
-"""Number of steps -> sigmas, and the step from one sigma to the next. A schedule is an array; sigma is the only
-clock: 1 is noise, 0 is data. Formulas: RectifiedFlowScheduler of the official `ltx-video` package.
+"""Computes the sigmas for a number of steps, and the step from one sigma to the next.
+
+A schedule is an array. Sigma is the only measure of time: 1 is noise, 0 is data.
+Formulas: RectifiedFlowScheduler of the official `ltx-video` package.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ _SD3_SHIFTS = ((1024, 0.95), (4096, 2.05))
 
 
 def linear_quadratic(steps: int) -> Sigmas:
-    """Half the steps linear down to 1 - 0.025, the rest quadratic. (steps,) float32, without the final 0."""
+    """Returns (steps,) float32 sigmas without the final 0: one half linear down to 1 - 0.025, the rest quadratic."""
     if steps == 1:
         return np.ones(1, np.float32)
     linear = steps // 2
@@ -38,12 +40,12 @@ def linear_quadratic(steps: int) -> Sigmas:
 
 
 def uniform(steps: int) -> Sigmas:
-    """1, 1-1/N, ..., 1/N as (steps,) float32."""
+    """Returns the sigmas 1, 1-1/N, ..., 1/N as (steps,) float32."""
     return np.linspace(1.0, 1.0 / steps, steps, dtype=np.float32)
 
 
 def sd3_shift(sigmas: Sigmas, tokens: int) -> Sigmas:
-    """Moves sigmas towards noise for longer videos: mu is linear in the token count and not clamped."""
+    """Shifts sigmas towards noise for longer videos: mu is linear in the number of tokens and not clamped."""
     (low, mu_low), (high, mu_high) = _SD3_SHIFTS
     mu = mu_low + (mu_high - mu_low) / (high - low) * (tokens - low)
     shifted: NDArray[np.float64] = 1.0 / (1.0 + math.exp(-mu) * (1.0 / sigmas.astype(np.float64) - 1.0))
@@ -51,7 +53,7 @@ def sd3_shift(sigmas: Sigmas, tokens: int) -> Sigmas:
 
 
 def stretch_to_terminal(sigmas: Sigmas, terminal: float) -> Sigmas:
-    """Scales 1 - sigma so that the last sigma equals `terminal`; one step at sigma 1 stays as it is."""
+    """Scales 1 - sigma so that the last sigma equals `terminal`; a single sigma of 1 is unchanged."""
     rest = 1.0 - sigmas.astype(np.float64)
     if rest[-1] == 0.0:
         return sigmas
@@ -64,12 +66,13 @@ SHIFTS = {"SD3": sd3_shift}
 
 
 def sigmas_of(schedule: Schedule, one: Pass, tokens: int) -> Sigmas:
-    """The noise levels of a pass, from the first to the last before 0. (n,) float32, descending.
+    """Returns the sigmas of a pass without the final 0, (n,) float32, descending.
 
-    The pass's own list is used verbatim; otherwise `steps` of the schedule, less those it skips at both ends.
+    The pass's own list is used unchanged; otherwise `steps` sigmas of the schedule, without those skipped at both ends.
 
     Raises:
-        LtxError: the steps are not more than those skipped, or above 1000, or a list does not descend within 1..0.
+        LtxError: there are no more steps than skipped ones, or above 1000; a number of skipped steps is negative; the
+            schedule's sigmas are too close to each other; or the pass's own list does not descend within 1..0.
     """
     if one.sigmas:
         sigmas = np.array(one.sigmas, np.float32)
@@ -98,17 +101,18 @@ def sigmas_of(schedule: Schedule, one: Pass, tokens: int) -> Sigmas:
 
 
 def _fall(sigmas: Sigmas) -> bool:
-    """Whether each is so far below the one before that `next_sigmas` tells them apart."""
+    """Returns whether each sigma is so far below the previous one that `next_sigmas` can tell them apart."""
     return bool((np.diff(sigmas) < -_TIMESTEP_EPSILON).all())
 
 
 def check_allowed(sigmas: Sigmas, allowed: Sequence[float], advice: str = "") -> None:
-    """Checks the noise levels against those that a distilled transformer was trained on, to four decimals.
+    """Checks sigmas against those that a distilled transformer was trained on, to four decimals.
 
-    Where none are listed, all are allowed. The advice is for levels that no option named.
+    If `allowed` is empty, all sigmas are allowed. `advice` replaces the default advice, which names the options for
+    sigmas, where the sigmas come from elsewhere.
 
     Raises:
-        LtxError: one is not among them; names it, and all that are.
+        LtxError: a sigma is not allowed; the message names it and all allowed ones.
     """
     known = {round(float(sigma), _ALLOWED_DECIMALS) for sigma in allowed}
     strange = [float(sigma) for sigma in sigmas if round(float(sigma), _ALLOWED_DECIMALS) not in known]
@@ -121,7 +125,7 @@ def check_allowed(sigmas: Sigmas, allowed: Sequence[float], advice: str = "") ->
 
 
 def next_sigmas(timesteps: NDArray[np.float32], sigmas: Sigmas) -> NDArray[np.float32]:
-    """For each timestep, the largest of the sigmas and 0 that is below it; a token at 0 stays there."""
+    """Returns for each timestep the largest of the sigmas and 0 that is below it; a token at 0 stays at 0."""
     levels = np.append(sigmas, np.float32(0.0))
     lower = levels < timesteps[..., None] - _TIMESTEP_EPSILON
     following: NDArray[np.float32] = (levels * lower).max(-1)
@@ -134,7 +138,7 @@ def euler_step(
     timesteps: NDArray[np.float32],
     following: NDArray[np.float32],
 ) -> NDArray[np.float32]:
-    """x - (t - next) v, in float32; tokens are (B, N, C), timesteps (1, 1) or one per token."""
+    """Returns x - (t - next) v in float32; tokens are (B, N, C), timesteps (1, 1) or one per token."""
     stepped: NDArray[np.float32] = tokens - (timesteps - following)[..., None] * velocity
     return stepped
 
@@ -146,7 +150,7 @@ def stochastic_step(
     following: NDArray[np.float32],
     noise: NDArray[np.float32],
 ) -> NDArray[np.float32]:
-    """Goes to the predicted data x - t v and noises it anew to the next level, in float32."""
+    """Goes to the predicted data x - t v and adds fresh noise for the next sigma, in float32."""
     data = tokens - timesteps[..., None] * velocity
     level = following[..., None]
     stepped: NDArray[np.float32] = (np.float32(1.0) - level) * data + level * noise

@@ -1,6 +1,6 @@
-"""What a pass begins from: images and clips, read, encoded and put in their places among noise.
+"""Builds the tokens from which a pass begins: noise with encoded images and clips in their places.
 
-Media are encoded for every pass at its own size. Knows arrays only.
+Media are encoded for every pass at its own size. This module knows arrays only.
 """
 
 from __future__ import annotations
@@ -23,9 +23,12 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Clip:
-    """An image or clip that a part of the video is given by.
+    """An image or clip that conditions a part of the video.
 
-    video: (1, 3, F, H, W) float32 in [-1, 1], of any height and width; frame: where it begins; strength: in 0..1.
+    Attributes:
+        video: (1, 3, F, H, W) float32 in [-1, 1], of any height and width.
+        frame: the frame of the video at which it begins.
+        strength: conditioning strength in 0..1.
     """
 
     video: Floats
@@ -35,27 +38,27 @@ class Clip:
 
 @dataclass(frozen=True)
 class Media:
-    """All that a request gives besides text; `whole` is a clip to start from instead of noise."""
+    """All images and clips of a request; `whole` is a clip to start from instead of noise."""
 
     clips: tuple[Clip, ...] = ()
     whole: Floats | None = None
 
     @property
     def added_frames(self) -> int:
-        """Latent frames that stand beside the video's own."""
+        """Number of latent frames that are added to the video's own."""
         return added_frames((clip.frame, clip.video.shape[2]) for clip in self.clips)
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Media as the VAE encoder sees them at the size of one pass."""
+    """Posteriors of all media at the size of one pass."""
 
     clips: tuple[Posterior, ...] = ()
     whole: Posterior | None = None
 
 
 def encode_for(media: Media, grid: Grid, encode: Callable[[Floats, Grid], Posterior]) -> Encoded:
-    """Encodes all media at the size of a pass; `encode` makes a posterior of a clip of a grid."""
+    """Encodes all media at the size of a pass; `encode` returns the posterior of a clip with the given latent grid."""
 
     def posterior(video: Floats) -> Posterior:
         sized = resize_bilinear(video, grid.height, grid.width)
@@ -78,18 +81,18 @@ def start_of(
     causal: bool,
     sampled: bool,
 ) -> Conditioned:
-    """The tokens that a pass begins from, at its first noise level.
+    """Returns the tokens from which a pass begins, at its first noise level.
 
     Args:
-        one: the pass.
-        settings: what holds for all passes.
-        shape: (1, C, F, H, W) of its latents.
-        before: upsampled latents of the pass before.
+        one: plan of the pass.
+        settings: settings of all passes.
+        shape: shape (1, C, F, H, W) of the pass's latents.
+        before: upsampled latents of the previous pass, or None.
         media: images and clips.
-        encoded: what the encoder made of them at this pass's size.
+        encoded: posteriors of `media` at this pass's size.
         draw: (name, shape) -> noise of this pass.
-        causal: the position convention.
-        sampled: whether latents are drawn from the posteriors, instead of being their means.
+        causal: the position convention, see coords_of.
+        sampled: whether latents are sampled from the posteriors; otherwise their means are used.
     """
 
     def drawn(posterior: Posterior, name: str) -> Floats:

@@ -1,6 +1,6 @@
-"""The guided velocity of every step, by an open session of the transformer.
+"""Computes the guided velocity of every step with an open session of the transformer.
 
-Someone who serves many prompts opens a session once and calls `make_latents` again and again.
+To serve many prompts, open a session once and call `make_latents` for each of them.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ def make_latents(
     *,
     low_memory: bool = False,
 ) -> Iterator[Step]:
-    """One pass; yields a step after another, the last with the result as tokens (B, E + N, C) float32.
+    """Runs one pass and yields its steps; the last one has the result as tokens (B, E + N, C) float32.
 
     Args:
-        session: of the transformer.
-        text: of the batch, or of one sample for all.
-        start: tokens at the pass's first noise level, with what is given in place.
-        one: the pass.
-        settings: what holds for all passes.
+        session: an open session of the transformer.
+        text: prompt embeddings of the batch, or of one sample for all.
+        start: tokens at the pass's first noise level, with all conditioned tokens in place.
+        one: plan of the pass.
+        settings: settings of all passes.
         draw: (name, shape) -> fresh noise of this pass.
-        low_memory: run conditions one after another instead of in one batch.
+        low_memory: whether to run conditions one after another instead of in one batch.
 
     Raises:
-        LtxError: the transformer was exported without STG, which a step uses.
+        LtxError: a step uses STG, but the transformer was exported without it.
     """
     velocity_of = velocity_function(session, text, start.coords, one, settings, low_memory=low_memory)
     return denoise(
@@ -63,10 +63,11 @@ def make_latents(
 def velocity_function(
     session: Session, text: Text, coords: Floats, one: PassPlan, settings: Settings, *, low_memory: bool = False
 ) -> VelocityOf:
-    """The guided velocity of a step. Conditions are: with the prompt, with the negative one if CFG, perturbed if STG.
+    """Returns the function that computes the guided velocity of a step.
 
-    In a batch its samples of one condition lie side by side, [B with the prompt, B with the negative one, ...]. What
-    does not change from step to step is made once and read-only, so that a session may keep it where it computes.
+    A step has up to three conditions: prompt, negative prompt with CFG, and perturbed with STG. In a batch the samples
+    of one condition are adjacent: [B with the prompt, B with the negative prompt, ...]. Inputs that do not change from
+    step to step are built once and read-only, so that a session may keep them on its device.
     """
     ports = {port.name: port for port in session.component.inputs}
     kept: dict[tuple[Any, ...], dict[str, NDArray[Any]]] = {}
@@ -103,7 +104,7 @@ def _constant_feeds(
     batch: int,
     mode: int,
 ) -> dict[str, NDArray[Any]]:
-    """The transformer's inputs that are the same at every step, for conditions side by side."""
+    """Returns the transformer's inputs that are the same at every step, for a batch of the conditions in `group`."""
 
     def side_by_side(arrays: list[NDArray[Any]]) -> NDArray[Any]:
         return np.concatenate([np.broadcast_to(array, (batch, *array.shape[1:])) for array in arrays])
@@ -123,7 +124,7 @@ def _constant_feeds(
     if "skip_mask" in ports:
         skip_mask = np.ones(ports["skip_mask"].shape({"batch": batch * len(group)}), np.float32)
         if "perturbed" in group:
-            skip_mask[list(skipped), mode, batch * group.index("perturbed") :] = 0.0  # it is the last of a group
+            skip_mask[list(skipped), mode, batch * group.index("perturbed") :] = 0.0  # perturbed comes last
         feeds["skip_mask"] = skip_mask
     for array in feeds.values():
         array.flags.writeable = False

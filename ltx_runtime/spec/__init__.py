@@ -1,1 +1,1 @@
-"""What LTX-Video is, as data: releases, presets, the ports of every network, and the geometry of latents."""
+"""Describes LTX-Video as data: releases, presets, the ports of every network, and the geometry of latents."""

@@ -1,9 +1,9 @@
-"""What each graph takes and gives, as data: ports with named axes and dtypes.
+"""Inputs and outputs of each graph as data: ports with named axes and dtypes.
 
-The one table behind the exporter's dynamic axes, engine profiles, the check of shapes before a session sees
-them, the random inputs of parity checks, and the manifest's signature. Knows nothing of sessions or files.
+The exporter's dynamic axes, the engine profiles, the check of inputs before a session runs, the random inputs of
+parity checks, and the manifest's signature all come from here. This module knows nothing about sessions or files.
 
-An axis is a fixed size, a name, or a line in a name: `128`, `rows`, `2*rows`, `8*frames-7`.
+An axis is a fixed size, a name, or a linear function of a name: `128`, `rows`, `2*rows`, `8*frames-7`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from ltx_runtime.spec.presets import STG_MODES
 Axis = int | str
 Dtype = Literal["float32", "int64"]
 ComponentName = Literal["text_encoder", "vae_encoder", "transformer", "upsampler", "temporal_upsampler", "vae_decoder"]
-COMPONENT_NAMES: tuple[ComponentName, ...] = get_args(ComponentName)  # in the order of the road
-# Each layer's tensors have a size of their own, so that what one has freed is of no use to the next.
+COMPONENT_NAMES: tuple[ComponentName, ...] = get_args(ComponentName)  # in the order in which a run uses them
+# Networks whose layers have tensors of different sizes, so that the next layer cannot reuse memory that one has freed.
 UNEVEN: tuple[ComponentName, ...] = ("vae_encoder", "vae_decoder")
 OPTIONAL: tuple[ComponentName, ...] = ("vae_encoder", "upsampler", "temporal_upsampler")
 
@@ -41,7 +41,7 @@ class Line:
 
 
 def line_of(axis: str) -> Line:
-    """Parses `rows`, `2*rows` or `8*frames-7`."""
+    """Parses an axis such as `rows`, `2*rows` or `8*frames-7`."""
     match = _LINE.fullmatch(axis)
     if match is None:
         raise ValueError(f"not an axis: {axis!r}")
@@ -50,14 +50,14 @@ def line_of(axis: str) -> Line:
 
 @dataclass(frozen=True)
 class Port:
-    """One tensor of a graph."""
+    """One input or output tensor of a graph."""
 
     name: str
     axes: tuple[Axis, ...]
     dtype: Dtype = "float32"
 
     def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
-        """The concrete shape when every axis name has the size given."""
+        """Returns the concrete shape for the given size of every axis name."""
         return tuple(axis if isinstance(axis, int) else _size(line_of(axis), sizes) for axis in self.axes)
 
 
@@ -67,20 +67,20 @@ def _size(line: Line, sizes: Mapping[str, int]) -> int:
 
 @dataclass(frozen=True)
 class Component:
-    """A graph's signature."""
+    """Signature of a graph: its input and output ports."""
 
     name: ComponentName
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
 
     def axis_names(self) -> tuple[str, ...]:
-        """Names of the dynamic axes of the inputs, in order of appearance."""
+        """Returns the names of the inputs' dynamic axes, in order of appearance."""
         names = [line_of(a).name for port in self.inputs for a in port.axes if isinstance(a, str)]
         return tuple(dict.fromkeys(names))
 
 
 def text_encoder(text_channels: int) -> Component:
-    """T5: token ids and their mask (1 = keep) to the last hidden state."""
+    """Returns the ports of T5: token ids and their attention mask (1 = keep) to the last hidden state."""
     ids = ("batch", "text_tokens")
     return Component(
         "text_encoder",
@@ -90,11 +90,11 @@ def text_encoder(text_channels: int) -> Component:
 
 
 def transformer(channels: int, text_channels: int, stg_layers: int = 0) -> Component:
-    """DiT: noisy latents at noise level `timestep` (0..1; one for all tokens or one per token) to a velocity.
+    """Returns the ports of the DiT: latents at noise level `timestep` to a velocity.
 
-    `coords` are (seconds, pixel row, pixel column) of every token. With `stg_layers` there is a `skip_mask` with a
-    row for each of STG_MODES: where it is 0, that layer's self-attention gives each token's own value or its own
-    input, or the whole block its input.
+    `timestep` is in 0..1, one for all tokens or one per token. `coords` are (seconds, pixel row, pixel column) of every
+    token. With `stg_layers` there is a `skip_mask` with a row for each of STG_MODES: where it is 0, that layer's
+    self-attention returns each token's own value or its own input, or the whole block returns its input.
     """
     inputs: tuple[Port, ...] = (
         Port("latents", ("batch", "tokens", channels)),
@@ -109,10 +109,10 @@ def transformer(channels: int, text_channels: int, stg_layers: int = 0) -> Compo
 
 
 def vae_decoder(channels: int, *, timestep: bool, noise_maps: Mapping[int, tuple[int, int]] | None = None) -> Component:
-    """VAE decoder: normalized latents to video in about [-1, 1].
+    """Returns the ports of the VAE decoder: normalized latents to video in about [-1, 1].
 
-    `noise_maps` has, for every decoder block that injects noise, how many maps it takes and its scale relative
-    to the latent grid; the maps are shared by batch and frames.
+    `noise_maps` gives, for every decoder block that injects noise, its number of maps and their scale relative to the
+    latent grid; all samples and frames share the maps.
     """
     grid = ("frames", "rows", "columns")
     inputs: tuple[Port, ...] = (Port("latents", ("batch", channels, *grid)),)
@@ -125,9 +125,9 @@ def vae_decoder(channels: int, *, timestep: bool, noise_maps: Mapping[int, tuple
 
 
 def vae_encoder(channels: int) -> Component:
-    """VAE encoder: video in [-1, 1] to the latents' distribution, in normalized space.
+    """Returns the ports of the VAE encoder: video in [-1, 1] to the posterior of its normalized latents.
 
-    The first half of `posterior`'s channels are means, the second half deviations.
+    The first half of the channels of `posterior` are means, the second half standard deviations.
     """
     grid = ("frames", "rows", "columns")
     video = ("batch", 3, "8*frames-7", "32*rows", "32*columns")
@@ -135,12 +135,12 @@ def vae_encoder(channels: int) -> Component:
 
 
 def upsampler(channels: int) -> Component:
-    """Latent upsampler: normalized latents to normalized latents of twice the height and width."""
+    """Returns the ports of the spatial upsampler: normalized latents to those of twice the height and width."""
     return _upsampler("upsampler", channels, ("frames", "2*rows", "2*columns"))
 
 
 def temporal_upsampler(channels: int) -> Component:
-    """Latent upsampler: normalized latents to normalized latents of twice the frame rate."""
+    """Returns the ports of the temporal upsampler: normalized latents to those of twice the frame rate."""
     return _upsampler("temporal_upsampler", channels, ("2*frames-1", "rows", "columns"))
 
 
@@ -150,10 +150,10 @@ def _upsampler(name: ComponentName, channels: int, upsampled: tuple[Axis, ...]) 
 
 
 def check_feeds(component: Component, feeds: Mapping[str, np.ndarray[Any, Any]]) -> None:
-    """Checks names, dtypes and shapes against the ports before a session sees them.
+    """Checks names, dtypes and shapes of inputs against the ports, before a session runs.
 
     Raises:
-        ValueError: a port is missing or unknown, has another dtype, or an axis has two different sizes.
+        ValueError: a port is missing or unknown, or has another dtype or shape; or an axis has two different sizes.
     """
     missing = {port.name for port in component.inputs} ^ feeds.keys()
     if missing:

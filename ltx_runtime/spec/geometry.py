@@ -1,4 +1,7 @@
-"""Pixels <-> latent grid <-> tokens, and where each token sits in seconds and pixels. Knows nothing of models."""
+"""Converts between pixels, latent grid and tokens, and locates each token in seconds and pixels.
+
+This module knows nothing about models.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,13 @@ from ltx_runtime.errors import LtxError
 
 SPATIAL_SCALE = 32
 TEMPORAL_SCALE = 8
-_LARGEST = 16_384  # pixels or frames; the model knows positions up to 2048 pixels and 20 seconds
+_LARGEST = 16_384  # pixels or frames; the model's positions reach 2048 pixels and 20 seconds
 _LEAST_FPS, _MOST_FPS = 0.01, 10_000.0
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The latent grid of a video; one token per cell, frame-major, then row, then column."""
+    """The latent grid of a video; one token per cell, ordered by frame, then row, then column."""
 
     frames: int
     rows: int
@@ -43,10 +46,11 @@ class Grid:
 
 
 def grid_of(height: int, width: int, num_frames: int) -> Grid:
-    """The latent grid that decodes to exactly this size.
+    """Returns the latent grid that decodes to exactly this size.
 
     Raises:
-        LtxError: height or width is no positive multiple of 32, or num_frames is not 8n+1; names the nearest.
+        LtxError: height or width is not a positive multiple of 32 or num_frames is not 8n+1 (the message names the
+            nearest valid values), or one of them is above 16384.
     """
     _check("height", height, SPATIAL_SCALE, 0, f"a multiple of {SPATIAL_SCALE}")
     _check("width", width, SPATIAL_SCALE, 0, f"a multiple of {SPATIAL_SCALE}")
@@ -66,7 +70,7 @@ def _check(what: str, given: int, step: int, offset: int, rule: str) -> None:
 
 
 class Padding(NamedTuple):
-    """How many pixels lie around a picture within a larger one."""
+    """Numbers of pixels around a picture inside a larger one."""
 
     left: int
     right: int
@@ -75,10 +79,10 @@ class Padding(NamedTuple):
 
 
 def padded_size(height: int, width: int, num_frames: int) -> tuple[int, int, int]:
-    """The next size at or above this one that the model can make: multiples of 32, and 8n+1 frames.
+    """Returns the smallest size at or above this one that the model can make: multiples of 32, and 8n+1 frames.
 
     Raises:
-        LtxError: one of them is below 1.
+        LtxError: height, width or num_frames is below 1.
     """
     for what, given, usual in (("height", height, 480), ("width", width, 704), ("num-frames", num_frames, 97)):
         if given < 1:
@@ -89,14 +93,16 @@ def padded_size(height: int, width: int, num_frames: int) -> tuple[int, int, int
 
 
 def padding_of(height: int, width: int, padded_height: int, padded_width: int) -> Padding:
-    """How a picture lies in the middle of a larger one; of an odd difference the right and bottom get more."""
+    """Returns the padding that centers a picture in a larger one; an odd pixel goes to the right or the bottom."""
     over, beside = padded_height - height, padded_width - width
     assert min(over, beside) >= 0
     return Padding(beside // 2, beside - beside // 2, over // 2, over - over // 2)
 
 
 def first_pass_size(height: int, width: int, factor: float) -> tuple[int, int]:
-    """The size of the first of two passes, the second of which makes twice that: `factor` of each side, rounded down.
+    """Returns the size of the first of two passes: `factor` times each side, rounded down to a multiple of 32.
+
+    The second pass has twice that size.
 
     Raises:
         LtxError: a side of the first pass would be below 32.
@@ -110,11 +116,11 @@ def first_pass_size(height: int, width: int, factor: float) -> tuple[int, int]:
 
 
 def coords_of(grid: Grid, fps: float, *, causal: bool, first_frame: int = 0) -> NDArray[np.float32]:
-    """Token coordinates (1, 3, N) float32 in (seconds, pixel row, pixel column), at each cell's first corner.
+    """Returns token coordinates (1, 3, N) float32 as (seconds, pixel row, pixel column) of each cell's first corner.
 
     Causal positions (0.9.5 and later) count the first latent frame as one frame: 0, 1, 9, 17, ... instead of
-    0, 8, 16, ... Seconds are frames times the float32 reciprocal of `fps`, as the official pipeline does. A grid that
-    begins within a video counts from its `first_frame`.
+    0, 8, 16, ... Seconds are frames times the float32 reciprocal of `fps`, as in the official pipeline. `first_frame`
+    is the frame of the video at which the grid begins.
 
     Raises:
         LtxError: fps is not a positive finite number.
@@ -132,7 +138,7 @@ def coords_of(grid: Grid, fps: float, *, causal: bool, first_frame: int = 0) -> 
 
 
 def check_fps(fps: float) -> None:
-    """Raises LtxError unless fps is a positive number whose seconds float32 can tell apart."""
+    """Raises LtxError unless fps is a positive number at which float32 can tell the seconds of frames apart."""
     if not (math.isfinite(fps) and fps > 0):
         raise LtxError(f"fps must be a positive number; got {fps:g}", "use 24, 25 or 30")
     if not _LEAST_FPS <= fps <= _MOST_FPS:
@@ -140,13 +146,13 @@ def check_fps(fps: float) -> None:
 
 
 def tokens_of(latents: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(B, C, F, H, W) -> tokens (B, F*H*W, C)."""
+    """Reshapes latents (B, C, F, H, W) to tokens (B, F*H*W, C)."""
     batch, channels = latents.shape[:2]
     return np.ascontiguousarray(latents.reshape(batch, channels, -1).transpose(0, 2, 1))
 
 
 def latents_of(tokens: NDArray[np.float32], grid: Grid) -> NDArray[np.float32]:
-    """Tokens (B, F*H*W, C) -> (B, C, F, H, W)."""
+    """Reshapes tokens (B, F*H*W, C) to latents (B, C, F, H, W)."""
     batch, _, channels = tokens.shape
     latents = tokens.transpose(0, 2, 1).reshape(batch, channels, grid.frames, grid.rows, grid.columns)
     return np.ascontiguousarray(latents)

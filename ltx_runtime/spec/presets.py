@@ -1,6 +1,6 @@
-"""One run of the denoising loop as data: guidance, schedule, steps, and the official presets of them.
+"""Passes of the denoising loop as data (guidance, schedule, steps), and the official presets.
 
-Numbers are those of the official inference presets (Lightricks/LTX-Video, `configs/*.yaml`).
+The numbers are those of the official inference presets (Lightricks/LTX-Video, `configs/*.yaml`).
 """
 
 from __future__ import annotations
@@ -8,16 +8,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-# What a skipped layer gives: as self-attention each token's own value or its own input, or the whole block its input.
+# How STG skips a layer: self-attention returns each token's own value or its input, or the whole block its input.
 StgMode = Literal["attention_values", "attention_skip", "transformer_block"]
 STG_MODES: tuple[StgMode, ...] = ("attention_values", "attention_skip", "transformer_block")
 
 
 @dataclass(frozen=True)
 class Guidance:
-    """How velocities are combined while sigma is at or above `from_sigma`.
+    """Guidance of the steps whose sigma is at or above `from_sigma`.
 
-    CFG is on if `cfg_scale` > 1, STG if `stg_scale` > 0; `rescale` acts only with STG and 1 means off.
+    CFG is on if `cfg_scale` > 1, STG if `stg_scale` > 0. `rescale` acts only with STG, and 1 means off.
     """
 
     cfg_scale: float = 1.0
@@ -38,12 +38,12 @@ class Guidance:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How a number of steps becomes sigmas, in the words of a checkpoint's `scheduler` header.
+    """Schedule that turns a number of steps into sigmas, with the names of a checkpoint's `scheduler` header.
 
     Attributes:
-        sampler: of the grid, LinearQuadratic or Uniform.
-        shifting: SD3 moves the grid towards noise by the number of tokens.
-        target_shift_terminal: where a shifted grid is stretched to end.
+        sampler: spacing of the sigmas, LinearQuadratic or Uniform.
+        shifting: SD3 to shift the sigmas towards noise by the number of tokens; None for no shift.
+        target_shift_terminal: the last sigma, to which shifted sigmas are stretched; None for no stretching.
     """
 
     sampler: str = "LinearQuadratic"
@@ -57,7 +57,7 @@ SD3 = Schedule("Uniform", "SD3", 0.1)
 
 @dataclass(frozen=True)
 class Pass:
-    """One run of the denoising loop: `sigmas` verbatim, or `steps` of the version's schedule cut at both ends."""
+    """One run of the denoising loop: the listed `sigmas`, or `steps` of the version's schedule minus skipped ones."""
 
     steps: int
     guidance: tuple[Guidance, ...]
@@ -73,7 +73,7 @@ class Pass:
 
 
 def as_one(passes: tuple[Pass, ...]) -> Pass:
-    """All noise levels of two passes in one, with the guidance of the first: for a single pass at full size."""
+    """Returns one pass at full size with the sigmas of both passes and the guidance of the first."""
     first, last = passes[0], passes[-1]
     rest = tuple(sigma for sigma in last.sigmas if sigma < first.sigmas[-1]) if first.sigmas else ()
     sigmas = first.sigmas + rest
@@ -101,14 +101,14 @@ DEV_13B = (
     Pass(steps=30, skip_initial_steps=17, guidance=(Guidance(1.0, 1.0, 1.0, (27,), True),)),
 )
 
-# The noise levels a distilled transformer was trained on, of its file's header `allowed_inference_steps`.
+# Sigmas that a distilled transformer was trained on, from `allowed_inference_steps` in the header of its file.
 DISTILLED_SIGMAS = (1.0, 0.9937, 0.9875, 0.9812, 0.9750, 0.9094, 0.7250, 0.4219)
 _SIGMAS_FIRST = DISTILLED_SIGMAS[:7]
 _SIGMAS_SECOND = DISTILLED_SIGMAS[5:]
 
 
 def distilled(tone_map: float = 0.0) -> tuple[Pass, ...]:
-    """Seven steps, and three at double the size."""
+    """Returns the passes of a distilled version: seven steps, then three at twice the size."""
     return (
         Pass(steps=len(_SIGMAS_FIRST), sigmas=_SIGMAS_FIRST, guidance=_NO_GUIDANCE),
         Pass(steps=len(_SIGMAS_SECOND), sigmas=_SIGMAS_SECOND, guidance=_NO_GUIDANCE, tone_map=tone_map),

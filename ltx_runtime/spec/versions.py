@@ -1,7 +1,7 @@
 """Every LTX-Video release as frozen data: sizes, VAE generation, positions, schedule, guidance, passes, files.
 
-A difference between releases is a field here, never an `if version.name == ...` elsewhere. Numbers are those of
-the official inference presets and checkpoint headers (Lightricks/LTX-Video, `configs/*.yaml`).
+A difference between releases is a field here, never an `if version.name == ...` elsewhere. The numbers are those
+of the official inference presets and checkpoint headers (Lightricks/LTX-Video, `configs/*.yaml`).
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class VaeSize:
 
 @dataclass(frozen=True)
 class UpsamplerSize:
-    """Width of a latent upsampler, and its residual blocks before and after the upsampling."""
+    """Width of a latent upsampler, and its number of residual blocks before and again after the upsampling."""
 
     mid_channels: int = 512
     blocks_per_stage: int = 4
@@ -62,7 +62,7 @@ class UpsamplerSize:
 
 @dataclass(frozen=True)
 class TextEncoderSize:
-    """A T5 encoder. The released versions all use T5-v1.1-XXL."""
+    """Size of a T5 encoder. The released versions all use T5-v1.1-XXL."""
 
     layers: int = 24
     width: int = 4096
@@ -74,10 +74,10 @@ class TextEncoderSize:
 
 @dataclass(frozen=True)
 class Version:
-    """One release. `passes` holds one entry, or two where the second refines upsampled latents.
+    """One release. `passes` has one entry, or two if the second pass refines upsampled latents.
 
-    Of two passes, the first works at `first_pass_scale` of the size asked for. `allowed_sigmas` are all that a
-    distilled transformer knows; empty where it knows every noise level. Defaults are those of 0.9.5 and later.
+    The first of two passes works at `first_pass_scale` of the requested size. `allowed_sigmas` are those that a
+    distilled transformer was trained on; empty if every sigma is allowed. Defaults are those of 0.9.5 and later.
     """
 
     name: str
@@ -231,7 +231,7 @@ _BY_ALIAS = {alias: version for version in _ALL for alias in version.aliases}
 
 
 def find_version(name: str) -> Version:
-    """The release called `name` or aliased so.
+    """Returns the release with this name or alias.
 
     Raises:
         LtxError: no release has this name; the message lists the known ones.

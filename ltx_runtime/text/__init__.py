@@ -1,1 +1,1 @@
-"""Prompt -> text embeddings."""
+"""Encodes prompts as prompt embeddings."""

@@ -1,4 +1,7 @@
-"""Text embeddings <-> safetensors files in the words that other LTX-Video programs use. Knows nothing of T5."""
+"""Reads and writes prompt embeddings as safetensors files, with the tensor names of other LTX-Video programs.
+
+This module knows nothing about T5.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,13 @@ _NEGATIVE = ("negative_prompt_embeds", "negative_prompt_attention_mask")
 
 @dataclass(frozen=True)
 class Text:
-    """Encoded prompts of a batch.
+    """Prompt embeddings and attention masks of a batch.
 
-    embeddings: (B, T, C) float32; mask: (B, T) int64, 1 = a token of the prompt. The negative ones alike, and of
-    the same length; None where no step uses them.
+    Attributes:
+        embeddings: (B, T, C) float32.
+        mask: (B, T) int64, 1 for a token of the prompt.
+        negative_embeddings: (B, T, C) float32 of the negative prompts; None if no step uses them.
+        negative_mask: (B, T) int64 of the negative prompts, or None.
     """
 
     embeddings: NDArray[np.float32]
@@ -30,15 +36,15 @@ class Text:
 
 
 def read_text(path: Path, channels: int, *, negative: bool) -> Text:
-    """The embeddings in a file; without negative ones unless they are needed.
+    """Reads the prompt embeddings in a file, and the negative ones only if a step uses them.
 
     Args:
-        path: with `prompt_embeds` (B, T, C), `prompt_attention_mask` (B, T), and both with `negative_` in front.
-        channels: that the transformer takes.
+        path: a file with `prompt_embeds` (B, T, C), `prompt_attention_mask` (B, T), and both with prefix `negative_`.
+        channels: number of channels C that the transformer takes.
         negative: whether any step uses the negative prompt.
 
     Raises:
-        LtxError: the file is damaged, lacks a tensor, or one has another shape.
+        LtxError: the file is damaged or lacks a tensor, a tensor has another shape, or a mask keeps no token.
     """
     tensors = read_tensors(path, _PROMPT + _NEGATIVE if negative else _PROMPT)
     pairs = [_PROMPT] + [_NEGATIVE] * negative
@@ -75,16 +81,16 @@ def _pair(
 def _lengthened(
     embeddings: NDArray[np.float32], mask: NDArray[np.int64], length: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Padded with tokens that do not count."""
+    """Pads embeddings and mask to `length` tokens; the mask of the added tokens is 0."""
     more = length - mask.shape[1]
     return np.pad(embeddings, ((0, 0), (0, more), (0, 0))), np.pad(mask, ((0, 0), (0, more)))
 
 
 def write_text(path: Path, text: Text) -> None:
-    """Writes what `read_text` reads; the file appears when it is whole.
+    """Writes a file for `read_text`; it appears under its name only when it is complete.
 
     Raises:
-        LtxError: the place cannot be written.
+        LtxError: the path cannot be written.
     """
     tensors: dict[str, NDArray[np.generic]] = dict(zip(_PROMPT, (text.embeddings, text.mask), strict=True))
     if text.negative_embeddings is not None and text.negative_mask is not None:

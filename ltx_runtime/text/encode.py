@@ -1,4 +1,4 @@
-"""Prompt -> text embeddings, by an open session of the text encoder."""
+"""Encodes prompts with an open session of the text encoder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ltx_runtime.text.tokenizer import Tokenizer
 
 
 def encode_prompt(session: Session, tokenizer: Tokenizer, prompt: str, negative_prompt: str | None) -> Text:
-    """Text embeddings of one prompt and, unless None, its negative prompt, both padded to the longer one."""
+    """Returns the embeddings of one prompt and, unless None, its negative prompt, both padded to the longer one."""
     ids, mask = tokenizer.encode([prompt] if negative_prompt is None else [prompt, negative_prompt])
     embeddings = session.run({"ids": ids, "mask": mask})["text"]
     if negative_prompt is None:

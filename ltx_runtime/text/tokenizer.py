@@ -1,4 +1,7 @@
-"""Prompt -> T5 ids and mask, with T5's own SentencePiece model. Knows nothing of the text encoder."""
+"""Converts prompts to T5 token ids and attention masks, with T5's own SentencePiece model.
+
+This module knows nothing about the text encoder.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,11 @@ END_ID = 1
 
 
 class Tokenizer:
-    """A T5 tokenizer: pieces, then `</s>`, padded on the right with id 0."""
+    """A T5 tokenizer: SentencePiece tokens, then `</s>`, padded on the right with id 0."""
 
     def __init__(self, model_file: Path, max_tokens: int) -> None:
-        """Raises LtxError if the file is no SentencePiece model with T5's special ids."""
-        import sentencepiece  # noqa: PLC0415  (2 MB of native code, only when text is encoded)
+        """Raises LtxError if the file is not a SentencePiece model with T5's special ids."""
+        import sentencepiece  # noqa: PLC0415  (2 MB of native code, loaded only when text is encoded)
 
         self._max_tokens = max_tokens
         try:
@@ -31,10 +34,10 @@ class Tokenizer:
             raise LtxError(f"{model_file} is not T5's SentencePiece model", "export the version with that one")
 
     def encode(self, prompts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Ids and mask, both (B, T) int64, T the longest prompt's length with `</s>`.
+        """Returns token ids and attention mask, both (B, T) int64; T is the length of the longest prompt with `</s>`.
 
-        Prompts are stripped; longer ones than `max_tokens` are cut so that `</s>` stays the last token. With the
-        mask, padding further changes nothing for the valid tokens.
+        Prompts are stripped, and those longer than `max_tokens` are truncated so that `</s>` stays the last token.
+        Because of the mask, more padding would not change the embeddings of the valid tokens.
         """
         rows = [self._ids(prompt) for prompt in prompts]
         length = max(len(row) for row in rows)
@@ -51,7 +54,7 @@ class Tokenizer:
         return int(self._pieces.get_piece_size())
 
     def count(self, prompt: str) -> int:
-        """Number of tokens the prompt has with `</s>`, before cutting."""
+        """Returns the number of tokens of a prompt with `</s>`, before truncation."""
         return len(self._pieces.encode(prompt.strip())) + 1
 
     def _ids(self, prompt: str) -> list[int]:
