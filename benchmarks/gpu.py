@@ -1,11 +1,11 @@
-"""Times our engines against diffusers on this machine's GPU, in one command of under ten minutes. Needs no network.
+"""Times our engines against diffusers on this machine's GPU with one offline command of under ten minutes.
 
     python benchmarks/gpu.py
     python benchmarks/gpu.py --version 0.9.8-13b-distilled
     python benchmarks/gpu.py --device cpu --version demo --sizes 64x64x9
 
-What each number is, and how to read it: docs/benchmarks/gpu.md. Weights are random and made here; what is not
-installed, and what fails, is told in the result, and ends nothing else.
+What the numbers mean and how to read them: docs/benchmarks/gpu.md. The weights are random and generated here. The
+result lists libraries that are not installed and sections that failed; neither ends the run.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ _DTYPES = {"cuda": torch.bfloat16, "cpu": torch.float32}
 _PRECISIONS = {"cuda": "bf16", "cpu": "fp32"}
 _COMPONENTS: tuple[ComponentName, ...] = ("transformer", "vae_decoder")
 _PACKAGES = ("torch", "diffusers", "tensorrt", "tensorrt-rtx", "onnxruntime-gpu", "onnxruntime")
-_GRACE_S = 10.0  # for a section to notice that its time is over
-# Seconds of each section; all of them together may come to more than the limit, and what is worth most comes first.
+_GRACE_S = 10.0  # time for a section to notice that its limit has passed
+# Seconds per section. Their sum may exceed the limit of the run, so the most valuable sections run first.
 _LIMITS = {"peak": 15.0, "weights": 90.0, "export": 150.0, "engines": 200.0, "open": 60.0, "size": 75.0, "fp32": 30.0}
 
 
 class Benchmark:
-    """One run; `result` is what it has found so far."""
+    """One benchmark run; `result` returns everything measured so far."""
 
     def __init__(self, asked: argparse.Namespace) -> None:
         self.asked = asked
@@ -66,7 +66,7 @@ class Benchmark:
         self.folder = asked.work / "engines" / self.version.name
 
     def run(self) -> None:
-        """All sections, what is worth most first."""
+        """Runs all sections, the most valuable first."""
         asked, section = self.asked, self.budget.section
         device, dtype = asked.device, _DTYPES[asked.device]
         self.peak = section("peak of matrix products", _LIMITS["peak"], lambda left: self._peak(device, dtype, left))
@@ -112,7 +112,7 @@ class Benchmark:
         self.findings += [one for one in found or [] if one not in self.findings]
 
     def _component(self, setting: gpu_measure.Setting, component: ComponentName) -> None:
-        """One component at every size, and its numbers in float32 at the first."""
+        """Measures one component at every size, and compares its outputs with float32 at the first size."""
         section = self.budget.section
         bench = gpu_measure.Bench(setting, component)
         peak = self.peak["flops_per_s"] if self.peak else None
@@ -141,7 +141,7 @@ class Benchmark:
             self.copies[size] = gpu_measure.copies(feeds, output, frames, self.asked.device)
 
     def result(self) -> dict[str, Any]:
-        """Everything found so far, as plain data."""
+        """Returns everything measured so far as plain data."""
         return {
             "date": date.today().isoformat(),
             "command": shlex.join(["python", "benchmarks/gpu.py", *self.asked.typed]),
@@ -159,7 +159,7 @@ class Benchmark:
 
 
 def bare_engines(version: Version, folder: Path) -> Engines:
-    """The ports of a version that could not be exported, for what needs no graphs."""
+    """Returns only the ports of a version whose export failed, for sections that need no graphs."""
     size, vae = version.transformer, version.vae_size
     entries = {
         "transformer": components.transformer(size.channels, size.text_channels),
@@ -170,7 +170,7 @@ def bare_engines(version: Version, folder: Path) -> Engines:
 
 
 def machine(device: str) -> dict[str, Any]:
-    """The device, and the versions of what takes part."""
+    """Returns the device and the versions of the driver and packages involved."""
     versions = {name: _version(name) for name in _PACKAGES}
     if device == "cpu":
         return {"device": f"CPU, {os.cpu_count()} cores", "versions": versions}
@@ -194,7 +194,7 @@ def _driver() -> str | None:
 
 
 def arguments(typed: list[str]) -> argparse.Namespace:
-    """What was typed, checked."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", default="0.9.8-2b-distilled", help="a release, or demo")
     parser.add_argument("--sizes", nargs="+", default=list(_SIZES), help="HEIGHTxWIDTHxFRAMES, the smallest first")
@@ -209,7 +209,7 @@ def arguments(typed: list[str]) -> argparse.Namespace:
 
 
 def tell(benchmark: Benchmark) -> Path:
-    """Writes the result as JSON and prints it as markdown."""
+    """Writes the result as JSON, prints it as markdown and returns the path of the JSON file."""
     result = benchmark.result()
     path: Path = benchmark.asked.work / f"{benchmark.version.name}-{benchmark.asked.device}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -220,7 +220,7 @@ def tell(benchmark: Benchmark) -> Path:
 
 
 def _out_of_time(benchmark: Benchmark) -> None:
-    """Ends the process with what there is: a compiler that is at work listens to nobody."""
+    """Reports the results so far and ends the process, because a running compiler cannot be interrupted."""
     benchmark.findings.append(f"ended after {benchmark.asked.limit_s:.0f} s, in the middle of a section")
     tell(benchmark)
     os._exit(0)

@@ -1,4 +1,4 @@
-"""What the numbers of benchmarks/gpu.py are: operations of a step by a closed formula, medians, shares and ratios."""
+"""Formulas behind the numbers of benchmarks/gpu.py: FLOPs of a step in closed form, medians, shares and ratios."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ TEXT_TOKENS = 256
 _TIMESTEP_CHANNELS = 256
 _TEXT_LAYERS = 2
 
-# What this repository wants to reach.
-STEP_SPEEDUP = 1.3  # at least, of a step, over compiled diffusers
-STEP_SHARE = 0.55  # more than that, of the measured peak
-DECODE_RATIO = 0.6  # at most, of the time of diffusers
+# Performance goals of this repository.
+STEP_SPEEDUP = 1.3  # minimum speedup of a transformer step over compiled diffusers
+STEP_SHARE = 0.55  # share of the measured peak that a step must exceed
+DECODE_RATIO = 0.6  # maximum decode time as a fraction of diffusers'
 
 
 def step_flops(size: TransformerSize, tokens: int, text_tokens: int = TEXT_TOKENS) -> int:
-    """Floating-point operations of one transformer step at batch 1 with one timestep; a product and its sum are two.
+    """Returns the FLOPs of one transformer step at batch 1 with one timestep; a multiply-add counts as two.
 
-    Linear layers, attention and cross attention alone: norms, rotations and activations take time but no products.
+    Counts linear layers, self-attention and cross-attention only: norms, rotary embeddings and activations take time
+    but contain no matrix products.
     """
     width = size.width
-    # Of each token: queries, keys, values and output; queries and output of cross attention; feed-forward of 4 widths.
+    # Per token: self-attention (q, k, v, output), cross-attention (q, output), feed-forward layer of 4 widths.
     of_token = 2 * tokens * (4 + 2 + 8) * width**2
-    of_text = 2 * text_tokens * 2 * width**2  # keys and values of cross attention
+    of_text = 2 * text_tokens * 2 * width**2  # keys and values of cross-attention
     attention = 4 * tokens * (tokens + text_tokens) * width
     ends = 2 * tokens * 2 * size.channels * width
     text = 2 * text_tokens * (size.text_channels + width) * width
@@ -36,7 +37,7 @@ def step_flops(size: TransformerSize, tokens: int, text_tokens: int = TEXT_TOKEN
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of several runs: their median, least and most; `first_s` is the first of all, with all preparation."""
+    """Median, minimum and maximum seconds of several runs; `first_s` is the very first run with all preparation."""
 
     median_s: float
     least_s: float
@@ -46,18 +47,18 @@ class Timing:
 
 
 def timing_of(seconds: Sequence[float], first_s: float) -> Timing:
-    """The median of runs and how far they spread."""
+    """Returns the median, minimum and maximum of the measured seconds."""
     return Timing(median(seconds), min(seconds), max(seconds), len(seconds), first_s)
 
 
 def share_of_peak(flops: float, seconds: float, peak_flops: float) -> float:
-    """What part of the operations that the GPU could have done in that time were needed."""
+    """Returns the reached FLOP/s as a fraction of the measured peak."""
     return flops / seconds / peak_flops
 
 
 @dataclass(frozen=True)
 class Goal:
-    """A goal and what was measured of it; `reached` is None where nothing was."""
+    """A performance goal and its measurement; `measured` and `reached` are None if nothing was measured."""
 
     says: str
     measured: float | None
@@ -65,12 +66,12 @@ class Goal:
 
 
 def goals_of(speedups: Sequence[float], shares: Sequence[float], decodes: Sequence[float]) -> list[Goal]:
-    """The goals, each held against the worst size.
+    """Compares each goal with the measurement at the worst size.
 
     Args:
-        speedups: of the fastest backend's step over compiled diffusers, one for each size.
-        shares: of the measured peak.
-        decodes: the fastest backend's decode time over diffusers'.
+        speedups: speedup of the fastest backend's step over compiled diffusers, one per size.
+        shares: share of the measured peak that the fastest backend's step reaches, one per size.
+        decodes: the fastest backend's decode time divided by diffusers', one per size.
     """
     slowest, least, longest = (min(speedups, default=None), min(shares, default=None), max(decodes, default=None))
     return [

@@ -1,4 +1,4 @@
-"""The time of benchmarks/gpu.py: sections with limits of their own, of which one that fails does not end the run."""
+"""Time budget of benchmarks/gpu.py: sections with their own limits, whose failures do not end the run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SHOWN = 300
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the run: what it took, and why it failed, in one line; empty if it did not."""
+    """A section of the run: its duration, and in one line why it failed ("" if it did not)."""
 
     name: str
     seconds: float
@@ -24,9 +24,9 @@ class Section:
 
 
 class Budget:
-    """So many seconds in all, spent section by section.
+    """A number of seconds for the whole run, spent section by section.
 
-    A section is told how much is left of its own limit and of the whole; it stops by itself.
+    Each section gets a function that returns the seconds left of its own limit and of the run; it must stop by itself.
     """
 
     def __init__(self, limit_s: float, clock: Clock = time.perf_counter) -> None:
@@ -35,11 +35,11 @@ class Budget:
         self.sections: list[Section] = []
 
     def left(self) -> float:
-        """Seconds left of the whole."""
+        """Returns the seconds left of the whole run."""
         return self._end - self._clock()
 
     def section(self, name: str, limit_s: float, work: Callable[[Left], Made]) -> Made | None:
-        """What `work` makes of its time; None where there was no time left or it failed, which is written down."""
+        """Runs `work` and returns its result; records the reason and returns None if it fails or no time is left."""
         if self.left() <= 0:
             self.sections.append(Section(name, 0.0, "no time was left"))
             return None
@@ -49,7 +49,7 @@ class Budget:
         problem, made = "", None
         try:
             made = work(lambda: end - self._clock())
-        except Exception as error:  # whatever it is, the other sections are worth having
+        except Exception as error:  # whatever it is, the other sections are still useful
             problem = reason_of(error)
         self.sections.append(Section(name, self._clock() - started, problem))
         said(f"{name}: {self.sections[-1].seconds:.1f} s{f', {problem}' if problem else ''}")
@@ -57,11 +57,11 @@ class Budget:
 
 
 def reason_of(error: BaseException) -> str:
-    """What an exception says, in one line that is not too long."""
+    """Returns an exception's type and message as one line of limited length."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:_SHOWN]
 
 
 def said(line: str) -> None:
-    """Tells whoever waits."""
+    """Prints a progress line to standard error."""
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()

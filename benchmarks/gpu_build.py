@@ -1,8 +1,8 @@
-"""Builds one component's engine for exactly some sizes, in a process of its own that benchmarks/gpu.py may end.
+"""Builds one component's engine for exact sizes, in a separate process that benchmarks/gpu.py can kill.
 
     python benchmarks/gpu_build.py FOLDER tensorrt transformer 512x768x97 704x1216x121
 
-`ltx-export engine --static` serves the passes of one size; here one engine has a profile for each of several.
+`ltx-export engine --static` serves the passes of one size; here one engine has a profile for each of several sizes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ltx_runtime.errors import LtxError
+from ltx_runtime.folder.address import EngineAddress
 from ltx_runtime.folder.manifest import Engines, read_manifest
 from ltx_runtime.folder.profiles import Limits
 from ltx_runtime.sessions.trt.library import load_library, maker_of
@@ -19,25 +20,25 @@ from ltx_runtime.spec.geometry import Grid, grid_of
 
 
 def grids_of(sizes: Sequence[str]) -> tuple[Grid, ...]:
-    """The latent grids of sizes written as HEIGHTxWIDTHxFRAMES.
+    """Returns the latent grids of sizes written as HEIGHTxWIDTHxFRAMES.
 
     Raises:
-        LtxError: one is no size that the model can make.
+        LtxError: a size is malformed, or the model cannot generate it.
     """
     grids = []
     for size in sizes:
         numbers = size.split("x")
         if len(numbers) != 3 or not all(number.isdigit() for number in numbers):
-            raise LtxError(f"a size is HEIGHTxWIDTHxFRAMES; got {size!r} - use 512x768x97")
+            raise LtxError(f"a size is HEIGHTxWIDTHxFRAMES; got {size!r}", "use 512x768x97")
         grids.append(grid_of(*map(int, numbers)))
     return tuple(grids)
 
 
 def build(folder: Path, builder: str, component: str, sizes: Sequence[str]) -> None:
-    """Builds an engine, unless there is just the one that would be built.
+    """Builds an engine, unless the existing one equals the one that would be built.
 
     Raises:
-        LtxError: the library is not here, has no GPU, or refuses the graph.
+        LtxError: the library is not installed, there is no GPU, or the library refuses the graph.
     """
     from ltx_export.engines.engine_from_onnx import Recipe
     from ltx_export.engines.files import build_engine, check_built, prepared_for
@@ -45,11 +46,12 @@ def build(folder: Path, builder: str, component: str, sizes: Sequence[str]) -> N
 
     engines = Engines(folder, read_manifest(folder))
     maker = maker_of(builder, load_library(builder), find_gpu())
+    address = EngineAddress(engines, component, maker, "bf16")
     recipe = Recipe(limits=Limits(grids_of(sizes), exact=True, given=False))
     try:
-        check_built(engines, component, maker, recipe, prepared_for(engines, component, recipe))
+        check_built(address, recipe, prepared_for(address, recipe.weights))
     except LtxError:
-        build_engine(engines, component, maker, recipe)
+        build_engine(address, recipe)
 
 
 if __name__ == "__main__":

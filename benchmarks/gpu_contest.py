@@ -1,4 +1,4 @@
-"""Runs contestants one after another in rounds, so that what warms or slows a GPU meets all of them alike."""
+"""Times contestants one after another in rounds, so that whatever heats or slows the GPU affects all alike."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _WARM_RUNS = 2
 
 @dataclass(frozen=True)
 class Contestant:
-    """Something that is timed; `run` returns when its work is done."""
+    """A contestant to be timed; `run` returns when its work is done."""
 
     name: str
     run: Callable[[], object]
@@ -26,18 +26,18 @@ def contest(
     left: Left,
     clock: Clock = time.perf_counter,
 ) -> tuple[dict[str, Timing], dict[str, str]]:
-    """Times of each contestant, in rounds until there are enough or there is no time for another.
+    """Times each contestant in rounds, until there are enough rounds or no time is left for another.
 
-    A contestant that fails is out, and the others go on.
+    A contestant that fails is dropped; the others continue.
 
     Args:
-        contestants: in the order of each round.
-        rounds: at most; at least one is run.
-        left: seconds that may be spent.
-        clock: tells seconds.
+        contestants: contestants in the order of each round.
+        rounds: maximum number of rounds; at least one is run.
+        left: returns the seconds that may still be spent.
+        clock: returns the time in seconds.
 
     Returns:
-        Timings by name, and why others have none.
+        Timings by contestant name, and for the other names the reason why they have none.
     """
     seconds: dict[str, list[float]] = {}
     firsts: dict[str, float] = {}
@@ -47,7 +47,7 @@ def contest(
             firsts[one.name] = _seconds(one, clock)
             for _ in range(_WARM_RUNS - 1):
                 one.run()
-        except Exception as error:  # out of memory, or a compiler that gives up
+        except Exception as error:  # out of memory, or a failed compilation
             problems[one.name] = reason_of(error)
             said(f"  {one.name}: {problems[one.name]}")
             continue

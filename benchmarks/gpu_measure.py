@@ -1,4 +1,4 @@
-"""What benchmarks/gpu.py measures: the peak of matrix products, one component at every size, copies, and numbers."""
+"""Measurements of benchmarks/gpu.py: peak of matrix products, components at every size, copies, and accuracy."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _PIECE = 1 << 24
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured: which weights, where, how exactly, and how often; without a checkpoint diffusers has others."""
+    """Settings of the measurements; without a checkpoint, diffusers' models keep their own random weights."""
 
     version: Version
     engines: Engines
@@ -47,7 +47,7 @@ class Setting:
 
 
 def product_peak(device: str, dtype: torch.dtype, left: Left) -> dict[str, Any]:
-    """The most operations a second that torch reaches in a product of two square matrices, by their size."""
+    """Measures the highest FLOP/s that torch reaches in a product of two square matrices, by their size."""
     reached: dict[str, float] = {}
     for size in _PRODUCTS[device]:
         one, other = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
@@ -66,13 +66,13 @@ def product_peak(device: str, dtype: torch.dtype, left: Left) -> dict[str, Any]:
 
 
 def synchronize(device: str) -> None:
-    """Waits until the device is done."""
+    """Waits until the device has finished its work."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 class Bench:
-    """One component: our sessions and diffusers' model, held open while its sizes are measured."""
+    """The benchmark of one component: keeps our sessions and diffusers' model open while all sizes are measured."""
 
     def __init__(self, setting: Setting, component: ComponentName) -> None:
         self.setting, self.component = setting, component
@@ -87,19 +87,19 @@ class Bench:
         self._compiled: Any = None
 
     def open_ours(self, _: Left) -> None:
-        """Opens every backend that can run the component."""
+        """Opens a session on every backend that can run the component."""
         setting = self.setting
         self.ours, found = open_all(setting.engines, self.component, setting.backends, self.feeds, self._held)
         self.findings += found
 
     def load_reference(self, _: Left) -> None:
-        """Loads diffusers' model, and wraps it for torch.compile."""
+        """Loads diffusers' model, and compiles it with torch.compile if the settings say so."""
         one = self.setting
         self._model = gpu_reference.load(self.component, one.version, one.checkpoint, one.device, one.dtype)
         self._compiled = gpu_reference.compiled(self._model, self.component, one.compile)
 
     def measure(self, size: str, peak_flops: float | None, left: Left) -> None:
-        """Times everybody at one size, and adds a row for each."""
+        """Times all contestants at one size and adds one row for each."""
         tensors = self._inputs(size)
         peaks: dict[str, int | None] = {}
         contestants = [
@@ -130,7 +130,7 @@ class Bench:
         return runs
 
     def _watched(self, name: str, run: Callable[[], Tensor], peaks: dict[str, int | None]) -> Callable[[], None]:
-        """The run, waited for; the most memory that torch held during any is noted."""
+        """Wraps a run so that it waits for the GPU and keeps torch's highest memory use over all runs in `peaks`."""
 
         def watched() -> None:
             if self.setting.device != "cuda":
@@ -156,18 +156,18 @@ class Bench:
         return row
 
     def _distances(self, size: str, tensors: dict[str, Tensor]) -> dict[str, float]:
-        """Of each of our outputs to diffusers'; none where the network draws noise of its own."""
+        """Returns our outputs' relative L2 distances to diffusers'; none where diffusers draws noise maps itself."""
         if any(name.startswith("noise_") for name in self.feeds[size]):
             return {}
         try:
             expected = gpu_reference.run(self._model, self.component, tensors)
-        except Exception as error:  # the times are worth having without it
+        except Exception as error:  # the timings are useful without it
             self.findings.append(f"{self.component} at {size} is compared with nothing: {reason_of(error)}")
             return {}
         return {one.backend: distance(one.outputs[size], expected) for one in self.ours}
 
     def numbers_in_fp32(self, size: str) -> dict[str, float]:
-        """Relative L2 of everybody's output at one size to diffusers' in float32; its model is float32 from then on."""
+        """Returns all outputs' relative L2 distances to diffusers in float32; leaves its model converted to float32."""
         if any(name.startswith("noise_") for name in self.feeds[size]):
             return {}
         told = gpu_reference.run(self._model, self.component, self._inputs(size)).float().cpu()
@@ -179,7 +179,7 @@ class Bench:
         return {EAGER: distance(told, exact)} | {one.backend: distance(one.outputs[size], exact) for one in self.ours}
 
     def close(self) -> None:
-        """Gives all memory back."""
+        """Closes the sessions and frees the model's memory."""
         self._held.close()
         self._model = self._compiled = None
         self.ours = []
@@ -189,7 +189,7 @@ class Bench:
 
 
 def distance(actual: Tensor | np.ndarray[Any, Any], expected: Tensor) -> float:
-    """|actual - expected| / |expected|, summed in float64 piece by piece where the expected values are.
+    """Returns |actual - expected| / |expected|, summed in float64 piece by piece on the device of `expected`.
 
     Raises:
         ValueError: the shapes differ.
@@ -206,7 +206,7 @@ def distance(actual: Tensor | np.ndarray[Any, Any], expected: Tensor) -> float:
 
 
 def copies(feeds: Feeds, output: tuple[int, ...], frames: tuple[int, ...] | None, device: str) -> dict[str, float]:
-    """Seconds of copies between host and device: all inputs up, the output down; frames as uint8 and as float32."""
+    """Returns the median seconds of copies: all inputs to the device; output, uint8 and float32 frames to the host."""
 
     def seconds(copy: Callable[[], object]) -> float:
         taken = []

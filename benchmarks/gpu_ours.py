@@ -1,4 +1,4 @@
-"""Our side of benchmarks/gpu.py: engines of every builder, sessions of every backend, and what they are fed."""
+"""Our side of benchmarks/gpu.py: engines of every builder, sessions of every backend, and their inputs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _SIGMA = 0.7
 
 
 def build_engines(folder: Path, components: Sequence[str], sizes: Sequence[str], left: Left) -> list[str]:
-    """Builds engines with every library that is here and serves this GPU; why others made none."""
+    """Builds engines with every installed library that supports this GPU; returns why others built none."""
     findings = []
     for builder in LIBRARIES:
         try:
@@ -55,7 +55,7 @@ def build_engines(folder: Path, components: Sequence[str], sizes: Sequence[str],
 
 
 def _build(folder: Path, builder: str, component: str, sizes: Sequence[str], seconds: float) -> str:
-    """Why there is no engine; empty if there is one."""
+    """Builds an engine in a process of its own; returns the reason if that fails, else ""."""
     if seconds <= 0:
         return "no time was left"
     command = [sys.executable, str(Path(__file__).with_name("gpu_build.py")), str(folder), builder, component, *sizes]
@@ -71,9 +71,9 @@ def _build(folder: Path, builder: str, component: str, sizes: Sequence[str], sec
 
 
 def feeds_of(engines: Engines, component: ComponentName, version: Version, grid: Grid) -> Feeds:
-    """What a run would feed at this size, drawn from normal noise; the same at every call.
+    """Returns the inputs of a run at this size, drawn from a normal distribution; the same at every call.
 
-    Arrays that stay the same from step to step are read-only, as in a run.
+    Arrays that do not change from step to step are read-only, as in a run.
     """
     random = np.random.RandomState(0)
     sizes = {"batch": 1, "tokens": grid.tokens, "timesteps": 1, "text_tokens": TEXT_TOKENS}
@@ -96,14 +96,14 @@ def feeds_of(engines: Engines, component: ComponentName, version: Version, grid:
 
 @dataclass
 class Ours:
-    """An open session of a backend, after one run of every size.
+    """An open session of a backend, after one run at every size.
 
     Attributes:
-        load_s: seconds to open it.
-        first_s: of the first run of each size.
-        memory_bytes: of the GPU taken by it after a run, by size; None on a CPU.
+        load_s: seconds that opening the session took.
+        first_s: seconds of the first run at each size.
+        memory_bytes: GPU memory that the session takes after a run, by size; None on a CPU.
         outputs: the component's output, by size.
-        fastest: what it is asked for when it is timed: frames as they are written, if it can make them.
+        fastest: outputs that are requested when it is timed: uint8 frames if it can make them.
     """
 
     backend: str
@@ -123,17 +123,17 @@ class Ours:
 def open_all(
     engines: Engines, component: ComponentName, backends: Sequence[str], feeds: dict[str, Feeds], held: ExitStack
 ) -> tuple[list[Ours], list[str]]:
-    """Opens a component on every backend that can run it, and runs every size once, the smallest first.
+    """Opens a component on every backend that can run it, and runs every size once.
 
     Args:
         engines: the version folder.
-        component: which.
-        backends: names.
-        feeds: by size.
+        component: name of the component.
+        backends: names of the backends.
+        feeds: inputs by size, the smallest size first.
         held: closes the sessions.
 
     Returns:
-        Open sessions, and why there are no others.
+        The open sessions, and the reasons why other backends have none.
     """
     made, findings = [], []
     for backend in backends:
@@ -141,7 +141,7 @@ def open_all(
             with ExitStack() as own:
                 made.append(_opened(engines, component, backend, feeds, own))
                 held.push(own.pop_all())
-        except Exception as error:  # a library that is not there or fails is a finding
+        except Exception as error:  # a missing or failing library is a finding
             findings.append(f"{backend} does not run {component}: {reason_of(error)}")
             said(f"  {findings[-1]}")
     return made, findings
@@ -164,7 +164,7 @@ def _opened(engines: Engines, component: ComponentName, backend: str, feeds: dic
 
 
 def free_bytes() -> int | None:
-    """Free memory of the GPU, with nothing kept by torch for later; None on a CPU."""
+    """Returns the GPU's free memory in bytes after emptying torch's cache; None on a CPU."""
     if not torch.cuda.is_available():
         return None
     torch.cuda.synchronize()

@@ -1,4 +1,4 @@
-"""diffusers' transformer and VAE with the weights of an official file: what benchmarks/gpu.py compares with."""
+"""Reference of benchmarks/gpu.py: diffusers' transformer and VAE with the weights of an official file."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _PREFIXES = {"transformer": "model.diffusion_model.", "vae_decoder": "vae."}
 
 
 def load(component: str, version: Version, checkpoint: Path | None, device: str, dtype: torch.dtype) -> nn.Module:
-    """A model of diffusers on the device, with the file's weights loaded strictly; a VAE without its encoder.
+    """Returns diffusers' model on the device with the file's weights, loaded strictly; a VAE has no encoder.
 
-    Without a file it keeps the values it was built with.
+    Without a file the model keeps its initial weights.
     """
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # their sizes and names are known there
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # has the sizes and key maps of diffusers' models
     from oracles.networks import diffusers_dit, diffusers_vae
 
     default = torch.get_default_dtype()
@@ -45,7 +45,7 @@ def load(component: str, version: Version, checkpoint: Path | None, device: str,
 
 
 def _state(component: str, version: Version, checkpoint: Path, device: str) -> dict[str, Tensor]:
-    """A network's tensors under diffusers' names."""
+    """Returns a network's tensors under diffusers' names."""
     from oracles.networks import diffusers_dit_key, diffusers_vae_key
 
     state = {}
@@ -61,7 +61,7 @@ def _state(component: str, version: Version, checkpoint: Path, device: str) -> d
 
 
 def compiled(model: nn.Module, component: str, how: str) -> nn.Module | None:
-    """The model compiled by torch, each repeated block or all; None if it is not to be compiled.
+    """Compiles the transformer by repeated block or as a whole, or the VAE's decoder; None if `how` is "none".
 
     Blocks share one compilation, which takes a fraction of the time and runs as fast; a decoder has no such blocks.
     """
@@ -73,7 +73,7 @@ def compiled(model: nn.Module, component: str, how: str) -> nn.Module | None:
 
 
 def _with_compiled_blocks(model: nn.Module) -> nn.Module:
-    """Another model on the same weights: compiling blocks in place would leave nothing to compare with."""
+    """Returns another model on the same weights, because compiling blocks in place would leave no eager model."""
     with torch.device("meta"):
         other = type(model).from_config(model.config)
     other.load_state_dict(model.state_dict(), assign=True)
@@ -83,7 +83,7 @@ def _with_compiled_blocks(model: nn.Module) -> nn.Module:
 
 
 def run(model: nn.Module, component: str, feeds: Mapping[str, Tensor], decoder: nn.Module | None = None) -> Tensor:
-    """One step or one decode, on what `inputs` made; `decoder` is used in the place of a VAE's own."""
+    """Runs one step or one decode on tensors made by `inputs`; `decoder` replaces the VAE's own."""
     with torch.inference_mode():
         if component == "transformer":
             return model(
@@ -101,7 +101,7 @@ def run(model: nn.Module, component: str, feeds: Mapping[str, Tensor], decoder: 
 
 
 def inputs(component: str, feeds: Arrays, device: str, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Our feeds as diffusers takes them: timesteps of a transformer are 1000 times ours, and positions stay float32."""
+    """Converts our feeds to diffusers' inputs: timesteps of a transformer are 1000 times ours, coords stay float32."""
     made = {}
     for name, values in feeds.items():
         tensor = torch.from_numpy(np.array(values)).to(device)

@@ -1,4 +1,4 @@
-"""A result of benchmarks/gpu.py -> markdown, ready for docs/benchmarks/gpu.md, and the goals it reaches."""
+"""Formats a result of benchmarks/gpu.py as markdown for docs/benchmarks/gpu.md, with the goals it reaches."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ _TITLES = {"transformer": "Transformer step, batch 1", "vae_decoder": "Decode"}
 
 
 def goals(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The goals, held against the fastest of our backends at every size; diffusers compiled, or eager for a decode."""
+    """Compares the goals with our fastest backend at every size.
+
+    Steps are compared with compiled diffusers, decodes with the faster of eager and compiled diffusers.
+    """
     speedups, shares, decodes = [], [], []
     for component, size in dict.fromkeys((row["component"], row["size"]) for row in rows):
         here = {row["name"]: row for row in rows if (row["component"], row["size"]) == (component, size)}
@@ -42,7 +45,7 @@ def goals(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def markdown(result: Result) -> str:
-    """Everything worth a line, as it would stand in the documentation."""
+    """Returns the result as markdown for the documentation."""
     return "\n".join(_lines(result))
 
 

@@ -1,7 +1,7 @@
-"""A version folder of random weights in full size, made in seconds where there is a GPU.
+"""Makes a version folder with random weights at full size, in seconds if there is a GPU.
 
-The file is the official one in names, shapes and dtypes, written as a hole by the exporter's own code and then filled:
-zeros would draw less power than numbers, and so run faster. T5 is a small one, for it takes no part.
+The checkpoint has the official names, shapes and dtypes. The exporter writes it as a sparse file that is then filled:
+zeros would draw less power than random numbers, and so run faster. T5 is a small one, because it is not measured.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _HEADER_LENGTH = 8
 
 
 def with_small_text_encoder(version: Version) -> Version:
-    """The version with a T5 of one thin layer, whose output is as wide as the transformer expects."""
+    """Returns the version with a T5 of one narrow layer, whose output has the width that the transformer expects."""
     width = version.transformer.text_channels
     small = TextEncoderSize(layers=1, width=width, heads=4, head_dim=16, hidden=64, vocabulary=512)
     return replace(version, text_encoder=small)
 
 
 def write_weights(version: Version, folder: Path, device: str, seed: int = 0) -> Path:
-    """Writes the checkpoint, and all that an export wants beside it; returns the checkpoint's path."""
+    """Writes the checkpoint and all other files that an export needs; returns the checkpoint's path."""
     from ltx_export.random_weights import write_random_weights
 
     checkpoint = folder / version.checkpoint
@@ -44,7 +44,7 @@ def write_weights(version: Version, folder: Path, device: str, seed: int = 0) ->
 
 
 def fill(checkpoint: Path, device: str, seed: int) -> None:
-    """Gives every bf16 tensor of a safetensors file random values that keep activations near one."""
+    """Fills every tensor of a bf16 safetensors file with random values that keep activations near one."""
     generator = torch.Generator(device).manual_seed(seed)
     with checkpoint.open("r+b") as file:
         (length,) = struct.unpack("<Q", file.read(_HEADER_LENGTH))
@@ -58,7 +58,7 @@ def fill(checkpoint: Path, device: str, seed: int) -> None:
 
 
 def _values(name: str, shape: tuple[int, ...], generator: torch.Generator, seed: int) -> Tensor:
-    """The exporter's own values where they are few; of matrices and kernels, normal ones from the device."""
+    """Draws large matrices and kernels on the device, and all other tensors with the exporter's own function."""
     from ltx_export.random_weights import random_weight
 
     if math.prod(shape) < _SMALL or len(shape) < 2 or not name.endswith(".weight"):
@@ -67,7 +67,7 @@ def _values(name: str, shape: tuple[int, ...], generator: torch.Generator, seed:
 
 
 def export(version: Version, weights: Path, folder: Path, precision: str) -> None:
-    """Writes the version folder: transformer, VAE decoder and the small T5, in one precision; weights are linked."""
+    """Exports transformer and VAE decoder in one precision and the small T5 in bf16; weights are linked."""
     if (folder / MANIFEST).exists():
         return
     from ltx_export.build import Options, export_version

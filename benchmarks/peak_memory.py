@@ -2,7 +2,7 @@
 
     python benchmarks/peak_memory.py ltx-export onnx 0.9.8-2b-distilled
 
-Pages of mapped files count as resident but not as private: the system can drop them at any time.
+Pages of memory-mapped files count as resident but not as private: the system can drop them at any time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _INTERVAL_S = 0.02
 
 
 def sizes_of(status: str) -> dict[str, int]:
-    """The sizes in /proc/<pid>/status, in bytes by name."""
+    """Returns the sizes in /proc/<pid>/status in bytes, by name."""
     rows = (line.split() for line in status.splitlines())
     return {row[0].rstrip(":"): int(row[1]) << 10 for row in rows if len(row) == 3 and row[2] == "kB"}
 

@@ -1,10 +1,10 @@
-"""Decodes random latents in tiles with a version's own VAE decoder on the CPU; says how much memory that took, and
-how far the frames are from those of an untiled decode where one fits. Linux only.
+"""Decodes random latents in tiles with a version's VAE decoder on the CPU and prints how much memory that took; with
+--compare also the PSNR against an untiled decode, which has to fit in memory. Linux only.
 
     python benchmarks/tiling.py engines/0.9.8-2b-distilled --height 256 --width 384 --frames 73 --tile 8 - -
     python benchmarks/tiling.py engines/0.9.8-2b-distilled --height 704 --width 1216 --frames 121 --budget 2 --every 21
 
-Memory is private (anonymous) memory above that of the loaded session. Latents have unit variance.
+Memory means private (anonymous) memory above that of the loaded session. Latents have unit variance.
 """
 
 from __future__ import annotations
@@ -33,20 +33,19 @@ Array = NDArray[np.float32]
 def main() -> None:
     asked = _arguments()
     grid = grid_of(asked.height, asked.width, asked.frames)
-    sizes = (grid.frames, grid.rows, grid.columns)
-    tiling = tiling_for(*sizes, asked.budget * 1e9) if asked.tile is None else Tiling(*asked.tile, *asked.overlap)
+    tiling = tiling_for(grid, asked.budget * 1e9) if asked.tile is None else Tiling(*asked.tile, *asked.overlap)
     tiling = tiling or Tiling()
     decode = _each(_decoder(asked.engines, grid, asked.steadiness), asked.every)
-    _say(f"{tiling}, expected peak {peak_bytes(*sizes, tiling) / 1e9:.2f} GB")
-    whole = activation_bytes(*sizes)
+    _say(f"{tiling}, expected peak {peak_bytes(grid, tiling) / 1e9:.2f} GB")
+    whole = activation_bytes(grid)
     untiled = None
     if asked.compare:
         with _Measured("untiled", whole):
-            untiled = decode(slice(0, sizes[0]), slice(0, sizes[1]), slice(0, sizes[2]))
-    with _Measured("tiled", peak_bytes(*sizes, tiling)):
+            untiled = decode(slice(0, grid.frames), slice(0, grid.rows), slice(0, grid.columns))
+    with _Measured("tiled", peak_bytes(grid, tiling)):
         ratios = [
             np.inf if untiled is None else _psnr(frame, untiled[:, n])
-            for n, frame in enumerate(_some(decode_tiled(sizes, decode, tiling), asked.first))
+            for n, frame in enumerate(_some(decode_tiled(grid, decode, tiling), asked.first))
         ]
     if untiled is not None:
         _say(
@@ -76,7 +75,7 @@ def _size(given: str) -> int | None:
 
 
 def _decoder(folder: Path, grid: Grid, steadiness: float) -> Callable[[slice, slice, slice], Array]:
-    """Windows of random latents through the decoder, with the noise maps that belong to their place."""
+    """Returns a function that decodes windows of random latents with the noise maps of the same place."""
     manifest = read_manifest(folder)
     component = manifest.components["vae_decoder"]
     version = find_version(manifest.version)
@@ -105,7 +104,7 @@ def _decoder(folder: Path, grid: Grid, steadiness: float) -> Callable[[slice, sl
 
 
 def _each(decode: Callable[[slice, slice, slice], Array], every: int) -> Callable[[slice, slice, slice], Array]:
-    """Decodes each window whose number is a multiple of `every`."""
+    """Decodes each window whose number is a multiple of `every`, and returns grey for the others."""
     number = 0
 
     def window(frames: slice, rows: slice, columns: slice) -> Array:
@@ -120,7 +119,7 @@ def _each(decode: Callable[[slice, slice, slice], Array], every: int) -> Callabl
 
 
 def _steady(latents: Array, correlation: float) -> Array:
-    """Each frame mixed with the one before, at unit variance."""
+    """Mixes each latent frame with the previous one, at unit variance."""
     for i in range(1, latents.shape[2]):
         latents[:, :, i] *= np.sqrt(1 - correlation**2)
         latents[:, :, i] += correlation * latents[:, :, i - 1]
@@ -135,14 +134,14 @@ def _some(frames: Iterator[Array], count: int | None) -> Iterator[Array]:
 
 
 def _psnr(frame: Array, reference: Array) -> float:
-    """In decibels, of pixels clamped to 0..1 as they are shown."""
+    """Returns the PSNR in decibels of pixels clamped to 0..1, as they are shown."""
     shown, wanted = (np.clip(one / 2 + 0.5, 0, 1) for one in (frame, reference))
     error = float(np.square(shown - wanted, dtype=np.float64).mean())
     return float("inf") if error == 0 else -10 * np.log10(error)
 
 
 class _Measured:
-    """Says the time of a block and the peak of private memory above what there was."""
+    """Prints the duration of a block and its peak private memory above that at its start."""
 
     def __init__(self, what: str, expected: int) -> None:
         self._what, self._expected, self._running = what, expected, True

@@ -287,8 +287,7 @@ def _pixels(session: Session, feeds: dict[str, Floats], tiling: Tiling, ending: 
     left, right, top, bottom = ending.crop
     height, width = ending.size
     grid = Grid(*feeds["latents"].shape[2:])
-    whole = tiling.window(grid.frames, grid.rows, grid.columns) == (grid.frames, grid.rows, grid.columns)
-    if whole and (height, width) == (grid.height, grid.width) and "frames" in session.outputs:
+    if tiling.window(grid) == grid and (height, width) == (grid.height, grid.width) and "frames" in session.outputs:
         for pixels in decode_pixels(session, feeds):
             yield pixels[top : height - bottom, left : width - right]
         return

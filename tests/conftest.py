@@ -1,4 +1,4 @@
-"""What every test can rely on."""
+"""Signal handling that every test can rely on."""
 
 import signal
 
@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture(autouse=True, scope="session")
 def signals_are_heard():
-    """A shell ignores Ctrl-C for what it runs in the background, and `nohup` a closed terminal: tests send both."""
+    """Restores SIGINT and SIGHUP, which tests send: a background job ignores the first, `nohup` the second."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_DFL)

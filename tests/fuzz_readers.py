@@ -1,11 +1,11 @@
-"""Coverage-guided fuzzing of the readers of foreign files; the test suite has the same properties with hypothesis.
+"""Coverage-guided fuzzing of the checkpoint readers; the test suite checks the same properties with hypothesis.
 
     pip install atheris
     python tests/fuzz_readers.py safetensors -max_total_time=600
     python tests/fuzz_readers.py gguf -max_total_time=600
 
-Arguments behind the reader's name go to libFuzzer. It stops at the first input that is neither refused in one line
-nor a file whose tensors all lie inside it, or that takes more than 512 MB; the input is then in the file it names.
+Arguments after the reader's name go to libFuzzer. It stops at the first input that is neither refused in one line
+nor a file whose tensors all lie inside it, or that takes more than 512 MB, writes that input to a file and names it.
 """
 
 import json
@@ -22,11 +22,11 @@ with atheris.instrument_imports(include=["ltx_export"]):
 from ltx_runtime.errors import LtxError
 
 MEMORY_MB = 512
-SEEDS = 4  # of each kind
+SEEDS = 4  # number of seeds of each kind
 
 
 def safetensors_seed(number: int) -> bytes:
-    """A header alone: its length is put in front, and bytes for its tensors behind, when it is tried."""
+    """Returns a header alone; `safetensors_file` puts its length in front and bytes for its tensors behind."""
     tensors = {f"x{i}": {"dtype": "BF16", "shape": [i, 2], "data_offsets": [0, 4 * i]} for i in range(number)}
     return b"\0" + json.dumps({"__metadata__": {"config": "{}"}, **tensors}).encode()
 
@@ -48,7 +48,7 @@ def gguf_seed(number: int) -> bytes:
 
 
 def safetensors_file(data: bytes) -> bytes:
-    """Half of the inputs are whole files, the others headers with a true length, which deeper code gets to see."""
+    """Returns an input's file: half are whole files, half headers with a correct length, which reach deeper code."""
     kind, rest = data[:1], data[1:]
     return rest if kind > b"\x7f" else len(rest).to_bytes(8, "little") + rest + bytes(64)
 

@@ -1,4 +1,4 @@
-"""The pipelines of diffusers, live and in float32, repeated by ltx-run's own options; each name says which it needs.
+"""diffusers' pipelines, run live in float32 and repeated with ltx-run's options, which the tests' names list.
 
 Where diffusers differs from the official code and no option of ours repeats it (docs/diffusers.md), nothing is
 compared: rescaled guidance without STG, and stochastic steps, whose sign is wrong there.
@@ -36,12 +36,12 @@ SIZES = pytest.mark.parametrize("size", [(64, 96, 25), (96, 64, 17)], ids=str)
 
 @cache
 def models_of(name):
-    """diffusers' models of a release in miniature width, in float32."""
+    """Returns diffusers' models of a release at miniature width, in float32."""
     return {part: model.float().eval() for part, model in diffusers_models(deep(name), weights_of(name)).items()}
 
 
 def embeddings(models, path):
-    """A positive and a negative prompt as T5 gives them without a mask, as LTXPipeline encodes; also into a file."""
+    """Encodes two prompts with T5 without a mask, as LTXPipeline does; returns them and writes them to a file."""
     ids, mask = torch.zeros(2, 12, dtype=torch.int64), torch.zeros(2, 12, dtype=torch.int64)
     for row, count in enumerate((9, 5)):
         ids[row, :count] = torch.arange(7, 7 + count) * (row + 2)
@@ -55,7 +55,7 @@ def embeddings(models, path):
 
 
 def run_diffusers(pipeline, **given):
-    """Latents before the decoder, and frames (f, h, w, 3) in [0, 1]."""
+    """Runs a pipeline of diffusers and returns its frames (f, h, w, 3) in [0, 1]."""
     pipeline.set_progress_bar_config(disable=True)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
@@ -63,7 +63,7 @@ def run_diffusers(pipeline, **given):
 
 
 def run_ours(engines, tmp_path, monkeypatch, size, options, **asked):
-    """Tokens after the last step, and frames (f, h, w, 3) uint8."""
+    """Runs ours and returns the latents after the last step, and frames (f, h, w, 3) uint8."""
     name = engines.manifest.version
     monkeypatch.setitem(VERSIONS, name, deep(name))
     frames, kept = [], tmp_path / "latents.safetensors"
@@ -75,7 +75,7 @@ def run_ours(engines, tmp_path, monkeypatch, size, options, **asked):
 
 @contextmanager
 def kept_latents(models):
-    """What the VAE is asked to decode, normalized again."""
+    """Collects the latents that the VAE is asked to decode, normalized again."""
     seen, decode = [], models["vae"].decode
 
     def noted(latents, *rest, **more):
@@ -105,7 +105,7 @@ def test_ltx_pipeline_is_embeddings_file_and_initial_latents_file_and_no_stg_and
     save_file({"initial_latents": packed.numpy()}, tmp_path / "initial.safetensors")
     noisy = name == "0.9.1"
     options = {"initial_latents": tmp_path / "initial.safetensors"}
-    if noisy:  # the 0.9.1 decoder's own maps, which diffusers draws from torch's global stream
+    if noisy:  # the noise maps of the 0.9.1 decoder, which diffusers draws from torch's global stream
         options |= {"noise": tmp_path / "noise.safetensors"}
         torch.manual_seed(SEED)
         save_file(maps_of(engines, size), tmp_path / "noise.safetensors")
@@ -122,7 +122,7 @@ def test_ltx_pipeline_is_embeddings_file_and_initial_latents_file_and_no_stg_and
 
 
 def maps_of(engines, size):
-    """What could be mixed in before decoding, and the decoder's own maps, in the order of torch's global stream."""
+    """Draws noise to mix in before decoding, and the decoder's noise maps, in the order of torch's global stream."""
     height, width, num_frames = size
     grid = {"frames": (num_frames - 1) // 8 + 1, "rows": height // 32, "columns": width // 32}
     drawn = {"decode": torch.randn(1, 8, *grid.values()).numpy()}

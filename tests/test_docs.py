@@ -1,4 +1,4 @@
-"""The library's page and the README: every block of Python in them runs as it stands, in order."""
+"""The library's page and the README: every block of Python in them runs as it is, in order."""
 
 import re
 import shutil
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    """A folder with engines/demo in it."""
+    """Returns a folder with engines/demo in it."""
     folder = tmp_path_factory.mktemp("docs")
     shutil.copytree(folder_with_demo() / "engines", folder / "engines")
     return folder
@@ -48,7 +48,7 @@ def test_no_other_page_holds_python_that_nobody_runs():
 
 
 def test_many_videos_in_one_process_take_no_more_memory_than_a_few(demo):
-    """Memory is what the process holds after a video; the first ones fill caches and thread pools."""
+    """Compares the process's resident memory after each video; the first ones fill caches and thread pools."""
     resident = Path("/proc/self/statm")
     if not resident.exists():
         pytest.skip("this system does not tell what a process holds")

@@ -1,4 +1,4 @@
-"""Laws of what benchmarks/gpu.py computes and of how it spends its time: operations, medians, goals, budget, rounds."""
+"""Laws of the formulas and the time budget of benchmarks/gpu.py: FLOPs, medians, goals, sections, rounds."""
 
 import sys
 from pathlib import Path
@@ -21,7 +21,7 @@ from gpu_measure import COMPILED, EAGER
 
 
 class Clock:
-    """Time that passes only when it is told to."""
+    """Clock whose time passes only on request."""
 
     def __init__(self):
         self.now = 0.0
@@ -166,7 +166,7 @@ def test_rounds_end_when_another_would_take_too_long():
     clock = Clock()
     contestants = [Contestant(name, clock.passing(10)) for name in "ab"]
     timings, _ = contest(contestants, rounds=9, left=lambda: 95 - clock(), clock=clock)
-    assert {one.rounds for one in timings.values()} == {2}  # 40 s to warm up, then 20 s a round, and 15 s are left
+    assert {one.rounds for one in timings.values()} == {2}  # 40 s of warm-up, then two rounds of 20 s; 15 s are left
 
 
 def test_one_round_is_run_whatever_the_time():

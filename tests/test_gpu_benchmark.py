@@ -116,7 +116,7 @@ def test_without_a_gpu_the_command_says_what_to_do(monkeypatch):
 
 @pytest.fixture
 def timeless(tmp_path):
-    """A benchmark whose time is over before it begins."""
+    """Returns a benchmark whose time is over before it begins."""
     typed = ["--device", "cpu", "--version", "demo", "--sizes", SIZE, "--limit-s", "0", "--work", str(tmp_path)]
     return gpu.Benchmark(gpu.arguments(typed))
 
@@ -145,7 +145,7 @@ def work(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ran(work):
-    """What the command prints and writes in its small form."""
+    """Runs the command in its small form; returns what it prints and the JSON that it writes."""
     command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--device", "cpu", "--version", "demo"]
     command += ["--sizes", SIZE, "--rounds", "3", "--work", str(work)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
@@ -226,9 +226,9 @@ def test_an_engine_is_built_for_exactly_the_sizes_unless_it_is_there(ran, work, 
     monkeypatch.setattr(engine_files, "build_engine", lambda *given: built.append(given))
     folder = work / "engines" / "demo"
     gpu_build.build(folder, "tensorrt", "transformer", ["512x768x97", SIZE])
-    ((engines, name, maker, recipe),) = built
-    assert (engines.folder, name, maker.folder) == (folder, "transformer", "sm89-nvidia-test-tensorrt-10.13")
-    served = recipe.profiles(engines.component(name).signature)
+    ((address, recipe),) = built
+    assert address.path == folder / "sm89-nvidia-test-tensorrt-10.13" / "transformer.bf16.engine"
+    served = recipe.profiles(address.engines.component("transformer").signature)
     assert {(one["tokens"].min, one["tokens"].best) for one in served} == {(8, 8), (4992, 4992)}
     monkeypatch.setattr(engine_files, "prepared_for", lambda *given: None)
     monkeypatch.setattr(engine_files, "check_built", lambda *given: None)

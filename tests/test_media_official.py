@@ -1,4 +1,4 @@
-"""Media as the official command line and pipeline treat them, said once more with torch, Pillow and PyAV."""
+"""Media as the official command line and pipeline treat them, implemented again with torch, Pillow and PyAV."""
 
 import io
 
@@ -30,7 +30,7 @@ def random(*shape):
 
 
 def photo(height, width):
-    """(H, W, 3) uint8 with edges, slopes, noise and flat areas of every shade."""
+    """Returns (H, W, 3) uint8 with edges, slopes, noise and flat areas of every shade."""
     row, column = np.mgrid[:height, :width]
     waves = [np.sin(column / 9 + row / 31), np.cos(row / 7), np.sin((row + column) / 55)]
     pixels = 127 + 100 * np.stack(waves, -1) + np.random.RandomState(0).normal(0, 5, (height, width, 3))
@@ -39,7 +39,7 @@ def photo(height, width):
 
 
 def blurred(picture):
-    """(H, W, 3) uint8 -> (3, H, W) float32 in 0..1, as torchvision's gaussian_blur with 3x3 pixels and sigma 1."""
+    """Blurs (H, W, 3) uint8 to (3, H, W) float32 in 0..1 like torchvision's gaussian_blur of 3x3 pixels and sigma 1."""
     pixels = torch.from_numpy(picture).permute(2, 0, 1).to(torch.float32) / 255
     bell = torch.exp(-0.5 * torch.tensor([-1.0, 0.0, 1.0]) ** 2)
     bell = bell / bell.sum()
@@ -48,7 +48,7 @@ def blurred(picture):
 
 
 def through_h264(pixels, crf):
-    """(H, W, 3) uint8 as one frame of an MP4 file, and back."""
+    """Encodes (H, W, 3) uint8 as one frame of an MP4 file, and decodes it."""
     file = io.BytesIO()
     writer = av.open(file, "w", format="mp4")
     stream = writer.add_stream("libx264", rate=1, options={"crf": str(crf), "preset": "veryfast"})

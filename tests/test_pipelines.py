@@ -1,7 +1,7 @@
-"""Every release, each way of giving it text, images and clips, against the recorded runs of the official pipelines.
+"""Every release with every kind of text, image and clip input, against recorded runs of the official pipelines.
 
 `tests/golden/make_pipelines.py` made the records; here the same checkpoints are exported to graphs and run without
-torch. Noise has the same values on both sides; where a case says torch, both draw it from torch's generator.
+torch. Noise has the same values on both sides; in `torch` cases both draw it from torch's generator.
 """
 
 from pathlib import Path
@@ -19,13 +19,13 @@ from ltx_runtime.planning.request import Condition, Request
 from ltx_runtime.progress import silent
 from ltx_runtime.spec.versions import VERSIONS
 
-# Another image noise scale, by 0.01, moves latents by 4e-5.
+# For comparison: an image noise scale that differs by 0.01 moves latents by 4e-5.
 LATENTS_LIMIT, PSNR_LIMIT_DB = 1e-5, 60
 GOLDEN = golden("pipelines")
 
 
 def prepared(case: Case, path: Path, item) -> Path:
-    """A file with an item's media, padded as the official command line pads it."""
+    """Writes an item's media to a file, padded as the official command line pads it."""
     (over, left), (height, width, _) = case.margins, case.padded
     below, right = height - case.height - over, width - case.width - left
     clip = np.pad(media(case, item), ((0, 0), (0, 0), (0, 0), (over, below), (left, right)))

@@ -1,4 +1,4 @@
-"""The whole road, from a checkpoint to a video file, and the same road a second time in torch alone."""
+"""The whole way from a checkpoint to a video file, compared with a second implementation in torch alone."""
 
 import sys
 from dataclasses import replace
@@ -35,13 +35,13 @@ SIZE = (3, 2, 3)
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """The complete folder of a tiny release, by name."""
+    """Returns the complete folder of a tiny release, by name."""
     return cache(lambda name: export_tiny(name, tmp_path_factory.mktemp(name)))
 
 
 @pytest.fixture
 def ltx_run(monkeypatch, capsys, tmp_path):
-    """Runs the command on a tiny release; gives what it says."""
+    """Runs the command on a tiny release; returns its output."""
 
     def run(release: Exported, output: Path, **changes: object) -> str:
         monkeypatch.setitem(VERSIONS, release.version.name, release.version)
@@ -103,7 +103,7 @@ def test_latents_and_frames_are_those_of_the_same_sampling_in_torch(exported, lt
     ltx_run(release, tmp_path / "frames.png", **{"stg-mode": mode, "save-latents": kept})
     assert distance(read_tensors(kept, ["pass1"])["pass1"], expected) <= END_TO_END
 
-    # Pixels are the whole part of 255 y, so that y lies less than one step above them.
+    # Pixels are the whole part of 255 y, so that 255 y is less than one above them.
     frames = torch.from_numpy(frames_in(tmp_path / "frames")).permute(3, 0, 1, 2)
     above = decode(release, networks, expected, SEED) - frames
     assert above.min() >= -255 * END_TO_END
@@ -112,7 +112,7 @@ def test_latents_and_frames_are_those_of_the_same_sampling_in_torch(exported, lt
 
 @pytest.mark.parametrize("name", ["0.9.0", "0.9.1"])
 def test_guidance_matters_in_the_compared_sampling(exported, name):
-    """Without CFG, without STG or in another mode the second road ends elsewhere: the comparison would notice."""
+    """Without CFG, without STG or in another mode the latents differ, so the comparison would notice."""
     release = exported(name)
     networks = networks_of(release)
     ids, mask = torch.tensor([[5, 9, 17, 1], [8, 3, 1, 0]]), torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])

@@ -1,6 +1,6 @@
 """The VAEs of every generation in tiles: one tile changes no bit, several come close to the whole.
 
-Weights are random, which spreads an error near a cut as far as can be: floors are those of docs/tiling.md.
+Weights are random, which spreads an error near a cut as far as possible; the floors are those of docs/tiling.md.
 """
 
 from dataclasses import replace
@@ -17,18 +17,19 @@ from ltx_export.models.vae import VaeDecoder
 from ltx_export.models.vae_encoder import VaeEncoder
 from ltx_export.networks.header import header_config, vae_config
 from ltx_export.networks.vae_encoder import encoder_config
+from ltx_runtime.spec.geometry import Grid
 from ltx_runtime.spec.versions import VaeSize
 from ltx_runtime.vae.tiling import Tiling, decode_tiled, encode_tiled
 
 CHANNELS = 8
 GENERATIONS = {"A": "0.9.0", "B": "0.9.1", "C": "0.9.5"}
 EVERY_GENERATION = pytest.mark.parametrize("generation", GENERATIONS)
-# Two tiles along the axes that are long.
+# Two tiles along the long axis of each grid.
 CUT = {(12, 2, 3): Tiling(frames=8), (2, 12, 3): Tiling(rows=8), (2, 3, 12): Tiling(columns=8)}
 WHOLE = pytest.mark.parametrize("tiling", [Tiling(), Tiling(9, None, 9)], ids=["no tile", "tiles larger than all"])
 EVERY_CUT = pytest.mark.parametrize("grid", CUT, ids=["frames", "rows", "columns"])
-PSNR_FLOORS = {"A": (18, 26), "B": (22, 31), "C": (20, 29)}  # decibels of the worst frame: cut in time, in space
-RELATIVE_L2_CEILING = 0.15  # of the worst latent frame
+PSNR_FLOORS = {"A": (18, 26), "B": (22, 31), "C": (20, 29)}  # decibels of the worst frame, if cut in time or in space
+RELATIVE_L2_CEILING = 0.15  # relative L2 of the worst latent frame
 
 
 def header(generation):
@@ -36,7 +37,7 @@ def header(generation):
 
 
 def decoder(generation, grid, seed):
-    """A small decoder as a function of windows, and its latents and noise maps cut to them."""
+    """Returns a small decoder as a function of windows, with its latents and noise maps cut to them."""
     config = vae_config(header(generation))
     module = filled(VaeDecoder(config), weight)
     latents = normal(seed, 1, CHANNELS, *grid)
@@ -66,7 +67,7 @@ def whole(grid):
 
 
 def psnr(frame, wanted):
-    """Decibels, of pixels as they are shown: 0..1."""
+    """Returns the PSNR in decibels of pixels as they are shown, in 0..1."""
     shown, expected = (np.clip(one / 2 + 0.5, 0, 1) for one in (frame, wanted))
     return -10 * np.log10(np.square(shown - expected).mean())
 
@@ -77,7 +78,7 @@ def test_one_tile_of_a_decoder_is_the_untiled_decode_bit_for_bit(generation, til
     grid = (3, 2, 3)
     decode = decoder(generation, grid, 1)
     expected = decode(*whole(grid)).swapaxes(0, 1)
-    made = list(decode_tiled(grid, decode, tiling))
+    made = list(decode_tiled(Grid(*grid), decode, tiling))
     assert [frame.tobytes() for frame in made] == [frame.tobytes() for frame in expected]
 
 
@@ -86,7 +87,7 @@ def test_one_tile_of_a_decoder_is_the_untiled_decode_bit_for_bit(generation, til
 def test_every_frame_of_a_decode_in_tiles_is_close_to_the_untiled_one(generation, grid):
     decode = decoder(generation, grid, 2)
     expected = decode(*whole(grid)).swapaxes(0, 1)
-    made = list(decode_tiled(grid, decode, CUT[grid]))
+    made = list(decode_tiled(Grid(*grid), decode, CUT[grid]))
     ratios = [psnr(frame, wanted) for frame, wanted in zip(made, expected, strict=True)]
     assert min(ratios) > PSNR_FLOORS[generation][CUT[grid].frames is None]
 
@@ -97,7 +98,7 @@ def test_twice_the_overlap_takes_more_than_half_of_the_squared_error(generation)
     decode = decoder(generation, grid, 3)
     expected = decode(*whole(grid))
     tilings = [Tiling(columns=12 + overlap // 2, space_overlap=overlap) for overlap in (2, 4, 8)]  # two tiles each
-    made = [np.stack([*decode_tiled(grid, decode, tiling)], axis=1) for tiling in tilings]
+    made = [np.stack([*decode_tiled(Grid(*grid), decode, tiling)], axis=1) for tiling in tilings]
     errors = [np.square(one - expected).sum() for one in made]
     assert all(after < before / 2 for before, after in pairwise(errors))
 

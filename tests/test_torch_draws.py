@@ -1,4 +1,4 @@
-"""Torch itself against its random numbers in numpy, draw by draw, and the official pipeline's draws made with it."""
+"""Our numpy version of torch's random numbers against torch itself, draw by draw and in the official order."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ import torch
 from ltx_runtime.noise.noise import DiffusersNoise, TorchNoise
 from ltx_runtime.noise.torch_random import TorchGenerator
 
-# Of a processor without AVX2 torch's own numbers are this far from its others: it rounds angles elsewhere.
+# Without AVX2, torch's own numbers differ by this much from those with it, because it rounds angles differently.
 WITHIN = 1e-6 if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") else 4e-6
 SEEDS = [0, 1, 2, 42, 171198, *(2**bits + delta for bits in (31, 32, 33, 48, 63) for delta in (-1, 0, 7))]
 SHAPES = [(1, 4, 3, 5, 7), (128, 257), (16,), (17,), (31,), (15,), (1,), (3, 5), (2, 1, 1), (1, 33), ()]
@@ -61,9 +61,9 @@ def test_the_global_stream_is_such_a_generator_and_seeding_it_forgets_the_normal
 
 
 def official_run(seed, channels, grid, extra, stochastic):
-    """The official pipeline's draws of one pass with an image at a later frame, as tensors of the shapes it has then.
+    """Makes the official pipeline's draws of one pass with an image at a later frame, as tensors of its shapes.
 
-    Only draws and what decides their memory order: arithmetic on the way keeps the order, and shapes.
+    It only draws, and sets the memory order of the draws: the omitted arithmetic keeps that order and the shapes.
     """
     frames, rows, columns = grid
     generator = torch.Generator().manual_seed(seed)

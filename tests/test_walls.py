@@ -1,4 +1,4 @@
-"""The walls of the house: what the runtime may load, who may import whom, and how large a file may grow."""
+"""Rules of the source tree: what the runtime may load, which room may import which, and how large a file may grow."""
 
 import ast
 import subprocess
@@ -14,10 +14,11 @@ SOURCES = [path for path in FILES if path.relative_to(ROOT).parts[0] != "tests"]
 
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 45
-MAX_ROOM_FILES = 10  # and __init__.py
+MAX_ROOM_FILES = 10  # besides __init__.py
 NAMELESS = {"util", "utils", "common", "helper", "helpers", "manager", "misc", "base", "core"}
 
-# Rooms import only rooms further up. Inside a room, files import downwards: without a circle.
+# Rooms are the subpackages and modules of a package. They import only rooms listed before them; the files of a room
+# import each other without a cycle.
 ROOMS = {
     "ltx_runtime": (
         *("errors", "files", "progress", "spec", "folder", "tensors", "sessions", "noise"),
@@ -28,7 +29,7 @@ ROOMS = {
         *("graphs", "engines", "inspection", "random_weights", "build", "cli"),
     ),
 }
-# In these rooms one file holds sessions for each direction; all others know arrays alone.
+# In the rooms text, vae and sampling only these files hold sessions; all others know arrays alone.
 WITH_SESSIONS = {"text/encode", "vae/encode", "vae/decode", "vae/upsample", "sampling/velocity"}
 NOT_FOR_THE_RUNTIME = {"torch", "ltx_export", "diffusers", "transformers", "onnx", "onnx_ir"}
 
@@ -48,19 +49,19 @@ print(*sys.modules)
 
 
 def module_of(path: Path) -> str:
-    """The dotted name of a source file."""
+    """Returns the dotted name of a source file."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def import_alone(*modules: str) -> subprocess.CompletedProcess[str]:
-    """Imports modules in a process where everything above the wall is blocked; prints what was loaded."""
+    """Imports modules in a process where NOT_FOR_THE_RUNTIME is blocked, and prints the loaded modules."""
     code = IMPORT_ALONE.format(blocked=NOT_FOR_THE_RUNTIME, modules=modules)
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
 def imported(path: Path) -> set[str]:
-    """Dotted names of all modules a file imports, at any depth."""
+    """Returns the dotted names of all modules that a file imports, at any depth."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -77,7 +78,7 @@ def test_every_module_of_the_runtime_can_be_imported_where_torch_and_the_exporte
 
 
 def libraries_of(*modules: str) -> set[str]:
-    """The libraries that importing these modules loads."""
+    """Returns the libraries that importing these modules loads."""
     return {name.partition(".")[0] for name in import_alone(*modules).stdout.split()}
 
 
@@ -97,7 +98,7 @@ def test_the_runtime_and_its_tests_import_nothing_from_above_the_wall_even_insid
 
 
 def place_of(module: str) -> tuple[str, str]:
-    """Package and room of a dotted name: `ltx_runtime.spec.geometry` is in ("ltx_runtime", "spec")."""
+    """Returns package and room of a dotted name: `ltx_runtime.spec.geometry` is in ("ltx_runtime", "spec")."""
     package, _, rest = module.partition(".")
     return package, rest.partition(".")[0]
 
@@ -129,7 +130,7 @@ def test_no_file_imports_itself_through_others():
     while free := [module for module, needs in arrows.items() if not needs & arrows.keys()]:
         for module in free:
             del arrows[module]
-    # A package that hands on names of its own files is left over only with them.
+    # A package that re-exports names of its own files is left over only if some of those files are.
     assert arrows == {}
 
 

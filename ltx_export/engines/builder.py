@@ -9,14 +9,9 @@ from typing import Any
 
 from ltx_export.engines.arguments import AUTO
 from ltx_runtime.errors import LtxError
+from ltx_runtime.sessions.cuda import gpu as cuda_gpu
 from ltx_runtime.sessions.cuda.gpu import Gpu
-from ltx_runtime.sessions.trt.library import (
-    LIBRARIES,
-    RTX_CAPABILITIES,
-    load_library,
-    maker_of,
-    refuse_unserved,
-)
+from ltx_runtime.sessions.trt.library import LIBRARIES, RTX_CAPABILITIES, load_library, maker_of, refuse_unserved
 
 
 def choose_builder(asked: str) -> tuple[str, Gpu | None, str]:
@@ -45,22 +40,20 @@ def choose_builder(asked: str) -> tuple[str, Gpu | None, str]:
     )
 
 
-def _gpu() -> tuple[Gpu | None, str]:
+def _gpu() -> tuple[Gpu | None, LtxError | None]:
     """The GPU, or None and why there is none."""
-    from ltx_runtime.sessions.cuda.gpu import find_gpu  # noqa: PLC0415  (engines are built without CUDA too)
-
     try:
-        return find_gpu(), ""
+        return cuda_gpu.find_gpu(), None
     except LtxError as error:
-        return None, str(error)
+        return None, error
 
 
-def reason_not_to_run(library: Any, builder: str, gpu: Gpu | None) -> str:
-    """Why engines cannot be run here; empty if they can."""
+def reason_not_to_run(library: Any, builder: str, gpu: Gpu | None) -> LtxError | None:
+    """Why engines cannot be run here; None if they can."""
     if gpu is None:
         return _gpu()[1]
     try:
         refuse_unserved(library, builder, gpu)
     except LtxError as error:
-        return str(error)
-    return ""
+        return error
+    return None

@@ -27,14 +27,15 @@ from ltx_export.engines.files import (
     take_over,
 )
 from ltx_export.engines.graph import Prepared
-from ltx_export.engines.numbers import Numbers, check_engine_numbers
+from ltx_export.engines.numbers import check_engine_numbers
 from ltx_export.engines.progress import shown
 from ltx_runtime.errors import LtxError
+from ltx_runtime.folder.address import EngineAddress
 from ltx_runtime.folder.manifest import MANIFEST, Engines, find_folder, open_engines
-from ltx_runtime.folder.profiles import Limits
-from ltx_runtime.folder.sidecar import ENGINE_PRECISIONS, WEIGHTS, Maker, Sidecar, Weights, engine_path
+from ltx_runtime.folder.profiles import Limits, Profile
+from ltx_runtime.folder.sidecar import ENGINE_PRECISIONS, WEIGHTS, Maker, Sidecar, Weights
 from ltx_runtime.planning.plan import grids_of
-from ltx_runtime.sessions import Found
+from ltx_runtime.sessions import engine_found
 from ltx_runtime.sessions.trt.library import LIBRARIES, load_library, maker_of, title_of
 from ltx_runtime.spec.components import COMPONENT_NAMES
 from ltx_runtime.spec.geometry import grid_of
@@ -49,22 +50,30 @@ _LARGEST = (1600, 1600, 257)  # of what engines serve
 
 @dataclass(frozen=True)
 class _Job:
-    """One component: what is wanted, and what is there of it."""
+    """One engine that is wanted, and whether something is there that makes building it needless.
 
-    name: str
+    Attributes:
+        address: names the engine.
+        recipe: how it is built.
+        prepared: the graph that it is built from.
+        fitting: the sidecar of the engine that is there already and fits; None if there is none.
+        equal: another folder's engine that differs only in weights outside of it; None if there is none.
+    """
+
+    address: EngineAddress
     recipe: Recipe
     prepared: Prepared
-    fitting: Sidecar | None
-    equal: Path | None
+    fitting: Sidecar | None = None
+    equal: Path | None = None
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where engines are built here and for what; `no_gpu` says why none can be run."""
+    """The version folder, the library that builds here, and why engines cannot be run here (None if they can)."""
 
     engines: Engines
     maker: Maker
-    no_gpu: str
+    no_gpu: LtxError | None
 
 
 def run_command(asked: Asked, report: Report) -> None:
@@ -87,7 +96,7 @@ def run_command(asked: Asked, report: Report) -> None:
             raise
         report(f"ONNX only: {error}")
         return
-    recipe = Recipe(asked.precision, "embedded", limits, asked.weight_streaming, _options(asked))
+    recipe = Recipe("embedded", limits, asked.weight_streaming, _options(asked))
     if asked.weights != AUTO:
         refuse_impossible(library, title_of(builder), replace(recipe, weights=_modes(asked, 0)[0]))
     engines = open_engines(find_folder(asked.engines, version.name))
@@ -177,56 +186,60 @@ def _modes(asked: Asked, weights_bytes: int) -> list[Weights]:
 
 
 def _job(place: _Place, asked: Asked, recipe: Recipe, name: str) -> _Job:
-    prepared = prepared_for(place.engines, name, recipe)
+    address = EngineAddress(place.engines, name, place.maker, asked.precision)
+    prepared = prepared_for(address, recipe.weights)
     modes = _modes(asked, prepared.weights_bytes)
     refused: LtxError | None = None
     for mode in () if asked.force else modes:
         try:
             there = replace(recipe, weights=mode)
-            found = check_built(place.engines, name, place.maker, there, prepared)
-            return _Job(name, there, prepared, found, None)
+            return _Job(address, there, prepared, fitting=check_built(address, there, prepared))
         except LtxError as error:
             refused = refused or error
     if asked.check:
         assert refused is not None
         raise refused
     recipe = replace(recipe, weights=modes[0])
-    prepared = prepared_for(place.engines, name, recipe)
+    prepared = prepared_for(address, recipe.weights)
     folders = [*([asked.reuse] if asked.reuse else []), *siblings_of(place.engines.folder)]
-    equal = None if asked.force else find_equal(place.engines, name, place.maker, recipe, prepared, folders)
-    return _Job(name, recipe, prepared, None, equal)
+    equal = None if asked.force else find_equal(address, recipe, prepared, folders)
+    return _Job(address, recipe, prepared, equal=equal)
+
+
+def _served(job: _Job) -> list[Profile]:
+    """The sizes that a job's engine serves."""
+    return job.recipe.profiles(job.address.engines.component(job.address.component).signature)
 
 
 def _check_room(place: _Place, jobs: Sequence[_Job]) -> None:
     needed, builds = 0, []
     for job in jobs:
         if job.fitting is None and job.equal is None:
-            served = job.recipe.profiles(place.engines.component(job.name).signature)
-            needed += preflight.engine_bytes(job.prepared, job.recipe.weights, len(served))
-            builds.append((job.name, job.prepared, job.recipe.weights))
+            needed += preflight.engine_bytes(job.prepared, job.recipe.weights, len(_served(job)))
+            builds.append((job.address.component, job.prepared, job.recipe.weights))
     preflight.check_disk(place.engines.folder, needed)
     preflight.check_memory(builds)
 
 
 def _done(place: _Place, asked: Asked, job: _Job) -> str:
     """Builds or takes over one engine and checks its numbers; gives the line about it."""
-    engines, maker, recipe = place.engines, place.maker, job.recipe
+    address, recipe = job.address, job.recipe
     started = time.perf_counter()
     if job.fitting is not None:
-        path = engine_path(engines, job.name, maker, recipe.precision)
+        path = address.path
         if job.fitting.relative_l2 is not None:
             return f"{path} fits, relative L2 {job.fitting.relative_l2:.1e}"
         how = " fits"
     elif job.equal is not None:
-        path = take_over(engines, job.name, maker, recipe, job.prepared, job.equal)
+        path = take_over(address, recipe, job.prepared, job.equal)
         how = f": that of {job.equal.parents[1]} with other weights"
     else:
-        with shown(job.name) as progress:
-            path = build_engine(engines, job.name, maker, recipe, progress)
+        with shown(address.component) as progress:
+            path = build_engine(address, recipe, progress)
         how = f": built in {time.perf_counter() - started:.1f} s"
         if asked.reuse is not None:
             how += f" as {asked.reuse} has none to take over"
-    served = len(recipe.profiles(engines.component(job.name).signature))
+    served = len(_served(job))
     size = f"{path.stat().st_size / 1e6:.1f} MB, {served} profile{'s'[: served > 1]}, weights {recipe.weights}"
     return f"{path}{how}, {size}, {_checked(place, asked, job, path)}"
 
@@ -237,20 +250,11 @@ def _checked(place: _Place, asked: Asked, job: _Job, path: Path) -> str:
     Raises:
         LtxError: they are wrong; the engine is removed unless it is kept by `force`.
     """
-    sidecar = check_built(place.engines, job.name, place.maker, job.recipe, job.prepared)
-    found = Found(
-        backend=place.maker.builder,
-        component=place.engines.component(job.name).signature,
-        path=path,
-        weights=place.engines.weights_folder(job.name),
-        precision=job.recipe.precision,
-        profiles=sidecar.profiles,
-        sidecar=sidecar,
-    )
-    if place.no_gpu:
-        return f"not checked: {place.no_gpu.partition(' - ')[0]}"
+    sidecar = check_built(job.address, job.recipe, job.prepared)
+    if place.no_gpu is not None:
+        return f"not checked: {place.no_gpu.problem}"
     try:
-        numbers: Numbers = check_engine_numbers(place.engines, found)
+        numbers = check_engine_numbers(engine_found(job.address, sidecar))
     except LtxError as error:
         if not asked.force:
             remove_engine(path)
@@ -258,6 +262,6 @@ def _checked(place: _Place, asked: Asked, job: _Job, path: Path) -> str:
         sys.stderr.write(f"warning: {error}\n")
         return "wrong, and kept all the same"
     if numbers.relative_l2 is None:
-        return f"not checked: {numbers.why.partition(' - ')[0]}"
+        return f"not checked: {numbers.why}"
     note_numbers(path, numbers.relative_l2)
     return f"relative L2 {numbers.relative_l2:.1e}"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ltx_export.engines.graph import Prepared, prepare
-from ltx_export.engines.progress import Progress, in_thread, monitor_of
+from ltx_export.engines.progress import BuildProgress, in_thread, monitor_of
 from ltx_export.engines.timing import timings_kept
 from ltx_runtime.errors import LtxError, explaining
 from ltx_runtime.folder.profiles import Limits, Profile, profiles
@@ -30,14 +30,12 @@ class Recipe:
     """How an engine is made.
 
     Attributes:
-        precision: of the graph.
         weights: see sidecar.Weights.
         limits: of the sizes it serves; None for all.
         weight_streaming: let the session keep weights in the machine's memory.
         options: the command's for all of these, to be told again.
     """
 
-    precision: str = "bf16"
     weights: Weights = "embedded"
     limits: Limits | None = None
     weight_streaming: bool = False
@@ -70,13 +68,13 @@ def engine_from_onnx(
     component: Component,
     engine: Path,
     recipe: Recipe = Recipe(),
-    progress: Progress | None = None,
+    progress: BuildProgress | None = None,
 ) -> Prepared:
     """Builds an engine into a file, in a thread so that Ctrl-C can end it; gives the graph it was built from.
 
     Args:
         library: see load_library.
-        graph: a file of the recipe's precision.
+        graph: the ONNX file, whose precision is the engine's.
         weights: the folder of the files it points into.
         component: its ports.
         engine: may be left half-written by a failure; the folder's timings are beside it, under the caller's lock.
@@ -85,7 +83,7 @@ def engine_from_onnx(
         LtxError: the library refuses the graph; says why in its words.
         KeyboardInterrupt: Ctrl-C, once the build has ended.
     """
-    progress = progress or Progress()
+    progress = progress or BuildProgress()
     prepared = prepare(graph, component, recipe.weights)
     logger = logger_of(library)
     logger.heard.clear()

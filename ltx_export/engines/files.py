@@ -15,45 +15,42 @@ from pathlib import Path
 
 from ltx_export.engines.engine_from_onnx import Recipe, engine_from_onnx
 from ltx_export.engines.graph import Prepared, prepare
-from ltx_export.engines.progress import Progress
+from ltx_export.engines.progress import BuildProgress
 from ltx_runtime.errors import LtxError
 from ltx_runtime.files import locked
-from ltx_runtime.folder.manifest import MANIFEST, Engines, checksum
-from ltx_runtime.folder.sidecar import (
-    Maker,
-    Sidecar,
-    check_engine,
-    engine_path,
-    graph_for,
-    read_sidecar,
-    rebuild_command,
-    refit_graph_path,
-    sidecar_path,
-    sources_of,
-    write_sidecar,
-)
+from ltx_runtime.folder.address import EngineAddress, check_engine
+from ltx_runtime.folder.manifest import MANIFEST, checksum
+from ltx_runtime.folder.sidecar import Sidecar, Weights, read_sidecar, refit_graph_path, sidecar_path, write_sidecar
 from ltx_runtime.sessions.trt.library import load_library
+from ltx_runtime.spec.components import Component
 
 
-def prepared_for(engines: Engines, name: str, recipe: Recipe) -> Prepared:
-    """The graph of a component as a builder would be given it.
+def prepared_for(address: EngineAddress, weights: Weights) -> Prepared:
+    """Prepares the graph of an engine as its builder would be given it.
 
-    Raises:
-        LtxError: the folder lacks it, or it is none.
-    """
-    graph = engines.folder / graph_for(engines, name, recipe.precision)
-    return prepare(graph, engines.component(name).signature, recipe.weights)
-
-
-def check_built(engines: Engines, name: str, maker: Maker, recipe: Recipe, prepared: Prepared) -> Sidecar:
-    """The sidecar of an engine that is just what would be built.
+    Args:
+        address: names the engine.
+        weights: where the engine's weights are to be, see sidecar.Weights.
 
     Raises:
-        LtxError: there is none, or it does not fit the folder, the library, the sizes or the kind of weights.
+        LtxError: the version folder has no such graph, or the file is no ONNX graph.
     """
-    found = check_engine(engines, name, recipe.precision, maker)
+    return prepare(address.graph(), _signature(address), weights)
+
+
+def _signature(address: EngineAddress) -> Component:
+    return address.engines.component(address.component).signature
+
+
+def check_built(address: EngineAddress, recipe: Recipe, prepared: Prepared) -> Sidecar:
+    """Checks that an engine exists which is just what would be built, and returns its sidecar.
+
+    Raises:
+        LtxError: there is none, or it does not fit the folder, the library, the sizes or the place for weights.
+    """
+    sidecar = check_engine(address)
     wanted = {
-        "profiles": (recipe.profiles(engines.component(name).signature), "serves other sizes"),
+        "profiles": (recipe.profiles(_signature(address)), "serves other sizes"),
         "weights": (recipe.weights, "has its weights elsewhere"),
         "structure": (prepared.structure, "was built by another release of this program"),
         "weight_streaming": (
@@ -62,53 +59,55 @@ def check_built(engines: Engines, name: str, maker: Maker, recipe: Recipe, prepa
         ),
     }
     for attribute, (value, misfit) in wanted.items():
-        if getattr(found, attribute) != value:
-            version = engines.manifest.version
-            command = rebuild_command(engines.folder, version, name, recipe.precision, maker.builder, recipe.options)
-            raise LtxError(f"{engine_path(engines, name, maker, recipe.precision)} {misfit}", command=command)
-    return found
+        if getattr(sidecar, attribute) != value:
+            raise LtxError(f"{address.path} {misfit}", command=address.rebuild_command(recipe.options))
+    return sidecar
 
 
-def build_engine(engines: Engines, name: str, maker: Maker, recipe: Recipe, progress: Progress | None = None) -> Path:
-    """Builds one component's engine; engine and sidecar appear under their names only when whole.
+def build_engine(address: EngineAddress, recipe: Recipe, progress: BuildProgress | None = None) -> Path:
+    """Builds an engine; it and its sidecar appear under their names only when whole.
 
     An engine that was there stays until then.
 
     Raises:
-        LtxError: the folder lacks the graph, or the library refuses it; says why in its words.
+        LtxError: the version folder has no such graph, or the library refuses it; says why in its words.
         KeyboardInterrupt: Ctrl-C, once the build has ended.
     """
-    library = load_library(maker.builder)
-    graph = engines.folder / graph_for(engines, name, recipe.precision)
-    weights, component = engines.weights_folder(name), engines.component(name).signature
-    with _replaced(engine_path(engines, name, maker, recipe.precision)) as (target, temporary, finish):
-        prepared = engine_from_onnx(library, graph, weights, component, temporary, recipe, progress)
-        finish(_described(engines, name, maker, recipe, prepared, temporary), prepared)
+    library = load_library(address.maker.builder)
+    graph, weights = address.graph(), address.engines.weights_folder(address.component)
+    with _replaced(address.path) as (target, temporary, finish):
+        prepared = engine_from_onnx(library, graph, weights, _signature(address), temporary, recipe, progress)
+        finish(_described(address, recipe, prepared, temporary), prepared)
     return target
 
 
-def find_equal(
-    engines: Engines, name: str, maker: Maker, recipe: Recipe, prepared: Prepared, folders: Iterable[Path]
-) -> Path | None:
-    """An engine in another version folder that differs from the one wanted in nothing but the weights outside it."""
+def find_equal(address: EngineAddress, recipe: Recipe, prepared: Prepared, folders: Iterable[Path]) -> Path | None:
+    """Finds an engine in another version folder that differs from the one wanted only in weights outside of it.
+
+    Args:
+        address: the engine that is wanted.
+        recipe: how it would be built.
+        prepared: its graph.
+        folders: version folders to search, in this order.
+    """
     if recipe.weights == "embedded":
         return None
     wanted = {
-        **maker.marks(),
-        "component": name,
-        "precision": recipe.precision,
+        **address.maker.marks(),
+        "component": address.component,
+        "precision": address.precision,
         "weights": recipe.weights,
-        "profiles": recipe.profiles(engines.component(name).signature),
+        "profiles": recipe.profiles(_signature(address)),
         "structure": prepared.structure,
     }
     for folder in folders:
-        engine = engine_path(replace(engines, folder=folder), name, maker, recipe.precision)
+        engine = replace(address, engines=replace(address.engines, folder=folder)).path
         try:
-            found = read_sidecar(engine)
+            sidecar = read_sidecar(engine)
         except LtxError:
             continue
-        fits = all(getattr(found, attribute) == value for attribute, value in wanted.items())
-        if fits and engine.is_file() and checksum(engine) == found.engine_checksum:
+        fits = all(getattr(sidecar, attribute) == value for attribute, value in wanted.items())
+        if fits and engine.is_file() and checksum(engine) == sidecar.engine_checksum:
             return engine
     return None
 
@@ -119,14 +118,14 @@ def siblings_of(folder: Path) -> list[Path]:
     return [other for other in others if other != folder.resolve()]
 
 
-def take_over(engines: Engines, name: str, maker: Maker, recipe: Recipe, prepared: Prepared, other: Path) -> Path:
+def take_over(address: EngineAddress, recipe: Recipe, prepared: Prepared, other: Path) -> Path:
     """Makes another folder's engine this one's: the same file where the disk allows it, with a sidecar of its own."""
-    with _replaced(engine_path(engines, name, maker, recipe.precision)) as (target, temporary, finish):
+    with _replaced(address.path) as (target, temporary, finish):
         try:
             os.link(other, temporary)
         except OSError:  # another file system, or one without links
             shutil.copyfile(other, temporary)
-        finish(_described(engines, name, maker, recipe, prepared, temporary), prepared)
+        finish(_described(address, recipe, prepared, temporary), prepared)
     return target
 
 
@@ -142,16 +141,18 @@ def remove_engine(engine: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _described(engines: Engines, name: str, maker: Maker, recipe: Recipe, prepared: Prepared, engine: Path) -> Sidecar:
+def _described(address: EngineAddress, recipe: Recipe, prepared: Prepared, engine: Path) -> Sidecar:
+    """The sidecar of an engine that was built into the file `engine` and is to be moved to its address."""
+    maker = address.maker
     return Sidecar(
         **maker.marks(),
         gpu=maker.gpu,
         driver=maker.driver,
-        component=name,
-        precision=recipe.precision,
+        component=address.component,
+        precision=address.precision,
         weights=recipe.weights,
-        profiles=recipe.profiles(engines.component(name).signature),
-        sources=sources_of(engines, name, recipe.precision),
+        profiles=recipe.profiles(_signature(address)),
+        sources=address.sources(),
         structure=prepared.structure,
         engine_checksum=checksum(engine),
         weight_inputs=prepared.weight_inputs,

@@ -15,14 +15,13 @@ import numpy as np
 
 from ltx_export.recorded import Feeds, random_feeds, read_record, relative_l2, run_graph
 from ltx_runtime.errors import LtxError
-from ltx_runtime.folder.manifest import Engines
 from ltx_runtime.folder.profiles import Profile, profile_for, sizes_of
-from ltx_runtime.sessions import Found, Session, open_session
+from ltx_runtime.sessions import FoundEngine, Session, open_session
 from ltx_runtime.sessions.cuda.memory import GpuMemoryError
 
 Array = np.ndarray[Any, Any]
 Arrays = Mapping[str, Array]
-Open = Callable[[Found], AbstractContextManager[Session]]
+Open = Callable[[FoundEngine], AbstractContextManager[Session]]
 
 # Of the output to the fp32 graph's, in relative L2. bf16 keeps 8 bits of a number: PyTorch in bf16 is 1.35e-2 off over
 # a transformer's 28 layers, and the longest versions have 48. fp16 keeps 11 bits, and is off by an eighth of that.
@@ -40,25 +39,23 @@ class Numbers:
     why: str = ""
 
 
-def check_engine_numbers(engines: Engines, found: Found, opened: Open = open_session) -> Numbers:
+def check_engine_numbers(found: FoundEngine, opened: Open = open_session) -> Numbers:
     """Runs an engine once and holds its output against the fp32 graph's.
 
     Args:
-        engines: the folder it was built from.
-        found: the engine, with its sidecar and profiles.
+        found: the engine.
         opened: opens it.
 
     Raises:
         LtxError: it does not load or run, or its output is not finite, differs by more than its precision explains,
             or is no picture.
     """
-    assert found.sidecar is not None
-    feeds, expected = _request(engines, found)
+    feeds, expected = _request(found)
     try:
         with opened(found) as session:
             made = session.run(feeds, list(session.outputs))
     except GpuMemoryError as error:
-        return Numbers(None, str(error))
+        return Numbers(None, error.problem)
     except MemoryError:
         return Numbers(None, "the GPU has too little free memory")
     output = made[found.component.outputs[0].name]
@@ -79,16 +76,15 @@ def check_engine_numbers(engines: Engines, found: Found, opened: Open = open_ses
     return Numbers(distance)
 
 
-def _advice(found: Found) -> str:
-    assert found.sidecar is not None
+def _advice(found: FoundEngine) -> str:
     if found.sidecar.precision == "fp16":
         return "use bf16, or keep it all the same with --force"
     return "report it, or keep it all the same with --force"
 
 
-def _request(engines: Engines, found: Found) -> tuple[Feeds, Callable[[], Array | None]]:
+def _request(found: FoundEngine) -> tuple[Feeds, Callable[[], Array | None]]:
     """Inputs that a profile serves, and what gives the fp32 graph's output for them."""
-    component = found.component
+    component, engines = found.component, found.address.engines
     entry = engines.component(component.name)
     if entry.recorded is not None:
         recorded, output = read_record(engines.folder / entry.recorded, component)
@@ -119,7 +115,7 @@ def _cells(sizes: Mapping[str, int]) -> int:
     return math.prod(sizes.get(axis, 1) for axis in ("tokens", "frames", "rows", "columns"))
 
 
-def _check_frames(found: Found, made: Arrays, video: Array, reference: Array | None) -> None:
+def _check_frames(found: FoundEngine, made: Arrays, video: Array, reference: Array | None) -> None:
     """What is shown is the video's levels, and not one colour unless the fp32 graph's is."""
     frames, mean = made["frames"], made["mean"]
     levels = np.floor(255 * np.clip(video * 0.5 + 0.5, 0, 1)).transpose(0, 2, 3, 4, 1)  # (B, F, H, W, 3)

@@ -30,7 +30,7 @@ class _Phase:
 
 
 @dataclass
-class Progress:
+class BuildProgress:
     """The phases of one build.
 
     Attributes:
@@ -89,7 +89,7 @@ class Progress:
         return min((phase.done + max(within, default=0.0)) / phase.steps, 1.0)
 
 
-def monitor_of(library: Any, progress: Progress) -> Any:
+def monitor_of(library: Any, progress: BuildProgress) -> Any:
     """The library's own progress monitor, which tells `progress`."""
 
     class Monitor(library.IProgressMonitor):
@@ -110,7 +110,7 @@ def monitor_of(library: Any, progress: Progress) -> Any:
     return Monitor()
 
 
-def in_thread(work: Callable[[], Made], progress: Progress) -> Made:
+def in_thread(work: Callable[[], Made], progress: BuildProgress) -> Made:
     """What `work` makes in a thread of its own, while this one can be interrupted.
 
     Raises:
@@ -150,14 +150,14 @@ def in_thread(work: Callable[[], Made], progress: Progress) -> Made:
 
 
 @contextmanager
-def shown(title: str) -> Iterator[Progress]:
-    """Progress as a bar on standard error, gone at the end; where that is no terminal, a line for what has ended."""
+def shown(title: str) -> Iterator[BuildProgress]:
+    """Shows a build as a bar on standard error, gone at the end; if that is no terminal, as a line for each phase."""
     from rich import progress as rich  # noqa: PLC0415
     from rich.console import Console  # noqa: PLC0415
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield Progress(ended=lambda phase, seconds: _line(f"{title}: {phase.lower()} {seconds:.1f} s"))
+        yield BuildProgress(ended=lambda phase, seconds: _line(f"{title}: {phase.lower()} {seconds:.1f} s"))
         return
     words = rich.TextColumn("{task.description}")
     columns = (words, rich.BarColumn(), rich.TaskProgressColumn(), rich.TimeElapsedColumn(), rich.TimeRemainingColumn())
@@ -167,7 +167,7 @@ def shown(title: str) -> Iterator[Progress]:
         def show(phase: str, fraction: float) -> None:
             bars.update(task, description=f"{title}: {phase.lower()}", completed=fraction)
 
-        yield Progress(show)
+        yield BuildProgress(show)
 
 
 def _line(text: str) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from ltx_runtime.doctor.folders import ComponentFacts, FolderFacts
 from ltx_runtime.doctor.machine import CUDA_PROVIDER, GpuFacts, Library, Machine
+from ltx_runtime.folder.address import engines_option
 from ltx_runtime.folder.manifest import export_command
-from ltx_runtime.folder.sidecar import engines_option
 from ltx_runtime.sessions.trt.library import LEAST_CAPABILITY, LIBRARIES, RTX_CAPABILITIES
 
 _ESSENTIAL = ("numpy", "av", "sentencepiece")

@@ -12,16 +12,10 @@ from typing import cast
 
 from ltx_runtime.doctor.machine import reason_of
 from ltx_runtime.errors import LtxError, explaining
+from ltx_runtime.folder.address import EngineAddress, check_engine
 from ltx_runtime.folder.manifest import MANIFEST, Engines, Manifest, export_command, read_manifest
 from ltx_runtime.folder.profiles import Profile, Span
-from ltx_runtime.folder.sidecar import (
-    ENGINE_PRECISIONS,
-    Maker,
-    Sidecar,
-    check_engine,
-    read_sidecar,
-    rebuild_command,
-)
+from ltx_runtime.folder.sidecar import ENGINE_PRECISIONS, Maker, Sidecar, read_sidecar
 from ltx_runtime.sessions import BACKENDS, find
 from ltx_runtime.sessions.trt.library import LIBRARIES, title_of
 from ltx_runtime.spec.components import ComponentName
@@ -167,14 +161,16 @@ def _saying(engines: Engines, name: str, backend: str) -> Saying:
 def _engine(engines: Engines, name: str, path: Path, makers: Mapping[str, Maker]) -> EngineFile:
     place, size = str(path.relative_to(engines.folder)), path.stat().st_size
     precision = path.name.removeprefix(f"{name}.").removesuffix(".engine")
-    version = engines.manifest.version
+    usual = next(iter(makers.values()), Maker(next(iter(LIBRARIES)), ""))
     try:
         sidecar = read_sidecar(path)
     except LtxError as error:
-        again = rebuild_command(engines.folder, version, name, precision, next(iter(makers), next(iter(LIBRARIES))))
-        return EngineFile(place, name, size, "", precision, "", (), None, error.problem, again)
-    problem = _misfit(engines, name, path, sidecar, makers.get(sidecar.builder))
-    builder = sidecar.builder if sidecar.builder in LIBRARIES else next(iter(LIBRARIES))
+        rebuild = EngineAddress(engines, name, usual, precision).rebuild_command()
+        return EngineFile(place, name, size, "", precision, "", (), None, error.problem, rebuild)
+    builder = makers.get(sidecar.builder)
+    problem = _misfit(engines, name, path, sidecar, builder)
+    known = sidecar.maker if sidecar.builder in LIBRARIES else Maker(next(iter(LIBRARIES)), "")
+    rebuild = EngineAddress(engines, name, known, sidecar.precision).rebuild_command(sidecar.options)
     return EngineFile(
         place,
         name,
@@ -185,12 +181,12 @@ def _engine(engines: Engines, name: str, path: Path, makers: Mapping[str, Maker]
         tuple(dict.fromkeys(words_of(profile) for profile in sidecar.profiles)),
         sidecar.relative_l2,
         problem,
-        rebuild_command(engines.folder, version, name, sidecar.precision, builder, sidecar.options) if problem else "",
+        rebuild if problem else "",
     )
 
 
 def _misfit(engines: Engines, name: str, path: Path, sidecar: Sidecar, maker: Maker | None) -> str:
-    """Why an engine is of no use here; empty if it fits."""
+    """Why an engine cannot be used here; empty if it can."""
     if sidecar.builder not in LIBRARIES:
         return f"was built by {sidecar.builder}, which is no library of ours"
     title = title_of(sidecar.builder)
@@ -203,7 +199,7 @@ def _misfit(engines: Engines, name: str, path: Path, sidecar: Sidecar, maker: Ma
     if path.parent.name != maker.folder or sidecar.precision not in ENGINE_PRECISIONS:
         return f"lies in {path.parent.name}, where nothing looks for it"
     try:
-        check_engine(engines, name, sidecar.precision, maker)
+        check_engine(EngineAddress(engines, name, maker, sidecar.precision))
     except LtxError as error:
         return error.problem.removeprefix(f"{path} ")
     return ""

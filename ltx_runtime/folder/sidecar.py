@@ -5,14 +5,12 @@ one whose sidecar does not match the folder, the installed library and the GPU i
 from __future__ import annotations
 
 import json
-import shlex
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ltx_runtime.errors import LtxError
 from ltx_runtime.files import written_whole
-from ltx_runtime.folder.manifest import Engines, checksum, export_command
 from ltx_runtime.folder.profiles import Profile, Span
 
 PORTABLE = "portable"
@@ -20,17 +18,6 @@ ENGINE_PRECISIONS = ("bf16", "fp16")  # in the order in which a session looks fo
 # Where an engine's weights are: in it, given to it as inputs, or left out and put back from the checkpoint at load.
 Weights = Literal["embedded", "inputs", "refit"]
 WEIGHTS: tuple[Weights, ...] = get_args(Weights)
-
-_MISFITS = {
-    "builder": "was built by another library",
-    "builder_version": "was built by another version of its library",
-    "target": "was built for another GPU",
-    "system": "was built on another operating system",
-    "component": "is another component",
-    "precision": "has another precision",
-    "sources": "was built from another graph or other weights",
-    "engine_checksum": "has changed since it was built",
-}
 
 
 @dataclass(frozen=True)
@@ -116,10 +103,15 @@ class Sidecar:
     weight_streaming: bool = False
     options: str = ""
 
+    @property
+    def maker(self) -> Maker:
+        """The library that built the engine, and the GPU it was built for."""
+        return Maker(self.builder, self.builder_version, self.target, self.system, self.gpu, self.driver)
 
-def engine_path(engines: Engines, name: str, maker: Maker, precision: str) -> Path:
-    """`<version folder>/<target>-<builder>-<its version>/<component>.<precision>.engine`."""
-    return engines.folder / maker.folder / f"{name}.{precision}.engine"
+    @property
+    def weight_inputs_bytes(self) -> int:
+        """Size in bytes of all weights that are inputs."""
+        return sum(one.size_bytes for one in self.weight_inputs.values())
 
 
 def sidecar_path(engine: Path) -> Path:
@@ -130,27 +122,6 @@ def sidecar_path(engine: Path) -> Path:
 def refit_graph_path(engine: Path) -> Path:
     """Beside an engine without weights, the graph by which they are put back: its own, of a few megabytes."""
     return engine.with_suffix(".onnx")
-
-
-def graph_for(engines: Engines, name: str, precision: str) -> str:
-    """The file name of the graph that engines of this component are built from.
-
-    Raises:
-        LtxError: the folder lacks it.
-    """
-    graph = engines.component(name).graphs.get(precision)
-    if graph is None:
-        command = export_command(engines.manifest.version)
-        if precision != ENGINE_PRECISIONS[0]:
-            command = f"ltx-export onnx {engines.manifest.version} --precision fp32 --precision {precision}"
-        raise LtxError(f"{engines.folder} has no {precision} graph of {name}", command=command)
-    return graph
-
-
-def sources_of(engines: Engines, name: str, precision: str) -> dict[str, str]:
-    """Checksums of the graph that an engine is built from and of the files it points into."""
-    files = (graph_for(engines, name, precision), *engines.component(name).weights)
-    return {file: engines.manifest.files[file].checksum for file in files}
 
 
 def write_sidecar(engine: Path, sidecar: Sidecar) -> None:
@@ -176,47 +147,3 @@ def read_sidecar(engine: Path) -> Sidecar:
         raise LtxError(f"{engine} has no sidecar {sidecar_path(engine).name}") from None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise LtxError(f"{sidecar_path(engine)} is damaged") from None
-
-
-def engines_option(folder: Path, version: str) -> str:
-    """The option by which ltx-export finds a version folder where it does not look by itself; begins with a space."""
-    if folder.resolve() == Path("engines", version).resolve():
-        return ""
-    return f" --engines {shlex.quote(str(folder))}"
-
-
-def rebuild_command(folder: Path, version: str, name: str, precision: str, builder: str, options: str = "") -> str:
-    """The command that builds an engine anew; `options` are those it was built with."""
-    half = "" if precision == ENGINE_PRECISIONS[0] else f" --precision {precision}"
-    own = f" {options}" if options else ""
-    place = engines_option(folder, version)
-    return f"ltx-export engine {version} --component {name} --builder {builder}{half}{own}{place} --force"
-
-
-def check_engine(engines: Engines, name: str, precision: str, maker: Maker) -> Sidecar:
-    """The sidecar of an engine that may be loaded here.
-
-    Raises:
-        LtxError: the engine is missing, changed, or built from or by or for something else; ends with the command
-            that rebuilds it.
-    """
-    engine = engine_path(engines, name, maker, precision)
-    rebuild = rebuild_command(engines.folder, engines.manifest.version, name, precision, maker.builder)
-    if not engine.is_file():
-        raise LtxError(f"{engine} does not exist", command=rebuild)
-    try:
-        found = read_sidecar(engine)
-    except LtxError as error:
-        raise LtxError(str(error), command=rebuild) from None
-    rebuild = rebuild_command(engines.folder, engines.manifest.version, name, precision, maker.builder, found.options)
-    wanted = {
-        **maker.marks(),
-        "component": name,
-        "precision": precision,
-        "sources": sources_of(engines, name, precision),
-        "engine_checksum": checksum(engine),
-    }
-    for attribute, value in wanted.items():
-        if getattr(found, attribute) != value:
-            raise LtxError(f"{engine} {_MISFITS[attribute]}", command=rebuild)
-    return found

@@ -6,15 +6,14 @@ Stands between a plan and the road. Looks at version folders, libraries and GPUs
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.manifest import Engines
 from ltx_runtime.folder.profiles import profile_for, profiles
-from ltx_runtime.folder.sidecar import rebuild_command
 from ltx_runtime.planning.options import Options
 from ltx_runtime.planning.plan import Plan
-from ltx_runtime.sessions import AUTO, BACKENDS, Found, find
+from ltx_runtime.sessions import AUTO, BACKENDS, Found, FoundEngine, find
 from ltx_runtime.spec.components import ComponentName
 from ltx_runtime.spec.geometry import Grid
 from ltx_runtime.vae.tile_sizes import UnservedError
@@ -57,14 +56,12 @@ class Chosen:
     """Which backend runs each component of a request.
 
     Attributes:
-        version: of the folder.
         options: how the request is run.
         size: of the video.
         names: the components that are run, in the order of the road.
         found: what runs each of them; shared with other requests to the same folder.
     """
 
-    version: str
     options: Options
     size: Size
     names: tuple[ComponentName, ...]
@@ -80,16 +77,14 @@ class Chosen:
         found = self.found[name]
         try:
             return self.options.tiling(
-                grid.frames,
-                grid.rows,
-                grid.columns,
+                grid,
                 encoding=encoding,
                 half=found.precision != "fp32",
                 served=found.profiles,
                 gpu_bytes=found.activation_bytes,
             )
         except UnservedError:
-            raise self._refusal(name, {"batch": 1, **_sizes(grid)}) from None
+            raise self._refusal(name, {"batch": 1, **asdict(grid)}) from None
 
     def check_passes(self, planned: Plan, added_frames: int, *, conditioned: bool) -> None:
         """Checks the sizes of every step of every pass, and of what stands between passes.
@@ -109,10 +104,10 @@ class Chosen:
                 sizes = {"batch": batch, "tokens": tokens, "timesteps": tokens if conditioned else 1}
                 self._check("transformer", sizes)
         for one in planned.passes[:-1]:
-            self._check("upsampler", {"batch": 1, **_sizes(one.grid)})
+            self._check("upsampler", {"batch": 1, **asdict(one.grid)})
         last = planned.passes[-1].grid
         if planned.temporal_upscale:
-            self._check("temporal_upsampler", {"batch": 1, **_sizes(last)})
+            self._check("temporal_upsampler", {"batch": 1, **asdict(last)})
             last = replace(last, frames=2 * last.frames - 1)
         self.tiling(last)
 
@@ -134,9 +129,8 @@ class Chosen:
     def _refusal(self, name: ComponentName, sizes: Mapping[str, int]) -> LtxError:
         """Names the command that builds an engine for these sizes: the usual one if that serves them."""
         found = self.found[name]
-        assert found.sidecar is not None  # nothing else is made for some sizes
-        # Its own options made it as narrow as it is.
-        command = rebuild_command(found.path.parents[1], self.version, name, found.sidecar.precision, found.backend)
+        assert isinstance(found, FoundEngine)  # a graph serves every size
+        command = found.address.rebuild_command()  # without the options that narrowed it
         usual = profile_for(profiles(found.component), sizes) is not None
         told = ", ".join(f"{count} {axis}" for axis, count in sizes.items())
         return LtxError(
@@ -219,11 +213,7 @@ def choose(
             known[name] = replace(
                 find(engines, name, options.backend), gpu_memory_bytes=options.gpu_memory_bytes, threads=options.threads
             )
-    return Chosen(engines.manifest.version, options, size, tuple(names), known)
-
-
-def _sizes(grid: Grid) -> dict[str, int]:
-    return {"frames": grid.frames, "rows": grid.rows, "columns": grid.columns}
+    return Chosen(options, size, tuple(names), known)
 
 
 def _clauses(name: str, reasons: Sequence[str]) -> Iterator[str]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.profiles import Profile, profile_for
 from ltx_runtime.media.prepare import CRF, LARGEST_CRF
 from ltx_runtime.noise.noise import RNGS
+from ltx_runtime.spec.geometry import Grid
 from ltx_runtime.tensors import check_place
 from ltx_runtime.vae.tile_sizes import BYTES_PER_PIXEL, HALF_BYTES_PER_PIXEL, tiling_for
 from ltx_runtime.vae.tiling import Tiling
@@ -63,19 +64,17 @@ class Options:
 
     def tiling(
         self,
-        frames: int,
-        rows: int,
-        columns: int,
+        grid: Grid,
         *,
         encoding: bool = False,
         half: bool = False,
         served: Sequence[Profile] = (),
         gpu_bytes: int | None = None,
     ) -> Tiling:
-        """How the VAE's latents, so many of them, are cut for decoding or encoding.
+        """How the VAE's latents are cut into tiles for decoding or encoding.
 
         Args:
-            frames, rows, columns: of all latents.
+            grid: the grid of all latents.
             encoding: instead of decoding.
             half: whether the VAE computes in 16 bits.
             served: the sizes that an engine serves; empty if all.
@@ -86,21 +85,18 @@ class Options:
             UnservedError: the engine serves no tiles of any size.
         """
 
-        def serves(*window: int) -> bool:
-            sizes = dict(zip(("frames", "rows", "columns"), window, strict=True))
-            return not served or profile_for(served, sizes) is not None
+        def serves(window: Grid) -> bool:
+            return not served or profile_for(served, asdict(window)) is not None
 
         found = tiling_for(
-            frames,
-            rows,
-            columns,
+            grid,
             self.memory_bytes or gpu_bytes or CPU_MEMORY_BYTES,
             encoding=encoding,
             bytes_per_pixel=HALF_BYTES_PER_PIXEL if half else BYTES_PER_PIXEL,
             serves=serves,
             or_smallest=bool(served),
         )
-        if found is None and self.tiled and serves(*_BY_HAND.window(frames, rows, columns)):
+        if found is None and self.tiled and serves(_BY_HAND.window(grid)):
             return _BY_HAND
         return found or Tiling()
 

@@ -35,8 +35,7 @@ def describe(planned: Plan, chosen: Chosen, manifest: Manifest, frames: Sequence
     request, last = planned.request, planned.passes[-1].grid
     decoded = replace(last, frames=2 * last.frames - 1) if planned.temporal_upscale else last
     tiling, half = chosen.tiling(decoded), chosen.found["vae_decoder"].precision != "fp32"
-    whole = (decoded.frames, decoded.rows, decoded.columns)
-    tiles = tiling.window(*whole)
+    tile = tiling.window(decoded)
     added = added_frames((one.frame, count) for one, count in zip(request.conditions, frames, strict=False))
     return {
         "version": manifest.version,
@@ -55,9 +54,9 @@ def describe(planned: Plan, chosen: Chosen, manifest: Manifest, frames: Sequence
         "video": None if request.video is None else label_of(request.video),
         "passes": [_pass(one, find_version(manifest.version).transformer, chosen, added) for one in planned.passes],
         "decode": {
-            "tiles": None if tiles == whole else [*tiles],
+            "tiles": None if tile == decoded else [tile.frames, tile.rows, tile.columns],
             "activation_bytes": peak_bytes(
-                *whole, tiling, bytes_per_pixel=HALF_BYTES_PER_PIXEL if half else BYTES_PER_PIXEL
+                decoded, tiling, bytes_per_pixel=HALF_BYTES_PER_PIXEL if half else BYTES_PER_PIXEL
             ),
             "tone_map": planned.ending.tone_map,
         },

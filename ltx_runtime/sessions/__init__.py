@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from ltx_runtime.errors import LtxError
+from ltx_runtime.folder.address import EngineAddress
 from ltx_runtime.folder.manifest import Engines, export_command
 from ltx_runtime.folder.profiles import Profile
-from ltx_runtime.folder.sidecar import Sidecar, WeightInput
+from ltx_runtime.folder.sidecar import Sidecar
 from ltx_runtime.spec.components import Component, ComponentName, check_feeds
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
@@ -29,21 +30,19 @@ class UnsupportedError(LtxError):
 
 @dataclass(frozen=True)
 class Found:
-    """What a backend would run of one component; nothing of it is loaded.
+    """The ONNX graph that a backend would run for a component; nothing of it is loaded.
 
     Attributes:
         backend: a name of BACKENDS.
         component: its ports.
-        path: of the graph or engine.
-        weights: the folder that the graph's weights are in; its file names are relative to it.
-        precision: of the graph, or of the graph that the engine was built from.
-        profiles: the sizes it serves; empty if all.
-        sidecar: of an engine.
-        gpu_bytes: all memory of the GPU that it runs on; None on a CPU.
-        gpu_memory_bytes: what may be used of that; None for all that is free.
-        threads: of the CPU; None for as many as it has cores.
-        weights_bytes: size of the weights, with all that stands in the same files.
-        reasons: why no backend before this one was taken, one clause each.
+        path: the file of the graph, or of the engine.
+        weights: the folder of the weight files, which the graph names relative to it.
+        precision: the precision of the graph, or of the graph that the engine was built from.
+        weights_bytes: size of the weight files, or of the engine with the weights that are its inputs.
+        gpu_bytes: total memory of the GPU that it runs on; None on a CPU.
+        gpu_memory_bytes: how much of that may be used; None for all that is free.
+        threads: number of CPU threads; None for one per core.
+        reasons: why each backend before this one was passed over, one clause each.
     """
 
     backend: str
@@ -51,32 +50,59 @@ class Found:
     path: Path
     weights: Path
     precision: str = "fp32"
-    profiles: Sequence[Profile] = ()
-    sidecar: Sidecar | None = None
-    reasons: tuple[str, ...] = ()
+    weights_bytes: int = 0
     gpu_bytes: int | None = None
     gpu_memory_bytes: int | None = None
     threads: int | None = None
-    weights_bytes: int = 0
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def profiles(self) -> Sequence[Profile]:
+        """The sizes it serves; empty for a graph, which serves all."""
+        return ()
 
     @property
     def usable_gpu_bytes(self) -> int | None:
-        """What this component and all that is open beside it may take of the GPU; None on a CPU."""
+        """GPU memory that this component and all that is open beside it may take; None on a CPU."""
         if self.gpu_bytes is None:
             return None
         return min(int(_USABLE * self.gpu_bytes), self.gpu_memory_bytes or self.gpu_bytes)
 
     @property
     def activation_bytes(self) -> int | None:
-        """What a GPU has left for activations beside an engine, as estimated; None on a CPU."""
+        """Estimated GPU memory left for activations; None on a CPU."""
         usable = self.usable_gpu_bytes
         if usable is None:
             return None
-        own = self.path.stat().st_size + sum(one.size_bytes for one in self._weight_inputs())
-        return max(usable - own - _CONTEXT_BYTES, _SMALLEST_BYTES)
+        return max(usable - self._loaded_bytes() - _CONTEXT_BYTES, _SMALLEST_BYTES)
 
-    def _weight_inputs(self) -> Iterable[WeightInput]:
-        return () if self.sidecar is None else self.sidecar.weight_inputs.values()
+    def _loaded_bytes(self) -> int:
+        return self.path.stat().st_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundEngine(Found):
+    """The engine that a backend would run for a component, checked by its sidecar; see `engine_found`.
+
+    Attributes:
+        address: names the engine, and the command that builds it again.
+        sidecar: says what it was built from, for which sizes, and where its weights are.
+    """
+
+    address: EngineAddress
+    sidecar: Sidecar
+
+    @property
+    def profiles(self) -> Sequence[Profile]:
+        """The sizes it serves, in the engine's own order."""
+        return self.sidecar.profiles
+
+    def _loaded_bytes(self) -> int:
+        return self.weights_bytes
+
+    def rebuild_command(self) -> str:
+        """The command that builds the engine again as it was built."""
+        return self.address.rebuild_command(self.sidecar.options)
 
 
 class Runner(Protocol):
@@ -173,7 +199,7 @@ def find(engines: Engines, name: ComponentName, backend: str = AUTO, *, after: s
             reasons.append(f"{one}: {error.problem}")
             continue
         assert isinstance(found, Found)
-        return Found(**{**vars(found), "reasons": tuple(reasons)})
+        return replace(found, reasons=tuple(reasons))
     raise AssertionError("there is no backend")
 
 
@@ -203,12 +229,26 @@ def graph_found(engines: Engines, name: ComponentName, backend: str, precisions:
             path = engines.folder / entry.graphs[precision]
             files = engines.manifest.files
             size_bytes = sum(files[file].size_bytes for file in entry.weights if file in files)
-            return Found(
-                backend, entry.signature, path, engines.weights_folder(name), precision, weights_bytes=size_bytes
-            )
+            return Found(backend, entry.signature, path, engines.weights_folder(name), precision, size_bytes)
     raise LtxError(
         f"{engines.folder} has no {' or '.join(precisions)} graph of {name}, which backend {backend} needs",
         command=export_command(engines.manifest.version),
+    )
+
+
+def engine_found(address: EngineAddress, sidecar: Sidecar, gpu_bytes: int | None = None) -> FoundEngine:
+    """The engine at an address, as what its backend runs on a GPU of so many bytes of memory."""
+    engines, name = address.engines, address.component
+    return FoundEngine(
+        address.maker.builder,
+        engines.component(name).signature,
+        address.path,
+        engines.weights_folder(name),
+        address.precision,
+        weights_bytes=address.path.stat().st_size + sidecar.weight_inputs_bytes,
+        gpu_bytes=gpu_bytes,
+        address=address,
+        sidecar=sidecar,
     )
 
 

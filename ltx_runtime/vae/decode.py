@@ -11,6 +11,7 @@ from ltx_runtime.errors import LtxError
 from ltx_runtime.noise.noise import Noise
 from ltx_runtime.sessions import Session
 from ltx_runtime.spec.components import Port
+from ltx_runtime.spec.geometry import Grid
 from ltx_runtime.vae.latents import tone_mapped
 from ltx_runtime.vae.saved_latents import Ending
 from ltx_runtime.vae.tiling import Tiling, decode_tiled
@@ -45,20 +46,20 @@ def decode(session: Session, feeds: dict[str, Floats], tiling: Tiling) -> Iterat
     Raises:
         LtxError: the decoder makes numbers that are not finite.
     """
-    _, _, frames, rows, columns = feeds["latents"].shape
+    grid = Grid(*feeds["latents"].shape[2:])
 
     def window(over_frames: slice, over_rows: slice, over_columns: slice) -> Floats:
         cut = dict(feeds)
         cut["latents"] = np.ascontiguousarray(feeds["latents"][:, :, over_frames, over_rows, over_columns])
         for name in feeds:
             if name.startswith("noise_"):
-                cut[name] = _map_of(feeds[name], rows, columns, over_rows, over_columns)
+                cut[name] = _map_of(feeds[name], grid.rows, grid.columns, over_rows, over_columns)
         video: Floats = session.run(cut)["video"][0]
         if not np.isfinite(video).all():
             raise _unfinite()
         return video
 
-    for frame in decode_tiled((frames, rows, columns), window, tiling):
+    for frame in decode_tiled(grid, window, tiling):
         yield np.clip(frame * np.float32(0.5) + np.float32(0.5), 0.0, 1.0)
 
 

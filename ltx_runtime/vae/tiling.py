@@ -16,11 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltx_runtime.errors import LtxError
+from ltx_runtime.spec.geometry import SPATIAL_SCALE, TEMPORAL_SCALE, Grid, grid_of
 
-SPATIAL_SCALE = 32
-TEMPORAL_SCALE = 8
 RGB = 3
-LEAD = TEMPORAL_SCALE - 1  # the first latent is one frame, so the frames of latent i are 8i-7 .. 8i
+_LEAD = TEMPORAL_SCALE - 1  # the first latent is one frame, so the frames of latent i are 8i-7 .. 8i
 FRAME_OVERLAP = 4
 SPACE_OVERLAP = 4
 
@@ -48,9 +47,13 @@ class Tiling:
         _check("rows", self.rows, self.space_overlap, least=0)
         _check("columns", self.columns, self.space_overlap, least=0)
 
-    def window(self, frames: int, rows: int, columns: int) -> tuple[int, int, int]:
-        """The size of every tile of a grid: an axis that is shorter than a tile is not cut."""
-        return min(self.frames or frames, frames), min(self.rows or rows, rows), min(self.columns or columns, columns)
+    def window(self, grid: Grid) -> Grid:
+        """Size of every tile of a grid: an axis that is shorter than a tile is not cut."""
+        return Grid(
+            min(self.frames or grid.frames, grid.frames),
+            min(self.rows or grid.rows, grid.rows),
+            min(self.columns or grid.columns, grid.columns),
+        )
 
 
 def _check(axis: str, size: int | None, overlap: int, least: int) -> None:
@@ -61,13 +64,13 @@ def _check(axis: str, size: int | None, overlap: int, least: int) -> None:
         raise LtxError(f"tiles of {size} latent {axis} are too small to share {overlap}", f"use {smallest} or more")
 
 
-def decode_tiled(grid: tuple[int, int, int], decode: Decode, tiling: Tiling) -> Iterator[Array]:
+def decode_tiled(grid: Grid, decode: Decode, tiling: Tiling) -> Iterator[Array]:
     """Decodes tile after tile; frames (3, 32H, 32W) float32 come in order, each as soon as nothing can change it.
 
     Holds the frames of one tile in time, and those of the tile before that fade into it.
 
     Args:
-        grid: (F, H, W) of all latents.
+        grid: the grid of all latents.
         decode: frames, rows and columns as slices -> video (3, 8f-7, 32h, 32w) float32 of that window alone.
         tiling: one tile gives exactly what `decode` gives.
     """
@@ -75,9 +78,9 @@ def decode_tiled(grid: tuple[int, int, int], decode: Decode, tiling: Tiling) -> 
     def window(frames: slice, rows: slice, columns: slice) -> Array:
         return _checked(decode(frames, rows, columns), _in_video(frames, rows, columns))
 
-    num_frames = TEMPORAL_SCALE * grid[0] - LEAD
-    spans = spans_of(grid[0], tiling.frames, tiling.frame_overlap)
-    ramps = [*_ramps(spans, tiling.frame_overlap, TEMPORAL_SCALE, LEAD), slice(num_frames, num_frames)]
+    end = slice(grid.num_frames, grid.num_frames)
+    spans = spans_of(grid.frames, tiling.frames, tiling.frame_overlap)
+    ramps = [*_ramps(spans, tiling.frame_overlap, TEMPORAL_SCALE, _LEAD), end]
     done = 0
     fading = np.empty((RGB, 0), np.float32)
     for span, ramp in zip(spans, ramps, strict=True):
@@ -120,13 +123,13 @@ def encode_tiled(video: Array, encode: Encode, tiling: Tiling) -> Array:
     channels, num_frames, height, width = video.shape
     if channels != RGB or num_frames % TEMPORAL_SCALE != 1 or height % SPATIAL_SCALE or width % SPATIAL_SCALE:
         raise LtxError(f"a video to encode must be (3, 8n+1, 32n, 32n); got {video.shape}", "crop or pad it")
-    grid = (num_frames // TEMPORAL_SCALE + 1, height // SPATIAL_SCALE, width // SPATIAL_SCALE)
+    grid = grid_of(height, width, num_frames)
 
     def window(frames: slice, rows: slice, columns: slice) -> Array:
         when, down, across = _in_video(frames, rows, columns)
         return _checked(encode(np.ascontiguousarray(video[:, when, down, across])), (frames, rows, columns))
 
-    spans = spans_of(grid[0], tiling.frames, tiling.frame_overlap)
+    spans = spans_of(grid.frames, tiling.frames, tiling.frame_overlap)
     ramps = [slice(before.stop, before.stop) for before in spans[:-1]]
     return _joined(spans, ramps, 1, 1, lambda frames: _over_space(grid, tiling, 1, partial(window, frames)))
 
@@ -134,7 +137,7 @@ def encode_tiled(video: Array, encode: Encode, tiling: Tiling) -> Array:
 def _in_video(frames: slice, rows: slice, columns: slice) -> tuple[slice, slice, slice]:
     """Frames and pixels of a window that is decoded alone: its first latent is one frame."""
     return (
-        slice(TEMPORAL_SCALE * frames.start, TEMPORAL_SCALE * frames.stop - LEAD),
+        slice(TEMPORAL_SCALE * frames.start, TEMPORAL_SCALE * frames.stop - _LEAD),
         slice(SPATIAL_SCALE * rows.start, SPATIAL_SCALE * rows.stop),
         slice(SPATIAL_SCALE * columns.start, SPATIAL_SCALE * columns.stop),
     )
@@ -147,10 +150,10 @@ def _checked(made: Array, window: tuple[slice, slice, slice]) -> Array:
     return made
 
 
-def _over_space(grid: tuple[int, int, int], tiling: Tiling, scale: int, make: Callable[[slice, slice], Array]) -> Array:
+def _over_space(grid: Grid, tiling: Tiling, scale: int, make: Callable[[slice, slice], Array]) -> Array:
     """All rows and columns (c, f, scale*H, scale*W) of what `make` gives for windows of them, blended."""
-    down = spans_of(grid[1], tiling.rows, tiling.space_overlap)
-    across = spans_of(grid[2], tiling.columns, tiling.space_overlap)
+    down = spans_of(grid.rows, tiling.rows, tiling.space_overlap)
+    across = spans_of(grid.columns, tiling.columns, tiling.space_overlap)
     down_ramps, across_ramps = (_ramps(spans, tiling.space_overlap, scale) for spans in (down, across))
 
     def band(rows: slice) -> Array:

@@ -8,13 +8,13 @@ from samples.tiny import Exported, export_tiny
 
 from ltx_export.graphs.precision import PRECISIONS
 
-# One release of each VAE generation, with and without STG, at both remainders of the width modulo 6.
+# One release of each VAE generation, with and without STG, with both remainders of the width modulo 6.
 EVERY_PRECISION = ("0.9.0", "0.9.1", "0.9.8-13b-distilled")
 
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Exported]:
-    """The complete folder of a tiny release, by name; tests must not change it."""
+    """Returns the complete folder of a tiny release, by name; tests must not change it."""
 
     @cache
     def of(name: str) -> Exported:

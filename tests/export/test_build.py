@@ -1,4 +1,4 @@
-"""The exporter's road: complete folders for every release, or nothing at all."""
+"""The exporter as a whole: complete folders for every release, or nothing at all."""
 
 import errno
 import json
@@ -28,7 +28,7 @@ LINKS = {"checkpoint": CHECKPOINT_FILE, "text_encoder": TEXT_ENCODER_FILE, "toke
 
 
 def with_header(release: Exported, folder: Path, change) -> Sources:
-    """The release's sources, with a checkpoint whose header is `change` of its own (None: no header)."""
+    """Returns the sources with a checkpoint whose header is changed by `change` (None: no header)."""
     with safe_open(release.sources.checkpoint, "pt") as file:
         header = change(json.loads(file.metadata()["config"]))
     metadata = None if header is None else {"config": json.dumps(header)}
@@ -173,7 +173,7 @@ STOPS = [KeyboardInterrupt(), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))]
 
 
 def stopping(exception: BaseException, at: int):
-    """A report that raises when it is told the line number `at`."""
+    """Returns a report function that raises at line number `at`."""
     lines = []
 
     def report(line: str) -> None:

@@ -1,4 +1,4 @@
-"""What may be chosen about the components of an export, and the noise levels that a header allows."""
+"""Options for the components of an export, and the sigmas that a header allows."""
 
 import json
 from dataclasses import replace
@@ -23,7 +23,7 @@ FIELD = "allowed_inference_steps"
 
 
 def made(release: Exported, folder: Path, options: Options, **sources: object) -> tuple[object, list[str]]:
-    """A version folder of other options or sources: its manifest, and the lines that were reported."""
+    """Exports a version folder with other options or sources; returns its manifest and the reported lines."""
     lines: list[str] = []
     manifest = export(
         release.version, replace(release.sources, **sources), folder, report=lines.append, options=options

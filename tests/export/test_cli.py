@@ -1,4 +1,4 @@
-"""ltx-export as a user meets it: mistakes end with code 2 and one line, never with a traceback."""
+"""ltx-export as a user runs it: mistakes end with exit code 2 and one line, never with a traceback."""
 
 import shutil
 import sys
@@ -19,7 +19,7 @@ from ltx_runtime.spec.versions import VERSIONS
 
 @pytest.fixture
 def ltx_export(monkeypatch, capsys, tmp_path):
-    """Runs the command in an empty folder; gives its exit code, output and error output."""
+    """Runs the command in an empty folder; returns its exit code, output and error output."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("LTX_ENGINES", raising=False)
 
@@ -34,7 +34,7 @@ def ltx_export(monkeypatch, capsys, tmp_path):
 
 
 def one_line(ended: tuple[int, str, str]) -> str:
-    """The one line of a refusal."""
+    """Returns the one line of a refusal, which must have exit code 2."""
     code, out, err = ended
     assert (code, out) == (2, "")
     assert err.startswith("error: ")
@@ -123,7 +123,7 @@ def test_random_weights_are_written_where_the_export_looks_for_them(ltx_export, 
 
 @pytest.fixture
 def exports(exported, monkeypatch):
-    """What the exporter is asked for; the tiny release stands for its own."""
+    """Records the calls of the exporter, with the tiny release in place of the real one."""
     calls = []
     monkeypatch.setitem(VERSIONS, "0.9.0", exported("0.9.0").version)
     monkeypatch.setattr(build, "export_version", lambda *given: calls.append(given))

@@ -1,4 +1,4 @@
-"""Random checkpoints: official names, the same bytes for the same seed, small or without any blocks on disk."""
+"""Random checkpoints: official names, the same bytes for the same seed, small, or sparse without blocks on disk."""
 
 import json
 import math
@@ -22,11 +22,11 @@ from ltx_runtime.text.tokenizer import END_ID, PAD_ID, Tokenizer
 
 EVERY_VERSION = pytest.mark.parametrize("name", VERSIONS)
 MAX_DEMO_BYTES = 8 << 20
-# Published counts: VAE encoders; 2B transformer, decoder C, its 256 statistics and the encoder; T5-XXL.
+# Published parameter counts: VAE encoders; 2B transformer, decoder C, its 256 statistics and encoder; T5-XXL.
 ENCODER_PARAMETERS = {"A": 180_404_353, "B": 180_404_353, "C": 694_098_881}
 PARAMETERS_2B = 1_923_385_472 + 552_814_641 + 256 + ENCODER_PARAMETERS["C"]
 PARAMETERS_T5 = 4_762_310_656
-# Tensors of a whole VAE with its two statistics.
+# Number of tensors of a whole VAE, including its two statistics.
 VAE_TENSORS = {"A": 190, "B": 294, "C": 226}
 
 
@@ -126,7 +126,7 @@ def test_the_tokenizer_knows_t5s_special_ids_and_encodes_anything_within_the_voc
         assert ids.max() < version.text_encoder.vocabulary
         assert [row[kept - 1] for row, kept in zip(ids, mask.sum(1), strict=True)] == [END_ID] * len(prompts)
         assert (ids[mask == 0] == PAD_ID).all()
-        assert 2 not in ids[mask == 1]  # nothing is unknown: single bytes cover it
+        assert 2 not in ids[mask == 1]  # no token is unknown: single bytes cover everything
 
 
 def test_a_sparse_checkpoint_of_full_size_takes_no_space(tmp_path):

@@ -1,4 +1,4 @@
-"""Machines and version folders made up for the doctor's tests: plain data, no library and no GPU."""
+"""Made-up machines and version folders for the doctor's tests: plain data, without libraries or a GPU."""
 
 from ltx_runtime.doctor.folders import ComponentFacts, EngineFile, FolderFacts, Saying
 from ltx_runtime.doctor.machine import GpuFacts, Library, Machine, System
@@ -12,9 +12,9 @@ RTX_4090, H100, GTX_1080 = (8, 9), (9, 0), (6, 1)
 
 
 def machine(capability=None, absent=(), broken=(), providers=("CPUExecutionProvider",), clashing=(), driver=None):
-    """A machine with every library but those `absent` or `broken`, and a GPU of a compute capability if one is given.
+    """Returns a machine with every library but those `absent` or `broken`, and a GPU if `capability` is given.
 
-    driver: whether one can be seen; by default where there is a GPU.
+    driver: whether an NVIDIA driver is visible; by default if there is a GPU.
     """
     gpu = GpuFacts(problem="there is no NVIDIA GPU")
     if capability:
@@ -45,7 +45,7 @@ def machine(capability=None, absent=(), broken=(), providers=("CPUExecutionProvi
 
 
 def engine(component, problem=""):
-    """An engine of TensorRT-RTX, of use if it has no problem."""
+    """Returns an engine of TensorRT-RTX, which is usable if it has no problem."""
     path = f"portable-tensorrt_rtx-1.2/{component}.bf16.engine"
     rebuild = f"ltx-export engine demo --component {component} --force" if problem else ""
     sizes = ("1 to 97 frames of 64x64 to 512x512",)
@@ -55,7 +55,7 @@ def engine(component, problem=""):
 
 
 def folder(chosen="cpu", components=("transformer", "vae_decoder"), problem="", engines=(), **different):
-    """A version folder of the demo, all of whose components run on one backend but those that are `different`."""
+    """Returns a version folder of the demo whose components run on one backend, except those in `different`."""
 
     def component(name):
         backend = different.get(name, chosen)

@@ -1,6 +1,6 @@
-"""A Hugging Face hub on 127.0.0.1: answers what huggingface_hub asks of the real one, with faults on demand.
+"""A Hugging Face hub on 127.0.0.1 that answers huggingface_hub like the real one, with faults on demand.
 
-Large files (LFS) lie on a second host to which the hub redirects, as the real ones do.
+Large files (LFS) lie on a second host to which the hub redirects, as with the real hub.
 """
 
 import gzip
@@ -35,7 +35,7 @@ SHARDS = tuple(f"text_encoder/model-0000{number}-of-00002.safetensors" for numbe
 
 
 def checksum_of(content: bytes, in_lfs: bool) -> str:
-    """What the hub calls a file's content: its SHA-256 in LFS, else git's id of it."""
+    """Returns the hub's checksum of a file: SHA-256 in LFS, else the git blob id."""
     if in_lfs:
         return hashlib.sha256(content).hexdigest()
     return hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
@@ -43,7 +43,7 @@ def checksum_of(content: bytes, in_lfs: bool) -> str:
 
 @dataclass(frozen=True)
 class Stored:
-    """A file at one commit."""
+    """A stored file at one commit."""
 
     content: bytes
     in_lfs: bool
@@ -55,7 +55,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked of which host ("hub" or "storage")."""
+    """A request that one of the hosts ("hub" or "storage") received."""
 
     host: str
     method: str
@@ -71,8 +71,8 @@ class Request:
 
 @dataclass
 class Fault:
-    """What goes wrong with requests for a file (by its name without folder; "" is any): a status instead of an answer,
-    or a break of the body at an offset of the file.
+    """A fault in answering requests for a file (named without its folder; "" is any file): an error status instead of
+    the file, or a body that breaks off at an offset of the file.
     """
 
     name: str = ""
@@ -86,22 +86,22 @@ class Fault:
 
 
 class FakeHub:
-    """The two servers and what they hold. Change `faults`, `send_instead` and the flags to make them misbehave."""
+    """The two servers and their files. Change `faults`, `send_instead` and the flags to make them misbehave."""
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
         self.faults: list[Fault] = []
-        self.send_instead: dict[str, bytes] = {}  # a file's name -> bytes that its checksum does not belong to
+        self.send_instead: dict[str, bytes] = {}  # file name -> bytes that do not match its checksum
         self.claimed_sizes: dict[str, int] = {}
-        self.other_headers: dict[str, str] = {}  # of the hub; "" leaves one out
+        self.other_headers: dict[str, str] = {}  # headers to change in answers; "" omits one
         self.ignores_ranges = False
         self.waits_s: list[float] = []
         self.bytes_sent = 0
-        self.contents: dict[str, bytes] = {}  # of the release, by path in the weights folder
+        self.contents: dict[str, bytes] = {}  # the release's files by path in the weights folder
         self.stalled, self.closing = threading.Event(), threading.Event()
         self.states: list[dict[str, Stored]] = [{}]
         self._servers = [_Host(self, name) for name in ("hub", "storage")]
-        # Two names, since what tells hosts apart for huggingface_hub is the name.
+        # Two host names, because huggingface_hub tells hosts apart by name.
         self.url, self.storage_url = (
             f"http://{name}:{server.server_port}"
             for name, server in zip(("127.0.0.1", "localhost"), self._servers, strict=True)
@@ -116,13 +116,13 @@ class FakeHub:
             server.server_close()
 
     def publish(self, repository: str, name: str, content: bytes, in_lfs: bool = True) -> Stored:
-        """Commits a file; earlier commits keep what they had."""
+        """Commits a file; earlier commits stay as they are."""
         stored = Stored(content, in_lfs)
         self.states.append({**self.states[-1], f"{repository}/{name}": stored})
         return stored
 
     def remove(self, repository: str, name: str) -> None:
-        """Commits that a file is gone."""
+        """Commits the removal of a file."""
         kept = self.states[-1].items()
         self.states.append({path: stored for path, stored in kept if path != f"{repository}/{name}"})
 
@@ -138,7 +138,7 @@ class FakeHub:
         return next(one for state in self.states for one in state.values() if one.checksum == checksum)
 
     def fault(self, request: Request, *, of_body: bool) -> Fault | None:
-        """The first fault that concerns a request; counts it as happened."""
+        """Returns the first fault that matches a request, and counts down how often it still happens."""
         for one in self.faults:
             concerns = one.name in ("", request.name) and one.method in ("", request.method)
             if concerns and one.times > 0 and of_body == (one.break_at is not None):
@@ -151,7 +151,7 @@ class FakeHub:
 
 
 class _Host(ThreadingHTTPServer):
-    """One of the two servers; requests hold their threads no longer than it lives."""
+    """One of the two servers, which knows its hub and its name."""
 
     def __init__(self, hub: FakeHub, name: str) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -162,7 +162,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Host
 
     def log_message(self, *_: object) -> None:
-        """Keeps quiet."""
+        """Prints no log messages."""
 
     def do_HEAD(self) -> None:
         self.do_GET()
@@ -173,7 +173,7 @@ class _Handler(BaseHTTPRequestHandler):
         token = token and token.removeprefix("Bearer ")
         request = Request(self.server.name, self.command, unquote(self.path), start, token)
         self.server.hub.requests.append(request)
-        with suppress(ConnectionError):  # the client may have left
+        with suppress(ConnectionError):  # the client may have closed the connection
             (self.resolve if self.server.name == "hub" else self.store)(request)
 
     def resolve(self, request: Request) -> None:
@@ -231,7 +231,7 @@ class _Handler(BaseHTTPRequestHandler):
             hub.stalled.set()
             hub.closing.wait(30)
         if fault.reset:
-            hub.closing.wait(0.05)  # let what was sent arrive first
+            hub.closing.wait(0.05)  # let the bytes that were sent arrive first
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.rfile.close()
             self.connection.close()
@@ -253,20 +253,20 @@ def publish_release(hub: FakeHub) -> None:
 
 
 def bring(folder: Path, t5: str = "Q8_0", release: Version = RELEASE) -> list[str]:
-    """Downloads a release; gives what was reported."""
+    """Downloads a release and returns the reported lines."""
     lines: list[str] = []
     download(release, folder, t5, lines.append)
     return lines
 
 
 def found(folder: Path) -> dict[str, bytes]:
-    """Contents of a folder by path, without the state that is kept beside them."""
+    """Returns the files of a folder by path, without the download state in `.cache`."""
     files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     return {str(path): (folder / path).read_bytes() for path in files if path.parts[0] != ".cache"}
 
 
 def lent_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
-    """RELEASE on a hub that huggingface_hub takes for the real one in this process, with its own cache and token."""
+    """Yields a hub with RELEASE that replaces the real one in this process, with its own cache and token."""
     import huggingface_hub
     from huggingface_hub import constants
 
@@ -278,7 +278,7 @@ def lent_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHu
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
     for name in ("HF_TOKEN_PATH", "HF_STORED_TOKENS_PATH", "HF_XET_CACHE"):
         monkeypatch.setattr(constants, name, str(home / name))
-    # An interrupted transfer loses the block it is in: small blocks for small files.
+    # An interrupted transfer loses its current chunk, so small files need small chunks.
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1024)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setenv("NO_PROXY", "*")

@@ -1,4 +1,4 @@
-"""Whole runs through the library, and what came of them."""
+"""Whole runs through the library, and their results."""
 
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, fields
@@ -14,7 +14,7 @@ from ltx_runtime.progress import silent
 
 @dataclass
 class Made:
-    """What a run made: its frames, for every stage how many units were announced and done, and its notes."""
+    """Results of a run: its frames, the units announced and done by stage, and its notes."""
 
     frames: list[np.ndarray] = field(default_factory=list)
     units: dict[str, list[int]] = field(default_factory=dict)
@@ -36,20 +36,20 @@ class Made:
 
 
 def pipeline_of(engines: Engines, options: Options, note=None, **more) -> Pipeline:
-    """A pipeline with the options that hold for all its videos."""
+    """Returns a pipeline with the options that apply to all its videos."""
     sizes = {"memory": options.memory_bytes, "gpu_memory": options.gpu_memory_bytes}
     limits = {name: None if size is None else size / 1e9 for name, size in sizes.items()}
     return Pipeline(engines, backend=options.backend, threads=options.threads, note=note, **limits, **more)
 
 
 def run_options_of(options: Options) -> dict:
-    """The options that hold for one video, by name."""
+    """Returns the options that apply to a single video, by name."""
     shared = ("backend", "memory_bytes", "gpu_memory_bytes", "threads")
     return {one.name: getattr(options, one.name) for one in fields(Options) if one.name not in shared}
 
 
 def generate(engines: Engines, request: Request, sink, progress=silent, options=None, note=None) -> None:
-    """Hands every frame of a request's video to `sink`."""
+    """Passes every frame of a request's video to `sink`."""
     options = options or Options()
     with (
         pipeline_of(engines, options, note) as pipe,
@@ -60,7 +60,7 @@ def generate(engines: Engines, request: Request, sink, progress=silent, options=
 
 
 def decode_saved(engines: Engines, path, sink, progress=silent, options=None, note=None) -> None:
-    """Hands every frame of latents that a run saved to `sink`."""
+    """Decodes latents that a run saved, and passes every frame to `sink`."""
     options = options or Options()
     with (
         pipeline_of(engines, options, note) as pipe,
@@ -71,7 +71,7 @@ def decode_saved(engines: Engines, path, sink, progress=silent, options=None, no
 
 
 def make(engines: Engines, request: Request, **options) -> Made:
-    """Runs a request on the fake stages; see the fixture `diary`."""
+    """Runs a request on the fake stages, which the fixture `diary` installs."""
     made = Made()
     generate(engines, request, made.frames.append, made.progress, Options("fake", **options), made.notes.append)
     return made

@@ -1,4 +1,4 @@
-"""Sessions made of a function: ports are checked as they are for a real graph, arithmetic is whatever a test says."""
+"""Sessions that run a function: ports are checked as for a real graph, the arithmetic is up to the test."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ Arrays = Mapping[str, np.ndarray]
 
 @dataclass
 class FunctionRunner:
-    """Runs a function of feeds instead of a graph, and keeps every feed it was given."""
+    """Runs a function of feeds instead of a graph, and keeps copies of all feeds."""
 
     function: Callable[[Arrays], dict[str, np.ndarray]]
     outputs: Sequence[str] = ()
@@ -29,10 +29,10 @@ class FunctionRunner:
 
 
 def session_of(component: Component, function: Callable[[Arrays], dict[str, np.ndarray]]) -> CheckedSession:
-    """An open session on `component` that computes `function`; `.runner.fed` are its feeds so far."""
+    """Returns an open session on `component` that computes `function`; `.runner.fed` lists its feeds so far."""
     return CheckedSession(component, FunctionRunner(function, [port.name for port in component.outputs]))
 
 
 def feeds_of(ports: tuple[Port, ...], sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
-    """An array of zeros for every port."""
+    """Returns an array of zeros for every port."""
     return {port.name: np.zeros(port.shape(sizes), port.dtype) for port in ports}

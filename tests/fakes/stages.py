@@ -1,7 +1,7 @@
 """A whole version folder in a few lines of numpy: six stages that keep a diary, and the manifest that names them.
 
-Every stage answers to each of its inputs, so that one which goes astray makes another video; all but the transformer
-look at one place only, so that tiles make what the whole makes.
+Every stage depends on each of its inputs, so that a wrong input makes another video. In all but the transformer an
+output depends on one place of the inputs only, so that tiles give the same result as the whole.
 """
 
 from dataclasses import replace
@@ -30,16 +30,17 @@ def encode(feeds):
 
 
 def posterior(feeds):
-    """Means: the colour of the last frame and of the top left corner of each cell; deviations half as large."""
+    """Returns means, the colour of each cell's last frame and top left corner, and deviations 0.1 + |mean| / 2."""
     cells = feeds["video"][:, :, ::8, ::32, ::32]
     mean = np.concatenate([cells, cells.mean(1, keepdims=True)], 1)
     return {"posterior": np.concatenate([mean, 0.1 + np.abs(mean) / 2], 1).astype(np.float32)}
 
 
 def velocity(feeds):
-    """Depends on every input: text and its mask, noise levels, coordinates, and each mode and layer of the skip mask.
+    """Returns a velocity that depends on every input, and on each mode and layer of the skip mask.
 
-    Every token is led towards what the prompt, its place and the mean of all tokens in their places say.
+    Every token is led towards a value given by the prompt, by its own coordinates, and by the mean over all tokens
+    weighted by their coordinates.
     """
     said = (feeds["text"] * feeds["text_mask"][..., None]).sum((1, 2)) / feeds["text_mask"].sum(1)
     places = feeds["coords"].sum(1)
@@ -50,7 +51,7 @@ def velocity(feeds):
 
 
 def kept(feeds):
-    """1 for a row that skips nothing; every mode in every layer takes away another amount."""
+    """Returns 1 for a row that skips nothing; every mode in every layer subtracts a different amount."""
     if "skip_mask" not in feeds:
         return np.ones(len(feeds["latents"]))
     skipped = 1 - feeds["skip_mask"]
@@ -59,17 +60,17 @@ def kept(feeds):
 
 
 def upsample(feeds):
-    """Twice the rows and columns, and other statistics."""
+    """Doubles the rows and columns, and changes the statistics."""
     return {"upsampled": 1 + 2 * feeds["latents"].repeat(2, 3).repeat(2, 4)}
 
 
 def upsample_in_time(feeds):
-    """Each latent frame twice, but the first once."""
+    """Repeats each latent frame twice, but the first once."""
     return {"upsampled": feeds["latents"].repeat(2, 2)[:, :, 1:]}
 
 
 def decode(feeds):
-    """Every frame shows, as large cells, the first three channels of its latent frame, a little changed by the rest."""
+    """Shows the first three channels of every latent frame as large cells, changed a little by the other inputs."""
     cells = feeds["latents"][:, :3]
     if "timestep" in feeds:
         cells = cells + feeds["timestep"].reshape(-1, 1, 1, 1, 1)
@@ -91,23 +92,23 @@ STAGES = {
 
 
 class Diary(list):
-    """What stages do, in order, and the stages."""
+    """Log of what the stages do, in order; `stages` holds the stages."""
 
     def __init__(self):
         super().__init__()
         self.stages = []
 
     def fed(self, name):
-        """All that a component was given, in order."""
+        """Returns all feeds of a component, in order."""
         return [feeds for stage in self.stages if stage.name == name for feeds in stage.fed]
 
     def opened(self):
-        """The names of the components that were opened, in order."""
+        """Returns the names of the components that were opened, in order."""
         return [stage.name for stage in self.stages]
 
 
 class Stage(FunctionRunner):
-    """Notes in a diary when it opens, runs and closes."""
+    """A stage that notes in a diary when it opens, runs and closes."""
 
     def __init__(self, name, diary):
         super().__init__(STAGES[name])
@@ -124,7 +125,7 @@ class Stage(FunctionRunner):
 
 
 def engines_of(version: Version, spiece, lacking=()) -> Engines:
-    """A folder with every component but those that are `lacking`."""
+    """Returns a version folder with every component except those in `lacking`."""
     signatures = (
         text_encoder(TEXT_CHANNELS),
         vae_encoder(CHANNELS),

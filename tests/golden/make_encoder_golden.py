@@ -1,8 +1,7 @@
-"""Record what the official VAE encoders make of videos: vae_encoder.safetensors.
+"""Records the posteriors of the official VAE encoders in vae_encoder.safetensors.
 
-Of the posterior its normalized mean, as the official pipeline normalizes latents, and its deviation on that scale.
-Source, versions, weights, block lists and layout are those of `make_golden.py`; the environment is the same, and the
-command
+Stored are the posterior's mean, normalized as the official pipeline normalizes latents, and its deviation on the same
+scale. Source, versions, weights, block lists, layout and environment are those of `make_golden.py`; the command is
 
     golden-venv/bin/python tests/golden/make_encoder_golden.py
 """
@@ -22,22 +21,22 @@ import official  # noqa: E402  (before anything from ltx_video)
 from ltx_video.models.autoencoders.vae_encode import normalize_latents  # noqa: E402
 
 VIDEOS = {"pair": (2, 3, 17, 64, 96), "single": (1, 3, 1, 96, 64), "long": (1, 3, 41, 64, 64)}
-PADDED = {"replicate": "c", "reflect": "a"}  # padding modes of no release, each with one generation's blocks
+PADDED = {"replicate": "c", "reflect": "a"}  # padding modes that no release uses, each with one generation's blocks
 
 
 def configs() -> dict[str, dict]:
-    """One of each VAE generation, and of each other padding mode."""
+    """Returns one configuration of each VAE generation and one of each other padding mode."""
     found = {name: config for name, config in make_golden.vae_configs().items() if name != "b_noisy"}
     return found | {f"{of}_{mode}": {**found[of], "spatial_padding_mode": mode} for mode, of in PADDED.items()}
 
 
 def video(name: str, *shape: int) -> np.ndarray:
-    """Uniform in [-1, 1), depending on the name alone."""
+    """Draws a video uniformly in [-1, 1) from its name alone."""
     return np.random.RandomState(zlib.crc32(name.encode())).uniform(-1, 1, shape).astype(np.float32)
 
 
 def encoder_cases() -> make_golden.Cases:
-    """Every configuration at every shape; a video is not stored: its values follow from its name."""
+    """Encodes with every configuration at every shape; videos are not stored, as their names determine them."""
     cases: make_golden.Cases = {}
     for kind, config in configs().items():
         vae = official.vae(config)
@@ -52,7 +51,7 @@ def encoder_cases() -> make_golden.Cases:
 
 
 def main() -> None:
-    torch.set_num_threads(1)  # a fixed order of sums
+    torch.set_num_threads(1)  # for a fixed order of summation
     with torch.no_grad():
         make_golden.write(HERE / "vae_encoder.safetensors", encoder_cases())
 

@@ -1,4 +1,4 @@
-"""Record what the official LTX-Video code computes, so that tests can compare without having it.
+"""Records what the official LTX-Video code computes, so that tests can compare without installing it.
 
 Source: `ltx-video` 0.1.2 from PyPI (Lightricks), run in float32 on the CPU with torch 2.13.0 (CPU build),
 diffusers 0.42.1, transformers 5.23.0, einops 0.8.2, safetensors 0.8.0 and numpy 2.4.6 on Python 3.11.
@@ -50,11 +50,11 @@ DIT_CASES = {
     "2b_skip_block": ("2b", True, 25, False, 2, SMALL_GRID, "TransformerBlock"),
     "13b_skip_attention_values": ("13b", True, 30, False, 2, SMALL_GRID, "AttentionValues"),
 }
-TEXT_LENGTHS = (5, 3)  # tokens that count in each batch row; the rest is padding
+TEXT_LENGTHS = (5, 3)  # number of unmasked tokens in each batch row; the rest is padding
 TEXT_TOKENS = 8
 SKIPPED_LAYER = 1
 
-VIDEO_STRIDE = 19  # a video keeps every 19th value in C order: all channels, frames, rows and columns
+VIDEO_STRIDE = 19  # every 19th value in C order is stored: from all channels, frames, rows and columns
 DECODER_LATENTS = {"pair": (2, 8, 3, 3, 2), "single": (1, 8, 2, 2, 3)}
 DECODE_TIMESTEPS = (0.05, 0.3)  # one per batch row
 
@@ -68,7 +68,7 @@ SHIFTED_UNIFORM = {
 
 
 def normal(name: str, *shape: int) -> np.ndarray:
-    """A float32 draw from N(0, 1) that depends on its name alone."""
+    """Draws float32 values from N(0, 1) that depend on the name alone."""
     return np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
 
 
@@ -122,7 +122,7 @@ def dit_cases() -> Cases:
 def dit_inputs(name: str, batch: int, tokens: int, per_token: bool) -> Tensors:
     timestep = np.full((batch, tokens if per_token else 1), 0.9, np.float32)
     if per_token:
-        timestep[:, : tokens // 3] = 0  # tokens given as conditioning stay clean
+        timestep[:, : tokens // 3] = 0  # conditioning tokens stay clean
     lengths = np.array(TEXT_LENGTHS[:batch])[:, None]
     return {
         "latents": normal(f"{name}/latents", batch, tokens, 16),
@@ -169,7 +169,7 @@ def vae_config(blocks: dict, timestep_conditioning: bool) -> dict:
 
 
 def vae_configs() -> dict[str, dict]:
-    """The block lists of 0.9.0 (A), 0.9.1 (B) and 0.9.5 (C) with one or two layers per block."""
+    """Returns configs with the block lists of 0.9.0 (A), 0.9.1 (B) and 0.9.5 (C), with one or two layers per block."""
     first = [["res_x", 2]]
     first += [["compress_all", 1], ["res_x_y", 1], ["res_x", 1]]
     first += [["compress_all", 1], ["res_x_y", 1], ["res_x", 2]]
@@ -190,7 +190,7 @@ def vae_configs() -> dict[str, dict]:
 
 
 def upsampling_decoder(layers: tuple[int, ...], noise: tuple[bool, ...]) -> list[list]:
-    """Residual blocks with upsamplers between them, in the order of a config: the reverse of application."""
+    """Returns residual blocks with upsamplers between them, in the order of a config: the reverse of application."""
     blocks: list[list] = []
     for count, inject_noise in zip(layers, noise, strict=True):
         blocks += [["res_x", {"num_layers": count, "inject_noise": inject_noise}]]
@@ -213,7 +213,7 @@ def vae_decoder_cases() -> Cases:
 
 
 def decode(model: torch.nn.Module, name: str, tensors: Tensors) -> tuple[np.ndarray, Tensors]:
-    """Un-normalize and decode; return the video and the noise maps of each up block in call order."""
+    """Un-normalizes and decodes; returns the video and the noise maps of each up block in call order."""
     maps: dict[int, list[np.ndarray]] = {}
     entered: list[int] = []
     for i, block in enumerate(model.decoder.up_blocks):
@@ -257,7 +257,7 @@ def timestep_case(config: dict, steps: int, tokens: int) -> tuple[dict, Tensors]
 
 
 def step_case(name: str, stochastic: bool, steps: int = 8) -> tuple[dict, Tensors]:
-    """Steps of the linear-quadratic schedule: latents[i + 1] comes from latents[i], velocity[i], noise[i]."""
+    """Records steps of the linear-quadratic schedule: latents[i + 1] comes from latents[i], velocity[i], noise[i]."""
     made = scheduler(LINEAR_QUADRATIC, steps, tokens=6)
     velocities = normal(f"{name}/velocity", steps, 2, 6, 4)
     noise = normal(f"{name}/noise", steps, 2, 6, 4)
@@ -275,7 +275,7 @@ def step_case(name: str, stochastic: bool, steps: int = 8) -> tuple[dict, Tensor
 
 
 def write(path: Path, cases: Cases) -> None:
-    """Write one golden file, header sorted: the library's own order of metadata changes from run to run."""
+    """Writes one golden file with a sorted header, because the library's order of metadata changes from run to run."""
     tensors: Tensors = {}
     for case, (_, arrays) in cases.items():
         tensors |= {f"{case}/{name}": np.ascontiguousarray(array) for name, array in arrays.items()}
@@ -287,7 +287,7 @@ def write(path: Path, cases: Cases) -> None:
 
 
 def main() -> None:
-    torch.set_num_threads(1)  # a fixed order of sums
+    torch.set_num_threads(1)  # for a fixed order of summation
     with torch.no_grad():
         write(HERE / "dit.safetensors", dit_cases())
         write(HERE / "vae_decoder.safetensors", vae_decoder_cases())

@@ -1,4 +1,4 @@
-"""Record what the official LTX-Video pipelines make, so that tests can hold whole runs of ours against them.
+"""Records what the official LTX-Video pipelines generate, so that tests can compare whole runs of ours with them.
 
 Source: `ltx-video` 0.1.2 from PyPI (Lightricks): LTXVideoPipeline and LTXMultiScalePipeline in float32 on the CPU,
 on random weights that the exporter writes. Python 3.11, torch 2.13.0 (CPU build), diffusers 0.42.1, transformers
@@ -8,16 +8,16 @@ development tools (`pip install -e '.[cpu,export]' --group dev`):
     pip install --no-deps ltx-video==0.1.2 einops==0.8.2
     PYTHONPATH=. python tests/golden/make_pipelines.py [part of a case's name ...]
 
-With names it runs those cases only, reports, and writes nothing. A second run on the same machine writes the same
+With names it runs only those cases, reports, and writes nothing. A second run on the same machine writes the same
 bytes; another CPU may differ in the last bits.
 
-Nothing of the official code is changed, apart from names that diffusers no longer has (`official.py`). The draws are
-replaced (`official_draws.py`). Other than its command line: float32 everywhere, no prompt enhancement, and media are
-given as tensors: no cropping, blur and compression.
+The official code is unchanged, apart from names that diffusers no longer has (`official.py`). Its random draws are
+replaced (`official_draws.py`). Unlike the official command line, everything runs in float32, prompts are not
+enhanced, and media are given as tensors, without cropping, blur or compression.
 
 Tensors are called `<case>/<name>`: `latents_1` and, with two passes, `latents_2` (normalized, after the loop),
-`upsampled` (what the second pass begins from, after AdaIN), `video` (1, 3, F, H, W) in [0, 1] flattened and
-strided. The metadata holds under each case's name the JSON of the case, its preset, the video's shape and the draws.
+`upsampled` (input of the second pass, after AdaIN), `video` (1, 3, F, H, W) in [0, 1], flattened and strided. The
+metadata holds, under each case's name, the JSON of the case, its preset, the video's shape and the draws.
 """
 
 import re
@@ -42,7 +42,7 @@ from ltx_export.random_weights import write_random_weights  # noqa: E402
 
 
 def record(cases: list[Case], folder: Path) -> Cases:
-    """Runs the cases, one release after another; tells how long each took and how far its numbers go."""
+    """Runs the cases release by release; prints the duration of each and the largest magnitude in its tensors."""
     made: Cases = {}
     for release in dict.fromkeys(case.release for case in cases):
         version, weights = deep(release), folder / release
@@ -57,7 +57,7 @@ def record(cases: list[Case], folder: Path) -> Cases:
 
 
 def recorded(pipeline: object, case: Case) -> tuple[dict, dict[str, np.ndarray]]:
-    """Settings and tensors of one case."""
+    """Runs one case and returns its settings and tensors."""
     tensors, draws = pipelines_official.run(pipeline, case)
     settings = asdict(case) | {
         "preset": pipelines_official.preset_of(case),
@@ -70,7 +70,7 @@ def recorded(pipeline: object, case: Case) -> tuple[dict, dict[str, np.ndarray]]
 
 
 def _folded(draws: list[tuple[str, tuple[int, ...]]]) -> dict[str, tuple[int, ...]]:
-    """Key -> shape, the draws of all steps as one: `pass1/image_*` -> (steps, ...)."""
+    """Returns key -> shape with the draws of all steps folded into one: `pass1/image_*` -> (steps, ...)."""
     folded: dict[str, tuple[int, ...]] = {}
     for key, shape in draws:
         every = re.sub(r"/(image|step)_\d+$", r"/\1_*", key)
@@ -79,7 +79,7 @@ def _folded(draws: list[tuple[str, tuple[int, ...]]]) -> dict[str, tuple[int, ..
 
 
 def main() -> None:
-    torch.set_num_threads(1)  # a fixed order of sums
+    torch.set_num_threads(1)  # for a fixed order of summation
     logging.set_verbosity_error()
     names = sys.argv[1:]
     cases = [case for case in CASES if not names or any(name in case.name for name in names)]

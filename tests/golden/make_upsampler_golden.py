@@ -1,7 +1,7 @@
-"""Record what the official latent upsamplers make of normalized latents: upsampler.safetensors.
+"""Records the official latent upsamplers' outputs for normalized latents in upsampler.safetensors.
 
-Un-normalized and normalized again by the official functions, as between the official pipeline's two passes. Source,
-versions, weights and layout are those of `make_golden.py`; the environment is the same, and the command
+The official functions un-normalize the latents and normalize them again, as between the official pipeline's two
+passes. Source, versions, weights, layout and environment are those of `make_golden.py`; the command is
 
     golden-venv/bin/python tests/golden/make_upsampler_golden.py
 """
@@ -31,7 +31,7 @@ SHAPES = {"single": (1, CHANNELS, 1, 3, 4), "pair": (2, CHANNELS, 4, 3, 2)}
 
 
 def upsampler_cases() -> make_golden.Cases:
-    """Every kind at both shapes; the statistics are drawn by their official names."""
+    """Runs every kind of upsampler at both shapes; the statistics are drawn by their official names."""
     cases: make_golden.Cases = {}
     mean, deviation = (
         torch.from_numpy(weight(f"per_channel_statistics.{name}", (CHANNELS,)))
@@ -54,7 +54,7 @@ def upsampler_cases() -> make_golden.Cases:
 
 
 def main() -> None:
-    torch.set_num_threads(1)  # a fixed order of sums
+    torch.set_num_threads(1)  # for a fixed order of summation
     with torch.no_grad():
         make_golden.write(HERE / "upsampler.safetensors", upsampler_cases())
 

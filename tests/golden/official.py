@@ -1,4 +1,4 @@
-"""The official `ltx-video` 0.1.2 under a newer diffusers, its modules filled with rule-drawn weights.
+"""The official `ltx-video` 0.1.2 under a newer diffusers, with weights drawn by `oracles/weight_rule.py`.
 
 The package imports a few names that diffusers has since removed. None of them runs in the models recorded
 here, so empty stand-ins are enough. Import this module before anything from `ltx_video`.
@@ -22,7 +22,7 @@ REMOVED_CLASSES = (
 
 
 def supply_removed_names() -> None:
-    """Put stand-ins for the names that `ltx_video` imports and diffusers 0.42 no longer has."""
+    """Adds stand-ins for the names that `ltx_video` imports and diffusers 0.42 no longer has."""
     for name in REMOVED_CLASSES:
         if not hasattr(diffusers.models.attention_processor, name):
             setattr(diffusers.models.attention_processor, name, type(name, (), {}))
@@ -46,14 +46,14 @@ __all__ = ["RectifiedFlowScheduler", "SkipLayerStrategy", "token_coords", "trans
 
 
 def transformer(config: dict) -> Transformer3DModel:
-    """Build the official transformer from the `transformer` part of a checkpoint header."""
+    """Builds the official transformer from the `transformer` part of a checkpoint header."""
     model = Transformer3DModel.from_config(config).eval()
     model.load_state_dict(_drawn(model.state_dict()))
     return model
 
 
 def vae(config: dict) -> CausalVideoAutoencoder:
-    """Build the official VAE from the `vae` part of a checkpoint header, latent statistics included."""
+    """Builds the official VAE from the `vae` part of a checkpoint header, latent statistics included."""
     model = CausalVideoAutoencoder.from_config(config).eval()
     channels = torch.zeros(config["latent_channels"])
     statistics = {f"per_channel_statistics.{name}": channels for name in ("mean-of-means", "std-of-means")}
@@ -62,7 +62,7 @@ def vae(config: dict) -> CausalVideoAutoencoder:
 
 
 def token_coords(grid: tuple[int, int, int], batch: int, fps: float, causal: bool) -> torch.Tensor:
-    """Coordinates (B, 3, N) in (s, px, px), formed as the official pipeline does inside its loop."""
+    """Returns coordinates (B, 3, N) in (s, px, px), computed as the official pipeline does inside its loop."""
     cells = SymmetricPatchifier(patch_size=1).get_latent_coords(*grid, batch, "cpu")
     coords = latent_to_pixel_coords_from_factors(cells, (8, 32, 32), causal_fix=causal).to(torch.float32)
     coords[:, 0] = coords[:, 0] * (1.0 / fps)

@@ -1,9 +1,9 @@
-"""Every random draw of the official pipelines, by name.
+"""Replaces or records every random draw of the official pipelines, by name.
 
-The official code draws with `torch.randn`, from the generator it was given or from torch's global stream, and with
-`torch.randn_like`. During a run `Draws` stands in for both. Each draw gets a key from the part of the pipeline it
-happens in; one without a key, or with the same key as another, ends the run with an error. A `seeded` case gets
-numbers that depend on seed and key alone, a `torch` case the official ones, and how they were drawn is kept.
+The official code draws with `torch.randn`, from a given generator or from torch's global stream, and with
+`torch.randn_like`. During a run, `Draws` replaces both. Each draw gets a key from the part of the pipeline that makes
+it; a draw without a key, or with the same key as another, ends the run with an error. In a `seeded` case the numbers
+depend on seed and key alone; in a `torch` case they are the official ones, and how they were drawn is recorded.
 """
 
 import zlib
@@ -19,17 +19,18 @@ RANDN, RANDN_LIKE = torch.randn, torch.randn_like
 
 
 def seeded(seed: int, key: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """Float32 standard normals that depend on the seed, the key and the shape alone."""
+    """Draws float32 standard normals that depend on the seed, the key and the shape alone."""
     state = np.random.RandomState([seed & 0xFFFFFFFF, seed >> 32, zlib.crc32(key.encode())])
     return torch.from_numpy(state.standard_normal(shape).astype(np.float32))
 
 
 class Draws:
-    """The draws of one run.
+    """The random draws of one run.
 
     Attributes:
         drawn: (stream, key, shape, strides) of each draw in order. A seeded draw's strides are None, and its shape
-            is the one that was asked for in the end: latents are (B, C, F, H, W), all maps of a block are one draw.
+            is the final one: latents are (B, C, F, H, W), and all maps of a block are one draw.
+        number: number of the pass, from 1.
         step: number of finished steps of the pass.
     """
 
@@ -37,7 +38,7 @@ class Draws:
         self.case, self.decoder = case, decoder
         self.generator = torch.Generator("cpu").manual_seed(case.seed)
         self.drawn: list[tuple[str, str, tuple[int, ...], tuple[int, ...] | None]] = []
-        self.number = self.step = 0  # of pass and step
+        self.number = self.step = 0  # of the pass, and of its finished steps
         self._item = -1
         self._part: str | None = None
         self._latent_shape: tuple[int, ...] = ()
@@ -49,14 +50,14 @@ class Draws:
 
     @contextmanager
     def during(self, part: str, latent_shape: tuple[int, ...] = ()) -> Iterator[None]:
-        """`part` of the pipeline is running."""
+        """Marks `part` of the pipeline as running."""
         self._part, self._latent_shape = part, tuple(latent_shape)
         yield
         self._part = None
 
     @contextmanager
     def given(self) -> Iterator[None]:
-        """Stands in for torch's draws, and sees to it that nothing is drawn beside it."""
+        """Replaces torch's draws, and checks that nothing is drawn past the replacements."""
         torch.manual_seed(self.case.seed)
         before = torch.get_rng_state(), self.generator.get_state()
         hooks = [
@@ -74,7 +75,7 @@ class Draws:
         assert len(set(keys)) == len(keys), f"{self.case.name}: two draws have one key"
 
     def randn(self, shape: torch.Size, *, generator: torch.Generator | None = None, **options: object) -> torch.Tensor:
-        """In place of `torch.randn`."""
+        """Stands in for `torch.randn`."""
         stream = "global" if generator is None else "generator"
         assert generator in (None, self.generator)
         key = self._key(stream)
@@ -87,7 +88,7 @@ class Draws:
         return self._seeded(stream, key, self._latent_shape).flatten(2).transpose(1, 2).reshape(shape)
 
     def randn_like(self, tensor: torch.Tensor) -> torch.Tensor:
-        """In place of `torch.randn_like`: the noise of a step, or what is mixed into latents before decoding."""
+        """Stands in for `torch.randn_like`: noise of a step, or noise mixed into the latents before decoding."""
         expected = {"step": 3, None: 5}
         if expected.get(self._part) != tensor.ndim:
             raise LookupError(f"{self.case.name}: randn_like of {tuple(tensor.shape)} during {self._part} has no key")
@@ -97,7 +98,7 @@ class Draws:
         return self._seeded("global", key, tuple(tensor.shape))
 
     def _key(self, stream: str) -> str:
-        """The key of a draw by `torch.randn`; posteriors come from the global stream, one for each item in order."""
+        """Returns the key of a `torch.randn` draw; posteriors come from the global stream, one per item in order."""
         if self._part is None and stream == "global" and self._block >= 0:
             return f"decoder/noise_{self._block}"
         self._item += self._part == "items" and stream == "global"
@@ -113,7 +114,7 @@ class Draws:
         return f"pass{self.number}/{keys[self._part, stream]}"
 
     def _map(self, key: str, shape: tuple[int, ...]) -> torch.Tensor:
-        """The next of the maps of a decoder block: two for each of its layers."""
+        """Returns the next noise map of a decoder block, which has two for each of its layers."""
         if self._block not in self._maps:
             count = 2 * len(self.decoder.up_blocks[self._block].res_blocks)
             self._maps[self._block] = iter(self._seeded("global", key, (count, *shape)))
@@ -124,7 +125,7 @@ class Draws:
         return seeded(self.case.seed, key, shape)
 
     def _kept(self, stream: str, key: str, noise: torch.Tensor) -> torch.Tensor:
-        if key.startswith("decoder/"):  # map by map
+        if key.startswith("decoder/"):  # every map has its own key
             key += f"/{sum(other.startswith(key) for _, other, *_ in self.drawn)}"
         self.drawn.append((stream, key, tuple(noise.shape), noise.stride()))
         return noise

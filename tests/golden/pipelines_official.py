@@ -1,7 +1,7 @@
-"""The official pipelines on checkpoints of ours: loaded from files, told what to draw, and watched.
+"""The official pipelines on our checkpoints: loaded from files, with replaced draws, and watched.
 
-`load` makes a pipeline of the files of a release in a folder. `run` runs one case of `tests/pipeline_cases.py` as
-the official command line does, except for float32, and for the draws, which `Draws` gives or writes down.
+`load` builds a pipeline from a release's files in a folder. `run` runs one case of `tests/oracles/pipeline_cases.py`
+as the official command line does, except for float32 and for the draws, which `Draws` replaces or records.
 """
 
 from dataclasses import dataclass, field
@@ -80,7 +80,7 @@ STRATEGIES = {
 
 
 def preset_of(case: Case) -> dict:
-    """The arguments that the official command line takes from its configuration file."""
+    """Returns the arguments that the official command line takes from its configuration file."""
     preset = SHARED | PRESETS[case.release]
     if case.steps is not None:
         preset |= {"num_inference_steps": case.steps}
@@ -91,11 +91,11 @@ def preset_of(case: Case) -> dict:
     return preset
 
 
-# --- what a pipeline is made of -------------------------------------------------------------------
+# --- parts of a pipeline --------------------------------------------------------------------------
 
 
 class Tokenizer:
-    """T5's tokenizer in the one way the pipeline calls it, on a SentencePiece model: `</s>` is last, 0 pads."""
+    """T5's tokenizer, as far as the pipeline calls it, on a SentencePiece model: `</s>` is last, 0 pads."""
 
     def __init__(self, model_file: Path) -> None:
         self.pieces = sentencepiece.SentencePieceProcessor(model_file=str(model_file))
@@ -130,14 +130,14 @@ def text_encoder(size: TextEncoderSize, file: Path) -> T5EncoderModel:
 
 @dataclass
 class Watched:
-    """What a run leaves behind: latents after each pass, and those that the second pass was given."""
+    """Records of a run: the latents after each pass, and the latents that the second pass was given."""
 
     latents: list[torch.Tensor] = field(default_factory=list)
     upsampled: torch.Tensor | None = None
 
 
 class WatchedPatchifier(SymmetricPatchifier):
-    """Keeps what the loop ends with: normalized latents (B, C, F, H, W), before any noise of the decoder's."""
+    """Records the latents at the end of the loop: normalized (B, C, F, H, W), before the decoder adds noise."""
 
     watched: Watched
 
@@ -148,7 +148,7 @@ class WatchedPatchifier(SymmetricPatchifier):
 
 
 class WatchedPipeline(LTXVideoPipeline):
-    """The official pipeline; tells `draws` in which part of itself it is."""
+    """The official pipeline, which tells `draws` which of its parts is running."""
 
     draws: Draws
     watched: Watched
@@ -179,7 +179,7 @@ class WatchedPipeline(LTXVideoPipeline):
 
 
 def load(version: Version, weights: Path) -> WatchedPipeline | LTXMultiScalePipeline:
-    """The pipeline of a release from the files in `weights`, in float32."""
+    """Builds the pipeline of a release from the files in `weights`, in float32."""
     checkpoint = weights / version.checkpoint
     pipeline = WatchedPipeline(
         tokenizer=Tokenizer(weights / TOKENIZER_FILE),
@@ -204,7 +204,11 @@ def load(version: Version, weights: Path) -> WatchedPipeline | LTXMultiScalePipe
 
 
 def run(pipeline: WatchedPipeline | LTXMultiScalePipeline, case: Case) -> tuple[dict[str, np.ndarray], Draws]:
-    """Latents of every pass, those given to the second, and the video (1, 3, F, H, W) in [0, 1], padding cut off."""
+    """Runs a case; returns its tensors and its draws.
+
+    The tensors are the latents of every pass, those given to the second pass, and the video without padding,
+    (1, 3, F, H, W) in [0, 1].
+    """
     inner = getattr(pipeline, "video_pipeline", pipeline)
     inner.draws, watched = Draws(case, inner.vae.decoder), Watched()
     inner.watched = inner.patchifier.watched = watched
@@ -240,7 +244,7 @@ def _conditioning(case: Case) -> list[ConditioningItem]:
 
 
 def _padded_media(case: Case, item: Item) -> torch.Tensor:
-    """As the command line pads: with zero, which is grey, the odd row or column below or right."""
+    """Pads media as the command line does: with zero, which is grey, an odd row or column below or right."""
     (height, width, _), (top, left) = case.padded, case.margins
     below, right = height - case.height - top, width - case.width - left
     return F.pad(torch.from_numpy(media(case, item)), (left, right, top, below))

@@ -1,4 +1,4 @@
-"""Reads the golden files of `tests/golden` in numpy alone, so that the runtime's tests need no other library."""
+"""Reads the golden files of `tests/golden` with numpy alone, so that the runtime's tests need no other library."""
 
 import json
 import math
@@ -10,7 +10,7 @@ _DTYPES = {"F32": "<f4", "I64": "<i8"}
 
 
 def golden(name: str) -> dict[str, np.ndarray]:
-    """Every tensor of tests/golden/<name>.safetensors."""
+    """Returns every tensor of tests/golden/<name>.safetensors."""
     raw = (Path(__file__).parents[1] / "golden" / f"{name}.safetensors").read_bytes()
     start = 8 + int.from_bytes(raw[:8], "little")
     header = json.loads(raw[8:start])

@@ -1,6 +1,6 @@
-"""The other implementations our networks are compared with: diffusers, transformers, and rules to fill their weights.
+"""Other implementations to compare our networks with: diffusers, transformers, and rules to fill their weights.
 
-Key maps are those of the diffusers conversion: our parameters bear the official names.
+Key maps are those of the diffusers conversion: our parameters have the official names.
 """
 
 import json
@@ -75,14 +75,14 @@ VAE_NAMES = {
 
 
 def distance(actual: np.ndarray | Tensor, expected: np.ndarray | Tensor) -> float:
-    """|actual - expected| / |expected| in float64; the shapes must be the same."""
+    """Returns |actual - expected| / |expected| in float64; the shapes must be the same."""
     a, b = (np.asarray(x, np.float64) for x in (actual, expected))
     assert a.shape == b.shape
     return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
 def tensor(values: np.ndarray) -> Tensor:
-    """A tensor of its own memory."""
+    """Copies values to a tensor with its own memory."""
     return torch.from_numpy(np.array(values))
 
 
@@ -91,13 +91,13 @@ def normal(seed: int, *shape: int) -> Tensor:
 
 
 def filled(module: nn.Module, weight: Weight) -> nn.Module:
-    """The module with every parameter drawn by its name."""
+    """Fills every parameter of the module with the values that `weight` gives for its name."""
     module.load_state_dict({key: tensor(weight(key, tuple(p.shape))) for key, p in module.named_parameters()})
     return module.eval().requires_grad_(False)
 
 
 def golden_settings(name: str, case: str) -> dict:
-    """How a case of tests/golden/<name>.safetensors was made."""
+    """Returns the settings with which a case of tests/golden/<name>.safetensors was made."""
     with safe_open(Path(__file__).parents[1] / "golden" / f"{name}.safetensors", "np") as file:
         return json.loads(file.metadata()[case])
 
@@ -122,7 +122,7 @@ def diffusers_vae_key(key: str, generation: str) -> str:
 
 
 def diffusers_dit(size: object, **changes: object) -> nn.Module:
-    """LTXVideoTransformer3DModel with the sizes of a `TransformerSize` or `DitConfig`."""
+    """Builds LTXVideoTransformer3DModel with the sizes of a `TransformerSize` or `DitConfig`."""
     from diffusers import LTXVideoTransformer3DModel
 
     return LTXVideoTransformer3DModel(
@@ -140,7 +140,7 @@ def diffusers_dit(size: object, **changes: object) -> nn.Module:
 def diffusers_vae(
     generation: str, base: int, latent_channels: int, layers: int | None, noise: bool = True
 ) -> nn.Module:
-    """AutoencoderKLLTXVideo of a generation; `layers` per block, or the released numbers."""
+    """Builds AutoencoderKLLTXVideo of a generation with `layers` per block, or with the released numbers if None."""
     from diffusers import AutoencoderKLLTXVideo
 
     def depths(*released: int) -> tuple[int, ...]:
@@ -179,7 +179,7 @@ def diffusers_vae(
 
 
 def transformers_t5(size: object) -> nn.Module:
-    """T5EncoderModel with the sizes of a `TextEncoderSize` or `T5Config`."""
+    """Builds T5EncoderModel with the sizes of a `TextEncoderSize` or `T5Config`."""
     from transformers import T5Config, T5EncoderModel
 
     config = T5Config(
@@ -196,13 +196,13 @@ def transformers_t5(size: object) -> nn.Module:
 
 
 def sine(shape: tuple[int, ...], a: float, b: float) -> Tensor:
-    """sin(a k + b) for k = 1.. in C order, float32."""
+    """Returns sin(a k + b) for k = 1.. in C order, as float32."""
     k = np.arange(1, math.prod(shape) + 1, dtype=np.float64)
     return tensor(np.sin(a * k + b).reshape(shape).astype(np.float32))
 
 
 def sine_weights(shapes: dict[str, tuple[int, ...]], is_scale: Callable[[str], bool]) -> dict[str, Tensor]:
-    """Every tensor a sine whose phase is its place among the sorted names; scales are 1 + 0.1 v."""
+    """Returns every tensor as a sine v with a phase by its place among the sorted names; scales are 1 + 0.1 v."""
     return {key: _sine_weight(key, shapes[key], place, is_scale) for place, key in enumerate(sorted(shapes))}
 
 
@@ -221,7 +221,7 @@ def shapes_of(named: Iterable[tuple[str, Tensor]]) -> dict[str, tuple[int, ...]]
 def assert_published(
     output: Tensor, total: float, mean: float, first: tuple[float, ...], last: tuple[float, ...]
 ) -> None:
-    """Sum, mean magnitude and both ends of an output, as published: elements to 1e-5, the sum to 1e-3."""
+    """Checks the sum, mean magnitude and both ends of an output as published: elements to 1e-5, the sum to 1e-3."""
     values = output.double().flatten().numpy()
     np.testing.assert_allclose(values[: len(first)], first, rtol=0, atol=1e-5)
     if last:

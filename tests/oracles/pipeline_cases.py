@@ -1,8 +1,9 @@
-"""Whole runs that the official pipelines and ours both make: the table of cases, and the media they are given.
+"""Cases that the official pipelines and ours both run: the table of cases, and their media.
 
 `tests/golden/make_pipelines.py` runs them on the official code and records the results in
 `tests/golden/pipelines.safetensors`; our side runs them on exported graphs. Both make weights with
-`ltx_export.random_weights.write_random_weights(deep(case.release), ...)`. Needs numpy and `ltx_runtime.spec.versions`.
+`ltx_export.random_weights.write_random_weights(deep(case.release), ...)`. Needs only numpy and
+`ltx_runtime.spec.versions`.
 """
 
 import zlib
@@ -26,12 +27,12 @@ VAE = VaeSize(base_channels=4, latent_channels=8, layers_per_block=1)
 UPSAMPLER = UpsamplerSize(mid_channels=64, blocks_per_stage=1)  # two channels in each of the 32 norm groups
 HEADS, HEAD_DIM_2B, HEAD_DIM_13B = 2, 16, 20
 
-IMAGE_COND_NOISE_SCALE = 0.15  # what the official command line says unless told otherwise
-VIDEO_STRIDE = 997  # a recorded video keeps every 997th value of (1, 3, F, H, W) in C order
+IMAGE_COND_NOISE_SCALE = 0.15  # default of the official command line
+VIDEO_STRIDE = 997  # only every 997th value of a video (1, 3, F, H, W) in C order is recorded
 
 
 def deep(name: str) -> Version:
-    """The release `name` with all its layers, each of them tiny: blocks to skip are the release's own."""
+    """Returns the release `name` with all its layers, each of them tiny, so that the blocks to skip are its own."""
     version = VERSIONS[name]
     head_dim = HEAD_DIM_13B if version.transformer == SIZE_13B else HEAD_DIM_2B
     sizes = {"heads": HEADS, "head_dim": head_dim, "text_channels": TEXT.width, "channels": VAE.latent_channels}
@@ -41,9 +42,9 @@ def deep(name: str) -> Version:
 
 @dataclass(frozen=True)
 class Item:
-    """A conditioning item, or the clip of video-to-video: which picture, how long, from which frame, how strong.
+    """A conditioning item, or the clip of video-to-video: picture, number of frames, first frame and strength.
 
-    `size` (height, width) is given where the media has another one than the video.
+    `size` (height, width) is given if the media's size differs from the video's.
     """
 
     picture: int
@@ -55,13 +56,13 @@ class Item:
 
 @dataclass(frozen=True)
 class Case:
-    """One run. What is not named here is the release's preset; sizes that are no multiple of 32 or 8n+1 are padded.
+    """One run; all else is the release's preset. Sizes other than multiples of 32 and 8n+1 frames are padded.
 
     Attributes:
-        video: the clip that video-to-video begins from.
-        skip_initial_steps, steps, guidance_scale: replace the preset's in a single pass (0 and None: they do not).
+        video: the clip that video-to-video starts from.
+        skip_initial_steps, steps, guidance_scale: replace the preset's in a single pass, unless they are 0 or None.
         stg_mode: attention_values, attention_skip or transformer_block.
-        rng: `seeded` draws by key (RandomState of seed and key), `torch` is the official code's own two streams.
+        rng: `seeded` draws by key (RandomState of seed and key); `torch` uses the official code's own two streams.
     """
 
     name: str
@@ -83,18 +84,18 @@ class Case:
 
     @property
     def padded(self) -> tuple[int, int, int]:
-        """(height, width, frames) that the model makes; the video asked for is cut out of it."""
+        """Size (height, width, frames) that the model generates; the requested video is cropped from it."""
         height, width = (-(-size // 32) * 32 for size in (self.height, self.width))
         return height, width, (self.num_frames - 2) // 8 * 8 + 9
 
     @property
     def margins(self) -> tuple[int, int]:
-        """Rows above and columns left of the video within the padded one; the rest is below and right."""
+        """Padding rows above and columns left of the video; the rest of the padding is below and right."""
         return (self.padded[0] - self.height) // 2, (self.padded[1] - self.width) // 2
 
 
 def media(case: Case, item: Item) -> np.ndarray:
-    """(1, 3, f, H, W) float32 in [-1, 1]: plane waves that move, others for each picture. Not yet padded."""
+    """Returns moving plane waves (1, 3, f, H, W), float32 in [-1, 1], different for each picture and not yet padded."""
     height, width = item.size or (case.height, case.width)
     axes = (np.arange(3), np.arange(item.frames), np.arange(height), np.arange(width))
     channel, time, row, column = np.meshgrid(*axes, indexing="ij")
@@ -107,7 +108,7 @@ def media(case: Case, item: Item) -> np.ndarray:
 
 RELEASES = tuple(name for name in VERSIONS if name != "demo")
 SINGLE_PASS = tuple(name for name in RELEASES if len(VERSIONS[name].passes) == 1)
-# Two sizes (height, width, frames) of each kind. With two passes the first works at 32x96 and 96x64.
+# Two sizes (height, width, frames) for each number of passes. The first of two passes runs at 32x96 and 96x64.
 SIZES_SINGLE = ((64, 96, 25), (96, 64, 33))
 SIZES_DOUBLE = ((96, 160, 25), (160, 128, 33))
 FPS = (30, 25)
@@ -117,28 +118,28 @@ PROMPTS = (
 )
 LONG_PROMPT = " ".join(f"Waves break on {count} black rocks under a cloudy sky, slow motion." for count in range(40))
 
-# What is given at the first and at the second size. 25 and 33 frames are 4 and 5 latent frames.
+# Conditioning items at the first and at the second size. 25 and 33 frames are 4 and 5 latent frames.
 KINDS: dict[str, tuple[tuple[Item, ...], tuple[Item, ...]]] = {
     "text": ((), ()),
     "image": ((Item(0),), (Item(1, strength=0.6, size=(80, 112)),)),
     "keyframe": ((Item(2, start=13),), (Item(3, start=29, strength=0.6, size=(64, 64)),)),
     "clip_at_start": ((Item(4, frames=9),), (Item(5, frames=17, strength=0.6),)),
-    # Two latent frames are all prefix, of three the last is set into the video.
+    # The first two latent frames of a later clip become extra tokens; a third one is placed into the video itself.
     "clip_later": ((Item(6, frames=9, start=16),), (Item(7, frames=17, start=8),)),
     "two_items": (
         (Item(0), Item(2, start=13, strength=0.6)),
         (Item(1, strength=0.6), Item(7, frames=17, start=16)),
     ),
 }
-# Two runs of extra tokens in the order given, and an image after them.
+# Two items with extra tokens in the given order, and an image at the start after them.
 THREE_ITEMS = (Item(3, start=21), Item(6, frames=9, start=8, strength=0.6), Item(0))
 
 
 def _case(release: str, kind: str, place: int, **changes: object) -> Case:
-    """A case at the first or second size of its release, with a seed of its own."""
+    """Returns a case at the first or second size of its release, with its own seed."""
     height, width, frames = (SIZES_SINGLE if release in SINGLE_PASS else SIZES_DOUBLE)[place]
     name = f"{release}/{kind}/{place}"
-    seed = zlib.crc32(name.encode()) + place * 2**40  # the second one needs more than 32 bits
+    seed = zlib.crc32(name.encode()) + place * 2**40  # the second seed needs more than 32 bits
     return replace(Case(name, release, height, width, frames, FPS[place], seed, PROMPTS[place]), **changes)
 
 
@@ -171,7 +172,7 @@ def _video_to_video() -> Iterator[Case]:
 
 
 def _sizes() -> Iterator[Case]:
-    """Padded and cut sizes, and single pictures."""
+    """Yields cases with padded and cropped sizes, and with a single frame."""
     two = (Item(0), Item(2, start=13))
     yield _case("0.9.5", "padded", 0, height=70, width=91, num_frames=20, items=two)
     yield _case("0.9.5", "padded_video", 1, height=81, width=50, video=Item(9, frames=33), skip_initial_steps=15)
@@ -186,7 +187,7 @@ def _items() -> Iterator[Case]:
 
 
 def _torch_rng() -> Iterator[Case]:
-    """The official code's own draws, from a generator and from torch's global stream, both of the case's seed."""
+    """Yields cases with the official code's draws: a generator and torch's global stream, both with the case's seed."""
     for release, kind in (
         ("0.9.1", "text"),
         ("0.9.1", "two_items"),

@@ -1,6 +1,6 @@
-"""The whole road a second time, in torch alone: the official sampling written down from its formulas.
+"""A second implementation of text-to-video in torch alone: the official sampling, written from its formulas.
 
-Shares with the runtime only the noise, the token ids, and the version's numbers.
+It shares only the noise, the token ids and the version's numbers with the runtime.
 """
 
 import math
@@ -16,7 +16,7 @@ from ltx_runtime.spec.presets import STG_MODES, Guidance, StgMode
 
 
 def linear_quadratic(steps: int) -> Tensor:
-    """Half the steps linear to 1 - 0.025, the rest quadratic, as the official scheduler builds them."""
+    """Returns sigmas that fall linearly to 1 - 0.025 in half the steps, then quadratically, like the official ones."""
     linear = steps // 2
     quadratic = steps - linear
     a = (linear - 0.025 * steps) / (linear * quadratic**2)
@@ -27,7 +27,7 @@ def linear_quadratic(steps: int) -> Tensor:
 
 
 def shifted_uniform(steps: int, tokens: int) -> Tensor:
-    """Uniform, shifted by the number of tokens, stretched to end at 0.1."""
+    """Returns uniform sigmas, shifted by the number of tokens and stretched to end at 0.1."""
     mu = 0.95 + (2.05 - 0.95) / (4096 - 1024) * (tokens - 1024)
     t = torch.linspace(1, 1 / steps, steps, dtype=torch.float64)
     rest = 1 - math.exp(mu) / (math.exp(mu) + (1 / t - 1))
@@ -35,14 +35,14 @@ def shifted_uniform(steps: int, tokens: int) -> Tensor:
 
 
 def coords(frames: int, rows: int, columns: int, fps: float, causal: bool) -> Tensor:
-    """(1, 3, N): seconds, pixel row, pixel column of every token."""
+    """Returns (1, 3, N): seconds, pixel row and pixel column of every token."""
     time = 8.0 * torch.arange(frames)
     time = (time - 7).clamp(min=0) if causal else time
     return torch.cartesian_prod(time / fps, 32.0 * torch.arange(rows), 32.0 * torch.arange(columns)).T[None]
 
 
 def guided(text: Tensor, unconditional: Tensor, perturbed: Tensor, entry: Guidance) -> Tensor:
-    """CFG, then STG, then the rescaling that belongs to STG."""
+    """Applies CFG, then STG, then the rescaling that belongs to STG."""
     velocity = text
     if entry.cfg_scale > 1:
         velocity = unconditional + entry.cfg_scale * (text - unconditional)
@@ -64,7 +64,7 @@ def sample(
     mode: StgMode = "attention_values",
     **asked: int,
 ) -> Tensor:
-    """Latents (1, C, F, H, W) after `steps` steps from `seed`; one network call per condition."""
+    """Returns latents (1, C, F, H, W) after `steps` steps from `seed`, with one network call per condition."""
     version = release.version
     (one,) = version.passes
     (entry,) = one.guidance
@@ -95,7 +95,7 @@ def sample(
 
 
 def decode(release: Exported, networks: Networks, latents: Tensor, seed: int) -> Tensor:
-    """Video (3, f, h, w) in 0..255; noise is mixed in, and injected, where the decoder takes a timestep."""
+    """Returns the video (3, f, h, w) in 0..255; mixes in and injects noise if the decoder takes a timestep."""
     if release.version.vae == "A":
         video = networks.vae_decoder(latents)
     else:

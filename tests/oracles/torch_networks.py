@@ -1,4 +1,4 @@
-"""A tiny release's networks in torch alone, with its checkpoint's weights in float32."""
+"""Networks of a tiny release in torch alone, with its checkpoint's weights in float32."""
 
 from dataclasses import dataclass
 
@@ -15,13 +15,13 @@ from ltx_export.networks.header import header_config, transformer_config, vae_co
 from ltx_export.networks.upsampler import upsampler_config, upsampler_header
 from ltx_export.networks.vae_encoder import encoder_config
 
-# The components of every release; an upsampler is a file of its own.
+# The components of every release; an upsampler comes in a file of its own.
 NETWORKS = ("text_encoder", "vae_encoder", "transformer", "vae_decoder")
 
 
 @dataclass(frozen=True)
 class Networks:
-    """The modules of a release; the upsampler is None where it has none."""
+    """Modules of a release; the upsampler is None if the release has none."""
 
     text_encoder: nn.Module
     vae_encoder: nn.Module

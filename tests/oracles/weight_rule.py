@@ -1,6 +1,6 @@
 """Weights that need no file: every tensor is drawn from its own name and shape.
 
-The golden files of `tests/golden` were made with these weights, so a test repeats them in numpy alone.
+The golden files of `tests/golden` were made with these weights, so a test can reproduce them with numpy alone.
 Keys are the official names without the prefixes of a unified file: `transformer_blocks.0.attn1.to_q.weight`
 for the transformer, `decoder.conv_in.conv.weight` or `per_channel_statistics.std-of-means` for the VAE.
 """
@@ -12,7 +12,7 @@ import numpy as np
 
 
 def weight(key: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Draw the float32 tensor called `key`: the same key and shape give the same values everywhere."""
+    """Draws the float32 tensor called `key`: the same key and shape give the same values everywhere."""
     if key.endswith("timestep_scale_multiplier"):
         return np.full(shape, 1000.0, np.float32)
     normal = np.random.RandomState(zlib.crc32(key.encode())).standard_normal(math.prod(shape)).reshape(shape)
@@ -20,7 +20,7 @@ def weight(key: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _scaled(leaf: str, normal: np.ndarray) -> np.ndarray:
-    """Give the draw the spread that a tensor with this last name needs, so that activations stay near one."""
+    """Scales the draw to the spread that a tensor with this last name needs to keep activations near one."""
     if leaf in ("scale_shift_table", "last_scale_shift_table", "mean-of-means"):
         return 0.2 * normal
     if leaf in ("per_channel_scale1", "per_channel_scale2"):

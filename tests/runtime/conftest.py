@@ -1,4 +1,4 @@
-"""What several of the runtime's tests need."""
+"""Fixtures shared by the runtime's tests."""
 
 import io
 import sys
@@ -26,7 +26,7 @@ SENTENCES = (
 
 @pytest.fixture(scope="session")
 def spiece(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A SentencePiece model with T5's special ids, trained on a few sentences."""
+    """Trains a SentencePiece model with T5's special ids on a few sentences."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(SENTENCES * 10),
@@ -45,7 +45,7 @@ def spiece(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def diary(monkeypatch):
-    """What the stages of a backend called `fake` do, in order."""
+    """Installs a backend called `fake`, and returns the log of what its stages do."""
     notes = Diary()
     module = ModuleType("fake_stages")
     module.find = lambda engines, name, backend: graph_found(engines, name, backend, ["fp32"])
@@ -57,7 +57,7 @@ def diary(monkeypatch):
 
 @pytest.fixture
 def engines(tmp_path, spiece, diary, monkeypatch):
-    """Makes version folders in `engines` that run on the fake stages, without the components that are `lacking`."""
+    """Makes version folders in `engines` that run on the fake stages, without the components in `lacking`."""
     order, fake = dict(BACKENDS), BACKENDS["fake"]
     BACKENDS.clear()
     BACKENDS["cpu"] = fake
@@ -77,12 +77,12 @@ def engines(tmp_path, spiece, diary, monkeypatch):
 
     yield make
     BACKENDS.clear()
-    BACKENDS.update(order)  # in their order, which is that of preference
+    BACKENDS.update(order)  # restores the order, which is that of preference
 
 
 @pytest.fixture
 def machine(monkeypatch):
-    """A made-up GPU in the place of this machine's."""
+    """Replaces this machine's GPU with a made-up one."""
     made = Machine()
     cudart = cudart_of(made)
     monkeypatch.setattr(gpu, "cuda_runtime", lambda: cudart)

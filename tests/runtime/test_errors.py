@@ -1,4 +1,4 @@
-"""Laws of errors: what the user can fix ends in one line and code 2, what is our bug keeps its traceback."""
+"""Laws of errors: one that the user can fix ends in one line and exit code 2, our own bugs keep their traceback."""
 
 import errno
 import os
@@ -14,7 +14,7 @@ REFUSALS = ("ENOSPC", "EDQUOT", "EACCES", "EPERM", "EROFS", "ENOENT", "ENOTDIR",
 
 
 def left_with(error: BaseException, capsys: pytest.CaptureFixture[str]) -> tuple[object, str]:
-    """Exit code and standard error of a command that raises `error`."""
+    """Returns exit code and standard error of a command that raises `error`."""
     with pytest.raises(SystemExit) as left, reported():
         raise error
     captured = capsys.readouterr()

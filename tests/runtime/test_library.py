@@ -1,4 +1,4 @@
-"""Laws of the library: a Pipeline plans at once, makes when asked, keeps what it is told to and leaves nothing."""
+"""Laws of the library: a Pipeline plans at once, runs on request, keeps loaded what it should, and leaves nothing."""
 
 import sys
 from contextlib import closing
@@ -47,7 +47,7 @@ def test_a_prompt_alone_is_a_request_and_everything_else_is_the_version_s_own(ve
         own = (version.height, version.width, version.num_frames, version.fps, version.negative_prompt)
         request = video.plan.request
         assert (request.height, request.width, request.num_frames, request.fps, request.negative_prompt) == own
-        assert pipe(Request("a fox")).plan.request.seed != request.seed  # drawn anew
+        assert pipe(Request("a fox")).plan.request.seed != request.seed  # a new random seed
     assert diary == []
 
 
@@ -113,7 +113,7 @@ def test_steps_tell_where_they_are_and_the_last_holds_the_latents(pipe):
         assert step.sigma == (0 if step.index + 1 == step.steps else float(one.sigmas[step.index + 1]))
         assert step.latents.shape == (1, 4, 2, one.grid.rows, one.grid.columns)
     np.testing.assert_array_equal(steps[-1].latents, video.latents())
-    # The last Euler step goes all the way to what is foreseen, and the first is still far from it.
+    # The last Euler step goes all the way to the predicted latents, and the first is still far from them.
     np.testing.assert_allclose(steps[-1].predicted, steps[-1].latents, atol=1e-5)
     assert not np.allclose(steps[0].predicted, steps[0].latents, atol=0.1)
 
@@ -238,7 +238,7 @@ def test_of_a_limit_the_first_of_the_road_leaves_first(spiece, diary):
 
 @pytest.mark.parametrize("when", ["open", "run"])
 def test_a_gpu_that_is_full_makes_room_and_tries_again(spiece, diary, monkeypatch, when):
-    """The decoder finds no memory as long as more than one other network is open."""
+    """The decoder finds too little memory as long as more than one other network is open."""
     module = ModuleType("full_backend")
     module.find = lambda engines, name, backend: graph_found(engines, name, backend, ["fp32"])
 
@@ -270,7 +270,7 @@ def test_a_gpu_that_is_full_makes_room_and_tries_again(spiece, diary, monkeypatc
     np.testing.assert_array_equal(frames, make(engines_of(DEMO, spiece), Request("a fox", **SMALL)).video)
 
 
-# --- many -----------------------------------------------------------------------------------------
+# --- many requests --------------------------------------------------------------------------------
 
 
 def test_many_requests_are_made_in_order_with_one_opening_and_a_failure_ends_none_of_the_others(
@@ -305,7 +305,7 @@ def test_leaving_many_requests_early_closes_what_they_kept(pipe, diary):
     assert diary.count("open text_encoder") == diary.count("close text_encoder") == 1
 
 
-# --- once -----------------------------------------------------------------------------------------
+# --- work that is done once -----------------------------------------------------------------------
 
 
 def test_a_run_plans_once_and_looks_for_each_network_once(spiece, diary, monkeypatch):

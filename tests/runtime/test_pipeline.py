@@ -1,4 +1,4 @@
-"""Laws of the whole road: a request is checked before anything is loaded, stages follow each other one at a time."""
+"""Laws of the whole pipeline: a request is checked before anything is loaded, and stages run one at a time."""
 
 from contextlib import contextmanager
 from dataclasses import replace
@@ -150,11 +150,11 @@ def test_every_wish_changes_the_video(change, spiece, diary):
     assert not np.array_equal(make(engines, request).video, make(engines, replace(request, **change)).video)
 
 
-# --- what is refused ------------------------------------------------------------------------------
+# --- refusals -------------------------------------------------------------------------------------
 
 
 def refused(engines, request, diary, match, **options):
-    """Is refused before anything is opened, in one sentence."""
+    """Checks that a request is refused in one sentence before anything is opened."""
     with pytest.raises(LtxError, match=match) as raised:
         make(engines, request, **options)
     assert "\n" not in str(raised.value)
@@ -229,7 +229,7 @@ def test_a_sink_that_fails_closes_the_stage(spiece, diary, error):
     assert diary[-1] == "close vae_decoder"
 
 
-# --- what the folder says -------------------------------------------------------------------------
+# --- settings of the version folder ---------------------------------------------------------------
 
 
 def test_the_schedule_of_the_checkpoint_replaces_that_of_the_version(spiece, diary):

@@ -1,4 +1,4 @@
-"""Laws of a backend that finds out late: another takes over, and it is said."""
+"""Laws of a backend that fails late: another one takes over, and a note says so."""
 
 import sys
 from types import ModuleType

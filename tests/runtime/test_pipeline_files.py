@@ -1,4 +1,4 @@
-"""Laws of what a run keeps and takes back: noise, latents and embeddings in files make the same video bit for bit."""
+"""Laws of files that a run saves and loads: noise, latents and embeddings give the same video bit for bit."""
 
 import json
 from dataclasses import replace
@@ -22,7 +22,7 @@ from ltx_runtime.tensors import read_metadata, read_tensors, write_tensors
 EVERY_VERSION = pytest.mark.parametrize("version", VERSIONS.values(), ids=VERSIONS)
 DEMO, SINGLE, MAPPED = VERSIONS["demo"], VERSIONS["0.9.5"], VERSIONS["0.9.1"]
 REQUEST = Request("a cat walks", "blurry", 96, 160, 17, 24.0, seed=7)
-FEW = (1.0, 0.4219)  # noise levels that every version knows
+FEW = (1.0, 0.4219)  # sigmas that every version allows
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def file(tmp_path):
 
 @pytest.fixture
 def rich(tmp_path):
-    """A request with an image at the start, a keyframe, and a clip later on."""
+    """Returns a request with an image at the start, a keyframe, and a clip later on."""
     conditions = []
     for frames, frame in ((1, 0), (1, 3), (9, 8)):
         path = tmp_path / f"given{frame}.safetensors"
@@ -47,14 +47,14 @@ def same(made, other):
 
 
 def stored(path):
-    """The shape of every tensor of a file."""
+    """Returns the shape of every tensor of a file."""
     raw = path.read_bytes()
     header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
     return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
 
 
 def again(engines, path, **options):
-    """What saved latents are decoded to."""
+    """Decodes saved latents and returns the results."""
     made = Made()
     decode_saved(engines, path, made.frames.append, made.progress, Options("fake", **options))
     return made
@@ -64,7 +64,7 @@ def again(engines, path, **options):
 
 
 def keys_of(version, request, sampled):
-    """Every draw of a run, in order, as docs/noise.md lists them; conditions are those of `rich`."""
+    """Returns every draw of a run in order, as docs/noise.md lists them; conditions are those of `rich`."""
     keys, passes = {}, plan(request, version).passes
     frames = {0: 1, 1: 1, 2: 2} if request.conditions else {}
     for p, one in enumerate(passes, start=1):
@@ -104,7 +104,7 @@ def test_every_draw_of_a_file_is_used(version, spiece, diary, file, rich):
     make(engines, request, save_noise=file, sample_posterior=True)
     names = list(stored(file))
     tensors = read_tensors(file, names)
-    used = [name for name in names if name != f"pass1/step_{len(FEW) - 1}"]  # of which none is left at level 0
+    used = [name for name in names if name != f"pass1/step_{len(FEW) - 1}"]  # none of that noise is left at sigma 0
     for changed in used:
         write_tensors(file, tensors | {changed: tensors[changed] + 1})
         make(engines, request, noise=file, sample_posterior=True)

@@ -1,4 +1,4 @@
-"""Laws of what a run makes: the second pass, sizes, lengths and frame rates, and what images and clips leave of it."""
+"""Laws of the results of a run: the second pass, sizes, lengths and frame rates, and effects of images and clips."""
 
 from dataclasses import replace
 
@@ -25,14 +25,14 @@ REQUEST = Request("a cat walks", "blurry", 96, 160, 17, 24.0, seed=7)
 
 
 def waves(frames, height=96, width=160):
-    """A clip of smooth, moving colours in [-1, 1]."""
+    """Returns a clip of smooth, moving colours in [-1, 1]."""
     channel, time, row, column = np.meshgrid(*map(np.arange, (3, frames, height, width)), indexing="ij")
     return np.sin(0.05 * (channel + 1) * row + 0.03 * column + 0.2 * time).astype(np.float32)[None]
 
 
 @pytest.fixture
 def clip(tmp_path):
-    """Makes a prepared clip of so many frames."""
+    """Writes a prepared clip of a number of frames."""
 
     def made(frames):
         path = tmp_path / f"clip{frames}.safetensors"
@@ -43,7 +43,7 @@ def clip(tmp_path):
 
 
 def kept(path, *names):
-    """The latents that a run saved."""
+    """Returns the latents that a run saved."""
     return [read_tensors(path, names)[name] for name in names]
 
 
@@ -104,7 +104,7 @@ def test_a_grid_too_small_for_two_passes_is_refused(spiece, diary):
 
 @EVERY_TWO_PASS_VERSION
 def test_a_first_pass_of_one_latent_which_has_no_statistics_is_refused(version, spiece, diary):
-    """Officially the numbers of the second pass are not finite then."""
+    """The second pass of the official pipeline is not finite in this case."""
     request = replace(REQUEST, height=64, width=64, num_frames=1)
     with pytest.raises(LtxError, match="--single-pass"):
         make(engines_of(version, spiece), request)
@@ -144,7 +144,7 @@ def test_doubling_the_frame_rate_makes_twice_the_frames_less_one_in_the_same_tim
     (before,), (after,) = diary.fed("temporal_upsampler"), diary.fed("vae_decoder")
     assert after["latents"].shape[2] == 2 * before["latents"].shape[2] - 1
     seconds = diary.fed("transformer")[0]["coords"][0, 0]
-    assert seconds.max() <= 16 / 24  # the model keeps the frame rate asked for
+    assert seconds.max() <= 16 / 24  # the model gets the requested frame rate
 
 
 # --- images and clips -----------------------------------------------------------------------------

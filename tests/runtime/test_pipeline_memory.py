@@ -1,4 +1,4 @@
-"""Laws of what a run has to work with: tiles make the same video, and places and memory are tried before the work."""
+"""Laws of the resources of a run: tiles make the same video; output paths and memory are checked before the work."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ REQUEST = Request("a cat walks", "blurry", 96, 160, 17, 24.0, seed=7)
 
 @pytest.mark.parametrize("size", [(32, 32, 89), (32, 544, 9), (544, 32, 9)], ids=str)
 def test_tiles_that_are_asked_for_make_the_same_video(size, spiece, diary, tmp_path):
-    """All stages but the transformer look at one place only, so that no border is wrong."""
+    """All stages but the transformer use one place of their inputs per output, so that tile borders cause no error."""
     height, width, frames = size
     path = tmp_path / "image.safetensors"
     media = np.random.RandomState(1).uniform(-1, 1, (1, 3, frames, height, width)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Laws of tensor files: what is written is read, of any type that fits, and nothing damaged or half-written passes."""
+"""Laws of tensor files: what is written is read back, in any type that fits; damaged or partial files are refused."""
 
 import errno
 import json
@@ -13,7 +13,7 @@ from ltx_runtime.tensors import read_metadata, read_tensors, write_tensors
 
 
 def write_by_hand(path, tensors):
-    """A safetensors file from name -> (dtype in its words, shape, bytes)."""
+    """Writes a safetensors file from name -> (dtype as the format calls it, shape, bytes)."""
     header, data = {}, b""
     for name, (dtype, shape, raw) in tensors.items():
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(data), len(data) + len(raw)]}
@@ -75,7 +75,7 @@ def test_floats_become_float32(path, dtype):
 
 def test_every_finite_bfloat16_is_read_exactly(path):
     halves = np.arange(1 << 16, dtype=np.uint16)
-    halves = halves[(halves >> 7 & 0xFF) != 0xFF]  # that exponent is of infinities and no numbers
+    halves = halves[(halves >> 7 & 0xFF) != 0xFF]  # this exponent is that of infinities and NaN
     write_by_hand(path, {"before": ("U8", [3], b"abc"), "x": ("BF16", [2, halves.size // 2], halves.tobytes())})
     found = read_tensors(path, ["x"])["x"]
     sign, exponent, fraction = (np.int64(halves) >> shift & mask for shift, mask in ((15, 1), (7, 255), (0, 127)))

@@ -1,4 +1,4 @@
-"""Images and clips for tests: written through Pillow and FFmpeg, of the kind their suffix says."""
+"""Images and clips for tests, written with Pillow and FFmpeg in the format of their suffix."""
 
 import av
 import numpy as np
@@ -8,17 +8,17 @@ CODECS = {".avi": "mpeg4", ".webm": "libvpx-vp9"}
 
 
 def stripes(height, width, *colours):
-    """(H, W, 3) uint8 of vertical stripes of equal width."""
+    """Returns (H, W, 3) uint8 with vertical stripes of equal width."""
     return np.repeat(np.array([colours], np.uint8), width // len(colours), 1).repeat(height, 0)
 
 
 def flat(shade):
-    """(32, 48, 3) uint8 of one shade of grey."""
+    """Returns (32, 48, 3) uint8 in one shade of grey."""
     return np.full((32, 48, 3), shade, np.uint8)
 
 
 def noisy(height, width):
-    """(H, W, 3) uint8 of noise, always the same."""
+    """Returns (H, W, 3) uint8 noise, always the same."""
     return np.random.RandomState(0).randint(0, 256, (height, width, 3)).astype(np.uint8)
 
 
@@ -28,7 +28,7 @@ def save_image(path, pixels, **options):
 
 
 def save_clip(path, frames):
-    """A clip of frames (H, W, 3) uint8 at 24 frames per second."""
+    """Writes a clip of frames (H, W, 3) uint8 at 24 frames per second, or at 25 as a GIF."""
     if path.suffix == ".gif":
         first, *others = [Image.fromarray(frame) for frame in frames]
         first.save(path, save_all=True, append_images=others, duration=40)

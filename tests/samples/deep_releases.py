@@ -1,4 +1,4 @@
-"""Releases in their full depth and miniature width, exported once in a process for all tests that run them."""
+"""Releases at full depth and miniature width, exported once per process for all tests that run them."""
 
 import tempfile
 from functools import cache
@@ -15,7 +15,7 @@ _root = tempfile.TemporaryDirectory()
 
 @cache
 def weights_of(name: str) -> Path:
-    """The folder of a release's random weights."""
+    """Returns the folder of a release's random weights."""
     folder = Path(_root.name) / "weights" / name
     write_random_weights(deep(name), folder)
     return folder
@@ -23,7 +23,7 @@ def weights_of(name: str) -> Path:
 
 @cache
 def engines_of(name: str) -> Engines:
-    """The exported folder of a release, over the same weights."""
+    """Returns the exported folder of a release, over the same weights."""
     folder = Path(_root.name) / "engines" / name
     export(deep(name), sources_of(deep(name), weights_of(name)), folder)
     return open_engines(folder)

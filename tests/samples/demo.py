@@ -1,4 +1,4 @@
-"""The demo version, exported once in a process for all tests that run it."""
+"""The demo version, exported once per process for all tests that run it."""
 
 import atexit
 import shutil
@@ -17,7 +17,7 @@ DEMO = VERSIONS["demo"]
 
 @cache
 def folder_with_demo() -> Path:
-    """A folder with engines/demo in it, in fp32; tests must not change that."""
+    """Returns a folder with engines/demo in fp32, which tests must not change."""
     folder = Path(mkdtemp(prefix="demo"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     write_random_weights(DEMO, folder / "weights")

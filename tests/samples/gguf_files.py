@@ -1,4 +1,4 @@
-"""Small GGUF files of quantized networks, written by the package gguf; blocks that keep activations near one."""
+"""Small GGUF files of quantized networks, written with the package gguf; their blocks keep activations near one."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -12,12 +12,12 @@ from torch import Tensor
 
 from ltx_export.models.t5 import T5Config
 
-# Where a block's halves lie: the scale, and the minimum or its scale.
+# Byte offsets of a block's fp16 values: the scale, and the minimum or its scale.
 HALVES = {
     **{"Q8_0": (0,), "Q4_0": (0,), "Q5_0": (0,), "IQ4_NL": (0,), "Q3_K": (108,), "Q6_K": (208,)},
     **{"Q4_1": (0, 2), "Q5_1": (0, 2), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q2_K": (80, 82)},
 }
-# Standard deviation of uniform codes times their factors, and, with a minimum, the mean code: what a scale of 1 makes.
+# At a scale of 1: standard deviation of uniform codes times their factors and, for types with a minimum, the mean code.
 _SPREAD = {
     **{"Q8_0": 74, "Q4_0": 4.6, "Q5_0": 9.2, "IQ4_NL": 66, "Q3_K": 42, "Q6_K": 1370},
     **{"Q4_1": 4.6, "Q5_1": 9.2, "Q4_K": 168, "Q5_K": 335, "Q2_K": 10},
@@ -30,21 +30,21 @@ Types = Callable[[str], str]
 
 
 def random_blocks(dtype: str, rows: int, columns: int, deviation: float, seed: int) -> np.ndarray:
-    """Rows of blocks of random bytes (rows, bytes) whose weights have about this standard deviation and no mean.
+    """Returns rows of random blocks (rows, bytes) whose weights have about this standard deviation and a mean of zero.
 
-    One block in 32 has a scale of zero, and nothing but its minimum.
+    One block in 32 has a scale of zero and consists of its minimum alone.
     """
     random = np.random.default_rng(seed)
     elements, size = GGML_QUANT_SIZES[GGMLQuantizationType[dtype]]
     count = rows * columns // elements
     blocks = random.integers(0, 256, (count, size), np.uint8)
-    if dtype in ("Q4_K", "Q5_K"):  # minimums have the factors of the scales
+    if dtype in ("Q4_K", "Q5_K"):  # gives the minimums the factors of the scales
         blocks[:, 8:12] = blocks[:, 4:8]
         blocks[:, 12:16] = (blocks[:, 12:16] & 15) * 17
     if dtype == "Q2_K":
         blocks[:, :16] = (blocks[:, :16] & 15) * 17
     scales = (deviation / _SPREAD[dtype] * random.uniform(0.5, 1.5, count)).astype(np.float16)
-    if dtype != "Q8_0":  # where there are no minimums, the largest weight becomes the lowest code, whatever its sign
+    if dtype != "Q8_0":  # without minimums the largest weight becomes the lowest code whatever its sign
         scales[random.random(count) < (1 / 32 if dtype in _MEAN_CODE else 1 / 2)] *= -1
     means = (scales.astype(np.float32) * _MEAN_CODE.get(dtype, 0)).astype(np.float16)
     scales[random.random(count) < 1 / 32] = 0
@@ -54,7 +54,7 @@ def random_blocks(dtype: str, rows: int, columns: int, deviation: float, seed: i
 
 
 def t5_shapes(size: T5Config) -> dict[str, tuple[int, ...]]:
-    """The tensors of a T5 encoder in a GGUF file."""
+    """Returns the tensor shapes of a T5 encoder in a GGUF file, by name."""
     inner = size.heads * size.head_dim
     shapes: dict[str, tuple[int, ...]] = {
         "token_embd.weight": (size.vocabulary, size.width),
@@ -74,13 +74,13 @@ def t5_shapes(size: T5Config) -> dict[str, tuple[int, ...]]:
 
 
 def write_gguf(path: Path, architecture: str, shapes: Mapping[str, tuple[int, ...]], types: Types) -> Path:
-    """Random weights; types: name -> type of a matrix. What gguf can quantize is quantized by it."""
+    """Writes random weights; types: name -> type of a tensor. Types that gguf does not quantize are random blocks."""
     writer = GGUFWriter(path, architecture)
     for seed, (name, shape) in enumerate(shapes.items()):
         dtype = types(name)
         kind = GGMLQuantizationType[dtype]
         deviation = 1.0 if "token_embd" in name or "rel_b" in name else 1 / math.sqrt(shape[-1])
-        if "attn_q" in name:  # T5 does not scale its scores
+        if "attn_q" in name:  # T5 does not scale its attention scores
             deviation /= 8
         drawn = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
         values = 1 + 0.1 * drawn if name.endswith("norm.weight") else deviation * drawn
@@ -96,7 +96,7 @@ def write_gguf(path: Path, architecture: str, shapes: Mapping[str, tuple[int, ..
 
 
 def write_t5(path: Path, size: T5Config, matrices: Types, positions: str = "F32") -> Path:
-    """A T5 encoder whose norms are F32."""
+    """Writes a T5 encoder whose norms are F32."""
 
     def type_of(name: str) -> str:
         if name.endswith("norm.weight"):
@@ -107,7 +107,7 @@ def write_t5(path: Path, size: T5Config, matrices: Types, positions: str = "F32"
 
 
 def dequantized(path: Path) -> dict[str, Tensor]:
-    """Every tensor as gguf makes float32 of it, under the file's names."""
+    """Returns every tensor as gguf dequantizes it to float32, under the file's names."""
     tensors = {}
     for tensor in GGUFReader(path).tensors:
         shape = [int(size) for size in tensor.shape[::-1]]

@@ -1,6 +1,6 @@
-"""The same weights as others' files: diffusers' folders by diffusers' own conversion, GGUF by the package gguf.
+"""The same weights in other programs' files: diffusers folders by diffusers' conversion, GGUF by the package gguf.
 
-None of the tables that are tested is used here.
+None of the tables under test is used here.
 """
 
 import shutil
@@ -40,14 +40,15 @@ _NETWORKS = ("transformer", "vae", "text_encoder")
 
 
 def diffusers_transformer_state(state: Mapping[str, Tensor]) -> State:
-    """An official file's transformer under diffusers' names."""
+    """Returns an official file's transformer under diffusers' names."""
     return convert_ltx_transformer_checkpoint_to_diffusers(dict(state))
 
 
 def diffusers_vae_state(generation: str, state: Mapping[str, Tensor]) -> State:
-    """An official file's VAE under diffusers' names.
+    """Returns an official file's VAE under diffusers' names.
 
-    The conversion knows generation C by the 2048 channels of its encoder's end, so it is shown that many of a tiny one.
+    The conversion recognizes generation C by the 2048 channels at the end of its encoder, so it is shown a tensor of
+    that many channels in place of a tiny one.
     """
     shown = dict(state)
     if generation == "C":
@@ -56,7 +57,7 @@ def diffusers_vae_state(generation: str, state: Mapping[str, Tensor]) -> State:
 
 
 def diffusers_models(version: Version, weights: Path) -> dict[str, nn.Module]:
-    """diffusers' and transformers' models with the weights of an official file, loaded strictly, in its dtype."""
+    """Returns diffusers' and transformers' models with an official file's weights, loaded strictly, in its dtype."""
     state, text = load_file(weights / version.checkpoint), load_file(weights / TEXT_ENCODER_FILE)
     size = version.vae_size
     vae = diffusers_vae(version.vae, size.base_channels, size.latent_channels, size.layers_per_block)
@@ -81,7 +82,7 @@ def write_diffusers(
     variant: str | None = None,
     text_dtype: torch.dtype = torch.bfloat16,
 ) -> Path:
-    """Writes what diffusers and transformers save of an official file into `folder`."""
+    """Writes an official file's weights to `folder` as diffusers and transformers save them."""
     models = diffusers_models(version, weights)
     models["text_encoder"].to(text_dtype)
     for name, model in models.items():
@@ -94,7 +95,7 @@ def write_diffusers(
 
 
 def write_gguf(path: Path, architecture: str, state: Mapping[str, Tensor], dtype: str) -> Path:
-    """A GGUF file of tensors in F32, F16 or BF16."""
+    """Writes a GGUF file of tensors in F32, F16 or BF16."""
     writer = GGUFWriter(path, architecture)
     kind = GGMLQuantizationType[dtype]
     for name, values in state.items():
@@ -107,7 +108,7 @@ def write_gguf(path: Path, architecture: str, state: Mapping[str, Tensor], dtype
 
 
 def gguf_t5_state(state: Mapping[str, Tensor], layers: int) -> State:
-    """A T5 encoder under the names that the package gguf gives it."""
+    """Returns a T5 encoder under the names that the package gguf gives it."""
     names = get_tensor_name_map(MODEL_ARCH.T5ENCODER, layers)
     renamed = {names.get_name(name, try_suffixes=(".weight",)): values for name, values in state.items()}
     assert None not in renamed and len(renamed) == len(state)
@@ -115,12 +116,12 @@ def gguf_t5_state(state: Mapping[str, Tensor], layers: int) -> State:
 
 
 def bare(state: Mapping[str, Tensor], prefix: str) -> State:
-    """The tensors of one network of an official file, without the prefix."""
+    """Returns the tensors of one network of an official file, without the prefix."""
     return {name.removeprefix(prefix): values for name, values in state.items() if name.startswith(prefix)}
 
 
 def bits_of(opened: Opened) -> dict[str, dict[str, tuple[str, tuple[int, ...], bytes]]]:
-    """Every network's tensors: dtype, shape and bytes."""
+    """Returns dtype, shape and bytes of every tensor, by network."""
     return {
         network: {
             name: (tensor.dtype, tensor.shape, tensor.read(0, tensor.length).tobytes())
@@ -131,7 +132,7 @@ def bits_of(opened: Opened) -> dict[str, dict[str, tuple[str, tuple[int, ...], b
 
 
 def outputs_of(folder: Path) -> dict[str, list[np.ndarray]]:
-    """What the fp32 graphs of a version folder make of the same requests."""
+    """Returns the outputs of a version folder's fp32 graphs for the same random requests."""
     engines = open_engines(folder)
     return {
         name: run_graph(
@@ -145,9 +146,9 @@ def outputs_of(folder: Path) -> dict[str, list[np.ndarray]]:
 
 
 def assert_same_outputs(folder: Path, other: Path) -> None:
-    """The graphs of both folders give the same bits, and not the same number everywhere.
+    """Checks that the graphs of both folders give the same bits, and not the same number everywhere.
 
-    An upsampler, which either may lack, is none of the files' that the layouts are of.
+    Upsamplers are not compared: they are not part of these layouts, and either folder may lack them.
     """
     mine, theirs = outputs_of(folder), outputs_of(other)
     networks = ["text_encoder", "vae_encoder", "transformer", "vae_decoder"]
@@ -159,7 +160,7 @@ def assert_same_outputs(folder: Path, other: Path) -> None:
 
 
 def opened_shapes(header: dict, text: TextEncoderSize) -> Opened:
-    """The names and shapes of a header's networks, as if opened from a file without one; no tensor has bytes."""
+    """Returns a header's networks as if opened from a file without a header: names and shapes, but no bytes."""
     with torch.device("meta"):
         modules = {
             "transformer": Transformer(transformer_config(header["transformer"])),
@@ -175,5 +176,5 @@ def opened_shapes(header: dict, text: TextEncoderSize) -> Opened:
 
 
 def stored_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, StoredTensor]:
-    """Tensors without bytes, told apart by their offsets."""
+    """Returns tensors without bytes, which differ in their offsets."""
     return {name: StoredTensor(Path("x"), i, 0, "F32", shape) for i, (name, shape) in enumerate(shapes.items())}

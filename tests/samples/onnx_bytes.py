@@ -1,8 +1,8 @@
-"""ONNX graphs written by hand, for tests that run where the onnx package is not."""
+"""ONNX graphs written by hand, for tests that run without the onnx package."""
 
 
 def field(number: int, content: int | str | bytes) -> bytes:
-    """One field of a protobuf message: a number, or text or another message with its length before it."""
+    """Encodes one field of a protobuf message: a number, or text or another message with its length in front."""
     if isinstance(content, int):
         return bytes([number << 3, content])
     content = content.encode() if isinstance(content, str) else content
@@ -11,7 +11,7 @@ def field(number: int, content: int | str | bytes) -> bytes:
 
 
 def graph_that_adds(*inputs: str, output: str) -> bytes:
-    """A graph of int64 `output` = the sum of two inputs, both (batch, text_tokens)."""
+    """Returns a graph whose `output` is the sum of two int64 inputs, both (batch, text_tokens)."""
     shape = b"".join(field(1, field(2, axis)) for axis in ("batch", "text_tokens"))
     kind = field(2, field(1, field(1, 7) + field(2, shape)))
     node = b"".join(field(1, name) for name in inputs) + field(2, output) + field(4, "Add")

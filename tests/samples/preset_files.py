@@ -1,6 +1,6 @@
 """The official inference files of every release, and files that differ from them in one place."""
 
-# Lightricks/LTX-Video at 5260738, configs/ltxv-*.yaml; only names of checkpoints and precisions differ beyond this.
+# Lightricks/LTX-Video at 5260738, configs/ltxv-*.yaml; otherwise only checkpoint names and precisions differ.
 SHARED = """
 stg_mode: "attention_values" # options: "attention_values", "attention_skip", "residual", "transformer_block"
 decode_timestep: 0.05
@@ -80,6 +80,6 @@ OFFICIAL = {
 
 
 def changed(text: str, old: str, new: str) -> str:
-    """The text with the first `old` in it replaced."""
+    """Returns the text with the first `old` in it replaced by `new`."""
     assert old in text
     return text.replace(old, new, 1)

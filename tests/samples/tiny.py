@@ -1,6 +1,6 @@
 """Releases in miniature: every field but the sizes is the release's own, so that a whole export takes seconds.
 
-Graphs of equal networks are traced once per process: what is exported many times is cloned, not traced again.
+Graphs of equal networks are traced once per process and cloned for later exports.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,14 +33,14 @@ LAYERS = 2
 TEXT = TextEncoderSize(layers=2, width=32, heads=4, head_dim=16, hidden=48, vocabulary=330)
 VAE = VaeSize(base_channels=4, latent_channels=8, layers_per_block=1)
 UPSAMPLER = UpsamplerSize(mid_channels=32, blocks_per_stage=1)
-# Head sizes give the width of 2B and 13B their own remainder modulo 6: two and four channels without rotation.
+# These head sizes keep the widths of 2B and 13B modulo 6: two and four channels are not rotated.
 HEAD_DIM_2B, HEAD_DIM_13B = 16, 20
 
 _traced: dict[object, tuple[ir.Model, ir.Model]] = {}
 
 
 def tiny(name: str) -> Version:
-    """The release `name` with two layers; blocks to skip are counted modulo that."""
+    """Returns the release `name` with two layers; indices of blocks to skip are taken modulo two."""
     version = VERSIONS[name]
     head_dim = HEAD_DIM_13B if version.transformer == SIZE_13B else HEAD_DIM_2B
     size = TransformerSize(LAYERS, heads=2, head_dim=head_dim, text_channels=TEXT.width, channels=VAE.latent_channels)
@@ -58,7 +58,7 @@ def _shallow(one: Pass) -> Pass:
 
 
 def sources_of(version: Version, weights: Path) -> Sources:
-    """The files `write_random_weights` wrote into `weights`."""
+    """Returns the files that `write_random_weights` wrote into `weights`."""
     upscaler = weights / version.upscaler if version.upscaler else None
     checkpoint, text_encoder, tokenizer = version.checkpoint, TEXT_ENCODER_FILE, TOKENIZER_FILE
     return Sources(weights / checkpoint, weights / text_encoder, weights / tokenizer, upscaler=upscaler)
@@ -66,7 +66,7 @@ def sources_of(version: Version, weights: Path) -> Sources:
 
 @dataclass(frozen=True)
 class Exported:
-    """A complete version folder, and what it was made from."""
+    """A complete version folder, and what it was exported from."""
 
     version: Version
     weights: Path
@@ -82,7 +82,7 @@ class Exported:
 
 
 def export_tiny(name: str, root: Path, precisions: Sequence[str] = ("fp32",)) -> Exported:
-    """Random weights and a version folder of a tiny release, both below `root`."""
+    """Writes random weights and a version folder of a tiny release, both below `root`."""
     version = tiny(name)
     weights = root / "weights" / name
     write_random_weights(version, weights)
@@ -98,22 +98,22 @@ def export(
     report: build.Report = lambda line: None,
     options: build.Options | None = None,
 ) -> Manifest:
-    """`export_version`, without tracing the same network twice; `options` if given, else those of `precisions`."""
+    """Calls `export_version` without tracing a network twice, with `options` or else with those of `precisions`."""
     with patch.object(build, "onnx_from_torch", traced_once):
         return build.export_version(version, sources, folder, options or build.Options(precisions), report)
 
 
 def traced_once(network: Network) -> tuple[ir.Model, ir.Model]:
-    """`onnx_from_torch`, once for each network."""
+    """Calls `onnx_from_torch` only once for each network."""
     made = (repr(network.component(network.blocks)), _architecture(lambda: network.make(network.blocks)))
     key = (*made, network.blocks, network.traced_blocks, network.path)
     if key not in _traced:
         _traced[key] = onnx_from_torch(network)
-    return _traced[key]  # the exporter changes copies only
+    return _traced[key]  # not a copy: the exporter changes copies only
 
 
 def _architecture(make: Callable[[], nn.Module]) -> str:
-    """Everything a trace depends on: layers, their plain attributes, constants and the shapes of their parameters."""
+    """Describes all that a trace depends on: layers, their plain attributes, constants and parameter shapes."""
     layers = []
     for name, layer in build_empty(make, torch.float32).named_modules():
         plain = {k: v for k, v in vars(layer).items() if isinstance(v, bool | int | float | str | tuple)}

@@ -1,4 +1,4 @@
-"""The machine of numpy arrays behind the names of cuda.bindings.runtime: same arguments, same (error, value...)."""
+"""Stand-in for cuda.bindings.runtime on a GPU of numpy arrays: same arguments, same results (error, value...)."""
 # ruff: noqa: N802, N803
 
 import ctypes
@@ -27,7 +27,7 @@ _MODES = {"Global": 0, "ThreadLocal": 1, "Relaxed": 2}
 
 
 def types_of_cuda() -> ModuleType:
-    """Enumerations of the real package where it is installed, else equal ones."""
+    """Returns the enumerations of the real package if it is installed, else equal ones."""
     made = ModuleType("cuda_types")
     try:
         real = importlib.import_module("cuda.bindings.runtime")
@@ -42,7 +42,7 @@ def types_of_cuda() -> ModuleType:
 
 @dataclass
 class Properties:
-    """What a program may ask about the GPU."""
+    """Properties of the GPU that a program may read."""
 
     name: bytes
     major: int
@@ -51,11 +51,11 @@ class Properties:
 
 
 class Handle(int):
-    """A stream, a graph, or a graph that can be launched."""
+    """Handle of a stream, a graph, or an executable graph."""
 
 
 def cudart_of(machine: Machine) -> ModuleType:
-    """The stand-in for cuda.bindings.runtime; every function gives (error, value...)."""
+    """Returns the stand-in for cuda.bindings.runtime; every function returns (error, value...)."""
     made = types_of_cuda()
     for part in (_about, _memory, _copies, _streams, _graphs):
         for name, function in part(machine, made).items():
@@ -64,7 +64,7 @@ def cudart_of(machine: Machine) -> ModuleType:
 
 
 def _checked(machine: Machine, cuda: ModuleType, name: str, function: Callable) -> Callable:
-    """The function, or the error that a test wants of it."""
+    """Wraps a function so that it returns the error that a test wants, if any."""
 
     def call(*arguments):
         if name in machine.errors:
@@ -73,7 +73,7 @@ def _checked(machine: Machine, cuda: ModuleType, name: str, function: Callable) 
         made = function(*arguments)
         return made if name == "cudaGetErrorName" else (made if isinstance(made, tuple) else (made,))
 
-    call.__wrapped__ = function  # its signature is the function's
+    call.__wrapped__ = function  # gives it the function's signature
     return call
 
 

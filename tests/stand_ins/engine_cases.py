@@ -39,7 +39,7 @@ SIZES = {
 
 
 def folder_of(path: Path) -> Engines:
-    """A complete version folder in `path`, with bf16 and fp16 graphs that are only bytes."""
+    """Writes a complete version folder to `path`; its bf16 and fp16 graphs are arbitrary bytes."""
     path.mkdir()
     files = {"weights.data": bytes(range(256)) * 64, "spiece.model": b"tokens"}
     components = {}
@@ -56,12 +56,12 @@ def folder_of(path: Path) -> Engines:
 
 
 def recipes(**changed) -> dict[str, Recipe]:
-    """Small profiles for every component, otherwise alike."""
+    """Returns recipes with small profiles for every component, which are otherwise alike."""
     return {name: Recipe(profiles=served, **changed) for name, served in PROFILES.items()}
 
 
 def feeds_for(name: str, seed: int = 0, **sizes: int) -> dict[str, np.ndarray]:
-    """Inputs of a component that all differ."""
+    """Returns random inputs of a component."""
     random = np.random.RandomState(seed)
     (signature,) = (one for one in SIGNATURES if one.name == name)
     feeds = {}
@@ -73,19 +73,19 @@ def feeds_for(name: str, seed: int = 0, **sizes: int) -> dict[str, np.ndarray]:
 
 
 def expected(name: str, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What a component makes of its inputs, without any engine."""
+    """Computes a component's outputs without any engine."""
     return STAGES[name](feeds)
 
 
 class Bench:
-    """A version folder with stand-in engines, by component; at the end nothing of any session may be left."""
+    """A version folder with stand-in engines; at the end of a test nothing may be left of any session."""
 
     def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.engines = folder_of(path)
         self._monkeypatch = monkeypatch
 
     def build(self, builder: str = "tensorrt_rtx", machine=None, recipe=None, functions=None) -> None:
-        """Puts engines, library and GPU in place."""
+        """Installs engines, library and GPU."""
         self.builder = builder
         recipe = recipes() if recipe is None else recipe
         functions = STAGES if functions is None else functions
@@ -93,5 +93,5 @@ class Bench:
         self.machine, self.seen, self.maker = self.installed.machine, self.installed.seen, self.installed.maker
 
     def find(self, name: str = "transformer") -> Found:
-        """What the backend would run."""
+        """Finds the engine that the backend would run."""
         return find(self.engines, name, self.builder)

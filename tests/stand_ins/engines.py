@@ -1,6 +1,6 @@
-"""Stand-in engines for a version folder, and everything a session needs to run them where there is no GPU.
+"""Stand-in engines for a version folder, and everything that a session needs to run them without a GPU.
 
-A whole video can be made through them: every engine computes its component's fp32 graph, or a function of numpy.
+They can generate a whole video: every engine computes its component's fp32 graph, or a function in numpy.
 """
 
 import functools
@@ -17,17 +17,10 @@ from stand_ins.gpu_machine import Machine
 from stand_ins.tensorrt_runtime import library_of
 from stand_ins.tensorrt_types import Seen, World
 
+from ltx_runtime.folder.address import EngineAddress
 from ltx_runtime.folder.manifest import Engines, checksum
 from ltx_runtime.folder.profiles import Limits, Profile, profiles
-from ltx_runtime.folder.sidecar import (
-    Maker,
-    Sidecar,
-    WeightInput,
-    engine_path,
-    refit_graph_path,
-    sources_of,
-    write_sidecar,
-)
+from ltx_runtime.folder.sidecar import Maker, Sidecar, WeightInput, refit_graph_path, write_sidecar
 from ltx_runtime.sessions.cuda import device as cuda
 from ltx_runtime.sessions.cuda import gpu
 from ltx_runtime.sessions.trt.library import maker_of
@@ -40,16 +33,17 @@ VERSIONS = {"tensorrt": "11.4.0.106", "tensorrt_rtx": "1.7.1.116"}
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a stand-in engine is made.
+    """Settings of a stand-in engine.
 
     Attributes:
-        precision: of the graph it is said to be built from.
-        weights: see sidecar.Weights.
-        profiles: None for those of `limits`.
-        weight_inputs: by input; for weights that are inputs.
-        own_bytes: of the GPU that it takes when it is loaded.
-        streamable: how many of them may stay in the machine's memory.
-        capturable: whether a CUDA graph can be made of it.
+        precision: precision of the graph that it claims to be built from.
+        weights: where its weights are, "embedded", "inputs" or "refit" (sidecar.Weights).
+        limits: limits of the default profiles.
+        profiles: profiles of the engine; None for the default profiles within `limits`.
+        weight_inputs: weights that are inputs, by input name.
+        own_bytes: bytes of GPU memory that it takes when it is loaded.
+        streamable: bytes of weights that may stay in host memory.
+        capturable: whether a CUDA graph can be captured from it.
     """
 
     precision: str = "bf16"
@@ -64,7 +58,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Installed:
-    """What a test looks at: the GPU, what the library did, and who is said to have built the engines."""
+    """Objects that a test inspects: the GPU, what the library did, and the maker of the engines."""
 
     machine: Machine
     seen: Seen
@@ -79,15 +73,15 @@ def install(
     recipe: Recipe | Mapping[str, Recipe] = Recipe(),
     functions: Mapping[str, Callable] | None = None,
 ) -> Installed:
-    """Puts a stand-in library and GPU in place until the end of the test, and an engine of every component.
+    """Installs a stand-in library and GPU until the end of the test, and an engine of every component.
 
     Args:
-        monkeypatch: the test's.
-        engines: a folder with graphs of the recipe's precision; unless there are functions, with fp32 graphs too.
+        monkeypatch: the test's fixture.
+        engines: folder with graphs of the recipe's precision, and with fp32 graphs unless `functions` replaces them.
         builder: "tensorrt" or "tensorrt_rtx".
-        machine: the GPU, if not the usual one.
-        recipe: for all components, or by component; a component without one gets no engine.
-        functions: what a component computes (feeds to outputs), where its graph does not.
+        machine: the GPU; None for the default one.
+        recipe: the recipe for all components, or recipes by component; a component without one gets no engine.
+        functions: functions from feeds to outputs that replace graphs, by component.
     """
     pytest.importorskip("filelock", reason="sessions of engines need it; it comes with them")
     world = World(machine or Machine(), functions or {})
@@ -105,10 +99,11 @@ def install(
 
 
 def write_engine(engines: Engines, name: str, maker: Maker, recipe: Recipe = Recipe()) -> Path:
-    """A stand-in engine of a component with a sidecar that fits."""
+    """Writes a stand-in engine of a component with a matching sidecar."""
     entry = engines.component(name)
     served = recipe.profiles or profiles(entry.signature, recipe.limits)
-    path = engine_path(engines, name, maker, recipe.precision)
+    address = EngineAddress(engines, name, maker, recipe.precision)
+    path = address.path
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(_spec(engines, name, served, recipe)))
     if recipe.weights == "refit":
@@ -123,7 +118,7 @@ def write_engine(engines: Engines, name: str, maker: Maker, recipe: Recipe = Rec
             precision=recipe.precision,
             weights=recipe.weights,
             profiles=served,
-            sources=sources_of(engines, name, recipe.precision),
+            sources=address.sources(),
             structure="",
             engine_checksum=checksum(path),
             weight_inputs=dict(recipe.weight_inputs or {}),

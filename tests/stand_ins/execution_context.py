@@ -1,4 +1,4 @@
-"""The context of a stand-in engine: strict about everything it is told, and what runs the engine's component."""
+"""The execution context of a stand-in engine: checks every argument strictly, and runs the engine's component."""
 
 import weakref
 from pathlib import Path
@@ -103,7 +103,7 @@ class IExecutionContext:
 
     def _compute(self):
         self._engine._world.seen.runs.append(self._spec["component"])
-        self._machine.at(*self._memory)[:] = len(self._engine._world.seen.runs) % 256  # whatever it was
+        self._machine.at(*self._memory)[:] = len(self._engine._world.seen.runs) % 256  # overwritten on every run
         for name, one in self._spec["weight_inputs"].items():
             stored = np.fromfile(one["file"], np.uint8, self._size(name), offset=one["offset"])
             there = self._machine.at(self._addresses[name], self._size(name))

@@ -1,7 +1,7 @@
 """A GPU made of numpy arrays, stricter than a real one.
 
-Work that is put into a stream waits until somebody waits for it, so that what is read, freed or changed too early fails
-every time. All memory begins as garbage, and no address is ever given twice.
+Work in a stream is not done until the stream is synchronized, so that reading, freeing or changing memory too early
+fails every time. All memory starts as garbage, and no address is ever used twice.
 """
 
 import ctypes
@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-_FIRST_ADDRESS = 1 << 44  # no address of this process
+_FIRST_ADDRESS = 1 << 44  # not an address of this process
 _GAP = 1 << 20
 _GARBAGE = 0xA5
 
 
 @dataclass
 class Work:
-    """Something in a stream: what it does, the memory it touches, and the graph that it is a part of."""
+    """Work in a stream: what it does, the memory it touches, and the CUDA graph that it belongs to."""
 
     does: Callable[[], None]
     touches: list[tuple[int, int]]
@@ -29,12 +29,12 @@ class Machine:
     """The GPU and its driver; tests look at it, programs see it through `cudart_of`.
 
     Attributes:
-        memory_bytes, name, compute_capability: of the GPU.
-        driver, runtime: versions of CUDA, as CUDA counts them; no driver is 0.
-        devices: how many GPUs the driver finds.
-        errors: name of CUDA's error by function, for functions that are to fail.
+        memory_bytes, name, compute_capability: properties of the GPU.
+        driver, runtime: CUDA versions as CUDA writes them, 13000 for 13.0; 0 without a driver.
+        devices: number of GPUs that the driver finds.
+        errors: names of CUDA errors by function, for functions that are to fail.
         uploaded, downloaded: bytes copied so far.
-        launches, captures: graphs launched and taken down so far.
+        launches, captures: CUDA graphs launched and captured so far.
     """
 
     memory_bytes: int = 1 << 30
@@ -58,11 +58,11 @@ class Machine:
     _next: int = _FIRST_ADDRESS
 
     def used_bytes(self) -> int:
-        """Memory of the GPU that is in use."""
+        """Returns the bytes of GPU memory that are in use."""
         return sum(block.size for block in self.blocks.values())
 
     def take(self, size: int) -> int | None:
-        """The address of new memory full of garbage; None if there is too little."""
+        """Returns the address of new memory full of garbage; None if there is too little."""
         if size > self.memory_bytes - self.used_bytes():
             return None
         address, self._next = self._next, self._next + (-(-size // _GAP) + 1) * _GAP
@@ -70,7 +70,7 @@ class Machine:
         return address
 
     def give_back(self, address: int) -> None:
-        """Frees memory that nothing under way touches."""
+        """Frees memory, which no pending work may touch."""
         assert address in self.blocks, f"{address:#x} is freed twice, or was never allocated"
         size = self.blocks[address].size
         for work in self.under_way():
@@ -80,11 +80,11 @@ class Machine:
         del self.blocks[address]
 
     def under_way(self) -> list[Work]:
-        """All that waits in streams."""
+        """Returns the pending work of all streams."""
         return [work for stream in self.streams.values() for work in stream]
 
     def at(self, address: int, size: int) -> np.ndarray:
-        """The bytes of memory of the GPU that is in use."""
+        """Returns a view of GPU memory that is in use."""
         for begin, block in self.blocks.items():
             if begin <= address < begin + max(block.size, 1):
                 place = address - begin
@@ -93,7 +93,7 @@ class Machine:
         raise AssertionError(f"{address:#x} is no memory of the GPU that is in use")
 
     def host_at(self, address: int, size: int) -> np.ndarray:
-        """The bytes of pinned memory of the host."""
+        """Returns a view of pinned host memory."""
         for begin, block in self.pinned.items():
             place = address - begin
             if place >= 0 and place + size <= len(block):
@@ -101,7 +101,7 @@ class Machine:
         raise AssertionError(f"{size} bytes at {address:#x} of the host are not pinned")
 
     def put(self, stream: int, does: Callable[[], None], touches: list[tuple[int, int]], graph: int = 0) -> None:
-        """Puts work into a stream, or takes it down if the stream is being captured."""
+        """Puts work into a stream, or records it while a graph is being captured."""
         assert int(stream) in self.streams, f"{stream} is no stream"
         for address, size in touches:
             self.at(address, size)
@@ -112,11 +112,11 @@ class Machine:
             self.streams[int(stream)].append(work)
 
     def refuse_in_capture(self, name: str) -> None:
-        """A call that must not be made while work is taken down."""
+        """Fails a call that is not allowed while a graph is being captured."""
         assert self.capturing is None, f"{name} while a graph is captured"
 
     def do_all(self, stream: int) -> None:
-        """Does what waits in a stream."""
+        """Does the pending work of a stream."""
         waiting = self.streams[int(stream)]
         while waiting:
             work = waiting.pop(0)
@@ -125,7 +125,7 @@ class Machine:
             work.does()
 
     def assert_nothing_left(self) -> None:
-        """Everything that was allocated has been freed."""
+        """Checks that everything that was allocated has been freed."""
         left = {hex(address): block.size for address, block in self.blocks.items()}
         assert left == {}, f"memory of the GPU is left: {left}"
         assert not self.pinned, f"{len(self.pinned)} blocks of pinned memory are left"

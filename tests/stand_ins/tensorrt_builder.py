@@ -1,6 +1,7 @@
-"""The part of TensorRT's builder that ours uses, by the names of its Python bindings 10.13 and 11.4; needs no GPU.
+"""The part of TensorRT's builder that we use, with the names of its Python bindings 10.13 and 11.4; needs no GPU.
 
-Engines are JSON with what was asked for. Timings are "<version>:<how many builds>", and another version's are refused.
+An engine is JSON with the requested settings. A timing cache is "<version>:<number of builds>"; one of another version
+is refused.
 """
 
 import json
@@ -12,18 +13,18 @@ STRONGLY_TYPED = 1
 
 
 class ILogger:
-    """Told of what happens."""
+    """Base class of loggers."""
 
     class Severity(IntEnum):
         INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
 
 
 class Interface:
-    """What callers derive from."""
+    """Base class of interfaces that callers implement."""
 
 
 class Profile:
-    """Shapes by input."""
+    """Optimization profile: shapes by input."""
 
     def __init__(self):
         self.shapes = {}
@@ -33,7 +34,7 @@ class Profile:
 
 
 class Cache:
-    """Timings."""
+    """Timing cache of arbitrary bytes."""
 
     def __init__(self, data):
         self.data = data
@@ -43,7 +44,7 @@ class Cache:
 
 
 class Config:
-    """What a build is asked for."""
+    """Builder configuration that records the requested settings."""
 
     def __init__(self, version):
         self.version, self.flags, self.profiles = version, [], []
@@ -69,7 +70,7 @@ class Config:
 
 
 class Parser:
-    """Takes every graph."""
+    """Parser that accepts every graph."""
 
     num_errors = 0
 
@@ -82,7 +83,7 @@ class Parser:
 
 
 class Builder:
-    """Makes JSON instead of engines."""
+    """Builder that makes JSON instead of engines."""
 
     version, failure = "", None
 
@@ -115,7 +116,7 @@ class Builder:
 
 
 class StreamingBuilder(Builder):
-    """Writes what it makes."""
+    """Builder that can also write an engine to a stream."""
 
     def build_serialized_network_to_stream(self, network, config, writer):
         built = self._built(network, config, streamed=True)
@@ -123,13 +124,14 @@ class StreamingBuilder(Builder):
 
 
 def full_tensorrt(version, *, strongly_typed=True, to_stream=True, flags=frozenset(), failure=None):
-    """A module `tensorrt`.
+    """Returns a module `tensorrt` of a version.
 
     Args:
-        strongly_typed: has the flag for such networks.
-        to_stream: can write an engine piece by piece.
-        flags: builder flags it lacks.
-        failure: what every build ends with.
+        version: version of TensorRT.
+        strongly_typed: whether it has the flag for strongly typed networks.
+        to_stream: whether it can write an engine to a stream.
+        flags: builder flags that it lacks.
+        failure: error message with which every build fails; None if builds succeed.
     """
     module = ModuleType("tensorrt")
     module.__version__ = version

@@ -1,7 +1,7 @@
 """TensorRT and TensorRT-RTX made of numpy: engines that compute a graph on the CPU, or a function, on a stand-in GPU.
 
-Every method checks what it is given as the real one would in its worst mood. An engine file is JSON. There is nothing
-public here that the real modules lack.
+Every method checks its arguments as strictly as the real one ever would. An engine file is JSON. Nothing is public
+here that the real modules lack.
 """
 
 import hashlib
@@ -243,7 +243,7 @@ _ONLY_RTX = (IRuntimeCache, CudaGraphStrategy, DynamicShapesKernelSpecialization
 
 
 def library_of(world: World, builder: str, version: str) -> ModuleType:
-    """The stand-in for tensorrt, or for tensorrt_rtx, which compiles at run time."""
+    """Returns the stand-in for tensorrt, or for tensorrt_rtx, which compiles at run time."""
     made = ModuleType(builder)
     made.__version__, made.nptype = version, nptype
     made.Runtime = type("Runtime", (Runtime,), {"_world": world})

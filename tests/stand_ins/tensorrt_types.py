@@ -1,4 +1,4 @@
-"""What the stand-ins of TensorRT are made of: enumerations, and what tests want to know."""
+"""Types of the TensorRT stand-ins: enumerations, and records for tests."""
 
 import enum
 from collections.abc import Callable, Mapping
@@ -9,7 +9,7 @@ from stand_ins.gpu_machine import Machine
 
 BITS = {"FLOAT": 32, "HALF": 16, "BF16": 16, "INT64": 64, "INT32": 32, "INT8": 8, "UINT8": 8, "INT4": 4}
 NUMPY = {"FLOAT": np.float32, "HALF": np.float16, "INT64": np.int64, "INT32": np.int32, "UINT8": np.uint8}
-_ACTIVATION_BYTES = 24  # bytes for every value that goes in
+_ACTIVATION_BYTES = 24  # activation bytes per input value
 SCRATCH = 4096
 
 DataType = enum.Enum("DataType", list(BITS))
@@ -31,7 +31,7 @@ ComputeCapability = enum.IntEnum(
 
 @dataclass
 class Seen:
-    """What tests want to know of a library: what it was asked to do, in order."""
+    """Record of what a library was asked to do, in order."""
 
     compiled: list[str] = field(default_factory=list)
     deserialized: list[type] = field(default_factory=list)
@@ -42,7 +42,7 @@ class Seen:
 
 @dataclass
 class World:
-    """What a library stands on: the GPU, and what computes a component where its graph does not."""
+    """Surroundings of a library: the GPU, and functions that replace the graphs of components."""
 
     machine: Machine
     functions: Mapping[str, Callable]
@@ -58,11 +58,11 @@ class ILogger:
 
 
 class Dims(tuple):
-    """A shape."""
+    """Shape of a tensor."""
 
 
 class IHostMemory(bytes):
-    """Memory of the library."""
+    """Host memory of the library."""
 
 
 class ParserError:

@@ -15,9 +15,7 @@ import numpy as np
 
 from ltx_runtime.errors import LtxError, explaining
 from ltx_runtime.files import amount
-from ltx_runtime.folder.manifest import read_manifest
-from ltx_runtime.folder.sidecar import Sidecar, rebuild_command
-from ltx_runtime.sessions import Found
+from ltx_runtime.sessions import FoundEngine
 from ltx_runtime.sessions.cuda.device import Device
 from ltx_runtime.sessions.cuda.memory import GpuMemoryError
 from ltx_runtime.sessions.trt.files import leave, locked, read
@@ -28,30 +26,17 @@ _NO_MEMORY = re.compile(r"out ?of ?memory|bad.?alloc|cudaErrorMemoryAllocation",
 _SPARE_BYTES = 512 << 20  # for inputs, outputs and what the driver takes
 
 
-def version_of(found: Found) -> str:
-    """The version of the folder that an engine is in."""
-    return read_manifest(found.path.parents[1]).version
-
-
-def rebuild(found: Found) -> str:
-    """The command that builds an engine anew that does not fit."""
-    assert found.sidecar is not None
-    made = found.sidecar
-    folder = found.path.parents[1]
-    return rebuild_command(folder, version_of(found), found.component.name, made.precision, found.backend, made.options)
-
-
-def usable_bytes(device: Device, found: Found) -> int:
+def usable_bytes(device: Device, found: FoundEngine) -> int:
     """Bytes of the GPU's free memory that may be used."""
     free = device.free_bytes()
     return free if found.gpu_memory_bytes is None else min(free, found.gpu_memory_bytes)
 
 
-def advice_on_weights(found: Found) -> str:
+def advice_on_weights(found: FoundEngine) -> str:
     """What to do when weights do not fit."""
     streamed = "close other programs that use it"
-    if found.sidecar is not None and not found.sidecar.weight_streaming:
-        streamed = f"run: {rebuild(found)} --weights embedded --weight-streaming"
+    if not found.sidecar.weight_streaming:
+        streamed = f"run: {found.rebuild_command()} --weights embedded --weight-streaming"
     return f"{streamed}, or use a smaller version"
 
 
@@ -67,11 +52,10 @@ class OpenEngine:
     context: Any = None
     outputs: Sequence[str] = ()
 
-    def __init__(self, library: Any, found: Found, device: Device) -> None:
+    def __init__(self, library: Any, found: FoundEngine, device: Device) -> None:
         """Loads nothing yet."""
-        assert found.sidecar is not None
         self._library, self._found, self._device = library, found, device
-        self._sidecar: Sidecar = found.sidecar
+        self._sidecar = found.sidecar
         self._runtime: Any = None
         self._engine: Any = None
         self._kernels: Any = None
@@ -106,7 +90,7 @@ class OpenEngine:
             try:
                 refit(self._library, self._engine, self._found)
             except LtxError as error:
-                raise self._out_of_memory() or LtxError(str(error), command=rebuild(self._found)) from None
+                raise self._out_of_memory() or LtxError(str(error), command=self._found.rebuild_command()) from None
             keep_plan(self._library, self._engine, plan)
 
     def _refuse_too_large(self, plan: Path) -> None:
@@ -133,7 +117,7 @@ class OpenEngine:
             raise self._out_of_memory() or LtxError(
                 f"{self._found.path} cannot be loaded by {title_of(self._found.backend)} "
                 f"({first_error(self._library)})",
-                command=rebuild(self._found),
+                command=self._found.rebuild_command(),
             )
 
     def _out_of_memory(self) -> GpuMemoryError | None:
@@ -156,7 +140,7 @@ class OpenEngine:
         given = {port.name for port in component.inputs} | self._sidecar.weight_inputs.keys()
         if given != inputs or not {port.name for port in component.outputs} <= {*self.outputs}:
             raise LtxError(
-                f"{self._found.path} has other inputs or outputs than its graph", command=rebuild(self._found)
+                f"{self._found.path} has other inputs or outputs than its graph", command=self._found.rebuild_command()
             )
 
     def make_context(self) -> None:
@@ -223,7 +207,7 @@ class OpenEngine:
         return self._out_of_memory() or LtxError(
             f"{title} cannot {doing} the engine of {name} ({first_error(self._library)})",
             "add --backend cpu",
-            rebuild(self._found),
+            self._found.rebuild_command(),
         )
 
     def close(self) -> None:

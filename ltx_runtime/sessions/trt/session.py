@@ -13,18 +13,15 @@ from typing import Any
 import numpy as np
 
 from ltx_runtime.errors import LtxError
+from ltx_runtime.folder.address import EngineAddress, check_engine, engines_option
 from ltx_runtime.folder.manifest import Engines
 from ltx_runtime.folder.profiles import profile_for, sizes_of
-from ltx_runtime.folder.sidecar import ENGINE_PRECISIONS, Maker, check_engine, engine_path, engines_option
-from ltx_runtime.sessions import Arrays, Found
+from ltx_runtime.folder.sidecar import ENGINE_PRECISIONS
+from ltx_runtime.sessions import Arrays, FoundEngine, engine_found
 from ltx_runtime.sessions.cuda import device as cuda
 from ltx_runtime.sessions.cuda.gpu import find_gpu
-from ltx_runtime.sessions.trt.engine import OpenEngine, advice_on_weights, version_of
-from ltx_runtime.sessions.trt.library import (
-    load_library,
-    maker_of,
-    refuse_unserved,
-)
+from ltx_runtime.sessions.trt.engine import OpenEngine, advice_on_weights
+from ltx_runtime.sessions.trt.library import load_library, maker_of, refuse_unserved
 from ltx_runtime.sessions.trt.ports import PortBuffers
 from ltx_runtime.sessions.trt.weights import WeightInputs
 from ltx_runtime.spec.components import UNEVEN, ComponentName
@@ -32,13 +29,12 @@ from ltx_runtime.spec.components import UNEVEN, ComponentName
 _NONE = -1
 
 
-def find(engines: Engines, name: ComponentName, backend: str) -> Found:
-    """The engine of a component that fits the folder, the library and the GPU; what costs least is looked at first.
+def find(engines: Engines, name: ComponentName, backend: str) -> FoundEngine:
+    """Finds the engine of a component that fits the folder, the library and the GPU; cheap checks come first.
 
     Raises:
-        LtxError: there is none; says why in one clause, and which command makes it.
+        LtxError: there is none; says why in one clause, and which command builds it.
     """
-    signature = engines.component(name).signature
     version = engines.manifest.version
     place = engines_option(engines.folder, version)
     command = f"ltx-export engine {version} --component {name} --builder {backend}{place}"
@@ -50,35 +46,17 @@ def find(engines: Engines, name: ComponentName, backend: str) -> Found:
     refuse_unserved(library, backend, gpu)
     maker = maker_of(backend, library, gpu)
     refusals: list[LtxError] = []
-    for precision in _built(engines, name, maker):
+    for precision in ENGINE_PRECISIONS:
+        address = EngineAddress(engines, name, maker, precision)
+        if not address.path.is_file():
+            continue
         try:
-            sidecar = check_engine(engines, name, precision, maker)
+            return engine_found(address, check_engine(address), gpu.memory_bytes)
         except LtxError as error:
             refusals.append(error)
-            continue
-        path = engine_path(engines, name, maker, precision)
-        folder = engines.weights_folder(name)
-        served = sidecar.profiles
-        size_bytes = path.stat().st_size + sum(one.size_bytes for one in sidecar.weight_inputs.values())
-        return Found(
-            backend,
-            signature,
-            path,
-            folder,
-            precision,
-            served,
-            sidecar,
-            gpu_bytes=gpu.memory_bytes,
-            weights_bytes=size_bytes,
-        )
     if refusals:
         raise refusals[0]
     raise LtxError(f"no engine of {name} for {maker.folder}, only for {', '.join(folders)}", command=command)
-
-
-def _built(engines: Engines, name: ComponentName, maker: Maker) -> list[str]:
-    """The precisions in which there is an engine, in the order in which they are wanted."""
-    return [one for one in ENGINE_PRECISIONS if engine_path(engines, name, maker, one).is_file()]
 
 
 class TrtRunner:
@@ -86,7 +64,7 @@ class TrtRunner:
 
     def __init__(
         self,
-        found: Found,
+        found: FoundEngine,
         gpu: cuda.Device,
         engine: OpenEngine,
         ports: PortBuffers,
@@ -193,7 +171,7 @@ class TrtRunner:
         self._held.close()
 
 
-def refusal_of(found: Found, sizes: dict[str, int]) -> LtxError:
+def refusal_of(found: FoundEngine, sizes: dict[str, int]) -> LtxError:
     """What to say of an engine that does not serve these sizes."""
     told = ", ".join(f"{count} {axis}" for axis, count in sizes.items())
     return LtxError(f"the {found.backend} engine of {found.component.name} does not serve {told}", "use other sizes")
@@ -205,7 +183,7 @@ def _advice_on_sizes(name: ComponentName) -> str:
     return "ask for a smaller size or fewer frames" + (", or add --low-memory" if name == "transformer" else "")
 
 
-def load(found: Found) -> TrtRunner:
+def load(found: FoundEngine) -> TrtRunner:
     """Opens an engine; nothing is left of it if that fails.
 
     Raises:
@@ -221,9 +199,8 @@ def load(found: Found) -> TrtRunner:
         engine = OpenEngine(library, found, gpu)
         held.callback(engine.close)
         engine.load()
-        assert found.sidecar is not None
         if found.sidecar.weight_inputs:
-            inputs = WeightInputs(gpu, found, version_of(found), advice_on_weights(found))
+            inputs = WeightInputs(gpu, found, advice_on_weights(found))
             held.callback(inputs.free)
             weights = inputs.addresses
         engine.make_context()

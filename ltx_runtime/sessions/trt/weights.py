@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ltx_runtime.errors import LtxError, explaining
 from ltx_runtime.folder.manifest import export_command
 from ltx_runtime.folder.sidecar import Sidecar, WeightInput, refit_graph_path
-from ltx_runtime.sessions import Found
+from ltx_runtime.sessions import FoundEngine
 from ltx_runtime.sessions.cuda.device import Device
 from ltx_runtime.sessions.cuda.memory import Buffer
 from ltx_runtime.sessions.trt.files import leave
@@ -46,19 +46,18 @@ class WeightInputs:
     `addresses` says where each is, by the input's name.
     """
 
-    def __init__(self, device: Device, found: Found, version: str, advice: str) -> None:
+    def __init__(self, device: Device, found: FoundEngine, advice: str) -> None:
         """Uploads them.
 
         Args:
             device: it has been joined.
             found: its sidecar says where they lie.
-            version: whose they are.
             advice: what to do when there is too little memory.
 
         Raises:
             LtxError: a file is missing or too short, or there is too little memory.
         """
-        assert found.sidecar is not None
+        version = found.address.engines.manifest.version
         inputs = found.sidecar.weight_inputs
         files = {file: _mapped(found.weights / file, version) for file in {one.file for one in inputs.values()}}
         for name, one in inputs.items():
@@ -97,15 +96,14 @@ def _mapped(path: Path, version: str) -> NDArray[np.uint8]:
         raise LtxError(f"{path} is empty", command=export_command(version)) from None
 
 
-def plan_path(found: Found) -> Path:
+def plan_path(found: FoundEngine) -> Path:
     """Where the engine is kept that was refitted from these very weights."""
-    assert found.sidecar is not None
     bound_to = [found.sidecar.engine_checksum, found.sidecar.sources]
     digest = hashlib.sha256(json.dumps(bound_to, sort_keys=True).encode()).hexdigest()
     return found.path.with_name(f"{found.path.name}.{digest[:16]}.refitted")
 
 
-def refit(library: Any, engine: Any, found: Found) -> None:
+def refit(library: Any, engine: Any, found: FoundEngine) -> None:
     """Puts the checkpoint's weights into an engine that was built without.
 
     Raises:

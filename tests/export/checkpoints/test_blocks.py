@@ -1,4 +1,4 @@
-"""Blocks taken apart against the package gguf, which makes float32 weights of them; INT4 against onnx and onnx_ir."""
+"""Splitting of quantization blocks against gguf's dequantized float32 weights; INT4 against onnx and onnx_ir."""
 
 import tracemalloc
 
@@ -13,12 +13,12 @@ from onnx import numpy_helper
 from ltx_export.checkpoints.blocks import BLOCK_FORMATS, BLOCK_TYPES, BlockFormat, Blocks, pack_int4, split_blocks
 from ltx_runtime.errors import LtxError
 
-# Where a block's halves lie: the scale, and the minimum or its scale.
+# Byte offsets of a block's fp16 values: the scale, and the minimum or its scale.
 HALVES = {
     **{"Q8_0": (0,), "Q4_0": (0,), "Q5_0": (0,), "IQ4_NL": (0,), "Q3_K": (108,), "Q6_K": (208,)},
     **{"Q4_1": (0, 2), "Q5_1": (0, 2), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q2_K": (80, 82)},
 }
-# The smallest and the largest code, before an offset.
+# The smallest and the largest code, before an offset is added.
 CODES = {
     **{"Q8_0": (-128, 127), "Q5_0": (-16, 15), "IQ4_NL": (-127, 113), "Q5_1": (-16, 15), "Q5_K": (-16, 15)},
     **{"Q6_K": (-32, 31), "Q4_0": (-8, 7), "Q4_1": (-8, 7), "Q4_K": (-8, 7), "Q3_K": (-4, 3), "Q2_K": (-2, 1)},
@@ -34,7 +34,7 @@ FORMATS = {
 }
 NUMBERS = np.arange(1 << 16, dtype=np.uint16)
 FINITE = NUMBERS[np.isfinite(NUMBERS.view(np.float16))]
-# Zeros, subnormals, the smallest normal, one, the largest; both signs.
+# Zero, subnormals, the smallest normal number, one, and the largest number in fp16, with both signs.
 REMARKABLE = np.array([h | s for h in (0, 1, 2, 0x3FF, 0x400, 0x3C00, 0x7BFF) for s in (0, 0x8000)], np.uint16)
 SCALES_ONLY = [dtype for dtype, form in FORMATS.items() if not (form.offset or form.has_minimums)]
 FOUR_BITS = [dtype for dtype, form in FORMATS.items() if form.bits == 4]
@@ -43,7 +43,7 @@ QUANTIZABLE = pytest.mark.parametrize("dtype", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", 
 
 
 def random_blocks(dtype: str, rows: int, per_row: int, seed: int = 0) -> np.ndarray:
-    """Rows of blocks of random bytes (rows, bytes), whose halves are finite: all exponents, both signs."""
+    """Returns rows of random blocks (rows, bytes) whose fp16 values are finite, with all exponents and both signs."""
     random = np.random.default_rng(seed)
     size = GGML_QUANT_SIZES[GGMLQuantizationType[dtype]][1]
     blocks = random.integers(0, 256, (rows * per_row, size), np.uint8)
@@ -60,7 +60,7 @@ def expected(raw: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def joined(blocks: Blocks) -> np.ndarray:
-    """What the blocks mean: in float64, where no step of it rounds, then float32."""
+    """Dequantizes blocks in float64, where no step rounds, and rounds to float32 at the end."""
     scales = np.repeat(blocks.scales.astype(np.float64), blocks.format.block, axis=1)
     values = blocks.codes * scales + blocks.format.offset * scales
     if blocks.minimums is not None:
@@ -89,7 +89,7 @@ def test_blocks_joined_again_are_the_weights_that_gguf_makes_to_the_last_bit(dty
 
 @EVERY_TYPE
 def test_no_scale_that_a_half_can_say_loses_a_bit(dtype):
-    """A seventh of all finite halves as scales, others in another order as minimums."""
+    """Takes every seventh finite fp16 value as a scale, and the same values in another order as minimums."""
     halves = FINITE[::7]
     raw = random_blocks(dtype, len(halves), 1)
     for at, values in zip(HALVES[dtype], (halves, np.random.default_rng(1).permutation(halves)), strict=False):
@@ -151,7 +151,7 @@ def test_bytes_that_must_not_be_written_to_are_neither_changed_nor_kept(dtype, t
 
 @EVERY_TYPE
 def test_taking_apart_needs_little_more_memory_than_the_codes(dtype):
-    """Two bytes a weight at the peak, and the scales: float32 weights alone would take four."""
+    """The peak is about two bytes per weight plus the scales; float32 weights alone would take four bytes."""
     raw = random_blocks(dtype, 64, 64)
     split_blocks(raw, dtype)
     tracemalloc.start()

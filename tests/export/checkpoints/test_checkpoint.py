@@ -27,7 +27,7 @@ def as_bytes(tensor: torch.Tensor) -> bytes:
 
 @pytest.fixture
 def written(tmp_path):
-    """A file by the safetensors package, with tensors of several shapes in every dtype that graphs take."""
+    """Writes a file with the safetensors package, with tensors of several shapes in every dtype that graphs take."""
     shapes = {"scalar": (), "vector": (5,), "matrix": (4, 7), "kernel": (2, 3, 3, 3, 3), "empty": (0, 4)}
     path = tmp_path / "model.safetensors"
     tensors = {f"{d}.{s}": normal(1, *shape).to(DTYPES[d]) for d in DTYPES for s, shape in shapes.items()}
@@ -36,7 +36,7 @@ def written(tmp_path):
 
 
 def raw_file(path, header, data=b"", header_bytes=None):
-    """A file whose header says anything."""
+    """Writes a file with an arbitrary header."""
     raw = header if isinstance(header, bytes) else json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(raw) if header_bytes is None else header_bytes) + raw + data)
     return path
@@ -47,7 +47,7 @@ def entry(begin=0, end=8, shape=(2,), dtype="F32"):
 
 
 def refusal(path, opening=open_safetensors) -> str:
-    """The message of the refusal: one sentence that names the file and says what to do."""
+    """Returns the message of the refusal, which must be one sentence that names the file and says what to do."""
     with pytest.raises(LtxError) as refused:
         opening(path)
     message = str(refused.value)
@@ -121,7 +121,7 @@ def test_tensors_that_no_network_uses_may_have_any_dtype_of_safetensors(tmp_path
 
 
 def test_opening_reads_the_header_only(written):
-    """Data that is not there is found missing by its size, not by reading: a hole of any size costs nothing."""
+    """The file's size tells whether data is missing, without reading it: a hole of any size costs nothing."""
     header = {"x": entry(0, 1 << 33, (1 << 31,))}
     path = raw_file(written.with_name("huge.safetensors"), header)
     with path.open("r+b") as file:

@@ -1,4 +1,4 @@
-"""Headers of safetensors files and indexes of shards that lie: they are refused, or every tensor is inside its file."""
+"""Malformed safetensors headers and shard indexes: each is refused, or every tensor lies inside its file."""
 
 import json
 import tracemalloc
@@ -43,7 +43,7 @@ def whole(tmp_path_factory) -> bytes:
 
 
 def opened(path: Path, raw: bytes) -> Checkpoint | None:
-    """What is read of these bytes; None if they are refused in one line."""
+    """Opens a file with these bytes; returns None if it is refused in one line."""
     path.write_bytes(raw)
     try:
         found = open_safetensors(path)

@@ -1,4 +1,4 @@
-"""The GGUF reader against the package gguf, and everything that a file can say wrongly, by accident or by intent."""
+"""The GGUF reader against the package gguf, and everything that can be wrong in a file, by accident or intent."""
 
 import os
 import struct
@@ -28,13 +28,13 @@ fuzzed = settings(derandomize=True, deadline=None, database=None, max_examples=4
 
 
 def data_of(dtype: str, *shape: int) -> np.ndarray:
-    """Random bytes of a tensor, (..., bytes per row)."""
+    """Returns random bytes of a tensor, (..., bytes per row)."""
     elements, size = GGML_QUANT_SIZES[GGMLQuantizationType[dtype]]
     return np.random.default_rng(0).integers(0, 256, (*shape[:-1], shape[-1] // elements * size), np.uint8)
 
 
 def write(path: Path, tensors: dict, alignment=None, metadata=(), endian=GGUFEndian.LITTLE) -> Path:
-    """A file by the package gguf; tensors: name -> (dtype, shape)."""
+    """Writes a file with the package gguf; tensors: name -> (dtype, shape)."""
     writer = GGUFWriter(path, "t5encoder", endianess=endian)
     if alignment:
         writer.add_custom_alignment(alignment)
@@ -62,12 +62,12 @@ def array(kind: int, count: int, values: bytes = b"") -> bytes:
 
 
 def info(name=b"x", dims=(8,), kind=0, offset=0) -> bytes:
-    """A tensor in a header; dims innermost first, as they are stored."""
+    """Returns a tensor's entry in a header; dims are innermost first, as they are stored."""
     return text(name) + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, kind, offset)
 
 
 def made(folder: Path, tensors=(), pairs=(), hole=64, version=3, counts=None) -> Path:
-    """A file that says anything, and has a hole for data at a multiple of 32."""
+    """Writes a file with an arbitrary header, and a hole for tensor data at a multiple of 32 bytes."""
     tensor_count, pair_count = counts or (len(tensors), len(pairs))
     raw = b"GGUF" + struct.pack("<IQQ", version, tensor_count, pair_count) + b"".join(pairs) + b"".join(tensors)
     path = folder / "made.gguf"
@@ -77,7 +77,7 @@ def made(folder: Path, tensors=(), pairs=(), hole=64, version=3, counts=None) ->
 
 
 def same_as_reader(opened: GgufFile, reader: GGUFReader) -> None:
-    """Names in order, types, shapes, places."""
+    """Checks that names and their order, dtypes, shapes, offsets and lengths are those of gguf's reader."""
     assert list(opened.tensors) == [tensor.name for tensor in reader.tensors]
     for theirs, ours in zip(reader.tensors, opened.tensors.values(), strict=True):
         assert ours.dtype == theirs.tensor_type.name
@@ -86,7 +86,7 @@ def same_as_reader(opened: GgufFile, reader: GGUFReader) -> None:
 
 
 def sound(opened: GgufFile) -> None:
-    """Every tensor has bytes of its own, within the file."""
+    """Checks that every tensor has its own bytes within the file."""
     size, end = opened.file.stat().st_size, 0
     for stored in sorted(opened.tensors.values(), key=lambda tensor: tensor.offset):
         assert end <= stored.offset < stored.offset + stored.length <= size
@@ -94,7 +94,7 @@ def sound(opened: GgufFile) -> None:
 
 
 def refusal(path: Path) -> str:
-    """The message of the refusal: one sentence that names the file and says what to do."""
+    """Returns the message of the refusal, which must be one sentence that names the file and says what to do."""
     with pytest.raises(LtxError) as refused:
         open_gguf(path)
     message = str(refused.value)
@@ -104,7 +104,7 @@ def refusal(path: Path) -> str:
 
 
 def opened_or_refused(path: Path) -> GgufFile | None:
-    """What must hold of any file at all."""
+    """Opens any file and checks it; returns None if it is refused with a proper message."""
     try:
         opened = open_gguf(path)
     except LtxError:
@@ -116,7 +116,7 @@ def opened_or_refused(path: Path) -> GgufFile | None:
 
 @contextmanager
 def cheap() -> Iterator[None]:
-    """Fails where the block takes more than a megabyte or a second."""
+    """Fails if the block takes more than a megabyte or a second."""
     tracemalloc.start()
     start = time.perf_counter()
     try:
@@ -230,7 +230,7 @@ WRONG = {
     "unknown type 99": {"pairs": [pair(b"k", 9, array(99, 0))]},
     "arrays within arrays": {"pairs": [pair(b"k", 9, array(9, 1) * 30 + array(0, 0))]},
 }
-# Counts and lengths beyond what the file has.
+# Counts and lengths that exceed the file.
 ENDLESS = [
     *({"counts": (HUGE, 0)}, {"counts": (0, HUGE)}),
     *({"pairs": [text(b"", HUGE) + bytes(16)]}, {"tensors": [text(b"", HUGE) + bytes(32)]}),
@@ -276,7 +276,7 @@ def test_a_file_with_flipped_bytes_is_refused_or_sound_and_read_as_gguf_reads_it
     path.write_bytes(raw)
     opened = opened_or_refused(path)
     if opened is not None:
-        with suppress(KeyError, ValueError):  # of metadata that we skip
+        with suppress(KeyError, ValueError):  # raised for metadata that we skip
             same_as_reader(opened, GGUFReader(path))
 
 

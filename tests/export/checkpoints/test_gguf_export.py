@@ -1,4 +1,4 @@
-"""Whole exports from GGUF files: a T5 of floats stays where it is, a quantized transformer keeps its bits."""
+"""Whole exports from GGUF files: a float T5 stays in its file, a quantized transformer keeps its bits."""
 
 import os
 from collections.abc import Callable
@@ -14,7 +14,7 @@ import torch
 from oracles.networks import RELATIVE_L2, distance, shapes_of
 from samples.gguf_files import dequantized, write_gguf, write_t5
 from samples.tiny import export, sources_of, tiny
-from stand_ins.tiny_engines import maker, small
+from stand_ins.tiny_engines import address, small
 
 from ltx_export.checkpoints.readers import open_weights
 from ltx_export.engines.files import build_engine
@@ -29,7 +29,7 @@ from ltx_runtime.spec.versions import TextEncoderSize, TransformerSize
 
 T5 = T5Config(layers=2, width=256, heads=4, head_dim=64, hidden=512, vocabulary=330)
 DIT = DitConfig(layers=2, heads=4, head_dim=64, channels=8, text_channels=256)
-ROW = 256  # what K-quants need a row to be a multiple of
+ROW = 256  # K-quants need rows that are a multiple of this
 VERSION = replace(
     tiny("0.9.8-2b-distilled"),
     transformer=TransformerSize(DIT.layers, DIT.heads, DIT.head_dim, DIT.text_channels, DIT.channels),
@@ -41,7 +41,7 @@ QUANTIZED = pytest.mark.parametrize("dtype", ["Q8_0", "Q4_K"])
 
 @dataclass(frozen=True)
 class Made:
-    """A version folder and the two GGUF files it was made from."""
+    """A version folder and the two GGUF files that it was exported from."""
 
     t5: Path
     transformer: Path
@@ -57,7 +57,7 @@ class Made:
 
 
 def write_transformer(path: Path, dtype: str) -> Path:
-    """Linear weights with whole rows of blocks, and one table, in `dtype`; the rest in F32, biases included."""
+    """Writes matrices whose rows are whole blocks in `dtype`, and all else in F32, also block 0's scale_shift_table."""
     shapes = shapes_of(Transformer(DIT).named_parameters())
 
     def type_of(name: str) -> str:
@@ -69,7 +69,7 @@ def write_transformer(path: Path, dtype: str) -> Path:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Callable[[str], Made]:
-    """The export of a T5 and a transformer in one type; tests must not change it."""
+    """Exports a T5 and a transformer of one GGUF type; tests must not change the result."""
 
     @cache
     def of(dtype: str) -> Made:
@@ -91,7 +91,7 @@ def outputs(made: Made, name: ComponentName) -> list[np.ndarray]:
 
 
 def assert_computes_as(made: Made, name: ComponentName, module: torch.nn.Module, weights: dict) -> None:
-    """The fp32 graph against the module in torch with what gguf makes of the file."""
+    """Compares the fp32 graph with the torch module on the weights that gguf dequantizes from the file."""
     module.load_state_dict(weights)
     component = made.manifest.components[name].signature
     for sizes, output in zip(SIZES, outputs(made, name), strict=True):
@@ -103,7 +103,7 @@ def assert_computes_as(made: Made, name: ComponentName, module: torch.nn.Module,
 
 
 def initializers(path: Path) -> dict[str, ir.ExternalTensor]:
-    """Those of a graph that lie in other files, by name."""
+    """Returns a graph's initializers with external data, by name."""
     constants = {name: value.const_value for name, value in ir.load(path).graph.initializers.items()}
     return {name: constant for name, constant in constants.items() if isinstance(constant, ir.ExternalTensor)}
 
@@ -176,4 +176,4 @@ def test_quantized_weights_lie_in_files_of_their_own_and_nothing_else_does(made,
 @QUANTIZED
 @pytest.mark.parametrize("name", ["text_encoder", "transformer"])
 def test_tensorrt_compiles_what_was_quantized(made, dtype, name):
-    assert build_engine(made(dtype).engines, name, maker(), small()).stat().st_size > 100_000
+    assert build_engine(address(made(dtype).engines, name), small()).stat().st_size > 100_000

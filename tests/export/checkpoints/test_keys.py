@@ -1,4 +1,4 @@
-"""Names in files: every gap, leftover and misfit is refused by name."""
+"""Tensor names in files: every missing, unexpected or misshapen tensor is refused by name."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ UNIFIED = (
     "vae.per_channel_statistics.mean-of-stds_over_std-of-means",
     "vae.per_channel_statistics.channel",
 )
-# What a file of one network has, by the network.
+# Tensor names in a file of a single network, by network.
 BARE = {
     "transformer": ("patchify_proj.weight", "transformer_blocks.0.scale_shift_table"),
     "vae": ("decoder.conv_in.conv.weight", "per_channel_statistics.std-of-means"),

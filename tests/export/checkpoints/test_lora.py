@@ -39,19 +39,19 @@ BOTH_SPELLINGS = pytest.mark.parametrize("spelling", [str, diffusers_dit_key], i
 
 
 def factors(module: str, rank: int = 2) -> tuple[Tensor, Tensor]:
-    """Down (rank, in) and up (out, rank) of a module of the transformer, drawn from its name."""
+    """Returns down (rank, in) and up (out, rank) of a module of the transformer, seeded by the module."""
     out, inner = EXPECTED[f"{module}.weight"]
     seed = LINEAR.index(module)
     return normal(2 * seed, rank, inner), normal(2 * seed + 1, out, rank)
 
 
 def keyed(module: str, called: str | None = None, suffixes=SUFFIXES[0], rank: int = 2) -> dict[str, Tensor]:
-    """One module's LoRA under the keys of a style; `called` is what the file calls the module."""
+    """Returns one module's LoRA under the keys of a style; `called` is the module's name in the file."""
     return {f"{called or module}{suffix}": part for suffix, part in zip(suffixes, factors(module, rank), strict=True)}
 
 
 def every(call: Callable[[str], str], suffixes=SUFFIXES[0], rank: int = 2) -> dict[str, Tensor]:
-    """A LoRA of every linear layer."""
+    """Returns a LoRA for every linear layer."""
     return {key: part for name in LINEAR for key, part in keyed(name, call(name), suffixes, rank).items()}
 
 
@@ -67,7 +67,7 @@ def merged(before: Tensor, name: str, *loras: Lora) -> np.ndarray:
 
 
 def assert_changes(lora: Lora, module: str, factor: float, rank: int = 2) -> None:
-    """What the LoRA adds to a module is factor * up @ down of that module."""
+    """Checks that the LoRA adds factor * up @ down of the module to its weight."""
     down, up = (part.double() for part in factors(module, rank))
     zeros = torch.zeros(EXPECTED[f"{module}.weight"])
     assert distance(merged(zeros, f"{module}.weight", lora), factor * up @ down) <= EXACT
@@ -105,7 +105,7 @@ def test_loras_are_merged_where_torch_is_not():
 @pytest.mark.parametrize("prefix", PREFIXES)
 @BOTH_SPELLINGS
 def test_every_linear_layer_is_found_under_the_keys_of_every_style(path, prefix, suffixes, spelling):
-    (path.parent / "adapter_config.json").write_text('{"r": 2, "lora_alpha": 2}')  # peft's keys need it
+    (path.parent / "adapter_config.json").write_text('{"r": 2, "lora_alpha": 2}')  # needed for peft's keys
     lora = opened(path, every(lambda name: prefix + spelling(name), suffixes))
     assert set(lora.pairs) == {f"{module}.weight" for module in LINEAR}
     for module in LINEAR:
@@ -186,7 +186,7 @@ def test_a_merged_transformer_answers_as_one_with_the_lora_beside_its_layers(pat
 
 
 def test_merging_writes_every_row_of_the_weight_it_is_given_and_nothing_else(path):
-    """The weight is a strided half of an array, larger than the blocks it is merged in."""
+    """The weight is a strided half of an array, and larger than the row blocks in which it is merged."""
     down, up = normal(1, 2, 1100), normal(2, 9000, 2)
     save_file({"x.lora_A.weight": down, "x.lora_B.weight": up}, path)
     stored = path.read_bytes()
@@ -214,7 +214,7 @@ def test_alpha_over_rank_scales_a_layer_in_every_dtype_that_trainers_write(path,
 
 
 def saved_by_diffusers(folder: Path, config: dict) -> Path:
-    """A LoRA of rank 4 as LTXPipeline writes it."""
+    """Writes a LoRA of rank 4 with LTXPipeline."""
     from diffusers import LTXPipeline
 
     LTXPipeline.save_lora_weights(folder, every(diffusers_dit_key, rank=4), transformer_lora_adapter_metadata=config)
@@ -232,7 +232,7 @@ def test_the_alpha_that_diffusers_keeps_in_the_header_scales_every_layer(tmp_pat
 
 
 def test_alpha_patterns_match_whole_last_components_and_the_first_wins(tmp_path):
-    """The first as written, that is: diffusers sorts them."""
+    """The first match in the file wins, and diffusers sorts the patterns when it writes them."""
     patterns = {"to_k": 1, "^proj_in": 2, "time_embed.linear": 3, "o_v": 99, "blocks.1": 99, ".*s.1.attn1.to_.": 5}
     file = saved_by_diffusers(tmp_path, {"r": 4, "lora_alpha": 8, "alpha_pattern": patterns})
     expected = {name: 1 if name.endswith("to_k") else 8 for name in LINEAR}

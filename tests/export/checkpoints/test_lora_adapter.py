@@ -1,4 +1,4 @@
-"""LoRAs as peft saves them, against alpha / rank * up @ down in float64 with the numbers of their configuration."""
+"""LoRAs as peft saves them, against alpha / rank * up @ down in float64 with the values of their configuration."""
 
 import json
 import math
@@ -15,7 +15,7 @@ from ltx_runtime.errors import LtxError
 
 EXACT = 1e-6
 FACTORS, CONFIG, HEADER = "adapter_model.safetensors", "adapter_config.json", "lora_adapter_metadata"
-# Our name of a weight -> what diffusers, and so peft, calls its module; out and in.
+# Our name of a weight -> (its module's name in diffusers and peft, out features, in features).
 WEIGHTS = {
     "patchify_proj.weight": ("proj_in", 16, 6),
     "transformer_blocks.0.attn1.to_q.weight": ("transformer_blocks.0.attn1.to_q", 16, 16),
@@ -26,7 +26,7 @@ WEIGHTS = {
 EXPECTED = {name: (out, inner) for name, (_, out, inner) in WEIGHTS.items()}
 TO_Q = "transformer_blocks.0.attn1.to_q.weight"
 EVERY_RANK = dict.fromkeys(WEIGHTS, 4)
-# What peft 0.21.2 writes of LoraConfig(r=4, lora_alpha=16, target_modules=["to_q"]).
+# The configuration that peft 0.21.2 writes for LoraConfig(r=4, lora_alpha=16, target_modules=["to_q"]).
 NOTHING = ("alora_invocation_tokens", "arrow_config", "base_model_name_or_path", "corda_config", "eva_config")
 NOTHING += ("exclude_modules", "kasa_config", "layer_replication", "layers_pattern", "layers_to_transform")
 NOTHING += ("lora_ga_config", "megatron_config", "modules_to_save", "monteclora_config", "revision", "task_type")
@@ -40,14 +40,14 @@ SAVED |= {"peft_type": "LORA", "peft_version": "0.21.2", "r": 4, "lora_alpha": 1
 
 
 def factors(name: str, rank: int) -> tuple[np.ndarray, np.ndarray]:
-    """Down (rank, in) and up (out, rank) of a weight, drawn from its name."""
+    """Returns down (rank, in) and up (out, rank) of a weight, seeded by the weight."""
     _, out, inner = WEIGHTS[name]
     draw = np.random.default_rng([*WEIGHTS].index(name))
     return tuple(draw.standard_normal(shape).astype(np.float32) for shape in ((rank, inner), (out, rank)))
 
 
 def write_factors(file: Path, ranks=EVERY_RANK, prefix="base_model.model.", extra=(), metadata=None) -> Path:
-    """The file of factors that peft writes: no alpha, and nothing in its header."""
+    """Writes the file of factors as peft does: without alphas, and with nothing about the LoRA in its header."""
     file.parent.mkdir(parents=True, exist_ok=True)
     tensors = dict(extra)
     for name, rank in ranks.items():
@@ -64,7 +64,7 @@ def saved_by_peft(folder: Path, ranks=EVERY_RANK, **changes) -> Path:
 
 
 def assert_adds(lora: Lora, factor_of: dict[str, float], ranks=EVERY_RANK) -> None:
-    """Merged, every weight is W + factor * up @ down of its own factors."""
+    """Checks that merging gives W + factor * up @ down for every weight with its own factors."""
     assert lora.pairs.keys() == ranks.keys() == factor_of.keys()
     for name, factor in factor_of.items():
         down, up = (part.astype(np.float64) for part in factors(name, ranks[name]))
@@ -75,7 +75,7 @@ def assert_adds(lora: Lora, factor_of: dict[str, float], ranks=EVERY_RANK) -> No
 
 
 def refusal(file: Path) -> str:
-    """The one sentence that a LoRA is refused with."""
+    """Returns the one sentence with which a LoRA is refused."""
     with pytest.raises(LtxError) as refused:
         open_lora(file, 1.0, EXPECTED)
     message = str(refused.value)
@@ -100,7 +100,7 @@ def test_rank_stabilised_loras_divide_by_the_root_of_the_rank(tmp_path, rank, fa
 
 @pytest.mark.parametrize(("stabilised", "root"), [(False, float), (True, math.sqrt)])
 def test_patterns_give_layers_ranks_and_alphas_of_their_own(tmp_path, stabilised, root):
-    """The first pattern that matches whole last components counts: neither `o_q` nor `transformer_blocks.0` is one."""
+    """The first pattern that matches whole last components wins; `o_q` and `transformer_blocks.0` match none."""
     alphas = {".*s.1.*to_k": 5, "^proj_in": 2, "o_q": 99, "to_k": 7, "transformer_blocks.0": 99}
     own = {"alpha_pattern": alphas, "rank_pattern": {"to_k": 1, "proj_in": 9, "net.2": 25}}
     ranks = dict(zip(WEIGHTS, (9, 4, 1, 1, 25), strict=True))

@@ -1,4 +1,4 @@
-"""Which reader a file gets, what GGUF files of all converters say of themselves, and what a weights folder lacks."""
+"""Which reader opens a file, how the GGUF files of all converters identify themselves, what a weights folder lacks."""
 
 import json
 import shutil
@@ -33,7 +33,7 @@ X = {"x": np.zeros((2, 32), np.float32)}
 
 
 def gguf_file(path: Path, tensors: dict, architecture: str = "ltxv", **texts: object) -> Path:
-    """By the package gguf, which leaves out what is empty."""
+    """Writes a file with the package gguf, which leaves out empty values."""
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = GGUFWriter(path, architecture)
     for key, value in texts.items():
@@ -167,7 +167,7 @@ def test_a_transformer_is_lacking_unless_there_is_one_that_can_be_opened(tmp_pat
         gguf_file(path, X) if path.suffix == ".gguf" else safetensors_file(path)
         assert lacks() == name.startswith(".")
         path.unlink()
-    (folder / OFFICIAL_FILE).touch()  # the hub's would be written over it
+    (folder / OFFICIAL_FILE).touch()  # exists, so that a download of the hub's file would overwrite it
     assert not lacks()
 
 

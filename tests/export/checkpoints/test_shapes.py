@@ -1,4 +1,4 @@
-"""What files say about their networks, by a header or by names and shapes alone, is honoured or refused."""
+"""Sizes of networks as files state them, in a header or by names and shapes alone, are followed or refused."""
 
 import json
 from dataclasses import replace
@@ -39,7 +39,7 @@ SMALLER_VAE = VaeSize(base_channels=8, latent_channels=12)
 
 @cache
 def headerless(version: Version) -> Opened:
-    """What is opened from a file without a header; not to be changed."""
+    """Returns the networks of a file without a header, which callers must not change."""
     return opened_shapes(header_config(version), version.text_encoder)
 
 
@@ -48,7 +48,7 @@ def networks_of(header: dict) -> tuple:
 
 
 def differing_field(given: Version, meant: Version) -> str | None:
-    """The first field of a header in which the networks of two releases differ."""
+    """Returns the first field of a header in which the networks of two releases differ."""
     if given.transformer != meant.transformer:
         return "transformer.num_layers"
     if given.vae == meant.vae:
@@ -119,7 +119,7 @@ def test_a_file_without_header_of_another_release_is_refused_before_anything_is_
 
 
 def test_the_sizes_and_positions_of_a_header_are_those_of_the_graphs(tmp_path):
-    """The graphs against diffusers' models with the same weights, sizes and positions."""
+    """Compares the graphs with diffusers' models with the same weights, sizes and positions."""
     version = tiny("0.9.6-distilled")
     text = replace(TEXT, width=40, hidden=56)
     sizes = replace(version.transformer, channels=12, text_channels=40)
@@ -174,7 +174,7 @@ def video_of(models, feeds) -> np.ndarray:
     return vae.decode(feeds["latents"] * deviation + mean, feeds["timestep"], return_dict=False)[0].numpy()
 
 
-# Fields of published headers, or of the classes they are for, that say nothing about the networks.
+# Fields of published headers, or of the classes they configure, that do not affect the networks.
 UNREAD = {
     "transformer": {
         "_diffusers_version": "0.25.1", "_name_or_path": "PixArt-alpha/PixArt-XL-2-256x256", "dropout": 0.0,
@@ -196,7 +196,7 @@ def test_fields_that_say_nothing_about_the_networks_are_passed_over(name):
     assert networks_of(effective) == networks_of(header_config(version))
 
 
-# As published for 0.9.0 and 0.9.1: their loader has 128 for widths that a header leaves out.
+# Left out in the published headers of 0.9.0 and 0.9.1, whose loader uses 128 for missing widths.
 LEFT_OUT = ("encoder_base_channels", "decoder_base_channels", "normalize_latent_channels")
 
 
@@ -229,7 +229,7 @@ def test_a_tensor_that_tells_a_size_must_be_there_and_tell_it(name):
     detect = vae_part if "coder." in name else lambda tensors: transformer_part(tensors, 2)
     for shape in (None, (), (3,), (0, 8), (4, 0, 3, 3, 3)):
         if (name, shape) == ("encoder.conv_in.conv.weight", None):
-            continue  # nothing else of an encoder is there
+            continue  # the encoder has no other tensor here
         changed = {key: value for key, value in {**SHAPES, name: shape}.items() if value is not None}
         with pytest.raises(LtxError, match=f"^{name} is (missing|of shape .*), so the .* - give a whole checkpoint$"):
             detect(stored_shapes(changed))

@@ -1,4 +1,4 @@
-"""Stored bytes <-> float32, against torch bit for bit: every code there is, every tie, and whatever floats can be."""
+"""Conversion of stored bytes to and from float32, bit for bit as torch: every code, every tie, and any float."""
 
 import gguf
 import numpy as np
@@ -18,7 +18,7 @@ HALF_DTYPES = pytest.mark.parametrize("dtype", ["F16", "BF16"])
 
 @pytest.fixture
 def stored(tmp_path):
-    """A tensor of these bytes, somewhere in a file."""
+    """Returns a tensor of these bytes in the middle of a file."""
 
     def of(data: np.ndarray, dtype: str, *shape: int) -> StoredTensor:
         (tmp_path / "file").write_bytes(b"\xff" * 13 + data.tobytes() + b"\xff" * 5)
@@ -28,7 +28,7 @@ def stored(tmp_path):
 
 
 def torch_rounds(values: np.ndarray, dtype: str) -> np.ndarray:
-    """The codes that torch makes of float32 values, uint16."""
+    """Returns the uint16 codes to which torch rounds float32 values."""
     return torch.from_numpy(values).to(TORCH[dtype]).view(torch.int16).numpy().view(np.uint16)
 
 
@@ -41,7 +41,7 @@ def floats(bits: np.ndarray) -> np.ndarray:
 
 
 def assert_same_codes(values: np.ndarray, dtype: str) -> None:
-    """Ours are torch's; of numbers that are none only that they stay none, with their sign."""
+    """Checks that our codes are torch's; a NaN only has to stay a NaN of the same sign."""
     ours, theirs = rounded(values, dtype), torch_rounds(values, dtype)
     numbers = ~np.isnan(values)
     np.testing.assert_array_equal(ours[numbers], theirs[numbers])
@@ -79,13 +79,13 @@ def test_every_code_of_a_half_is_read_as_torch_reads_it_and_written_back(stored,
 
 
 def test_bf16_rounds_every_tie_and_its_neighbours_as_torch_does():
-    """Between every two codes: the largest ones' ties are infinite, the smallest ones' subnormal."""
+    """Checks the ties between every two codes: the largest round to infinity, the smallest are subnormal."""
     for below in (0x7FFF, 0x8000, 0x8001, 0xFFFF, 1):
         assert_same_codes(floats(NUMBERS.astype(np.uint32) << 16 | below), "BF16")
 
 
 def test_fp16_rounds_every_tie_and_its_neighbours_as_torch_does():
-    halves = NUMBERS[: 0x7C00 - 1].view(np.float16).astype(np.float32)  # all but the largest
+    halves = NUMBERS[: 0x7C00 - 1].view(np.float16).astype(np.float32)  # all finite ones but the largest
     ties = (halves + NUMBERS[1:0x7C00].view(np.float16).astype(np.float32)) / 2
     around = np.concatenate([np.nextafter(ties, np.float32(0)), ties, np.nextafter(ties, np.float32(np.inf))])
     assert_same_codes(np.concatenate([around, -around]), "F16")
@@ -115,7 +115,7 @@ def test_float32_keeps_every_bit():
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_what_would_become_infinite_in_fp16_is_refused_by_name_and_what_would_not_is_rounded(sign):
-    limit = np.float32(65520)  # halfway between the largest half and what would be the next one
+    limit = np.float32(65520)  # halfway between the largest fp16 number and what would be the next one
     for value in (limit, np.float32(1e5), np.float32(3e38)):
         with pytest.raises(LtxError, match=r"some\.weight has values beyond fp16's 65504 - .*bf16") as refused:
             stored_as(np.array([0, sign * value], np.float32), "F16", "some.weight")

@@ -1,4 +1,4 @@
-"""`ltx-export engine` as a user meets it, with TensorRT-RTX, which builds without a GPU."""
+"""`ltx-export engine` as a user runs it, with TensorRT-RTX, which builds without a GPU."""
 
 import shutil
 import sys
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 from stand_ins.tensorrt_builder import full_tensorrt
-from stand_ins.tiny_engines import copied, maker, small
+from stand_ins.tiny_engines import address, copied, maker
 
 from ltx_export import cli
 from ltx_export.engines import command as engine_command
@@ -17,7 +17,7 @@ from ltx_export.engines.files import prepared_for
 from ltx_export.engines.numbers import Numbers
 from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.profiles import profiles
-from ltx_runtime.folder.sidecar import engine_path, read_sidecar, sidecar_path
+from ltx_runtime.folder.sidecar import read_sidecar, sidecar_path
 from ltx_runtime.sessions.cuda import gpu as cuda_gpu
 from ltx_runtime.sessions.cuda.gpu import Gpu
 from ltx_runtime.spec.components import COMPONENT_NAMES
@@ -36,7 +36,7 @@ def engines(exported, tmp_path):
 
 @pytest.fixture
 def engine(monkeypatch, capsys, tmp_path):
-    """Runs `ltx-export engine` for the release; gives its exit code, output and error output."""
+    """Runs `ltx-export engine` for the release; returns its exit code, output and error output."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("LTX_ENGINES", raising=False)
 
@@ -51,7 +51,7 @@ def engine(monkeypatch, capsys, tmp_path):
 
 
 def refused(ended) -> str:
-    """The one line of a refusal."""
+    """Returns the error line of a refusal, which must have exit code 2 and no traceback."""
     code, _, err = ended
     assert code == 2
     last = err.splitlines()[-1]
@@ -70,7 +70,7 @@ def test_every_component_gets_an_engine_and_one_line_and_none_is_built_again(eng
     assert first.startswith("TensorRT-RTX 1.")
     assert len(lines) == len(engines.manifest.components)
     for line, name in zip(lines, engines.manifest.components, strict=True):
-        path = engine_path(engines, name, maker(), "bf16").relative_to(engines.folder.parents[1])
+        path = address(engines, name).path.relative_to(engines.folder.parents[1])
         assert line.startswith(f"{path}: built in ") and "not checked: " in line
         count = len(profiles(engines.component(name).signature, limits_of(VERSIONS[RELEASE], (64, 96, 9), None)))
         assert f" MB, {count} profile{'s' if count > 1 else ''}, weights embedded, " in line
@@ -94,12 +94,13 @@ def test_an_interrupted_run_goes_on_with_what_is_missing(engine, engines, monkey
     build = engine_command.build_engine
     built = []
 
-    def interrupted(engines, name, *given):
+    def interrupted(address, *given):
+        name = address.component
         if name == "upsampler" and name not in built:
             built.append(name)
             raise KeyboardInterrupt
         built.append(name)
-        return build(engines, name, *given)
+        return build(address, *given)
 
     monkeypatch.setattr(engine_command, "build_engine", interrupted)
     asked = (*SMALLEST, *only("text_encoder", "upsampler"))
@@ -112,7 +113,7 @@ def test_an_interrupted_run_goes_on_with_what_is_missing(engine, engines, monkey
 def test_force_builds_what_fits_anew(engine, engines, monkeypatch):
     asked = (*SMALLEST, *only("text_encoder"))
     engine(*asked)
-    path = engine_path(engines, "text_encoder", maker(), "bf16")
+    path = address(engines, "text_encoder").path
     before = path.stat().st_ino
     engine(*asked)
     assert path.stat().st_ino == before
@@ -124,7 +125,7 @@ def test_precision_place_of_weights_and_the_one_size_are_as_asked(engine, engine
     asked = ("--precision", "fp16", "--weights", "inputs", "--static", "64x96x9", *only("vae_decoder"))
     code, out, _ = engine(*asked)
     assert (code == 0 and "1 profile, weights inputs" in out.splitlines()[-1]) or "2 profiles, weights inputs" in out
-    sidecar = read_sidecar(engine_path(engines, "vae_decoder", maker(), "fp16"))
+    sidecar = read_sidecar(address(engines, "vae_decoder", precision="fp16").path)
     assert (sidecar.precision, sidecar.weights) == ("fp16", "inputs")
     assert all(span.min == span.max for profile in sidecar.profiles for span in profile.values())
 
@@ -181,7 +182,7 @@ def test_where_no_builder_is_installed_it_is_said_what_to_install(engine, engine
 
 def test_tensorrt_is_taken_where_it_has_a_gpu_and_it_is_said_why(engine, engines, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt", full_tensorrt("11.4"))
-    monkeypatch.setattr(engine_command, "check_engine_numbers", lambda engines, found: Numbers(0.002))
+    monkeypatch.setattr(engine_command, "check_engine_numbers", lambda found: Numbers(0.002))
     _, out, _ = engine(*SMALLEST, *only("text_encoder"))
     assert out.startswith("TensorRT-RTX 1.")
     assert "(TensorRT builds and runs engines on an NVIDIA GPU only)" in out.splitlines()[0]
@@ -193,21 +194,21 @@ def test_tensorrt_is_taken_where_it_has_a_gpu_and_it_is_said_why(engine, engines
 
 
 def test_large_weights_stay_in_the_checkpoint_unless_asked_otherwise(engine, engines, monkeypatch):
-    prepared = prepared_for(engines, "text_encoder", small())
+    prepared = prepared_for(address(engines, "text_encoder"), "embedded")
     monkeypatch.setattr(engine_command, "_MOST_EMBEDDED_BYTES", prepared.weights_bytes)
     assert "weights embedded" in engine(*SMALLEST, *only("text_encoder"), "--force")[1]
     monkeypatch.setattr(engine_command, "_MOST_EMBEDDED_BYTES", prepared.weights_bytes - 1)
-    assert " fits" in engine(*SMALLEST, *only("text_encoder"))[1]  # what is there does as well
+    assert " fits" in engine(*SMALLEST, *only("text_encoder"))[1]  # the existing engine is good enough
     assert "weights inputs" in engine(*SMALLEST, *only("text_encoder"), "--force")[1]
     assert "weights embedded" in engine(*SMALLEST, *only("text_encoder"), "--weights", "embedded")[1]
 
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """A GPU, on which every engine is as far off as the list says."""
+    """Pretends that there is a GPU, on which every engine differs from the fp32 graph by the list's number."""
     found, off = [], [0.001]
 
-    def check(engines, one):
+    def check(one):
         found.append(one)
         if off[0] is None:
             return Numbers(None, "the GPU has too little free memory")
@@ -222,7 +223,7 @@ def gpu(monkeypatch):
 
 def test_where_there_is_a_gpu_the_numbers_are_checked_and_kept_in_the_sidecar(engine, engines, gpu):
     found, off = gpu
-    path = engine_path(engines, "text_encoder", maker(), "bf16")
+    path = address(engines, "text_encoder").path
     off[0] = None
     assert "not checked: the GPU has too little free memory" in engine(*SMALLEST, *only("text_encoder"))[1]
     assert read_sidecar(path).relative_l2 is None
@@ -239,7 +240,7 @@ def test_where_there_is_a_gpu_the_numbers_are_checked_and_kept_in_the_sidecar(en
 def test_an_engine_with_wrong_numbers_is_removed_unless_it_is_wanted_all_the_same(engine, engines, gpu):
     _, off = gpu
     off[0] = 0.3
-    path = engine_path(engines, "text_encoder", maker(), "bf16")
+    path = address(engines, "text_encoder").path
     assert "differs from the fp32 graph" in refused(engine(*SMALLEST, *only("text_encoder")))
     assert not path.exists() and not sidecar_path(path).exists()
     code, out, err = engine(*SMALLEST, *only("text_encoder"), "--force")

@@ -1,4 +1,4 @@
-"""Engines with other weights than they were built for: taken over from another version folder, in seconds."""
+"""Engines for other weights than they were built with: taken over from another version folder in seconds."""
 
 import shutil
 import sys
@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from samples.tiny import export, sources_of
-from stand_ins.tiny_engines import copied, maker, small
+from stand_ins.tiny_engines import address, copied, small
 
 from ltx_export import cli
 from ltx_export.engines import command as engine_command
@@ -15,7 +15,9 @@ from ltx_export.engines import files as engine_files
 from ltx_export.engines.files import build_engine, find_equal, prepared_for
 from ltx_export.random_weights import write_random_weights
 from ltx_runtime.folder.manifest import open_engines
-from ltx_runtime.folder.sidecar import engine_path, read_sidecar
+from ltx_runtime.folder.profiles import Limits
+from ltx_runtime.folder.sidecar import read_sidecar
+from ltx_runtime.spec.geometry import Grid
 
 RELEASE = "0.9.8-13b-distilled"
 SIZE = ("--max-height", "64", "--max-width", "96", "--max-frames", "9")
@@ -29,7 +31,7 @@ def engines(exported, tmp_path):
 
 @pytest.fixture
 def engine(monkeypatch, capsys, tmp_path):
-    """Runs `ltx-export engine` for the release; gives its exit code, output and error output."""
+    """Runs `ltx-export engine` for the release; returns its exit code, output and error output."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("LTX_ENGINES", raising=False)
 
@@ -45,7 +47,7 @@ def engine(monkeypatch, capsys, tmp_path):
 
 @pytest.fixture(scope="module")
 def other_checkpoint(exported, tmp_path_factory):
-    """The same release with other weights."""
+    """Exports the same release with other weights."""
     version, root = exported(RELEASE).version, tmp_path_factory.mktemp("other")
     write_random_weights(version, root / "weights", seed=1)
     export(version, sources_of(version, root / "weights"), root / "other", ["fp32", "bf16", "fp16"])
@@ -54,14 +56,14 @@ def other_checkpoint(exported, tmp_path_factory):
 
 @pytest.fixture
 def sibling(other_checkpoint, tmp_path):
-    """Another checkpoint of the same release, exported beside the first."""
+    """Returns an export of another checkpoint of the same release, beside the first."""
     shutil.copytree(other_checkpoint, tmp_path / "engines" / "other")
     return open_engines(tmp_path / "engines" / "other")
 
 
 @pytest.mark.parametrize("name", ["text_encoder", "transformer", "vae_decoder", "vae_encoder"])
 def test_a_sibling_checkpoint_has_the_same_structure(engines, sibling, name):
-    ours, theirs = (prepared_for(one, name, small("bf16", "inputs")) for one in (engines, sibling))
+    ours, theirs = (prepared_for(address(one, name), "inputs") for one in (engines, sibling))
     assert ours.structure == theirs.structure
     files = [
         next(iter(one.manifest.files[name] for name in one.component("transformer").weights))
@@ -75,7 +77,7 @@ def test_another_checkpoint_takes_over_an_engine_instead_of_building(
     engine, engines, sibling, tmp_path, monkeypatch, is_named
 ):
     assert engine(*ASKED)[0] == 0
-    built = engine_path(engines, "transformer", maker(), "bf16")
+    built = address(engines, "transformer").path
     monkeypatch.setattr(engine_command, "build_engine", lambda *given: pytest.fail("it was built"))
     more = ()
     if is_named:
@@ -84,7 +86,7 @@ def test_another_checkpoint_takes_over_an_engine_instead_of_building(
     folder = tmp_path / "apart" if is_named else sibling.folder
     code, out, _ = engine("--engines", str(folder), *ASKED, *more)
     assert code == 0 and f": that of {engines.folder} with other weights, " in out
-    taken = engine_path(replace(sibling, folder=folder), "transformer", maker(), "bf16")
+    taken = address(replace(sibling, folder=folder), "transformer").path
     assert taken.samefile(built)
     ours, theirs = read_sidecar(taken), read_sidecar(built)
     assert ours.sources != theirs.sources
@@ -93,11 +95,11 @@ def test_another_checkpoint_takes_over_an_engine_instead_of_building(
 
 
 def test_weights_of_a_taken_engine_are_read_from_the_new_checkpoint(engines, sibling):
-    recipe = small("bf16", "inputs")
-    other = build_engine(engines, "transformer", maker(), recipe)
-    prepared = prepared_for(sibling, "transformer", recipe)
-    assert find_equal(sibling, "transformer", maker(), recipe, prepared, [engines.folder]) == other
-    path = engine_files.take_over(sibling, "transformer", maker(), recipe, prepared, other)
+    recipe = small("inputs")
+    other = build_engine(address(engines, "transformer"), recipe)
+    prepared = prepared_for(address(sibling, "transformer"), recipe.weights)
+    assert find_equal(address(sibling, "transformer"), recipe, prepared, [engines.folder]) == other
+    path = engine_files.take_over(address(sibling, "transformer"), recipe, prepared, other)
     name, one = next((n, w) for n, w in read_sidecar(path).weight_inputs.items() if "to_q.weight" in n)
     values = {}
     for folder, weight in ((sibling.folder, one), (engines.folder, read_sidecar(other).weight_inputs[name])):
@@ -108,36 +110,35 @@ def test_weights_of_a_taken_engine_are_read_from_the_new_checkpoint(engines, sib
 
 @pytest.mark.parametrize("change", ["embedded", "other_sizes", "other_structure", "damaged", "fp16", "other_builder"])
 def test_an_engine_that_differs_in_more_than_its_weights_is_not_taken_over(engines, sibling, change):
-    recipe, made_by = small("bf16", "inputs"), maker()
-    other = build_engine(engines, "text_encoder", made_by, recipe)
-    prepared = prepared_for(sibling, "text_encoder", recipe)
+    recipe, wanted = small("inputs"), address(sibling, "text_encoder")
+    other = build_engine(address(engines, "text_encoder"), recipe)
+    prepared = prepared_for(wanted, recipe.weights)
     if change == "embedded":
         recipe = small()
     elif change == "other_sizes":
-        build_engine(engines, "upsampler", made_by, recipe)
-        assert (
-            find_equal(sibling, "upsampler", made_by, replace(recipe, limits=None), prepared, [engines.folder]) is None
-        )
-        return
+        recipe = replace(recipe, limits=Limits((Grid(2, 3, 2),)))
+        wanted = address(sibling, "upsampler")
+        build_engine(address(engines, "upsampler"), small("inputs"))
+        prepared = prepared_for(wanted, recipe.weights)
     elif change == "other_structure":
         prepared = replace(prepared, structure="other")
     elif change == "damaged":
         other.write_bytes(other.read_bytes()[:-1])
     elif change == "fp16":
-        recipe = small("fp16", "inputs")
+        wanted = replace(wanted, precision="fp16")
     else:
-        made_by = replace(made_by, version="0")
-    assert find_equal(sibling, "text_encoder", made_by, recipe, prepared, [engines.folder]) is None
+        wanted = replace(wanted, maker=replace(wanted.maker, version="0"))
+    assert find_equal(wanted, recipe, prepared, [engines.folder]) is None
 
 
 def test_an_engine_is_copied_where_a_link_can_not_be_made(engines, sibling, monkeypatch):
-    recipe = small("bf16", "inputs")
-    other = build_engine(engines, "text_encoder", maker(), recipe)
+    recipe = small("inputs")
+    other = build_engine(address(engines, "text_encoder"), recipe)
 
     def no_links(*given):
         raise OSError(18, "cross-device link")
 
     monkeypatch.setattr("os.link", no_links)
-    prepared = prepared_for(sibling, "text_encoder", recipe)
-    path = engine_files.take_over(sibling, "text_encoder", maker(), recipe, prepared, other)
+    prepared = prepared_for(address(sibling, "text_encoder"), recipe.weights)
+    path = engine_files.take_over(address(sibling, "text_encoder"), recipe, prepared, other)
     assert not path.samefile(other) and path.read_bytes() == other.read_bytes()

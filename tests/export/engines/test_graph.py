@@ -1,4 +1,4 @@
-"""Graphs as builders are given them: ONNX Runtime computes with them what it does with the exported ones."""
+"""Graphs as builders receive them: ONNX Runtime computes the same with them as with the exported ones."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +31,7 @@ PRESENT = [name for name in COMPONENT_NAMES if name != "temporal_upsampler"]
 
 
 def session_on(model: bytes, weights: Path) -> onnxruntime.InferenceSession:
-    """Runs the graph as it stands: rewritten for constants, it would round otherwise."""
+    """Opens the graph without optimizations, which would change the rounding where weights are constants."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry("session.disable_prepacking", "1")
@@ -40,7 +40,7 @@ def session_on(model: bytes, weights: Path) -> onnxruntime.InferenceSession:
 
 
 def passing_on(folder: Path) -> tuple[Path, Component]:
-    """A decoder whose video is its input, with tensors named as the outputs that are added."""
+    """Writes a decoder whose video is its input, with tensors named like the outputs that are added."""
     nodes = [
         helper.make_node("Identity", ["given"], ["mean"]),
         helper.make_node("Identity", ["mean"], ["frames"]),
@@ -98,7 +98,7 @@ def test_weights_that_are_inputs_give_the_same_output_to_the_last_bit(exported, 
 
 
 def fed(given: Prepared, folder: Path, session: onnxruntime.InferenceSession) -> dict[str, onnxruntime.OrtValue]:
-    """The bytes of every weight that is an input, in its own dtype."""
+    """Returns the bytes of every weight that is an input, in its own dtype."""
     types = {word: number for number, word in DTYPES.items()}
     values = {}
     for name, one in given.weight_inputs.items():
@@ -156,7 +156,7 @@ def test_only_a_decoder_gets_more_outputs(exported):
 
 
 def moved(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same graph over another file, with remarks of its own."""
+    """Returns the same graph over another weights file, with its own metadata."""
     other = onnx.ModelProto()
     other.CopyFrom(model)
     other.doc_string, other.producer_version = "merged with fox.safetensors", "9"

@@ -1,4 +1,4 @@
-"""Laws of what narrows engines: a size is that of the finished video, and the grids of its passes are served."""
+"""Laws of limits on engines: a size is that of the finished video, and the grids of its passes are served."""
 
 from ltx_export.engines.command import limits_of
 from ltx_runtime.folder.profiles import profiles
@@ -15,7 +15,7 @@ def test_sizes_narrow_the_engines_to_the_grids_of_the_versions_passes():
     assert limits_of(one, (704, 1216, 121), None).grids == (Grid(16, 22, 38),)
     static = limits_of(one, (None, None, None), "704x1216x121")
     assert static.exact and static.grids == (Grid(16, 22, 38),)
-    # 704x1216 is worked on at two thirds, 14x25 cells, and at twice that.
+    # The passes of 704x1216 run at two thirds of it, 14x25 latents, and at twice that.
     assert limits_of(two, (None, None, None), "704x1216x121").grids == (Grid(16, 14, 25), Grid(16, 28, 50))
 
 

@@ -1,6 +1,7 @@
-"""What TensorRT-RTX's parser makes of the graphs, read back from its network: types, inputs, outputs and shapes.
+"""Networks that TensorRT-RTX's parser builds from the graphs: types, inputs, outputs and shapes.
 
-Precision is nothing but the graph's, so a norm that is parsed as half stays one, whatever the builder is told.
+The graph alone decides the precision, so a norm that is parsed as half precision stays so, whatever the builder's
+settings.
 """
 
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ EVERY_HALF = pytest.mark.parametrize("precision", HALVES)
 
 @dataclass(frozen=True)
 class Parsed:
-    """A network, and all that has to live as long."""
+    """A parsed network, and all objects that have to live as long."""
 
     component: Component
     prepared: Prepared
@@ -44,7 +45,7 @@ class Parsed:
         return [self.network.get_layer(i) for i in range(self.network.num_layers)]
 
     def layers_of(self, *op_types: str) -> list:
-        """The layers that nodes of these types became; there are some."""
+        """Returns the layers of all nodes of these types, of which there must be some."""
         nodes = onnx.load_from_string(self.prepared.model).graph.node
         names = {node.name for node in nodes if node.op_type in op_types}
         found = [one for one in self.layers if one.name in names]
@@ -52,7 +53,7 @@ class Parsed:
         return found
 
     def layers_within(self, *modules: str) -> list:
-        """The layers of these modules, of which each has some."""
+        """Returns the layers of these modules, each of which must have some."""
         found = [one for one in self.layers if one.name.rpartition("/")[0] in modules]
         assert {one.name.rpartition("/")[0] for one in found} == set(modules)
         return found
@@ -75,7 +76,7 @@ def parsed(exported):
 
 
 def taken(layer) -> set:
-    """The types of floating point numbers that a layer takes."""
+    """Returns the floating-point types of a layer's inputs."""
     given = [layer.get_input(i) for i in range(layer.num_inputs)]
     return {tensor.dtype for tensor in given if tensor is not None} & REALS
 
@@ -132,13 +133,13 @@ def test_positions_and_noise_levels_become_angles_in_float32(parsed, name, modul
 
 
 def test_no_block_has_all_of_its_modulation_for_every_token_at_once(parsed):
-    """Those of all blocks, 68 GB at 32,768 tokens of 2B in a batch of 3, were more than TensorRT-RTX would build."""
+    """All blocks' modulation, 68 GB at 32,768 tokens of 2B in a batch of 3, was more than TensorRT-RTX would build."""
     one = parsed("transformer", "bf16", "inputs")
     (whole,) = one.prepared.weight_inputs["adaln_single.linear.bias"].shape
     made = [layer.get_output(i) for layer in one.layers for i in range(layer.num_outputs)]
     names = {layer.name.rpartition("/")[0] for layer in one.layers if whole in tuple(layer.get_output(0).shape)[2:]}
     assert any(tuple(tensor.shape)[-1:] == (whole // 6,) for tensor in made)
-    assert names - {""} == {"adaln_single.linear"}  # constants on their way have no module
+    assert names - {""} == {"adaln_single.linear"}  # constants on the way have no module
 
 
 @EVERY_HALF

@@ -1,4 +1,4 @@
-"""An engine's numbers against the fp32 graph's: engines are functions here, right ones and wrong ones."""
+"""An engine's outputs against the fp32 graph's: engines are functions here, correct and wrong ones."""
 
 import sys
 from contextlib import contextmanager
@@ -13,10 +13,11 @@ from ltx_export import recorded
 from ltx_export.engines.numbers import TOLERANCES, check_engine_numbers, smallest_served
 from ltx_export.recorded import run_graph
 from ltx_runtime.errors import LtxError
+from ltx_runtime.folder.address import EngineAddress
 from ltx_runtime.folder.manifest import Engines, open_engines
 from ltx_runtime.folder.profiles import Limits, Span, profile_for, profiles, sizes_of
 from ltx_runtime.folder.sidecar import Sidecar
-from ltx_runtime.sessions import CheckedSession, Found
+from ltx_runtime.sessions import CheckedSession, Found, FoundEngine
 from ltx_runtime.sessions.cuda.memory import GpuMemoryError
 from ltx_runtime.spec.geometry import Grid
 
@@ -30,16 +31,17 @@ def engines(exported) -> Engines:
     return open_engines(exported(RELEASE).folder)
 
 
-def found_in(engines: Engines, name: str, precision: str = "bf16", limits: Limits | None = None) -> Found:
+def found_in(engines: Engines, name: str, precision: str = "bf16", limits: Limits | None = None) -> FoundEngine:
     component = engines.component(name).signature
     served = profiles(component, limits)
     sidecar = Sidecar("tensorrt_rtx", "1", "portable", "", "", "", name, precision, "embedded", served, {}, "", "")
-    engine = engines.folder / "portable" / f"{name}.{precision}.engine"
-    return Found("tensorrt_rtx", component, engine, engines.folder, precision, served, sidecar)
+    address = EngineAddress(engines, name, sidecar.maker, precision)
+    graph = Found("tensorrt_rtx", component, address.path, engines.folder, precision)
+    return FoundEngine(**vars(graph), address=address, sidecar=sidecar)
 
 
 class Engine:
-    """Opens as an engine that computes what the fp32 graph does, changed by a function of all outputs."""
+    """Opens as an engine that computes the fp32 graph, with all outputs changed by a function."""
 
     def __init__(self, engines, name, change=lambda made: made):
         self.engines, self.name, self.change, self.sizes = engines, name, change, []
@@ -68,29 +70,29 @@ class Engine:
 
 
 def check(engines, name, change=lambda made: made, **found):
-    return check_engine_numbers(engines, found_in(engines, name, **found), Engine(engines, name, change))
+    return check_engine_numbers(found_in(engines, name, **found), Engine(engines, name, change))
 
 
 @pytest.mark.parametrize("limits", [None, SMALL, STATIC], ids=["buckets", "narrowed", "static"])
 @pytest.mark.parametrize("name", NAMES)
 def test_an_engine_that_computes_what_the_graph_does_is_near_it_at_a_size_it_serves(engines, name, limits):
     engine = Engine(engines, name)
-    numbers = check_engine_numbers(engines, found_in(engines, name, limits=limits), engine)
+    numbers = check_engine_numbers(found_in(engines, name, limits=limits), engine)
     assert numbers.relative_l2 <= 1e-6
     assert len(engine.sizes) == 1
 
 
 def test_what_was_recorded_is_run_where_a_profile_serves_it(engines):
     engine = Engine(engines, "transformer")
-    check_engine_numbers(engines, found_in(engines, "transformer"), engine)
+    check_engine_numbers(found_in(engines, "transformer"), engine)
     assert engine.sizes == [{axis: recorded.SIZES[0][axis] for axis in engine.sizes[0]}]
     engine.sizes.clear()
-    check_engine_numbers(engines, found_in(engines, "transformer", limits=STATIC), engine)
+    check_engine_numbers(found_in(engines, "transformer", limits=STATIC), engine)
     assert engine.sizes[0]["tokens"] == 60
 
 
 def off_by(share):
-    """Moves every output by a share of its size, at random."""
+    """Returns a change that adds random noise to the first output, with a norm that is a share of the output's."""
 
     def change(made):
         name = next(iter(made))
@@ -138,7 +140,7 @@ def test_a_decoder_that_shows_no_picture_is_refused(engines, change, said):
 
 
 def flat(made, value):
-    """One colour everywhere, consistently."""
+    """Replaces all outputs consistently by one uniform colour."""
     level = np.uint8(np.floor(255 * np.clip(value / 2 + 0.5, 0, 1)))
     return {
         "video": np.full_like(made["video"], value),
@@ -162,7 +164,7 @@ def test_what_finds_no_room_on_the_gpu_is_not_checked_and_it_is_said_why(engines
         raise error
         yield
 
-    numbers = check_engine_numbers(engines, found_in(engines, "transformer"), opened)
+    numbers = check_engine_numbers(found_in(engines, "transformer"), opened)
     assert numbers.relative_l2 is None
     assert numbers.why == (str(error) or "the GPU has too little free memory")
 
@@ -174,7 +176,7 @@ def test_an_engine_that_does_not_load_or_run_is_not_passed_over(engines):
         yield
 
     with pytest.raises(LtxError, match="it cannot be loaded"):
-        check_engine_numbers(engines, found_in(engines, "transformer"), opened)
+        check_engine_numbers(found_in(engines, "transformer"), opened)
 
 
 def test_sizes_that_the_cpu_could_not_compute_are_looked_at_but_not_compared(engines, monkeypatch):
@@ -182,15 +184,15 @@ def test_sizes_that_the_cpu_could_not_compute_are_looked_at_but_not_compared(eng
     found = found_in(engines, "transformer", limits=large)
 
     class Anything(Engine):
-        """Gives noise."""
+        """Computes a constant velocity."""
 
         def compute(self, feeds):
             return {"velocity": self.change(np.ones_like(feeds["latents"]))}
 
-    numbers = check_engine_numbers(engines, found, Anything(engines, "transformer"))
+    numbers = check_engine_numbers(found, Anything(engines, "transformer"))
     assert numbers.relative_l2 is None and "nothing to compare it with" in numbers.why
     with pytest.raises(LtxError, match="not finite"):
-        check_engine_numbers(engines, found, Anything(engines, "transformer", lambda output: output * np.nan))
+        check_engine_numbers(found, Anything(engines, "transformer", lambda output: output * np.nan))
 
 
 def test_where_there_is_no_onnx_runtime_only_the_record_is_compared(engines, monkeypatch):
@@ -199,15 +201,15 @@ def test_where_there_is_no_onnx_runtime_only_the_record_is_compared(engines, mon
     monkeypatch.setitem(sys.modules, "ltx_runtime.sessions.onnxruntime_cpu", None)
 
     class Recorded(Engine):
-        """Gives what was recorded, or zeros."""
+        """Computes the recorded output, or zeros at another size."""
 
         def compute(self, feeds):
             same = feeds["latents"].shape == output[1].shape
             return {"velocity": output[1] if same else np.zeros_like(feeds["latents"])}
 
     engine = Recorded(engines, "transformer")
-    assert check_engine_numbers(engines, found_in(engines, "transformer"), engine).relative_l2 == 0
-    static = check_engine_numbers(engines, found_in(engines, "transformer", limits=STATIC), engine)
+    assert check_engine_numbers(found_in(engines, "transformer"), engine).relative_l2 == 0
+    static = check_engine_numbers(found_in(engines, "transformer", limits=STATIC), engine)
     assert static.relative_l2 is None and "nothing to compare" in static.why
 
 

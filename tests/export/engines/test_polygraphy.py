@@ -1,4 +1,4 @@
-"""Polygraphy, NVIDIA's own tool, reads, runs and builds what we export: an opinion that is not ours."""
+"""Polygraphy, NVIDIA's own tool, reads, runs and builds what we export, as an independent check."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def names_of(engines):
 
 
 def polygraphy(*arguments, **environment):
-    """What a command of polygraphy prints."""
+    """Runs a Polygraphy command and returns its output."""
     ended = subprocess.run(
         [sys.executable, *arguments], capture_output=True, text=True, env={**os.environ, **environment}, timeout=300
     )

@@ -1,14 +1,13 @@
-"""Room for engines is looked for before the first is begun: how much, and what is said where it is short."""
+"""Disk space is checked before the first engine is built: how much is needed, and the message if it is short."""
 
 import shutil
 from collections import namedtuple
 from dataclasses import replace
 
 import pytest
-from stand_ins.tiny_engines import copied, maker, small
+from stand_ins.tiny_engines import address, copied, small
 
 from ltx_export.engines import preflight
-from ltx_export.engines.engine_from_onnx import Recipe
 from ltx_export.engines.files import build_engine, prepared_for
 from ltx_runtime.errors import LtxError
 
@@ -24,16 +23,16 @@ def engines(exported, tmp_path):
 @pytest.mark.parametrize("name", ["text_encoder", "upsampler", "vae_decoder", "transformer"])
 @pytest.mark.parametrize("weights", ["embedded", "inputs"])
 def test_an_engine_is_no_larger_than_expected(engines, name, weights):
-    recipe = small("bf16", weights)
-    prepared = prepared_for(engines, name, recipe)
+    recipe = small(weights)
+    prepared = prepared_for(address(engines, name), recipe.weights)
     served = len(recipe.profiles(engines.component(name).signature))
-    size = build_engine(engines, name, maker(), recipe).stat().st_size
+    size = build_engine(address(engines, name), recipe).stat().st_size
     expected = preflight.engine_bytes(prepared, weights, served)
     assert size < expected < 12 * size
 
 
 def test_weights_count_where_they_are_embedded_and_kernels_for_every_profile(engines):
-    prepared = replace(prepared_for(engines, "upsampler", Recipe()), weights_bytes=10**10)
+    prepared = replace(prepared_for(address(engines, "upsampler"), "embedded"), weights_bytes=10**10)
     one, four = (preflight.engine_bytes(prepared, "inputs", profiles) for profiles in (1, 4))
     assert four == 4 * one < 10**8
     assert preflight.engine_bytes(prepared, "embedded", 4) == four + 10**10
@@ -50,7 +49,7 @@ def test_a_disk_without_room_is_said_with_two_ways_out(tmp_path, monkeypatch):
 def test_memory_is_short_only_for_weights_that_become_part_of_the_engine(engines, tmp_path, monkeypatch):
     told = tmp_path / "meminfo"
     monkeypatch.setattr(preflight, "MEMINFO", told)
-    prepared = replace(prepared_for(engines, "upsampler", Recipe()), weights_bytes=4 * 10**9)
+    prepared = replace(prepared_for(address(engines, "upsampler"), "embedded"), weights_bytes=4 * 10**9)
     told.write_text("MemTotal: 9999999 kB\nMemAvailable:    7500000 kB\n")
     preflight.check_memory([("upsampler", prepared, "embedded")])
     told.write_text("MemTotal: 9999999 kB\nMemAvailable:    6000000 kB\n")

@@ -1,4 +1,4 @@
-"""Nested phases as one fraction, and builds that Ctrl-C ends; the builder is a function here."""
+"""Nested phases as one fraction, and builds that Ctrl-C cancels; the builder is a function here."""
 
 import _thread
 import threading
@@ -7,12 +7,12 @@ import pytest
 import rich.console
 
 from ltx_export.engines import progress as engine_progress
-from ltx_export.engines.progress import Progress, in_thread, shown
+from ltx_export.engines.progress import BuildProgress, in_thread, shown
 
 
 def test_a_fraction_is_the_steps_done_and_what_the_current_step_has_done_within():
     told = []
-    progress = Progress(lambda phase, fraction: told.append((phase, fraction)))
+    progress = BuildProgress(lambda phase, fraction: told.append((phase, fraction)))
     progress.start("build", None, 4)
     progress.step("build")
     progress.start("optimize", "build", 2)
@@ -39,7 +39,7 @@ def test_a_fraction_is_the_steps_done_and_what_the_current_step_has_done_within(
 
 def test_a_phase_that_ends_early_or_tells_too_much_never_leads_back_or_beyond():
     told = []
-    progress = Progress(lambda phase, fraction: told.append(fraction))
+    progress = BuildProgress(lambda phase, fraction: told.append(fraction))
     progress.start("build", None, 2)
     progress.start("first", "build", 10)
     for _ in range(15):
@@ -61,7 +61,7 @@ def test_phases_of_several_threads_are_told_one_at_a_time():
         most[0] = max(most[0], at_once[0])
         at_once[0] -= 1
 
-    progress = Progress(show)
+    progress = BuildProgress(show)
     progress.start("build", None, 4)
 
     def work(name):
@@ -81,7 +81,7 @@ def test_phases_of_several_threads_are_told_one_at_a_time():
 
 def test_only_outermost_phases_are_told_when_they_end():
     ended = []
-    progress = Progress(ended=lambda phase, seconds: ended.append((phase, seconds >= 0)))
+    progress = BuildProgress(ended=lambda phase, seconds: ended.append((phase, seconds >= 0)))
     progress.start("build", None, 1)
     progress.start("inner", "build", 1)
     progress.finish("inner")
@@ -90,13 +90,13 @@ def test_only_outermost_phases_are_told_when_they_end():
 
 
 def test_work_is_done_in_a_thread_of_its_own_and_its_result_and_failure_come_back():
-    assert in_thread(threading.get_ident, Progress()) != threading.get_ident()
+    assert in_thread(threading.get_ident, BuildProgress()) != threading.get_ident()
     with pytest.raises(ZeroDivisionError):
-        in_thread(lambda: 1 // 0, Progress())
+        in_thread(lambda: 1 // 0, BuildProgress())
 
 
 def test_ctrl_c_ends_the_work_at_its_next_step_and_is_raised_only_then():
-    progress, steps, more = Progress(), [], threading.Event()
+    progress, steps, more = BuildProgress(), [], threading.Event()
 
     def work():
         progress.start("build", None, 1000)
@@ -104,7 +104,7 @@ def test_ctrl_c_ends_the_work_at_its_next_step_and_is_raised_only_then():
         while progress.step("build"):
             steps.append(1)
             more.wait(0.01)
-        _thread.interrupt_main()  # a second one, from somebody impatient
+        _thread.interrupt_main()  # a second, impatient Ctrl-C
         more.wait(0.3)
         steps.append("tidied up")
         raise RuntimeError("cancelled")
@@ -136,12 +136,12 @@ def test_a_terminal_gets_a_bar_and_anything_else_one_line_for_what_has_ended(mon
 
 def test_the_librarys_monitor_hands_on_every_phase_and_whether_to_go_on():
     class Library:
-        """Has a monitor to derive from."""
+        """Library with a progress monitor to derive from."""
 
         class IProgressMonitor:
-            """As TensorRT's."""
+            """Stands in for TensorRT's monitor."""
 
-    progress = Progress()
+    progress = BuildProgress()
     monitor = engine_progress.monitor_of(Library, progress)
     monitor.phase_start("build", None, 4)
     assert monitor.step_complete("build", 0) is True
@@ -149,4 +149,4 @@ def test_the_librarys_monitor_hands_on_every_phase_and_whether_to_go_on():
     progress.cancelled.set()
     assert monitor.step_complete("build", 1) is False
     monitor.phase_finish("build")
-    assert progress.fraction == 2 / 4  # what was cancelled ends too, and is not done
+    assert progress.fraction == 2 / 4  # a cancelled phase finishes too, but is not complete

@@ -1,6 +1,6 @@
-"""Whole videos through stand-in engines: the same as on the CPU, from the same graphs, by either library.
+"""Whole videos through stand-in engines: the same as on the CPU, from the same graphs, with either library.
 
-The stand-ins compute the fp32 graphs and check every size and address they are given; see engines_stand_in.
+The stand-ins in stand_ins/engines.py compute the fp32 graphs and check every size and address they are given.
 """
 
 import shutil
@@ -13,7 +13,7 @@ from stand_ins.engines import Recipe, install
 from stand_ins.gpu_machine import Machine
 
 from ltx_runtime.errors import LtxError
-from ltx_runtime.folder import sidecar
+from ltx_runtime.folder import address
 from ltx_runtime.folder.manifest import open_engines
 from ltx_runtime.folder.profiles import Limits
 from ltx_runtime.pipeline import Pipeline
@@ -53,7 +53,7 @@ def made(engines, request, backend="auto", **options):
 
 
 def alike(run, other):
-    """To the level: what the GPU makes of a number between two levels may be either."""
+    """Checks that videos differ by at most one level, as values between two levels may be rounded either way."""
     assert run.video.shape == other.video.shape
     assert np.abs(run.video.astype(int) - other.video).max() <= 1
     assert len(np.unique(run.video)) > 50
@@ -89,15 +89,15 @@ def test_frames_leave_the_decoder_as_bytes_where_nothing_is_to_be_blended_or_res
     whole = machine.downloaded
     machine.downloaded = 0
     made(engines, request, tiled=True, memory_bytes=10**9)
-    # These tiles are as large as the video: nothing is blended, and bytes leave all the same.
+    # These tiles are as large as the video, so nothing is blended and the frames still leave as bytes.
     assert machine.downloaded == whole
-    resized = replace(REQUEST)  # two passes: the last is larger than what was asked for
+    resized = replace(REQUEST)  # two passes, the last of which is larger than the requested video
     machine.downloaded = 0
     made(engines, resized)
     grid = plan(resized, VERSION).passes[-1].grid
     pixels = 3 * grid.num_frames * grid.height * grid.width
-    assert machine.downloaded > 4 * pixels  # as float32
-    assert whole < 2 * 3 * 17 * 96 * 128  # a byte each, and latents
+    assert machine.downloaded > 4 * pixels  # float32 frames
+    assert whole < 2 * 3 * 17 * 96 * 128  # one byte per value, plus latents
 
 
 def test_text_and_places_are_uploaded_once_for_a_pass(engines, monkeypatch):
@@ -115,7 +115,7 @@ def test_text_and_places_are_uploaded_once_for_a_pass(engines, monkeypatch):
     changing = {"latents", "timestep"}
     once = sum(size(port) for name, port in ports.items() if name not in changing)
     always = sum(size(ports[name]) for name in changing)
-    # The prompt is padded to its own length.
+    # At most `once`, because the prompt is padded only to its own length.
     assert always * steps < machine.uploaded <= once + always * steps
     assert machine.uploaded < 2 * always * steps + once
 
@@ -167,8 +167,8 @@ def test_an_engine_is_hashed_once_for_all_videos(engines, monkeypatch):
             hashed.append(path.name)
         return original(path)
 
-    original = sidecar.checksum
-    monkeypatch.setattr(sidecar, "checksum", counting)
+    original = address.checksum
+    monkeypatch.setattr(address, "checksum", counting)
     with Pipeline(engines) as pipe:
         for _ in range(2):
             video = pipe(REQUEST)

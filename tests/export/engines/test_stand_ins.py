@@ -24,7 +24,7 @@ PROFILE = {
 
 
 def public(thing):
-    """Names that do not begin with an underscore."""
+    """Returns the names that do not begin with an underscore."""
     return {name for name in vars(thing) if not name.startswith("_")}
 
 
@@ -50,7 +50,7 @@ def test_the_real_cuda_gives_an_error_first_and_then_values_like_the_stand_in():
 
 
 def counts_of(method):
-    """How many arguments each overload of a pybind11 method may have, besides self."""
+    """Returns how many arguments each overload of a pybind11 method takes, besides self."""
     signatures = re.findall(rf"^(?:\d+\. )?{method.__name__}\((self: .*?)\)(?: ->|$)", method.__doc__, re.MULTILINE)
     return {len(re.findall(r"(?:^|, )\w+: ", one)) - 1 for one in signatures}
 

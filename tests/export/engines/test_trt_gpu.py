@@ -1,4 +1,4 @@
-"""Real engines on a real GPU: built, run, and held against the fp32 graphs on the CPU. Skipped where there is none."""
+"""Real engines on a real GPU: built, run, and compared with the fp32 graphs on the CPU. Skipped without a GPU."""
 
 import shutil
 
@@ -12,7 +12,7 @@ from ltx_runtime.sessions import find, open_session
 from ltx_runtime.sessions.cuda.gpu import find_gpu
 from ltx_runtime.sessions.trt.library import LIBRARIES, load_library
 
-# bf16 keeps 8 bits: a few of them are lost on the way through two layers.
+# bf16 keeps 8 bits, and two layers lose a few of them.
 LIMIT = 0.05
 GRID = {"batch": 1, "frames": 2, "rows": 3, "columns": 2, "tokens": 12, "text_tokens": 9}
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.gpu
 
 
 def why_not(builder):
-    """What keeps this test from running here."""
+    """Returns the reason why this test cannot run here, or None."""
     try:
         find_gpu()
         load_library(builder)
@@ -48,9 +48,9 @@ def test_engines_come_near_the_graphs_that_they_were_built_from(exported, tmp_pa
         with open_session(find(engines, name, "cpu")) as session:
             expected = [session.run(one)[output] for one in feeds]
         with open_session(find(engines, name, builder)) as session:
-            for _ in range(3):  # the third is a CUDA graph's
+            for _ in range(3):
                 for one, right in zip(feeds, expected, strict=True):
-                    for _ in range(3):
+                    for _ in range(3):  # the third run replays a CUDA graph
                         made = session.run(one)[output]
                         assert np.isfinite(made).all()
                         assert relative_l2(made, right) < LIMIT

@@ -1,4 +1,4 @@
-"""Attaching weights: graphs point into files, cast what is stored otherwise, and refuse what they cannot point to."""
+"""Attaching weights: graphs point into files, cast other stored dtypes, and refuse weights they cannot point to."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +25,7 @@ def weight_value(name: str, *shape: int) -> ir.Value:
 
 
 def lookup_graph() -> ir.Model:
-    """(table[ids] @ matrix + bias) with three weights that have no data yet."""
+    """Builds (table[ids] @ matrix + bias) with three weights that have no data yet."""
     ids = ir.Value(name="ids", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape(["n"]))
     table, matrix, bias = weight_value("table", 6, 4), weight_value("matrix", 4, 3), weight_value("bias", 3)
     gather = ir.node("Gather", [table, ids])
@@ -48,7 +48,7 @@ def lookup_graph() -> ir.Model:
 
 @pytest.fixture
 def stored(tmp_path):
-    """Writes the three weights in a dtype; gives the folder and the tensors as they can be read back."""
+    """Writes the three weights in a dtype; returns the folder, the tensors, and the stored tensors to read back."""
 
     def write(dtype: str) -> tuple[Path, dict[str, torch.Tensor], dict[str, StoredTensor]]:
         shapes = {"table": (6, 4), "matrix": (4, 3), "bias": (3,)}

@@ -1,4 +1,4 @@
-"""Epsilons survive the export: an optimizer that takes 1e-8 for a zero divides by nothing where activations vanish."""
+"""Epsilons survive the export: an optimizer that takes 1e-8 for zero would divide by zero at zero activations."""
 
 import numpy as np
 import onnx
@@ -17,7 +17,7 @@ PIXEL_NORM_EPS = 1e-8
 
 @pytest.fixture(scope="module", params=["0.9.0", "0.9.1", "0.9.5"])
 def zeros(request, tmp_path_factory):
-    """A version folder over weights that are all zero; its export compares every graph with its module."""
+    """Exports a version folder over weights that are all zero, which compares every graph with its module."""
     folder = tmp_path_factory.mktemp("zeros")
     version = tiny(request.param)
     write_random_weights(version, folder / "weights", sparse=True)
@@ -34,7 +34,7 @@ def test_a_network_of_zeros_makes_zeros_and_not_nothing(zeros, name):
 
 
 def test_an_encoder_of_zeros_gives_every_latent_the_mean_and_the_deviation_one_in_its_own_scale(zeros):
-    """Normalized: nothing, as all means are zero, and one by the deviations, which are no holes in the file."""
+    """Normalized means are 0, as all means are zero; deviations are 1 / the VAE's statistics, which are not zero."""
     with open_session(find(zeros, "vae_encoder", "cpu")) as session:
         for sizes in SIZES:
             (posterior,) = session.run(random_feeds(session.component, sizes)).values()

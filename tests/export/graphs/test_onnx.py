@@ -1,4 +1,4 @@
-"""Exported graphs: ONNX Runtime against the torch module at many sizes, and what a graph file holds."""
+"""Exported graphs: ONNX Runtime against the torch module at many sizes, and the contents of a graph file."""
 
 import json
 import logging
@@ -168,7 +168,7 @@ def test_a_graph_file_tells_nothing_of_the_machine_it_was_made_on(exported, name
 
 @EVERY_GRAPH
 def test_stored_weights_are_cast_before_anything_else_runs(exported, name, component):
-    """So that a runtime casts each just before its consumer; looked-up tables are cast behind the lookup."""
+    """A runtime can then cast each weight just before its consumer; tables are cast after the lookup."""
     graph = proto_of(exported(name).graph(component)).graph
     stored = {one.name for one in graph.initializer if is_external(one)}
     casts = list(takewhile(lambda node: node.op_type == "Cast" and node.input[0] in stored, graph.node))
@@ -189,7 +189,7 @@ def test_stored_weights_are_cast_before_anything_else_runs(exported, name, compo
 
 @EVERY_GRAPH
 def test_a_bf16_graph_takes_stored_weights_as_they_are(exported, name, component):
-    """Nothing is cast to bf16 first: what is cast at all is widened where float32 is needed."""
+    """No weight is cast to bf16; weights that are cast at all are widened where float32 is needed."""
     graph = proto_of(exported(name).graph(component, "bf16")).graph
     stored = {one.name for one in graph.initializer if is_external(one)}
     to = {
@@ -228,7 +228,7 @@ def test_the_default_dtype_comes_back_when_a_module_can_not_be_built():
 
 
 class Changing(torch.nn.Module):
-    """Adds to a tensor in place."""
+    """Module that adds to a tensor in place."""
 
     def forward(self, ids, mask):
         return ids.float().add_(mask.float())[..., None]

@@ -1,4 +1,4 @@
-"""The parity check: its measure, its inputs, its memory, and that it finds graphs that are wrong."""
+"""The parity check: its measure, its inputs, its memory, and that it finds wrong graphs."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -98,7 +98,7 @@ def test_the_two_requests_differ_in_every_axis_and_one_of_them_pads(component):
 
 
 def network_and_tensors(release: Exported, component: str) -> tuple[Callable[[], nn.Module], dict[str, StoredTensor]]:
-    """How a module is built, and its weights as they are stored."""
+    """Returns a function that builds a module, and the module's weights as they are stored."""
     header = header_config(release.version)
     makers: dict[str, tuple[Part, Callable[[], nn.Module]]] = {
         "text_encoder": ("text_encoder", lambda: TextEncoder(t5_config(tensors))),
@@ -122,12 +122,12 @@ def test_a_streamed_module_computes_what_the_loaded_one_does_every_time(exported
     stream_weights(streamed, tensors)
     feeds = random_feeds(release.manifest.components[component].signature, SIZES[0])
     inputs = [torch.from_numpy(array) for array in feeds.values()]
-    for _ in range(2):  # nothing is left over from the first run
+    for _ in range(2):  # the first run must leave nothing behind
         assert distance(streamed(*inputs), loaded(*inputs)) <= RELATIVE_L2
 
 
 def bytes_held(layers: list[nn.Module]) -> int:
-    """Memory behind the weights of layers; what they share counts once."""
+    """Returns the bytes of memory behind the weights of layers; shared memory counts once."""
     held = [weight.untyped_storage() for layer in layers for weight in layer.parameters() if not weight.is_meta]
     return sum({storage.data_ptr(): storage.nbytes() for storage in held}.values())
 
@@ -155,7 +155,7 @@ def test_streaming_holds_no_more_than_the_largest_layer(exported, component):
 
 
 def layer_has_own_weights(layer: nn.Module) -> bool:
-    """Whether it is a layer whose weights are held while it runs; of a table only rows are read."""
+    """Tells whether a layer's weights are held while it runs; of an embedding table only rows are read."""
     is_leaf = not any(layer.children()) and not isinstance(layer, nn.Embedding)
     return is_leaf and any(True for _ in layer.parameters(recurse=False))
 
@@ -202,7 +202,7 @@ def test_a_graph_over_other_weights_than_its_module_is_refused(exported, tmp_pat
 
 
 def test_one_wrong_tensor_among_all_is_noticed(exported):
-    """The smallest mistake in attaching: two tensors of one shape have changed places."""
+    """The smallest mistake in attaching weights is to swap two tensors of the same shape."""
     release = exported("0.9.0")
     make, tensors = network_and_tensors(release, "vae_decoder")
     first, second = (f"decoder.up_blocks.{i}.res_blocks.0.conv1.conv.weight" for i in (0, 1))

@@ -37,14 +37,14 @@ EVERY_COMPONENT = pytest.mark.parametrize("component", NETWORKS)
 EVERY_PRECISION = pytest.mark.parametrize("precision", PRECISIONS)
 HALVES = {onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
 HALF_OF = {"fp32": set(), "bf16": {onnx.TensorProto.BFLOAT16}, "fp16": {onnx.TensorProto.FLOAT16}}
-# What rounding to fp16 in every layer may cost.
+# Relative error that rounding to fp16 in every layer may cause.
 FP16 = 1e-2
 FP16_MAX = 65504.0
 
 
 @pytest.fixture(scope="module")
 def traced(exported) -> Callable[[str], ir.Model]:
-    """The traced graph of a component."""
+    """Returns the traced graph of a component."""
 
     @cache
     def of(component: str) -> ir.Model:
@@ -57,13 +57,13 @@ def traced(exported) -> Callable[[str], ir.Model]:
 
 
 def described(model: ir.Model) -> bytes:
-    """Everything in a model, with the types of the weights that have no data yet."""
+    """Serializes everything in a model, with dtypes and shapes of the weights that have no data yet."""
     weights = {name: (value.dtype, tuple(value.shape)) for name, value in model.graph.initializers.items()}
     return ir.to_proto(model).SerializeToString(deterministic=True) + repr(weights).encode()
 
 
 def typed(path: Path) -> tuple[onnx.GraphProto, dict[str, int]]:
-    """A graph and the type of every value, found anew by ONNX's strict inference."""
+    """Returns a graph and the type of every value, inferred anew by ONNX's strict inference."""
     proto = onnx.load(path, load_external_data=False)
     declared = {value.name: value.type.tensor_type.elem_type for value in proto.graph.value_info}
     del proto.graph.value_info[:]
@@ -77,7 +77,7 @@ def typed(path: Path) -> tuple[onnx.GraphProto, dict[str, int]]:
 
 
 def as_stored(graph: onnx.GraphProto) -> set[str]:
-    """Values in the checkpoint's own dtype: its weights, and the rows looked up in them."""
+    """Returns the values in the checkpoint's own dtype: its weights, and the rows looked up in them."""
     weights = {one.name for one in graph.initializer if one.data_location == onnx.TensorProto.EXTERNAL}
     return weights | {n.output[0] for n in graph.node if n.op_type == "Gather" and n.input[0] in weights}
 
@@ -88,7 +88,7 @@ def test_making_a_precision_leaves_the_traced_graph_as_it_was(traced, component,
     before = described(traced(component))
     made = at_precision(traced(component), precision)
     for value in (*made.graph.initializers.values(), *(out for node in made.graph for out in node.outputs)):
-        value.dtype = ir.DataType.DOUBLE  # nor do later changes of the copy reach it
+        value.dtype = ir.DataType.DOUBLE  # later changes to the copy must not reach the original either
     assert described(traced(component)) == before
 
 
@@ -149,7 +149,7 @@ LOUD = T5Config(layers=3, width=32, heads=4, head_dim=16, hidden=48, vocabulary=
 
 
 def loud(key: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Weights of a T5 whose gated products are in the hundreds and their projections in the hundred thousands."""
+    """Draws weights of a T5 with gated products in the hundreds and projections in the hundred thousands."""
     factor = {"wi_1": 300.0, "wo": 400.0}.get(key.split(".")[-2], 1.0)
     return (factor * weight(key, shape)).astype(np.float16).astype(np.float32)
 
@@ -189,7 +189,7 @@ def test_a_t5_whose_projections_outgrow_fp16_stays_finite_and_close(tmp_path):
 
 @pytest.fixture(scope="module")
 def mixed(exported, tmp_path_factory) -> Exported:
-    """A folder without any fp32 graph, whose text encoder has other precisions than the rest."""
+    """Exports a folder without any fp32 graph, whose text encoder has other precisions than the rest."""
     release, folder = exported("0.9.5"), tmp_path_factory.mktemp("mixed") / "0.9.5"
     options = Options(("bf16",), {"text_encoder": ("fp16", "bf16")})
     return replace(release, folder=folder, manifest=export(release.version, release.sources, folder, options=options))

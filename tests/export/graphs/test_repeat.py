@@ -1,4 +1,4 @@
-"""Repeated blocks: seven made of four traced ones are the seven that a trace of all of them finds."""
+"""Repeated blocks: seven blocks made from four traced ones equal a trace of all seven."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -41,7 +41,7 @@ FLOAT = ir.TensorType(ir.DataType.FLOAT)
 
 @dataclass(frozen=True)
 class Case:
-    """One network of seven blocks, with other weights of the same names, and its graph made in both ways."""
+    """A network of seven blocks, other weights of the same names, and its graph made in both ways."""
 
     part: Part
     others: dict[str, StoredTensor]
@@ -51,7 +51,7 @@ class Case:
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
-    version = tiny("0.9.1")  # has STG: every block takes a row of its own off the skip mask
+    version = tiny("0.9.1")  # has STG, so every block takes its own row of the skip mask
     size, text = replace(version.transformer, layers=BLOCKS), replace(version.text_encoder, layers=BLOCKS)
     version = replace(version, transformer=size, text_encoder=text)
     folder = tmp_path_factory.mktemp("seven")
@@ -77,7 +77,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
 
 
 def saved(model: ir.Model, tensors: Mapping[str, StoredTensor], path: Path) -> Path:
-    """Writes the fp32 graph over these weights, and says which folder they are in."""
+    """Writes the fp32 graph over these weights and returns the folder that their paths are relative to."""
     made = at_precision(model, "fp32")
     files = {tensor.file for tensor in tensors.values()}
     folder = next(iter(files)).parents[1]
@@ -93,7 +93,7 @@ def outputs_of(
     changed: Mapping[str, StoredTensor] = NOTHING,
     fed: Mapping[str, np.ndarray] = NOTHING,
 ) -> list[np.ndarray]:
-    """What a graph makes of the two requests; `changed` are other weights, `fed` other inputs of the second one."""
+    """Returns a graph's outputs for two requests; `changed` replaces weights, `fed` inputs of the second request."""
     component = case.part.component
     first, second = (random_feeds(component, sizes) for sizes in SIZES)
     weights = saved(model, {**case.part.tensors, **changed}, folder / "graph.onnx")
@@ -158,7 +158,7 @@ def test_ports_of_a_repeated_graph_are_those_of_all_blocks(case, name):
 
 
 def unskipped(case: Case) -> dict[str, np.ndarray]:
-    """A skip mask for the second request that skips nothing, where there is one."""
+    """Returns a skip mask for the second request that skips nothing, if the component takes one."""
     given = random_feeds(case.part.component, SIZES[1])
     return {port: np.ones_like(given[port]) for port in given if port == "skip_mask"}
 
@@ -191,7 +191,7 @@ def test_every_row_of_the_skip_mask_is_that_of_its_own_block(case, tmp_path, blo
 
 @pytest.mark.parametrize("layers", [4, 28, 48])
 def test_a_random_skip_mask_has_every_mode_and_leaves_most_of_the_work_to_be_compared(layers):
-    """Where whole blocks are skipped, nothing of them is compared."""
+    """Blocks that are skipped as a whole are not compared at all."""
     alone, three = (random_feeds(transformer(8, 32, layers), sizes)["skip_mask"] for sizes in SIZES)
     for mask in (alone, three):
         assert mask.shape[:2] == (layers, len(STG_MODES)) and set(np.unique(mask)) == {0, 1}
@@ -201,8 +201,8 @@ def test_a_random_skip_mask_has_every_mode_and_leaves_most_of_the_work_to_be_com
     assert alone[: TRACED_BLOCKS - 1, STG_MODES.index("transformer_block")].all()
 
 
-# A node of a hand-made block: its operator, its inputs and its attributes. Inputs are `x` (the result of the block
-# before), `w` (the block's own weight), operators of the same block, or of the one before, or what lies outside.
+# A node of a hand-made block: (operator, inputs, attributes). An input is `x` (the result of the previous block), `w`
+# (the block's own weight), an operator of the same or of the previous block, or a value outside the blocks.
 Step = tuple[str, Sequence[str], dict[str, float]]
 PLAIN: tuple[Step, ...] = (("Mul", ("x", "w"), {}), ("Sub", ("Mul", "shared"), {}), ("LeakyRelu", ("Sub",), {}))
 
@@ -213,7 +213,7 @@ def constant(name: str, value: float) -> ir.Value:
 
 
 def chain(second: Sequence[Step] = PLAIN, others: Sequence[Step] = PLAIN) -> ir.Model:
-    """Four blocks in a row, of which block 2 may be different; `early` is what block 0 has made."""
+    """Builds four blocks in a row, of which block 2 may be different; `early` is the result of block 0."""
     given = ir.Value(name="given", type=FLOAT, shape=ir.Shape([2]))
     made, remade = (ir.node(op, [given], name=f"graph/{op}") for op in ("Neg", "Exp"))
     constants = {name: constant(name, value) for name, value in (("shared", 0.5), ("another", 0.25))}

@@ -1,4 +1,4 @@
-"""What `inspect` tells, held against the table of versions, published counts, the LoRA reader, and files that lie."""
+"""Answers of `inspect` against the table of versions, published counts and the LoRA reader, and malformed files."""
 
 import json
 import subprocess
@@ -28,7 +28,7 @@ from ltx_runtime.spec.presets import Schedule
 from ltx_runtime.spec.versions import VERSIONS
 
 ROOT, DIT, PEFT = Path(__file__).parents[3], "model.diffusion_model.", {"lora_adapter_metadata": '{"lora_alpha": 4}'}
-# Published parameters: of transformers by layers, of VAEs by generation, beside which there are 256 statistics.
+# Published parameter counts: transformers by layers; VAEs by generation, without their 256 statistics.
 TRANSFORMER = {28: 1_923_385_472, 48: 13_042_569_344}
 VAE, T5_XXL = {"A": 419_193_649, "B": 934_976_434, "C": 1_246_913_522}, 4_762_310_656
 UPSAMPLER = 126_250_624
@@ -98,7 +98,7 @@ def layout(release, tmp_path) -> Path:
 
 @pytest.fixture
 def version_folder(release, tmp_path) -> Path:
-    """A version folder over the demo's weights; those of the text encoder are only linked, and one is rewritten."""
+    """Makes a version folder over the demo's weights; the text encoder's are only linked, and one is rewritten."""
     folder, linked, checkpoint = tmp_path, tmp_path / "elsewhere" / "t5.safetensors", release("demo")
     (folder / checkpoint.name).symlink_to(checkpoint)
     scales = {"encoder.block.0.layer.0.SelfAttention.q.weight.scales": (2, 64)}
@@ -240,7 +240,7 @@ def test_28_gb_are_inspected_at_once_without_reading_a_weight(release, monkeypat
     started = time.process_time()
     told = inspect(path)
     assert time.process_time() - started < 1 and told.versions == [BIG] and stored > 28e9
-    convolution = 8 * 2048 * 2048 * 27  # larger than it is only T5's table, which is not multiplied
+    convolution = 8 * 2048 * 2048 * 27  # only T5's table is larger, and it is not multiplied
     estimates = {"cpu_mapped_bytes": stored, "cpu_private_bytes": convolution, "gpu_bytes": 2 * TRANSFORMER[48]}
     assert estimates.items() <= told.memory.items() and told.memory["how"].startswith("estimates")
 

@@ -1,4 +1,4 @@
-"""What `inspect` tells of folders in which something is damaged, lies elsewhere, or belongs to another program."""
+"""Answers of `inspect` about folders with files that are damaged, lie elsewhere, or belong to another program."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ INDEX = "diffusion_pytorch_model.safetensors.index.json"
 
 
 def snapshot(files: list[Path], cache: Path) -> Path:
-    """Files as the hub's cache keeps them: called by their checksums, behind links that have their names."""
+    """Stores files as the hub's cache does: named by their checksums, behind links with their real names."""
     (cache / "blobs").mkdir(parents=True)
     (cache / "snapshots" / "main").mkdir(parents=True)
     for file in files:
@@ -35,12 +35,12 @@ def snapshot(files: list[Path], cache: Path) -> Path:
 
 
 def weights(release: Exported, folder: Path) -> Path:
-    """A copy of a release's weights folder."""
+    """Copies a release's weights folder."""
     return Path(shutil.copytree(release.weights, folder))
 
 
 def problems(told: Inspection) -> dict[str, str]:
-    """Of files by name; both forms of the answer show every one."""
+    """Returns the problems of files by name; both forms of the answer must show every one."""
     found = {file.path: file.problem for file in told.files if file.problem}
     shown = json.loads(json.dumps(asdict(told)))["files"]
     assert {file["path"]: file["problem"] for file in shown if file["problem"]} == found

@@ -1,4 +1,4 @@
-"""What `inspect` misses is what the export would not find, and memory is told for every kind of network there is."""
+"""`inspect` lists as missing what the export would not find, and states the memory of every kind of network."""
 
 from pathlib import Path
 
@@ -23,14 +23,14 @@ def release(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def weights(release, tmp_path) -> Path:
-    """A weights folder of the release that a test may change."""
+    """Returns a weights folder of the release that a test may change."""
     for path in release.iterdir():
         (tmp_path / path.name).symlink_to(path)
     return tmp_path
 
 
 def missing(folder: Path) -> list[str]:
-    """What is missed by the folder, which is what is missed by the checkpoint in it."""
+    """Returns what the folder is missing, which must be the same for the checkpoint in it."""
     told = inspect(folder).missing
     assert inspect(folder / RELEASE.checkpoint).missing == told
     return told

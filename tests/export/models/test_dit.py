@@ -36,7 +36,7 @@ CASES = sorted({key.split("/")[0] for key in GOLDEN})
 STRATEGIES = ("AttentionValues", "AttentionSkip", "TransformerBlock")
 GRID = Grid(2, 2, 3)
 
-# width: [(causal, t of the first six tokens, sum, mean magnitude, first six, last three)]
+# width: [(causal, timestep of the first six tokens, sum, mean magnitude, first six values, last three values)]
 PUBLISHED = {
     12: [
         (True, 0.9, 14.970342, 0.732420, (-0.004600, 0.383483, 0.277917, -0.075266, 2.091567, -0.574059),
@@ -78,7 +78,7 @@ def test_velocities_are_those_of_the_official_package(case):
     inputs = [tensor(GOLDEN[f"{case}/{port}"]) for port in PORTS]
     strategy = golden_settings("dit", case)["skip_layer_strategy"]
     if strategy:
-        recorded = tensor(GOLDEN[f"{case}/skip_mask"])  # (layers, batch), of this strategy alone
+        recorded = tensor(GOLDEN[f"{case}/skip_mask"])  # (layers, batch), for this strategy alone
         inputs.append(torch.ones(config.layers, len(STRATEGIES), recorded.shape[1]))
         inputs[-1][:, STRATEGIES.index(strategy)] = recorded
     assert distance(module(*inputs), GOLDEN[f"{case}/velocity"]) <= RELATIVE_L2
@@ -138,7 +138,7 @@ def test_one_timestep_for_all_tokens_is_the_same_timestep_for_each():
 
 
 def two_rows_of_one_request() -> tuple[torch.nn.Module, list[torch.Tensor]]:
-    """A transformer of two layers, and what it takes beside the skip mask."""
+    """Returns a transformer of two layers, and its inputs without the skip mask."""
     module = filled(Transformer(DitConfig(2, 2, 16, 8, 24)), weight)
     latents, text = normal(1, 1, 12, 8).repeat(2, 1, 1), normal(2, 1, 5, 24).repeat(2, 1, 1)
     coords = tensor(coords_of(GRID, 24, causal=True)).repeat(2, 1, 1)
@@ -167,7 +167,7 @@ def test_a_transformer_whose_blocks_are_all_skipped_is_one_without_blocks():
 
 @pytest.mark.parametrize("others", [(), (0,), (1,), (0, 1)])
 def test_of_several_ways_to_skip_the_one_that_skips_most_decides(others):
-    """Modes are ordered so: a block that gives its input need not ask what its attention would have given."""
+    """Modes are ordered this way because a block that returns its input does not depend on its attention."""
     module, inputs = two_rows_of_one_request()
     last = max(others, default=0) + 1
     both, alone = torch.ones(2, len(STG_MODES), 2), torch.ones(2, len(STG_MODES), 2)

@@ -14,7 +14,7 @@ SIZES = (
 EVERY_SIZE = pytest.mark.parametrize("size", SIZES, ids=lambda size: f"width_{size.width}")
 # One token, and lengths on both sides of the distances at which a new bucket begins.
 LENGTHS = (1, 8, 9, 12, 13, 16, 17, 23, 24, 46, 47, 64, 65, 91, 92, 128, 129, 147)
-# Going up from -130, the first distance (key - query) of each bucket.
+# The first distance (key - query) of each bucket, going up from -130.
 FIRST_DISTANCES = {
     -130: 15, -90: 14, -63: 13, -45: 12, -31: 11, -22: 10, -15: 9, -11: 8, -7: 7, -6: 6, -5: 5, -4: 4, -3: 3,
     -2: 2, -1: 1, 0: 0, 1: 17, 2: 18, 3: 19, 4: 20, 5: 21, 6: 22, 7: 23, 8: 24, 12: 25, 16: 26, 23: 27, 32: 28,
@@ -23,7 +23,7 @@ FIRST_DISTANCES = {
 
 
 def pair_of(size: T5Config):
-    """Our encoder and transformers', with the same weights."""
+    """Returns our encoder and transformers', with the same weights."""
     ours, theirs = filled(TextEncoder(size), weight), transformers_t5(size)
     missing, unexpected = theirs.load_state_dict(ours.state_dict(), strict=False)
     assert set(missing) <= {"encoder.embed_tokens.weight"}  # tied to shared.weight
@@ -32,7 +32,7 @@ def pair_of(size: T5Config):
 
 
 def prompts(size: T5Config, batch: int, length: int):
-    """Ids and mask; row r ends with a third of r of padding."""
+    """Returns ids and mask; r thirds of row r are padding, at its end."""
     ids = torch.randint(2, size.vocabulary, (batch, length), generator=torch.Generator().manual_seed(length))
     kept = torch.tensor([max(1, length - row * length // 3) for row in range(batch)])
     mask = (torch.arange(length) < kept[:, None]).to(torch.int64)

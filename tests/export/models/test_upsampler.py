@@ -28,7 +28,7 @@ from oracles.weight_rule import weight
 from safetensors import safe_open
 from safetensors.torch import load_file
 from samples.tiny import traced_once
-from stand_ins.tiny_engines import BUILDER, SMALL, copied, maker
+from stand_ins.tiny_engines import BUILDER, SMALL, address, copied
 
 from ltx_export.engines.engine_from_onnx import Recipe, engine_from_onnx
 from ltx_export.engines.files import build_engine
@@ -43,9 +43,9 @@ from ltx_export.models.upsampler import (
 )
 from ltx_export.networks.upsampler import upsampler_config
 from ltx_export.recorded import random_feeds
+from ltx_runtime.folder.address import check_engine
 from ltx_runtime.folder.manifest import open_engines
 from ltx_runtime.folder.profiles import profiles
-from ltx_runtime.folder.sidecar import check_engine
 from ltx_runtime.sessions import find, open_session
 from ltx_runtime.sessions.trt.library import load_library
 from ltx_runtime.spec import components
@@ -53,7 +53,7 @@ from ltx_runtime.spec.versions import UpsamplerSize
 
 GOLDEN = golden("upsampler")
 CASES = sorted({key.split("/")[0] for key in GOLDEN})
-# What diffusers calls the same networks; frame by frame is dims 2.
+# (dims, upsampled axes) of the same networks in diffusers; frame by frame is dims 2.
 KINDS = {"spatial": (3, "spatial"), "temporal": (3, "temporal"), "frame_by_frame": (2, "spatial")}
 EVERY_KIND = pytest.mark.parametrize("kind", KINDS)
 EVERY_PRECISION = pytest.mark.parametrize("precision", PRECISIONS)
@@ -76,7 +76,7 @@ def config_of(kind: str, channels: int = CHANNELS, mid_channels: int = 64, block
 
 
 def plain(channels: int) -> Statistics:
-    """Of latents that are in the VAE's own scale already."""
+    """Returns statistics of latents that are already in the VAE's own scale."""
     return Statistics(np.zeros(channels, np.float32), np.ones(channels, np.float32))
 
 
@@ -161,7 +161,7 @@ def test_with_two_dimensions_every_frame_is_upsampled_on_its_own(kind, alone):
 
 
 def test_channels_unfold_to_frames_in_the_official_order():
-    """(c, pt) to twice the frames, of which the first is dropped."""
+    """Channels (c, pt) unfold to twice the frames, of which the first is dropped."""
     x = torch.arange(2 * 6 * 3 * 4).reshape(2, 6, 3, 2, 2)
     doubled = unfold_time(x)
     assert doubled.shape == (2, 3, 5, 2, 2)
@@ -172,7 +172,7 @@ def test_channels_unfold_to_frames_in_the_official_order():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_a_group_norm_is_in_float32_whatever_its_dtype(dtype):
     module = filled(GroupNorm(64), weight).to(dtype)
-    x = (normal(4, 2, 64, 3, 5) + 300).to(dtype)  # of which half precision would keep little
+    x = (normal(4, 2, 64, 3, 5) + 300).to(dtype)  # half precision would keep little of it
     expected = torch.nn.functional.group_norm(x.double(), 32, module.weight.double(), module.bias.double(), 1e-5)
     normalized = module(x)
     assert normalized.dtype == dtype
@@ -181,7 +181,7 @@ def test_a_group_norm_is_in_float32_whatever_its_dtype(dtype):
 
 @dataclass(frozen=True)
 class Traced:
-    """A network's graph with its weights inside, its ports, and its module."""
+    """A network's graph with embedded weights, its ports, and its module."""
 
     graph: ir.Model
     ports: components.Component
@@ -218,7 +218,7 @@ def test_one_graph_gives_what_its_module_gives_at_every_size(kind, tmp_path):
 @EVERY_PRECISION
 @EVERY_KIND
 def test_statistics_are_float32_in_graphs_of_every_precision(kind, precision):
-    """Those of group norms, and the VAE's, which are constants of the graph."""
+    """This covers the group norms' statistics, and the VAE's, which are constants of the graph."""
     graph = traced(kind, precision).graph.graph
     norms = [node for node in graph if node.op_type == "GroupNormalization"]
     assert len(norms) == 9
@@ -276,6 +276,6 @@ def test_an_exported_upsampler_gives_what_diffusers_does_with_its_file(exported)
 
 def test_a_release_becomes_an_engine_that_is_accepted(exported, tmp_path):
     engines = copied(exported(RELEASE), tmp_path)
-    build_engine(engines, "upsampler", maker(), Recipe())
-    sidecar = check_engine(engines, "upsampler", "bf16", maker())
+    build_engine(address(engines, "upsampler"), Recipe())
+    sidecar = check_engine(address(engines, "upsampler"))
     assert sidecar.profiles == profiles(engines.component("upsampler").signature)

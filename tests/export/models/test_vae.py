@@ -35,7 +35,7 @@ GENERATIONS = {"A": "0.9.0", "B": "0.9.1", "C": "0.9.5"}
 EVERY_GENERATION = pytest.mark.parametrize("generation", GENERATIONS)
 SHAPES = ((1, 8, 1, 2, 3), (2, 8, 3, 3, 2), (1, 8, 4, 1, 1))
 
-# generation: (sum, mean magnitude, first six, last three); B without noise
+# generation: (sum, mean magnitude, first six values, last three values); B without noise
 PUBLISHED = {
     "A": (-69.834741, 1.105804, (-0.185377, 0.536135, -0.475679, 0.144983, -0.399455, 0.737556),
           (0.598397, -0.656605, 0.300775)),
@@ -47,7 +47,7 @@ PUBLISHED = {
 
 
 def config_of(generation: str, size: VaeSize, *, noise: bool = True) -> VaeConfig:
-    """A generation's decoder with other sizes, as its header tells it."""
+    """Returns the configuration of a generation's decoder with other sizes, from its header."""
     config = vae_config(header_config(replace(tiny(GENERATIONS[generation]), vae_size=size))["vae"])
     if noise:
         return config
@@ -55,7 +55,7 @@ def config_of(generation: str, size: VaeSize, *, noise: bool = True) -> VaeConfi
 
 
 def pair_of(generation: str, *, noise: bool) -> tuple[VaeDecoder, torch.nn.Module]:
-    """Our decoder in its released depth and diffusers' autoencoder, with the same weights."""
+    """Returns our decoder at its released depth and diffusers' autoencoder, with the same weights."""
     ours = filled(VaeDecoder(config_of(generation, VaeSize(4, 8, None), noise=noise)), weight)
     theirs = diffusers_vae(generation, 4, 8, None, noise)
     state = {diffusers_vae_key(key, generation): value for key, value in ours.state_dict().items()}
@@ -66,7 +66,7 @@ def pair_of(generation: str, *, noise: bool) -> tuple[VaeDecoder, torch.nn.Modul
 
 
 def decoded(theirs: torch.nn.Module, latents: torch.Tensor, timestep: torch.Tensor | None) -> torch.Tensor:
-    """diffusers un-normalizes in its pipelines, not in the model."""
+    """Un-normalizes and decodes: diffusers un-normalizes in its pipelines, not in the model."""
     mean, deviation = (value.reshape(1, -1, 1, 1, 1) for value in (theirs.latents_mean, theirs.latents_std))
     return theirs.decode(latents * deviation + mean, timestep, return_dict=False)[0]
 

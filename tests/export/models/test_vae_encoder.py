@@ -38,7 +38,7 @@ EVERY_GENERATION = pytest.mark.parametrize("generation", GENERATIONS)
 SHAPES = ((1, 1, 2, 3), (2, 3, 3, 2), (1, 4, 1, 1), (3, 2, 1, 4))
 CHANNELS = 8
 
-# generation: (sum, mean magnitude, first six, last three) of the means
+# generation: (sum, mean magnitude, first six values, last three values) of the means
 PUBLISHED = {
     "A": (-0.820620, 0.840507, (-0.760063, -0.273960, 0.699928, 1.055902, 0.670894, 0.933479),
           (-0.802241, -0.078064, 0.349565)),
@@ -50,22 +50,22 @@ PUBLISHED = {
 
 
 def config_of(generation: str, size: VaeSize) -> EncoderConfig:
-    """A generation's encoder with other sizes, as its header tells it."""
+    """Returns the configuration of a generation's encoder with other sizes, from its header."""
     return encoder_config(header_config(replace(tiny(GENERATIONS[generation]), vae_size=size))["vae"])
 
 
 def small(generation: str) -> VaeEncoder:
-    """An encoder of the released depth with drawn weights."""
+    """Returns an encoder of the released depth with drawn weights."""
     return filled(VaeEncoder(config_of(generation, VaeSize(4, CHANNELS, None))), weight)
 
 
 def uniform(name: str, *shape: int) -> torch.Tensor:
-    """In [-1, 1), depending on the name alone: the videos of the golden cases are drawn so by their names."""
+    """Draws values in [-1, 1) from the name alone, as the videos of the golden cases are drawn."""
     return tensor(np.random.RandomState(zlib.crc32(name.encode())).uniform(-1, 1, shape).astype(np.float32))
 
 
 def video_of(shape: tuple[int, ...]) -> torch.Tensor:
-    """A video that becomes so many latents (batch, frames, rows, columns)."""
+    """Returns a video that is encoded to latents of this shape (batch, frames, rows, columns)."""
     (port,) = vae_encoder(CHANNELS).inputs
     return uniform("video", *port.shape(dict(zip(("batch", "frames", "rows", "columns"), shape, strict=True))))
 
@@ -90,7 +90,7 @@ def test_every_generation_and_every_padding_was_recorded_at_three_shapes():
 @EVERY_GENERATION
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_posteriors_are_those_of_diffusers(generation, shape):
-    """diffusers normalizes in its pipelines, not in the model."""
+    """The expected values are normalized here: diffusers normalizes in its pipelines, not in the model."""
     ours, theirs = small(generation), diffusers_vae(generation, 4, CHANNELS, None)
     state = {diffusers_vae_key(key, generation): value for key, value in ours.state_dict().items()}
     missing, unexpected = theirs.load_state_dict(state, strict=False)
@@ -139,7 +139,7 @@ def test_one_latent_is_made_of_eight_frames_and_32_x_32_pixels_and_the_first_of_
 @EVERY_GENERATION
 @pytest.mark.parametrize("frames", [1, 2])
 def test_a_latent_depends_on_its_own_frames_and_those_before_alone(generation, frames):
-    """One frame is encoded to the first latent of a clip that it begins, and nine to its first two."""
+    """A clip's first frame alone is encoded to its first latent, and its first nine frames to its first two."""
     module, clip = small(generation), video_of((1, 3, 2, 2))
     whole, cut = module(clip), module(clip[:, :, : 8 * frames - 7])
     assert cut.shape[2] == frames
@@ -159,7 +159,7 @@ def test_the_samples_of_a_batch_do_not_see_each_other(generation):
 
 @pytest.mark.parametrize(("log_variance", "kept"), [(-100.0, -30.0), (-3.0, -3.0), (2.0, 2.0), (100.0, 20.0)])
 def test_all_channels_share_one_log_variance_that_is_clamped(log_variance, kept):
-    """In normalized space means are shifted and scaled by the statistics, deviations scaled."""
+    """In normalized space the statistics shift and scale the means, and scale the deviations."""
     module = small("C")
     with torch.no_grad():
         conv = module.encoder.conv_out.conv
@@ -199,7 +199,7 @@ def test_a_downsampling_block_whose_convolution_gives_nothing_averages_neighbour
         parameter.zero_()
     frames, rows, columns = 3 * factors[0] - (factors[0] > 1), 2 * factors[1], 2 * factors[2]
     x = torch.randn(1, 8, frames, rows, columns, generator=torch.Generator().manual_seed(5))
-    repeated = torch.cat([x[:, :, :1], x], dim=2) if factors[0] > 1 else x  # so that the first latent is one frame
+    repeated = torch.cat([x[:, :, :1], x], dim=2) if factors[0] > 1 else x  # the first latent is one frame
     folded = fold(repeated, factors)
     expected = torch.stack([folded[:, i * averaged : (i + 1) * averaged].mean(dim=1) for i in range(16)], dim=1)
     assert distance(block(x), expected) <= RELATIVE_L2

@@ -1,4 +1,4 @@
-"""Headers: what they say becomes the released networks, and what no release says is refused by name."""
+"""Headers: those of the releases give the released networks, and values that no release has are refused by name."""
 
 import math
 from dataclasses import replace
@@ -32,11 +32,11 @@ from ltx_runtime.spec.versions import VERSIONS
 
 RELEASES = [version for version in VERSIONS.values() if version.repository]
 EVERY_RELEASE = pytest.mark.parametrize("version", RELEASES, ids=lambda version: version.name)
-STATISTICS = 2 * 128  # mean and deviation of every latent channel; published counts leave them out
+STATISTICS = 2 * 128  # mean and deviation of every latent channel, which published counts leave out
 DIT_PARAMETERS = {28: 1_923_385_472, 48: 13_042_569_344}
 DIT_TENSORS = {28: 715, 48: 1215}
 DECODER_PARAMETERS = {"A": 238_789_296, "B": 754_572_081, "C": 552_814_641}
-VAE_TENSORS = {"A": 190, "B": 294, "C": 226}  # with the encoder, which is diffusers' here
+VAE_TENSORS = {"A": 190, "B": 294, "C": 226}  # tensors of diffusers' model, encoder included
 # decoder.up_blocks in the order of application: (channels in, kind, layers, injects noise)
 WALKS = {
     "A": [(512, "res_x", 4), (512, "res_x", 3), (512, "compress_all", 1), (512, "res_x", 3), (512, "res_x_y", 1),
@@ -183,7 +183,7 @@ def test_a_field_that_the_networks_do_not_implement_is_refused_by_name(part, fie
 
 
 def test_the_positions_of_the_header_are_those_of_the_network():
-    """Angles run from -pi/2 to pi/2 over the largest position, in the first frequency, and theta times that."""
+    """Angles of the first frequency run from -pi/2 to pi/2 over the largest position; the last is theta times that."""
     given = {"positional_embedding_theta": 500, "positional_embedding_max_pos": [10, 1024, 512]}
     config = transformer_config({**CONFIG["transformer"], **given})
     assert (config.theta, config.max_position) == (500.0, (10.0, 1024.0, 512.0))
@@ -205,7 +205,7 @@ def test_a_header_without_positions_means_those_of_the_releases():
 
 @pytest.mark.parametrize(("base", "fits"), [(128, True), (4, True), (2, False), (6, False), (127, False)])
 def test_a_width_that_can_not_be_unfolded_is_refused_by_name(base, fits):
-    """The last upsampling block of 0.9.1 has twice the base's channels, and unfolds eighths of them."""
+    """The last upsampling block of 0.9.1 has twice the base channels, and unfolds an eighth of them to each pixel."""
     given = {**CONFIG["vae"], "decoder_base_channels": base}
     if fits:
         on_meta(lambda: VaeDecoder(vae_config(given)))
@@ -215,7 +215,7 @@ def test_a_width_that_can_not_be_unfolded_is_refused_by_name(base, fits):
 
 
 def opened(version, **changes) -> Opened:
-    """The networks of a release in files that say nothing of themselves."""
+    """Returns the networks of a release as opened from files without headers."""
     encoder = on_meta(lambda: VaeEncoder(encoder_config(header_config(version)["vae"])))
     vae = shapes_of(decoder_of(version).named_parameters()) | shapes_of(encoder.named_parameters())
     return Opened(

@@ -1,4 +1,4 @@
-"""A tensor too few, too many or of another shape, in any network and any layout, is refused by its name."""
+"""A missing, extra or misshapen tensor, in any network and any layout, is refused by its name."""
 
 import json
 import re
@@ -17,7 +17,7 @@ from ltx_export.sources.find import Sources, find_sources
 from ltx_runtime.errors import LtxError
 
 RELEASE = "0.9.5"
-# Network -> a tensor as we call it, and as diffusers or, for the text encoder, GGUF does.
+# Network -> (our name of a tensor, its name in diffusers or, for the text encoder, in GGUF).
 TENSORS = {
     "transformer": ("transformer_blocks.1.attn1.q_norm.weight", "transformer_blocks.1.attn1.norm_q.weight"),
     "vae_decoder": ("decoder.up_blocks.2.res_blocks.0.conv1.conv.bias",
@@ -44,7 +44,7 @@ def damaged(state: dict[str, torch.Tensor], name: str, damage: str) -> dict[str,
 
 
 def damage_file(path: Path, target: Path, name: str, damage: str, *, header: bool = True) -> None:
-    """A copy of a safetensors file in which one tensor is damaged."""
+    """Writes a copy of a safetensors file in which one tensor is damaged."""
     with safe_open(path, "pt") as file:
         metadata = file.metadata() if header else None
     save_file(damaged(load_file(path), name, damage), target, metadata)
@@ -170,7 +170,7 @@ def test_of_many_misfits_the_first_few_are_named(exported, tmp_path):
 
 
 def with_header(release: Exported, path: Path, part: str, change: object) -> Sources:
-    """The release's sources, with a checkpoint whose header's `part` is `change` of its own, or just that."""
+    """Returns the sources with a checkpoint whose header's `part` is `change`, or `change` applied to the part."""
     with safe_open(release.sources.checkpoint, "pt") as file:
         header = json.loads(file.metadata()["config"])
     header[part] = change(header[part]) if callable(change) else change
@@ -179,7 +179,7 @@ def with_header(release: Exported, path: Path, part: str, change: object) -> Sou
 
 
 def first_upsampling(**fields: object):
-    """A change of a header's VAE: of the fields of its first upsampling block."""
+    """Returns a change of a header's VAE that sets fields of its upsampling blocks in the decoder."""
 
     def change(vae: dict) -> dict:
         blocks = [
@@ -191,7 +191,7 @@ def first_upsampling(**fields: object):
 
 
 def first_of_the_encoder(block: object):
-    """A change of a header's VAE: one more block in front of its encoder's."""
+    """Returns a change of a header's VAE that puts one more block in front of its encoder's."""
     return lambda vae: {**vae, "encoder_blocks": [block, *vae["encoder_blocks"]]}
 
 

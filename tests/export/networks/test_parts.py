@@ -1,4 +1,4 @@
-"""The text encoder of the releases is T5-XXL, and any T5 is as large as its tensors say."""
+"""The text encoder of the releases is T5-XXL, and the tensors of any T5 determine its sizes."""
 
 import pytest
 import torch
@@ -44,7 +44,7 @@ ATTENTION = "encoder.block.0.layer.0.SelfAttention"
 
 
 def small(**changes) -> dict:
-    """The tensors of a small encoder with some of other shapes; names begin behind the first block's attention."""
+    """Returns a small encoder's tensors, some with other shapes; names are relative to the first block's attention."""
     shapes = shapes_of(build_empty(lambda: TextEncoder(SMALL), torch.float32).named_parameters())
     return stored_shapes(shapes | {f"{ATTENTION}.{name}.weight": shape for name, shape in changes.items()})
 

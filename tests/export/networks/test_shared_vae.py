@@ -1,4 +1,4 @@
-"""Encoder and decoder are two networks of one VAE: they share its file and its statistics, and one can go alone."""
+"""Encoder and decoder are two networks of one VAE: they share its file and statistics; the encoder may be missing."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +26,7 @@ def vae_of(release: Exported) -> dict:
 
 
 def without_encoder(release: Exported, path: Path, *, header: bool) -> Sources:
-    """The release's sources with a checkpoint that has no encoder."""
+    """Returns the release's sources with a checkpoint that has no encoder."""
     with safe_open(release.sources.checkpoint, "pt") as file:
         metadata = file.metadata() if header else None
     state = load_file(release.sources.checkpoint)
@@ -99,7 +99,7 @@ def test_what_was_rewritten_without_an_encoder_can_be_exported_again(exported, t
 
 @pytest.mark.parametrize("link", [False, True], ids=["placed", "linked"])
 def test_encoder_and_decoder_in_shards_of_their_own_name_only_their_own(exported, tmp_path, link):
-    """The statistics, which both take, are in the decoder's."""
+    """The statistics, which both networks use, are in the decoder's shard."""
     release = exported("0.9.1")
     folder = tmp_path / "weights" / "vae"
     folder.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""The encoder of a header: what it says becomes the released network, and what no release says is refused by name."""
+"""The encoder of a header: a release's gives the released network, and what no release has is refused by name."""
 
 from dataclasses import replace
 
@@ -198,7 +198,7 @@ def test_blocks_that_compress_by_other_factors_than_the_decoder_expands_are_refu
 
 @pytest.mark.parametrize(("base", "fits"), [(128, True), (2, True), (1, False), (3, False), (127, False)])
 def test_a_width_that_can_not_be_folded_to_is_refused_by_name(base, fits):
-    """The first block of 0.9.5 folds four pixels to twice the base's channels."""
+    """The first downsampling block of 0.9.5 folds four pixels to twice the base channels."""
     given = {**CONFIG, "encoder_base_channels": base}
     if fits:
         build_empty(lambda: VaeEncoder(encoder_config(given)), torch.float32)

@@ -1,4 +1,4 @@
-"""What a download leaves in the weights folder, against a hub on this machine that interrupts, changes and lies."""
+"""Downloads to the weights folder from a local hub that breaks off, changes files, or sends wrong ones."""
 
 import errno
 import json
@@ -140,7 +140,7 @@ def test_a_file_that_is_not_the_hubs_is_replaced_even_after_it_was_once(hub, fol
     lines = bring(folder)
     assert f"{CHECKPOINT}: is not the hub's and will be replaced" in lines
     assert found(folder)[CHECKPOINT] == hub.contents[CHECKPOINT]
-    # A file of another size need not be read to be known as another.
+    # A file of another size is recognized as another without reading it.
     assert lines.count(f"{CHECKPOINT}: computing its checksum") == (2 if len(wrong) == 50_000 else 1)
 
 

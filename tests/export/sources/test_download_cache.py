@@ -1,4 +1,4 @@
-"""What lies in huggingface_hub's shared cache is used and never changed."""
+"""Files in huggingface_hub's shared cache are used and never changed."""
 
 import errno
 import os
@@ -22,7 +22,7 @@ def folder(tmp_path):
 
 
 def cached(name, revision=None):
-    """Has the library put a file into the shared cache; gives the file, not the link to it."""
+    """Lets the library put a file into the shared cache; returns the file, not the link to it."""
     from huggingface_hub import hf_hub_download
 
     repository = "tests/video" if name in (CHECKPOINT, UPSCALER) else "tests/text"
@@ -30,7 +30,7 @@ def cached(name, revision=None):
 
 
 def without_links(monkeypatch):
-    """As between two file systems."""
+    """Makes hard links fail, as between two file systems."""
 
     def refuses(*_: object) -> None:
         raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))

@@ -1,4 +1,4 @@
-"""Which upscalers a download brings: the spatial one with its release, the temporal one only where it is asked for."""
+"""Which upscalers a download fetches: the spatial one with its release, the temporal one only if requested."""
 
 import pytest
 import torch
@@ -47,7 +47,7 @@ def test_a_temporal_upscaler_is_fetched_only_if_it_is_asked_for(hub, tmp_path):
 
 @pytest.mark.parametrize("name", [UPSCALER, "my-spatial-upscaler.safetensors", "latent_upsampler/model.safetensors"])
 def test_an_upscaler_that_an_export_would_take_is_not_fetched(hub, tmp_path, name):
-    """But one that is damaged is no upscaler, unless it has the official name: it would be written over."""
+    """A damaged file is not an upscaler, unless it has the official name: a download would overwrite it."""
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_bytes(save({"initial_conv.weight": torch.zeros(2)}))
     only_missing(tmp_path)
@@ -58,7 +58,7 @@ def test_an_upscaler_that_an_export_would_take_is_not_fetched(hub, tmp_path, nam
 
 
 def test_a_temporal_upscaler_that_is_there_is_not_fetched(hub, tmp_path):
-    """Nor taken for the spatial one, which is."""
+    """It is not taken for the spatial one either, which is fetched."""
     mine = save({"initial_conv.weight": torch.zeros(2)})
     (tmp_path / "my-temporal-upscaler.safetensors").write_bytes(mine)
     only_missing(tmp_path, temporal_upscaler=True)

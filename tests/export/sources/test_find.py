@@ -1,4 +1,4 @@
-"""Which files are taken, and every way in which they can be the wrong ones: one sentence that says what to do."""
+"""Which files are taken, and every way in which they can be wrong: refused in one sentence that says what to do."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ EVERY_RELEASE = pytest.mark.parametrize("name", [name for name in VERSIONS if na
 
 
 def refusal(call: Callable[..., object], *args: object, **options: object) -> str:
-    """The one line with which a call is refused; what is wrong, and what to do."""
+    """Returns the one line with which a call is refused: what is wrong, and what to do."""
     with pytest.raises(LtxError) as refused:
         call(*args, **options)
     message = str(refused.value)
@@ -31,7 +31,7 @@ def refusal(call: Callable[..., object], *args: object, **options: object) -> st
 
 
 def made(folder: Path, *names: str) -> Path:
-    """A folder with empty files, or folders where a name ends in a slash."""
+    """Makes a folder with empty files, or folders where a name ends in a slash."""
     for name in names:
         path = folder / name
         (path if name.endswith("/") else path.parent).mkdir(parents=True, exist_ok=True)
@@ -179,7 +179,7 @@ def test_a_folder_or_file_of_another_kind_is_refused(tmp_path):
 
 
 def sharded(release: Exported, folder: Path) -> tuple[Sources, Path, dict]:
-    """A diffusers layout in shards, the index of its transformer, and what that says."""
+    """Writes a diffusers layout in shards; returns its sources, and its transformer's index as path and content."""
     layout = write_diffusers(release.version, release.weights, folder / "layout", shard_size="20KB")
     index = layout / "transformer" / f"{INDEX}.json"
     return find_sources(release.version, layout), index, json.loads(index.read_text())
@@ -221,7 +221,7 @@ def official_state(release: Exported) -> dict[str, torch.Tensor]:
 
 
 def wrong_files(release: Exported, folder: Path) -> dict[str, Sources]:
-    """Sources of which one is another file than is needed."""
+    """Returns sources with one wrong file each, by case."""
     sources, state = release.sources, official_state(release)
     transformer = bare(state, OFFICIAL)
     files = {

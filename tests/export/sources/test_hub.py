@@ -1,4 +1,4 @@
-"""A hub that refuses, fails or is not there, in one sentence each; and the environment that says where it is."""
+"""One-sentence errors of a hub that refuses, fails or is unreachable; and the environment that says where it is."""
 
 import os
 import re
@@ -40,7 +40,7 @@ def folder(tmp_path):
 
 
 def refusal(folder, t5="Q8_0"):
-    """The sentence with which a download is refused."""
+    """Returns the sentence with which a download is refused."""
     with pytest.raises(LtxError) as refused:
         bring(folder, t5)
     sentence = str(refused.value)
@@ -69,7 +69,7 @@ def test_what_a_user_may_not_have_is_refused_before_anything_is_fetched(hub, fol
     sentence = refusal(folder)
     assert advice in sentence
     assert hub.url in sentence
-    assert str(folder) not in sentence  # what the folder has does not matter
+    assert str(folder) not in sentence  # the contents of the folder do not matter
     assert [one.name for one in hub.requests] == [CHECKPOINT, UPSCALER]
     assert found(folder) == {}
 
@@ -184,7 +184,7 @@ def test_the_token_goes_to_the_hub_and_to_no_other_host(hub, folder):
 
 
 def start(folder, *options, **environment):
-    """Starts a download in a process of its own, where huggingface_hub reads the environment."""
+    """Starts a download in a separate process, where huggingface_hub reads the environment."""
     places = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "HOME": str(folder.parent / "home")}
     return subprocess.Popen(
         [sys.executable, "-W", "error", "-c", CHILD, str(folder), *options],

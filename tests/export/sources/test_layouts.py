@@ -1,6 +1,6 @@
-"""The same weights in every layout of files give the same networks, and graphs with the same bits.
+"""The same weights in every layout of files give the same networks, and graphs with the same output bits.
 
-The other layouts come from diffusers, transformers and the package gguf.
+The other layouts are written by diffusers, transformers and the package gguf.
 """
 
 import json
@@ -38,7 +38,7 @@ from ltx_export.sources.find import TEXT_ENCODER_FILE, Sources, find_sources, op
 from ltx_runtime.spec.versions import VERSIONS, VaeSize
 
 EVERY_RELEASE = pytest.mark.parametrize("name", [name for name in VERSIONS if name != "demo"])
-# One release of each VAE generation, with both widths of the transformer.
+# One release of each VAE generation, with both transformer widths.
 OF_EACH_KIND = pytest.mark.parametrize("name", ["0.9.0", "0.9.1", "0.9.8-13b-distilled"])
 LAYOUTS = {
     "whole": {},
@@ -64,7 +64,7 @@ def official_state(release: Exported) -> dict[str, torch.Tensor]:
 
 
 def with_transformer(release: Exported, folder: Path, prefix: str) -> Path:
-    """The release's transformer alone, under official names behind `prefix`."""
+    """Writes the release's transformer alone, under official names behind `prefix`."""
     alone = {prefix + name: values for name, values in bare(official_state(release), OFFICIAL).items()}
     save_file(alone, folder / "transformer.safetensors")
     return folder / "transformer.safetensors"
@@ -133,7 +133,7 @@ def test_every_tensor_of_diffusers_transformer_gets_the_name_it_has_in_the_offic
 
 
 def assert_names_are_given_back(official: dict, theirs: dict, prefix: str) -> None:
-    """Each of diffusers' tensors is the very one that bears our name for it in the official file."""
+    """Checks that each of diffusers' tensors is the one with our name for it in the official file."""
     place = {id(values): i for i, values in enumerate(official.values())}
     tensors = {key: replace(one, offset=place[id(theirs[key])]) for key, one in stored_shapes(shapes(theirs)).items()}
     (ours,) = parts_of(Checkpoint(Path("diffusers"), tensors)).values()
@@ -296,5 +296,5 @@ def test_gguf_gives_the_same_bits_as_safetensors_with_the_same_values(exported, 
     export(release.version, found(release, folders[0] / "transformer.safetensors", vae=vae), exports[0])
     export(release.version, found(release, folders[1], vae=vae), exports[1])
     assert_same_outputs(*exports)
-    if dtype == "BF16":  # as the release's own
+    if dtype == "BF16":  # the dtype of the release itself
         assert_same_outputs(exports[1], release.folder)

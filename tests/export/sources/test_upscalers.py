@@ -1,4 +1,4 @@
-"""Upscaler files: which is taken, what its header or its shapes say, and every way in which it can be the wrong one."""
+"""Upscaler files: which one is taken, what its header or shapes say, and every way in which it can be wrong."""
 
 import json
 from dataclasses import replace
@@ -34,7 +34,7 @@ SPACE, TIME = (
 
 
 def made(folder: Path, *names: str) -> Path:
-    """A folder with empty files, or folders where a name ends in a slash."""
+    """Makes a folder with empty files, or folders where a name ends in a slash."""
     for name in names:
         path = folder / name
         (path if name.endswith("/") else path.parent).mkdir(parents=True, exist_ok=True)
@@ -111,7 +111,7 @@ def test_a_folder_has_an_upscaler_once_it_is_whole(tmp_path):
 
 
 def module(channels: int = 8, mid_channels: int = 32, blocks: int = 1, dims: int = 3, **scaled: bool):
-    """diffusers' model, the same for the same sizes."""
+    """Returns diffusers' model, with the same weights for the same sizes."""
     torch.manual_seed(0)
     return LTXLatentUpsamplerModel(channels, mid_channels, blocks, dims, **{**SPACE, **scaled}).eval()
 
@@ -234,7 +234,7 @@ def test_another_file_is_refused_by_what_it_holds(exported, tmp_path, wrong):
 
 @pytest.mark.parametrize("kind", ["file", "headerless", "folder", "pipeline"])
 def test_an_upscaler_is_taken_in_every_layout_for_space_and_for_time(exported, tmp_path, kind):
-    """In the file's own precision, and to what diffusers gives with it."""
+    """Weights keep the file's precision, and the graph computes what diffusers computes."""
     release, models = exported(RELEASE), {"upscaler": module(), "temporal_upscaler": module(**TIME)}
     given = {}
     for option, model in models.items():

@@ -1,4 +1,4 @@
-"""Where weights end up: linked, left where they are, or rewritten; and that a folder needs nothing it does not name."""
+"""Where weights end up: linked, left in place, or rewritten; and that a folder needs no file that it does not name."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ FP8 = torch.float8_e4m3fn
 
 
 def outputs(engines: Engines) -> dict[str, np.ndarray]:
-    """What every component makes of the recorded request."""
+    """Returns the outputs of every component for the recorded request."""
     made = {}
     for name in engines.manifest.components:
         with open_session(find(engines, name, "cpu")) as session:
@@ -48,7 +48,7 @@ def expected(release) -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def own_weights(release, tmp_path) -> Exported:
-    """The release with weights that a test may take away."""
+    """Returns the release with its own copy of the weights, which a test may remove."""
     return replace(release, weights=Path(shutil.copytree(release.weights, tmp_path / "weights")))
 
 
@@ -149,7 +149,7 @@ def test_weights_named_by_symlinks_are_linked_as_the_files_themselves(own_weight
 
 
 def fp8_checkpoint(release: Exported, path: Path) -> dict[str, torch.Tensor]:
-    """The blocks' matrices in fp8 and all else as it was, as the published fp8 files have it; what is in the file."""
+    """Writes the blocks' matrices in fp8 and all else unchanged, like the published fp8 files; returns the tensors."""
     tensors = load_file(release.sources.checkpoint)
     for name, values in tensors.items():
         if ".transformer_blocks." in name and name.endswith(".weight") and values.ndim == 2:
@@ -184,7 +184,7 @@ def test_weights_can_be_stored_narrower_and_what_is_so_already_stays(release, ex
     save_file(wide, tmp_path / "wide.safetensors")
     sources = replace(release.sources, checkpoint=tmp_path / "wide.safetensors")
     export(release.version, sources, tmp_path / "0.9.5", options=Options(["fp32"], store="BF16"))
-    assert_equal(outputs(open_engines(tmp_path / "0.9.5")), expected)  # they were bf16 before
+    assert_equal(outputs(open_engines(tmp_path / "0.9.5")), expected)  # the weights were bf16 originally
     for name in ("transformer", "vae"):
         stored = load_file(tmp_path / "0.9.5" / f"{name}.safetensors")
         assert {values.dtype for values in stored.values()} == {torch.bfloat16}

@@ -1,4 +1,4 @@
-"""Quantized T5s from GGUF files: every weight to the last bit, against gguf's own; texts against transformers'."""
+"""Quantized T5s from GGUF files: weights against gguf's to the last bit, embeddings against transformers'."""
 
 import math
 from collections import Counter
@@ -21,7 +21,7 @@ from stand_ins.tiny_engines import BUILDER
 from ltx_export.checkpoints.checkpoint import StoredTensor
 from ltx_export.checkpoints.keys import part_of
 from ltx_export.checkpoints.readers import open_weights
-from ltx_export.engines.engine_from_onnx import Recipe, engine_from_onnx
+from ltx_export.engines.engine_from_onnx import engine_from_onnx
 from ltx_export.graphs.attach import attach
 from ltx_export.graphs.onnx_from_torch import Network, onnx_from_torch
 from ltx_export.graphs.precision import at_precision
@@ -32,10 +32,10 @@ from ltx_runtime.sessions.trt.library import load_library
 from ltx_runtime.spec import components
 
 SMALL = T5Config(layers=2, width=256, heads=4, head_dim=64, hidden=512, vocabulary=330)
-# More layers than are traced, and heads that are narrower together than the model.
+# More layers than are traced, and heads that together are narrower than the model.
 DEEP = T5Config(layers=5, width=512, heads=4, head_dim=64, hidden=768, vocabulary=259)
 WIDE = T5Config(layers=1, width=1024, heads=16, head_dim=64, hidden=2816, vocabulary=330)
-LINEAR = 7  # per layer
+LINEAR = 7  # linear weights per layer
 FILE = "text_encoder.safetensors"
 TABLES = frozenset({"shared.weight", "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"})
 EVERY_TYPE = pytest.mark.parametrize("dtype", QUANTIZED)
@@ -43,7 +43,7 @@ HALVES = pytest.mark.parametrize("precision", ["bf16", "fp16"])
 
 
 def medium(most: str, some: str, table: str) -> Types:
-    """A mixture such as Q4_K_M, which keeps what matters most in more bits."""
+    """Returns a mixture like Q4_K_M, which keeps the most important weights in more bits."""
     return lambda name: table if "token_embd" in name else some if "attn_v" in name or "ffn_down" in name else most
 
 
@@ -72,7 +72,7 @@ def traced(size: T5Config) -> ir.Model:
 
 @dataclass(frozen=True)
 class Given:
-    """A GGUF file and the folder of what was made of it."""
+    """A GGUF file and the folder of the graphs made from it."""
 
     file: Path
     size: T5Config
@@ -91,7 +91,7 @@ class Given:
         return part_of(open_weights(self.file), "text_encoder")
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """What gguf makes of the file, under our names."""
+        """Returns the weights that gguf dequantizes from the file, under our names."""
         theirs = {tensor.offset: name for name, tensor in open_weights(self.file).tensors.items()}
         values = dequantized(self.file)
         return {name: values[theirs[tensor.offset]] for name, tensor in self.tensors().items()}
@@ -99,7 +99,7 @@ class Given:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Callable[[str, T5Config], Given]:
-    """A T5 by type or mixture, and size; tests must not change its folder."""
+    """Writes a T5 of a type or mixture and a size; tests must not change its folder."""
 
     @cache
     def of(types: str, size: T5Config = SMALL) -> Given:
@@ -111,7 +111,7 @@ def made(tmp_path_factory) -> Callable[[str, T5Config], Given]:
 
 
 def request(size: T5Config, batch: int, tokens: int) -> dict[str, np.ndarray]:
-    """Ids and mask; row r ends with a quarter of r of padding."""
+    """Returns ids and mask; r quarters of row r are padding, at its end."""
     ids = np.random.default_rng(tokens).integers(2, size.vocabulary, (batch, tokens))
     mask = np.arange(tokens) < tokens - np.arange(batch)[:, None] * tokens // 4
     return {"ids": ids * mask, "mask": mask.astype(np.int64)}
@@ -123,7 +123,7 @@ def requests(size: T5Config) -> list[dict[str, np.ndarray]]:
 
 @cache
 def expected(given: Given) -> list[np.ndarray]:
-    """transformers' texts from the weights that gguf makes of the file."""
+    """Returns transformers' text embeddings with the weights that gguf dequantizes from the file."""
     theirs = transformers_t5(given.size)
     missing, unexpected = theirs.load_state_dict(given.weights(), strict=False)
     assert set(missing) <= {"encoder.embed_tokens.weight"}  # tied to shared.weight
@@ -152,7 +152,7 @@ class Graph:
         self.makers = {output: node for node in graph.node for output in node.output}
 
     def added(self, weight: str, block: int) -> np.ndarray | float:
-        """What is added to every code's product: the sum of factor * constant over the side products."""
+        """Returns what the side products add to each dequantized code: the sum of factor * constant."""
         total: np.ndarray | float = 0.0
         for node in self.nodes:
             if node.op_type == "MatMul" and node.input[1] in (f"{weight}.offsets", f"{weight}.minimums"):
@@ -162,7 +162,7 @@ class Graph:
         return np.repeat(total, block, axis=0) if isinstance(total, np.ndarray) else total
 
     def matrix(self, weight: str) -> np.ndarray:
-        """(N, K) float32 of a weight, computed in float64 and rounded once."""
+        """Returns a weight as (N, K) float32, computed in float64 and rounded once."""
         (node,) = [n for n in self.nodes if n.op_type == "DequantizeLinear" and n.input[0] == weight]
         attributes = {a.name: a.i for a in node.attribute}
         assert attributes["axis"] == 0
@@ -178,7 +178,7 @@ class Graph:
 
 
 def assert_lossless(given: Given) -> Counter[str]:
-    """Every quantized weight is in the graph to the last bit; counts their kinds of codes."""
+    """Checks that the graph holds every quantized weight to the last bit; counts the dtypes of their codes."""
     graph, weights, kinds = Graph(given.graph("fp32")), given.weights(), Counter[str]()
     for name, tensor in given.tensors().items():
         if tensor.dtype not in QUANTIZED:
@@ -224,7 +224,7 @@ def test_a_quantized_table_of_positions_is_looked_up_as_well(tmp_path, dtype):
 
 
 def session_of(graph: Path, **entries: str) -> onnxruntime.InferenceSession:
-    """ONNX Runtime as it comes, but for these entries."""
+    """Opens ONNX Runtime with its defaults, except for these session entries."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.optimized_model_filepath = str(graph.with_suffix(".optimized"))
@@ -259,7 +259,7 @@ def test_onnx_runtime_fuses_every_product_and_is_exact_if_asked(made, dtype):
 
 @EVERY_TYPE
 def test_a_half_graph_computes_with_the_weights_rounded_once(made, dtype, tmp_path):
-    """Bit for bit the text of a graph over the same weights stored in fp16."""
+    """The embeddings are, bit for bit, those of a graph over the same weights stored in fp16."""
     given = made(dtype)
     model, plain = at_precision(traced(SMALL), "fp16"), tmp_path / "plain.safetensors"
     attach(model, rewrite(given.tensors(), plain, store="F16"), {plain: plain.name}, tmp_path)
@@ -273,7 +273,7 @@ def test_a_half_graph_computes_with_the_weights_rounded_once(made, dtype, tmp_pa
 
 def engine_bytes(given: Given, precision: str, folder: Path) -> int:
     engine, component = folder / "engine", components.text_encoder(given.size.width)
-    engine_from_onnx(load_library(BUILDER), given.graph(precision), given.folder, component, engine, Recipe(precision))
+    engine_from_onnx(load_library(BUILDER), given.graph(precision), given.folder, component, engine)
     return engine.stat().st_size
 
 
@@ -293,7 +293,7 @@ def test_tensorrt_compiles_mixtures(made, tmp_path, precision):
     ("Q4_0", 0.9), ("Q3_K", 1.0), ("Q4_K", 1.0), ("Q2_K", 1.25), ("Q8_0", 1.35), ("Q6_K", 1.5), ("Q5_K", 1.5),
 ])  # fmt: skip
 def test_an_engine_keeps_quantized_weights_in_their_few_bits(made, tmp_path, dtype, most):
-    """In bytes per weight, float32 scales and what every engine has included."""
+    """`most` is in bytes per weight, which includes float32 scales and all else in an engine."""
     plain, quantized = made("BF16", WIDE), made(dtype, WIDE)
     count = sum(math.prod(tensor.shape) for tensor in plain.tensors().values())
     assert engine_bytes(plain, "bf16", tmp_path) > 2 * count

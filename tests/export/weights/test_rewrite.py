@@ -1,4 +1,4 @@
-"""Rewritten weights against torch and gguf; and a file that cannot be written whole is none."""
+"""Rewritten weights against torch and gguf: dtypes, quantization blocks, merged LoRAs, and memory."""
 
 import math
 import tracemalloc
@@ -36,7 +36,7 @@ def given(folder: Path, tensors: dict[str, Tensor]) -> dict[str, StoredTensor]:
 
 
 def quantized(folder: Path, dtype: str, *shape: int, name: str = "x.weight", seed: int = 0) -> dict[str, StoredTensor]:
-    """A tensor of blocks, as a GGUF file would hold it."""
+    """Stores a tensor of quantization blocks as a GGUF file would hold it."""
     raw = random_blocks(dtype, math.prod(shape[:-1]), shape[-1], 1.0, seed)
     (folder / name).write_bytes(raw.tobytes())
     return {name: StoredTensor(folder / name, 0, raw.nbytes, dtype, shape)}
@@ -48,7 +48,7 @@ def by_gguf(tensor: StoredTensor) -> np.ndarray:
 
 
 def lora_of(folder: Path, down: Tensor, up: Tensor, scale: float = 1.0) -> Lora:
-    """A LoRA of a.weight."""
+    """Writes a LoRA of a.weight and opens it."""
     save_file({"a.lora_A.weight": down, "a.lora_B.weight": up}, folder / "lora.safetensors")
     return open_lora(folder / "lora.safetensors", scale, {"a.weight": (up.shape[0], down.shape[1])})
 
@@ -62,7 +62,7 @@ def read(tensor: StoredTensor, dtype: str) -> np.ndarray:
 
 
 def joined(weight: BlockWeight) -> np.ndarray:
-    """What a block weight means, (N, K), in float64 and then rounded once."""
+    """Dequantizes a block weight to (N, K) in float64, and rounds it once."""
     if weight.is_table:
         codes = read(weight.codes, "<f2").T.astype(np.float64)
     elif weight.format.bits == 4:
@@ -187,7 +187,7 @@ def test_a_merged_lora_is_the_sum_of_torch(tmp_path, scale):
     ("BF16", "F32", "F32"), ("F8_E4M3", "F16", "F16"),
 ])  # fmt: skip
 def test_a_merged_weight_is_rounded_once(tmp_path, dtype, store, written):
-    """Numbers of few bits, so that float32 holds every sum exactly."""
+    """The numbers have few bits, so that float32 holds every sum exactly."""
     random = torch.Generator().manual_seed(0)
     weight, down, up = (
         torch.randint(-8, 9, shape, generator=random) / divisor

@@ -1,4 +1,4 @@
-"""A version folder appears whole or not at all, and takes the place of nothing but a version folder."""
+"""A version folder appears whole or not at all, and replaces nothing but a version folder."""
 
 import re
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""Files written tensor after tensor: safetensors reads them, holes take no space, and a file cut short is none."""
+"""Files written tensor by tensor: safetensors reads them, holes take no space, and no truncated file remains."""
 
 import errno
 import os
@@ -28,7 +28,7 @@ FAILURES = pytest.mark.parametrize(
 
 
 class Told:
-    """A progress that adds up what it is told, and fails beyond a limit."""
+    """A progress that adds up the reported counts, and fails beyond a limit."""
 
     def __init__(self, limit: float = float("inf"), failure: BaseException | None = None) -> None:
         self.limit, self.failure = limit, failure
@@ -47,7 +47,7 @@ class Told:
 
 @pytest.fixture
 def full_disk(monkeypatch) -> Callable[[int], None]:
-    """Makes every file that is written refuse more than so many bytes, as a full disk does."""
+    """Makes every written file refuse more than a number of bytes, as a full disk does."""
 
     def with_room(room: int) -> None:
         opened = Path.open
@@ -86,7 +86,7 @@ def numbers(count: int) -> list[bytes]:
 
 
 def sources(folder: Path) -> dict[str, StoredTensor]:
-    """One tensor for every way a tensor is rewritten, and room for none of them on a disk of 100 KB."""
+    """Stores one tensor for each way of rewriting; none of them fits on a disk of 100 KB."""
     folder.mkdir()
     tensors = {}
     for name, dtype, data in (
@@ -182,7 +182,7 @@ def test_a_source_that_is_cut_while_it_is_read_leaves_nothing(tmp_path, name):
 
 
 def test_values_that_no_weight_may_have_leave_nothing(tmp_path):
-    """A scale that is infinite, a value beyond fp16, a factor of a LoRA that is no number."""
+    """Covers an infinite scale, a value beyond the range of fp16, and a NaN in a factor of a LoRA."""
     tensors, folder = sources(tmp_path / "given"), tmp_path / "out"
     folder.mkdir()
     given = tensors["copied"].file

@@ -1,4 +1,4 @@
-"""Laws of the table of options: each is a field, each can be typed, and what is not typed keeps its default."""
+"""Laws of the table of options: each is a field, each can be typed, and those not typed keep their defaults."""
 
 import inspect
 import re
@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from ltx_runtime.cli.arguments import Arguments, command_of
 
-NAMES = [field.name for field in fields(Arguments) if field.name != "help_all"]  # it ends by itself
-# Field -> what is typed, and what that is; the names of options are those of the fields.
+NAMES = [field.name for field in fields(Arguments) if field.name != "help_all"]  # it prints the help and exits
+# Field -> (typed words, value); the names of options are those of the fields.
 TYPED: dict[str, tuple[list[str], object]] = {
     "words": (["a dog"], "a dog"),
     "prompt": (["--prompt", "a cat"], "a cat"),
@@ -80,7 +80,7 @@ ALSO = {
 
 
 def typed(*words, environment=None):
-    """The arguments that a command line gives; exit code and output go with them."""
+    """Returns the arguments that a command line gives, and the result with exit code and output."""
     got, app = [], typer.Typer(add_completion=False)
 
     def run(arguments):
@@ -96,7 +96,7 @@ def test_every_field_is_an_option_of_the_same_name_and_every_one_is_tested():
     assert list(TYPED) == NAMES
     for name, (words, _) in TYPED.items():
         if name == "words":
-            continue  # it stands alone
+            continue  # typed without an option
         assert words[0].removeprefix("--").removeprefix("no-") == name.replace("_", "-")
 
 

@@ -1,4 +1,4 @@
-"""Laws of ltx-run: one request, one file, one line; a plan runs nothing; every option gets where it is used."""
+"""Laws of ltx-run: one request, one file, one line; a plan runs nothing; every option reaches its use."""
 
 import json
 import re
@@ -35,7 +35,7 @@ def pictures(folder):
 
 
 def probe(path):
-    """Width, height, number of frames and frame rate of a video."""
+    """Returns width, height, number of frames and frame rate of a video."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         return stream.width, stream.height, stream.frames, float(stream.average_rate)

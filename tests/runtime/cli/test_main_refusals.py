@@ -1,4 +1,4 @@
-"""Laws of ltx-run when something is wrong: one line that says what and what to do, code 2, nothing opened, no file."""
+"""Laws of errors of ltx-run: one line with problem and advice, exit code 2, nothing opened, no file written."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ PROMPT = ("--prompt", "a cat")
 
 @pytest.fixture
 def refused(run, tmp_path, diary):
-    """Runs ltx-run, which must refuse; gives what it says after `error: `."""
+    """Runs ltx-run, which must refuse; returns the message after `error: `."""
 
     def refused(*arguments):
         before = sorted(tmp_path.rglob("*"))
@@ -38,7 +38,7 @@ def refused(run, tmp_path, diary):
 
 @pytest.fixture
 def media(tmp_path):
-    """Good and bad images and clips in the folder of the run."""
+    """Writes good and bad images and clips to the folder of the run."""
     Image.new("RGB", (96, 64), (200, 40, 10)).save(tmp_path / "image.png")
     whole = (tmp_path / "image.png").read_bytes()
     with open_writer(tmp_path / "clip.mp4", 24.0) as write:

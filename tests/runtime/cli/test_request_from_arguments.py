@@ -1,4 +1,4 @@
-"""Laws from what was typed to what is made: every option gets somewhere, and the rest is the version's own."""
+"""Laws from typed arguments to requests: every option has an effect, and all else is the version's default."""
 
 from dataclasses import fields, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from ltx_runtime.spec.versions import VERSIONS
 DEMO = VERSIONS["demo"]
 FILE = Path("some.safetensors")
 
-# Argument -> a value, and the field of Request that it changes, and to what.
+# Argument -> (typed value, the field of Request that it changes, the field's value).
 OF_REQUEST: dict[str, tuple[object, str, object]] = {
     "prompt": ("a cat", "prompt", "a cat"),
     "negative_prompt": ("", "negative_prompt", ""),
@@ -69,7 +69,7 @@ OF_OPTIONS: dict[str, tuple[object, str, object]] = {
     "threads": (3, "threads", 3),
     "low_memory": (True, "low_memory", True),
 }
-# What the command itself is about (test_main.py), and what is always so.
+# Arguments for the command itself (test_main.py), and one that has no effect.
 OF_THE_COMMAND = {
     "words",
     "about",
@@ -98,7 +98,7 @@ def asked(**typed):
 
 
 def options_of(typed):
-    """The options of a video that is asked for so."""
+    """Returns the options of a video requested with these arguments."""
     engines = Engines(Path(), Manifest("demo", True, DEMO.schedule, "", {}))
     with Pipeline(engines, **pipeline_options_of(typed)) as pipe:
         return pipe._changed(Request(), run_options_of(typed))[1]

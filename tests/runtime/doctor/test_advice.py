@@ -1,4 +1,4 @@
-"""Laws of a doctor's advice: it follows from the facts, one situation at a time, and comes as commands to type."""
+"""Laws of the doctor's advice: it follows from the facts, one situation at a time, as commands to type."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ WHOLE = (folder(),)
 BINDINGS = "cuda.bindings.runtime"
 NO_GPU = ""  # nothing to type: the CPU is fine
 
-# Situation: the machine, its folders, and the commands that help.
+# Situation -> (machine, its folders, commands that help).
 SITUATIONS = {
     "cpu only": (machine(), WHOLE, [NO_GPU]),
     "cpu without onnxruntime": (machine(absent=["onnxruntime"]), WHOLE, ["pip install 'ltx-engines[cpu]'"]),

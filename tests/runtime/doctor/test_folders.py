@@ -1,4 +1,4 @@
-"""Laws of looking at version folders: what is not whole is told, and every engine is held against this machine."""
+"""Laws of examining version folders: damage is reported, and every engine is checked against this machine."""
 
 import sys
 from dataclasses import replace
@@ -9,9 +9,10 @@ import pytest
 from ltx_runtime import sessions
 from ltx_runtime.doctor.folders import folders_in, look_at, shown_grid, words_of
 from ltx_runtime.errors import LtxError
+from ltx_runtime.folder.address import EngineAddress
 from ltx_runtime.folder.manifest import ComponentEntry, Engines, Manifest, checksum, describe_files, write_manifest
 from ltx_runtime.folder.profiles import Span, profiles
-from ltx_runtime.folder.sidecar import Maker, Sidecar, engine_path, sidecar_path, sources_of, write_sidecar
+from ltx_runtime.folder.sidecar import Maker, Sidecar, sidecar_path, write_sidecar
 from ltx_runtime.sessions import BACKENDS, Backend
 from ltx_runtime.spec.components import text_encoder, transformer, vae_decoder
 from ltx_runtime.spec.presets import Schedule
@@ -24,7 +25,7 @@ DECODER = vae_decoder(8, timestep=True)
 
 @pytest.fixture
 def backends(monkeypatch):
-    """Puts functions that find in the place of the backends, by name; `cpu` gives the fp32 graph."""
+    """Replaces the `find` functions of backends, by name; `cpu` finds the fp32 graph, and all others refuse."""
 
     def refuse(engines, name, backend):
         raise LtxError(f"{backend} cannot - do something")
@@ -47,7 +48,7 @@ def backends(monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path, backends):
-    """A whole version folder with one component."""
+    """Makes a complete version folder with one component."""
     return make_folder(tmp_path / "engines" / "demo")
 
 
@@ -69,9 +70,10 @@ def manifest_of(folder):
 
 
 def add_engine(folder, maker=MAKER, **changes):
-    """An engine and its sidecar as that maker leaves them."""
+    """Writes an engine and its sidecar as that maker leaves them."""
     engines = Engines(folder, manifest_of(folder))
-    path = engine_path(engines, "vae_decoder", maker, "bf16")
+    address = EngineAddress(engines, "vae_decoder", maker, "bf16")
+    path = address.path
     path.parent.mkdir()
     path.write_bytes(b"engine")
     told = {"builder": maker.builder, "builder_version": maker.version}
@@ -82,7 +84,7 @@ def add_engine(folder, maker=MAKER, **changes):
         precision="bf16",
         weights="inputs",
         profiles=profiles(DECODER),
-        sources=sources_of(engines, "vae_decoder", "bf16"),
+        sources=address.sources(),
         structure="",
         engine_checksum=checksum(path),
         relative_l2=2e-3,
@@ -143,7 +145,7 @@ def test_a_manifest_that_cannot_be_read_is_told(folder, content):
 
 
 def test_files_are_not_read(folder):
-    """Nothing but a checksum would notice another byte of the same size; a doctor is quick."""
+    """Only a checksum would notice changed bytes at the same size, and the doctor computes none, to be quick."""
     (folder / "decoder.data").write_bytes(b"DECODER.DATA")
     assert look_at(folder, {}).problem == ""
 

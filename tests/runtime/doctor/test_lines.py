@@ -1,4 +1,4 @@
-"""Laws of a doctor's lines: every fact is told, nothing is told twice, and the advice comes last."""
+"""Laws of the doctor's lines: every fact is printed, nothing is printed twice, and the advice comes last."""
 
 import json
 from dataclasses import replace
@@ -67,7 +67,7 @@ def test_a_folder_is_told_with_what_runs_each_component():
 
 
 def test_what_a_backend_says_of_every_component_alike_is_told_once():
-    """Names of components, and what to do, which the advice tells, make no difference."""
+    """Differences in component names, and in advice, which is printed elsewhere, are ignored."""
     told = text(folders=[folder("cpu")])
     assert told.count("    tensorrt: no engine\n") == 1 and told.count("tensorrt:") == 1
     assert "      tensorrt: no engine" in text(folders=[folder("cpu", components=("transformer",))])

@@ -1,4 +1,4 @@
-"""Laws of looking at a machine: what is broken is told and never raised."""
+"""Laws of examining a machine: whatever is broken is reported and never raised."""
 
 import sys
 from dataclasses import dataclass
@@ -20,12 +20,12 @@ EVERY_MODULE = pytest.mark.parametrize(
 
 
 class Panic(BaseException):
-    """What extensions written in Rust raise."""
+    """Exception of the kind that extensions written in Rust raise."""
 
 
 @dataclass
 class BreaksAtImport:
-    """Finds one module, whose import raises."""
+    """Import finder that raises for one module."""
 
     module: str
     error: BaseException
@@ -37,12 +37,12 @@ class BreaksAtImport:
 
 @pytest.fixture
 def install(monkeypatch):
-    """Puts a module, an error that its import raises, or None for nothing, in the place of a package."""
+    """Replaces a package with a module, with an error that its import raises, or with None for nothing."""
 
     def install(module, found):
         if isinstance(found, BaseException):
             packages = module.split(".")[:-1]
-            for depth in range(len(packages)):  # which may be absent here
+            for depth in range(len(packages)):  # parent packages may be absent here
                 package = ".".join(packages[: depth + 1])
                 monkeypatch.setitem(sys.modules, package, module_of(package, __path__=[]))
             monkeypatch.delitem(sys.modules, module, raising=False)
@@ -55,7 +55,7 @@ def install(monkeypatch):
 
 @pytest.fixture
 def gpu(install):
-    """Puts a function in the place of find_gpu."""
+    """Replaces find_gpu with a function."""
 
     def gpu(find_gpu):
         install("ltx_runtime.sessions.cuda.gpu", module_of("cuda", find_gpu=find_gpu))
@@ -78,7 +78,7 @@ def raising(error):
 
 
 def rtx(*targets, version="1.7"):
-    """TensorRT-RTX, that can be told to compile for these."""
+    """Returns a module TensorRT-RTX that can compile for these targets."""
     capabilities = SimpleNamespace(__members__=dict.fromkeys(targets))
     return module_of("tensorrt_rtx", __version__=version, IRuntimeCache=object, ComputeCapability=capabilities)
 

@@ -1,4 +1,4 @@
-"""Laws of the whole examination: machine and folders together, as data, without changing or needing anything."""
+"""Laws of the whole examination: machine and folders together, as data; it changes and requires nothing."""
 
 import json
 import sys
@@ -21,7 +21,7 @@ GPU = Gpu("NVIDIA Test", RTX_4090, "13.0", 24 << 30)
 
 @pytest.fixture
 def here(monkeypatch):
-    """Puts a made-up machine in the place of this one; every builder on it is of version 1.2."""
+    """Replaces this machine with a made-up one, on which every builder has version 1.2."""
 
     def here(found, gpu=None):
         monkeypatch.setattr(doctor, "look", lambda: (found, gpu))
@@ -38,7 +38,7 @@ def here(monkeypatch):
 
 @pytest.fixture
 def no_gpu_backends(monkeypatch):
-    """Every backend but `cpu` refuses."""
+    """Makes every backend but `cpu` refuse."""
     module = ModuleType("fake_refusing")
 
     def find(engines, name, backend):
@@ -52,7 +52,7 @@ def no_gpu_backends(monkeypatch):
 
 
 def plain(value):
-    """What JSON makes of plain data."""
+    """Returns plain data as JSON would give it back."""
     if isinstance(value, dict):
         return {key: plain(one) for key, one in value.items()}
     return [plain(one) for one in value] if isinstance(value, list | tuple) else value

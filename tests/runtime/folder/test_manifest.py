@@ -1,4 +1,4 @@
-"""Laws of the version folder: what was written is read again, and whatever is missing or changed is noticed."""
+"""Laws of the version folder: what was written is read back, and whatever is missing or changed is noticed."""
 
 import hashlib
 import json
@@ -40,7 +40,7 @@ FILES = {
 
 
 def write_folder(folder, version="demo"):
-    """A complete version folder of a few bytes; returns its manifest."""
+    """Writes a complete version folder of a few bytes; returns its manifest."""
     for name, content in FILES.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
@@ -63,7 +63,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def weights(folder):
-    """Where the folder's weights have gone: it only links to them now."""
+    """Moves the folder's weights elsewhere, so that it only links to them, and returns their new path."""
     (folder.parent / "elsewhere").mkdir()
     (folder / "transformer.data").rename(folder.parent / "elsewhere" / "transformer.data")
     edit(folder, lambda data: data["linked"].update({"transformer.data": str(folder.parent / "elsewhere")}))

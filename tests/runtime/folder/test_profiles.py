@@ -1,4 +1,4 @@
-"""Laws of buckets: together they serve every size, the narrowest is taken, and limits take away what is beyond them."""
+"""Laws of profiles: together they serve every size, the narrowest is taken, and limits remove larger sizes."""
 
 from itertools import product
 
@@ -121,7 +121,7 @@ def test_limits_take_away_what_is_larger_and_leave_the_rest(component):
 
 def test_limits_leave_no_bucket_that_another_holds():
     assert len(profiles(DECODER, Limits((grid_of(256, 256, 25),)))) == 1
-    assert len(profiles(DECODER, Limits((grid_of(704, 1216, 121),)))) == 3  # no portrait
+    assert len(profiles(DECODER, Limits((grid_of(704, 1216, 121),)))) == 3  # no portrait profile
     assert len(profiles(TRANSFORMER, Limits((grid_of(256, 256, 25),)))) == 2
 
 
@@ -181,7 +181,7 @@ def test_sizes_are_read_from_feeds_of_any_size(component):
 
 def test_a_size_is_within_a_span_with_both_ends():
     assert [size in Span(2, 3, 4) for size in (1, 2, 3, 4, 5)] == [False, True, True, True, False]
-    assert np.int64(3) not in Span(2, 3, 4)  # sizes are plain numbers
+    assert np.int64(3) not in Span(2, 3, 4)  # sizes are plain Python integers
 
 
 def test_engines_are_tuned_for_the_batch_that_most_steps_have():

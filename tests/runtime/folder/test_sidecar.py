@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ltx_runtime.errors import LtxError
+from ltx_runtime.folder.address import EngineAddress, check_engine, engines_option
 from ltx_runtime.folder.manifest import ComponentEntry, Engines, FileEntry, Manifest, checksum
 from ltx_runtime.folder.profiles import profiles
 from ltx_runtime.folder.sidecar import (
@@ -14,13 +15,8 @@ from ltx_runtime.folder.sidecar import (
     Maker,
     Sidecar,
     WeightInput,
-    check_engine,
-    engine_path,
-    engines_option,
-    graph_for,
     read_sidecar,
     sidecar_path,
-    sources_of,
     write_sidecar,
 )
 from ltx_runtime.spec.components import transformer
@@ -29,7 +25,7 @@ from ltx_runtime.spec.presets import Schedule
 MAKER = Maker("tensorrt", "11.4", "sm89-nvidia-rtx", "linux-x86_64", gpu="NVIDIA RTX", driver="13.0")
 PORTABLE = Maker("tensorrt_rtx", "1.7")
 WEIGHTS = ("transformer-1.data", "transformer-2.data")
-# What a reader of sidecars is told, and no reason to refuse an engine.
+# Fields that are only information, and no reason to refuse an engine.
 TOLD = {
     "gpu",
     "driver",
@@ -52,6 +48,10 @@ def engines_in(folder, **sums):
     return Engines(folder, Manifest("demo", True, Schedule(), "spiece.model", {"transformer": entry}, files))
 
 
+def address(engines, maker, precision="bf16"):
+    return EngineAddress(engines, "transformer", maker, precision)
+
+
 def sidecar_of(engines, maker, precision, engine):
     return Sidecar(
         builder=maker.builder,
@@ -64,7 +64,7 @@ def sidecar_of(engines, maker, precision, engine):
         precision=precision,
         weights="inputs",
         profiles=profiles(transformer(4, 6)),
-        sources=sources_of(engines, "transformer", precision),
+        sources=address(engines, maker, precision).sources(),
         structure="a hash",
         engine_checksum=checksum(engine),
         weight_inputs={"proj.weight": WeightInput(WEIGHTS[0], 8, 16, "bf16", (2, 4))},
@@ -74,9 +74,9 @@ def sidecar_of(engines, maker, precision, engine):
 
 @pytest.fixture(params=[(MAKER, "bf16"), (PORTABLE, "fp16")], ids=["for_one_gpu", "portable"])
 def made(request, tmp_path):
-    """An engine with the sidecar that fits, its maker and precision."""
+    """Returns an engine with a matching sidecar, its maker and its precision."""
     maker, precision = request.param
-    path = engine_path(engines_in(tmp_path), "transformer", maker, precision)
+    path = address(engines_in(tmp_path), maker, precision).path
     path.parent.mkdir()
     path.write_bytes(b"engine")
     write_sidecar(path, sidecar_of(engines_in(tmp_path), maker, precision, path))
@@ -85,7 +85,7 @@ def made(request, tmp_path):
 
 def check(made, maker=None, **sums):
     path, own, precision = made
-    return check_engine(engines_in(path.parents[1], **sums), "transformer", precision, maker or own)
+    return check_engine(address(engines_in(path.parents[1], **sums), maker or own, precision))
 
 
 def refused(made, message, **change):
@@ -109,9 +109,9 @@ def test_a_sidecar_is_read_as_it_was_written(made):
 def test_engines_of_different_makers_and_precisions_have_places_of_their_own(tmp_path):
     engines = engines_in(tmp_path)
     makers = (MAKER, PORTABLE, replace(PORTABLE, version="1.8"), replace(MAKER, target="sm90-nvidia-h100"))
-    places = {engine_path(engines, "transformer", maker, one) for maker in makers for one in ENGINE_PRECISIONS}
+    places = {address(engines, maker, one).path for maker in makers for one in ENGINE_PRECISIONS}
     assert len(places) == 8
-    assert engine_path(engines, "transformer", PORTABLE, "bf16").parent.name == "portable-tensorrt_rtx-1.7"
+    assert address(engines, PORTABLE).path.parent.name == "portable-tensorrt_rtx-1.7"
 
 
 def test_a_sidecar_names_the_checksums_of_graph_and_weights_alone(made):
@@ -140,7 +140,7 @@ def test_what_is_only_told_may_differ(made, field):
 
 
 def test_an_engine_for_one_gpu_or_system_is_refused_on_another(tmp_path):
-    path = engine_path(engines_in(tmp_path), "transformer", MAKER, "bf16")
+    path = address(engines_in(tmp_path), MAKER).path
     path.parent.mkdir()
     path.write_bytes(b"engine")
     for message, other in (
@@ -148,9 +148,9 @@ def test_an_engine_for_one_gpu_or_system_is_refused_on_another(tmp_path):
         ("built on another operating system", replace(MAKER, system="windows-amd64")),
         ("built by another version", replace(MAKER, version="11.3")),
     ):
-        moved = engine_path(engines_in(tmp_path), "transformer", other, "bf16")
+        moved = address(engines_in(tmp_path), other).path
         moved.parent.mkdir(exist_ok=True)
-        moved.write_bytes(b"engine")  # as one who renames the folder would have it
+        moved.write_bytes(b"engine")  # as if the folder had been renamed
         write_sidecar(moved, sidecar_of(engines_in(tmp_path), MAKER, "bf16", moved))
         refused((moved, MAKER, "bf16"), message, maker=other)
 
@@ -198,9 +198,9 @@ def test_a_folder_without_the_graph_says_how_to_export_it(tmp_path):
         LtxError,
         match=r"has no bf16 graph of transformer - run: ltx-export random-weights demo",
     ):
-        graph_for(engines, "transformer", "bf16")
+        address(engines, MAKER).graph()
     with pytest.raises(LtxError, match=r"has no fp16 graph of transformer - run: ltx-export onnx demo .*fp16"):
-        graph_for(engines, "transformer", "fp16")
+        address(engines, MAKER, "fp16").graph()
 
 
 def test_the_command_that_rebuilds_has_the_options_that_the_engine_was_built_with(made):

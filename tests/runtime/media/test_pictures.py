@@ -1,4 +1,4 @@
-"""Laws of reading images and clips. What can go wrong: test_media_refusals."""
+"""Laws of reading images and clips; for errors see test_prepare_refusals."""
 
 import struct
 from pathlib import Path
@@ -14,17 +14,17 @@ RED, GREEN, BLUE, GREY = (200, 40, 40), (40, 200, 40), (40, 40, 200), (128, 128,
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 SHADES = [10, 60, 110, 160, 210]
 EVERY_CLIP = pytest.mark.parametrize("suffix", READERS)
-# A quarter turn to the left for each: where the right and the lower neighbour of a pixel go, in (x, y).
+# Quarter turns to the left -> directions of a pixel's right and lower neighbour, (x, y, x, y).
 TURNS = {0: (1, 0, 0, 1), 1: (0, -1, 1, 0), 2: (-1, 0, 0, -1), 3: (0, 1, -1, 0)}
 
 
 def quarters():
-    """A picture that looks different however it is turned."""
+    """Returns a picture that looks different in every orientation."""
     return np.concatenate([stripes(32, 48, RED, GREEN), stripes(32, 48, BLUE, GREY)])
 
 
 def read(path):
-    """All frames, (F, H, W, 3) uint8."""
+    """Reads all frames as (F, H, W, 3) uint8."""
     return np.stack(list(pictures_of(path)))
 
 
@@ -82,7 +82,7 @@ def test_a_clip_is_turned_and_mirrored_as_its_file_says(tmp_path, turned, mirror
     if mirrored:
         right_x, down_x = -right_x, -down_x
     raw = bytearray(path.read_bytes())
-    place = raw.index(b"tkhd") + 44  # of the matrix in the track's header
+    place = raw.index(b"tkhd") + 44  # offset of the matrix in the track header
     matrix = [n << 16 for n in (right_x, right_y, 0, down_x, down_y, 0, 0, 0)]
     raw[place : place + 36] = struct.pack(">9i", *matrix, 1 << 30)
     path.write_bytes(raw)

@@ -1,4 +1,4 @@
-"""Laws of prepared images and clips. Against torch: test_media_official. What can go wrong: test_media_refusals."""
+"""Laws of prepared images and clips; test_media_official compares with torch, test_prepare_refusals has errors."""
 
 import numpy as np
 import pytest
@@ -12,11 +12,11 @@ from ltx_runtime.tensors import write_tensors
 RED, GREEN, BLUE, GREY = (200, 40, 40), (40, 200, 40), (40, 40, 200), (128, 128, 128)
 SHADES = [10, 60, 110, 160, 210]
 PLAIN = {"most_frames": 99, "resize": False, "crf": 0, "blur": False}
-SIDE = np.exp([-0.5, 0, -0.5]) / np.exp([-0.5, 0, -0.5]).sum()  # of the blur
+SIDE = np.exp([-0.5, 0, -0.5]) / np.exp([-0.5, 0, -0.5]).sum()  # blur kernel along one axis
 
 
 def bytes_of(loaded):
-    """(1, 3, F, H, W) in [-1, 1] -> (F, H, W, 3) in 0..255."""
+    """Converts (1, 3, F, H, W) in [-1, 1] to (F, H, W, 3) in 0..255."""
     return (loaded[0].transpose(1, 2, 3, 0) + 1) * 127.5
 
 
@@ -163,7 +163,7 @@ def test_a_clip_is_not_read_beyond_what_is_wanted(tmp_path, monkeypatch):
     assert load_media(tmp_path / "a.mp4", 32, 48, **{**PLAIN, "most_frames": 3}).shape[2] == 3
 
 
-# --- what is prepared already ---------------------------------------------------------------------
+# --- media that are prepared already --------------------------------------------------------------
 
 
 def test_a_prepared_item_is_taken_as_it_stands_but_for_its_number_of_frames(tmp_path):

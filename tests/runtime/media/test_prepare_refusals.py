@@ -21,7 +21,7 @@ EVERY_FILE = pytest.mark.parametrize("suffix", [*IMAGES, *READERS])
 
 
 def save(path, frames=6):
-    """An image or clip of noise, of the kind its suffix says."""
+    """Writes an image or clip of noise in the format of its suffix."""
     if path.suffix in READERS:
         return save_clip(path, [np.roll(noisy(32, 48), index, 0) for index in range(frames)])
     return save_image(path, noisy(32, 48))
@@ -32,7 +32,7 @@ def load(path, height=32, width=48, **options):
 
 
 def refusal(path, **options):
-    """The sentence with which loading refuses a file; counting its frames refuses it in the same words."""
+    """Returns the sentence with which loading refuses a file; counting its frames must refuse it in the same words."""
     with pytest.raises(LtxError) as refused:
         load(path, **options)
     with pytest.raises(LtxError) as refused_too:
@@ -96,7 +96,7 @@ def test_a_clip_of_which_the_end_is_missing_and_with_it_the_index(tmp_path, suff
 
 
 def with_its_index_first(path):
-    """The same clip in the order in which it can be played while it is loaded."""
+    """Writes the same clip with its index first, so that it can be played while it is loaded."""
     target = path.with_name(f"first_{path.name}")
     with av.open(str(path)) as given, av.open(str(target), "w", options={"movflags": "faststart"}) as container:
         stream = container.add_stream_from_template(given.streams.video[0])
@@ -137,7 +137,7 @@ def test_whatever_is_damaged_a_file_is_read_or_refused(tmp_path, suffix):
     assert all(outcomes)
 
 
-# --- what is in them ------------------------------------------------------------------------------
+# --- contents of files ----------------------------------------------------------------------------
 
 
 def test_sound_without_pictures(tmp_path):
@@ -198,7 +198,7 @@ def test_the_smallest_picture_that_can_be_used_is_of_2x2_pixels(tmp_path):
 def test_an_image_of_more_pixels_than_anyone_needs(tmp_path, monkeypatch):
     path = save(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 32 * 48 * 2 // 3)
-    assert load(path).shape == (1, 3, 1, 32, 48)  # Pillow warns, at twice its limit it refuses
+    assert load(path).shape == (1, 3, 1, 32, 48)  # Pillow warns here; beyond twice its limit it refuses
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 32 * 48 // 3)
     assert refusal(path) == unreadable(path)
 

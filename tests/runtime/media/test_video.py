@@ -1,4 +1,4 @@
-"""Laws of written files: they show what was given, at the speed asked for. What can go wrong: test_video_refusals."""
+"""Laws of written files: they show the given frames at the requested rate; for errors see test_video_refusals."""
 
 import av
 import numpy as np
@@ -18,7 +18,7 @@ def flat(colour):
 
 
 def write(output, frames, fps=24.0):
-    """Writes frames and returns where they are."""
+    """Writes frames and returns the path of the file or folder."""
     target = target_of(output)
     with open_writer(output, fps) as write_frame:
         for frame in frames:
@@ -27,7 +27,7 @@ def write(output, frames, fps=24.0):
 
 
 def read(target):
-    """The frames of a written target as arrays, whatever its format."""
+    """Returns the frames of a written target as arrays, whatever its format."""
     if target.is_dir():
         return [np.array(Image.open(path)) for path in sorted(target.iterdir())]
     if target.suffix == ".gif":
@@ -42,7 +42,7 @@ def read(target):
 
 
 def placed(folder):
-    """Every name under a folder, hidden ones too."""
+    """Returns every name below a folder, hidden ones too."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
@@ -94,7 +94,7 @@ def test_a_video_plays_at_the_frame_rate_asked_for(tmp_path, suffix, fps):
     with av.open(str(output)) as container:
         times = [float(frame.time) for frame in container.decode(video=0)]
         assert float(container.streams.video[0].average_rate) == pytest.approx(fps, rel=1e-4)
-    np.testing.assert_allclose(times, np.arange(25) / fps, atol=1e-3)  # WebM counts milliseconds
+    np.testing.assert_allclose(times, np.arange(25) / fps, atol=1e-3)  # WebM stores times in milliseconds
 
 
 @EVERY_VIDEO
@@ -123,7 +123,7 @@ def test_a_gif_keeps_time_over_all_its_frames(tmp_path, fps):
             gif.seek(i)
             delays_ms.append(gif.info["duration"])
     assert len(delays_ms) == 25
-    # A GIF counts in hundredths of a second: every frame starts within half of one of its time.
+    # A GIF stores times in hundredths of a second, so every frame starts within half of one of its time.
     np.testing.assert_allclose(np.cumsum(delays_ms), 1000 * np.arange(1, 26) / fps, atol=5.001)
 
 

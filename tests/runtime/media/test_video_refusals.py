@@ -1,4 +1,4 @@
-"""Laws of writers when something goes wrong: a file appears only when complete, and every refusal says what to do."""
+"""Laws of writers when something goes wrong: a file appears only when complete, and every error says what to do."""
 
 import errno
 import os
@@ -21,7 +21,7 @@ BLACK = np.zeros((64, 96, 3), np.uint8)
 
 
 def write(output, fps=24.0):
-    """Writes two black frames and returns where they are."""
+    """Writes two black frames and returns the path of the file or folder."""
     target = target_of(output)
     with open_writer(output, fps) as write_frame:
         write_frame(BLACK)
@@ -30,7 +30,7 @@ def write(output, fps=24.0):
 
 
 def placed(folder):
-    """Every name under a folder, hidden ones too."""
+    """Returns every name below a folder, hidden ones too."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
@@ -74,7 +74,7 @@ def test_an_existing_file_is_kept_on_an_exception_and_replaced_on_success(tmp_pa
 def test_what_an_interrupted_run_left_does_not_stand_in_the_way(tmp_path, suffix, monkeypatch):
     output = tmp_path / f"clip{suffix}"
     with monkeypatch.context() as patch:
-        patch.setattr(video, "_remove", lambda path: None)  # as if the power had gone
+        patch.setattr(video, "_remove", lambda path: None)  # as after a power failure
         with pytest.raises(RuntimeError), open_writer(output, 24.0) as write_frame:
             write_frame(BLACK)
             raise RuntimeError
@@ -120,7 +120,7 @@ def test_pngs_do_not_replace_a_file(tmp_path):
 
 @pytest.fixture(params=[0o555, 0o000], ids=["read_only", "closed"])
 def locked(request):
-    """A folder in which nothing can be made, not even by root."""
+    """Yields a folder in which nothing can be created, not even by root."""
     folder = Path(tempfile.mkdtemp())
     folder.chmod(request.param)
     is_root = os.geteuid() == 0

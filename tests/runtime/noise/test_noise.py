@@ -1,5 +1,5 @@
 """Laws of noise: our own against a second implementation of its generator (Mersenne Twister, polar method) in plain
-Python, that of other programs against the streams and orders they draw in, and files against what was drawn.
+Python, that of other programs against the streams and orders in which they draw, and noise files against the draws.
 """
 
 import math
@@ -17,7 +17,7 @@ from ltx_runtime.tensors import read_tensors, write_tensors
 WORD = 0xFFFFFFFF
 EVERY_RNG = pytest.mark.parametrize("rng", RNGS)
 
-# A run of every kind of draw, in the order of a run: two passes, each with a clip, an image and stochastic steps.
+# Every kind of draw, in the order of a run: two passes, each with a clip, an image and stochastic steps.
 DRAWS = {
     "pass1/posterior_video": (1, 4, 3, 2, 3),
     "pass1/initial": (1, 4, 3, 2, 3),
@@ -39,7 +39,7 @@ FROM_GENERATOR = [key for key in DRAWS if key.split("/")[-1].split("_")[0] in ("
 
 
 def twister(key: list[int]) -> random.Random:
-    """MT19937 seeded by `init_by_array` as its authors publish it."""
+    """Returns MT19937 seeded by `init_by_array` as its authors publish it."""
     state = [19650218]
     for i in range(1, 624):
         state.append((1812433253 * (state[-1] ^ state[-1] >> 30) + i) & WORD)
@@ -63,7 +63,7 @@ def twister(key: list[int]) -> random.Random:
 
 
 def polar_normals(seed: int, key: str, count: int) -> list[float]:
-    """Marsaglia's polar method; of each pair the second value comes first."""
+    """Draws normals by Marsaglia's polar method; of each pair the second value comes first."""
     generator = twister([seed & WORD, seed >> 32, zlib.crc32(key.encode())])
     values: list[float] = []
     while len(values) < count:

@@ -1,4 +1,4 @@
-"""Laws of torch's random numbers: a second implementation in plain Python, and numbers that torch has drawn."""
+"""Laws of torch's random numbers, against a second implementation in plain Python and numbers that torch has drawn."""
 
 import math
 import random
@@ -11,8 +11,8 @@ import pytest
 from ltx_runtime.noise.torch_random import TorchGenerator
 
 SEEDS = (0, 171198, 2**32 - 1, 2**63 + 5)
-WITHIN = 1e-6  # of what torch draws
-ROUNDED = 4e-6  # of the exact transform: angles up to 2 pi in float32 times radii up to 5.8
+WITHIN = 1e-6  # tolerance to the numbers of torch
+ROUNDED = 4e-6  # tolerance to the exact transform: angles up to 2 pi in float32 times radii up to 5.8
 
 # From torch 2.13.0 on a processor with AVX2: torch.manual_seed(0), then these draws one after another.
 TORCH_DRAWS = {
@@ -24,7 +24,7 @@ TORCH_DRAWS = {
     ],
     2: [-1.39859545, 0.191869423],
 }
-TORCH_UNIFORMS = [0.698441088, 0.567546427, 0.835243165]  # torch.rand(3) after them
+TORCH_UNIFORMS = [0.698441088, 0.567546427, 0.835243165]  # torch.rand(3) after these draws
 # torch.randn(3, 6) with torch.Generator().manual_seed(2**64 - 1).
 TORCH_LARGE_SEED = [
     *(-2.66429758, -1.0910486, -1.64603913, -0.538258553, 0.30621922, 0.424003005),
@@ -40,7 +40,7 @@ TORCH_PERMUTED = [
 
 
 def twister(seed: int) -> Iterator[int]:
-    """The words of MT19937 seeded by `init_genrand` as its authors publish it, with the lower 32 bits of a seed."""
+    """Yields the words of MT19937 seeded by `init_genrand`, as its authors publish it, with a seed's lower 32 bits."""
     state = [seed & 0xFFFFFFFF]
     for i in range(1, 624):
         state.append((1812433253 * (state[-1] ^ state[-1] >> 30) + i) & 0xFFFFFFFF)
@@ -56,7 +56,7 @@ def long_uniform(words: Iterator[int]) -> float:
 
 
 def block(words: Iterator[int]) -> list[float]:
-    """16 normals at once: the first eight uniforms make radii, the others angles; cosines come before sines."""
+    """Draws 16 normals at once: the first eight uniforms give radii, the others angles; cosines come before sines."""
     fractions = [(next(words) & 0xFFFFFF) / 2**24 for _ in range(16)]
     radii = [math.sqrt(-2 * math.log(1 - u)) for u in fractions[:8]]
     angles = [2 * math.pi * u for u in fractions[8:]]
@@ -64,7 +64,7 @@ def block(words: Iterator[int]) -> list[float]:
 
 
 def pairs(words: Iterator[int]) -> Iterator[float]:
-    """Normals one by one: of every two uniforms the first makes the angle, the second the radius."""
+    """Draws normals one by one: of every two uniforms the first gives the angle, the second the radius."""
     while True:
         angle, height = 2 * math.pi * long_uniform(words), long_uniform(words)
         radius = math.sqrt(-2 * math.log1p(-height))

@@ -1,4 +1,4 @@
-"""Laws of what runs a request: its sizes are held against every engine before anything is loaded, and said in words."""
+"""Laws of choosing backends: sizes are checked against every engine before anything is loaded, and reasons stated."""
 
 import sys
 from dataclasses import replace
@@ -8,6 +8,7 @@ from fakes.requests import default_request
 from fakes.stages import engines_of
 
 from ltx_runtime.errors import LtxError
+from ltx_runtime.folder.address import EngineAddress
 from ltx_runtime.folder.profiles import Limits, profiles
 from ltx_runtime.folder.sidecar import Sidecar
 from ltx_runtime.pipeline import Pipeline
@@ -15,7 +16,7 @@ from ltx_runtime.planning.backends import Chosen, Size, choose, needed
 from ltx_runtime.planning.options import Options
 from ltx_runtime.planning.plan import grids_of, plan
 from ltx_runtime.planning.request import Condition, Request
-from ltx_runtime.sessions import BACKENDS, Found, graph_found
+from ltx_runtime.sessions import BACKENDS, Found, FoundEngine, graph_found
 from ltx_runtime.spec.geometry import Grid, grid_of
 from ltx_runtime.spec.versions import VERSIONS
 from ltx_runtime.vae.tiling import Tiling
@@ -28,14 +29,15 @@ EVERYTHING = ("text_encoder", "vae_encoder", "transformer", "upsampler", "tempor
 
 
 def with_engines(engines, limits=None, options=OPTIONS, size=SIZE, precision="bf16"):
-    """What would be chosen if there were an engine of every component, for these limits."""
+    """Returns the choice of backends as if there were an engine of every component for these limits."""
     found = {}
     for name, entry in engines.manifest.components.items():
         served = profiles(entry.signature, limits)
-        made = Sidecar("tensorrt", "11", "", "", "", "", name, precision, "embedded", served, {}, "", "")
-        path = engines.folder / "folder" / f"{name}.engine"
-        found[name] = Found("tensorrt", entry.signature, path, engines.folder, precision, served, made)
-    return Chosen(engines.manifest.version, options, size, tuple(found), found)
+        sidecar = Sidecar("tensorrt", "11", "", "", "", "", name, precision, "embedded", served, {}, "", "")
+        address = EngineAddress(engines, name, sidecar.maker, precision)
+        graph = Found("tensorrt", entry.signature, address.path, engines.folder, precision)
+        found[name] = FoundEngine(**vars(graph), address=address, sidecar=sidecar)
+    return Chosen(options, size, tuple(found), found)
 
 
 @pytest.fixture
@@ -104,8 +106,9 @@ def test_guidance_in_one_batch_needs_the_batch_and_one_after_another_does_not(de
     version = VERSIONS["0.9.8-13b-dev"]
     request = replace(REQUEST, guidance_scale=3.0, stg_scale=1.0)
     chosen = with_engines(demo)
-    small = [{**profile, "batch": profile["batch"].below(2)} for profile in chosen.found["transformer"].profiles]
-    found = {**chosen.found, "transformer": replace(chosen.found["transformer"], profiles=small)}
+    engine = chosen.found["transformer"]
+    small = [{**profile, "batch": profile["batch"].below(2)} for profile in engine.profiles]
+    found = {**chosen.found, "transformer": replace(engine, sidecar=replace(engine.sidecar, profiles=small))}
     with pytest.raises(LtxError, match=r"\(3 batch,"):
         check(replace(chosen, found=found), request, version)
     check(replace(chosen, found=found, options=Options(low_memory=True)), request, version)
@@ -118,21 +121,23 @@ def test_a_video_that_a_decoder_s_engine_does_not_serve_whole_is_cut_into_tiles_
     chosen = with_engines(demo, options=Options(memory_bytes=10**12))
     large = Grid(33, 50, 50)
     tiling = chosen.tiling(large)
-    window = Grid(*tiling.window(33, 50, 50))
+    window = tiling.window(large)
     assert tiling != Tiling()
     assert chosen.tiling(window) == Tiling()
-    assert Chosen("demo", chosen.options, chosen.size, chosen.names, no_engines(chosen)).tiling(large) == Tiling()
+    assert Chosen(chosen.options, chosen.size, chosen.names, no_engines(chosen)).tiling(large) == Tiling()
 
 
-def no_engines(chosen):
-    return {name: replace(found, profiles=(), sidecar=None) for name, found in chosen.found.items()}
+def no_engines(chosen, precision="bf16"):
+    return {
+        name: Found(found.backend, found.component, found.path, found.weights, precision)
+        for name, found in chosen.found.items()
+    }
 
 
 def test_half_the_memory_is_counted_on_where_numbers_have_half_the_bits(demo):
     halves = with_engines(demo, options=Options(memory_bytes=5_000_000_000))
-    floats = {name: replace(found, precision="fp32", profiles=()) for name, found in halves.found.items()}
     grid = grid_of(512, 768, 97)
-    assert halves.tiling(grid) == Tiling() != replace(halves, found=floats).tiling(grid)
+    assert halves.tiling(grid) == Tiling() != replace(halves, found=no_engines(halves, "fp32")).tiling(grid)
 
 
 def test_a_decoder_that_serves_no_tile_of_a_video_is_refused_with_the_command_for_the_usual_one(demo):
@@ -146,7 +151,7 @@ def test_a_decoder_that_serves_no_tile_of_a_video_is_refused_with_the_command_fo
     assert exact.tiling(grid_of(704, 1216, 121), encoding=True)
 
 
-# --- what is chosen -------------------------------------------------------------------------------
+# --- choice of backends ---------------------------------------------------------------------------
 
 
 def test_components_are_those_that_the_request_runs_in_the_order_of_the_road(tmp_path):
@@ -164,7 +169,7 @@ def test_what_was_chosen_is_said_once_where_all_is_alike_and_by_component_where_
             name: Found(reason[0], demo.component(name).signature, demo.folder, demo.folder, reasons=reason[1])
             for name, reason in reasons.items()
         }
-        return Chosen("demo", Options(), Size(64, 64, 9, True), tuple(found), found).lines()
+        return Chosen(Options(), Size(64, 64, 9, True), tuple(found), found).lines()
 
     why = {name: (f"tensorrt: no engine of {name}", "cuda: no GPU") for name in EVERYTHING}
     alike = {name: ("cpu", why[name]) for name in ("text_encoder", "transformer", "vae_decoder")}
@@ -199,13 +204,13 @@ def test_a_size_that_an_engine_does_not_serve_is_refused_before_anything_is_open
     assert diary == []
 
 
-# --- what only shows when it is loaded, and what a GPU has ------------------------------------------
+# --- failures at loading, and memory of the GPU -----------------------------------------------------
 
 
 def test_a_backend_that_turns_out_not_to_run_a_graph_gives_way_to_the_next_unless_it_was_asked_for(demo, spiece):
     error = LtxError("no kernel - use another")
     found = Found("cuda", demo.component("transformer").signature, demo.folder, demo.folder)
-    chosen = Chosen("demo", Options(), SIZE, ("transformer",), {"transformer": found})
+    chosen = Chosen(Options(), SIZE, ("transformer",), {"transformer": found})
     assert chosen.replace_failed(demo, "transformer", error).backend == "cpu"
     for backend, failed in (("cuda", found), ("auto", replace(found, backend="cpu"))):
         with pytest.raises(LtxError, match="no kernel"):
@@ -219,7 +224,7 @@ def test_text_that_is_longer_than_an_engine_takes_is_refused_before_it_is_loaded
     chosen.check_text(256)
     with pytest.raises(LtxError, match="takes 256 tokens of text; got 257 - "):
         chosen.check_text(257)
-    Chosen("demo", chosen.options, SIZE, chosen.names, no_engines(chosen)).check_text(257)
+    Chosen(chosen.options, SIZE, chosen.names, no_engines(chosen)).check_text(257)
 
 
 def test_activations_have_what_a_gpu_has_beside_the_engine(demo, tmp_path):

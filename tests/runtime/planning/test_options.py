@@ -1,4 +1,4 @@
-"""Laws of how a request is run: tiles are cut as the memory says, or where they are asked for."""
+"""Laws of run options: tiles are cut if the memory requires it, or if they are requested."""
 
 from dataclasses import FrozenInstanceError, fields
 
@@ -7,41 +7,42 @@ import pytest
 from ltx_runtime.errors import LtxError
 from ltx_runtime.planning.options import Options
 from ltx_runtime.sessions import AUTO
+from ltx_runtime.spec.geometry import Grid
 from ltx_runtime.vae.tile_sizes import peak_bytes
 from ltx_runtime.vae.tiling import Tiling
 
-SIZES = [(1, 1, 1), (4, 8, 12), (13, 16, 24), (16, 22, 38), (33, 24, 40)]
+SIZES = [Grid(1, 1, 1), Grid(4, 8, 12), Grid(13, 16, 24), Grid(16, 22, 38), Grid(33, 24, 40)]
 EVERY_SIZE = pytest.mark.parametrize("size", SIZES, ids=str)
 
 
 @EVERY_SIZE
 @pytest.mark.parametrize("memory_bytes", [2_000_000_000, 8_000_000_000])
 def test_tiles_are_cut_so_that_the_memory_is_kept(size, memory_bytes):
-    tiling = Options(memory_bytes=memory_bytes).tiling(*size)
-    assert peak_bytes(*size, tiling) <= memory_bytes
+    tiling = Options(memory_bytes=memory_bytes).tiling(size)
+    assert peak_bytes(size, tiling) <= memory_bytes
 
 
 @EVERY_SIZE
 def test_with_memory_for_the_whole_nothing_is_cut(size):
-    assert Options(memory_bytes=peak_bytes(*size, Tiling())).tiling(*size) == Tiling()
+    assert Options(memory_bytes=peak_bytes(size, Tiling())).tiling(size) == Tiling()
 
 
 @EVERY_SIZE
 def test_tiles_that_are_asked_for_are_cut_even_where_the_whole_would_fit(size):
-    tiling = Options(memory_bytes=10**15, tiled=True).tiling(*size)
+    tiling = Options(memory_bytes=10**15, tiled=True).tiling(size)
     assert (tiling.frames, tiling.rows, tiling.columns) == (10, 16, 16)
 
 
 @EVERY_SIZE
 def test_tiles_that_are_asked_for_are_no_larger_than_the_memory_allows(size):
     memory_bytes = 2_000_000_000
-    tiling = Options(memory_bytes=memory_bytes, tiled=True).tiling(*size)
-    assert peak_bytes(*size, tiling) <= memory_bytes
+    tiling = Options(memory_bytes=memory_bytes, tiled=True).tiling(size)
+    assert peak_bytes(size, tiling) <= memory_bytes
 
 
 def test_too_little_memory_for_any_tile_is_said():
     with pytest.raises(LtxError, match=r"GB even in the smallest tiles; got 0.00 GB - allow more or make less"):
-        Options(memory_bytes=1000).tiling(13, 16, 24)
+        Options(memory_bytes=1000).tiling(Grid(13, 16, 24))
 
 
 def test_what_is_not_said_takes_nothing_from_files_and_keeps_nothing():
@@ -53,7 +54,7 @@ def test_what_is_not_said_takes_nothing_from_files_and_keeps_nothing():
 
 
 def test_the_memory_is_what_was_asked_for_or_the_gpu_s_or_a_fixed_one():
-    size = (16, 28, 50)
-    assert Options().tiling(*size) == Options(memory_bytes=8_000_000_000).tiling(*size) != Tiling()
-    assert Options().tiling(*size, half=True, gpu_bytes=40 * 10**9) == Tiling()
-    assert Options(memory_bytes=8_000_000_000).tiling(*size, half=True, gpu_bytes=40 * 10**9) != Tiling()
+    size = Grid(16, 28, 50)
+    assert Options().tiling(size) == Options(memory_bytes=8_000_000_000).tiling(size) != Tiling()
+    assert Options().tiling(size, half=True, gpu_bytes=40 * 10**9) == Tiling()
+    assert Options(memory_bytes=8_000_000_000).tiling(size, half=True, gpu_bytes=40 * 10**9) != Tiling()

@@ -1,4 +1,4 @@
-"""What a request comes to: sizes, noise levels and guidance of every pass, by the official presets and closed forms."""
+"""Plans of requests: sizes, sigmas and guidance of every pass, by the official presets and closed forms."""
 
 from dataclasses import FrozenInstanceError, fields, replace
 from itertools import product
@@ -62,7 +62,7 @@ def test_a_single_pass_has_the_grid_of_the_size_asked_for(size):
         ((768, 1152), (480, 736)),
         ((256, 320), (160, 192)),
         ((1024, 1024), (672, 672)),
-        ((96, 64), (32, 32)),  # two thirds of 96 are a little less than 64
+        ((96, 64), (32, 32)),  # 0.6666666 * 96 is a little less than 64
     ],
 )
 def test_of_two_passes_the_first_has_two_thirds_rounded_down_and_the_second_twice_that(asked, first):
@@ -182,7 +182,7 @@ def test_one_pass_at_the_size_asked_for_can_be_had_of_every_version(version):
     assert sizes(made) == [(version.height, version.width)]
     assert made.ending.tone_map == version.passes[-1].tone_map
     both = np.concatenate([each.sigmas for each in planned(version.name).passes])
-    np.testing.assert_array_equal(one.sigmas, np.unique(both)[::-1])  # every noise level that either pass has
+    np.testing.assert_array_equal(one.sigmas, np.unique(both)[::-1])  # every sigma that either pass has
 
 
 @pytest.mark.parametrize(("mode", "short"), [*zip(STG_MODES, ("stg_av", "stg_as", "stg_t"), strict=True)])

@@ -1,4 +1,4 @@
-"""What cannot be made is refused before anything is loaded, in one sentence that says what is wrong and what to do."""
+"""Impossible requests are refused before anything is loaded, in one sentence that says what is wrong and what to do."""
 
 import re
 from dataclasses import replace
@@ -14,13 +14,13 @@ from ltx_runtime.spec.versions import VERSIONS
 
 NAN, INF, HUGE = float("nan"), float("inf"), 10**30
 VIDEO = {"video": Path("clip.mp4"), "single_pass": True}
-OF_EACH_KIND = ("0.9.5", "0.9.8-13b-distilled")  # of one pass with guidance, and of two without
+OF_EACH_KIND = ("0.9.5", "0.9.8-13b-distilled")  # one pass with guidance, and two passes without
 TWO_PASSES = [name for name, version in VERSIONS.items() if len(version.passes) == 2]
 MODES = "attention_values, attention_skip, transformer_block"
 
 
 def refusal(name: str, **changes) -> str:
-    """The sentence that a request is refused with."""
+    """Returns the sentence with which a request is refused."""
     version = VERSIONS[name]
     try:
         plan(replace(default_request(version, "a cat", 7), **changes), version)
@@ -32,7 +32,7 @@ def refusal(name: str, **changes) -> str:
     return said
 
 
-# name of the field: name typed, range, advice
+# field -> (name as typed, range, advice)
 RANGES = {
     "rescaling_scale": ("rescaling-scale", "at least 0 and at most 1", "use 0.7, or 1 to turn it off"),
     "image_noise_scale": ("image-cond-noise-scale", "at least 0 and at most 1", "use 0.15"),

@@ -1,4 +1,4 @@
-"""Which steps a request takes: so many, those listed, less those skipped, or the last of them for a clip."""
+"""Which steps a request runs: a given number, listed sigmas, all but skipped ones, or the last ones for a clip."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -88,7 +88,7 @@ def test_final_steps_that_are_left_out_stay_so_with_any_strength(strength):
     np.testing.assert_array_equal(one.sigmas, LQ30[30 - max(4, int(30 * strength)) : 27])
 
 
-@pytest.mark.parametrize("name", ["0.9.5", "0.9.7-dev"])  # the preset of the second leaves out final steps
+@pytest.mark.parametrize("name", ["0.9.5", "0.9.7-dev"])  # the preset of the second skips final steps
 @pytest.mark.parametrize(
     ("asked", "left"),
     [

@@ -1,4 +1,4 @@
-"""A preset in the place of a version's own: the official files change nothing, and the request's own fields win."""
+"""Presets in place of a version's own: the official files change nothing, and fields of the request win."""
 
 from dataclasses import replace
 from functools import partial
@@ -21,7 +21,7 @@ NO_GUIDANCE = (Guidance(),)
 
 
 def read_from(folder: Path, text: str) -> Preset:
-    """Reads a text as a preset's file."""
+    """Reads a text as a preset file."""
     path = folder / "my.yaml"
     path.write_text(text)
     return read_preset(path)
@@ -37,7 +37,7 @@ def planned(name: str, **asked) -> Plan:
 
 
 def assert_same_plan(one: Plan, other: Plan) -> None:
-    """All but the request, sigma for sigma and bit for bit."""
+    """Checks that two plans are equal in all but the request, with sigmas equal bit for bit."""
     assert (one.settings, one.ending, one.padding) == (other.settings, other.ending, other.padding)
     assert len(one.passes) == len(other.passes)
     for this, that in zip(one.passes, other.passes, strict=True):
@@ -76,7 +76,7 @@ def test_a_run_with_an_official_file_makes_the_frames_of_a_run_without_it(name, 
     np.testing.assert_array_equal(given, own)
 
 
-# --- what stands in a preset's place --------------------------------------------------------------
+# --- precedence and checks of presets -------------------------------------------------------------
 
 
 def test_what_the_request_names_wins_over_the_preset():

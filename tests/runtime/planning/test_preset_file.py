@@ -1,4 +1,4 @@
-"""Reading official inference files: each is its release's built-in preset; what is unclear is refused by name."""
+"""Reading official inference files: each gives its release's built-in preset; unclear entries are refused by name."""
 
 import time
 from dataclasses import fields
@@ -13,7 +13,7 @@ from ltx_runtime.spec.versions import VERSIONS
 
 @pytest.fixture
 def read(tmp_path):
-    """Reads a text or bytes as a preset's file called my.yaml."""
+    """Reads a text or bytes as a preset file called my.yaml."""
 
     def read_text(text: str | bytes) -> Preset:
         path = tmp_path / "my.yaml"
@@ -25,7 +25,7 @@ def read(tmp_path):
 
 @pytest.fixture
 def refusal(read, tmp_path):
-    """What reading a text says, without the folder of the file."""
+    """Returns the message with which reading a text is refused, without the folder of the file."""
 
     def refuse(text: str | bytes) -> str:
         with pytest.raises(LtxError) as caught:

@@ -1,4 +1,4 @@
-"""A plan told: JSON whose numbers add up to what would run, and lines that say the same."""
+"""Reports of a plan: JSON whose numbers add up to what would run, and lines that say the same."""
 
 import json
 import re
@@ -30,7 +30,7 @@ from ltx_runtime.spec.versions import VERSIONS
 
 EVERY_VERSION = pytest.mark.parametrize("name", VERSIONS)
 GB = 10**9
-# Component -> the files its weights are in, and how large each is. Three networks share the first.
+# Component -> the files of its weights, whose sizes are in SIZES. Three components share the checkpoint.
 WEIGHTS = {
     "text_encoder": ("text_encoder.data",),
     "vae_encoder": ("checkpoint.safetensors",),

@@ -1,4 +1,4 @@
-"""Laws of conditioning: what is given stands where it should, and moves when it should."""
+"""Laws of conditioning: items are at the right place, and their tokens change at the right steps."""
 
 import numpy as np
 import pytest
@@ -40,7 +40,7 @@ def start(items, initial=None, noise=noise_of, causal=True):
 
 
 def in_grid(made):
-    """The tokens and mask of the video itself, as (B, C, F, H, W) and (F, H, W)."""
+    """Returns the video's own tokens as (B, C, F, H, W) and their mask as (F, H, W)."""
     mask = made.mask[0, made.extra :].reshape(GRID.frames, GRID.rows, GRID.columns)
     return latents_of(made.tokens[:, made.extra :], GRID), mask
 
@@ -169,7 +169,7 @@ def test_every_sample_of_a_batch_has_its_own_item():
         np.testing.assert_array_equal(made.tokens[[sample]], alone.tokens)
 
 
-# --- what moves when ------------------------------------------------------------------------------
+# --- which tokens change at which step ------------------------------------------------------------
 
 
 def test_without_a_mask_all_tokens_are_at_the_step_s_own_noise_level():
@@ -197,7 +197,7 @@ def test_only_wholly_given_tokens_are_noised_and_from_how_they_began():
     np.testing.assert_allclose(noised[:, 1], initial[:, 1] + 0.15 * 0.8**2 * noise[:, 1], rtol=1e-6)
 
 
-# --- what is asked for ----------------------------------------------------------------------------
+# --- checks of items ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Laws of the loop: exact velocities arrive at the data, given tokens stay, and nothing runs before it is asked."""
+"""Laws of the denoising loop: exact velocities reach the data, given tokens stay, steps run only on request."""
 
 import zlib
 
@@ -12,7 +12,7 @@ from ltx_runtime.spec.versions import VERSIONS
 
 SHAPE = (2, 6, 4)
 SIGMAS = np.array([1, 0.8, 0.5, 0.2], np.float32)
-# Every kind of token: to be made, given softly, given wholly.
+# Every kind of token: generated, conditioned in part, conditioned fully.
 MASK = np.array([[0, 0.25, 0.6, 1, 1, 0.95]], np.float32)
 PASSES = [
     pytest.param(v, one, id=f"{v.name}_pass_{i + 1}") for v in VERSIONS.values() for i, one in enumerate(v.passes)
@@ -26,7 +26,7 @@ def drawn(name: str, shape: tuple[int, ...] = SHAPE) -> np.ndarray:
 
 
 class Diary:
-    """Draws noise by name, and keeps what was drawn and asked, in order."""
+    """Draws noise by name, computes velocities, and keeps all draws and calls in order."""
 
     def __init__(self, velocity=lambda tokens, index: drawn(f"velocity_{index}")):
         self.velocity, self.notes, self.seen, self.timesteps = velocity, [], [], []
@@ -130,7 +130,7 @@ def test_steps_that_were_kept_do_not_change_later(mask):
         ({"mask": MASK}, (), ()),
         ({"image_noise_scale": 0.15}, (), ()),
         ({"mask": MASK, "image_noise_scale": 0.15}, ("image",), ()),
-        ({"mask": MASK * 0, "image_noise_scale": 0.15}, ("image",), ()),  # drawn whether a token needs it or not
+        ({"mask": MASK * 0, "image_noise_scale": 0.15}, ("image",), ()),  # drawn even if no token needs it
         ({"mask": MASK, "image_noise_scale": 0.15, "stochastic": True}, ("image",), ("step",)),
     ],
     ids=["plain", "stochastic", "mask", "scale", "mask_scale", "mask_of_zeros", "all"],

@@ -1,4 +1,4 @@
-"""Laws of guidance, and the golden values of the official formulas."""
+"""Laws of guidance, and golden values of the official formulas."""
 
 import numpy as np
 import pytest

@@ -58,7 +58,7 @@ def test_every_grid_can_be_shifted_and_every_shifted_grid_be_stretched_or_not():
             (Schedule(sampler), grid),
             (Schedule(sampler, "SD3"), shifted),
             (Schedule(sampler, "SD3", 0.3), stretch_to_terminal(shifted, 0.3)),
-            (Schedule(sampler, None, 0.3), grid),  # the official scheduler stretches where it shifts
+            (Schedule(sampler, None, 0.3), grid),  # the official scheduler stretches only if it shifts
         ):
             np.testing.assert_array_equal(sigmas_of(schedule, plain(9), 4992), expected)
 
@@ -73,7 +73,7 @@ def test_short_linear_quadratic_schedules_are_known_by_heart(steps, sigmas):
 
 @pytest.mark.parametrize("half", [1, 2, 10, 500])
 def test_an_even_linear_quadratic_schedule_is_straight_then_a_parabola_that_ends_at_zero(half):
-    # Of the second half, the complement q(s) with s = 0..1 has q(0) = 0.025, q(1) = 1 and q'(0) = 0.025, the slope
+    # In the second half, the complement q(s) with s = 0..1 has q(0) = 0.025, q(1) = 1 and q'(0) = 0.025, the slope
     # of the straight half; so q(s) = 0.025 + 0.025 s + 0.95 s^2.
     s = np.arange(half) / half
     expected = 1 - np.concatenate([0.025 * s, 0.025 + 0.025 * s + 0.95 * s**2])
@@ -144,7 +144,7 @@ def test_a_list_of_sigmas_is_used_verbatim_whatever_else_a_pass_and_its_schedule
 
 
 NO_LISTS = [(1.5, 0.5), (1.0, 0.0), (0.5, -0.1), (0.5, 0.5), (0.5, 0.6), (0.0,), (NAN, 0.5), (1.0, NAN), (INF, 0.5)]
-# The same in float32, and so near that `next_sigmas` takes one for the other.
+# An infinite sigma; two that are equal in float32; two so close that `next_sigmas` would confuse them.
 NO_LISTS += [(0.5, -INF), (0.70000001, 0.7), (0.5, 0.4999995)]
 
 

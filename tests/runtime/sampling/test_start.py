@@ -1,4 +1,4 @@
-"""Laws of a pass's beginning: which frames of a file are used, at which size they are encoded, which noise is drawn."""
+"""Laws of the start of a pass: which frames of a file are used, at which size they are encoded, what noise is drawn."""
 
 from dataclasses import replace
 
@@ -27,7 +27,7 @@ DEMO, SINGLE = VERSIONS["demo"], VERSIONS["0.9.5"]
 
 
 def encoding(session, units=None):
-    """Encodes whole clips by a session, and notes the grid of each."""
+    """Returns a function that encodes whole clips with a session, and notes the grid of each in `units`."""
 
     def encode(clip, grid):
         if units is not None:
@@ -42,14 +42,14 @@ def drawn(seed, *shape):
 
 
 def shades(frames, height=96, width=160):
-    """A clip whose frame number n has the value n/100 everywhere."""
+    """Returns a clip whose frame n has the value n/100 everywhere."""
     values = np.arange(frames, dtype=np.float32).reshape(1, 1, -1, 1, 1) / 100
     return np.broadcast_to(values, (1, 3, frames, height, width)).copy()
 
 
 @pytest.fixture
 def clip(tmp_path):
-    """Makes a prepared clip of so many frames."""
+    """Writes a prepared clip of a number of frames."""
 
     def made(frames, name="clip", **size):
         path = tmp_path / f"{name}.safetensors"
@@ -131,14 +131,14 @@ def test_a_missing_file_is_refused(tmp_path):
 
 @pytest.fixture
 def noisy(tmp_path):
-    """A picture of 300x200 pixels without any order."""
+    """Writes a picture of 300x200 random pixels."""
     path = tmp_path / "noisy.png"
     Image.fromarray(np.random.RandomState(1).randint(0, 256, (200, 300, 3), np.uint8)).save(path)
     return path
 
 
 PADDED = {"height": 90, "width": 150, "num_frames": 1, "pad": True}
-MARGINS = (5, 5, 3, 3)  # to 96x160, left, right, top, bottom
+MARGINS = (5, 5, 3, 3)  # left, right, top and bottom, which pad to 96x160
 
 
 def test_images_are_cut_to_the_shape_asked_for_in_their_own_size_and_padded_as_the_video_is(noisy):
@@ -201,11 +201,11 @@ def test_media_of_the_pass_s_size_reach_the_encoder_bit_for_bit():
     np.testing.assert_array_equal(session.runner.fed[0]["video"], video)
 
 
-# --- what a pass begins from ----------------------------------------------------------------------
+# --- tokens at the start of a pass ----------------------------------------------------------------
 
 
 class Draws:
-    """Draws noise by name and notes what was drawn."""
+    """Draws noise by name, and notes every draw."""
 
     def __init__(self):
         self.noise, self.notes = SeededNoise(7), []
@@ -218,7 +218,7 @@ class Draws:
 GRID = Grid(4, 2, 3)
 SHAPE = (1, CHANNELS, 4, 2, 3)
 PLANNED = plan(replace(REQUEST, height=64, width=96), SINGLE)
-# An image and a clip at the start need no tokens of their own; an image or a clip later on does.
+# An image or clip at the start needs no extra tokens; one at a later frame does.
 MEDIA = Media(
     (
         Clip(shades(1), 0, 1.0),

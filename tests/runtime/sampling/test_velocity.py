@@ -1,6 +1,6 @@
-"""Laws of denoising with sessions made of functions: which rows the transformer is given, and what becomes of them.
+"""Laws of denoising with sessions made of functions: which rows the transformer gets, and how they are combined.
 
-The second opinion computes sample by sample and condition by condition, by the official formulas.
+The second implementation computes sample by sample and condition by condition, by the official formulas.
 """
 
 from dataclasses import replace
@@ -40,7 +40,7 @@ PASSES = [(version, number) for version in VERSIONS.values() for number in range
 EVERY_PASS = pytest.mark.parametrize(
     ("version", "number"), PASSES, ids=[f"{version.name}_pass_{number + 1}" for version, number in PASSES]
 )
-SKIP_WEIGHTS = np.arange(1, 10).reshape(LAYERS, 3) / 90  # another one for each mode in each layer
+SKIP_WEIGHTS = np.arange(1, 10).reshape(LAYERS, 3) / 90  # a different weight for each mode in each layer
 DEMO = VERSIONS["demo"]
 PLANNED = plan(default_request(DEMO, "a cat", 7), DEMO)
 
@@ -50,13 +50,13 @@ def drawn(seed, *shape):
 
 
 def text_of(batch):
-    """Different embeddings and masks for every prompt, positive or negative."""
+    """Returns different embeddings and masks for every prompt, positive or negative."""
     masks = (np.arange(5) <= np.arange(2 * batch)[:, None] % 5).astype(np.int64)
     return Text(drawn(3, batch, 5, TEXT_CHANNELS), masks[:batch], drawn(4, batch, 5, TEXT_CHANNELS), masks[batch:])
 
 
 def one_row(latents, timestep, coords, text, text_mask, skip):
-    """A transformer of one row (N, C): every input matters, and every layer that skips in any mode."""
+    """Computes one row (N, C) of a transformer: every input matters, and every layer that skips in any mode."""
     said = (text * text_mask[:, None]).sum() / text_mask.sum()
     where = np.sin(coords.sum(0))[:, None]
     kept = 1 - ((1 - skip) * SKIP_WEIGHTS).sum()
@@ -72,7 +72,7 @@ def by_rows(feeds):
 
 
 def by_hand(guidance, tokens, timesteps, text, mode):
-    """The official formulas for one sample alone: tokens (N, C), timesteps (N,) or (1,), text of one prompt."""
+    """Computes the official formulas for one sample: tokens (N, C), timesteps (N,) or (1,), text of one prompt."""
 
     def velocity(embeddings, mask, skipped=()):
         skip = np.ones((LAYERS, 3))
@@ -102,7 +102,7 @@ def steps_of(*guidance):
 
 
 def velocity_of(guidance, text, tokens, timesteps, mode="attention_values", **how):
-    """The guided velocity, and the session that made it."""
+    """Returns the guided velocity, and the session that computed it."""
     session = session_of(transformer(CHANNELS, TEXT_CHANNELS, LAYERS), by_rows)
     planned = replace(PLANNED.settings, stg_mode=mode)
     function = velocity_function(session, text, COORDS, steps_of(guidance), planned, **how)
@@ -113,7 +113,7 @@ def velocity_of(guidance, text, tokens, timesteps, mode="attention_values", **ho
 @EVERY_KIND
 @pytest.mark.parametrize("low_memory", [False, True], ids=["one_batch", "one_after_another"])
 def test_each_sample_of_a_batch_gets_what_it_gets_alone_by_hand(guidance, mode, low_memory):
-    for batch, levels in product(BATCHES, (1, GRID.tokens)):  # one for all tokens, or one for each
+    for batch, levels in product(BATCHES, (1, GRID.tokens)):  # one timestep for all tokens, or one per token
         text, tokens = text_of(batch), drawn(1, batch, GRID.tokens, CHANNELS)
         timesteps = np.linspace(0, 0.8, levels, dtype=np.float32)[None]
         made, _ = velocity_of(guidance, text, tokens, timesteps, mode, low_memory=low_memory)
@@ -206,7 +206,7 @@ def test_stg_at_any_step_of_a_transformer_that_cannot_skip_is_refused_before_the
 
 
 class Draws:
-    """Draws noise by name and notes what was drawn."""
+    """Draws noise by name, and notes every draw."""
 
     def __init__(self):
         self.noise, self.notes = SeededNoise(7), []
@@ -217,7 +217,7 @@ class Draws:
 
 
 def towards(data):
-    """A transformer whose velocity leads every row straight to `data` (N, C), from wherever it is."""
+    """Returns a transformer whose velocity leads every row straight to `data` (N, C), from any state."""
 
     def velocity(feeds):
         timesteps = feeds["timestep"][..., None]
@@ -228,7 +228,7 @@ def towards(data):
 
 
 def run(version, number, data, start=None, **changes):
-    """The steps of one pass of a release, the feeds, the draws and the start, noise unless it is given."""
+    """Runs one pass of a release; returns its steps, feeds, draws, start (noise by default) and plan."""
     planned = plan(default_request(version, "a cat", 7), version)
     one = replace(planned.passes[number], grid=GRID)
     stg_layers = version.transformer.layers if version.uses_stg else 0
@@ -268,7 +268,7 @@ def test_only_a_stochastic_pass_draws_noise_between_its_steps():
 
 @EVERY_PASS
 def test_given_tokens_have_their_own_noise_level_in_every_row_and_shake_at_every_step(version, number):
-    """Two extra tokens in front; of all, some are given wholly and some softly."""
+    """There are two extra tokens in front; of all tokens, some are conditioned fully and some in part."""
     count = GRID.tokens + 2
     mask = np.array([1, 0.5] + [0] * (GRID.tokens - 2) + [1, 0.3], np.float32)[None]
     start = Conditioned(drawn(9, 1, count, CHANNELS), drawn(8, 1, 3, count), mask, 2)
@@ -282,7 +282,7 @@ def test_given_tokens_have_their_own_noise_level_in_every_row_and_shake_at_every
             np.testing.assert_array_equal(feeds["coords"][row], start.coords[0])
             shaken = start.tokens[0] + np.float32(0.2) * draw.noise.draw(f"image_{n}", start.tokens.shape)[0] * sigma**2
             np.testing.assert_allclose(feeds["latents"][row][mask[0] == 1], shaken[mask[0] == 1], atol=1e-6)
-    joined = 1 - mask[0] >= one.sigmas[-1]  # the others' noise level is never reached
+    joined = 1 - mask[0] >= one.sigmas[-1]  # sigma never falls to the noise level of the others
     np.testing.assert_allclose(steps[-1].tokens[0][joined], data[joined], atol=1e-3)
     np.testing.assert_array_equal(
         steps[-1].tokens[0][~joined & (mask[0] < 1)], start.tokens[0][~joined & (mask[0] < 1)]

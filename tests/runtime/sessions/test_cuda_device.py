@@ -1,4 +1,4 @@
-"""Laws of the device: it says what is wrong with the GPU, frees everything once, and waits before it reads or frees."""
+"""Laws of the device: it says what is wrong with the GPU, frees all memory once, waits before reading or freeing."""
 
 import numpy as np
 import pytest
@@ -8,12 +8,12 @@ from ltx_runtime.sessions.cuda.device import Device
 from ltx_runtime.sessions.cuda.gpu import find_gpu
 from ltx_runtime.sessions.cuda.memory import STAGING_BYTES, GpuMemoryError
 
-LARGE = STAGING_BYTES // 4 * 5 + 12_345  # more pieces than there is staging for
+LARGE = STAGING_BYTES // 4 * 5 + 12_345  # more chunks than the staging memory holds
 
 
 @pytest.fixture
 def device(machine):
-    """A device with one user, who leaves at the end; nothing is left then."""
+    """Yields a device with one user, who leaves at the end; then nothing may be left."""
     made = Device()
     made.join()
     yield made
@@ -155,7 +155,7 @@ def test_any_other_error_of_cuda_names_the_call_and_the_error(device, machine, n
 
 
 def noted(machine, device, notes, word):
-    """Work that notes that it was done."""
+    """Returns a function that queues work, which notes that it was done."""
     return lambda: machine.put(device.stream, lambda: notes.append(word), [])
 
 
@@ -232,7 +232,7 @@ def test_the_last_user_takes_the_arena_and_the_staging_with_him(machine):
 
 
 def real_gpu():
-    """Skips the test where there is no GPU, and says why."""
+    """Finds the real GPU, or skips the test and says why there is none."""
     try:
         return find_gpu()
     except LtxError as error:

@@ -1,9 +1,10 @@
-"""Laws of ONNX Runtime on a GPU: it says why it cannot run, and uploads what does not change once.
+"""Laws of ONNX Runtime on a GPU: it says why it cannot run, and uploads unchanging inputs only once.
 
-Where there is no GPU its CPU provider stands in: bindings, outputs and failures are its own.
+Without a GPU, its CPU provider stands in: bindings, outputs and failures are ONNX Runtime's own.
 """
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import onnxruntime
@@ -29,7 +30,7 @@ def on_the_cpu(monkeypatch):
 
 @pytest.fixture
 def uploads(monkeypatch):
-    """The arrays that were given to ONNX Runtime, in order."""
+    """Returns the arrays that are given to ONNX Runtime, in order."""
     given = []
     real = onnxruntime.OrtValue.ortvalue_from_numpy
 
@@ -154,7 +155,7 @@ def test_the_memory_that_may_be_used_reaches_onnx_runtime(found, monkeypatch, li
     monkeypatch.undo()
     monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
     with pytest.raises(LtxError, match=r"\(no\)"):
-        onnxruntime_cuda.load(Found(**{**vars(found), "gpu_memory_bytes": limit}))
+        onnxruntime_cuda.load(replace(found, gpu_memory_bytes=limit))
     ((name, settings),) = asked
     assert name == "CUDAExecutionProvider"
     assert settings.get("gpu_mem_limit") == (None if limit is None else str(limit))

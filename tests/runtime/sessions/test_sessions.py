@@ -1,4 +1,4 @@
-"""Laws of sessions: feeds are checked first, memory goes back at the end, and what is missing is said."""
+"""Laws of sessions: feeds are checked first, memory is freed at the end, and whatever is missing is named."""
 
 import os
 import re
@@ -34,7 +34,7 @@ def engines_in(folder, precision):
 
 
 class ClosingRunner(FunctionRunner):
-    """Counts how often it was closed."""
+    """Runner that counts how often it was closed."""
 
     closed = 0
 
@@ -44,7 +44,7 @@ class ClosingRunner(FunctionRunner):
 
 @pytest.fixture
 def opened(monkeypatch):
-    """A backend called `fake` that runs a function; the list holds (what was found, runner) of all it opened."""
+    """Installs a backend called `fake` that runs a function; returns the list of (found, runner) that it opened."""
     opened = []
     module = ModuleType("fake_backend")
 
@@ -143,7 +143,7 @@ def test_a_backend_whose_library_is_not_installed_is_refused_with_the_command_th
 
 @pytest.fixture
 def three(monkeypatch):
-    """Backends a, b and c, in this order; maps the names of those that can run nothing to why not."""
+    """Installs backends a, b and c in this order; yields a dict from a backend that cannot run to its reason."""
     refusing = {}
 
     def finder(engines, name, backend):
@@ -206,12 +206,12 @@ def test_the_cpu_computes_a_graph_by_port_names_for_every_size(tmp_path):
 
 
 class EndlessSession:
-    """Runs until it is told to end, and presses Ctrl-C itself."""
+    """Session that runs until it is terminated, and sends Ctrl-C itself."""
 
     ended = False
 
     def run(self, names, feeds, options):
-        time.sleep(0.2)  # until the main thread waits
+        time.sleep(0.2)  # lets the main thread begin to wait
         os.kill(os.getpid(), signal.SIGINT)
         while not options.terminate:
             time.sleep(0.01)
@@ -220,7 +220,7 @@ class EndlessSession:
 
 
 def runner_of(session) -> onnxruntime_cpu.CpuRunner:
-    """The runner of a stand-in for ONNX Runtime's session."""
+    """Returns a runner over a stand-in for ONNX Runtime's session."""
     runner = onnxruntime_cpu.CpuRunner.__new__(onnxruntime_cpu.CpuRunner)
     runner._session, runner._thread = session, ThreadPoolExecutor(1)
     return runner

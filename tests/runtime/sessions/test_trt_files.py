@@ -1,4 +1,4 @@
-"""Laws of what sessions leave beside engines: it saves work, it is whole, and where it cannot be left is no error."""
+"""Laws of files that sessions leave beside engines: they save work, are complete, and may fail to be written."""
 
 import json
 import multiprocessing
@@ -23,7 +23,7 @@ def bench(tmp_path, monkeypatch):
 
 
 def run(bench, **sizes):
-    """Runs the transformer once; gives what was compiled for it."""
+    """Runs the transformer once; returns what was compiled for it."""
     before = len(bench.seen.compiled)
     with open_session(bench.find()) as session:
         session.run(feeds_for("transformer", **sizes))
@@ -121,7 +121,7 @@ def test_a_lock_that_cannot_be_had_is_no_error(tmp_path, monkeypatch):
 
 
 def hold(path, held, done):
-    """Another process that holds the lock."""
+    """Holds the lock, in another process."""
     from pathlib import Path
 
     with locked(Path(path)):
@@ -130,7 +130,7 @@ def hold(path, held, done):
 
 
 def add(path, times):
-    """Another process that counts in a file."""
+    """Counts up a number in a file, in another process."""
     from pathlib import Path
 
     for _ in range(times):

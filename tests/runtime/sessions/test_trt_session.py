@@ -1,4 +1,4 @@
-"""Laws of sessions of engines: right outputs at every size, nothing uploaded twice, nothing left behind."""
+"""Laws of sessions of engines: correct outputs at every size, nothing uploaded twice, nothing left behind."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def bench(tmp_path, monkeypatch):
 
 @pytest.fixture
 def opened(bench):
-    """Opens sessions of a component; all are closed at the end, and then nothing is left of them."""
+    """Opens sessions of a component; all are closed at the end, when nothing may be left of them."""
     runners = []
 
     def open_one(name="transformer", **built):
@@ -40,7 +40,7 @@ def opened(bench):
 
 
 def agrees(session, feeds):
-    """The session makes of these what numpy makes of them."""
+    """Checks that the session's outputs for these feeds are those of numpy."""
     name = session.component.name
     for output, values in expected(name, feeds).items():
         np.testing.assert_array_equal(session.run(feeds)[output], values)

@@ -1,4 +1,4 @@
-"""Laws of opening an engine: what does not fit is said in one sentence, soon, and nothing is left of it."""
+"""Laws of opening an engine: a misfit is reported early in one sentence, and nothing is left of it."""
 
 import json
 import re
@@ -22,14 +22,14 @@ COMMAND = "run: ltx-export engine 0.9.5 --component transformer --builder "
 
 @pytest.fixture
 def bench(tmp_path, monkeypatch):
-    """A folder; whatever happens to its engines, nothing of them is left on the GPU."""
+    """Yields a version folder; whatever happens to its engines, nothing of them may be left on the GPU."""
     made = Bench(tmp_path / "0.9.5", monkeypatch)
     yield made
     made.machine.assert_nothing_left()
 
 
 def run_once(bench, name="transformer", **changed):
-    """Opens a component, runs it and closes it."""
+    """Opens a component, runs it, closes it and checks its outputs."""
     found = bench.find(name)
     feeds = feeds_for(name)
     with open_session(type(found)(**{**vars(found), **changed})) as session:
@@ -39,7 +39,7 @@ def run_once(bench, name="transformer", **changed):
 
 
 def refused(bench, error=LtxError, **changed):
-    """What is said instead of running a component; nothing is left by then."""
+    """Returns the error that a component raises instead of running, after which nothing may be left."""
     try:
         run_once(bench, **changed)
     except error as said:

@@ -1,4 +1,6 @@
-"""Laws of weights outside an engine: every byte arrives, what is missing is said, a refit happens once."""
+"""Laws of weights outside an engine: every byte arrives, missing weights are named, a refit happens once."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from stand_ins.gpu_machine import Machine
 
 from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.sidecar import WeightInput
-from ltx_runtime.sessions import Found, open_session
+from ltx_runtime.sessions import open_session
 from ltx_runtime.sessions.cuda import device as cuda
 from ltx_runtime.sessions.cuda.memory import GpuMemoryError
 from ltx_runtime.sessions.trt import engine as trt_engine
@@ -17,7 +19,7 @@ from ltx_runtime.sessions.trt.weights import plan_path
 
 pytest.importorskip("filelock", reason="sessions of engines need it; it comes with them")
 
-# Of each type that is stored, one that begins at an odd byte; the file has 16384 bytes.
+# One weight of each stored type, which begins at an odd byte; the file has 16384 bytes.
 INPUTS = {
     "blocks.0.bias": WeightInput("weights.data", 1, 6, "bf16", (3,)),
     "blocks.0.weight": WeightInput("weights.data", 7, 4096, "fp32", (32, 32)),
@@ -29,21 +31,21 @@ INPUTS = {
 
 @pytest.fixture
 def bench(tmp_path, monkeypatch):
-    """A folder; whatever happens to its engines, nothing of them is left on the GPU."""
+    """Yields a version folder; whatever happens to its engines, nothing of them may be left on the GPU."""
     made = Bench(tmp_path / "0.9.5", monkeypatch)
     yield made
     made.machine.assert_nothing_left()
 
 
 def with_inputs(bench, **built):
-    """Builds the transformer with weights as inputs; the stand-in holds every byte against the file at every run."""
+    """Builds the transformer with weights as inputs; the stand-in compares every byte with the file on every run."""
     recipe = Recipe(profiles=PROFILES["transformer"], weights="inputs", weight_inputs=INPUTS)
     bench.build(recipe={"transformer": recipe}, **built)
 
 
 def run(bench, times=1, **changed):
-    """Runs the transformer and checks what it makes."""
-    with open_session(Found(**{**vars(bench.find()), **changed})) as session:
+    """Runs the transformer and checks its output."""
+    with open_session(replace(bench.find(), **changed)) as session:
         for seed in range(times):
             feeds = feeds_for("transformer", seed, tokens=(6, 20)[seed % 2])
             np.testing.assert_array_equal(session.run(feeds)["velocity"], expected("transformer", feeds)["velocity"])
@@ -142,8 +144,7 @@ def test_a_refitted_engine_is_of_these_weights_only(bench):
     refitting(bench)
     run(bench)
     found = bench.find()
-    other = type(found.sidecar)(**{**vars(found.sidecar), "sources": {**found.sidecar.sources, "weights.data": "0"}})
-    other = Found(**{**vars(found), "sidecar": other})
+    other = replace(found, sidecar=replace(found.sidecar, sources={**found.sidecar.sources, "weights.data": "0"}))
     assert plan_path(other) != plan_path(found)
     with open_session(other):
         assert bench.seen.refitted == ["transformer"] * 2

@@ -39,7 +39,7 @@ COMPONENTS = (
 )
 EVERY_COMPONENT = pytest.mark.parametrize("component", COMPONENTS, ids=lambda c: f"{c.name}_{len(c.inputs)}")
 EVERY_VERSION = pytest.mark.parametrize("version", VERSIONS.values(), ids=VERSIONS)
-# All different, so that no axis can stand in for another.
+# As different as possible, so that no axis can stand in for another.
 SIZES = {"batch": 2, "tokens": 30, "timesteps": 30, "text_tokens": 7, "frames": 3, "rows": 5, "columns": 4}
 
 
@@ -169,7 +169,7 @@ def test_another_number_of_axes_is_refused(component):
 
 
 def shared(component: Component, port: Port, place: int) -> bool:
-    """Whether the axis at this place is fixed, or also fixed by another place of the inputs."""
+    """Tells whether an axis is fixed, or is also determined by another axis of the inputs."""
     axis = port.axes[place]
     if isinstance(axis, int):
         return True

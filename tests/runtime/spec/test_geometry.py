@@ -104,7 +104,7 @@ def test_a_grid_that_begins_within_a_video_is_later_by_its_first_frame_and_nowhe
 
 @BOTH
 def test_seconds_of_a_later_grid_are_rounded_once(causal):
-    """Frames are added before they become seconds: 13 frames at 30 fps are not 0 seconds plus 13 frames' rounding."""
+    """Frame numbers are added before they are converted to seconds, so that only one rounding happens."""
     times = coords_of(Grid(3, 1, 1), 30, causal=causal, first_frame=13)[0, 0]
     frames = np.array([13, 14, 22] if causal else [13, 21, 29], np.float32)
     np.testing.assert_array_equal(times, frames * np.float32(1 / 30))

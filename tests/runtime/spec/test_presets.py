@@ -1,4 +1,4 @@
-"""The passes against the official presets as they were published, and laws of what a pass is made of."""
+"""Passes against the official presets as they were published, and laws of the parts of a pass."""
 
 from dataclasses import FrozenInstanceError, fields, replace
 

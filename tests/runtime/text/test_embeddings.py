@@ -1,4 +1,4 @@
-"""Laws of files of encoded prompts: what is written is read, in four well-known words, and nothing is taken loosely."""
+"""Laws of prompt embedding files: what is written is read back, under four well-known names, and strictly checked."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def drawn(seed, *shape):
 
 
 def stored(batch=1, length=5, negative_length=5):
-    """The tensors of a file, the first tokens of each prompt counting."""
+    """Returns the tensors of a file, in which only the first tokens of each prompt are unmasked."""
     tensors = {}
     for seed, (names, tokens) in enumerate(((POSITIVE, length), (NEGATIVE, negative_length))):
         mask = (np.arange(tokens) < tokens - seed).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Laws of the stages around denoising: prompts and media into the model's numbers, latents into frames."""
+"""Laws of the stages around denoising: prompts and media to inputs of the model, latents to frames."""
 
 from dataclasses import replace
 
@@ -86,7 +86,7 @@ def test_the_first_half_of_a_posterior_are_means_and_the_second_deviations():
 
 @EVERY_TILING
 def test_a_clip_is_encoded_in_tiles_to_what_it_is_encoded_to_as_a_whole(tiling):
-    """By an encoder that looks at one place only, so that no border is wrong."""
+    """The encoder uses one place of the video per latent, so that tile borders cause no error."""
     video = drawn(2, 1, 3, 33, 160, 224).clip(-1, 1)
     whole, tiled = (session_of(vae_encoder(CHANNELS), posterior) for _ in range(2))
     expected, made = encode_media(whole, video, Tiling()), encode_media(tiled, video, tiling)
@@ -116,11 +116,11 @@ def test_latents_go_through_an_upsampler_as_they_are(component, shape):
     np.testing.assert_array_equal(session.runner.fed[0]["latents"], latents)
 
 
-# --- what a decoder is given ----------------------------------------------------------------------
+# --- inputs of a decoder --------------------------------------------------------------------------
 
 
 class Draws:
-    """Seeded draws, and a diary of them."""
+    """Seeded draws, and a list of them."""
 
     def __init__(self, seed=7):
         self.noise, self.notes = SeededNoise(seed), []
@@ -153,7 +153,7 @@ def test_a_decoder_with_timestep_gets_it_and_latents_mixed_with_noise(timestep, 
 
 
 def tone_mapped_by_hand(latents, ratio):
-    """x (1 - 0.8 s sigmoid(4 s (|x| - 1))) with s = 0.75 ratio."""
+    """Computes x (1 - 0.8 s sigmoid(4 s (|x| - 1))) with s = 0.75 ratio."""
     s = 0.75 * ratio
     x = latents.astype(np.float64)
     return x * (1 - 0.8 * s / (1 + np.exp(-4 * s * (abs(x) - 1))))
@@ -196,7 +196,7 @@ def test_latents_are_left_as_they_are():
 
 
 def decoded(component, function, latents=LATENTS, tiling=WHOLE):
-    """The frames, (n, 3, height, width), and what the decoder was fed."""
+    """Returns the frames (n, 3, height, width) and the feeds of the decoder."""
     feeds, _ = ready(component, latents)
     session = session_of(component, function)
     return np.stack(list(decode(session, feeds, tiling))), session.runner.fed
@@ -223,7 +223,7 @@ def test_numbers_that_are_not_finite_make_no_frames(value, frame):
 @EVERY_TILING
 @pytest.mark.parametrize("component", [PLAIN, TIMED, MAPPED], ids=["plain", "timed", "mapped"])
 def test_frames_are_decoded_in_tiles_to_what_they_are_decoded_to_as_a_whole(component, tiling):
-    """By a decoder that looks at one place only, of the latents and of the noise maps: these are cut with them."""
+    """Every output uses one place of the latents and of the noise maps, and the maps are cut like the latents."""
     latents = drawn(5, 1, CHANNELS, 5, 5, 7)
     (whole, _), (made, fed) = (decoded(component, in_cells, latents, tiling=one) for one in (WHOLE, tiling))
     np.testing.assert_allclose(made, whole, atol=1e-6)

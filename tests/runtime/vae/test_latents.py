@@ -1,4 +1,4 @@
-"""Latents between and after the passes: closed forms of noising, AdaIN and the tone map."""
+"""Latents between and after the passes: closed forms of adding noise, AdaIN and the tone map."""
 
 import math
 
@@ -15,7 +15,7 @@ def drawn(seed: int, *shape: int) -> np.ndarray:
 
 
 def moments(latents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and unbiased deviation of every sample and channel, from their sums in float64."""
+    """Returns mean and unbiased deviation of every sample and channel, from their sums in float64."""
     flat = latents.reshape(*latents.shape[:2], -1).astype(np.float64)
     count = flat.shape[-1]
     mean = flat.sum(-1) / count

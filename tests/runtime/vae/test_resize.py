@@ -1,4 +1,4 @@
-"""Laws of the bilinear resize. Against torch: test_media_official."""
+"""Laws of the bilinear resize; test_media_official compares it with torch."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ def random(*shape):
 
 
 def tents(old, new):
-    """How much of each old pixel is in each new one: its height there, of a tent that reaches its neighbours."""
+    """Returns the weight of each old pixel in each new one: a tent function that reaches to the neighbours."""
     centres = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
     return np.maximum(1 - np.abs(centres[:, None] - np.arange(old)), 0)
 

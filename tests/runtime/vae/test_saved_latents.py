@@ -1,4 +1,4 @@
-"""Laws of saved latents: what a run wrote is read with all that decoding needs, and damage is refused, not decoded."""
+"""Laws of saved latents: they are read with all that decoding needs, and damaged files are refused, not decoded."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def path(tmp_path):
 
 
 def described(**changes):
-    """The metadata of a file; a change to None leaves the field out."""
+    """Returns the metadata of a file; a change to None leaves the field out."""
     all_of_it = asdict(ENDING) | {"decode": "pass1"} | changes
     return {"ltx": json.dumps({name: value for name, value in all_of_it.items() if value is not None})}
 
@@ -66,7 +66,7 @@ def test_latents_of_another_type_are_float32(path):
 
 
 def refusal(path, case):
-    """The sentence that a file is refused with."""
+    """Returns the sentence with which a file is refused."""
     try:
         read_latents(path, CHANNELS)
     except LtxError as refused:
@@ -95,7 +95,7 @@ def test_other_files_are_no_latents_of_ours(path):
 NO_NUMBERS = ["x", [], {}, True, -1, float("nan"), [1]]
 NO_PAIRS = ["x", 5, [], [64], [64, 96, 1], [0, 64], [64, -1], [64.5, 96], [64, "x"], [float("nan"), 1], {}, True]
 DAMAGED = {
-    "num_frames": (*NO_NUMBERS, 0, 1.5, float("inf"), 18),  # three latent frames make 17
+    "num_frames": (*NO_NUMBERS, 0, 1.5, float("inf"), 18),  # three latent frames decode to 17
     "fps": (*NO_NUMBERS, 0, float("inf")),
     "seed": (*NO_NUMBERS, 1.5, 2**64, float("inf")),
     "tone_map": NO_NUMBERS,
@@ -105,7 +105,7 @@ DAMAGED = {
     "crop": (
         *([value, 0, 0, 0] for value in ("x", -1, 0.5, True, None)),
         *([], [0, 0, 0], [0] * 5, "0000", 0, {}),
-        *([100, 60, 0, 0], [0, 0, 64, 0], [0, 0, 0, 10**9]),  # nothing is left
+        *([100, 60, 0, 0], [0, 0, 64, 0], [0, 0, 0, 10**9]),  # the crop leaves nothing
     ),
     "version": (5, [], {}, True),
     "decode": (5, [], {}, "pass3"),

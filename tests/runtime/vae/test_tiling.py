@@ -1,4 +1,4 @@
-"""Laws of tiles: alignment with an ideal decoder, exactness with one that sees only so far, order."""
+"""Laws of tiles: alignment with an ideal decoder, exactness with a decoder of limited range, order."""
 
 from itertools import pairwise
 
@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from ltx_runtime.errors import LtxError
-from ltx_runtime.spec import geometry
-from ltx_runtime.vae import tiling
+from ltx_runtime.spec.geometry import Grid
 from ltx_runtime.vae.tiling import Tiling, decode_tiled, encode_tiled
 
 AXES = ("frames", "rows", "columns")
@@ -15,7 +14,7 @@ SEEDS = range(25)
 
 
 def some_tiling(random, least_overlap=0):
-    """Sizes of tiles and overlaps as a user could give them."""
+    """Draws sizes of tiles and overlaps that a user could give."""
     frame_overlap = random.randint(max(least_overlap, 1), 9)
     space_overlap = random.randint(least_overlap, 9)
     sizes = [
@@ -26,14 +25,14 @@ def some_tiling(random, least_overlap=0):
 
 
 def some_grid(random):
-    """Either long or wide, so that no test holds a gigabyte."""
+    """Draws a grid that is either long or wide, so that no test holds a gigabyte."""
     if random.rand() < 0.5:
         return (random.randint(1, 60), random.randint(1, 3), random.randint(1, 3))
     return (random.randint(1, 3), random.randint(1, 20), random.randint(1, 20))
 
 
 def ideal(frames, rows, columns):
-    """Every pixel says which frame, row and column of the whole video it is."""
+    """Decodes to pixels that hold their frame, row and column of the whole video."""
     return np.stack(
         np.meshgrid(
             np.arange(8 * frames.start, 8 * frames.stop - 7, dtype=np.float32),
@@ -49,7 +48,7 @@ def whole(grid):
 
 
 def seeing(latents, radius):
-    """A decoder whose pixels are sums of the latents within `radius` that its window has: wrong near every cut."""
+    """Returns a decoder whose pixels sum the latents within `radius` inside its window, wrong near every cut."""
 
     def decode(frames, rows, columns):
         near = latents[frames, rows, columns]
@@ -66,18 +65,14 @@ def seeing(latents, radius):
 
 
 def video_of(grid, decode, tiles):
-    return np.stack(list(decode_tiled(grid, decode, tiles)), axis=1)
-
-
-def test_cells_are_those_of_the_latent_grid():
-    assert (tiling.SPATIAL_SCALE, tiling.TEMPORAL_SCALE) == (geometry.SPATIAL_SCALE, geometry.TEMPORAL_SCALE)
+    return np.stack(list(decode_tiled(Grid(*grid), decode, tiles)), axis=1)
 
 
 def test_tiles_of_an_ideal_decoder_make_every_frame_once_in_order_and_every_pixel_in_its_place():
     for seed in SEEDS:
         random = np.random.RandomState(seed)
         grid, tiles = some_grid(random), some_tiling(random)
-        frames = list(decode_tiled(grid, ideal, tiles))
+        frames = list(decode_tiled(Grid(*grid), ideal, tiles))
         assert len(frames) == 8 * grid[0] - 7, seed
         for made, wanted in zip(frames, ideal(*whole(grid)).swapaxes(0, 1), strict=True):
             np.testing.assert_array_equal(made, wanted, f"seed {seed}")
@@ -100,7 +95,8 @@ def test_a_decoder_that_sees_further_is_wrong_around_the_cut_and_nowhere_else(ax
     made = video_of(grid, decode, Tiling(**{AXES[axis]: 8}))
     wrong = np.flatnonzero((made != decode(*whole(grid))).any(axis=tuple({0, 1, 2, 3} - {axis + 1})))
     scale, lead = (8, 7) if axis == 0 else (32, 0)
-    # Shared are latents 4 .. 8, and half of that is a ramp: what is within two latents of a cut is 4, 5 and 6, 7.
+    # The tiles share latents 4 to 7 and blend at 5 and 6. Within two latents of its cut, one is wrong at 6 and 7, the
+    # other at 4 and 5.
     assert wrong.size
     assert wrong.min() >= scale * 5 - lead
     assert wrong.max() < scale * 7 - lead
@@ -132,14 +128,14 @@ def test_where_four_tiles_meet_each_counts_by_the_product_of_its_two_weights():
 
 
 def windows_of(grid, tiles):
-    """Every window that is decoded."""
+    """Returns every window that is decoded."""
     windows = []
 
     def note(*window):
         windows.append(window)
         return ideal(*window)
 
-    list(decode_tiled(grid, note, tiles))
+    list(decode_tiled(Grid(*grid), note, tiles))
     return windows
 
 
@@ -155,12 +151,12 @@ def test_tiles_have_the_size_asked_for_share_what_was_asked_and_leave_nothing_ou
             assert {stop - start for start, stop in spans} == {min(tile or size, size)}, seed
             assert (spans[0][0], spans[-1][1]) == (0, size), seed
             assert all(before[1] - after[0] >= overlap for before, after in pairwise(spans)), seed
-            fewer = len(spans) - 1  # one tile less would not reach
+            fewer = len(spans) - 1  # one tile fewer would not reach the end
             assert not fewer or fewer * tile - (fewer - 1) * overlap < size, seed
 
 
 def always(given):
-    """A decoder or encoder that gives this, whatever it is asked for."""
+    """Returns a decoder or encoder that always returns `given`."""
     return lambda *window: given
 
 
@@ -169,9 +165,9 @@ def test_one_tile_gives_the_bits_of_the_decoder_and_the_encoder():
         random = np.random.RandomState(seed)
         grid = tuple(random.randint(1, 6, 3))
         bits = random.randint(0, 2**32, (3, 8 * grid[0] - 7, 32 * grid[1], 32 * grid[2]), dtype=np.uint32)
-        video = bits.view(np.float32)  # infinities, negative zeros and numbers that are none among them
+        video = bits.view(np.float32)  # with infinities, negative zeros and NaN among them
         tiles = Tiling(*(random.choice([None, size + 8]) for size in grid))
-        frames = list(decode_tiled(grid, always(video), tiles))
+        frames = list(decode_tiled(Grid(*grid), always(video), tiles))
         same = [frame.tobytes() for frame in frames] == [frame.tobytes() for frame in video.swapaxes(0, 1)]
         assert same, seed
         latents = np.frombuffer(random.bytes(8 * np.prod(grid)), np.float32).reshape(2, *grid)
@@ -185,22 +181,22 @@ def test_a_tile_is_decoded_only_when_the_next_frame_needs_it():
         asked.append((window[0], len(given)))
         return ideal(*window)
 
-    for frame in decode_tiled((40, 2, 2), note, Tiling(frames=11)):
-        given.append(frame)  # one by one: a list made at once would not show when
+    for frame in decode_tiled(Grid(40, 2, 2), note, Tiling(frames=11)):
+        given.append(frame)  # one by one, to see when each frame comes
     assert len(asked) == 6
     assert asked[0] == (slice(0, 11), 0)
     for (before, _), (after, frames_given) in pairwise(asked):
-        assert frames_given > 8 * after.start  # all that the new tile has nothing to say to, and more
-        assert frames_given < 8 * before.stop - 7  # but not yet the last that the tile before could give
+        assert frames_given > 8 * after.start  # all frames before the new tile, and more
+        assert frames_given < 8 * before.stop - 7  # but not yet the last frames of the previous tile
 
 
 def test_frames_stay_as_they_were_given():
-    frames = list(decode_tiled((14, 3, 3), ideal, Tiling(frames=8)))
+    frames = list(decode_tiled(Grid(14, 3, 3), ideal, Tiling(frames=8)))
     assert all(frame.flags.owndata and frame.flags.c_contiguous and frame.flags.writeable for frame in frames)
 
 
 def causal(memory):
-    """An encoder whose latents are sums over the pixels of a cell, over its own frames and those of `memory` before."""
+    """Returns an encoder whose latents sum a cell's pixels over their frames and those of `memory` earlier latents."""
 
     def encode(video):
         frames, rows, columns = video.shape[1] // 8 + 1, video.shape[2] // 32, video.shape[3] // 32
@@ -216,7 +212,7 @@ def test_latents_of_tiles_equal_those_of_the_whole_once_the_encoder_has_seen_its
         random = np.random.RandomState(seed)
         (frames, rows, columns), tiles = some_grid(random), some_tiling(random)
         video = random.randint(-3, 4, (3, 8 * min(frames, 30) - 7, 32 * rows, 32 * columns)).astype(np.float32)
-        encode = causal(tiles.frame_overlap - 1)  # the first latent of a tile has one of its eight frames
+        encode = causal(tiles.frame_overlap - 1)  # a tile's first latent covers one of its eight frames
         np.testing.assert_array_equal(encode_tiled(video, encode, tiles), encode(video), f"seed {seed}")
 
 
@@ -247,7 +243,7 @@ def test_a_video_that_has_no_latent_grid_is_refused(shape):
 
 def test_a_decoder_that_loses_a_frame_is_noticed():
     with pytest.raises(ValueError, match=r"^a tile is \(3, 56, 32, 32\), expected \(\.\.\., 57, 32, 32\)$"):
-        list(decode_tiled((20, 1, 1), lambda *window: ideal(*window)[:, 1:], Tiling(frames=8)))
+        list(decode_tiled(Grid(20, 1, 1), lambda *window: ideal(*window)[:, 1:], Tiling(frames=8)))
 
 
 @pytest.mark.parametrize(
