@@ -70,11 +70,11 @@ def export(version: Version, weights: Path, folder: Path, precision: str) -> Non
     """Exports transformer and VAE decoder in one precision and the small T5 in bf16; weights are linked."""
     if (folder / MANIFEST).exists():
         return
-    from ltx_export.build import Options, export_version
+    from ltx_export.build import ExportOptions, export_version
     from ltx_export.sources.find import find_sources
 
     small = with_small_text_encoder(version)
-    options = Options(
+    options = ExportOptions(
         precisions=(precision,),
         of_component={"text_encoder": ("bf16",)},
         link=True,

@@ -39,7 +39,7 @@ Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Options:
+class ExportOptions:
     """What may be chosen about an export.
 
     Attributes:
@@ -70,7 +70,12 @@ class Options:
 
 
 def export_version(
-    version: Version, sources: Sources, folder: Path, options: Options, report: Report, progress: Progress = silent
+    version: Version,
+    sources: Sources,
+    folder: Path,
+    options: ExportOptions,
+    report: Report,
+    progress: Progress = silent,
 ) -> Manifest:
     """Writes a complete version folder, or leaves what was there untouched.
 
@@ -116,13 +121,13 @@ def export_version(
     return manifest
 
 
-def _report_lacking(version: Version, parts: Sequence[Part], options: Options, report: Report) -> None:
+def _report_lacking(version: Version, parts: Sequence[Part], options: ExportOptions, report: Report) -> None:
     """Tells what runs cannot do for want of a component."""
     _report_no_encoder(parts, options, report)
     _report_single_pass(version, parts, options, report)
 
 
-def _report_single_pass(version: Version, parts: Sequence[Part], options: Options, report: Report) -> None:
+def _report_single_pass(version: Version, parts: Sequence[Part], options: ExportOptions, report: Report) -> None:
     """Tells what a release of two passes lacks for its second."""
     name = "upsampler"
     if len(version.passes) < 2 or any(part.component.name == name for part in parts):
@@ -137,7 +142,7 @@ def _report_single_pass(version: Version, parts: Sequence[Part], options: Option
     )
 
 
-def _report_no_encoder(parts: Sequence[Part], options: Options, report: Report) -> None:
+def _report_no_encoder(parts: Sequence[Part], options: ExportOptions, report: Report) -> None:
     """Tells if the VAE was stored without its encoder."""
     name = "vae_encoder"
     if name not in options.without and all(part.component.name != name for part in parts):
@@ -146,7 +151,7 @@ def _report_no_encoder(parts: Sequence[Part], options: Options, report: Report) 
         )
 
 
-def _refuse_own_weights(parts: Sequence[Part], folder: Path, options: Options) -> None:
+def _refuse_own_weights(parts: Sequence[Part], folder: Path, options: ExportOptions) -> None:
     """Raises LtxError if weights are in the folder that is replaced, where links to them or rewriting loses them."""
     if not (options.link or options.store or options.loras):
         return
@@ -174,7 +179,7 @@ def _open_loras(parts: Sequence[Part], loras: Sequence[tuple[Path, float]]) -> l
 
 
 def _export_parts(
-    parts: Sequence[Part], placed: Sequence[Placed], folder: Path, options: Options, report: Report
+    parts: Sequence[Part], placed: Sequence[Placed], folder: Path, options: ExportOptions, report: Report
 ) -> dict[str, ComponentEntry]:
     made: dict[str, ComponentEntry] = {}
     # The VAE first, encoder before decoder: they take the most memory, and what others leave behind would come on top.

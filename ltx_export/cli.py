@@ -65,7 +65,7 @@ def onnx(
     everywhere, of_component = _precisions(precision or list(build.DEFAULT_PRECISIONS))
     merged, left_out = [loras.parse_lora(one) for one in lora or ()], _optional(without or [])
     precisions = everywhere or build.DEFAULT_PRECISIONS
-    options = build.Options(precisions, of_component, _stored(store), merged, link, stg, left_out)
+    options = build.ExportOptions(precisions, of_component, _stored(store), merged, link, stg, left_out)
     folder = weights or Path("weights") / release.name
     named = {"vae": vae, "t5": t5, "upscaler": upscaler, "temporal_upscaler": temporal_upscaler}
     sources = find_sources(release, folder, **named, tokenizer=tokenizer, variant=variant)

@@ -20,7 +20,7 @@ from ltx_runtime.media.video import check_output, open_writer
 from ltx_runtime.noise.noise import Noise
 from ltx_runtime.planning.backends import Chosen, Size, choose, needed
 from ltx_runtime.planning.media import frames_of as media_frames_of
-from ltx_runtime.planning.options import Options, bytes_of, check_options
+from ltx_runtime.planning.options import RunOptions, bytes_of, check_options
 from ltx_runtime.planning.plan import Plan, plan
 from ltx_runtime.planning.report import describe, lines_of
 from ltx_runtime.planning.request import Request, resolved
@@ -38,7 +38,7 @@ _GIGABYTE = 1e9
 _REQUEST_FIELDS = tuple(one.name for one in fields(Request))
 # What the pipeline decides for all its videos, and not each for itself.
 _PIPELINE_FIELDS = ("backend", "memory_bytes", "gpu_memory_bytes", "threads")
-_RUN_FIELDS = tuple(one.name for one in fields(Options) if one.name not in _PIPELINE_FIELDS)
+_RUN_FIELDS = tuple(one.name for one in fields(RunOptions) if one.name not in _PIPELINE_FIELDS)
 _PATH_FIELDS = ("embeddings", "initial_latents", "noise", "save_embeddings", "save_latents", "save_noise")
 
 Note = Callable[[str], None]
@@ -82,7 +82,7 @@ class Pipeline:
     ) -> None:
         """Opens the folder and verifies its files; see the class."""
         self._options = check_options(
-            Options(
+            RunOptions(
                 backend=backend,
                 memory_bytes=bytes_of("memory", memory, "use 8"),
                 gpu_memory_bytes=bytes_of("gpu-memory", gpu_memory, "leave it out"),
@@ -116,7 +116,7 @@ class Pipeline:
 
         Args:
             request: what to make, or its prompt.
-            changes: fields of Request and of Options by name, in place of the request's own.
+            changes: fields of Request and of RunOptions by name, in place of the request's own.
 
         Raises:
             LtxError: a name is unknown, a value cannot be used, a file cannot be read, or nothing here runs it.
@@ -140,13 +140,13 @@ class Pipeline:
         chosen.check_passes(planned, added, conditioned=bool(request.conditions))
         return Video(self, chosen, planned.ending, planned, used)
 
-    def _changed(self, request: Request, changes: dict[str, Any]) -> tuple[Request, Options]:
+    def _changed(self, request: Request, changes: dict[str, Any]) -> tuple[Request, RunOptions]:
         """The request and the options with some fields changed."""
         asked = {name: value for name, value in changes.items() if name in _REQUEST_FIELDS}
         of_run = {name: value for name, value in changes.items() if name not in _REQUEST_FIELDS}
         return replace(request, **asked), self._options_with(of_run, (*_REQUEST_FIELDS, *_RUN_FIELDS))
 
-    def _options_with(self, changes: dict[str, Any], known: Sequence[str]) -> Options:
+    def _options_with(self, changes: dict[str, Any], known: Sequence[str]) -> RunOptions:
         """The options with some fields changed; `known` are all names that may be given beside them."""
         unknown = sorted(changes.keys() - {*_RUN_FIELDS})
         if unknown:

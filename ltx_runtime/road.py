@@ -20,7 +20,7 @@ from ltx_runtime.folder.manifest import Engines
 from ltx_runtime.noise.noise import RNGS, FileNoise, GivenNoise, Noise, RecordingNoise
 from ltx_runtime.planning.backends import Chosen
 from ltx_runtime.planning.media import read_media
-from ltx_runtime.planning.options import Options
+from ltx_runtime.planning.options import RunOptions
 from ltx_runtime.planning.plan import Plan
 from ltx_runtime.progress import Progress
 from ltx_runtime.sampling import denoise
@@ -95,7 +95,7 @@ class Road:
 
     engines: Engines
     version: Version
-    options: Options
+    options: RunOptions
     chosen: Chosen
     sessions: SessionPool
     progress: Progress
@@ -135,7 +135,7 @@ def channels_of(engines: Engines) -> int:
     return channels
 
 
-def noise_of(options: Options, seed: int, given: Mapping[str, Floats]) -> Noise:
+def noise_of(options: RunOptions, seed: int, given: Mapping[str, Floats]) -> Noise:
     """Where a run takes its noise from, with some draws that are there already."""
     noise: Noise = RNGS[options.rng](seed) if options.noise is None else FileNoise(options.noise)
     if given:

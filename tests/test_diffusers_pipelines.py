@@ -22,7 +22,7 @@ from samples.deep_releases import engines_of, weights_of
 from samples.layouts import diffusers_models
 from test_pipelines import psnr_db
 
-from ltx_runtime.planning.options import Options
+from ltx_runtime.planning.options import RunOptions
 from ltx_runtime.planning.request import Condition, Request
 from ltx_runtime.progress import silent
 from ltx_runtime.spec.versions import VERSIONS
@@ -69,7 +69,7 @@ def run_ours(engines, tmp_path, monkeypatch, size, options, **asked):
     frames, kept = [], tmp_path / "latents.safetensors"
     request = Request("", "", *size, FPS, SEED, steps=STEPS, guidance_scale=GUIDANCE, stg_scale=0.0, **asked)
     options = {"embeddings": tmp_path / "embeddings.safetensors", "save_latents": kept, **options}
-    generate(engines, request, frames.append, silent, Options(**options))
+    generate(engines, request, frames.append, silent, RunOptions(**options))
     return load_file(kept)["pass1"], np.stack(frames)
 
 

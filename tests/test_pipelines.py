@@ -14,7 +14,7 @@ from oracles.pipeline_cases import CASES, VIDEO_STRIDE, Case, deep, media
 from safetensors.numpy import load_file, save_file
 from samples.deep_releases import engines_of
 
-from ltx_runtime.planning.options import Options
+from ltx_runtime.planning.options import RunOptions
 from ltx_runtime.planning.request import Condition, Request
 from ltx_runtime.progress import silent
 from ltx_runtime.spec.versions import VERSIONS
@@ -70,7 +70,7 @@ def test_latents_of_every_pass_and_frames_are_the_official_ones(case, tmp_path, 
     engines = engines_of(case.release)
     monkeypatch.setitem(VERSIONS, case.release, deep(case.release))
     kept, frames = tmp_path / "latents.safetensors", []
-    options = Options(rng="torch" if case.rng == "torch" else "numpy", sample_posterior=True, save_latents=kept)
+    options = RunOptions(rng="torch" if case.rng == "torch" else "numpy", sample_posterior=True, save_latents=kept)
     generate(engines, request_of(case, tmp_path), frames.append, silent, options)
     made = load_file(kept)
     recorded = {name.removeprefix(f"{case.name}/"): t for name, t in GOLDEN.items() if name.startswith(f"{case.name}/")}

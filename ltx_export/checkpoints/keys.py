@@ -13,25 +13,25 @@ from typing import Literal
 from ltx_export.checkpoints.checkpoint import Checkpoint, StoredTensor
 from ltx_runtime.errors import LtxError
 
-Part = Literal["transformer", "vae", "text_encoder", "upsampler"]
+NetworkName = Literal["transformer", "vae", "text_encoder", "upsampler"]
 Tensors = dict[str, StoredTensor]
 
 # Prefixes of names in files that hold several networks, or that say which network they hold.
-_PREFIXES: tuple[tuple[str, Part], ...] = (
+_PREFIXES: tuple[tuple[str, NetworkName], ...] = (
     ("model.diffusion_model.", "transformer"),
     ("diffusion_model.", "transformer"),
     ("transformer.", "transformer"),
     ("vae.", "vae"),
 )
 # Names that identify the network of a file without prefixes.
-_MARKS: tuple[tuple[re.Pattern[str], Part], ...] = (
+_MARKS: tuple[tuple[re.Pattern[str], NetworkName], ...] = (
     (re.compile(r"(patchify_proj|proj_in)\.weight"), "transformer"),
     (re.compile(r"encoder\.block\.0\.|enc\.blk\.0\."), "text_encoder"),
     (re.compile(r"(decoder|encoder)\.conv_in\.conv\.weight"), "vae"),
     (re.compile(r"initial_conv\.weight"), "upsampler"),
 )
 # Tensors in files that no network of ours has: unused statistics, a T5's decoder, the tokenizer in some repacked files.
-_UNUSED: dict[Part, tuple[str, ...]] = {
+_UNUSED: dict[NetworkName, tuple[str, ...]] = {
     "transformer": (),
     "vae": ("per_channel_statistics.channel", "per_channel_statistics.mean-of-stds"),
     "text_encoder": ("decoder.", "dec.", "lm_head.", "output.weight", "spiece_model"),
@@ -89,13 +89,13 @@ _SCALES = (".scale_weight", ".scale_input", "scaled_fp8")  # names in files whos
 _SHOWN = 4
 
 
-def parts_of(checkpoint: Checkpoint) -> dict[Part, Tensors]:
+def networks_in(checkpoint: Checkpoint) -> dict[NetworkName, Tensors]:
     """Returns the networks in a checkpoint, with their tensors under our names.
 
     Raises:
         LtxError: the checkpoint has tensors of no known network, or two tensors for one name.
     """
-    parts: dict[Part, Tensors] = {}
+    parts: dict[NetworkName, Tensors] = {}
     bare = _bare_part(checkpoint.tensors)
     strangers: list[str] = []
     for name, tensor in checkpoint.tensors.items():
@@ -109,20 +109,20 @@ def parts_of(checkpoint: Checkpoint) -> dict[Part, Tensors]:
     return {part: _ours(checkpoint, part, tensors) for part, tensors in parts.items()}
 
 
-def part_of(checkpoint: Checkpoint, part: Part) -> Tensors:
+def tensors_of(checkpoint: Checkpoint, part: NetworkName) -> Tensors:
     """Returns the tensors of one network under our names.
 
     Raises:
         LtxError: the checkpoint does not hold this network.
     """
-    found = parts_of(checkpoint)
+    found = networks_in(checkpoint)
     if part not in found:
         held = ", ".join(found) or "nothing"
         raise LtxError(f"{checkpoint.path} holds no {part} (it holds {held})", "give the file that does")
     return found[part]
 
 
-def _bare_part(names: Iterable[str]) -> Part | None:
+def _bare_part(names: Iterable[str]) -> NetworkName | None:
     for name in names:
         for mark, part in _MARKS:
             if mark.match(name):
@@ -130,7 +130,7 @@ def _bare_part(names: Iterable[str]) -> Part | None:
     return None
 
 
-def _ours(checkpoint: Checkpoint, part: Part, tensors: Tensors) -> Tensors:
+def _ours(checkpoint: Checkpoint, part: NetworkName, tensors: Tensors) -> Tensors:
     rename = _renamer(part, tensors)
     ours: Tensors = {}
     for name, tensor in tensors.items():
@@ -143,7 +143,7 @@ def _ours(checkpoint: Checkpoint, part: Part, tensors: Tensors) -> Tensors:
     return ours
 
 
-def _renamer(part: Part, names: Iterable[str]) -> Callable[[str], str]:
+def _renamer(part: NetworkName, names: Iterable[str]) -> Callable[[str], str]:
     if part == "transformer":
         return lambda name: _replaced(name, DIFFUSERS_WORDS)
     if part == "vae":

@@ -16,7 +16,7 @@ from typing import Any
 
 from ltx_export.checkpoints.blocks import BLOCK_FORMATS
 from ltx_export.checkpoints.checkpoint import Checkpoint
-from ltx_export.checkpoints.keys import Part, Tensors, parts_of
+from ltx_export.checkpoints.keys import NetworkName, Tensors, networks_in
 from ltx_export.checkpoints.readers import has_shards, kind_of, open_weights, variants_in, weights_file
 from ltx_export.checkpoints.shapes import RESAMPLED, transformer_part, vae_part
 from ltx_export.checkpoints.values import FLOAT_DTYPES, float32_of
@@ -114,10 +114,10 @@ def _file(path: Path, variants: list[str]) -> File:
     tensors, lora = checkpoint.tensors, _lora(checkpoint)
     strangers = {name for name in tensors if lora and not re.search(r"[._]lora[._](up|down|[AB])\.|\.alpha$", name)}
     try:
-        parts = {} if lora else parts_of(checkpoint)
+        parts = {} if lora else networks_in(checkpoint)
     except LtxError:
         strangers = {name for name in tensors if not name.startswith(_PREFIXES)}
-        parts = parts_of(replace(checkpoint, tensors={n: tensors[n] for n in tensors if n not in strangers}))
+        parts = networks_in(replace(checkpoint, tensors={n: tensors[n] for n in tensors if n not in strangers}))
     odd = {id(tensor) for part in parts.values() for name, tensor in part.items() if not _NAME.fullmatch(name)}
     unknown = [name for name, tensor in tensors.items() if name in strangers or id(tensor) in odd]
     networks = [_network(part, ours) for part, ours in parts.items()]
@@ -130,7 +130,7 @@ def _file(path: Path, variants: list[str]) -> File:
     return File(str(path), kind, size_bytes, variants, header, networks, lora, unknown)
 
 
-def _network(part: Part, tensors: Tensors) -> Facts:
+def _network(part: NetworkName, tensors: Tensors) -> Facts:
     dtypes = Counter(tensor.dtype for tensor in tensors.values()).most_common()
     packed = {dtype: " matrices" for dtype, _ in dtypes if dtype in BLOCK_FORMATS or dtype.startswith("F8")}
     quantization = ", ".join(f"{dtype} {count}{packed.get(dtype, '')}" for dtype, count in dtypes if packed)
@@ -144,7 +144,7 @@ def _network(part: Part, tensors: Tensors) -> Facts:
     }
 
 
-def _sizes(part: Part, tensors: Tensors) -> Facts:
+def _sizes(part: NetworkName, tensors: Tensors) -> Facts:
     try:
         if part == "transformer":
             return _said({part: {k: v for k, v in transformer_part(tensors, heads=1).items() if "head" not in k}})

@@ -22,7 +22,7 @@ from ltx_export.sources.hub import (
     UnreachableError,
     ask,
     cached,
-    checksum,
+    checksum_like,
     fetch,
     load_hub_library,
 )
@@ -190,7 +190,7 @@ def _complete(published: Sequence[Published], folder: Path, report: Report) -> N
 
 def _is_right(path: Path, one: Published, report: Report) -> bool:
     report(f"{one.file.target}: computing its checksum")  # takes a minute for the largest file
-    return checksum(path, like=one.checksum) == one.checksum
+    return checksum_like(path, like=one.checksum) == one.checksum
 
 
 def _kept_bytes(one: Published, folder: Path) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ltx_export.checkpoints.checkpoint import Checkpoint
-from ltx_export.checkpoints.keys import Part, Tensors, part_of, parts_of
+from ltx_export.checkpoints.keys import NetworkName, Tensors, networks_in, tensors_of
 from ltx_export.checkpoints.readers import is_whole, kind_of, open_weights
 from ltx_export.sources.matching import matching, only_match
 from ltx_export.sources.upscalers import Upscaler, find_upscaler, open_upscaler
@@ -29,7 +29,7 @@ _TRANSFORMER_NAMES = ("*ltx*.gguf",)
 _VAE_NAMES = ("vae", "*[vV][aA][eE]*.safetensors")
 _FP8 = "-fp8"
 _LAYOUT_FOLDERS = ("transformer", "vae", "text_encoder")
-_ARCHITECTURES: dict[Part, tuple[str, ...]] = {"transformer": ("ltxv",), "text_encoder": ("t5", "t5encoder")}
+_ARCHITECTURES: dict[NetworkName, tuple[str, ...]] = {"transformer": ("ltxv",), "text_encoder": ("t5", "t5encoder")}
 # Architectures that stable-diffusion.cpp and gguf-org's converter write for any network; tensor names decide instead.
 _SAYS_NOTHING = ("", "pig")
 
@@ -205,8 +205,8 @@ def open_sources(sources: Sources) -> Opened:
     is_layout = sources.checkpoint.is_dir()
     main = _open(sources.checkpoint / "transformer" if is_layout else sources.checkpoint, sources.variant)
     _check_architecture(main, "transformer")
-    transformer = part_of(main, "transformer")
-    holds_vae = "vae" in parts_of(main)
+    transformer = tensors_of(main, "transformer")
+    holds_vae = "vae" in networks_in(main)
     vae = main if holds_vae and sources.vae is None else _open(_vae_path(sources, is_layout), sources.variant)
     text_encoder = _open(sources.text_encoder, sources.variant)
     _check_architecture(text_encoder, "text_encoder")
@@ -219,7 +219,9 @@ def open_sources(sources: Sources) -> Opened:
     upscalers = [
         open_upscaler(path, sources.variant) if path else None for path in (sources.upscaler, sources.temporal_upscaler)
     ]
-    return Opened(transformer, part_of(vae, "vae"), part_of(text_encoder, "text_encoder"), config, heads, *upscalers)
+    return Opened(
+        transformer, tensors_of(vae, "vae"), tensors_of(text_encoder, "text_encoder"), config, heads, *upscalers
+    )
 
 
 def _open(path: Path, variant: str) -> Checkpoint:
@@ -237,7 +239,7 @@ def _vae_path(sources: Sources, is_layout: bool) -> Path:
     return _only(sources.checkpoint.parent, _VAE_NAMES, absent, "--vae")
 
 
-def _check_architecture(checkpoint: Checkpoint, part: Part) -> None:
+def _check_architecture(checkpoint: Checkpoint, part: NetworkName) -> None:
     found = checkpoint.metadata.get("architecture") if kind_of(checkpoint.path) == ".gguf" else ""
     if found not in (*_SAYS_NOTHING, *_ARCHITECTURES[part]):
         wanted = " or ".join(_ARCHITECTURES[part])

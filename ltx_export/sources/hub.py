@@ -142,7 +142,7 @@ def cached(file: RemoteFile, commit: str) -> tuple[Path, Published] | None:
     return None
 
 
-def checksum(path: Path, like: str) -> str:
+def checksum_like(path: Path, like: str) -> str:
     """Computes the SHA-256 of a file, or its git blob id if `like`, the checksum to compare with, is a blob id."""
     if len(like) == _SHA256_DIGITS:
         digest = hashlib.sha256()

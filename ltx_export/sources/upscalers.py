@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ltx_export.checkpoints.keys import Tensors, part_of
+from ltx_export.checkpoints.keys import Tensors, tensors_of
 from ltx_export.checkpoints.readers import is_whole, open_weights
 from ltx_export.checkpoints.shapes import upsampler_part
 from ltx_export.sources.matching import matching, only_match
@@ -79,7 +79,7 @@ def open_upscaler(path: Path, variant: str) -> Upscaler:
     """
     inner = path / _FOLDER
     checkpoint = open_weights(inner if inner.is_dir() else path, variant if path.is_dir() else "")
-    tensors = part_of(checkpoint, "upsampler")
+    tensors = tensors_of(checkpoint, "upsampler")
     if checkpoint.config.keys() & _DEFAULTS:
         return Upscaler(path, tensors, {**_DEFAULTS, **checkpoint.config})
     return Upscaler(path, tensors, upsampler_part(tensors))

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.manifest import Engines
 from ltx_runtime.folder.profiles import profile_for, profiles
-from ltx_runtime.planning.options import Options
+from ltx_runtime.planning.options import RunOptions
 from ltx_runtime.planning.plan import Plan
 from ltx_runtime.sessions import AUTO, BACKENDS, Found, FoundEngine, find
 from ltx_runtime.spec.components import ComponentName
@@ -62,7 +62,7 @@ class Chosen:
         found: what runs each of them; shared with other requests to the same folder.
     """
 
-    options: Options
+    options: RunOptions
     size: Size
     names: tuple[ComponentName, ...]
     found: dict[ComponentName, Found]
@@ -170,7 +170,7 @@ class Chosen:
         return lines
 
 
-def needed(planned: Plan, options: Options) -> list[ComponentName]:
+def needed(planned: Plan, options: RunOptions) -> list[ComponentName]:
     """The components that a request runs, in the order of the road."""
     request = planned.request
     names: list[tuple[ComponentName, bool]] = [
@@ -187,7 +187,7 @@ def needed(planned: Plan, options: Options) -> list[ComponentName]:
 def choose(
     engines: Engines,
     names: Sequence[ComponentName],
-    options: Options,
+    options: RunOptions,
     size: Size,
     known: dict[ComponentName, Found] | None = None,
 ) -> Chosen:

@@ -22,7 +22,7 @@ _MOST_MEMORY_GB = 1e6
 
 
 @dataclass(frozen=True)
-class Options:
+class RunOptions:
     """How a request is run.
 
     Attributes:
@@ -114,7 +114,7 @@ def bytes_of(name: str, gigabytes: float | None, advice: str) -> int | None:
     return round(gigabytes * 1e9)
 
 
-def check_options(options: Options) -> Options:
+def check_options(options: RunOptions) -> RunOptions:
     """The options themselves, if every one of them can be used.
 
     Raises:

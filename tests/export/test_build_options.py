@@ -1,4 +1,4 @@
-"""Options for the components of an export, and the sigmas that a header allows."""
+"""ExportOptions for the components of an export, and the sigmas that a header allows."""
 
 import json
 from dataclasses import replace
@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from samples.tiny import Exported, export
 
-from ltx_export.build import Options
+from ltx_export.build import ExportOptions
 from ltx_export.networks.header_fields import allowed_sigmas
 from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.manifest import open_engines
@@ -22,7 +22,7 @@ DISTILLED, ONE_PASS = "0.9.8-13b-distilled", "0.9.6-distilled"
 FIELD = "allowed_inference_steps"
 
 
-def made(release: Exported, folder: Path, options: Options, **sources: object) -> tuple[object, list[str]]:
+def made(release: Exported, folder: Path, options: ExportOptions, **sources: object) -> tuple[object, list[str]]:
     """Exports a version folder with other options or sources; returns its manifest and the reported lines."""
     lines: list[str] = []
     manifest = export(
@@ -45,7 +45,7 @@ def test_a_transformer_can_skip_layers_without_a_preset_that_does_if_it_is_asked
     release = exported(DISTILLED)
     size = release.version.transformer
     assert not release.version.uses_stg
-    manifest, _ = made(release, tmp_path / "out", Options(("fp32",), stg=True))
+    manifest, _ = made(release, tmp_path / "out", ExportOptions(("fp32",), stg=True))
     signature = manifest.components["transformer"].signature
     assert signature == transformer(size.channels, size.text_channels, size.layers)
     assert release.manifest.components["transformer"].signature == transformer(size.channels, size.text_channels)
@@ -55,7 +55,7 @@ def test_a_transformer_can_skip_layers_without_a_preset_that_does_if_it_is_asked
 
 def test_where_a_preset_skips_layers_asking_for_it_changes_nothing(exported, tmp_path):
     release = exported("0.9.5")
-    manifest, _ = made(release, tmp_path / "out", Options(("fp32",), stg=True))
+    manifest, _ = made(release, tmp_path / "out", ExportOptions(("fp32",), stg=True))
     assert manifest.components["transformer"] == release.manifest.components["transformer"]
 
 
@@ -63,7 +63,7 @@ def test_where_a_preset_skips_layers_asking_for_it_changes_nothing(exported, tmp
 def test_a_component_that_is_left_out_leaves_no_file(exported, tmp_path, name):
     release = exported(DISTILLED)
     assert name in release.manifest.components and name in OPTIONAL
-    manifest, _ = made(release, tmp_path / "out", Options(("fp32",), without=(name,)))
+    manifest, _ = made(release, tmp_path / "out", ExportOptions(("fp32",), without=(name,)))
     assert manifest.components.keys() == release.manifest.components.keys() - {name}
     assert not [path.name for path in (tmp_path / "out").iterdir() if path.name.startswith(name)]
 
@@ -74,18 +74,18 @@ def told_of_the_second_pass(lines: list[str]) -> list[str]:
 
 def test_a_second_pass_without_an_upscaler_is_told_in_one_line_with_what_to_do(exported, tmp_path):
     release = exported(DISTILLED)
-    manifest, lines = made(release, tmp_path / "out", Options(("fp32",)), upscaler=None)
+    manifest, lines = made(release, tmp_path / "out", ExportOptions(("fp32",)), upscaler=None)
     assert "upsampler" not in manifest.components
     (line,) = told_of_the_second_pass(lines)
     assert line.isprintable() and line.startswith(f"{DISTILLED} has a second pass, but there is no upscaler: ltx-run")
     assert line.endswith(f"give --upscaler {release.version.upscaler} and export again")
-    _, lines = made(release, tmp_path / "out", Options(("fp32",), without=("upsampler",)))
+    _, lines = made(release, tmp_path / "out", ExportOptions(("fp32",), without=("upsampler",)))
     assert told_of_the_second_pass(lines)[0].endswith("leave --without upsampler out and export again")
 
 
 @pytest.mark.parametrize("name", [DISTILLED, ONE_PASS])
 def test_nothing_is_told_where_no_upscaler_is_missing(exported, tmp_path, name):
-    _, lines = made(exported(name), tmp_path / "out", Options(("fp32",)))
+    _, lines = made(exported(name), tmp_path / "out", ExportOptions(("fp32",)))
     assert told_of_the_second_pass(lines) == []
 
 
@@ -101,7 +101,9 @@ def test_the_noise_levels_of_a_header_win_over_those_of_the_release(exported, tm
     release = exported(ONE_PASS)
     assert release.manifest.allowed_sigmas == VERSIONS[ONE_PASS].allowed_sigmas == DISTILLED_SIGMAS
     given = [1, 0.99, 0.5, 1e-4]
-    manifest, _ = made(release, tmp_path / "out", Options(("fp32",)), checkpoint=with_field(release, tmp_path, given))
+    manifest, _ = made(
+        release, tmp_path / "out", ExportOptions(("fp32",)), checkpoint=with_field(release, tmp_path, given)
+    )
     assert manifest.allowed_sigmas == (1.0, 0.99, 0.5, 1e-4)
     assert all(type(sigma) is float for sigma in manifest.allowed_sigmas)
 
@@ -126,5 +128,5 @@ def test_noise_levels_that_are_none_are_refused_by_the_field(given):
 def test_a_malformed_field_is_refused_before_anything_is_written(exported, tmp_path):
     release = exported(ONE_PASS)
     with pytest.raises(LtxError, match=FIELD):
-        made(release, tmp_path / "out", Options(), checkpoint=with_field(release, tmp_path, [2.0]))
+        made(release, tmp_path / "out", ExportOptions(), checkpoint=with_field(release, tmp_path, [2.0]))
     assert not (tmp_path / "out").exists()

@@ -138,7 +138,7 @@ def test_weights_and_precisions_reach_the_exporter(ltx_export, exported, exports
     assert (code, out) == (0, "made/0.9.0 is complete\n")
     ((version, sources, folder, options, report, progress),) = exports
     assert (version, sources) == (release.version, release.sources)
-    assert options == build.Options(["fp32"], loras=[])
+    assert options == build.ExportOptions(["fp32"], loras=[])
     assert ((tmp_path / folder), report, progress) == (tmp_path / "made/0.9.0", print, cli._progress)
 
 
@@ -168,7 +168,7 @@ def test_every_option_reaches_the_exporter(ltx_export, exported, exports, tmp_pa
     of_component = {"text_encoder": ["fp32", "fp16"], "vae_decoder": ["bf16"]}
     loras = [(Path("fox.safetensors"), 0.5), (Path("den.safetensors"), 1.0)]
     without = ("vae_encoder", "upsampler")
-    assert options == build.Options(["fp16", "bf16"], of_component, "F16", loras, True, True, without)
+    assert options == build.ExportOptions(["fp16", "bf16"], of_component, "F16", loras, True, True, without)
 
 
 @pytest.mark.parametrize("name", [*sorted(set(COMPONENT_NAMES) - set(OPTIONAL)), "vae", "", "upscaler"])

@@ -13,7 +13,7 @@ from samples.tiny import sources_of, tiny
 
 from ltx_export import random_weights
 from ltx_export.checkpoints.checkpoint import open_safetensors
-from ltx_export.checkpoints.keys import parts_of
+from ltx_export.checkpoints.keys import networks_in
 from ltx_export.networks.header import header_config
 from ltx_export.random_weights import random_weight, write_random_weights
 from ltx_export.sources.find import TEXT_ENCODER_FILE, TOKENIZER_FILE
@@ -59,7 +59,7 @@ def test_the_header_is_the_versions_and_all_names_are_official(name, tmp_path):
     version = tiny(name)
     write_random_weights(version, tmp_path)
     checkpoint = sources_of(version, tmp_path).checkpoint
-    assert set(parts_of(open_safetensors(checkpoint))) == {"transformer", "vae"}
+    assert set(networks_in(open_safetensors(checkpoint))) == {"transformer", "vae"}
     with safe_open(checkpoint, "pt") as file:
         assert json.loads(file.metadata()["config"]) == header_config(version)
         names = set(file.keys())
@@ -161,7 +161,7 @@ def test_a_folder_holds_nothing_half_written(tmp_path, monkeypatch):
 def test_a_vae_has_the_tensors_and_parameters_of_the_released_one(name, tmp_path):
     version = VERSIONS[name]
     write_random_weights(version, tmp_path, sparse=True)
-    vae = parts_of(open_safetensors(tmp_path / version.checkpoint))["vae"]
+    vae = networks_in(open_safetensors(tmp_path / version.checkpoint))["vae"]
     assert len(vae) == VAE_TENSORS[version.vae]
     encoder = {name: math.prod(tensor.shape) for name, tensor in vae.items() if name.startswith("encoder.")}
     assert sum(encoder.values()) == ENCODER_PARAMETERS[version.vae]

@@ -7,7 +7,7 @@ import numpy as np
 
 from ltx_runtime.folder.manifest import Engines
 from ltx_runtime.pipeline import Pipeline
-from ltx_runtime.planning.options import Options
+from ltx_runtime.planning.options import RunOptions
 from ltx_runtime.planning.request import Request
 from ltx_runtime.progress import silent
 
@@ -35,22 +35,22 @@ class Made:
         yield advance
 
 
-def pipeline_of(engines: Engines, options: Options, note=None, **more) -> Pipeline:
+def pipeline_of(engines: Engines, options: RunOptions, note=None, **more) -> Pipeline:
     """Returns a pipeline with the options that apply to all its videos."""
     sizes = {"memory": options.memory_bytes, "gpu_memory": options.gpu_memory_bytes}
     limits = {name: None if size is None else size / 1e9 for name, size in sizes.items()}
     return Pipeline(engines, backend=options.backend, threads=options.threads, note=note, **limits, **more)
 
 
-def run_options_of(options: Options) -> dict:
+def run_options_of(options: RunOptions) -> dict:
     """Returns the options that apply to a single video, by name."""
     shared = ("backend", "memory_bytes", "gpu_memory_bytes", "threads")
-    return {one.name: getattr(options, one.name) for one in fields(Options) if one.name not in shared}
+    return {one.name: getattr(options, one.name) for one in fields(RunOptions) if one.name not in shared}
 
 
 def generate(engines: Engines, request: Request, sink, progress=silent, options=None, note=None) -> None:
     """Passes every frame of a request's video to `sink`."""
-    options = options or Options()
+    options = options or RunOptions()
     with (
         pipeline_of(engines, options, note) as pipe,
         closing(pipe(request, **run_options_of(options)).frames(progress)) as frames,
@@ -61,7 +61,7 @@ def generate(engines: Engines, request: Request, sink, progress=silent, options=
 
 def decode_saved(engines: Engines, path, sink, progress=silent, options=None, note=None) -> None:
     """Decodes latents that a run saved, and passes every frame to `sink`."""
-    options = options or Options()
+    options = options or RunOptions()
     with (
         pipeline_of(engines, options, note) as pipe,
         closing(pipe.decode(path, **run_options_of(options)).frames(progress)) as frames,
@@ -73,5 +73,5 @@ def decode_saved(engines: Engines, path, sink, progress=silent, options=None, no
 def make(engines: Engines, request: Request, **options) -> Made:
     """Runs a request on the fake stages, which the fixture `diary` installs."""
     made = Made()
-    generate(engines, request, made.frames.append, made.progress, Options("fake", **options), made.notes.append)
+    generate(engines, request, made.frames.append, made.progress, RunOptions("fake", **options), made.notes.append)
     return made

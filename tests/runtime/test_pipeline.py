@@ -10,7 +10,7 @@ from fakes.runs import generate, make
 from fakes.stages import engines_of
 
 from ltx_runtime.errors import LtxError
-from ltx_runtime.planning.options import Options
+from ltx_runtime.planning.options import RunOptions
 from ltx_runtime.planning.plan import plan
 from ltx_runtime.planning.request import Condition, Request
 from ltx_runtime.spec.presets import Schedule
@@ -225,7 +225,7 @@ def test_a_sink_that_fails_closes_the_stage(spiece, diary, error):
         raise error
 
     with pytest.raises(error):
-        generate(engines_of(DEMO, spiece), REQUEST, sink, progress, Options("fake"))
+        generate(engines_of(DEMO, spiece), REQUEST, sink, progress, RunOptions("fake"))
     assert diary[-1] == "close vae_decoder"
 
 

@@ -7,7 +7,7 @@ import pytest
 from fakes.runs import Made, generate
 from fakes.stages import engines_of
 
-from ltx_runtime.planning.options import Options
+from ltx_runtime.planning.options import RunOptions
 from ltx_runtime.planning.request import Request
 from ltx_runtime.sessions import BACKENDS, Backend, UnsupportedError, graph_found
 from ltx_runtime.spec.versions import VERSIONS
@@ -33,11 +33,11 @@ def test_a_backend_that_turns_out_not_to_run_a_component_gives_way_and_it_is_sai
     BACKENDS.update(unfit=Backend("unfit_backend", "some"), fake=fake)
     try:
         made = Made()
-        generate(engines, REQUEST, made.frames.append, made.progress, Options(), made.notes.append)
+        generate(engines, REQUEST, made.frames.append, made.progress, RunOptions(), made.notes.append)
         assert len(made.frames) == 17
         assert made.notes == ["everything on unfit", "vae_decoder on fake (no kernel for the decoder - use another)"]
         with pytest.raises(UnsupportedError, match="no kernel"):
-            generate(engines, REQUEST, made.frames.append, Made().progress, Options("unfit"))
+            generate(engines, REQUEST, made.frames.append, Made().progress, RunOptions("unfit"))
     finally:
         BACKENDS.clear()
         BACKENDS.update(order)

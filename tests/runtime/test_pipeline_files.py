@@ -12,7 +12,7 @@ from fakes.stages import CHANNELS, NOISE_MAPS, TEXT_CHANNELS, engines_of
 from ltx_runtime.errors import LtxError
 from ltx_runtime.noise.noise import RNGS, SeededNoise
 from ltx_runtime.pipeline import Pipeline
-from ltx_runtime.planning.options import Options
+from ltx_runtime.planning.options import RunOptions
 from ltx_runtime.planning.plan import plan
 from ltx_runtime.planning.request import Condition, Request
 from ltx_runtime.spec.geometry import tokens_of
@@ -56,7 +56,7 @@ def stored(path):
 def again(engines, path, **options):
     """Decodes saved latents and returns the results."""
     made = Made()
-    decode_saved(engines, path, made.frames.append, made.progress, Options("fake", **options))
+    decode_saved(engines, path, made.frames.append, made.progress, RunOptions("fake", **options))
     return made
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ltx_export.checkpoints.checkpoint import Checkpoint, StoredTensor
-from ltx_export.checkpoints.keys import check_names, part_of, parts_of
+from ltx_export.checkpoints.keys import check_names, networks_in, tensors_of
 from ltx_runtime.errors import LtxError
 
 EXPECTED = {"a.weight": (4, 3), "a.bias": (4,), "b.weight": (2,)}
@@ -77,9 +77,9 @@ def test_many_names_are_counted_and_the_first_are_shown():
 
 def test_networks_take_their_own_tensors_by_prefix_and_drop_it():
     given = checkpoint(*UNIFIED)
-    assert list(parts_of(given)) == ["transformer", "vae"]
-    assert list(part_of(given, "transformer")) == ["patchify_proj.weight"]
-    assert list(part_of(given, "vae")) == [
+    assert list(networks_in(given)) == ["transformer", "vae"]
+    assert list(tensors_of(given, "transformer")) == ["patchify_proj.weight"]
+    assert list(tensors_of(given, "vae")) == [
         "decoder.conv_in.conv.weight",
         "encoder.conv_in.conv.weight",
         "per_channel_statistics.mean-of-means",
@@ -89,36 +89,36 @@ def test_networks_take_their_own_tensors_by_prefix_and_drop_it():
 
 def test_a_tensor_keeps_its_place_in_the_file_under_its_new_name():
     given = checkpoint(*UNIFIED)
-    assert part_of(given, "transformer")["patchify_proj.weight"] is given.tensors[UNIFIED[0]]
+    assert tensors_of(given, "transformer")["patchify_proj.weight"] is given.tensors[UNIFIED[0]]
 
 
 def test_all_tensors_of_an_official_file_are_known_and_others_are_named():
-    parts_of(checkpoint(*UNIFIED))
+    networks_in(checkpoint(*UNIFIED))
     with pytest.raises(LtxError, match=r"given\.safetensors has 1 tensor \(lora\.up\) of no known network - "):
-        parts_of(checkpoint(*UNIFIED, "lora.up"))
+        networks_in(checkpoint(*UNIFIED, "lora.up"))
 
 
 @pytest.mark.parametrize("part", BARE)
 def test_a_file_of_one_network_is_known_by_its_tensors_and_has_no_other(part):
     given = checkpoint(*BARE[part])
-    assert list(parts_of(given)) == [part]
+    assert list(networks_in(given)) == [part]
     for other in BARE.keys() - {part}:
         with pytest.raises(LtxError, match=rf"given\.safetensors holds no {other} \(it holds {part}\) - give the file"):
-            part_of(given, other)
+            tensors_of(given, other)
 
 
 @pytest.mark.parametrize("part", BARE)
 def test_a_file_of_no_network_is_refused(part):
     with pytest.raises(LtxError, match=r"given\.safetensors has 1 tensor \(unrelated\.weight\) of no known network - "):
-        part_of(checkpoint("unrelated.weight"), part)
+        tensors_of(checkpoint("unrelated.weight"), part)
     with pytest.raises(LtxError, match=rf"given\.safetensors holds no {part} \(it holds nothing\) - "):
-        part_of(checkpoint(), part)
+        tensors_of(checkpoint(), part)
 
 
 def test_two_tensors_for_one_name_are_refused():
     name = "model.diffusion_model.proj_in.weight"
     with pytest.raises(LtxError, match=r"given\.safetensors has two tensors for patchify_proj\.weight - "):
-        parts_of(checkpoint(*UNIFIED, name))
+        networks_in(checkpoint(*UNIFIED, name))
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_two_tensors_for_one_name_are_refused():
 def test_a_text_encoder_has_one_embedding_under_either_of_its_names(names):
     given = checkpoint(*BARE["text_encoder"])
     given.tensors.update({name: stored(40, 8) for name in names})
-    tensors = part_of(given, "text_encoder")
+    tensors = tensors_of(given, "text_encoder")
     assert set(tensors) == {"shared.weight", *BARE["text_encoder"]}
     assert tensors["shared.weight"].shape == (40, 8)
 
@@ -135,9 +135,9 @@ def test_a_text_encoder_has_one_embedding_under_either_of_its_names(names):
 def test_two_embeddings_of_different_sizes_are_refused():
     given = checkpoint("shared.weight", "encoder.embed_tokens.weight", *BARE["text_encoder"])
     with pytest.raises(LtxError, match=r"given\.safetensors has two tensors for shared\.weight - "):
-        part_of(given, "text_encoder")
+        tensors_of(given, "text_encoder")
 
 
 def test_of_a_whole_t5_only_the_encoder_is_taken():
     given = checkpoint("shared.weight", *BARE["text_encoder"], "decoder.final_layer_norm.weight", "lm_head.weight")
-    assert set(part_of(given, "text_encoder")) == {"shared.weight", *BARE["text_encoder"]}
+    assert set(tensors_of(given, "text_encoder")) == {"shared.weight", *BARE["text_encoder"]}

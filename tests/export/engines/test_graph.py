@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 from samples.gguf_files import write_t5
 
-from ltx_export.checkpoints.keys import part_of
+from ltx_export.checkpoints.keys import tensors_of
 from ltx_export.checkpoints.readers import open_weights
 from ltx_export.engines.graph import DTYPES, Prepared, prepare, structure_of
 from ltx_export.graphs.attach import attach
@@ -212,7 +212,7 @@ def test_quantized_weights_are_inputs_in_their_few_bits(tmp_path, dtype, codes):
     network = Network(
         lambda blocks: component, lambda blocks: TextEncoder(replace(size, layers=blocks)), 1, "encoder.block"
     )
-    tensors = part_of(open_weights(file), "text_encoder")
+    tensors = tensors_of(open_weights(file), "text_encoder")
     weights = rewrite(tensors, tmp_path / "w.safetensors", tables=TABLES)
     model = onnx_from_torch(network)[1]
     attach(model, weights, {tmp_path / "w.safetensors": "w.safetensors"}, tmp_path)

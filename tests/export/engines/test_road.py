@@ -17,7 +17,7 @@ from ltx_runtime.folder import address
 from ltx_runtime.folder.manifest import open_engines
 from ltx_runtime.folder.profiles import Limits
 from ltx_runtime.pipeline import Pipeline
-from ltx_runtime.planning.options import Options
+from ltx_runtime.planning.options import RunOptions
 from ltx_runtime.planning.plan import grids_of, plan
 from ltx_runtime.planning.request import Condition, Request
 from ltx_runtime.spec.geometry import grid_of
@@ -48,7 +48,7 @@ def image(tmp_path):
 
 def made(engines, request, backend="auto", **options):
     run = Made()
-    generate(engines, request, run.frames.append, run.progress, Options(backend, **options), run.notes.append)
+    generate(engines, request, run.frames.append, run.progress, RunOptions(backend, **options), run.notes.append)
     return run
 
 
@@ -183,7 +183,7 @@ def test_saved_latents_are_decoded_by_an_engine_too(engines, monkeypatch, tmp_pa
     expected = made(engines, REQUEST, "cpu", save_latents=saved)
     install(monkeypatch, engines)
     run = Made()
-    decode_saved(engines, saved, run.frames.append, run.progress, Options(), run.notes.append)
+    decode_saved(engines, saved, run.frames.append, run.progress, RunOptions(), run.notes.append)
     alike(run, expected)
     assert any("tensorrt_rtx" in note for note in run.notes)
 

@@ -12,7 +12,7 @@ from samples.tiny import Exported
 from torch import nn
 
 from ltx_export.checkpoints.checkpoint import StoredTensor, open_safetensors
-from ltx_export.checkpoints.keys import Part, part_of
+from ltx_export.checkpoints.keys import NetworkName, tensors_of
 from ltx_export.graphs.parity import check_parity, stream_weights
 from ltx_export.models.dit import Transformer
 from ltx_export.models.network import build_empty
@@ -100,7 +100,7 @@ def test_the_two_requests_differ_in_every_axis_and_one_of_them_pads(component):
 def network_and_tensors(release: Exported, component: str) -> tuple[Callable[[], nn.Module], dict[str, StoredTensor]]:
     """Returns a function that builds a module, and the module's weights as they are stored."""
     header = header_config(release.version)
-    makers: dict[str, tuple[Part, Callable[[], nn.Module]]] = {
+    makers: dict[str, tuple[NetworkName, Callable[[], nn.Module]]] = {
         "text_encoder": ("text_encoder", lambda: TextEncoder(t5_config(tensors))),
         "transformer": ("transformer", lambda: Transformer(transformer_config(header["transformer"]))),
         "vae_encoder": ("vae", lambda: VaeEncoder(encoder_config(header["vae"]))),
@@ -109,7 +109,7 @@ def network_and_tensors(release: Exported, component: str) -> tuple[Callable[[],
     part, make = makers[component]
     sources = release.sources
     file = sources.text_encoder if part == "text_encoder" else sources.checkpoint
-    tensors = part_of(open_safetensors(file), part)
+    tensors = tensors_of(open_safetensors(file), part)
     return make, tensors
 
 

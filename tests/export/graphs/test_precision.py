@@ -17,7 +17,7 @@ from oracles.weight_rule import weight
 from safetensors.torch import save_file
 from samples.tiny import Exported, export, traced_once
 
-from ltx_export.build import Options
+from ltx_export.build import ExportOptions
 from ltx_export.checkpoints.checkpoint import open_safetensors
 from ltx_export.graphs.attach import attach
 from ltx_export.graphs.onnx_from_torch import Network
@@ -191,7 +191,7 @@ def test_a_t5_whose_projections_outgrow_fp16_stays_finite_and_close(tmp_path):
 def mixed(exported, tmp_path_factory) -> Exported:
     """Exports a folder without any fp32 graph, whose text encoder has other precisions than the rest."""
     release, folder = exported("0.9.5"), tmp_path_factory.mktemp("mixed") / "0.9.5"
-    options = Options(("bf16",), {"text_encoder": ("fp16", "bf16")})
+    options = ExportOptions(("bf16",), {"text_encoder": ("fp16", "bf16")})
     return replace(release, folder=folder, manifest=export(release.version, release.sources, folder, options=options))
 
 

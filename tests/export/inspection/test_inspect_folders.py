@@ -13,7 +13,7 @@ from samples.layouts import gguf_t5_state, write_diffusers, write_gguf
 from samples.tiny import Exported, export
 
 from ltx_export import cli
-from ltx_export.build import Options
+from ltx_export.build import ExportOptions
 from ltx_export.inspection.facts import Inspection
 from ltx_export.inspection.inspect import inspect
 from ltx_export.inspection.lines import lines_of
@@ -54,7 +54,7 @@ def test_a_version_folder_that_only_links_to_the_hubs_cache_is_told_whole(export
     t5 = write_gguf(tmp_path / "t5.gguf", "t5", text, "F16")
     folder = snapshot([*(path for path in release.weights.iterdir() if "text" not in path.name), t5], tmp_path / "hub")
     sources = find_sources(release.version, folder)
-    export(release.version, sources, tmp_path / "0.9.5", options=Options(("fp32",), link=True))
+    export(release.version, sources, tmp_path / "0.9.5", options=ExportOptions(("fp32",), link=True))
     told = inspect(tmp_path / "0.9.5")
     assert (told.kind, told.versions, told.missing, problems(told)) == ("version folder", ["0.9.5"], [], {})
     assert [file.kind for file in told.files] == ["GGUF T5 text encoder", "official single file"]
@@ -131,7 +131,7 @@ def test_a_folder_of_version_folders_is_refused_with_their_names(tmp_path):
 
 def test_rewritten_weights_have_no_problem(exported, tmp_path):
     release = exported("0.9.5")
-    export(release.version, release.sources, tmp_path / "0.9.5", options=Options(["fp32"], store="F32"))
+    export(release.version, release.sources, tmp_path / "0.9.5", options=ExportOptions(["fp32"], store="F32"))
     told = inspect(tmp_path / "0.9.5")
     assert problems(told) == {}
     assert not any("problem" in one["sizes"] for file in told.files for one in file.networks)

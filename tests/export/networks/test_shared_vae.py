@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from samples.layouts import assert_same_outputs, outputs_of
 from samples.tiny import Exported, export
 
-from ltx_export.build import Options
+from ltx_export.build import ExportOptions
 from ltx_export.sources.find import Sources
 from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.manifest import open_engines
@@ -53,7 +53,7 @@ def test_a_vae_that_was_stored_without_its_encoder_is_exported_without_it_and_on
 
 def test_an_encoder_that_is_left_out_is_not_missed(exported, tmp_path):
     release, lines = exported("0.9.5"), []
-    options = Options(["fp32"], without=[ENCODER])
+    options = ExportOptions(["fp32"], without=[ENCODER])
     manifest = export(release.version, release.sources, tmp_path / "out", report=lines.append, options=options)
     assert list(manifest.components) == [name for name in NETWORKS if name != ENCODER]
     assert not [line for line in lines if ENCODER in line]
@@ -73,7 +73,7 @@ def test_what_is_left_of_an_encoder_is_no_encoder_and_refused_by_what_is_missing
 @EVERY_GENERATION
 def test_a_rewritten_vae_is_one_file_of_both_networks_with_every_tensor_once(exported, tmp_path, name):
     release = exported(name)
-    manifest = export(release.version, release.sources, tmp_path / "out", options=Options(["fp32"], store="F32"))
+    manifest = export(release.version, release.sources, tmp_path / "out", options=ExportOptions(["fp32"], store="F32"))
     stored, expected = load_file(tmp_path / "out" / "vae.safetensors"), vae_of(release)
     assert stored.keys() == expected.keys() >= {*STATISTICS}
     assert all((stored[key] == expected[key].float()).all() for key in stored)
@@ -85,7 +85,7 @@ def test_a_rewritten_vae_is_one_file_of_both_networks_with_every_tensor_once(exp
 def test_what_was_rewritten_without_an_encoder_can_be_exported_again(exported, tmp_path):
     release, lines = exported("0.9.5"), []
     first = tmp_path / "first"
-    options = Options(["fp32"], without=[ENCODER], store="BF16")
+    options = ExportOptions(["fp32"], without=[ENCODER], store="BF16")
     wide = tmp_path / "wide.safetensors"
     with safe_open(release.sources.checkpoint, "pt") as file:
         save_file({k: v.float() for k, v in load_file(release.sources.checkpoint).items()}, wide, file.metadata())
@@ -110,7 +110,7 @@ def test_encoder_and_decoder_in_shards_of_their_own_name_only_their_own(exported
     index = '{"weight_map": {' + ", ".join(f'"{name}": "{shard}"' for name, shard in shards.items()) + "}}"
     (folder / "vae.safetensors.index.json").write_text(index)
     sources = replace(release.sources, vae=folder / "vae.safetensors.index.json")
-    manifest = export(release.version, sources, tmp_path / "out", options=Options(["fp32"], link=link))
+    manifest = export(release.version, sources, tmp_path / "out", options=ExportOptions(["fp32"], link=link))
     files = {name: [Path(one).name for one in manifest.components[name].weights] for name in NETWORKS}
     assert files["vae_decoder"] == ["vae-00002-of-00002.safetensors"]
     assert files[ENCODER] == [f"vae-0000{i}-of-00002.safetensors" for i in (1, 2)]

@@ -29,7 +29,7 @@ from samples.tiny import Exported, export, sources_of
 from transformers import T5Config, T5ForConditionalGeneration
 
 from ltx_export.checkpoints.checkpoint import Checkpoint
-from ltx_export.checkpoints.keys import parts_of
+from ltx_export.checkpoints.keys import networks_in
 from ltx_export.networks import parts as networks
 from ltx_export.networks.header import effective_header, header_config, transformer_config, vae_config
 from ltx_export.networks.vae_encoder import encoder_config
@@ -136,7 +136,7 @@ def assert_names_are_given_back(official: dict, theirs: dict, prefix: str) -> No
     """Checks that each of diffusers' tensors is the one with our name for it in the official file."""
     place = {id(values): i for i, values in enumerate(official.values())}
     tensors = {key: replace(one, offset=place[id(theirs[key])]) for key, one in stored_shapes(shapes(theirs)).items()}
-    (ours,) = parts_of(Checkpoint(Path("diffusers"), tensors)).values()
+    (ours,) = networks_in(Checkpoint(Path("diffusers"), tensors)).values()
     assert len(ours) == len(official)
     assert {prefix + key: one.offset for key, one in ours.items()} == {key: i for i, key in enumerate(official)}
 
@@ -207,7 +207,7 @@ def test_what_holds_for_the_vae_is_said_by_the_file_it_is_taken_from(exported, t
     said = effective_header(release.version, opened)
     for vae in (vae_config(said["vae"]), encoder_config(said["vae"])):
         assert (vae.base_channels, vae.padding_mode) == (8, "reflect" if header else "zeros")
-    assert len(networks.parts_of(release.version, said, opened)) == 4
+    assert len(networks.networks_in(release.version, said, opened)) == 4
 
 
 @pytest.mark.parametrize("place", ["vae", "ltx-video-VAE-bf16.safetensors"])

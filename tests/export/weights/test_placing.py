@@ -12,7 +12,7 @@ from oracles.networks import distance
 from safetensors.torch import load_file, save_file
 from samples.tiny import Exported, export
 
-from ltx_export.build import Options
+from ltx_export.build import ExportOptions
 from ltx_export.recorded import SIZES, random_feeds
 from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.manifest import MANIFEST, Engines, open_engines
@@ -78,7 +78,7 @@ def test_networks_that_share_some_of_their_shards_get_every_shard_under_a_name_o
 
 
 @pytest.mark.parametrize(
-    "options", [Options(["fp32"], link=True), Options(["fp32"], store="F32")], ids=["link", "store"]
+    "options", [ExportOptions(["fp32"], link=True), ExportOptions(["fp32"], store="F32")], ids=["link", "store"]
 )
 def test_weights_in_the_folder_that_is_replaced_are_not_lost(release, expected, tmp_path, options):
     folder = tmp_path / "0.9.5"
@@ -96,7 +96,7 @@ def test_weights_in_the_folder_that_is_replaced_are_not_lost(release, expected, 
 
 def test_links_leave_the_weights_where_they_are_and_the_manifest_says_so(own_weights, expected, tmp_path):
     manifest = export(
-        own_weights.version, own_weights.sources, tmp_path / "0.9.5", options=Options(["fp32"], link=True)
+        own_weights.version, own_weights.sources, tmp_path / "0.9.5", options=ExportOptions(["fp32"], link=True)
     )
     engines = open_engines(tmp_path / "0.9.5")
     assert engines.manifest == manifest
@@ -107,14 +107,14 @@ def test_links_leave_the_weights_where_they_are_and_the_manifest_says_so(own_wei
 
 
 def test_a_linked_folder_may_move_as_long_as_the_weights_stay(own_weights, expected, tmp_path):
-    export(own_weights.version, own_weights.sources, tmp_path / "0.9.5", options=Options(["fp32"], link=True))
+    export(own_weights.version, own_weights.sources, tmp_path / "0.9.5", options=ExportOptions(["fp32"], link=True))
     (tmp_path / "0.9.5").rename(tmp_path / "moved")
     assert_equal(outputs(open_engines(tmp_path / "moved")), expected)
 
 
 @pytest.mark.parametrize("gone", ["0.9.5", "text_encoder"])
 def test_a_link_whose_weights_are_gone_is_refused_with_their_name(own_weights, tmp_path, gone):
-    export(own_weights.version, own_weights.sources, tmp_path / "0.9.5", options=Options(["fp32"], link=True))
+    export(own_weights.version, own_weights.sources, tmp_path / "0.9.5", options=ExportOptions(["fp32"], link=True))
     sources = own_weights.sources
     path = sources.checkpoint if gone == "0.9.5" else sources.text_encoder
     path.unlink()
@@ -126,7 +126,7 @@ def test_a_link_whose_weights_are_gone_is_refused_with_their_name(own_weights, t
 
 
 def test_a_link_whose_weights_have_changed_is_refused(own_weights, tmp_path):
-    export(own_weights.version, own_weights.sources, tmp_path / "0.9.5", options=Options(["fp32"], link=True))
+    export(own_weights.version, own_weights.sources, tmp_path / "0.9.5", options=ExportOptions(["fp32"], link=True))
     raw = bytearray(own_weights.sources.checkpoint.read_bytes())
     raw[-1] ^= 1
     own_weights.sources.checkpoint.write_bytes(raw)
@@ -143,7 +143,7 @@ def test_weights_named_by_symlinks_are_linked_as_the_files_themselves(own_weight
         checkpoint=tmp_path / "cache" / "checkpoint.safetensors",
         text_encoder=tmp_path / "cache" / "text_encoder.safetensors",
     )
-    export(own_weights.version, sources, tmp_path / "0.9.5", options=Options(["fp32"], link=True))
+    export(own_weights.version, sources, tmp_path / "0.9.5", options=ExportOptions(["fp32"], link=True))
     shutil.rmtree(tmp_path / "cache")
     assert_equal(outputs(open_engines(tmp_path / "0.9.5")), expected)
 
@@ -183,7 +183,7 @@ def test_weights_can_be_stored_narrower_and_what_is_so_already_stays(release, ex
     wide = {name: values.float() for name, values in load_file(release.sources.checkpoint).items()}
     save_file(wide, tmp_path / "wide.safetensors")
     sources = replace(release.sources, checkpoint=tmp_path / "wide.safetensors")
-    export(release.version, sources, tmp_path / "0.9.5", options=Options(["fp32"], store="BF16"))
+    export(release.version, sources, tmp_path / "0.9.5", options=ExportOptions(["fp32"], store="BF16"))
     assert_equal(outputs(open_engines(tmp_path / "0.9.5")), expected)  # the weights were bf16 originally
     for name in ("transformer", "vae"):
         stored = load_file(tmp_path / "0.9.5" / f"{name}.safetensors")
@@ -200,7 +200,7 @@ def test_a_lora_is_merged_into_the_transformer_alone_and_named_in_the_manifest(r
     up = torch.randn(out_features, 4, generator=generator)
     key = f"diffusion_model.{name}"
     save_file({f"{key}.lora_A.weight": down, f"{key}.lora_B.weight": up}, tmp_path / "fox.safetensors")
-    options = Options(["fp32"], loras=[(tmp_path / "fox.safetensors", 0.5)], store="F32")
+    options = ExportOptions(["fp32"], loras=[(tmp_path / "fox.safetensors", 0.5)], store="F32")
     manifest = export(release.version, release.sources, tmp_path / "0.9.5", options=options)
     assert manifest.loras == ("fox.safetensors:0.5",)
     merged = load_file(tmp_path / "0.9.5" / "transformer.safetensors")
@@ -214,7 +214,7 @@ def test_a_lora_is_merged_into_the_transformer_alone_and_named_in_the_manifest(r
 
 
 def test_no_precision_but_those_asked_for_is_kept_per_component(release, tmp_path):
-    options = Options(["fp32"], {"vae_decoder": ["fp16"], "text_encoder": ["bf16", "fp32"]})
+    options = ExportOptions(["fp32"], {"vae_decoder": ["fp16"], "text_encoder": ["bf16", "fp32"]})
     manifest = export(release.version, release.sources, tmp_path / "0.9.5", options=options)
     kept = {name: sorted(entry.graphs) for name, entry in manifest.components.items()}
     kept_alike = {name: kept.pop(name) for name in ("vae_encoder", "transformer")}

@@ -19,7 +19,7 @@ from samples.gguf_files import QUANTIZED, Types, dequantized, write_t5
 from stand_ins.tiny_engines import BUILDER
 
 from ltx_export.checkpoints.checkpoint import StoredTensor
-from ltx_export.checkpoints.keys import part_of
+from ltx_export.checkpoints.keys import tensors_of
 from ltx_export.checkpoints.readers import open_weights
 from ltx_export.engines.engine_from_onnx import engine_from_onnx
 from ltx_export.graphs.attach import attach
@@ -88,7 +88,7 @@ class Given:
         return path
 
     def tensors(self) -> dict[str, StoredTensor]:
-        return part_of(open_weights(self.file), "text_encoder")
+        return tensors_of(open_weights(self.file), "text_encoder")
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Returns the weights that gguf dequantizes from the file, under our names."""

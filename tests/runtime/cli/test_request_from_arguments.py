@@ -11,7 +11,7 @@ from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.manifest import Engines, Manifest
 from ltx_runtime.noise.noise import RNGS
 from ltx_runtime.pipeline import Pipeline
-from ltx_runtime.planning.options import Options
+from ltx_runtime.planning.options import RunOptions
 from ltx_runtime.planning.preset import read_preset
 from ltx_runtime.planning.request import Condition, Request
 from ltx_runtime.spec.versions import VERSIONS
@@ -51,7 +51,7 @@ OF_REQUEST: dict[str, tuple[object, str, object]] = {
     "decode_noise_scale": (0.0, "decode_noise_scale", 0.0),
     "tone_map_compression_ratio": (0.0, "tone_map", 0.0),
 }
-# The same for Options.
+# The same for RunOptions.
 OF_OPTIONS: dict[str, tuple[object, str, object]] = {
     "crf": (0, "crf", 0),
     "sample_posterior": (True, "sample_posterior", True),
@@ -123,20 +123,20 @@ def test_a_preset_is_read_from_its_file(tmp_path):
 
 def test_nothing_that_can_be_asked_for_lacks_an_argument():
     assert {name for _, name, _ in OF_REQUEST.values()} | {"preset"} == names_of(Request)
-    assert {name for _, name, _ in OF_OPTIONS.values()} == names_of(Options)
+    assert {name for _, name, _ in OF_OPTIONS.values()} == names_of(RunOptions)
 
 
 @pytest.mark.parametrize("name", OF_REQUEST)
 def test_an_argument_changes_its_field_of_the_request_alone(name):
     value, field, expected = OF_REQUEST[name]
     assert changed(asked(), asked(**{name: value})) == {field: expected}
-    assert options_of(Arguments(**{name: value})) == Options()
+    assert options_of(Arguments(**{name: value})) == RunOptions()
 
 
 @pytest.mark.parametrize("name", OF_OPTIONS)
 def test_an_argument_changes_its_field_of_the_options_alone(name):
     value, field, expected = OF_OPTIONS[name]
-    assert changed(Options(), options_of(Arguments(**{name: value}))) == {field: expected}
+    assert changed(RunOptions(), options_of(Arguments(**{name: value}))) == {field: expected}
     assert asked(**{name: value}) == asked()
 
 
@@ -144,12 +144,12 @@ def test_an_argument_changes_its_field_of_the_options_alone(name):
 def test_what_is_the_command_s_changes_neither(name):
     typed = Arguments(**{name: "anything"})
     assert request_of(typed) == asked()
-    assert options_of(typed) == Options()
+    assert options_of(typed) == RunOptions()
 
 
 def test_what_is_left_out_is_asked_for_as_none():
     assert asked(prompt="a cat") == Request("a cat")
-    assert options_of(Arguments()) == Options()
+    assert options_of(Arguments()) == RunOptions()
 
 
 def test_conditions_keep_their_order_behind_the_image():

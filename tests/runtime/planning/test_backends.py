@@ -13,7 +13,7 @@ from ltx_runtime.folder.profiles import Limits, profiles
 from ltx_runtime.folder.sidecar import Sidecar
 from ltx_runtime.pipeline import Pipeline
 from ltx_runtime.planning.backends import Chosen, Size, choose, needed
-from ltx_runtime.planning.options import Options
+from ltx_runtime.planning.options import RunOptions
 from ltx_runtime.planning.plan import grids_of, plan
 from ltx_runtime.planning.request import Condition, Request
 from ltx_runtime.sessions import BACKENDS, Found, FoundEngine, graph_found
@@ -24,7 +24,7 @@ from ltx_runtime.vae.tiling import Tiling
 DEMO, SINGLE = VERSIONS["demo"], VERSIONS["0.9.6-distilled"]
 REQUEST = Request("a cat walks", "blurry", 512, 768, 97, 24.0, seed=7, single_pass=True)
 SIZE = Size(512, 768, 97, True)
-OPTIONS = Options()
+OPTIONS = RunOptions()
 EVERYTHING = ("text_encoder", "vae_encoder", "transformer", "upsampler", "temporal_upsampler", "vae_decoder")
 
 
@@ -111,14 +111,14 @@ def test_guidance_in_one_batch_needs_the_batch_and_one_after_another_does_not(de
     found = {**chosen.found, "transformer": replace(engine, sidecar=replace(engine.sidecar, profiles=small))}
     with pytest.raises(LtxError, match=r"\(3 batch,"):
         check(replace(chosen, found=found), request, version)
-    check(replace(chosen, found=found, options=Options(low_memory=True)), request, version)
+    check(replace(chosen, found=found, options=RunOptions(low_memory=True)), request, version)
 
 
 # --- tiles ----------------------------------------------------------------------------------------
 
 
 def test_a_video_that_a_decoder_s_engine_does_not_serve_whole_is_cut_into_tiles_that_it_serves(demo):
-    chosen = with_engines(demo, options=Options(memory_bytes=10**12))
+    chosen = with_engines(demo, options=RunOptions(memory_bytes=10**12))
     large = Grid(33, 50, 50)
     tiling = chosen.tiling(large)
     window = tiling.window(large)
@@ -135,7 +135,7 @@ def no_engines(chosen, precision="bf16"):
 
 
 def test_half_the_memory_is_counted_on_where_numbers_have_half_the_bits(demo):
-    halves = with_engines(demo, options=Options(memory_bytes=5_000_000_000))
+    halves = with_engines(demo, options=RunOptions(memory_bytes=5_000_000_000))
     grid = grid_of(512, 768, 97)
     assert halves.tiling(grid) == Tiling() != replace(halves, found=no_engines(halves, "fp32")).tiling(grid)
 
@@ -158,8 +158,8 @@ def test_components_are_those_that_the_request_runs_in_the_order_of_the_road(tmp
     everything = replace(
         REQUEST, single_pass=False, temporal_upscale=True, conditions=(Condition(tmp_path / "a.png", 0),)
     )
-    assert tuple(needed(plan(everything, DEMO), Options())) == EVERYTHING
-    alone = Options(embeddings=tmp_path / "text.safetensors")
+    assert tuple(needed(plan(everything, DEMO), RunOptions())) == EVERYTHING
+    alone = RunOptions(embeddings=tmp_path / "text.safetensors")
     assert needed(plan(REQUEST, SINGLE), alone) == ["transformer", "vae_decoder"]
 
 
@@ -169,7 +169,7 @@ def test_what_was_chosen_is_said_once_where_all_is_alike_and_by_component_where_
             name: Found(reason[0], demo.component(name).signature, demo.folder, demo.folder, reasons=reason[1])
             for name, reason in reasons.items()
         }
-        return Chosen(Options(), Size(64, 64, 9, True), tuple(found), found).lines()
+        return Chosen(RunOptions(), Size(64, 64, 9, True), tuple(found), found).lines()
 
     why = {name: (f"tensorrt: no engine of {name}", "cuda: no GPU") for name in EVERYTHING}
     alike = {name: ("cpu", why[name]) for name in ("text_encoder", "transformer", "vae_decoder")}
@@ -181,13 +181,13 @@ def test_what_was_chosen_is_said_once_where_all_is_alike_and_by_component_where_
 
 
 def test_nothing_is_said_of_a_backend_that_was_asked_for(demo, diary):
-    chosen = choose(demo, ["transformer"], Options(backend="fake"), Size(64, 64, 9, True))
+    chosen = choose(demo, ["transformer"], RunOptions(backend="fake"), Size(64, 64, 9, True))
     assert chosen.lines() == []
     assert chosen.found["transformer"].backend == "fake"
 
 
 def test_the_memory_of_the_gpu_that_may_be_used_reaches_every_backend(demo, diary):
-    options = Options(backend="fake", gpu_memory_bytes=5)
+    options = RunOptions(backend="fake", gpu_memory_bytes=5)
     chosen = choose(demo, EVERYTHING, options, Size(64, 64, 9, True))
     assert {found.gpu_memory_bytes for found in chosen.found.values()} == {5}
 
@@ -210,11 +210,11 @@ def test_a_size_that_an_engine_does_not_serve_is_refused_before_anything_is_open
 def test_a_backend_that_turns_out_not_to_run_a_graph_gives_way_to_the_next_unless_it_was_asked_for(demo, spiece):
     error = LtxError("no kernel - use another")
     found = Found("cuda", demo.component("transformer").signature, demo.folder, demo.folder)
-    chosen = Chosen(Options(), SIZE, ("transformer",), {"transformer": found})
+    chosen = Chosen(RunOptions(), SIZE, ("transformer",), {"transformer": found})
     assert chosen.replace_failed(demo, "transformer", error).backend == "cpu"
     for backend, failed in (("cuda", found), ("auto", replace(found, backend="cpu"))):
         with pytest.raises(LtxError, match="no kernel"):
-            replace(chosen, options=Options(backend=backend), found={"transformer": failed}).replace_failed(
+            replace(chosen, options=RunOptions(backend=backend), found={"transformer": failed}).replace_failed(
                 demo, "transformer", error
             )
 

@@ -5,7 +5,7 @@ from dataclasses import FrozenInstanceError, fields
 import pytest
 
 from ltx_runtime.errors import LtxError
-from ltx_runtime.planning.options import Options
+from ltx_runtime.planning.options import RunOptions
 from ltx_runtime.sessions import AUTO
 from ltx_runtime.spec.geometry import Grid
 from ltx_runtime.vae.tile_sizes import peak_bytes
@@ -18,43 +18,43 @@ EVERY_SIZE = pytest.mark.parametrize("size", SIZES, ids=str)
 @EVERY_SIZE
 @pytest.mark.parametrize("memory_bytes", [2_000_000_000, 8_000_000_000])
 def test_tiles_are_cut_so_that_the_memory_is_kept(size, memory_bytes):
-    tiling = Options(memory_bytes=memory_bytes).tiling(size)
+    tiling = RunOptions(memory_bytes=memory_bytes).tiling(size)
     assert peak_bytes(size, tiling) <= memory_bytes
 
 
 @EVERY_SIZE
 def test_with_memory_for_the_whole_nothing_is_cut(size):
-    assert Options(memory_bytes=peak_bytes(size, Tiling())).tiling(size) == Tiling()
+    assert RunOptions(memory_bytes=peak_bytes(size, Tiling())).tiling(size) == Tiling()
 
 
 @EVERY_SIZE
 def test_tiles_that_are_asked_for_are_cut_even_where_the_whole_would_fit(size):
-    tiling = Options(memory_bytes=10**15, tiled=True).tiling(size)
+    tiling = RunOptions(memory_bytes=10**15, tiled=True).tiling(size)
     assert (tiling.frames, tiling.rows, tiling.columns) == (10, 16, 16)
 
 
 @EVERY_SIZE
 def test_tiles_that_are_asked_for_are_no_larger_than_the_memory_allows(size):
     memory_bytes = 2_000_000_000
-    tiling = Options(memory_bytes=memory_bytes, tiled=True).tiling(size)
+    tiling = RunOptions(memory_bytes=memory_bytes, tiled=True).tiling(size)
     assert peak_bytes(size, tiling) <= memory_bytes
 
 
 def test_too_little_memory_for_any_tile_is_said():
     with pytest.raises(LtxError, match=r"GB even in the smallest tiles; got 0.00 GB - allow more or make less"):
-        Options(memory_bytes=1000).tiling(Grid(13, 16, 24))
+        RunOptions(memory_bytes=1000).tiling(Grid(13, 16, 24))
 
 
 def test_what_is_not_said_takes_nothing_from_files_and_keeps_nothing():
-    assert Options().backend == AUTO
-    paths = {field.name for field in fields(Options) if "Path" in str(field.type)}
-    assert {getattr(Options(), name) for name in paths} == {None}
+    assert RunOptions().backend == AUTO
+    paths = {field.name for field in fields(RunOptions) if "Path" in str(field.type)}
+    assert {getattr(RunOptions(), name) for name in paths} == {None}
     with pytest.raises(FrozenInstanceError):
-        Options().backend = "other"
+        RunOptions().backend = "other"
 
 
 def test_the_memory_is_what_was_asked_for_or_the_gpu_s_or_a_fixed_one():
     size = Grid(16, 28, 50)
-    assert Options().tiling(size) == Options(memory_bytes=8_000_000_000).tiling(size) != Tiling()
-    assert Options().tiling(size, half=True, gpu_bytes=40 * 10**9) == Tiling()
-    assert Options(memory_bytes=8_000_000_000).tiling(size, half=True, gpu_bytes=40 * 10**9) != Tiling()
+    assert RunOptions().tiling(size) == RunOptions(memory_bytes=8_000_000_000).tiling(size) != Tiling()
+    assert RunOptions().tiling(size, half=True, gpu_bytes=40 * 10**9) == Tiling()
+    assert RunOptions(memory_bytes=8_000_000_000).tiling(size, half=True, gpu_bytes=40 * 10**9) != Tiling()

@@ -13,7 +13,7 @@ from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.manifest import ComponentEntry, Engines, FileEntry, Manifest
 from ltx_runtime.planning import report
 from ltx_runtime.planning.backends import Size, choose, needed
-from ltx_runtime.planning.options import Options
+from ltx_runtime.planning.options import RunOptions
 from ltx_runtime.planning.plan import Plan, plan
 from ltx_runtime.planning.report import describe
 from ltx_runtime.planning.request import Condition, Request
@@ -65,15 +65,15 @@ def asked(name: str, **changes) -> tuple[Plan, Request]:
 
 
 def described(
-    name: str, options: Options | None = None, manifest: Manifest | None = None, frames=(), **changes
+    name: str, options: RunOptions | None = None, manifest: Manifest | None = None, frames=(), **changes
 ) -> dict:
-    planned, manifest, options = asked(name, **changes)[0], manifest or manifest_of(name), options or Options()
+    planned, manifest, options = asked(name, **changes)[0], manifest or manifest_of(name), options or RunOptions()
     engines = Engines(Path("engines"), manifest)
     chosen = choose(engines, needed(planned, options), replace(options, backend="cpu"), Size(1, 1, 1, False))
     return describe(planned, chosen, manifest, frames)
 
 
-def lines_of(name: str, options: Options | None = None, **changes) -> list[str]:
+def lines_of(name: str, options: RunOptions | None = None, **changes) -> list[str]:
     return list(report.lines_of(described(name, options, **changes)))
 
 
@@ -149,7 +149,7 @@ def test_the_components_are_those_that_run_in_the_order_of_the_road(name):
     assert [*described(name, **EVERYTHING)["components"]] == [n for n in COMPONENT_NAMES if n != "upsampler" or two]
     assert "upsampler" not in described(name, single_pass=True)["components"]
     assert "vae_encoder" in described(name, single_pass=True, video=Path("clip.mp4"))["components"]
-    assert "text_encoder" not in described(name, Options(embeddings=Path("text.safetensors")))["components"]
+    assert "text_encoder" not in described(name, RunOptions(embeddings=Path("text.safetensors")))["components"]
 
 
 def test_a_component_weighs_as_much_as_the_files_it_points_into():
@@ -186,7 +186,7 @@ def test_what_is_given_is_told_with_its_place_and_strength_and_the_tokens_it_add
 
 @EVERY_VERSION
 def test_activations_hold_every_row_of_the_scores_and_low_memory_holds_one_at_a_time(name):
-    usual, low = described(name)["passes"], described(name, Options(low_memory=True))["passes"]
+    usual, low = described(name)["passes"], described(name, RunOptions(low_memory=True))["passes"]
     for one, alone in zip(usual, low, strict=True):
         rows = max(step["forwards"] for step in one["steps"])
         assert one["activation_bytes"] == rows * alone["activation_bytes"]
@@ -197,13 +197,13 @@ def test_activations_hold_every_row_of_the_scores_and_low_memory_holds_one_at_a_
 
 @EVERY_VERSION
 def test_memory_for_decoding_is_never_more_than_allowed_and_tiles_are_cut_for_less(name):
-    whole = described(name, Options(memory_bytes=PLENTY), **LARGE)["decode"]
+    whole = described(name, RunOptions(memory_bytes=PLENTY), **LARGE)["decode"]
     assert whole["tiles"] is None
     last = asked(name, **LARGE)[0].passes[-1].grid
     most = (last.frames, last.rows, last.columns)
     for part in (0.1, 0.3, 0.6):
         budget = int(whole["activation_bytes"] * part)
-        tiled = described(name, Options(memory_bytes=budget), **LARGE)["decode"]
+        tiled = described(name, RunOptions(memory_bytes=budget), **LARGE)["decode"]
         assert tiled["activation_bytes"] <= budget, part
         assert all(1 <= size <= limit for size, limit in zip(tiled["tiles"], most, strict=True)), part
         assert np.prod(tiled["tiles"]) < np.prod(most), part
@@ -212,7 +212,7 @@ def test_memory_for_decoding_is_never_more_than_allowed_and_tiles_are_cut_for_le
 def test_a_temporal_upscale_takes_about_twice_the_memory_to_decode():
     for name in VERSIONS:
         usual, doubled = (
-            described(name, Options(memory_bytes=PLENTY), temporal_upscale=twice, **LARGE)["decode"]
+            described(name, RunOptions(memory_bytes=PLENTY), temporal_upscale=twice, **LARGE)["decode"]
             for twice in (False, True)
         )
         once, twice = usual["activation_bytes"], doubled["activation_bytes"]
@@ -226,7 +226,7 @@ def test_tiles_that_are_asked_for_where_all_would_fit_are_no_larger_than_what_is
     for name in VERSIONS:
         last = asked(name, **size)[0].passes[-1].grid
         whole = [last.frames, last.rows, last.columns]
-        tiles = described(name, Options(memory_bytes=PLENTY, tiled=True), **size)["decode"]["tiles"]
+        tiles = described(name, RunOptions(memory_bytes=PLENTY, tiled=True), **size)["decode"]["tiles"]
         if size == LARGE:
             assert tiles is not None, name
         if tiles is not None:
@@ -304,7 +304,7 @@ def test_images_clips_and_a_video_to_start_from_have_their_lines():
 
 @pytest.mark.parametrize("tiled", [False, True])
 def test_the_line_about_decoding_says_whether_in_tiles(tiled):
-    options = Options(memory_bytes=5 * GB if tiled else PLENTY)
+    options = RunOptions(memory_bytes=5 * GB if tiled else PLENTY)
     for name in VERSIONS:
         said = described(name, options, **LARGE)["decode"]
         how = "in tiles of {} latent frames, {} rows, {} columns".format(*said["tiles"]) if tiled else "whole"
