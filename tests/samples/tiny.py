@@ -96,11 +96,11 @@ def export(
     folder: Path,
     precisions: Sequence[str] = ("fp32",),
     report: build.Report = lambda line: None,
-    options: build.Options | None = None,
+    options: build.ExportOptions | None = None,
 ) -> Manifest:
     """Calls `export_version` without tracing a network twice, with `options` or else with those of `precisions`."""
     with patch.object(build, "onnx_from_torch", traced_once):
-        return build.export_version(version, sources, folder, options or build.Options(precisions), report)
+        return build.export_version(version, sources, folder, options or build.ExportOptions(precisions), report)
 
 
 def traced_once(network: Network) -> tuple[ir.Model, ir.Model]:
