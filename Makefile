@@ -56,9 +56,9 @@ fix: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Every file of tests on one worker, which exports what they share once.
+# Every file of tests on one worker, which exports what they share once. Workers share the cores.
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # The runtime as it is on a machine without PyTorch, in an environment and a place of its own.
 test-runtime: demo

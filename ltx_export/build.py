@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
 from ltx_export.checkpoints.checkpoint import StoredTensor
@@ -21,14 +22,16 @@ from ltx_export.graphs.precision import at_precision
 from ltx_export.networks.header import effective_header, refuse_another_version, schedule_of
 from ltx_export.networks.header_fields import allowed_sigmas, flag
 from ltx_export.networks.parts import Part, parts_of
-from ltx_export.recorded import record
+from ltx_export.preview import fit_preview
+from ltx_export.recorded import Array, record, run_graph
 from ltx_export.sources.find import TOKENIZER_FILE, Sources, open_sources
 from ltx_export.weights.placing import Placed, place_file, place_weights
 from ltx_export.weights.rewrite import BlockWeight, Weight
 from ltx_export.weights.staging import refuse_foreign, staged
 from ltx_runtime.errors import LtxError
-from ltx_runtime.folder.manifest import ComponentEntry, Manifest, Parity, describe_files, write_manifest
+from ltx_runtime.folder.manifest import ComponentEntry, Manifest, Parity, Preview, describe_files, write_manifest
 from ltx_runtime.progress import Progress, silent
+from ltx_runtime.spec.components import Component
 from ltx_runtime.spec.versions import Version
 from ltx_runtime.text.tokenizer import Tokenizer
 
@@ -40,16 +43,16 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What may be chosen about an export.
+    """The choices of an export.
 
     Attributes:
-        precisions: of the graphs, for every component.
-        of_component: other precisions for some components.
-        store: F32, F16 or BF16: rewrites all weights; None leaves every byte where it can stay.
-        loras: file and scale of what is merged into the transformer.
-        link: leave unchanged weights where they are instead of placing them in the folder.
-        stg: a transformer that can skip layers, whether the version's presets do or not.
-        without: components that are left out, of those a run can do without.
+        precisions: precisions of the graphs, for every component that `of_component` does not name.
+        of_component: precisions of the graphs of some components.
+        store: F32, F16 or BF16 to rewrite all weights in that dtype; None keeps the stored bytes where possible.
+        loras: file and scale of each LoRA that is merged into the transformer.
+        link: whether unchanged weights stay where they are instead of being placed in the version folder.
+        stg: whether the transformer can skip layers even if the version's presets do not use that.
+        without: optional components that are not exported.
     """
 
     precisions: Sequence[str] = DEFAULT_PRECISIONS
@@ -61,11 +64,11 @@ class ExportOptions:
     without: Sequence[str] = ()
 
     def precisions_of(self, part: Part) -> Sequence[str]:
-        """The precisions of one component's graphs."""
+        """Returns the precisions of one component's graphs."""
         return self.of_component.get(part.component.name, self.precisions)
 
     def kept(self, parts: Sequence[Part]) -> list[Part]:
-        """The parts that are not left out."""
+        """Returns the parts that are exported."""
         return [part for part in parts if part.component.name not in self.without]
 
 
@@ -80,15 +83,15 @@ def export_version(
     """Writes a complete version folder, or leaves what was there untouched.
 
     Args:
-        version: what the checkpoint is.
-        sources: checkpoint, text encoder and tokenizer.
+        version: the release that the checkpoint belongs to.
+        sources: checkpoint, text encoder, tokenizer and upscalers.
         folder: the version folder, replaced if it exists.
-        options: what to make.
-        report: is told each thing done.
-        progress: shows what goes through gigabytes.
+        options: the choices of the export.
+        report: receives a line for each thing that is done.
+        progress: shows how far reading and writing of weights are.
 
     Raises:
-        LtxError: the folder is no version folder, a file is damaged or does not fit, or a graph fails its parity check.
+        LtxError: the folder is not a version folder, a file is damaged or does not fit, or a graph fails parity.
     """
     refuse_foreign(folder)
     opened = open_sources(sources)
@@ -99,36 +102,30 @@ def export_version(
     sigmas = allowed_sigmas(header, version.allowed_sigmas)
     parts = options.kept(parts_of(version, header, opened, stg=options.stg))
     _report_lacking(version, parts, options, report)
-    _check_tokenizer(sources.tokenizer, parts[0].tensors["shared.weight"].shape[0])
+    _refuse_misfits(parts, sources, folder, options)
     loras = _open_loras(parts, options.loras)
-    _refuse_own_weights(parts, folder, options)
     with staged(folder) as staging:
         place_file(sources.tokenizer, staging / TOKENIZER_FILE, progress)
         placed = place_weights(parts, staging, options.store, loras, options.link, progress)
         entries = _export_parts(parts, placed, staging, options, report)
+        files = describe_files(_paths(staging, placed, entries))
+        linked = {name: str(place.folder) for place in placed if place.linked for name in place.names.values()}
+        merged = tuple(f"{lora.file.name}:{lora.scale:g}" for lora in loras)
         manifest = Manifest(
-            version.name,
-            causal,
-            schedule,
-            TOKENIZER_FILE,
-            entries,
-            describe_files(_paths(staging, placed, entries)),
-            {name: str(place.folder) for place in placed if place.linked for name in place.names.values()},
-            tuple(f"{lora.file.name}:{lora.scale:g}" for lora in loras),
-            sigmas,
+            version.name, causal, schedule, TOKENIZER_FILE, entries, files, linked, merged, allowed_sigmas=sigmas
         )
         write_manifest(staging, manifest)
     return manifest
 
 
 def _report_lacking(version: Version, parts: Sequence[Part], options: ExportOptions, report: Report) -> None:
-    """Tells what runs cannot do for want of a component."""
+    """Reports what runs cannot do because a component is missing."""
     _report_no_encoder(parts, options, report)
     _report_single_pass(version, parts, options, report)
 
 
 def _report_single_pass(version: Version, parts: Sequence[Part], options: ExportOptions, report: Report) -> None:
-    """Tells what a release of two passes lacks for its second."""
+    """Reports if a release with two passes lacks the upsampler for the second."""
     name = "upsampler"
     if len(version.passes) < 2 or any(part.component.name == name for part in parts):
         return
@@ -143,16 +140,22 @@ def _report_single_pass(version: Version, parts: Sequence[Part], options: Export
 
 
 def _report_no_encoder(parts: Sequence[Part], options: ExportOptions, report: Report) -> None:
-    """Tells if the VAE was stored without its encoder."""
+    """Reports if the VAE was stored without its encoder."""
     name = "vae_encoder"
     if name not in options.without and all(part.component.name != name for part in parts):
         report(
-            f"{name}: the VAE has no encoder, so ltx-run can take no images and videos - to add it, give a whole VAE"
+            f"{name}: the VAE has no encoder, so ltx-run cannot take images or videos - to add it, give a complete VAE"
         )
 
 
+def _refuse_misfits(parts: Sequence[Part], sources: Sources, folder: Path, options: ExportOptions) -> None:
+    """Raises LtxError if the tokenizer does not fit the text encoder, or if weights would be lost with the folder."""
+    _check_tokenizer(sources.tokenizer, parts[0].tensors["shared.weight"].shape[0])
+    _refuse_own_weights(parts, folder, options)
+
+
 def _refuse_own_weights(parts: Sequence[Part], folder: Path, options: ExportOptions) -> None:
-    """Raises LtxError if weights are in the folder that is replaced, where links to them or rewriting loses them."""
+    """Raises LtxError if weights lie in the folder that is replaced, and links or rewriting would lose them."""
     if not (options.link or options.store or options.loras):
         return
     files = {tensor.file.resolve() for part in parts for tensor in part.tensors.values()}
@@ -165,7 +168,7 @@ def _refuse_own_weights(parts: Sequence[Part], folder: Path, options: ExportOpti
 
 
 def _paths(folder: Path, placed: Sequence[Placed], entries: Mapping[str, ComponentEntry]) -> dict[str, Path]:
-    """Every file of the version folder, by its name in it."""
+    """Returns the path of every file of the version folder, by its name in the folder."""
     paths = {name: place.folder / name for place in placed for name in place.names.values()}
     for entry in entries.values():
         paths |= {name: folder / name for name in (*entry.graphs.values(), entry.recorded) if name}
@@ -199,15 +202,30 @@ def _export_part(part: Part, place: Placed, folder: Path, precisions: Sequence[s
     for precision in dict.fromkeys((_CHECKED_PRECISION, *precisions)):
         graphs[precision] = f"{name}.{precision}.onnx"
         _save(whole, precision, place, folder / graphs[precision])
-    record(folder / graphs[_CHECKED_PRECISION], place.folder, part.component, folder / recorded)
+    checked = folder / graphs[_CHECKED_PRECISION]
+    record(checked, place.folder, part.component, folder / recorded)
+    preview = _preview(checked, place, part.component) if name == "vae_encoder" else None
     if _CHECKED_PRECISION not in precisions:
-        (folder / graphs.pop(_CHECKED_PRECISION)).unlink()
+        checked.unlink()
+        del graphs[_CHECKED_PRECISION]
     report(f"{name}: {', '.join(graphs.values())}, {time.perf_counter() - started:.1f} s in all")
-    return ComponentEntry(part.component, tuple(place.names.values()), graphs, parity, recorded)
+    return ComponentEntry(part.component, tuple(place.names.values()), graphs, parity, recorded, preview)
+
+
+def _preview(graph: Path, place: Placed, component: Component) -> Preview:
+    """Fits the colours of the VAE's latents, by the fp32 graph of its encoder."""
+    posterior_channels = component.outputs[0].axes[1]
+    assert isinstance(posterior_channels, int)
+
+    def encode(clips: Sequence[Array]) -> list[Array]:
+        posteriors = run_graph(graph, place.folder, component, [{"video": clip} for clip in clips])
+        return [np.split(posterior, 2, axis=1)[0] for posterior in posteriors]
+
+    return fit_preview(encode, posterior_channels // 2)
 
 
 def _check_traced(part: Part, place: Placed, traced: ir.Model, folder: Path, report: Report) -> Parity:
-    """The parity of the traced blocks, over the weights as they are stored now."""
+    """Compares the traced blocks to the PyTorch module, with the weights as they are stored in the folder."""
     blocks = part.network.traced_blocks
     component = part.network.component(blocks)
     tensors = {name: _module_weight(place.weights[name], tensor) for name, tensor in part.tensors.items()}
@@ -235,9 +253,10 @@ def _save(model: ir.Model, precision: str, place: Placed, path: Path) -> None:
 
 
 def _check_tokenizer(file: Path, vocabulary: int) -> None:
-    """Raises LtxError if it is no tokenizer of T5, or knows pieces that the text encoder does not."""
+    """Raises LtxError if the file is not a T5 tokenizer, or has pieces that the text encoder does not know."""
     pieces = Tokenizer(file, max_tokens=1).pieces
     if pieces > vocabulary:
         raise LtxError(
-            f"{file} has {pieces} pieces, but the text encoder knows {vocabulary}", "give the one it came with"
+            f"{file} has {pieces} pieces, but the text encoder knows {vocabulary}",
+            "give the text encoder's own tokenizer",
         )

@@ -1,4 +1,4 @@
-"""ltx-export: parse, call, print. Imports torch only in the command that traces."""
+"""ltx-export: parse, call, print. Only the commands `onnx` and `random-weights` import torch."""
 
 from __future__ import annotations
 
@@ -17,22 +17,40 @@ from ltx_runtime.spec.versions import find_version
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 
 VersionName = Annotated[str, typer.Argument(metavar="VERSION", help="A release, e.g. 0.9.8-2b-distilled, or demo.")]
-EnginesRoot = Annotated[Path, typer.Option(envvar="LTX_ENGINES", help="Root of the version folders.")]
+EnginesRoot = Annotated[Path, typer.Option(envvar="LTX_ENGINES", help="Folder of exported versions.")]
 _File = Path | None
 Weights = Annotated[
     _File,
     typer.Option(
-        help="Official single file, diffusers folder, GGUF transformer, or a folder with it (weights/VERSION)."
+        help="Checkpoint file, diffusers folder, GGUF transformer, or a folder with one (default: weights/VERSION)."
     ),
 ]
 Upscaler = Annotated[_File, typer.Option(help="File or folder of the spatial upscaler, for a second pass.")]
-TemporalUpscaler = Annotated[_File, typer.Option(help="File of the temporal upscaler, for twice the frame rate.")]
-Vae = Annotated[_File, typer.Option(help="File or folder of the VAE, if not in the weights.")]
-T5 = Annotated[_File, typer.Option(help="T5: safetensors, index of shards, folder of shards, or GGUF.")]
+TemporalUpscaler = Annotated[
+    _File, typer.Option(help="File or folder of the temporal upscaler, for twice the frame rate.")
+]
+Vae = Annotated[
+    _File, typer.Option(help="File or folder of the VAE (default: the one in the checkpoint or beside it).")
+]
+T5 = Annotated[_File, typer.Option(help="Text encoder (T5): safetensors file, folder or index of shards, or GGUF.")]
 Precisions = Annotated[
     list[str] | None,
-    typer.Option(help="fp32 (CPU), bf16 or fp16 (GPU); COMPONENT=PRECISION for one component (fp32 and bf16)."),
+    typer.Option(
+        help="fp32 (for the CPU), bf16 or fp16 (for a GPU); COMPONENT=PRECISION sets one component. Can be repeated "
+        "(default: fp32 and bf16)."
+    ),
 ]
+Loras = Annotated[
+    list[str] | None,
+    typer.Option(help="FILE[:SCALE] or FOLDER[:SCALE]: a LoRA to merge into the transformer. Can be repeated."),
+]
+Link = Annotated[
+    bool,
+    typer.Option(
+        "--link", help="Use the weights in their present place instead of placing them in the version folder."
+    ),
+]
+Stg = Annotated[bool, typer.Option("--stg", help="Support STG even if the version's presets do not use it.")]
 _STORES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 
 
@@ -43,19 +61,19 @@ def onnx(
     weights: Weights = None,
     vae: Vae = None,
     t5: T5 = None,
-    tokenizer: Annotated[Path | None, typer.Option(help="T5's SentencePiece model.")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="Tokenizer file of T5, e.g. spiece.model.")] = None,
     upscaler: Upscaler = None,
     temporal_upscaler: TemporalUpscaler = None,
-    variant: Annotated[str, typer.Option(help="Which weights of folders to take, e.g. bf16.")] = "",
+    variant: Annotated[str, typer.Option(help="Variant of the files in a diffusers folder, e.g. bf16.")] = "",
     engines: EnginesRoot = Path("engines"),
     precision: Precisions = None,
-    lora: Annotated[list[str] | None, typer.Option(help="FILE or FOLDER[:SCALE], merged into the transformer.")] = None,
-    store: Annotated[str | None, typer.Option(help="Rewrite all weights as fp32, fp16 or bf16.")] = None,
-    link: Annotated[bool, typer.Option("--link", help="Leave the weights where they are.")] = False,
-    stg: Annotated[bool, typer.Option("--stg", help="Let layers be skipped though no preset does.")] = False,
-    without: Annotated[list[str] | None, typer.Option(help="Leave a component out; can be repeated.")] = None,
+    lora: Loras = None,
+    store: Annotated[str | None, typer.Option(help="Convert all weights to fp32, fp16 or bf16.")] = None,
+    link: Link = False,
+    stg: Stg = False,
+    without: Annotated[list[str] | None, typer.Option(help="Leave this component out. Can be repeated.")] = None,
 ) -> None:
-    """Trace a version's networks to ONNX graphs over its own weights."""
+    """Export a version's networks as ONNX graphs that use the checkpoint's weights."""
     release = find_version(version)
     _need("torch", "onnxscript", "onnxruntime")
     from ltx_export import build
@@ -80,7 +98,7 @@ def _stored(store: str | None) -> str | None:
 
 
 def _precisions(asked: list[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """`bf16` holds for every component, `text_encoder=bf16` for one."""
+    """Parses precisions such as `bf16`, which applies to every component, and `text_encoder=bf16`, for only one."""
     from ltx_export.graphs.precision import PRECISIONS
     from ltx_runtime.spec.components import COMPONENT_NAMES
 
@@ -97,29 +115,32 @@ def _precisions(asked: list[str]) -> tuple[list[str], dict[str, list[str]]]:
 
 
 def _optional(components: list[str]) -> tuple[str, ...]:
-    """Raises LtxError if one is none that may be left out."""
+    """Returns the components as a tuple. Raises LtxError if one of them cannot be left out."""
     from ltx_runtime.spec.components import OPTIONAL
 
     for one in components:
         if one not in OPTIONAL:
-            raise LtxError(f"{one!r} is no component that can be left out", f"use one of {', '.join(OPTIONAL)}")
+            raise LtxError(f"{one!r} is not a component that can be left out", f"use one of {', '.join(OPTIONAL)}")
     return tuple(components)
 
 
 @app.command()
-@reported("what has arrived is kept, and not fetched again")
+@reported("what was downloaded is kept, and not downloaded again")
 def download(
     version: VersionName,
-    folder: Annotated[Path | None, typer.Argument(help="Where to (weights/VERSION).")] = None,
-    t5: Annotated[str, typer.Option(help="bf16, or a quantization such as Q8_0 or Q5_K_M.")] = "Q8_0",
+    folder: Annotated[Path | None, typer.Argument(help="Target folder (default: weights/VERSION).")] = None,
+    t5: Annotated[str, typer.Option(help="Text encoder: bf16, a GGUF such as Q8_0 or Q5_K_M, or none.")] = "Q8_0",
     missing: Annotated[
-        bool, typer.Option("--missing", help="Take what is there as it is, without asking the hub.")
+        bool,
+        typer.Option(
+            "--missing", help="Accept existing files without comparing checksums; download only missing ones."
+        ),
     ] = False,
     temporal_upscaler: Annotated[
-        bool, typer.Option("--temporal-upscaler", help="The temporal upscaler too, for twice the frame rate.")
+        bool, typer.Option("--temporal-upscaler", help="Download the temporal upscaler too, for twice the frame rate.")
     ] = False,
 ) -> None:
-    """Fetch a version's checkpoint, upscaler, T5 and tokenizer from the hub; what is there is not fetched again."""
+    """Download a version's checkpoint, upscaler, T5 and tokenizer from Hugging Face, except files already there."""
     release = find_version(version)
     _need("huggingface_hub")
     from ltx_export.sources.download import download as fetch
@@ -132,10 +153,10 @@ def download(
 @app.command()
 @reported()
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A file of weights, or any folder of them.")],
-    as_json: Annotated[bool, typer.Option("--json", help="The same for programs.")] = False,
+    path: Annotated[Path, typer.Argument(help="A weights file, a folder of weights, or a version folder.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
-    """Say what a file or folder is, which version and why, what is missing, and what memory it will need."""
+    """Show what a file or folder is, which version and why, what is missing, and how much memory it will need."""
     import dataclasses
     import json
 
@@ -149,16 +170,18 @@ def inspect(
 @app.command()
 @reported()
 def check(
-    folder: Annotated[Path, typer.Argument(help="A version folder, or a folder with one.")] = Path("engines"),
-    version: Annotated[str | None, typer.Option(help="Which version; not needed when there is one.")] = None,
+    folder: Annotated[Path, typer.Argument(help="A version folder, or a folder of exported versions.")] = Path(
+        "engines"
+    ),
+    version: Annotated[str | None, typer.Option(help="Version to check, if the folder has several.")] = None,
 ) -> None:
-    """Verify a version folder where it has arrived: checksums, and every fp32 graph on what was recorded at export."""
+    """Verify a version folder that was copied: checksums, and the fp32 graphs' results against those at export."""
     _need("onnxruntime")
     from ltx_export.recorded import check_folder
     from ltx_runtime.folder.manifest import find_folder, open_engines
 
     found = open_engines(find_folder(folder, find_version(version).name if version else None))
-    print(f"{found.folder}: {len(found.manifest.files)} files are whole")
+    print(f"{found.folder}: {len(found.manifest.files)} files are intact")
     check_folder(found, print)
 
 
@@ -166,11 +189,13 @@ def check(
 @reported()
 def random_weights(
     version: VersionName,
-    folder: Annotated[Path | None, typer.Argument(help="Where to (weights/VERSION).")] = None,
-    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
-    sparse: Annotated[bool, typer.Option(help="Zeros that take no disk space, to measure large versions.")] = False,
+    folder: Annotated[Path | None, typer.Argument(help="Target folder (default: weights/VERSION).")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the random weights.")] = 0,
+    sparse: Annotated[
+        bool, typer.Option(help="Write zeros as sparse files, to measure large versions without disk space.")
+    ] = False,
 ) -> None:
-    """Write files of random weights in the official formats; `demo` is made of nothing else."""
+    """Write random weights in the official file formats; the version `demo` has no other weights."""
     release = find_version(version)
     _need("torch")
     from ltx_export.random_weights import write_random_weights
@@ -180,7 +205,7 @@ def random_weights(
     print(f"{target} holds random weights of {release.name}")
 
 
-@reported("engines that are whole are kept, and not built again")
+@reported("complete engines are kept, and not built again")
 def _engine(asked: Asked) -> None:
     """Build TensorRT or TensorRT-RTX engines from a version's bf16 or fp16 graphs; needs no PyTorch."""
     _need("onnx", "filelock", extra="tensorrt-rtx")
@@ -196,7 +221,7 @@ app.command("engine")(command_of(_engine, Asked))
 
 @contextmanager
 def _progress(name: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error for what goes through many bytes."""
+    """Shows a progress bar on standard error, in bytes."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -207,7 +232,7 @@ def _progress(name: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 def _need(*modules: str, extra: str = "export") -> None:
-    """Raises LtxError if a package of an extra is not installed."""
+    """Raises LtxError if a module is not installed; the message names the extra that brings it."""
     import importlib.util
 
     absent = [name for name in modules if importlib.util.find_spec(name) is None]
@@ -216,5 +241,5 @@ def _need(*modules: str, extra: str = "export") -> None:
 
 
 def main() -> None:
-    """The `ltx-export` command."""
+    """Runs the `ltx-export` command."""
     app()

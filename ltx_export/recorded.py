@@ -89,7 +89,9 @@ def run_graph(graph: Path, weights: Path, component: Component, requests: Sequen
 def refuse_unfinite(component: Component, output: Array) -> None:
     """Raises LtxError unless all values of an output are finite."""
     if not np.isfinite(output).all():
-        raise LtxError(f"{component.name} makes numbers that are not finite of its weights", "use another checkpoint")
+        raise LtxError(
+            f"{component.name} computes values that are not finite from its weights", "use another checkpoint"
+        )
 
 
 def record(graph: Path, weights: Path, component: Component, path: Path) -> None:
@@ -117,7 +119,7 @@ def read_record(path: Path, component: Component) -> tuple[Feeds, Array]:
             expected = arrays[component.outputs[0].name]
         check_feeds(component, recorded)
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise LtxError(f"{path} is no record of {component.name} ({error})", "export the version again") from None
+        raise LtxError(f"{path} is not a record of {component.name} ({error})", "export the version again") from None
     return recorded, expected
 
 
@@ -130,7 +132,7 @@ def check_folder(engines: Engines, report: Callable[[str], None]) -> None:
     for name, entry in engines.manifest.components.items():
         graph = entry.graphs.get("fp32")
         if graph is None or entry.recorded is None:
-            report(f"{name}: no fp32 graph to run here; its files are whole")
+            report(f"{name}: no fp32 graph to run here; its files are intact")
             continue
         recorded, expected = read_record(engines.folder / entry.recorded, entry.signature)
         (actual,) = run_graph(engines.folder / graph, engines.weights_folder(name), entry.signature, [recorded])

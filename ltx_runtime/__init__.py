@@ -1,6 +1,6 @@
 """Makes a video from a folder of engines and a prompt. Never imports torch.
 
-The public names are loaded when they are first used, and no backend before a network is opened.
+The public names are loaded on first use, and a backend only when a network is opened.
 """
 
 from __future__ import annotations

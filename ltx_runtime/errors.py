@@ -67,7 +67,7 @@ def explaining(doing: str | None = None) -> Iterator[None]:
         advice = _ADVICE.get(error.errno or 0)
         if advice is None:
             raise
-        doing = doing or (f"use {error.filename}" if error.filename else "go on")
+        doing = doing or (f"use {error.filename}" if error.filename else "continue")
         raise LtxError(f"cannot {doing}: {os.strerror(error.errno or 0).lower()}", advice) from None
 
 

@@ -34,7 +34,7 @@ def locked(lock: Path, writer: str) -> Iterator[None]:
 
     Args:
         lock: path of the lock file; its folder must exist.
-        writer: the command that holds the lock and its purpose, as in "export writes engines/0.9.5".
+        writer: the command that holds the lock and its purpose, as in "export is writing engines/0.9.5".
 
     Raises:
         LtxError: another process holds the lock.
@@ -63,7 +63,7 @@ def check_space(folder: Path, needed_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed_bytes > free:
         raise LtxError(
-            f"{folder} needs {needed_bytes / 1e9:.2f} GB more, but {free / 1e9:.2f} GB are free there",
+            f"{folder} needs {needed_bytes / 1e9:.2f} GB more, but only {free / 1e9:.2f} GB are free",
             "free some space or choose another disk",
         )
 

@@ -36,7 +36,7 @@ from ltx_runtime.vae.saved_latents import Ending, read_initial, read_latents
 
 _GIGABYTE = 1e9
 _REQUEST_FIELDS = tuple(one.name for one in fields(Request))
-# What the pipeline decides for all its videos, and not each for itself.
+# Fields of RunOptions that are set for the pipeline, and so not for a single video.
 _PIPELINE_FIELDS = ("backend", "memory_bytes", "gpu_memory_bytes", "threads")
 _RUN_FIELDS = tuple(one.name for one in fields(RunOptions) if one.name not in _PIPELINE_FIELDS)
 _PATH_FIELDS = ("embeddings", "initial_latents", "noise", "save_embeddings", "save_latents", "save_noise")
@@ -51,21 +51,22 @@ class Pipeline:
 
     Args:
         folder: a version folder such as engines/0.9.8-2b-distilled, or a folder of version folders.
-        version: which of several.
-        backend: tensorrt, tensorrt_rtx, cuda or cpu; auto takes, for each network, the first that can run it.
-        memory: GB of activations that the VAE may take; tiles are cut to fit. None: 8, or what the GPU has.
-        gpu_memory: GB of the GPU to plan with; None for all that is free.
-        threads: of the CPU; None for one a core.
-        keep_loaded: True keeps every network open from one video to the next. A number keeps as many as have weights
-            of so many GB together; the first of the road leaves first. On a GPU, what does not fit leaves.
-        note: hears what should be known but need not be changed; by default the logger `ltx_runtime`.
+        version: the release to use, if the folder holds several.
+        backend: tensorrt, tensorrt_rtx, cuda or cpu; auto chooses, for each network, the first of these that runs it.
+        memory: GB for the activations of the VAE; larger videos are decoded in tiles. None for 8, or what the GPU has.
+        gpu_memory: GB of GPU memory to plan with; None for all that is free.
+        threads: number of CPU threads; None for one per core.
+        keep_loaded: True keeps every network loaded from one video to the next; a number limits the weights of all
+            loaded networks to this many GB. To make room, or if a GPU is full, the network that a video needs first is
+            unloaded first.
+        note: is called with each remark that the user should know of; by default the logger `ltx_runtime` warns.
 
     Attributes:
         engines: the version folder and its manifest.
-        version: the release that it holds.
+        version: the release that the folder holds.
 
     Raises:
-        LtxError: there is no such folder, a file of it is missing or changed, or an argument cannot be used.
+        LtxError: there is no such folder, one of its files is missing or changed, or an argument is invalid.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class Pipeline:
         keep_loaded: bool | float = False,
         note: Note | None = None,
     ) -> None:
-        """Opens the folder and verifies its files; see the class."""
+        """Opens the folder and verifies its files; the class describes the arguments."""
         self._options = check_options(
             RunOptions(
                 backend=backend,
@@ -112,14 +113,14 @@ class Pipeline:
         self._sessions.close()
 
     def __call__(self, request: Request | str = "", /, **changes: Any) -> Video:
-        """Plans a video and checks all that can be checked; nothing is loaded and nothing runs.
+        """Plans a video and checks everything that can be checked without loading a network; nothing runs.
 
         Args:
-            request: what to make, or its prompt.
-            changes: fields of Request and of RunOptions by name, in place of the request's own.
+            request: the video to make, or just its prompt.
+            changes: fields of Request and RunOptions by name, which replace those of the request.
 
         Raises:
-            LtxError: a name is unknown, a value cannot be used, a file cannot be read, or nothing here runs it.
+            LtxError: a name is unknown, a value is invalid, a file cannot be read, or no backend here can run it.
         """
         request, options = self._changed(Request(request) if isinstance(request, str) else request, changes)
         if request.video is not None and request.num_frames is None:
@@ -141,13 +142,13 @@ class Pipeline:
         return Video(self, chosen, planned.ending, planned, used)
 
     def _changed(self, request: Request, changes: dict[str, Any]) -> tuple[Request, RunOptions]:
-        """The request and the options with some fields changed."""
+        """Returns the request and the pipeline's options with some fields changed."""
         asked = {name: value for name, value in changes.items() if name in _REQUEST_FIELDS}
         of_run = {name: value for name, value in changes.items() if name not in _REQUEST_FIELDS}
         return replace(request, **asked), self._options_with(of_run, (*_REQUEST_FIELDS, *_RUN_FIELDS))
 
     def _options_with(self, changes: dict[str, Any], known: Sequence[str]) -> RunOptions:
-        """The options with some fields changed; `known` are all names that may be given beside them."""
+        """Returns the pipeline's options with some fields changed; `known` lists all valid names, for the message."""
         unknown = sorted(changes.keys() - {*_RUN_FIELDS})
         if unknown:
             raise LtxError(f"there is nothing called {unknown[0]!r} to ask for", f"use one of {', '.join(known)}")
@@ -155,7 +156,11 @@ class Pipeline:
         return check_options(replace(self._options, **{**changes, **paths}))
 
     def decode(self, path: Path | str, **changes: Any) -> Video:
-        """A video of latents that a run saved with `save_latents`; see __call__ for `changes` of options.
+        """Returns the video of latents that were saved with `save_latents`.
+
+        Args:
+            path: the file of latents.
+            changes: fields of RunOptions by name.
 
         Raises:
             LtxError: the file holds no such latents, or those of another version.
@@ -179,13 +184,13 @@ class Pipeline:
         """Makes many videos one after another, with all networks kept loaded; one that fails does not end the others.
 
         Args:
-            requests: what to make, or prompts.
-            save: the file to save a video to, by its number from 0; without it only latents are made, and frames are
-                decoded when the video is iterated over.
-            changes: see __call__; for all of them.
+            requests: videos to make, or just their prompts.
+            save: returns the file to save a video to, given its number from 0. Without it only latents are made, and
+                frames are decoded when you iterate over the video.
+            changes: fields of Request and RunOptions by name, which replace those of every request.
 
         Yields:
-            A result for every request, in order.
+            A result for every request, in their order.
         """
         kept, self._sessions.keep = self._sessions.keep, True
         try:
@@ -236,7 +241,7 @@ class Video:
 
     @property
     def backends(self) -> dict[ComponentName, str]:
-        """The backend of each network, in the order of the road."""
+        """The backend of each network, in the order in which they run."""
         return {name: self._chosen.found[name].backend for name in self._chosen.names}
 
     @property
@@ -255,11 +260,11 @@ class Video:
         """Makes the latents, step by step. Leaving the loop early frees the network and leaves nothing behind.
 
         Args:
-            progress: is told how far each stage is.
+            progress: shows how far each stage is.
 
         Raises:
-            LtxError: a file cannot be used, or memory does not suffice.
-            ValueError: these are latents that were saved.
+            LtxError: a file cannot be used, or there is too little memory.
+            ValueError: the video is made of saved latents, which have no steps.
         """
         if self.plan is None:
             raise ValueError("latents that were saved have no steps")
@@ -273,21 +278,21 @@ class Video:
         self._use((yield from run_passes(road, self.plan, self._media, noise)), noise)
 
     def _tell_backends(self, road: Road) -> None:
-        """Notes which backend runs each network, where it was chosen of several; once for all videos alike."""
+        """Notes the backend of each network if it was chosen automatically; a pipeline says the same thing once."""
         for line in self._chosen.lines():
             if line not in self._pipeline._noted:
                 self._pipeline._noted.add(line)
                 road.note(line)
 
     def _use(self, latents: Floats, noise: Noise) -> None:
-        """Latents to decode, and where the decoder's noise comes from."""
+        """Sets the latents to decode, and the source of the decoder's noise."""
         self._latents, self._noise = latents, noise
 
     def latents(self, progress: Progress = silent) -> Floats:
-        """The normalized latents to decode, (1, C, F, H, W) float32; makes them if they are not made yet.
+        """Returns the normalized latents to decode, (1, C, F, H, W) float32; the first call makes them.
 
         Raises:
-            LtxError: see steps.
+            LtxError: a file cannot be used, or there is too little memory.
         """
         if self._latents is None:
             for _ in self.steps(progress):
@@ -296,10 +301,10 @@ class Video:
         return self._latents
 
     def frames(self, progress: Progress = silent) -> Generator[Frame, None, None]:
-        """Every frame, (height, width, 3) uint8 RGB, in order; makes the latents first if they are not made yet.
+        """Yields every frame in order, (height, width, 3) uint8 RGB; makes the latents first if need be.
 
         Raises:
-            LtxError: see steps; or the decoder makes numbers that are not finite.
+            LtxError: a file cannot be used, there is too little memory, or the decoder's output is not finite.
         """
         latents = self.latents(progress)
         road = self._road(progress)
@@ -314,21 +319,21 @@ class Video:
         return self.frames()
 
     def report_lines(self) -> list[str]:
-        """The plan for people."""
+        """The plan as lines of text."""
         if self.plan is None:
             ending = self.ending
             return [f"decode: {ending.num_frames} frames at {ending.fps:g} fps, seed {ending.seed}"]
         return list(lines_of(self.report()))
 
     def check_output(self, path: Path | str, *, folder_exists: bool = True) -> Path:
-        """What `save` would write: the file, or for .png the folder of frames.
+        """Checks that `save` could write this file, and returns the file, or for .png the folder of frames.
 
         Args:
-            path: see save.
-            folder_exists: whether the folder of the file must be there already.
+            path: the file, as for `save`.
+            folder_exists: whether the folder of the file must exist already.
 
         Raises:
-            LtxError: the format, the size or the frame rate does not fit, or there is no such folder.
+            LtxError: the format is unknown or cannot hold this size or frame rate, or there is no such folder.
         """
         return check_output(Path(path), *self.size, self.ending.fps, folder_exists=folder_exists)
 
@@ -337,13 +342,13 @@ class Video:
 
         Args:
             path: .mp4, .webm, .gif, or NAME.png for a folder NAME of frames.
-            progress: is told how far each stage is.
+            progress: shows how far each stage is.
 
         Returns:
             The file, or the folder of frames.
 
         Raises:
-            LtxError: see steps; or the file cannot be written.
+            LtxError: a file cannot be used or written, there is too little memory, or the output is not finite.
         """
         target = self.check_output(path)
         # An output that fails closes the frames, which frees the decoder.
@@ -368,13 +373,13 @@ class Video:
 
 @dataclass(frozen=True)
 class Result:
-    """One of many videos.
+    """The result of one of many requests.
 
     Attributes:
         index: number of the request, from 0.
-        video: with its latents made; None if it failed.
-        path: what was written; None if nothing was to be.
-        error: why it failed; None if it did not.
+        video: the video, with its latents made; None if the request failed.
+        path: the file that was written; None if there is none.
+        error: why the request failed; None if it did not.
     """
 
     index: int

@@ -1,4 +1,4 @@
-"""The road from a request to frames: each stage asks for its session, so that the one before can leave the memory.
+"""The road from a request to frames: each stage opens its session when it begins, after the one before was closed.
 
 text -> media -> [ first pass -> upsampler -> ] last pass -> [ temporal upsampler -> ] frames
 """
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltx_runtime.errors import LtxError
-from ltx_runtime.folder.manifest import Engines
+from ltx_runtime.folder.manifest import Engines, export_command
 from ltx_runtime.noise.noise import RNGS, FileNoise, GivenNoise, Noise, RecordingNoise
 from ltx_runtime.planning.backends import Chosen
 from ltx_runtime.planning.media import read_media
@@ -37,6 +37,7 @@ from ltx_runtime.text.tokenizer import Tokenizer
 from ltx_runtime.vae.decode import decode, decode_pixels, ready_to_decode
 from ltx_runtime.vae.encode import Posterior, encode_media
 from ltx_runtime.vae.latents import adain
+from ltx_runtime.vae.preview import pictures_of
 from ltx_runtime.vae.resize import resize_bilinear
 from ltx_runtime.vae.saved_latents import Ending, write_latents
 from ltx_runtime.vae.tiling import Tiling
@@ -55,7 +56,7 @@ class Step:
         steps: number of steps of the pass.
         pass_number: 1, or 2 for the pass that refines.
         passes: number of passes.
-        sigma: the noise level that the latents have after the step.
+        sigma: the noise level of the latents after the step.
     """
 
     index: int
@@ -66,6 +67,7 @@ class Step:
     _tokens: denoise.Step
     _grid: Grid
     _extra: int
+    _engines: Engines
 
     @cached_property
     def latents(self) -> Floats:
@@ -74,23 +76,41 @@ class Step:
 
     @cached_property
     def predicted(self) -> Floats:
-        """The noise-free latents that the transformer foresees at this step, like `latents`: what to preview."""
+        """The noise-free latents that the transformer foresees at this step, shaped like `latents`."""
         return latents_of(self._tokens.predicted()[:, self._extra :], self._grid)
+
+    def preview(self) -> NDArray[np.uint8]:
+        """Pictures of the video as the transformer foresees it at this step, without the VAE: approximate colours.
+
+        Returns:
+            A picture for each latent frame, (F, H, W, 3) uint8 RGB, with a pixel for every 32x32 of the video.
+
+        Raises:
+            LtxError: the version folder was exported without the VAE encoder, or by an earlier release.
+        """
+        encoder = self._engines.manifest.components.get("vae_encoder")
+        if encoder is None or encoder.preview is None:
+            raise LtxError(
+                f"{self._engines.folder} has no colours for previews",
+                "export it with its VAE encoder",
+                export_command(self._engines.manifest.version),
+            )
+        return pictures_of(self.predicted, encoder.preview)
 
 
 @dataclass(frozen=True)
 class Road:
-    """What every stage needs: sessions, what was decided before, and whom to tell.
+    """Everything that the stages share: sessions, the decisions of the plan, and where progress is shown.
 
     Attributes:
         engines: the version folder.
-        version: that it holds.
+        version: the release that the folder holds.
         options: how the request is run.
-        chosen: what runs each component.
-        sessions: open and to be opened.
-        progress: is told how far each stage is.
-        note: hears what the user should know but need not change.
-        seconds: of each stage that has ended, by its label.
+        chosen: the graph or engine that runs each component.
+        sessions: opens sessions, and keeps those that stay loaded.
+        progress: shows how far each stage is.
+        note: is called with each remark that the user should know of.
+        seconds: duration of each finished stage, by its label.
     """
 
     engines: Engines
@@ -104,7 +124,13 @@ class Road:
 
     @contextmanager
     def stage(self, label: str, units: int, name: ComponentName) -> Iterator[tuple[Session, Callable[[], None]]]:
-        """An open session of a component, and what is called after each of so many units of work."""
+        """Opens a stage: yields a session of its component, and a function to call after each unit of work.
+
+        Args:
+            label: the name of the stage, for its progress and its duration.
+            units: number of units of work.
+            name: the component.
+        """
         started = perf_counter()
         with self.progress(label, units) as advance, self._session(name) as session:
             yield session, lambda: advance(1)
@@ -112,7 +138,7 @@ class Road:
 
     @contextmanager
     def _session(self, name: ComponentName) -> Iterator[Session]:
-        """A session of what was chosen; if that turns out not to run it, of what comes next."""
+        """Opens the session of the chosen backend, or of the next one if the library cannot run the graph."""
         with ExitStack() as opened:
             try:
                 session = opened.enter_context(self.sessions.session(self.chosen.found[name]))
@@ -136,7 +162,7 @@ def channels_of(engines: Engines) -> int:
 
 
 def noise_of(options: RunOptions, seed: int, given: Mapping[str, Floats]) -> Noise:
-    """Where a run takes its noise from, with some draws that are there already."""
+    """Returns the source of a run's noise, in which some draws are given."""
     noise: Noise = RNGS[options.rng](seed) if options.noise is None else FileNoise(options.noise)
     if given:
         noise = GivenNoise(noise, given)
@@ -144,7 +170,7 @@ def noise_of(options: RunOptions, seed: int, given: Mapping[str, Floats]) -> Noi
 
 
 def run_passes(road: Road, planned: Plan, media_frames: Sequence[int], noise: Noise) -> Generator[Step, None, Floats]:
-    """Text, media, all passes and the temporal upscale; what is to be saved is saved before anything else can fail.
+    """Makes the latents: text, media, all passes, temporal upscale. What is to be saved is saved as soon as it is made.
 
     Yields:
         Every step of every pass.
@@ -206,7 +232,7 @@ def _text(road: Road, planned: Plan) -> Text:
 
 
 def _encoded(road: Road, planned: Plan, media: Media) -> list[Encoded]:
-    """The media at the size of every pass, with the encoder opened once."""
+    """Encodes the media at the size of every pass, with one session of the encoder."""
     count = len(media.clips) + (media.whole is not None)
     if not count:
         return [Encoded()] * len(planned.passes)
@@ -230,7 +256,10 @@ def _run_pass(
     encoded: Encoded,
     noise: Noise,
 ) -> Generator[Step, None, Floats]:
-    """Steps of one pass, from noise or from the latents of the one before; returns its latents (1, C, F, H, W)."""
+    """Yields the steps of one pass and returns its latents (1, C, F, H, W).
+
+    The pass starts from noise, or from the upscaled latents `before` of the first pass.
+    """
     one, count = planned.passes[number - 1], len(planned.passes)
     grid = one.grid
 
@@ -252,14 +281,14 @@ def _run_pass(
     with road.stage(label, len(one.sigmas), "transformer") as (session, done):
         made = make_latents(session, text, start, one, planned.settings, draw, low_memory=road.options.low_memory)
         for each in made:
-            step = Step(each.index, len(one.sigmas), number, count, each.sigma, each, grid, start.extra)
+            step = Step(each.index, len(one.sigmas), number, count, each.sigma, each, grid, start.extra, road.engines)
             done()
             yield step
     return step.latents
 
 
 def decoder_feeds(road: Road, latents: Floats, ending: Ending, noise: Noise) -> dict[str, Floats]:
-    """All inputs of the decoder for normalized latents; the draws of the whole run are saved if that was asked for."""
+    """Returns all inputs of the decoder for normalized latents, and saves the noise of the run if asked to."""
     feeds = ready_to_decode(latents, ending, road.engines.component("vae_decoder").signature.inputs, noise)
     if isinstance(noise, RecordingNoise) and road.options.save_noise is not None:
         noise.save(road.options.save_noise)
@@ -267,7 +296,7 @@ def decoder_feeds(road: Road, latents: Floats, ending: Ending, noise: Noise) -> 
 
 
 def frames_of(road: Road, feeds: dict[str, Floats], ending: Ending) -> Iterator[Frame]:
-    """Decodes, resizes to the size asked for, crops, and yields as many frames as were asked for.
+    """Decodes latents, resizes and crops the frames, and yields as many as were asked for.
 
     Yields:
         Frames (height, width, 3) uint8 RGB.
@@ -280,9 +309,9 @@ def frames_of(road: Road, feeds: dict[str, Floats], ending: Ending) -> Iterator[
 
 
 def _pixels(session: Session, feeds: dict[str, Floats], tiling: Tiling, ending: Ending) -> Iterator[Frame]:
-    """Frames (height, width, 3) uint8 of the size asked for; made where the decoder runs if that is all there is to do.
+    """Yields frames (height, width, 3) uint8 of the requested size; pixels are floor(255 y), as in the official code.
 
-    Pixels are floor(255 y), as the official code has them.
+    A decoder that returns bytes itself is used for them, if the frames need no tiles and no resizing.
     """
     left, right, top, bottom = ending.crop
     height, width = ending.size

@@ -109,7 +109,7 @@ def _opened(path: Path) -> Any:
         return safe_open(path, framework="numpy")
     except (SafetensorError, OSError) as error:
         what = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise LtxError(f"{path} is not a whole safetensors file ({what})", "make it again") from None
+        raise LtxError(f"{path} is not a complete safetensors file ({what})", "create it again") from None
 
 
 def _named(names: Collection[str]) -> str:
@@ -136,8 +136,6 @@ def _converted(tensor: NDArray[Any], dtype: str, what: str) -> NDArray[Any]:
         made: NDArray[Any] = tensor.astype(np.float32 if dtype in _FLOATS else np.int64, copy=False)
     lost = np.less(made, 0) if dtype == "U64" else ~np.isfinite(made)
     if lost.any():
-        kept = f"finite {made.dtype}" if dtype in _FLOATS else "an int64"
-        raise LtxError(
-            f"{np.count_nonzero(lost)} of {made.size} numbers in {what} are not {kept}", "make the file again"
-        )
+        fault = f"are not finite in {made.dtype}" if dtype in _FLOATS else "do not fit int64"
+        raise LtxError(f"{np.count_nonzero(lost)} of {made.size} numbers in {what} {fault}", "create the file again")
     return made

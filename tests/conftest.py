@@ -1,8 +1,27 @@
-"""Signal handling that every test can rely on."""
+"""What every test can rely on: signals are heard, and the workers of a run share the graphs they trace."""
 
+import os
+import shutil
 import signal
+import tempfile
 
 import pytest
+from samples.shared_graphs import FOLDER
+
+_made: list[str] = []
+
+
+def pytest_configure():
+    """Makes the folder of shared graphs; workers inherit it from the process that starts them."""
+    if FOLDER not in os.environ:
+        os.environ[FOLDER] = tempfile.mkdtemp(prefix="ltx-graphs-")
+        _made.append(os.environ[FOLDER])
+
+
+def pytest_unconfigure():
+    """Removes the folder in the process that made it."""
+    for folder in _made:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -8,20 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes.runs import generate
 from oracles.golden_files import golden
 from oracles.pipeline_cases import CASES, VIDEO_STRIDE, Case, deep, media
 from safetensors.numpy import load_file, save_file
 from samples.deep_releases import engines_of
 
-from ltx_runtime.planning.options import RunOptions
-from ltx_runtime.planning.request import Condition, Request
-from ltx_runtime.progress import silent
+from ltx_runtime import Condition, Pipeline, Request
 from ltx_runtime.spec.versions import VERSIONS
 
 # For comparison: an image noise scale that differs by 0.01 moves latents by 4e-5.
 LATENTS_LIMIT, PSNR_LIMIT_DB = 1e-5, 60
 GOLDEN = golden("pipelines")
+_pipelines: dict[str, Pipeline] = {}  # the last one that was used
 
 
 def prepared(case: Case, path: Path, item) -> Path:
@@ -65,13 +63,27 @@ def psnr_db(actual: np.ndarray, expected: np.ndarray) -> float:
     return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
 
 
+@pytest.fixture
+def pipeline(monkeypatch):
+    """Returns the pipeline of a release, which keeps its networks open for all cases of the release."""
+
+    def of(name: str) -> Pipeline:
+        engines = engines_of(name)
+        monkeypatch.setitem(VERSIONS, name, deep(name))
+        if name not in _pipelines:
+            for other in [*_pipelines]:
+                _pipelines.pop(other).close()
+            _pipelines[name] = Pipeline(engines, backend="cpu", threads=1, keep_loaded=True)
+        return _pipelines[name]
+
+    return of
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_latents_of_every_pass_and_frames_are_the_official_ones(case, tmp_path, monkeypatch):
-    engines = engines_of(case.release)
-    monkeypatch.setitem(VERSIONS, case.release, deep(case.release))
-    kept, frames = tmp_path / "latents.safetensors", []
-    options = RunOptions(rng="torch" if case.rng == "torch" else "numpy", sample_posterior=True, save_latents=kept)
-    generate(engines, request_of(case, tmp_path), frames.append, silent, options)
+def test_latents_of_every_pass_and_frames_are_the_official_ones(case, pipeline, tmp_path):
+    pipe, kept = pipeline(case.release), tmp_path / "latents.safetensors"
+    rng = "torch" if case.rng == "torch" else "numpy"
+    frames = list(pipe(request_of(case, tmp_path), rng=rng, sample_posterior=True, save_latents=kept))
     made = load_file(kept)
     recorded = {name.removeprefix(f"{case.name}/"): t for name, t in GOLDEN.items() if name.startswith(f"{case.name}/")}
     passes = sorted(name for name in recorded if name.startswith("latents_"))

@@ -14,7 +14,7 @@ SOURCES = [path for path in FILES if path.relative_to(ROOT).parts[0] != "tests"]
 
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 45
-MAX_ROOM_FILES = 10  # besides __init__.py
+MAX_ROOM_FILES = 9  # besides __init__.py
 NAMELESS = {"util", "utils", "common", "helper", "helpers", "manager", "misc", "base", "core"}
 
 # Rooms are the subpackages and modules of a package. They import only rooms listed before them; the files of a room
@@ -25,7 +25,7 @@ ROOMS = {
         *("media", "text", "vae", "sampling", "planning", "road", "pipeline", "doctor", "cli"),
     ),
     "ltx_export": (
-        *("recorded", "checkpoints", "sources", "models", "networks", "weights"),
+        *("recorded", "preview", "checkpoints", "sources", "models", "networks", "weights"),
         *("graphs", "engines", "inspection", "random_weights", "build", "cli"),
     ),
 }

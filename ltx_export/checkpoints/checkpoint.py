@@ -56,7 +56,7 @@ class StoredTensor:
             file.seek(self.offset + start)
             data = file.read(stop - start)
         if len(data) != stop - start:
-            raise LtxError(f"{self.file} was cut while it was read", "get it again")
+            raise LtxError(f"{self.file} became shorter while it was read", "download it again")
         return np.frombuffer(data, np.uint8)
 
 
@@ -102,13 +102,13 @@ def open_safetensors(path: Path) -> Checkpoint:
         start = file.read(8)
         header_bytes = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
         if not 2 <= header_bytes <= min(_MAX_HEADER_BYTES, size - 8):
-            raise LtxError(f"{path} is not a whole safetensors file", "download it again")
+            raise LtxError(f"{path} is not a complete safetensors file", "download it again")
         raw = file.read(header_bytes)
     try:
         header = json.loads(raw, object_pairs_hook=_without_namesakes)
         metadata = header.pop("__metadata__", {})
         if not isinstance(metadata, dict):
-            raise ValueError("its metadata is no object")
+            raise ValueError("its metadata is not a JSON object")
         tensors = {name: _stored(path, 8 + header_bytes, entry) for name, entry in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _damaged(path, _first_line(error)) from None
@@ -123,7 +123,7 @@ def _damaged(path: Path, what: str) -> LtxError:
 def _without_namesakes(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) < len(pairs):
-        raise ValueError("a name stands in it twice")
+        raise ValueError("a key appears twice")
     return made
 
 
@@ -144,7 +144,7 @@ def _stored(path: Path, data_start: int, entry: dict[str, Any]) -> StoredTensor:
 
 def _whole(value: Any) -> int:
     if type(value) is not int or not 0 <= value < 1 << 63:
-        raise ValueError(f"{value!r} is no size")
+        raise ValueError(f"{value!r} is not a valid size or offset")
     return value
 
 
@@ -173,7 +173,7 @@ def open_shards(index: Path) -> Checkpoint:
         if not places:
             raise ValueError("it names no tensors")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise LtxError(f"{index} is no index of shards ({_first_line(error)})", "download it again") from None
+        raise LtxError(f"{index} is not an index of shards ({_first_line(error)})", "download it again") from None
     missing = sorted({file for file in places.values() if not (index.parent / file).is_file()})
     if missing:
         raise LtxError(f"{index} names {', '.join(missing[:4])}, not found beside it", "download the missing shards")
@@ -190,5 +190,5 @@ def open_shards(index: Path) -> Checkpoint:
 
 def _bare(name: Any) -> str:
     if not isinstance(name, str) or not name or Path(name).name != name or "\\" in name:
-        raise ValueError(f"{name!r} is no file name")
+        raise ValueError(f"{name!r} is not a file name")
     return name

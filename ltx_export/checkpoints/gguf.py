@@ -88,7 +88,7 @@ class _Header:
         taken = self._file.read(count)
         self.position += count
         if len(taken) != count:
-            raise self.refusal(f"ended while it was read, at {self.position - count + len(taken)} bytes")
+            raise self.refusal(f"became shorter while it was read, now {self.position - count + len(taken)} bytes")
         return taken
 
     def skip(self, count: int) -> None:
@@ -155,13 +155,13 @@ def _read_metadata(header: _Header, count: int) -> tuple[str, str, int]:
             _skip_values(header, kind, 1, 0)
             continue
         if key in found:
-            raise header.refusal(f"gives {key} twice")
+            raise header.refusal(f"has {key} twice")
         if kind != _READ[key]:
-            raise header.refusal(f"gives {key} as a value of type {kind} instead of {_READ[key]}")
+            raise header.refusal(f"has {key} as a value of type {kind} instead of {_READ[key]}")
         found[key] = header.text(f"the value of {key}") if kind == _STRING else header.integer(4)
     alignment = int(found.get("general.alignment", _DEFAULT_ALIGNMENT))
     if alignment.bit_count() != 1:
-        raise header.refusal(f"has an alignment of {alignment}, which is no power of two")
+        raise header.refusal(f"has an alignment of {alignment}, which is not a power of two")
     return str(found.get("general.architecture", "")), str(found.get("config", "{}")), alignment
 
 
@@ -216,7 +216,7 @@ def _placed(header: _Header, tensors: dict[str, StoredTensor], alignment: int) -
     end, before = 0, ""
     for name, tensor in sorted(tensors.items(), key=lambda item: item[1].offset):
         if tensor.offset < end:
-            raise header.refusal(f"has tensors {before!r} and {name!r} in the same bytes")
+            raise header.refusal(f"has overlapping tensors {before!r} and {name!r}")
         end, before = tensor.offset + tensor.length, name
     if tensors and start + end > header.size:
         raise header.refusal(f"is truncated: {header.size} bytes of {start + end}")

@@ -87,6 +87,7 @@ _GGUF_BLOCK = re.compile(r"enc\.blk\.(\d+)\.(\w+)")
 _EMBEDDING, _EMBEDDING_ALIAS = "shared.weight", "encoder.embed_tokens.weight"
 _SCALES = (".scale_weight", ".scale_input", "scaled_fp8")  # names in files whose fp8 values need a scale
 _SHOWN = 4
+_ADVICE = "check that the file is for this version"
 
 
 def networks_in(checkpoint: Checkpoint) -> dict[NetworkName, Tensors]:
@@ -105,7 +106,10 @@ def networks_in(checkpoint: Checkpoint) -> dict[NetworkName, Tensors]:
         else:
             parts.setdefault(part, {})[name.removeprefix(prefix)] = tensor
     if strangers:
-        raise LtxError(f"{checkpoint.path} has {some(strangers)} of no known network", "give an LTX-Video or T5 file")
+        raise LtxError(
+            f"{checkpoint.path} has {some(strangers)} not belonging to any known network",
+            "give an LTX-Video or T5 file",
+        )
     return {part: _ours(checkpoint, part, tensors) for part, tensors in parts.items()}
 
 
@@ -203,26 +207,26 @@ def check_names(network: str, expected: Mapping[str, tuple[int, ...]], found: Ma
     file = next((str(tensor.file) for tensor in found.values()), "the file")
     missing = [name for name in expected if name not in found]
     if missing:
-        raise LtxError(f"{network} lacks {some(missing)} in {file}", "is it the right version?")
+        raise LtxError(f"{network} lacks {some(missing)} in {file}", _ADVICE)
     extra = [name for name in found if name not in expected]
     if any(name.endswith(_SCALES) for name in extra):
         raise LtxError(
-            f"{file} is scaled fp8 ({first(extra)}), which is not read", "give plain fp8, fp16, bf16 or GGUF"
+            f"{file} is scaled fp8 ({first(extra)}), which is not supported", "give plain fp8, fp16, bf16 or GGUF"
         )
     if extra:
-        raise LtxError(f"{network} has unexpected {some(extra)} in {file}", "is it the right version?")
+        raise LtxError(f"{network} has {some(extra, 'unexpected tensor')} in {file}", _ADVICE)
     misshapen = [
         f"{name} {list(found[name].shape)} instead of {list(shape)}"
         for name, shape in expected.items()
         if found[name].shape != shape
     ]
     if misshapen:
-        raise LtxError(f"{network} has misshapen {some(misshapen)} in {file}", "is it the right version?")
+        raise LtxError(f"{network} has {some(misshapen, 'wrongly shaped tensor')} in {file}", _ADVICE)
 
 
-def some(names: Sequence[str]) -> str:
-    """Returns the number of tensors and the first few names, for error messages."""
-    return f"{len(names)} tensor{'s' if len(names) > 1 else ''} ({first(names)})"
+def some(names: Sequence[str], noun: str = "tensor") -> str:
+    """Returns the number of tensors, called `noun`, and the first few names, for error messages."""
+    return f"{len(names)} {noun}{'s' if len(names) > 1 else ''} ({first(names)})"
 
 
 def first(names: Sequence[str]) -> str:

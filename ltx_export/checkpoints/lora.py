@@ -47,6 +47,7 @@ _FACTOR_DTYPES = ("F32", "F16", "BF16")
 # Dtypes that some trainers store alpha in, beside those of the factors, and their numpy names.
 _DTYPES = {"F64": "<f8", "I64": "<i8", "I32": "<i4"}
 _BLOCK_BYTES = 16 << 20
+_LINEAR_ADVICE = "give a LoRA of linear layers' weights"
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ def _check_keys(path: Path, keys: Mapping[str, StoredTensor]) -> None:
     if len(strangers) == len(keys):
         raise LtxError(f"{path} holds no LoRA ({first(strangers) or 'no tensors'})", "give a file with LoRA keys")
     if strangers:
-        raise LtxError(f"{path} has keys that belong to no LoRA ({first(strangers)})", "give a plain LoRA")
+        raise LtxError(f"{path} has keys that are not LoRA keys ({first(strangers)})", "give a plain LoRA")
 
 
 def _without_prefix(key: str) -> str:
@@ -198,9 +199,7 @@ def _parts_by_weight(
         raise LtxError(f"the transformer lacks modules of {path} ({first([*unknown])})", "give a LoRA for this version")
     fixed = [name for name in parts if len(expected[name]) != 2 or not name.endswith(".weight")]
     if fixed:
-        raise LtxError(
-            f"{path} changes biases, norms or tables ({first(fixed)})", "give a LoRA of linear layers' weights"
-        )
+        raise LtxError(f"{path} changes biases, norms or tables ({first(fixed)})", _LINEAR_ADVICE)
     return parts
 
 
@@ -237,20 +236,20 @@ def _factors(
         if tensor.dtype not in _FACTOR_DTYPES:
             raise LtxError(f"{path} stores {name} as {tensor.dtype}", f"give a LoRA in {', '.join(_FACTOR_DTYPES)}")
         if len(tensor.shape) != 2:
-            raise LtxError(f"{path} has a convolution's LoRA for {name}: {list(tensor.shape)}", "give one of matrices")
+            raise LtxError(f"{path} has a convolution's LoRA for {name}: {list(tensor.shape)}", _LINEAR_ADVICE)
     if down.shape[0] != up.shape[1] or not down.shape[0]:
         ranks = f"{down.shape[0]} (down) and {up.shape[1]} (up)"
-        raise LtxError(f"{path} has ranks {ranks} for {name}, not one above zero", "download it again")
+        raise LtxError(f"{path} has ranks {ranks} for {name}; they must be equal and positive", "download it again")
     if (up.shape[0], down.shape[1]) != shape:
         sizes = f"{up.shape[0]} x {down.shape[1]} for {name} of {' x '.join(map(str, shape))}"
-        raise LtxError(f"{path} is {sizes}: it was made for another size of model", "give a LoRA for this version")
+        raise LtxError(f"{path} has {sizes}: it was made for another model size", "give a LoRA for this version")
     return down, up
 
 
 def _scalar(path: Path, name: str, tensor: StoredTensor) -> float:
     if tensor.shape not in ((), (1,)) or tensor.dtype not in (*_FACTOR_DTYPES, *_DTYPES):
         shown = f"{tensor.dtype} {list(tensor.shape)}"
-        raise LtxError(f"{path} has an alpha for {name} that is no number: {shown}", "download it again")
+        raise LtxError(f"{path} has an alpha for {name} that is not a number: {shown}", "download it again")
     is_factor = tensor.dtype in _FACTOR_DTYPES
     alpha = float((float32_of(tensor) if is_factor else tensor.mapped().view(_DTYPES[tensor.dtype])).item())
     return _finite(alpha, f"alpha of {name} in {path}", alpha, "download it again")

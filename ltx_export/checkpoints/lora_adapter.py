@@ -101,7 +101,7 @@ def open_adapter_config(file: Checkpoint, has_alphas: bool) -> AdapterConfig:
         return config
     beside = file.path.with_name(CONFIG_FILE)
     if not beside.is_file():
-        unknown = f"{file.path} has the keys of peft and no alpha, which leaves its strength unknown"
+        unknown = f"{file.path} has peft keys but no alpha, so its strength is unknown"
         raise LtxError(f"{unknown}", f"put the {CONFIG_FILE} it was saved with beside it")
     with explaining(f"read {beside}"), beside.open("rb") as stream:
         raw = stream.read(_MAX_CONFIG_BYTES + 1)
@@ -124,12 +124,12 @@ def _parsed(place: str, raw: str | bytes) -> AdapterConfig:
     except (ValueError, TypeError, RecursionError) as error:
         raise _damaged(place, str(error)) from None
     if not isinstance(given, dict):
-        raise _damaged(place, f"it is {shown(given)}")
+        raise _damaged(place, f"it is {shown(given)}, not a JSON object")
     fields = {field.removeprefix(_COMPONENT): value for field, value in given.items()}
     for field, plain in _PLAIN.items():
         value = fields.get(field)
         if value and value not in plain:
-            what = f"{place} sets {field} to {shown(value)}, which is more than a plain LoRA"
+            what = f"{place} sets {field} to {shown(value)}, which a plain LoRA does not have"
             raise LtxError(f"{what}", "convert it to one with peft, or give another")
     if fields.get("use_rslora") not in (None, False, True):
         raise _damaged(place, f"use_rslora is {shown(fields['use_rslora'])}")
@@ -154,7 +154,7 @@ def _number(config: AdapterConfig, field: str, pattern_field: str, modules: Sequ
     if value is None:
         return None
     if type(value) not in (int, float) or not abs(value) < _TOO_LARGE:
-        raise _damaged(config.place, f"{field} is {shown(value)}, no number for a weight")
+        raise _damaged(config.place, f"{field} is {shown(value)}, not a valid number")
     return float(value)
 
 

@@ -46,7 +46,7 @@ def kind_of(file: Path) -> str:
     if start[4:] == bytes(4) + b"{":  # upper half of the 8-byte header length, then the JSON header
         return ".safetensors"
     known = ", ".join(suffix for suffix in READERS if suffix != ".json")
-    raise LtxError(f"{file} is no kind of checkpoint that is read", f"give a {known}, or the .json index of shards")
+    raise LtxError(f"{file} is not in a supported checkpoint format", f"give a {known}, or the .json index of shards")
 
 
 def open_weights(path: Path, variant: str = "") -> Checkpoint:

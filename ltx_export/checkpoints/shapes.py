@@ -116,7 +116,7 @@ def _whole(tensors: Tensors, name: str, dividend: int, divisor: int) -> int:
 
 
 def _no_release(tensors: Tensors, name: str) -> LtxError:
-    return LtxError(f"{name} is of shape {list(tensors[name].shape)}, as in no release", "give a whole checkpoint")
+    return LtxError(f"{name} has shape {list(tensors[name].shape)}, which no release has", "give a complete checkpoint")
 
 
 def upsampler_part(tensors: Tensors) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def upsampler_part(tensors: Tensors) -> dict[str, Any]:
     mid_channels, channels, *_ = _shape(tensors, first, 2 + dims)
     unfolded, inner, *_ = _shape(tensors, upsampling, 2 + _dims(tensors, upsampling))
     if unfolded % inner or unfolded // inner not in RESAMPLED:
-        raise LtxError(f"{upsampling} is of shape {[unfolded, inner]}, as in no release", "give a whole upscaler")
+        raise LtxError(f"{upsampling} has shape {[unfolded, inner]}, which no release has", "give a complete upscaler")
     space, time = RESAMPLED[unfolded // inner]
     return {
         "in_channels": channels,
@@ -172,5 +172,5 @@ def _shape(tensors: Tensors, name: str, dimensions: int) -> tuple[int, ...]:
     shape = tensors[name].shape if name in tensors else None
     if shape is None or len(shape) != dimensions or 0 in shape:
         given = "missing" if shape is None else f"of shape {list(shape)}"
-        raise LtxError(f"{name} is {given}, so the network's sizes are unknown", "give a whole checkpoint")
+        raise LtxError(f"{name} is {given}, so the network's sizes are unknown", "give a complete checkpoint")
     return shape

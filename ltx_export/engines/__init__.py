@@ -1,1 +1,1 @@
-"""A graph -> a TensorRT or TensorRT-RTX engine. Imports no torch."""
+"""Builds TensorRT and TensorRT-RTX engines from ONNX graphs; imports no torch."""

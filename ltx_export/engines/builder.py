@@ -1,6 +1,6 @@
-"""Which library builds engines here, for which GPU, and whether what it builds can be run here too.
+"""Chooses the library that builds engines here, and finds out for which GPU, and whether engines can be run here too.
 
-Imports CUDA only to look for a GPU: engines are built without one where the library allows it.
+CUDA is imported only to look for a GPU: engines are built without one if the library allows it.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from ltx_runtime.sessions.trt.library import LIBRARIES, RTX_CAPABILITIES, load_l
 
 
 def choose_builder(asked: str) -> tuple[str, Gpu | None, str]:
-    """A name of LIBRARIES, the GPU if there is one, and in brackets why it is this one.
+    """Returns a key of LIBRARIES, the GPU if there is one, and the reason for the choice in parentheses or "".
 
-    TensorRT is chosen where it is installed and has a GPU to build for, else TensorRT-RTX.
+    AUTO chooses TensorRT if it is installed and has a GPU to build for, else TensorRT-RTX.
 
     Raises:
-        LtxError: what was asked for, or everything, is not installed or has no GPU to build for.
+        LtxError: the requested builder, or with AUTO every builder, is not installed or has no GPU to build for.
     """
     gpu, _ = _gpu()
     if asked != AUTO:
@@ -41,7 +41,7 @@ def choose_builder(asked: str) -> tuple[str, Gpu | None, str]:
 
 
 def _gpu() -> tuple[Gpu | None, LtxError | None]:
-    """The GPU, or None and why there is none."""
+    """Returns the GPU, or None and the reason why there is none."""
     try:
         return cuda_gpu.find_gpu(), None
     except LtxError as error:
@@ -49,7 +49,7 @@ def _gpu() -> tuple[Gpu | None, LtxError | None]:
 
 
 def reason_not_to_run(library: Any, builder: str, gpu: Gpu | None) -> LtxError | None:
-    """Why engines cannot be run here; None if they can."""
+    """Returns the reason why engines cannot be run here; None if they can."""
     if gpu is None:
         return _gpu()[1]
     try:

@@ -1,6 +1,7 @@
-"""`ltx-export engine`: which builder, which sizes, what is there already; then one component after another.
+"""Runs `ltx-export engine`: chooses builder and sizes, looks for existing engines, and builds one component at a time.
 
-Knows nothing of how a builder is driven. What was built is kept if a later component fails: the same command goes on.
+This module does not know how a builder is driven. If a component fails, engines that were built before it are kept, and
+the same command continues from there.
 """
 
 from __future__ import annotations
@@ -43,21 +44,21 @@ from ltx_runtime.spec.versions import Version, find_version
 
 Report = Callable[[str], None]
 
-_MOST_EMBEDDED_BYTES = 8_000_000_000  # above, an engine and the memory it takes to build are worth sparing
+_MOST_EMBEDDED_BYTES = 8_000_000_000  # larger weights are kept out of the engine, to save disk and memory
 _STATIC = re.compile(r"(\d+)x(\d+)x(\d+)", re.ASCII)
-_LARGEST = (1600, 1600, 257)  # of what engines serve
+_LARGEST = (1600, 1600, 257)  # height, width and frames up to which engines serve videos
 
 
 @dataclass(frozen=True)
 class _Job:
-    """One engine that is wanted, and whether something is there that makes building it needless.
+    """One requested engine, and any existing engine that makes building it unnecessary.
 
     Attributes:
-        address: names the engine.
-        recipe: how it is built.
-        prepared: the graph that it is built from.
-        fitting: the sidecar of the engine that is there already and fits; None if there is none.
-        equal: another folder's engine that differs only in weights outside of it; None if there is none.
+        address: address of the requested engine.
+        recipe: settings with which it is built.
+        prepared: the graph from which it is built.
+        fitting: sidecar of the engine that already exists at this address and fits; None if there is none.
+        equal: path of another folder's engine that differs only in weights outside it; None if there is none.
     """
 
     address: EngineAddress
@@ -69,7 +70,7 @@ class _Job:
 
 @dataclass(frozen=True)
 class _Place:
-    """The version folder, the library that builds here, and why engines cannot be run here (None if they can)."""
+    """The version folder, the library that builds engines, and why they cannot be run here (None if they can)."""
 
     engines: Engines
     maker: Maker
@@ -77,11 +78,11 @@ class _Place:
 
 
 def run_command(asked: Asked, report: Report) -> None:
-    """Builds, takes over or only checks the engines of a version folder; tells one line about each.
+    """Builds, takes over or only checks the engines of a version folder, and reports one line about each.
 
     Raises:
-        LtxError: an option is wrong, no builder is here, room is short, a graph is refused, or an engine computes
-            something else than the fp32 graph; with `check`, an engine is missing or does not fit.
+        LtxError: an option is invalid, there is no builder, disk space or memory is short, a graph is refused, or an
+            engine's output differs from the fp32 graph's; with `check`, an engine is missing or does not fit.
     """
     version = find_version(asked.version)
     _check_words(asked)
@@ -139,16 +140,16 @@ def limits_of(
     *,
     single_pass: bool = False,
 ) -> Limits | None:
-    """What narrows the engines to the sizes asked for; None if nothing does.
+    """Returns the limits on the sizes that engines serve; None if the arguments set no limit.
 
     Args:
-        version: its passes say which grids a size needs.
-        most: height, width and number of frames of the largest video; what is left out is not narrowed.
-        static: the one size to serve, as `704x1216x121`.
-        single_pass: for videos that are made in one pass, whatever the version has.
+        version: the version, whose passes determine the grids of a size.
+        most: height, width and number of frames of the largest video; None for no limit.
+        static: the only size to serve, as `704x1216x121`.
+        single_pass: whether videos are made in one pass, even if the version has two.
 
     Raises:
-        LtxError: a size is none the model can make, or both are given.
+        LtxError: the model cannot make a video of this size, or both `most` and `static` are given.
     """
     if static is not None:
         match = _STATIC.fullmatch(static)
@@ -164,7 +165,7 @@ def limits_of(
 
 
 def _options(asked: Asked) -> str:
-    """What was typed about sizes and weights."""
+    """Returns the options for sizes and weights as the user typed them."""
     typed = [
         f"--{name.replace('_', '-')} {value}"
         for name in ("max_height", "max_width", "max_frames", "static")
@@ -176,7 +177,7 @@ def _options(asked: Asked) -> str:
 
 
 def _modes(asked: Asked, weights_bytes: int) -> list[Weights]:
-    """Where the weights may be: what would be built first, and what would be taken if it is there already."""
+    """Returns where weights may be: first the mode for a new engine, then those accepted in an existing engine."""
     for mode in WEIGHTS:
         if asked.weights == mode:
             return [mode]
@@ -207,7 +208,7 @@ def _job(place: _Place, asked: Asked, recipe: Recipe, name: str) -> _Job:
 
 
 def _served(job: _Job) -> list[Profile]:
-    """The sizes that a job's engine serves."""
+    """Returns the optimization profiles of a job's engine."""
     return job.recipe.profiles(job.address.engines.component(job.address.component).signature)
 
 
@@ -222,7 +223,7 @@ def _check_room(place: _Place, jobs: Sequence[_Job]) -> None:
 
 
 def _done(place: _Place, asked: Asked, job: _Job) -> str:
-    """Builds or takes over one engine and checks its numbers; gives the line about it."""
+    """Builds or takes over one engine if needed, checks its output, and returns the line to report about it."""
     address, recipe = job.address, job.recipe
     started = time.perf_counter()
     if job.fitting is not None:
@@ -245,10 +246,13 @@ def _done(place: _Place, asked: Asked, job: _Job) -> str:
 
 
 def _checked(place: _Place, asked: Asked, job: _Job, path: Path) -> str:
-    """Holds the engine's numbers against the fp32 graph's where a GPU can run it, and notes them in the sidecar.
+    """Compares the engine's output with the fp32 graph's if a GPU can run it, and records the error in the sidecar.
+
+    Returns:
+        The result, as the end of the line to report.
 
     Raises:
-        LtxError: they are wrong; the engine is removed unless it is kept by `force`.
+        LtxError: the output is wrong, and `force` is off; the engine is removed.
     """
     sidecar = check_built(job.address, job.recipe, job.prepared)
     if place.no_gpu is not None:

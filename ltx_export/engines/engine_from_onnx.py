@@ -1,39 +1,42 @@
-"""Graph + profiles -> engine, with TensorRT or TensorRT-RTX. Imports no torch: engines are built where they run.
+"""Builds an engine from a graph and optimization profiles with TensorRT or TensorRT-RTX.
 
-One code path for both libraries: what a library can do is asked of it. Precision is the graph's own. TensorRT-RTX
-parses and compiles without a GPU, and makes kernels on the first run.
+Imports no torch, since engines are built on the machines that run them. Both libraries share the same code, which
+checks which features a library has. An engine has the precision of its graph. TensorRT-RTX parses and compiles without
+a GPU, and makes kernels on the first run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ltx_export.engines.graph import Prepared, prepare
 from ltx_export.engines.progress import BuildProgress, in_thread, monitor_of
-from ltx_export.engines.timing import timings_kept
 from ltx_runtime.errors import LtxError, explaining
+from ltx_runtime.files import written_whole
 from ltx_runtime.folder.profiles import Limits, Profile, profiles
 from ltx_runtime.folder.sidecar import Weights
 from ltx_runtime.sessions.trt.library import compiles_at_run_time, first_error, logger_of
 from ltx_runtime.spec.components import Component, Port, line_of
 
-_REFIT = ("STRIP_PLAN", "REFIT_IDENTICAL")  # plain REFIT gives up fusions
+_REFIT = ("STRIP_PLAN", "REFIT_IDENTICAL")  # REFIT alone would disable fusions
 _STREAMING = "WEIGHT_STREAMING"
 _PIECE_BYTES = 64 << 20
+TIMING_CACHE = "timing.cache"  # a builder's measurements of kernels, so that the next build measures less
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How an engine is made.
+    """Settings with which an engine is built.
 
     Attributes:
-        weights: see sidecar.Weights.
-        limits: of the sizes it serves; None for all.
-        weight_streaming: let the session keep weights in the machine's memory.
-        options: the command's for all of these, to be told again.
+        weights: where the engine's weights are, see sidecar.Weights.
+        limits: limits on the sizes that it serves; None for all sizes.
+        weight_streaming: whether the session may keep weights in host memory.
+        options: options of the command for all of these, which a command that builds the engine again repeats.
     """
 
     weights: Weights = "embedded"
@@ -42,12 +45,12 @@ class Recipe:
     options: str = ""
 
     def profiles(self, component: Component) -> list[Profile]:
-        """The sizes its engine of a component serves."""
+        """Returns the optimization profiles of a component's engine."""
         return profiles(component, self.limits)
 
 
 def refuse_impossible(library: Any, title: str, recipe: Recipe) -> None:
-    """Raises LtxError if the library cannot build engines this way, here or at all."""
+    """Raises LtxError if the library cannot build engines with these settings, on this machine or at all."""
     flags = library.BuilderFlag
     if recipe.weights == "refit":
         if not all(hasattr(flags, flag) for flag in _REFIT):
@@ -70,17 +73,18 @@ def engine_from_onnx(
     recipe: Recipe = Recipe(),
     progress: BuildProgress | None = None,
 ) -> Prepared:
-    """Builds an engine into a file, in a thread so that Ctrl-C can end it; gives the graph it was built from.
+    """Builds an engine into a file, in a thread so that Ctrl-C can end it; returns the graph it was built from.
 
     Args:
-        library: see load_library.
-        graph: the ONNX file, whose precision is the engine's.
-        weights: the folder of the files it points into.
-        component: its ports.
-        engine: may be left half-written by a failure; the folder's timings are beside it, under the caller's lock.
+        library: module that load_library returns.
+        graph: path of the ONNX graph, whose precision the engine has.
+        weights: folder of the graph's weight files.
+        component: ports of the graph.
+        engine: path of the engine, half-written after a failure. The caller must hold the lock of its folder, which
+            also has the timing cache.
 
     Raises:
-        LtxError: the library refuses the graph; says why in its words.
+        LtxError: the library refuses the graph; the message has its reason.
         KeyboardInterrupt: Ctrl-C, once the build has ended.
     """
     progress = progress or BuildProgress()
@@ -105,8 +109,29 @@ def engine_from_onnx(
     return prepared
 
 
+@contextmanager
+def timings_kept(library: Any, config: Any, folder: Path) -> Iterator[None]:
+    """Gives a builder the timing cache of a folder, and saves it with the measurements made inside the block.
+
+    Libraries that compile kernels at run time measure nothing during a build, and have no timing cache. If the library
+    refuses the cache, such as one of another version, it gets an empty one. If the block fails, the file stays as it is.
+    The caller must hold the folder's lock.
+    """
+    if compiles_at_run_time(library) or not hasattr(config, "create_timing_cache"):
+        yield
+        return
+    path = folder / TIMING_CACHE
+    stored = path.read_bytes() if path.is_file() else b""
+    cache = config.create_timing_cache(stored)
+    if cache is None or not config.set_timing_cache(cache, False):
+        config.set_timing_cache(config.create_timing_cache(b""), False)
+    yield
+    with written_whole(path) as temporary:
+        temporary.write_bytes(bytes(config.get_timing_cache().serialize()))
+
+
 def _network_flags(library: Any) -> int:
-    """Later versions know no other networks, and may have no flag for it."""
+    """Returns the flag for strongly typed networks; later versions have no other kind, and may lack the flag."""
     flags = library.NetworkDefinitionCreationFlag
     return 1 << int(flags.STRONGLY_TYPED) if hasattr(flags, "STRONGLY_TYPED") else 0
 
@@ -143,14 +168,14 @@ def _build(library: Any, builder: Any, network: Any, config: Any, file: Any) -> 
         return True
     writer = _writer(library, file)
     built = builder.build_serialized_network_to_stream(network, config, writer)
-    if writer.failure is not None:  # the library takes an exception inside the writer for success
+    if writer.failure is not None:  # the library reports success even if the writer raises
         raise writer.failure
     return bool(built)
 
 
 def _writer(library: Any, file: Any) -> Any:
     class Writer(library.IStreamWriter):
-        """Hands the engine to a file in pieces, so that memory never holds all of it."""
+        """Writes the engine to a file in pieces, so that memory never holds all of it."""
 
         def __init__(self) -> None:
             library.IStreamWriter.__init__(self)

@@ -1,6 +1,6 @@
-"""An engine and its sidecar as files: written whole or not at all, found again in another folder, or taken over.
+"""Writes an engine with its sidecar completely or not at all, checks it, and takes over engines of other folders.
 
-Stands above engine_from_onnx, which makes the bytes.
+The module `engine_from_onnx` builds the engine itself.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from ltx_runtime.spec.components import Component
 
 
 def prepared_for(address: EngineAddress, weights: Weights) -> Prepared:
-    """Prepares the graph of an engine as its builder would be given it.
+    """Returns the graph of an engine in the form that its builder gets.
 
     Args:
-        address: names the engine.
-        weights: where the engine's weights are to be, see sidecar.Weights.
+        address: address of the engine.
+        weights: where the engine's weights will be, see sidecar.Weights.
 
     Raises:
-        LtxError: the version folder has no such graph, or the file is no ONNX graph.
+        LtxError: the version folder has no such graph, or the file is no ONNX graph of the component.
     """
     return prepare(address.graph(), _signature(address), weights)
 
@@ -43,10 +43,10 @@ def _signature(address: EngineAddress) -> Component:
 
 
 def check_built(address: EngineAddress, recipe: Recipe, prepared: Prepared) -> Sidecar:
-    """Checks that an engine exists which is just what would be built, and returns its sidecar.
+    """Checks that an engine exists which is exactly what would be built, and returns its sidecar.
 
     Raises:
-        LtxError: there is none, or it does not fit the folder, the library, the sizes or the place for weights.
+        LtxError: there is no engine, or it does not fit the folder, the library, the graph or the recipe.
     """
     sidecar = check_engine(address)
     wanted = {
@@ -65,12 +65,12 @@ def check_built(address: EngineAddress, recipe: Recipe, prepared: Prepared) -> S
 
 
 def build_engine(address: EngineAddress, recipe: Recipe, progress: BuildProgress | None = None) -> Path:
-    """Builds an engine; it and its sidecar appear under their names only when whole.
+    """Builds an engine and returns its path; the engine and its sidecar get their names only when they are complete.
 
-    An engine that was there stays until then.
+    Until then, an existing engine stays in place.
 
     Raises:
-        LtxError: the version folder has no such graph, or the library refuses it; says why in its words.
+        LtxError: the version folder has no such graph, or the library refuses it; the message has the reason.
         KeyboardInterrupt: Ctrl-C, once the build has ended.
     """
     library = load_library(address.maker.builder)
@@ -82,12 +82,12 @@ def build_engine(address: EngineAddress, recipe: Recipe, progress: BuildProgress
 
 
 def find_equal(address: EngineAddress, recipe: Recipe, prepared: Prepared, folders: Iterable[Path]) -> Path | None:
-    """Finds an engine in another version folder that differs from the one wanted only in weights outside of it.
+    """Returns the path of an engine in another version folder that differs only in weights outside it, or None.
 
     Args:
-        address: the engine that is wanted.
-        recipe: how it would be built.
-        prepared: its graph.
+        address: address of the requested engine.
+        recipe: settings with which it would be built.
+        prepared: the graph from which it would be built.
         folders: version folders to search, in this order.
     """
     if recipe.weights == "embedded":
@@ -113,36 +113,36 @@ def find_equal(address: EngineAddress, recipe: Recipe, prepared: Prepared, folde
 
 
 def siblings_of(folder: Path) -> list[Path]:
-    """The other version folders beside one."""
+    """Returns the other version folders beside a version folder."""
     others = sorted(path.parent for path in folder.resolve().parent.glob(f"[!.]*/{MANIFEST}"))
     return [other for other in others if other != folder.resolve()]
 
 
 def take_over(address: EngineAddress, recipe: Recipe, prepared: Prepared, other: Path) -> Path:
-    """Makes another folder's engine this one's: the same file where the disk allows it, with a sidecar of its own."""
+    """Hard-links or copies another folder's engine to this address, with its own sidecar; returns its path."""
     with _replaced(address.path) as (target, temporary, finish):
         try:
             os.link(other, temporary)
-        except OSError:  # another file system, or one without links
+        except OSError:  # another file system, or one without hard links
             shutil.copyfile(other, temporary)
         finish(_described(address, recipe, prepared, temporary), prepared)
     return target
 
 
 def note_numbers(engine: Path, relative_l2: float | None) -> None:
-    """Writes into the sidecar how near the engine comes to the fp32 graph."""
+    """Records in the sidecar the relative L2 error of an engine's output against the fp32 graph's."""
     write_sidecar(engine, replace(read_sidecar(engine), relative_l2=relative_l2))
 
 
 def remove_engine(engine: Path) -> None:
-    """Removes an engine and what is beside it: the sidecar first, and also what sessions kept."""
+    """Deletes an engine and all files beside it: the sidecar first, and also the files that sessions saved."""
     kept = engine.parent.glob(f"{glob.escape(engine.name)}.*")
     for path in (sidecar_path(engine), engine, refit_graph_path(engine), *kept):
         path.unlink(missing_ok=True)
 
 
 def _described(address: EngineAddress, recipe: Recipe, prepared: Prepared, engine: Path) -> Sidecar:
-    """The sidecar of an engine that was built into the file `engine` and is to be moved to its address."""
+    """Returns the sidecar of an engine that was built into the file `engine` and will be moved to its address."""
     maker = address.maker
     return Sidecar(
         **maker.marks(),
@@ -166,9 +166,10 @@ Finish = Callable[[Sidecar, Prepared], None]
 
 @contextmanager
 def _replaced(target: Path) -> Iterator[tuple[Path, Path, Finish]]:
-    """An engine's path, a temporary one beside it, and what gives the latter the former's name; one process at a time.
+    """Yields a path, a temporary path beside it, and a function that replaces the engine by the temporary file.
 
-    The sidecar, which proves an engine whole, goes first and comes last.
+    The folder is locked inside the block. The sidecar proves that an engine is complete, so it is deleted first and
+    written last.
     """
     folder = target.parent
     folder.mkdir(exist_ok=True)
@@ -183,7 +184,7 @@ def _replaced(target: Path) -> Iterator[tuple[Path, Path, Finish]]:
 
     with locked(folder / ".lock", f"build writes {folder}"):
         try:
-            temporary.unlink(missing_ok=True)  # of a run that was killed; it may be a link to another folder's
+            temporary.unlink(missing_ok=True)  # from a killed run; may be a hard link to another folder's engine
             yield target, temporary, finish
         finally:
             temporary.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
-"""A component's graph as an engine builder is given it: a few megabytes that point into the weights, or take them.
+"""Prepares a component's graph for an engine builder: a few megabytes that refer to the weights or have them as inputs.
 
-Stands in front of engine_from_onnx. Knows nothing of TensorRT; reads no weights and imports no torch.
+The module `engine_from_onnx` uses the result. This module knows nothing about TensorRT, reads no weights and imports no
+torch.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.sidecar import WeightInput, Weights
 from ltx_runtime.spec.components import Component
 
-# The types that weights are stored in, in a sidecar's words.
+# Dtypes of stored weights, with their names in a sidecar.
 DTYPES: dict[int, str] = {
     TensorProto.BFLOAT16: "bf16",
     TensorProto.FLOAT16: "fp16",
@@ -33,19 +34,20 @@ DTYPES: dict[int, str] = {
 }
 _LEVELS = 255.0
 _CHANNELS_LAST = (0, 2, 3, 4, 1)
-_OURS = "engine/"  # in front of the names of what is added here
+_OURS = "engine/"  # prefix of the names of nodes and values that are added here
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A graph for a builder.
+    """A graph that is ready for an engine builder.
 
     Attributes:
-        model: the serialized graph; its external weights are relative to the folder of the weights.
-        weight_inputs: where the values lie of inputs that are weights; empty unless weights are inputs.
-        structure: of the graph whatever its weights: equal for sibling checkpoints, also with LoRAs merged.
-        weights_bytes: of all weights outside the graph.
-        nodes: how many the graph has.
+        model: the serialized graph; the paths of its external data are relative to the folder of the weights.
+        weight_inputs: locations of the weights that are inputs, by input name; empty unless weights are inputs.
+        structure: hash of the graph without its weights, which is equal for checkpoints of the same architecture, also
+            with merged LoRAs.
+        weights_bytes: size of all weights outside the graph.
+        nodes: number of nodes of the graph.
     """
 
     model: bytes
@@ -56,25 +58,25 @@ class Prepared:
 
 
 def prepare(graph: Path, component: Component, weights: Weights) -> Prepared:
-    """Reads a graph and makes of it what becomes an engine.
+    """Reads a graph and prepares it for an engine builder.
 
     A decoder gets two more outputs: `frames` (B, F, H, W, 3) uint8, the video's levels, and `mean` (B,) float32,
     which is not finite if any value of the video is not.
 
     Args:
-        graph: of a version folder; its weights are not looked at.
-        component: its ports.
+        graph: path of a graph in a version folder; its weights are not read.
+        component: ports of the graph.
         weights: with "inputs", every weight outside the graph becomes an input of the same name, dtype and shape;
-            small constants stay in it.
+            small constants stay in the graph.
 
     Raises:
-        LtxError: the file is no graph of this component.
+        LtxError: the file is no ONNX graph of this component.
     """
     try:
         model = onnx.load(graph, load_external_data=False)
     except (OSError, MemoryError):
         raise
-    except Exception:  # protobuf's own, which has no types
+    except Exception:  # protobuf's own exception, whose package has no type hints
         raise LtxError(f"{graph} is not an ONNX graph", "export the version again") from None
     wanted = [port.name for port in component.outputs]
     if [value.name for value in model.graph.output] != wanted:
@@ -95,9 +97,9 @@ def prepare(graph: Path, component: Component, weights: Weights) -> Prepared:
 
 
 def structure_of(model: onnx.ModelProto) -> str:
-    """SHA-256 of a graph without what says where its weights lie, and without remarks.
+    """Returns the SHA-256 of a graph without the locations of its weights and without metadata.
 
-    Constants within the graph count: an engine has them in it, whatever its weights.
+    Constants inside the graph count, since an engine contains them wherever its weights are.
     """
     bare = onnx.ModelProto()
     bare.CopyFrom(model)
@@ -134,7 +136,10 @@ def _take_as_inputs(graph: onnx.GraphProto) -> None:
 
 
 def _add_frames_and_mean(graph: onnx.GraphProto, video: str) -> None:
-    """`frames` is floor(255 * clip(video / 2 + 0.5, 0, 1)) with channels last; its cast has to be the very last."""
+    """Adds the outputs `frames` and `mean` to a decoder's graph.
+
+    `frames` is floor(255 * clip(video / 2 + 0.5, 0, 1)) with channels last; the cast to uint8 must come last.
+    """
     _set_aside(graph, ("frames", "mean"))
     half, nothing, one, levels = (_constant(graph, name, np.float32(value)) for name, value in _SCALARS.items())
     axes = _constant(graph, "all_but_batch", np.arange(1, len(_CHANNELS_LAST)))
@@ -167,7 +172,7 @@ def _constant(graph: onnx.GraphProto, name: str, values: Any) -> str:
 
 
 def _set_aside(graph: onnx.GraphProto, names: Iterable[str]) -> None:
-    """Renames what goes by these names within the graph: they are wanted for outputs."""
+    """Renames values inside the graph that have these names, which are needed for outputs."""
     new = {name: f"{_OURS}{name}.inner" for name in names}
     for node in graph.node:
         node.input[:] = [new.get(name, name) for name in node.input]

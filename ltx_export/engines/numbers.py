@@ -1,6 +1,6 @@
-"""An engine's numbers against the fp32 graph's: what was recorded at export, or a small request on the CPU here.
+"""Compares an engine's output with the fp32 graph's, which was recorded at export or is computed on the CPU here.
 
-Needs the GPU that the engine is for. Knows nothing of how engines are built.
+This needs the GPU that the engine is for. This module does not know how engines are built.
 """
 
 from __future__ import annotations
@@ -23,32 +23,32 @@ Array = np.ndarray[Any, Any]
 Arrays = Mapping[str, Array]
 Open = Callable[[FoundEngine], AbstractContextManager[Session]]
 
-# Of the output to the fp32 graph's, in relative L2. bf16 keeps 8 bits of a number: PyTorch in bf16 is 1.35e-2 off over
-# a transformer's 28 layers, and the longest versions have 48. fp16 keeps 11 bits, and is off by an eighth of that.
-# What is wrong, such as a norm that overflows or a weight in the wrong place, is off by tenths at least.
+# Largest relative L2 errors against the fp32 graph's output. bf16 has 8 significant bits: PyTorch's error in bf16 is
+# 1.35e-2 over a transformer's 28 layers, and the largest versions have 48. fp16 has 11 bits, and an eighth of this.
+# Real faults, such as a norm that overflows or a weight in the wrong place, give errors of tenths at least.
 TOLERANCES = {"bf16": 5e-2, "fp16": 1e-2}
-_MOST_CELLS = 2048  # latent cells or tokens that the CPU computes in fp32 within a few gigabytes and a minute
+_MOST_CELLS = 2048  # latent cells or tokens that the CPU computes in fp32 in a few gigabytes and a minute
 _MEAN_ERROR = 1e-3
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """What a check found: the distance to the fp32 graph, or None and why there is none."""
+    """Result of a check: the relative L2 error against the fp32 graph, or None and the reason why there is none."""
 
     relative_l2: float | None
     why: str = ""
 
 
 def check_engine_numbers(found: FoundEngine, opened: Open = open_session) -> Numbers:
-    """Runs an engine once and holds its output against the fp32 graph's.
+    """Runs an engine once, and compares its output with the fp32 graph's.
 
     Args:
         found: the engine.
-        opened: opens it.
+        opened: opens a session of the engine.
 
     Raises:
-        LtxError: it does not load or run, or its output is not finite, differs by more than its precision explains,
-            or is no picture.
+        LtxError: the engine cannot be loaded or run, or its output is not finite, differs by more than its precision
+            explains, or has frames that do not match its video or have one colour only.
     """
     feeds, expected = _request(found)
     try:
@@ -83,7 +83,7 @@ def _advice(found: FoundEngine) -> str:
 
 
 def _request(found: FoundEngine) -> tuple[Feeds, Callable[[], Array | None]]:
-    """Inputs that a profile serves, and what gives the fp32 graph's output for them."""
+    """Returns inputs that a profile serves, and a function that returns the fp32 graph's output for them, or None."""
     component, engines = found.component, found.address.engines
     entry = engines.component(component.name)
     if entry.recorded is not None:
@@ -106,7 +106,7 @@ def _request(found: FoundEngine) -> tuple[Feeds, Callable[[], Array | None]]:
 
 
 def smallest_served(profiles: Sequence[Profile]) -> dict[str, int]:
-    """The smallest sizes of the profile that has the smallest, by axis name."""
+    """Returns the smallest sizes of the profile for which their product is smallest, by axis name."""
     lowest = [{axis: span.min for axis, span in profile.items()} for profile in profiles]
     return min(lowest, key=lambda sizes: math.prod(sizes.values()))
 
@@ -116,7 +116,10 @@ def _cells(sizes: Mapping[str, int]) -> int:
 
 
 def _check_frames(found: FoundEngine, made: Arrays, video: Array, reference: Array | None) -> None:
-    """What is shown is the video's levels, and not one colour unless the fp32 graph's is."""
+    """Raises LtxError if `frames` or `mean` do not match the video, or if all pixels have the same colour.
+
+    Pixels of one colour are accepted if the reference has only one value.
+    """
     frames, mean = made["frames"], made["mean"]
     levels = np.floor(255 * np.clip(video * 0.5 + 0.5, 0, 1)).transpose(0, 2, 3, 4, 1)  # (B, F, H, W, 3)
     if frames.shape != levels.shape or np.abs(frames.astype(np.int64) - levels).max() > 1:

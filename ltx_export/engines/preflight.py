@@ -1,6 +1,6 @@
-"""Whether disk and memory suffice for the engines that are to be built, before the first of them is begun.
+"""Checks that disk and memory suffice for all requested engines, before the first build begins.
 
-Knows nothing of TensorRT: its needs are what was measured of it.
+The needs are estimated from measured builds; this module knows nothing about TensorRT.
 """
 
 from __future__ import annotations
@@ -15,21 +15,22 @@ from ltx_runtime.files import amount
 from ltx_runtime.folder.sidecar import Weights
 
 MEMINFO = Path("/proc/meminfo")
-# Kernels of a node for each profile: 15 to 44 kB in engines of TensorRT-RTX 1.7 for the demo version.
+# Kernels take 15 to 44 kB per node and profile in TensorRT-RTX 1.7 engines of the demo version.
 _CODE_BYTES = 48_000
-# Embedding 3.8 GB of weights took 6.9 GB of private memory, 9.5 GB took 16.3; as inputs, those of 48 layers 1.5 in all.
+# Private memory of builds: 6.9 GB for 3.8 GB of embedded weights, and 16.3 GB for 9.5 GB. With the weights of 48 layers
+# as inputs, it was 1.5 GB in all.
 _PRIVATE = 1.65
 _ALWAYS_BYTES = 1_000_000_000
 
 
 def engine_bytes(prepared: Prepared, weights: Weights, profiles: int) -> int:
-    """The size that an engine is expected to have at most."""
+    """Returns the largest expected size of an engine in bytes."""
     code = _CODE_BYTES * prepared.nodes * profiles
     return code + (prepared.weights_bytes if weights == "embedded" else 0)
 
 
 def check_disk(folder: Path, needed_bytes: int) -> None:
-    """Raises LtxError if the disk of an existing folder has too little room."""
+    """Raises LtxError if fewer than `needed_bytes` are free on the disk of an existing folder."""
     free = shutil.disk_usage(folder).free
     if free < needed_bytes:
         raise LtxError(
@@ -39,7 +40,7 @@ def check_disk(folder: Path, needed_bytes: int) -> None:
 
 
 def check_memory(prepared: Sequence[tuple[str, Prepared, Weights]]) -> None:
-    """Raises LtxError if a build, each named by its component, needs more memory than there is; if that is known."""
+    """Raises LtxError if a build, given with its component's name, needs more memory than is known to be available."""
     for name, one, weights in prepared:
         if weights != "inputs" and not is_enough(one.weights_bytes):
             raise LtxError(
@@ -50,7 +51,7 @@ def check_memory(prepared: Sequence[tuple[str, Prepared, Weights]]) -> None:
 
 
 def is_enough(weights_bytes: int) -> bool:
-    """Whether there is memory to build an engine with so many bytes of weights in it; true where that is unknown."""
+    """Returns whether memory suffices to build an engine that contains these weights; True if that is unknown."""
     available = available_bytes()
     return available is None or _needed(weights_bytes) <= available
 
@@ -60,7 +61,7 @@ def _needed(weights_bytes: int) -> int:
 
 
 def available_bytes() -> int | None:
-    """Memory that programs can still have; None where the system does not tell."""
+    """Returns the memory that is available to programs; None if the system does not report it."""
     try:
         rows = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines())
         return 1024 * int(rows["MemAvailable"].split()[0])

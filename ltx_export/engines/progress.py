@@ -1,6 +1,6 @@
-"""How far a build is, and how it is ended: the builder's nested phases become one fraction, Ctrl-C a polite refusal.
+"""Turns the builder's nested phases into one progress fraction, and ends the build after its current step on Ctrl-C.
 
-The builder tells its phases from threads of its own. Knows nothing of graphs or files.
+The builder reports its phases from its own threads. This module knows nothing about graphs or files.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 Made = TypeVar("Made")
-# The innermost phase that is worth a name, and how much of the build is done (0..1).
+# Receives the name of the phase that has changed, and the fraction of the build that is done (0..1).
 Show = Callable[[str, float], None]
-Ended = Callable[[str, float], None]  # an outermost phase, and its seconds
+Ended = Callable[[str, float], None]  # receives the name of an outermost phase, and its duration in seconds
 
 _WAIT_S = 0.1
 
@@ -34,9 +34,9 @@ class BuildProgress:
     """The phases of one build.
 
     Attributes:
-        show: told of every change.
-        ended: told of outermost phases that have ended.
-        cancelled: set to end the build after its current step.
+        show: called after every change.
+        ended: called when an outermost phase has ended.
+        cancelled: is set to end the build after its current step.
     """
 
     show: Show = lambda phase, fraction: None
@@ -48,17 +48,17 @@ class BuildProgress:
 
     @property
     def fraction(self) -> float:
-        """How much is done, 0..1."""
+        """Fraction of the build that is done, 0..1."""
         return self._furthest
 
     def start(self, name: str, parent: str | None, steps: int) -> None:
-        """A phase has begun, within a step of its parent."""
+        """Records that a phase has begun, within a step of its parent."""
         with self._lock:
             self._phases[name] = _Phase(parent, max(steps, 1), time.monotonic())
             self._tell(name)
 
     def step(self, name: str) -> bool:
-        """A step of a phase is done; gives whether the build may go on."""
+        """Records that a step of a phase is done, and returns whether the build may continue."""
         with self._lock:
             phase = self._phases.get(name)
             if phase is not None:
@@ -67,7 +67,7 @@ class BuildProgress:
         return not self.cancelled.is_set()
 
     def finish(self, name: str) -> None:
-        """A phase has ended, even if not all its steps were told."""
+        """Records that a phase has ended, even if not all its steps were reported."""
         with self._lock:
             phase = self._phases.pop(name, None)
             if phase is not None and phase.parent is None and not self.cancelled.is_set():
@@ -77,23 +77,21 @@ class BuildProgress:
 
     def _tell(self, name: str) -> None:
         outermost = [one for one, phase in self._phases.items() if phase.parent not in self._phases]
-        self._furthest = max([self._furthest, *map(self._fraction, outermost)])  # never backwards
+        self._furthest = max([self._furthest, *map(self._fraction, outermost)])  # never decreases
         self.show(name, self._furthest)
 
     def _fraction(self, name: str) -> float:
-        """The fraction of a phase that is done: its finished steps, and what the current one's own phases
-        have done.
-        """
+        """Returns the fraction of a phase that is done, from its finished steps and the phases nested in it."""
         phase = self._phases[name]
         within = [self._fraction(one) for one, other in self._phases.items() if other.parent == name]
         return min((phase.done + max(within, default=0.0)) / phase.steps, 1.0)
 
 
 def monitor_of(library: Any, progress: BuildProgress) -> Any:
-    """The library's own progress monitor, which tells `progress`."""
+    """Returns a progress monitor for the library, which forwards to `progress`."""
 
     class Monitor(library.IProgressMonitor):
-        """Hands on what the builder says."""
+        """Forwards the builder's reports to `progress`."""
 
         def __init__(self) -> None:
             library.IProgressMonitor.__init__(self)
@@ -111,22 +109,22 @@ def monitor_of(library: Any, progress: BuildProgress) -> Any:
 
 
 def in_thread(work: Callable[[], Made], progress: BuildProgress) -> Made:
-    """What `work` makes in a thread of its own, while this one can be interrupted.
+    """Runs `work` in another thread, so that this one can be interrupted, and returns its result.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C; only after the work, told to end by `progress`, has ended.
+        KeyboardInterrupt: Ctrl-C was pressed. It cancels `progress`, and is raised once the work has ended.
     """
     made: list[Made] = []
     failed: list[BaseException] = []
     first = threading.Lock()
-    done = threading.Event()  # Python 3.11 takes a thread for ended whose `join` was interrupted
+    done = threading.Event()  # after an interrupted `join`, Python 3.11 takes a thread for ended
 
     def run() -> None:
         if not first.acquire(blocking=False):
             return
         try:
             made.append(work())
-        except BaseException as error:  # raised again where the user is
+        except BaseException as error:  # raised again in the calling thread
             failed.append(error)
         finally:
             done.set()
@@ -135,7 +133,7 @@ def in_thread(work: Callable[[], Made], progress: BuildProgress) -> Made:
     while not done.is_set():
         try:
             if not begun:
-                threading.Thread(target=run, name="engine build").start()  # twice, if it is interrupted on the way
+                threading.Thread(target=run, name="engine build").start()  # may run twice if interrupted
                 begun = True
             while not done.wait(_WAIT_S):
                 pass
@@ -151,7 +149,7 @@ def in_thread(work: Callable[[], Made], progress: BuildProgress) -> Made:
 
 @contextmanager
 def shown(title: str) -> Iterator[BuildProgress]:
-    """Shows a build as a bar on standard error, gone at the end; if that is no terminal, as a line for each phase."""
+    """Shows a build as a bar on standard error, or as one line for each outermost phase if that is no terminal."""
     from rich import progress as rich  # noqa: PLC0415
     from rich.console import Console  # noqa: PLC0415
 

@@ -92,7 +92,8 @@ def attach_blocks(graph: ir.Graph, weight: ir.Value, blocks: BlockWeight, point:
         elif node.op_type == "Gather" and blocks.is_table:
             _look_up(graph, node, integers, wanted)
         else:
-            raise ValueError(f"{name} is quantized, but {node.name} is no product or lookup")
+            expected = "Gather" if blocks.is_table else "Transpose"
+            raise ValueError(f"{name} is quantized, but {node.name} is not a {expected}")
 
 
 def _point_to(name: str, blocks: BlockWeight, point: Point) -> _Integers:

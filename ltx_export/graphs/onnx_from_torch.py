@@ -98,7 +98,7 @@ def _keep_operators(program: ExportedProgram) -> None:
     """
     for node in program.graph.nodes:
         if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
-            raise ValueError(f"{node} changes its input, which no graph can")
+            raise ValueError(f"{node} modifies its input in place, which ONNX cannot express")
     program.run_decompositions = lambda *_: program
 
 

@@ -73,7 +73,7 @@ def _carried(pattern: Nodes, following: Nodes, path: str) -> dict[ir.Value, ir.V
         ValueError: the two blocks differ.
     """
     if pattern.keys() != following.keys():
-        raise ValueError(f"blocks differ in {sorted(pattern.keys() ^ following.keys())[:4]}")
+        raise ValueError(f"blocks have different nodes: {sorted(pattern.keys() ^ following.keys())[:4]}")
     inside = set(pattern.values())
     twins = {
         own: other for key in pattern for own, other in zip(pattern[key].outputs, following[key].outputs, strict=True)
@@ -93,7 +93,7 @@ def _carried(pattern: Nodes, following: Nodes, path: str) -> dict[ir.Value, ir.V
             else:
                 fits = taken is counterpart or _are_twins(taken, counterpart, path)
             if not fits:
-                raise ValueError(f"blocks differ: {node.name} and {other.name} do not take the same")
+                raise ValueError(f"blocks differ: {node.name} and {other.name} do not have matching inputs")
     return carried
 
 

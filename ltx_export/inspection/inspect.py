@@ -69,10 +69,10 @@ def inspect(path: Path) -> Inspection:
     files = [_file(path, [])] if path.is_file() else [_file_or_problem(*place) for place in _places(path)]
     known = [file for file in files if file.kind not in ("unknown", "unreadable")]
     if not known and not any(file.problem for file in files):
-        held = ", ".join(name for file in files for name in file.unknown_names[:2]) or "no weights"
+        held = ", ".join(name for file in files for name in file.unknown_names[:2])
         below = ", ".join(sorted(place.name for place in path.glob("[!.]*") if place.is_dir())[:8])
         fit = f"one of its folders: {below}" if below else "LTX-Video's weights, a T5, an upscaler or a LoRA"
-        raise LtxError(f"{path} holds nothing known ({held})", f"give {fit}")
+        raise LtxError(f"{path} holds no known weights{f' ({held})' if held else ''}", f"give {fit}")
     kind = (known or files)[0].kind
     if path.is_dir():
         whole = "diffusers folder" if (path / "transformer").is_dir() else "weights folder"
@@ -196,7 +196,7 @@ def _guess(path: Path, files: Sequence[File]) -> tuple[list[str], list[str]]:
     if named and left:
         reasons.append(f"names: {', '.join(named)}{'' if fits else ', which does not fit'}")
     if len(fits or left) > 1:
-        reasons.append("nothing else tells these apart, weights of a dev and a distilled release least of all")
+        reasons.append("nothing else distinguishes these; dev and distilled weights of one size have the same shapes")
     return fits or left, reasons
 
 

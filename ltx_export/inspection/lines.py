@@ -54,7 +54,7 @@ def _file_lines(file: File) -> Iterator[str]:
     if file.lora:
         yield f"  LoRA: {_facts(file.lora)}"
     if file.unknown_names:
-        yield f"  belongs to nothing: {_listed(file.unknown_names)}"
+        yield f"  unknown tensors: {_listed(file.unknown_names)}"
 
 
 def _engine_lines(engines: Mapping[str, Any]) -> Iterator[str]:
@@ -62,7 +62,7 @@ def _engine_lines(engines: Mapping[str, Any]) -> Iterator[str]:
         return
     for name, precisions in engines["precisions"].items():
         yield f"  {name}: {', '.join(precisions)} over {_listed(engines['weights'][name])}"
-    yield f"  in all {amount(sum(engines['size_bytes'].values()))}"
+    yield f"  total size {amount(sum(engines['size_bytes'].values()))}"
     for name, folder in engines["linked"].items():
         yield f"  {name} is not in the folder but in {folder}"
     if engines["loras"]:

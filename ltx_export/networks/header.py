@@ -153,7 +153,8 @@ def refuse_another_version(version: Version, header: Mapping[str, Any]) -> None:
     for field, (found, wanted) in facts.items():
         if found != wanted:
             raise LtxError(
-                f"the checkpoint's {field} is {found!r}, but {version.name} has {wanted!r}", "name the version it is"
+                f"the checkpoint's {field} is {found!r}, but {version.name} has {wanted!r}",
+                "use the checkpoint's own version name",
             )
 
 
@@ -175,7 +176,7 @@ def schedule_of(version: Version, header: Mapping[str, Any]) -> Schedule:
     ):
         if not known:
             raise LtxError(
-                f"the checkpoint's scheduler.{name} is {getattr(said, name)!r}, which no release has",
+                f"the checkpoint's scheduler.{name} is {getattr(said, name)!r}, which is not supported",
                 "use an official file",
             )
     return said
@@ -237,11 +238,13 @@ def _refuse_widths(vae: VaeConfig) -> None:
     """Raises LtxError if there are too many channels, or if a residual block's cannot be unfolded by 2x2x2."""
     channels = vae.first_channels
     if channels > LARGEST:
-        raise LtxError(f"the checkpoint's vae.decoder_blocks make {channels} channels", "use an official file")
+        raise LtxError(
+            f"the checkpoint's vae.decoder_blocks need {channels} channels, more than {LARGEST}", "use an official file"
+        )
     for block in vae.blocks:
         if block.residual and channels % UNFOLDED:
             raise LtxError(
-                f"the checkpoint's vae.decoder_base_channels is {vae.base_channels}, which gives an upsampling block "
+                f"the checkpoint's vae.decoder_base_channels is {vae.base_channels}, so an upsampling block has "
                 f"{channels} channels, not a multiple of {UNFOLDED}",
                 "use an official file",
             )
@@ -252,7 +255,9 @@ def _vae_block_list(blocks: Any) -> tuple[VaeBlock, ...]:
     try:
         return tuple(_vae_block(name, given) for name, given in reversed(blocks))
     except (TypeError, ValueError):
-        raise LtxError("the checkpoint's VAE blocks are no list of name and sizes", "use an official file") from None
+        raise LtxError(
+            "the checkpoint's VAE blocks are not a list of [name, sizes] pairs", "use an official file"
+        ) from None
 
 
 def _vae_block(name: str, given: int | Json) -> VaeBlock:
@@ -264,6 +269,6 @@ def _vae_block(name: str, given: int | Json) -> VaeBlock:
     if name not in get_args(BlockKind) or others:
         unknown = f"{name} with {', '.join(sorted(others))}" if others else name
         raise LtxError(
-            f"the checkpoint's VAE decoder has a block {unknown!r} that no release has", "use an official file"
+            f"the checkpoint's VAE decoder has a block {unknown!r} that is not supported", "use an official file"
         )
     return VaeBlock(cast(BlockKind, name), layers, multiplier, residual, inject_noise)

@@ -16,7 +16,9 @@ def required(part: str, config: Mapping[str, Any], field: str) -> int:
     """Returns a required size. Raises LtxError unless it is an integer from 1 to LARGEST."""
     value = config.get(field)
     if type(value) is not int or not 1 <= value <= LARGEST:
-        raise LtxError(f"the checkpoint's {part}.{field} is {value!r}, not a positive number", "use an official file")
+        raise LtxError(
+            f"the checkpoint's {part}.{field} is {value!r}, not an integer from 1 to {LARGEST}", "use an official file"
+        )
     return value
 
 
@@ -24,7 +26,8 @@ def positive(field: str, value: Any) -> float:
     """Returns a number of the transformer's as a float. Raises LtxError unless it is positive and below LARGEST**2."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < LARGEST**2:
         raise LtxError(
-            f"the checkpoint's transformer.{field} has {value!r}, not a positive number", "use an official file"
+            f"the checkpoint's transformer.{field} is {value!r}, not a positive number below {LARGEST**2}",
+            "use an official file",
         )
     return float(value)
 
@@ -46,7 +49,7 @@ def one_of(part: str, config: Mapping[str, Any], field: str, known: tuple[Word, 
     value = config.get(field, known[0])
     if value not in known:
         words = ", ".join(known)
-        raise LtxError(f"the checkpoint's {part}.{field} {value!r} is not one of {words}", "use an official file")
+        raise LtxError(f"the checkpoint's {part}.{field} is {value!r}, not one of {words}", "use an official file")
     return cast(Word, value)
 
 
@@ -72,7 +75,10 @@ def allowed_sigmas(config: Mapping[str, Any], default: tuple[float, ...]) -> tup
 def block_count(block: str, field: str, value: Any) -> int:
     """Returns a count in one of the VAE's blocks. Raises LtxError unless it is an integer from 1 to LARGEST."""
     if type(value) is not int or not 1 <= value <= LARGEST:
-        raise LtxError(f"the checkpoint's VAE block {block} has {field} {value!r}, no count", "use an official file")
+        raise LtxError(
+            f"the checkpoint's VAE block {block} has {field} {value!r}, not an integer from 1 to {LARGEST}",
+            "use an official file",
+        )
     return value
 
 
@@ -81,6 +87,6 @@ def refuse_others(part: str, config: Mapping[str, Any], assumed: Mapping[str, An
     for field, value in assumed.items():
         if config.get(field, value) != value:
             raise LtxError(
-                f"the checkpoint's {part}.{field} is {config[field]!r}, but only {value!r} is implemented",
+                f"the checkpoint's {part}.{field} is {config[field]!r}, but only {value!r} is supported",
                 "use an official file",
             )

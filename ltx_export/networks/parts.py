@@ -84,12 +84,12 @@ def _refuse_misfits(t5: T5Config, dit: DitConfig, vae: VaeConfig) -> None:
     if t5.width != dit.text_channels:
         raise LtxError(
             f"the text encoder has width {t5.width}, but the transformer takes text of width {dit.text_channels}",
-            "give the T5 that belongs to it",
+            "give the T5 that matches the transformer",
         )
     if vae.latent_channels != dit.channels:
         raise LtxError(
             f"the VAE has {vae.latent_channels} latent channels, but the transformer takes {dit.channels}",
-            "give the VAE that belongs to it",
+            "give the VAE that matches the transformer",
         )
 
 
@@ -149,7 +149,7 @@ def _layers(blocks: Sequence[VaeBlock | EncoderBlock]) -> int:
 def _refuse_endless(name: str, layers: int, tensors: Mapping[str, StoredTensor]) -> None:
     """Raises LtxError if a header has more layers than there are tensors, before that many layers are built."""
     if layers > len(tensors):
-        raise LtxError(f"{name} has {len(tensors)} tensors for {layers} layers", "give a whole checkpoint")
+        raise LtxError(f"{name} has only {len(tensors)} tensors for {layers} layers", "give a complete checkpoint")
 
 
 def _fitted(network: Network, tensors: Mapping[str, StoredTensor], source: str) -> Part:
@@ -177,8 +177,11 @@ def t5_config(tensors: Mapping[str, StoredTensor]) -> T5Config:
         hidden = tensors["encoder.block.0.layer.1.DenseReluDense.wi_0.weight"].shape[0]
         blocks = {name.split(".")[2] for name in tensors if name.startswith("encoder.block.")}
         layers = next(i for i in range(len(blocks) + 1) if str(i) not in blocks)
-        if 0 in (vocabulary, width, heads, inner, hidden) or inner % heads:
-            raise ValueError(f"{heads} heads of a width of {inner}")
+        if 0 in (vocabulary, width, hidden):
+            raise ValueError("a tensor has no elements")
+        if 0 in (heads, inner) or inner % heads:
+            raise ValueError(f"width {inner} cannot be split into {heads} heads")
     except (KeyError, ValueError, IndexError) as error:
-        raise LtxError(f"the text encoder is no T5 v1.1 encoder (at {error})", "give one such as t5xxl") from None
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else error
+        raise LtxError(f"the text encoder is not a T5 v1.1 encoder ({reason})", "give one such as t5xxl") from None
     return T5Config(layers, width, heads, inner // heads, hidden, vocabulary)

@@ -53,12 +53,13 @@ def upsampler_of(upscaler: Upscaler, wanted: Resampling, channels: int) -> Upsam
     if config.channels != channels:
         raise LtxError(
             f"{upscaler.path} takes {config.channels} latent channels, but the transformer has {channels}",
-            "give the upscaler that belongs to it",
+            "give the upscaler that matches the transformer",
         )
     if 2 * config.blocks_per_stage > len(upscaler.tensors):  # checked before that many blocks are built
         raise LtxError(
-            f"{upscaler.path} has {len(upscaler.tensors)} tensors for {config.blocks_per_stage} blocks in each stage",
-            "give a whole upscaler",
+            f"{upscaler.path} has only {len(upscaler.tensors)} tensors for {config.blocks_per_stage} blocks in each "
+            "stage",
+            "give a complete upscaler",
         )
     return config
 
@@ -77,7 +78,8 @@ def upsampler_config(config: Mapping[str, Any]) -> UpsamplerConfig:
     mid_channels = required(_PART, config, "mid_channels")
     if mid_channels % GROUPS:
         raise LtxError(
-            f"the checkpoint's {_PART}.mid_channels is {mid_channels}, no multiple of {GROUPS}", "use an official file"
+            f"the checkpoint's {_PART}.mid_channels is {mid_channels}, not a multiple of {GROUPS}",
+            "use an official file",
         )
     return UpsamplerConfig(
         channels=required(_PART, config, "in_channels"),
@@ -94,5 +96,5 @@ def _resampling(config: Mapping[str, Any], dims: int) -> Resampling:
         scaled = "both space and time" if space else "neither space nor time"
         raise LtxError(f"the upscaler scales {scaled}, which no release does", "give a spatial or a temporal one")
     if time and dims == 2:
-        raise LtxError("the upscaler scales time with dims 2, frame by frame, which cannot be", "use an official file")
+        raise LtxError("the upscaler doubles the frame rate with dims 2, but that needs dims 3", "use an official file")
     return "temporal" if time else "spatial"

@@ -45,7 +45,7 @@ def _block_list(blocks: Any) -> tuple[EncoderBlock, ...]:
         return tuple(_block(name, given) for name, given in blocks)
     except (TypeError, ValueError):
         raise LtxError(
-            "the checkpoint's vae.encoder_blocks are no list of name and sizes", "use an official file"
+            "the checkpoint's vae.encoder_blocks are not a list of [name, sizes] pairs", "use an official file"
         ) from None
 
 
@@ -56,7 +56,7 @@ def _block(name: Any, given: Any) -> EncoderBlock:
     if name not in get_args(EncoderBlockKind) or others:
         unknown = f"{name} with {', '.join(sorted(others))}" if others else name
         raise LtxError(
-            f"the checkpoint's VAE encoder has a block {unknown!r} that no release has", "use an official file"
+            f"the checkpoint's VAE encoder has a block {unknown!r} that is not supported", "use an official file"
         )
     layers = block_count(name, "num_layers", fields.get("num_layers", None if name == "res_x" else 1))
     return EncoderBlock(name, layers, block_count(name, "multiplier", fields.get("multiplier", 2 if widens else 1)))
@@ -68,8 +68,8 @@ def _refuse_compressions(encoder: EncoderConfig) -> None:
     halvings = [sum(factor > 1 for factor in axis) for axis in zip(*compressed, strict=True)]
     if halvings != _HALVINGS:
         raise LtxError(
-            f"the checkpoint's vae.encoder_blocks halve frames, rows and columns {halvings} times, "
-            f"but only {_HALVINGS} is implemented",
+            f"the checkpoint's vae.encoder_blocks halve (frames, rows, columns) {halvings} times, "
+            f"but only {_HALVINGS} is supported",
             "use an official file",
         )
 
@@ -80,12 +80,15 @@ def _refuse_widths(encoder: EncoderConfig) -> None:
     for block in encoder.blocks:
         wider = channels * block.multiplier
         if wider > LARGEST:
-            raise LtxError(f"the checkpoint's vae.encoder_blocks make {wider} channels", "use an official file")
+            raise LtxError(
+                f"the checkpoint's vae.encoder_blocks need {wider} channels, more than {LARGEST}",
+                "use an official file",
+            )
         folded = math.prod(COMPRESSED[block.kind]) if block.kind in FOLDING else 0
         if folded and (wider % folded or folded % block.multiplier):
             raise LtxError(
-                f"the checkpoint's vae.encoder_base_channels is {encoder.base_channels}, which gives a block "
-                f"{block.kind} {channels} channels to make {wider} of",
+                f"the checkpoint's vae.encoder_base_channels is {encoder.base_channels}, so a {block.kind} "
+                f"block has {channels} input and {wider} output channels, which do not fit its folding",
                 "use an official file",
             )
         channels = wider

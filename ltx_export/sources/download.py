@@ -98,13 +98,13 @@ def download(
     if only_missing:
         files = [file for file in files if not _is_held(version, file, folder)]
         if not files:
-            report(f"{folder} lacks nothing")
+            report(f"{folder} has every file")
             return
     load_hub_library()
     lock = folder / _STATE / "ltx-export.lock"
     with explaining(f"download to {folder}"):
         lock.parent.mkdir(parents=True, exist_ok=True)
-        with locked(lock, f"download writes to {folder}"):  # two downloads would append to the same partial files
+        with locked(lock, f"download is writing to {folder}"):  # two downloads would append to the same partial files
             try:
                 shards = _complete_with_hub(files, folder, report)
             except UnreachableError as error:
@@ -169,7 +169,8 @@ def _shards(index: RemoteFile, folder: Path) -> list[RemoteFile]:
             raise ValueError(f"names {names}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise LtxError(
-            f"{path} is no index of safetensors files ({error!r})", "delete it; check HF_ENDPOINT if it returns"
+            f"{path} is not an index of safetensors files ({error!r})",
+            "delete it; check HF_ENDPOINT if the error returns",
         ) from None
     beside = index.name.rpartition("/")[0]
     return [RemoteFile(index.repository, f"{beside}/{name}", f"{beside}/{name}") for name in names]
@@ -217,11 +218,11 @@ def _is_there(one: Published, folder: Path, report: Report) -> bool:
         return False
     if path.stat().st_size == one.size:
         if _is_recorded(one, folder):
-            report(f"{one.file.target}: is there")
+            report(f"{one.file.target}: already present")
             return True
         if _is_right(path, one, report):
             _record(one, folder)
-            report(f"{one.file.target}: is there, with the right checksum")
+            report(f"{one.file.target}: already present, checksum verified")
             return True
     report(f"{one.file.target}: is not the hub's and will be replaced")
     return False

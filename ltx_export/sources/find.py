@@ -99,7 +99,10 @@ def find_sources(
     checkpoint = _checkpoint_in(version, weights) if weights.is_dir() else weights
     named = _named_by(checkpoint)
     if named is not None and named.name != version.name:
-        raise LtxError(f"{checkpoint} is {named.name} by its name, not {version.name}", "name the version it is")
+        raise LtxError(
+            f"{checkpoint} has the file name of {named.name}, not of {version.name}",
+            "use the checkpoint's own version name",
+        )
     if t5 is None:
         absent = LtxError(f"no T5 encoder in {folder}", "name one with --t5", _command(version))
         t5 = _only(folder, _T5_NAMES, absent, "--t5")
@@ -235,7 +238,9 @@ def _vae_path(sources: Sources, is_layout: bool) -> Path:
         raise LtxError(f"{sources.checkpoint / 'vae'} is missing", "download it too, or name a VAE with --vae")
     if is_layout:
         return sources.checkpoint / "vae"
-    absent = LtxError(f"{sources.checkpoint} holds no vae, nor is one beside it", "name its file or folder with --vae")
+    absent = LtxError(
+        f"{sources.checkpoint} holds no VAE, and there is none beside it", "name its file or folder with --vae"
+    )
     return _only(sources.checkpoint.parent, _VAE_NAMES, absent, "--vae")
 
 
@@ -260,7 +265,7 @@ def _heads(path: Path) -> int | None:
     config = _json(path)
     heads = config.get("num_attention_heads")
     if config and (type(heads) is not int or heads < 1):
-        raise LtxError(f"{path} gives num_attention_heads as {heads!r}, not a positive number", "download it again")
+        raise LtxError(f"{path} has num_attention_heads {heads!r}, not a positive integer", "download it again")
     return heads
 
 
@@ -274,5 +279,5 @@ def _json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         data = None
     if not isinstance(data, dict):
-        raise LtxError(f"{path} is no JSON object", "download it again")
+        raise LtxError(f"{path} is not a JSON object", "download it again")
     return data

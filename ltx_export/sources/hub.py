@@ -69,7 +69,7 @@ def load_hub_library() -> None:
 
         _ = urlsplit(constants.ENDPOINT).port  # some releases of the library notice an invalid port only on connecting
     except ValueError as error:
-        raise LtxError(f"huggingface_hub refuses a variable HF_... of the environment: {error}", "correct it") from None
+        raise LtxError(f"huggingface_hub refuses an HF_... environment variable: {error}", "correct it") from None
 
 
 def ask(file: RemoteFile) -> Published:
@@ -83,8 +83,8 @@ def ask(file: RemoteFile) -> Published:
     answer = _persistently(lambda: get_hf_file_metadata(hf_hub_url(file.repository, file.name)), file)
     if answer.commit_hash is None or answer.size is None or not _CHECKSUM.fullmatch(answer.etag or ""):
         raise LtxError(
-            f"{constants.ENDPOINT} gives no size and checksum of {file.repository}/{file.name}, as a Hugging Face hub "
-            "would",
+            f"{constants.ENDPOINT} returned no size and checksum for {file.repository}/{file.name}, unlike a Hugging "
+            "Face hub",
             "check HF_ENDPOINT and the proxy",
         )
     return Published(file, answer.commit_hash, answer.etag or "", answer.size)
@@ -123,7 +123,9 @@ def fetch(published: Published, partial: Path) -> None:
     try:
         _persistently(attempt, file, grown=lambda: partial.stat().st_size if partial.exists() else 0)
     except UnreachableError as error:
-        raise LtxError(f"{error}; what there is of {file.target} is kept", "run the command again to go on") from None
+        raise LtxError(
+            f"{error}; the partial download of {file.target} is kept", "run the command again to resume"
+        ) from None
 
 
 def cached(file: RemoteFile, commit: str) -> tuple[Path, Published] | None:

@@ -128,7 +128,8 @@ def _linked(source: _Source) -> Placed:
     strays = [place for place in resolved.values() if not place.is_relative_to(folder)]
     if strays:
         raise LtxError(
-            f"{strays[0]} is not beside the other shards in {folder}, so it cannot be linked", "leave --link out"
+            f"{strays[0]} is outside {folder}, which holds the other shards, so it cannot be linked",
+            "leave --link out",
         )
     names = {file: place.relative_to(folder).as_posix() for file, place in resolved.items()}
     return Placed(source.tensors, names, folder, linked=True)
@@ -153,7 +154,7 @@ def _refuse_namesakes(placed: Sequence[Placed]) -> None:
         for name in place.names.values():
             if places.setdefault(name, place.folder) != place.folder:
                 raise LtxError(
-                    f"{places[name] / name} and {place.folder / name} have one name, so they cannot be linked",
+                    f"{places[name] / name} and {place.folder / name} have the same name, so they cannot be linked",
                     "leave --link out",
                 )
 

@@ -44,7 +44,7 @@ def staged(folder: Path) -> Iterator[Path]:
             shutil.rmtree(leftover, ignore_errors=True)
 
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with locked(folder.with_name(f".{folder.name}.lock"), f"export writes {folder}"):
+    with locked(folder.with_name(f".{folder.name}.lock"), f"export is writing {folder}"):
         bring_back()
         staging.mkdir()
         try:

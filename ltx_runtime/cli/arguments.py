@@ -1,4 +1,4 @@
-"""The options of ltx-run as one table. What is left out, None, is the version's own."""
+"""The options of ltx-run as one table. None means that an option was left out and the version's default applies."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def _option(panel: str, text: str, *names: str, **more: Any) -> Any:
 
 
 def _expert(panel: str, text: str, *names: str, **more: Any) -> Any:
-    """An option that only --help-all shows."""
+    """Returns an option that only --help-all shows."""
     return _option(panel, text, *names, hidden=True, **more)
 
 
 def _show_all(context: typer.Context, wanted: bool) -> bool:
-    """Prints the help with every option and ends."""
+    """Prints the help with every option and exits."""
     if wanted:
         for parameter in context.command.params:
             parameter.hidden = False  # type: ignore[attr-defined]
@@ -35,128 +35,169 @@ def _show_all(context: typer.Context, wanted: bool) -> bool:
 
 @dataclass(frozen=True)
 class Arguments:
-    """The options as they were typed."""
+    """The options as typed on the command line."""
 
     words: Annotated[
         str | None,
         typer.Argument(help="What the video shows.", metavar="PROMPT", show_default=False, rich_help_panel=_WHAT),
     ] = None
-    prompt: Annotated[str | None, _option(_WHAT, "The same, as an option.", "--prompt", "-p")] = None
-    negative_prompt: Annotated[str | None, _option(_WHAT, "What it must not show.")] = None
-    image: Annotated[Path | None, _option(_WHAT, "An image for the first frame: the same as --condition FILE@0.")] = (
-        None
-    )
+    prompt: Annotated[str | None, _option(_WHAT, "The prompt, given as an option.", "--prompt", "-p")] = None
+    negative_prompt: Annotated[str | None, _option(_WHAT, "What the video must not show.")] = None
+    image: Annotated[Path | None, _option(_WHAT, "Image for the first frame; same as --condition FILE@0.")] = None
     condition: Annotated[
         list[str] | None,
-        _option(_WHAT, "FILE@FRAME[:STRENGTH]: an image or clip from that frame on. Repeatable.", metavar="FILE@FRAME"),
+        _option(
+            _WHAT,
+            "FILE@FRAME[:STRENGTH]: show this image or clip from that frame on; STRENGTH is 0 to 1. Can be repeated.",
+            metavar="FILE@FRAME",
+        ),
     ] = None
-    video: Annotated[Path | None, _option(_WHAT, "A clip to make over.")] = None
-    strength: Annotated[float | None, _option(_WHAT, "How much of --video is made anew, 0 to 1 (default: 0.6).")] = None
+    video: Annotated[Path | None, _option(_WHAT, "A clip to change (video-to-video).")] = None
+    strength: Annotated[float | None, _option(_WHAT, "How much of --video may change, 0 to 1 (default: 0.6).")] = None
     image_cond_noise_scale: Annotated[
-        float, _expert(_WHAT, "Noise on given images at every step; keeps things moving.")
+        float, _expert(_WHAT, "Noise added to given images at every step, which helps motion.")
     ] = 0.15
-    crf: Annotated[int, _expert(_WHAT, "H.264 compression of given images and clips; 0 for none.")] = 29
+    crf: Annotated[
+        int,
+        _expert(
+            _WHAT,
+            "How strongly given images and clips are compressed, to resemble training videos (H.264 CRF); 0 for none.",
+        ),
+    ] = 29
     sample_posterior: Annotated[
-        bool, _expert(_WHAT, "Draw latents of given media as the official code does.", "--sample-posterior")
+        bool,
+        _expert(
+            _WHAT,
+            "Encode given images and clips with random variation, as the official code does.",
+            "--sample-posterior",
+        ),
     ] = False
 
-    height: Annotated[int | None, _option(_SIZE, "Pixels, a multiple of 32.")] = None
-    width: Annotated[int | None, _option(_SIZE, "Pixels, a multiple of 32.")] = None
-    num_frames: Annotated[int | None, _option(_SIZE, "8n+1, e.g. 25, 97 or 121.")] = None
-    fps: Annotated[
-        float | None, _option(_SIZE, "Frames per second; also tells the model about speed.", "--fps", "--frame-rate")
-    ] = None
-    pad: Annotated[bool, _expert(_SIZE, "Any size: make the next larger one and crop it.", "--pad")] = False
+    height: Annotated[int | None, _option(_SIZE, "Height in pixels, a multiple of 32.")] = None
+    width: Annotated[int | None, _option(_SIZE, "Width in pixels, a multiple of 32.")] = None
+    num_frames: Annotated[int | None, _option(_SIZE, "Frames, a multiple of 8 plus 1, e.g. 97.")] = None
+    fps: Annotated[float | None, _option(_SIZE, "Frames per second; also affects motion.", "--fps", "--frame-rate")] = (
+        None
+    )
+    pad: Annotated[
+        bool, _expert(_SIZE, "Allow any size and length: make a slightly larger video and crop it.", "--pad")
+    ] = False
     single_pass: Annotated[
-        bool, _expert(_SIZE, "One pass at full size instead of the version's two.", "--single-pass")
+        bool, _expert(_SIZE, "Use one pass at full size instead of the version's two.", "--single-pass")
     ] = False
     temporal_upscale: Annotated[bool, _expert(_SIZE, "Double the frame rate at the end.", "--temporal-upscale")] = False
 
     preset: Annotated[
         Path | None,
-        _expert(_STEPS, "Steps and guidance of every pass from an official YAML file.", metavar="FILE.yaml"),
+        _expert(
+            _STEPS, "YAML file in the official format, with steps and guidance of every pass.", metavar="FILE.yaml"
+        ),
     ] = None
-    steps: Annotated[int | None, _option(_STEPS, "Denoising steps of the first pass.")] = None
+    steps: Annotated[int | None, _option(_STEPS, "Number of denoising steps in the first pass.")] = None
     timesteps: Annotated[
-        str | None, _expert(_STEPS, "The first pass's noise levels themselves, e.g. 1.0,0.975,0.725.")
+        str | None, _expert(_STEPS, "Noise levels of the first pass, from high to low, e.g. 1.0,0.975,0.725.")
     ] = None
-    skip_initial_steps: Annotated[int | None, _expert(_STEPS, "Steps to leave out at the start; needs --video.")] = None
-    skip_final_steps: Annotated[int | None, _expert(_STEPS, "Steps to leave out at the end.")] = None
-    stochastic_sampling: Annotated[bool | None, _expert(_STEPS, "Noise anew at every step.")] = None
+    skip_initial_steps: Annotated[
+        int | None, _expert(_STEPS, "Number of steps to skip at the start (needs --video).")
+    ] = None
+    skip_final_steps: Annotated[int | None, _expert(_STEPS, "Number of steps to skip at the end.")] = None
+    stochastic_sampling: Annotated[bool | None, _expert(_STEPS, "Add fresh noise at every step.")] = None
 
-    guidance_scale: Annotated[float | None, _option(_GUIDANCE, "CFG at every step; 1 turns it off.")] = None
-    stg_scale: Annotated[float | None, _expert(_GUIDANCE, "STG at every step; 0 turns it off.")] = None
-    rescaling_scale: Annotated[float | None, _expert(_GUIDANCE, "Rescaling with STG; 1 turns it off.")] = None
+    guidance_scale: Annotated[
+        float | None, _option(_GUIDANCE, "How closely every step follows the prompt (CFG); 1 turns it off.")
+    ] = None
+    stg_scale: Annotated[
+        float | None, _expert(_GUIDANCE, "Strength of spatiotemporal guidance (STG) at every step; 0 turns it off.")
+    ] = None
+    rescaling_scale: Annotated[
+        float | None, _expert(_GUIDANCE, "Rescaling of the prediction after STG; 1 turns it off.")
+    ] = None
     stg_mode: Annotated[
-        str | None, _expert(_GUIDANCE, "attention_values (default), attention_skip or transformer_block.")
+        str | None,
+        _expert(
+            _GUIDANCE,
+            "Part of a block that STG skips: attention_values (default), attention_skip or transformer_block.",
+        ),
     ] = None
     skip_blocks: Annotated[str | None, _expert(_GUIDANCE, "Blocks that STG skips, e.g. 11,25.")] = None
-    cfg_star: Annotated[bool | None, _expert(_GUIDANCE, "Scale the negative prediction onto the positive one.")] = None
+    cfg_star: Annotated[
+        bool | None, _expert(_GUIDANCE, "Scale the negative prediction to match the positive one (CFG-star).")
+    ] = None
 
     seed: Annotated[int | None, _option(_NOISE, "Same seed, same video; random if left out.")] = None
-    rng: Annotated[str, _expert(_NOISE, "numpy, or torch or diffusers to repeat their seeds (docs/noise.md).")] = (
-        "numpy"
-    )
-    noise_file: Annotated[Path | None, _expert(_NOISE, "Take every random draw from this file.")] = None
-    save_noise: Annotated[Path | None, _expert(_NOISE, "Keep every random draw in this file.")] = None
-    initial_latents_file: Annotated[Path | None, _expert(_NOISE, "Take the initial noise from this file.")] = None
+    rng: Annotated[
+        str,
+        _expert(
+            _NOISE, "Source of random noise: numpy, or torch or diffusers to reproduce their seeds (docs/noise.md)."
+        ),
+    ] = "numpy"
+    noise_file: Annotated[Path | None, _expert(_NOISE, "Read all random noise from this file.")] = None
+    save_noise: Annotated[Path | None, _expert(_NOISE, "Save all random noise to this file.")] = None
+    initial_latents_file: Annotated[Path | None, _expert(_NOISE, "Read the initial noise from this file.")] = None
 
-    decode_timestep: Annotated[float | None, _expert(_DECODING, "Noise level that the decoder is told.")] = None
-    decode_noise_scale: Annotated[float | None, _expert(_DECODING, "Noise mixed in before decoding.")] = None
-    tone_map_compression_ratio: Annotated[float | None, _expert(_DECODING, "Tone mapping of latents; 0 for none.")] = (
-        None
-    )
+    decode_timestep: Annotated[float | None, _expert(_DECODING, "Noise level that the decoder assumes, 0 to 1.")] = None
+    decode_noise_scale: Annotated[
+        float | None, _expert(_DECODING, "How much noise is mixed in before decoding, 0 to 1.")
+    ] = None
+    tone_map_compression_ratio: Annotated[
+        float | None, _expert(_DECODING, "How strongly to compress large latent values, 0 (off) to 1.")
+    ] = None
     memory: Annotated[
         float | None,
         _option(
             _DECODING,
-            "GB that the VAE may take beside its weights; tiles are cut to fit (default: 8, or what the GPU has).",
+            "GB for the VAE besides its weights; larger videos are tiled (default: 8, or what the GPU has left).",
         ),
     ] = None
-    vae_tiling: Annotated[bool, _expert(_DECODING, "Tiles even where all would fit.", "--vae-tiling")] = False
-    vae_slicing: Annotated[
-        bool, _expert(_DECODING, "One video at a time is decoded, with or without it.", "--vae-slicing")
+    vae_tiling: Annotated[
+        bool, _expert(_DECODING, "Use tiles even if the whole video fits into memory.", "--vae-tiling")
     ] = False
-
-    embeddings_file: Annotated[Path | None, _expert(_FILES, "Take the encoded prompts from this file.")] = None
-    save_embeddings: Annotated[Path | None, _expert(_FILES, "Keep the encoded prompts in this file.")] = None
-    latents: Annotated[Path | None, _expert(_FILES, "Decode latents that --save-latents kept, and nothing else.")] = (
-        None
+    vae_slicing: Annotated[bool, _expert(_DECODING, "Has no effect; accepted for compatibility.", "--vae-slicing")] = (
+        False
     )
-    save_latents: Annotated[Path | None, _expert(_FILES, "Keep the latents of every pass in this file.")] = None
+
+    embeddings_file: Annotated[Path | None, _expert(_FILES, "Read the encoded prompts from this file.")] = None
+    save_embeddings: Annotated[Path | None, _expert(_FILES, "Save the encoded prompts to this file.")] = None
+    latents: Annotated[Path | None, _expert(_FILES, "Only decode a file that --save-latents wrote.")] = None
+    save_latents: Annotated[
+        Path | None, _expert(_FILES, "Save the latents of every pass to this file, before decoding.")
+    ] = None
     output: Annotated[
         Path | None,
         _option(
             _FILES,
-            ".mp4, .webm, .gif, or NAME.png for a folder NAME of frames (default: named after the prompt).",
+            "Save as .mp4, .webm, .gif, or NAME.png for a folder NAME of frames (default: named after the prompt).",
             "--output",
             "-o",
         ),
     ] = None
-    output_dir: Annotated[Path | None, _option(_FILES, "Folder of the file where --output is left out.")] = None
+    output_dir: Annotated[Path | None, _option(_FILES, "Folder for a file named automatically.")] = None
 
-    engines: Annotated[Path, _option(_RUN, "Folder of version folders, or a version folder.", envvar="LTX_ENGINES")] = (
-        Path("engines")
-    )
+    engines: Annotated[
+        Path, _option(_RUN, "Folder of exported versions, or one version's folder.", envvar="LTX_ENGINES")
+    ] = Path("engines")
     version: Annotated[
-        str | None, _option(_RUN, "Which version; not needed when there is one.", "--version", "--ltxv-version")
+        str | None, _option(_RUN, "Version to use, if there are several.", "--version", "--ltxv-version")
     ] = None
     backend: Annotated[
-        str, _option(_RUN, "tensorrt, tensorrt_rtx, cuda or cpu; auto takes the first that can, and says why.")
+        str, _option(_RUN, "tensorrt, tensorrt_rtx, cuda or cpu; auto uses the first of these that works.")
     ] = "auto"
     gpu_memory: Annotated[
         float | None,
-        _expert(_RUN, "GB of the GPU to plan with: what fits, is streamed and is tiled (default: all)."),
+        _expert(_RUN, "GPU memory to plan with, in GB (default: all that is free)."),
     ] = None
-    threads: Annotated[int | None, _expert(_RUN, "Threads of the CPU (default: one a core).")] = None
-    low_memory: Annotated[bool, _expert(_RUN, "Run guidance's conditions one after another.", "--low-memory")] = False
-    plan: Annotated[bool, _option(_RUN, "Say what would be done, and do nothing.", "--plan")] = False
-    doctor: Annotated[
-        bool, _option(_RUN, "Say what this machine has, which engines fit, and what to install or build.", "--doctor")
+    threads: Annotated[int | None, _expert(_RUN, "Number of CPU threads (default: one per core).")] = None
+    low_memory: Annotated[
+        bool, _expert(_RUN, "Use less memory: compute the predictions for guidance one by one.", "--low-memory")
     ] = False
-    json: Annotated[bool, _option(_RUN, "Print result, plan or doctor's report for programs.", "--json")] = False
+    plan: Annotated[bool, _option(_RUN, "Show what would be done; do nothing.", "--plan")] = False
+    doctor: Annotated[
+        bool,
+        _option(_RUN, "Check this machine: what it has, which engines fit, and what to install or build.", "--doctor"),
+    ] = False
+    json: Annotated[bool, _option(_RUN, "Print result, plan or report as JSON.", "--json")] = False
 
-    about: Annotated[bool, _option(_RUN, "Say which version this is, and which backends it has.", "--about")] = False
+    about: Annotated[bool, _option(_RUN, "Show the versions of this program and its backends.", "--about")] = False
     help_all: Annotated[
         bool, _option(_RUN, "Show every option and exit.", "--help-all", callback=_show_all, is_eager=True)
     ] = False
@@ -166,7 +207,7 @@ _Table = TypeVar("_Table")
 
 
 def command_of(run: Callable[[_Table], None], table: type[_Table]) -> Callable[..., None]:
-    """A function with an argument for every field of a dataclass, as typer reads them, that hands them over as one."""
+    """Returns a function for typer, with one argument per field of a dataclass, that calls `run` with an instance."""
     hints = get_type_hints(table, include_extras=True)
 
     def command(**typed: Any) -> None:

@@ -1,4 +1,4 @@
-"""ltx-run: parse, call, print. Imports what a command needs when it runs, so that --help answers at once."""
+"""ltx-run: parse, call, print. Modules are imported only when a command needs them, so that --help is fast."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ app = typer.Typer(pretty_exceptions_enable=False, context_settings={"help_option
 
 @reported()
 def _run(typed: Arguments) -> None:
-    """Make a video from a prompt, and from images and clips: ltx-run "A red fox runs through deep snow" -o fox.mp4
+    """Make a video from a prompt and optional images and clips: ltx-run "A red fox runs through deep snow" -o fox.mp4
 
-    What is left out is the version's own default. More options, for experts: --help-all.
+    Options that you leave out use the version's defaults. More options, for experts: --help-all.
     """
     from ltx_runtime.spec.versions import find_version
 
@@ -43,7 +43,7 @@ def _run(typed: Arguments) -> None:
         raise LtxError("the prompt was given twice", "leave --prompt out")
     typed = replace(typed, prompt=typed.prompt if typed.words is None else typed.words, words=None)
     if typed.prompt is None and typed.embeddings_file is None and typed.latents is None:
-        raise LtxError("nothing says what the video shows", "give a prompt in quotes, or --embeddings-file FILE")
+        raise LtxError("there is no prompt", "give a prompt in quotes, or --embeddings-file FILE")
     _make(typed)
 
 
@@ -51,7 +51,7 @@ app.command()(command_of(_run, Arguments))
 
 
 def _about() -> str:
-    """Version of the program, and each backend with the version of its library or how to get it."""
+    """Returns the program's version and, for each backend, the version of its library or how to install it."""
     from importlib import metadata
 
     from ltx_runtime import __version__
@@ -68,7 +68,7 @@ def _about() -> str:
 
 
 def _make(typed: Arguments) -> None:
-    """From a request, or from saved latents, to a file; with --plan, only the plan."""
+    """Writes the video of a request or of saved latents to a file; with --plan, only prints the plan."""
     from ltx_runtime.cli import request_from_arguments as asked
     from ltx_runtime.cli.progress import bars
     from ltx_runtime.pipeline import Pipeline
@@ -91,7 +91,7 @@ def _make(typed: Arguments) -> None:
 
 
 def _result(video: Video, target: Path) -> dict[str, Any]:
-    """The result as plain data, for programs."""
+    """Returns the result as plain data, for programs."""
     height, width = video.size
     return {
         "file": str(target),
@@ -106,7 +106,7 @@ def _result(video: Video, target: Path) -> dict[str, Any]:
 
 
 def _told(video: Video, target: Path) -> str:
-    """The result in one line, for people."""
+    """Returns the result in one line, for people."""
     (height, width), ending = video.size, video.ending
     seconds = ", ".join(f"{name} {took:.1f} s" for name, took in video.seconds.items())
     size = f"{width}x{height}, {ending.num_frames} frames at {ending.fps:g} fps"
@@ -114,17 +114,17 @@ def _told(video: Video, target: Path) -> str:
 
 
 def _output_of(typed: Arguments, title: str, seed: int) -> Path:
-    """The file to write: as typed, or called after the title."""
+    """Returns the file to write: the one that was typed, or one named after the title."""
     if typed.output is not None:
         if typed.output_dir is not None:
-            raise LtxError("output and output-dir both say where the video goes", "leave one of them out")
+            raise LtxError("--output and --output-dir cannot be combined", "leave one of them out")
         return typed.output
     return _free_name(typed.output_dir or Path(), title, seed)
 
 
 @contextmanager
 def _folder_of(output: Path) -> Iterator[None]:
-    """Makes the folder of the output, and takes it away again where nothing came into it."""
+    """Creates the folder of the output, and removes it at the end if it is still empty."""
     new = [folder for folder in (output.parent, *output.parent.parents) if not folder.exists()]
     for folder in reversed(new):
         folder.mkdir()
@@ -141,7 +141,7 @@ def _note(text: str) -> None:
 
 
 def _free_name(folder: Path, prompt: str, seed: int) -> Path:
-    """A file name from the prompt's first words that does not exist yet."""
+    """Returns a file that does not exist yet, named after the prompt's first words and the seed."""
     words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40].rstrip("-") or "video"
     number = 1
     while True:
@@ -152,5 +152,5 @@ def _free_name(folder: Path, prompt: str, seed: int) -> Path:
 
 
 def main() -> None:
-    """The `ltx-run` command."""
+    """Runs the `ltx-run` command."""
     app()

@@ -1,4 +1,4 @@
-"""Progress bars on standard error, with the time each unit takes and the time that remains."""
+"""Shows progress bars on standard error, with the time per unit and the remaining time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.progress import Progress as Bars
 
 @contextmanager
 def bars(name: str, units: int) -> Iterator[Callable[[int], None]]:
-    """Shows one stage as a bar; see ltx_runtime.progress.Progress."""
+    """Shows a stage as a progress bar; implements ltx_runtime.progress.Progress."""
     columns = (
         TextColumn("{task.description:10}"),
         BarColumn(),

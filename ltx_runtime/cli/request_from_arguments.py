@@ -1,4 +1,4 @@
-"""What was typed -> what to make, and how. Knows option names, so that messages can name them."""
+"""Converts typed options to a request and to run options. Messages here name the options that are wrong."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ltx_runtime.planning.request import Condition, Request
 
 _Parsed = TypeVar("_Parsed", int, float)
 _PLACE = re.compile(r"(?P<frame>-?\d{1,9})(?::(?P<strength>[^:@]*))?", re.ASCII)
-# Of Request, under the names that were typed.
+# Fields of Request that have the same name as their option.
 _SAME_NAMES = (
     *("height", "width", "num_frames", "fps", "seed"),
     *("steps", "skip_initial_steps", "skip_final_steps", "guidance_scale", "stg_scale", "rescaling_scale", "stg_mode"),
@@ -24,10 +24,10 @@ _SAME_NAMES = (
 
 
 def request_of(typed: Arguments) -> Request:
-    """What was asked for; None where nothing was typed.
+    """Returns the request that was typed; None for what was left out.
 
     Raises:
-        LtxError: a list or a condition cannot be read, or a prompt is no text.
+        LtxError: a list, a condition or a preset cannot be read, or a prompt is not valid text.
     """
     given = [parse_condition(one) for one in typed.condition or ()]
     if typed.image is not None:
@@ -47,10 +47,10 @@ def request_of(typed: Arguments) -> Request:
 
 
 def parse_condition(text: str) -> Condition:
-    """Reads `FILE@FRAME` or `FILE@FRAME:STRENGTH`; the name of the file may hold any of these signs.
+    """Parses `FILE@FRAME` or `FILE@FRAME:STRENGTH`; the file name itself may contain @ and colons.
 
     Raises:
-        LtxError: no frame, a negative one, or a strength outside 0..1.
+        LtxError: the frame is missing or negative, or the strength is not in 0..1.
     """
     name, _, place = text.rpartition("@")
     found = _PLACE.fullmatch(place)
@@ -71,12 +71,12 @@ def parse_condition(text: str) -> Condition:
 
 
 def pipeline_options_of(typed: Arguments) -> dict[str, Any]:
-    """What holds for a whole Pipeline, by the names of its arguments."""
+    """Returns the options of the whole Pipeline, by the names of its arguments."""
     return {name: getattr(typed, name) for name in ("backend", "memory", "gpu_memory", "threads")}
 
 
 def run_options_of(typed: Arguments) -> dict[str, Any]:
-    """How a request is run, by the names of fields of Options."""
+    """Returns the options of a single run, by the names of the fields of RunOptions."""
     renamed = {"tiled": "vae_tiling", "embeddings": "embeddings_file", "noise": "noise_file"}
     renamed |= {"initial_latents": "initial_latents_file"}
     same = ("rng", "low_memory", "crf", "sample_posterior", "save_embeddings", "save_latents", "save_noise")
@@ -84,7 +84,7 @@ def run_options_of(typed: Arguments) -> dict[str, Any]:
 
 
 def _text(option: str, typed: str) -> str:
-    """Raises LtxError for what a terminal hands over that is no text."""
+    """Returns the typed text. Raises LtxError if it has bytes that Python could not decode."""
     try:
         typed.encode()
     except UnicodeEncodeError:
@@ -95,7 +95,7 @@ def _text(option: str, typed: str) -> str:
 def _timesteps(typed: str | None) -> tuple[float, ...]:
     listed = tuple(_numbers("timesteps", typed, float))
     if typed is not None and not listed:
-        raise LtxError(f"timesteps must be numbers with commas between them; got {typed!r}", "use e.g. 1.0,0.975,0.725")
+        raise LtxError(f"timesteps must be comma-separated numbers; got {typed!r}", "use e.g. 1.0,0.975,0.725")
     return listed
 
 
@@ -103,4 +103,5 @@ def _numbers(name: str, typed: str | None, number: Callable[[str], _Parsed]) -> 
     try:
         return [number(one) for one in (typed or "").replace(",", " ").split()]
     except ValueError:
-        raise LtxError(f"{name} must be numbers with commas between them; got {typed!r}", "use e.g. 1,2") from None
+        kind = "whole numbers" if number is int else "numbers"
+        raise LtxError(f"{name} must be comma-separated {kind}; got {typed!r}", "use e.g. 1,2") from None

@@ -1,1 +1,1 @@
-"""What a machine and its version folders have and lack, and what to install or build next."""
+"""The doctor: examines a machine and its version folders, and advises what to install or build next."""

@@ -1,6 +1,6 @@
-"""What to install or build next, from the facts about a machine and its version folders alone.
+"""Advises what to install or build next, from nothing but the facts about a machine and its version folders.
 
-The first piece of advice comes first: what is broken, then libraries, then version folders, then engines.
+The order is that in which to follow the advice: broken packages, libraries, version folders, engines.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ _ESSENTIAL = ("numpy", "av", "sentencepiece")
 _DEFAULT_VERSION = "0.9.8-2b-distilled"
 _SLOW = (
     "no NVIDIA GPU is used, and the CPU runs everything: expect minutes for a short clip (the 2B version took two for "
-    "25 frames of 256x384 on two cores), and more with size and length"
+    "25 frames of 384x256 on two cores), and more with size and length"
 )
 
 
 @dataclass(frozen=True)
 class Advice:
-    """One thing to do and why; the command is empty where there is none to type."""
+    """One thing to do, with the reason; the command is empty if no command can do it."""
 
     reason: str
     command: str = ""
 
 
 def advice_of(machine: Machine, folders: Sequence[FolderFacts], version: str | None = None) -> tuple[Advice, ...]:
-    """Everything that would help, in the order in which it should be done.
+    """Returns everything that would help, in the order in which to do it.
 
     Args:
-        machine: what is there.
-        folders: version folders, whole or not.
-        version: the one that was asked about.
+        machine: facts about the machine.
+        folders: facts about the version folders, complete or not.
+        version: the version that the user asked about, if any.
     """
     return (*_broken(machine), *_libraries(machine), *_folders(folders, version), *_engines(machine, folders))
 
@@ -63,7 +63,7 @@ def _why(library: Library) -> str:
 
 
 def _has_gpu(machine: Machine) -> bool:
-    """Whether there is a GPU, even one that only its driver's presence tells of."""
+    """Returns whether there is a GPU that CUDA finds, or at least an NVIDIA driver."""
     return machine.gpu.compute_capability is not None or machine.system.nvidia_driver
 
 
@@ -83,7 +83,7 @@ def _libraries(machine: Machine) -> Iterator[Advice]:
 def _unseen_gpu(gpu: GpuFacts, bindings: Library) -> Advice:
     if bindings.loads:
         return Advice(f"an NVIDIA driver is installed, but CUDA finds no GPU ({gpu.problem})")
-    return Advice("an NVIDIA driver is installed, but what talks to it is not", _install(bindings, "gpu"))
+    return Advice(f"an NVIDIA driver is installed, but {bindings.name} {_why(bindings)}", _install(bindings, "gpu"))
 
 
 def _install(library: Library, extra: str) -> str:
@@ -92,16 +92,14 @@ def _install(library: Library, extra: str) -> str:
 
 
 def _gpu_libraries(machine: Machine, capability: tuple[int, int]) -> Iterator[Advice]:
-    """What makes this GPU fast, if that is not there; ONNX Runtime where nothing does, or engines are refused."""
+    """Yields how to get a library that builds engines for this GPU, or ONNX Runtime if TensorRT does not support it."""
     if usable_builder(machine):
         return
     gpu = f"{machine.gpu.name} (compute capability {capability[0]}.{capability[1]})"
     runtime = machine.library("onnxruntime")
     if capability < LEAST_CAPABILITY:
         if CUDA_PROVIDER not in runtime.providers and not machine.clashing:
-            yield Advice(
-                f"{gpu} is older than TensorRT supports; ONNX Runtime runs graphs on it", _replaced(runtime, "gpu")
-            )
+            yield Advice(f"{gpu} is too old for TensorRT; ONNX Runtime can use it", _replaced(runtime, "gpu"))
         return
     module = "tensorrt_rtx" if capability in RTX_CAPABILITIES else "tensorrt"
     library = machine.library(module)
@@ -118,13 +116,13 @@ def _gpu_libraries(machine: Machine, capability: tuple[int, int]) -> Iterator[Ad
 
 
 def _replaced(runtime: Library, extra: str) -> str:
-    """Another package of ONNX Runtime cannot be installed beside the one that is there."""
+    """Returns the command that installs another package of ONNX Runtime; the present one must be removed first."""
     remove = "pip uninstall --yes onnxruntime && " if runtime.installed else ""
     return f"{remove}pip install 'ltx-engines[{extra}]'"
 
 
 def usable_builder(machine: Machine) -> str:
-    """The preferred library that loads and makes engines for this GPU; empty if there is none."""
+    """Returns the preferred library that loads and builds engines for this GPU, or an empty string."""
     usable = (module for module in LIBRARIES if machine.library(module).loads and machine.library(module).serves_gpu)
     return next(usable, "")
 
@@ -135,7 +133,8 @@ def _folders(folders: Sequence[FolderFacts], version: str | None) -> Iterator[Ad
             yield Advice(folder.problem, folder.command or export_command(folder.version))
     if not folders:
         wanted = version or _DEFAULT_VERSION
-        yield Advice("there are no engines and graphs to run yet", export_command(wanted))
+        named = f" of {version}" if version else ""
+        yield Advice(f"there is no version folder{named} yet", export_command(wanted))
 
 
 def _engines(machine: Machine, folders: Sequence[FolderFacts]) -> Iterator[Advice]:

@@ -1,6 +1,7 @@
-"""Version folders as they are here: whole or not, what each backend says of every component, and engines.
+"""Examines version folders: whether they are complete, which backends can run each component, and their engines.
 
-Quick: of a folder's files only existence and size are looked at; of engines the checksum too. Changes nothing.
+This is quick, since only existence and size of a folder's files are checked; of engines also the checksum. Nothing is
+changed.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from ltx_runtime.sessions.trt.library import LIBRARIES, title_of
 from ltx_runtime.spec.components import ComponentName
 from ltx_runtime.spec.geometry import Grid
 
-_SHOWN_FRAMES = 13  # latent ones of 97 frames: what tokens are told in
+_SHOWN_FRAMES = 13  # 97 frames in latent frames: the length by which numbers of tokens are illustrated
 
 
 @dataclass(frozen=True)
 class Saying:
-    """What a backend says of a component: the file it would run, or why it cannot."""
+    """A backend's answer for a component: in `says`, the file that it would run, or why it cannot run the component."""
 
     backend: str
     fits: bool
@@ -35,13 +36,13 @@ class Saying:
 
 @dataclass(frozen=True)
 class EngineFile:
-    """An engine, and whether its library would take it here.
+    """An engine file, and whether it can be used here.
 
     Attributes:
-        path: relative to the version folder.
-        builder, precision, weights, sizes, relative_l2: as its sidecar says; sizes in words.
+        path: path relative to the version folder.
+        builder, precision, weights, sizes, relative_l2: values from its sidecar; sizes in words.
         problem: why it cannot be used here; empty if it can.
-        rebuild: the command that makes one that fits; empty if nothing is wrong.
+        rebuild: the command that builds a usable engine; empty if nothing is wrong.
     """
 
     path: str
@@ -58,7 +59,14 @@ class EngineFile:
 
 @dataclass(frozen=True)
 class ComponentFacts:
-    """A component: its graphs' precisions, what every backend says, which is chosen (empty if none) and its engines."""
+    """Facts about a component.
+
+    Attributes:
+        precisions: precisions of its graphs.
+        backends: the answer of every backend.
+        chosen: the backend that would run it; empty if none can.
+        engines: its engine files.
+    """
 
     name: str
     precisions: tuple[str, ...]
@@ -69,11 +77,11 @@ class ComponentFacts:
 
 @dataclass(frozen=True)
 class FolderFacts:
-    """A version folder; components are looked at only if it is whole.
+    """Facts about a version folder; components are examined only if it is complete.
 
     Attributes:
-        problem: why it is not whole; empty if it is.
-        command: makes it anew; empty if it is whole, or if that has to be found out first.
+        problem: why it is not complete; empty if it is.
+        command: the command that exports it again; empty if it is complete or if none is known.
     """
 
     path: str
@@ -85,12 +93,12 @@ class FolderFacts:
 
 
 def folders_in(root: Path, version: str | None) -> list[Path]:
-    """The version folders of a root, or the root itself if it is one; of one version if it is named.
+    """Returns the version folders in a root, only that of `version` if given; or the root itself if it is one.
 
-    A root that does not exist yet holds none.
+    A root that does not exist yet has none.
 
     Raises:
-        LtxError: the root is no folder, cannot be read, or neither it nor the folder it would be in exists.
+        LtxError: the root is not a folder, cannot be read, or neither it nor its parent folder exists.
     """
     if not root.is_dir():
         if root.exists() or not root.absolute().parent.is_dir():
@@ -109,7 +117,7 @@ def _is_version_folder(path: Path) -> bool:
 
 
 def look_at(folder: Path, makers: Mapping[str, Maker]) -> FolderFacts:
-    """A version folder, held against what makes engines here, by builder."""
+    """Examines a version folder; `makers` are the libraries that build and run engines here, by builder."""
     try:
         manifest = read_manifest(folder)
     except LtxError as error:
@@ -124,7 +132,7 @@ def look_at(folder: Path, makers: Mapping[str, Maker]) -> FolderFacts:
 
 
 def _problem(folder: Path, manifest: Manifest) -> str:
-    """The first file that is missing or has another size."""
+    """Returns what is wrong with the first file that is missing or has the wrong size; empty if all are right."""
     for name, entry in manifest.files.items():
         path = manifest.place(folder, name)
         try:
@@ -153,7 +161,7 @@ def _saying(engines: Engines, name: str, backend: str) -> Saying:
         return Saying(backend, False, error.problem)
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # a library that is broken
+    except BaseException as error:  # a broken library may raise anything
         return Saying(backend, False, f"its library cannot be used ({reason_of(error)})")
     return Saying(backend, True, str(found.path.relative_to(engines.folder)))
 
@@ -186,18 +194,18 @@ def _engine(engines: Engines, name: str, path: Path, makers: Mapping[str, Maker]
 
 
 def _misfit(engines: Engines, name: str, path: Path, sidecar: Sidecar, maker: Maker | None) -> str:
-    """Why an engine cannot be used here; empty if it can."""
+    """Returns why an engine cannot be used here; empty if it can."""
     if sidecar.builder not in LIBRARIES:
-        return f"was built by {sidecar.builder}, which is no library of ours"
+        return f"was built by {sidecar.builder}, which is not supported"
     title = title_of(sidecar.builder)
     if maker is None:
-        return f"was built for {title} {sidecar.builder_version}, which cannot be used here"
+        return f"was built for {title} {sidecar.builder_version}, which does not work here"
     if sidecar.builder_version != maker.version:
-        return f"was built by {title} {sidecar.builder_version}, and {maker.version} is installed"
+        return f"was built by {title} {sidecar.builder_version}, but {maker.version} is installed"
     if sidecar.target != maker.target:
-        return f"was built for {sidecar.gpu or sidecar.target}, and this GPU is {maker.gpu or maker.target}"
+        return f"was built for {sidecar.gpu or sidecar.target}, but this GPU is {maker.gpu or maker.target}"
     if path.parent.name != maker.folder or sidecar.precision not in ENGINE_PRECISIONS:
-        return f"lies in {path.parent.name}, where nothing looks for it"
+        return f"is in {path.parent.name}, where no backend looks for it"
     try:
         check_engine(EngineAddress(engines, name, maker, sidecar.precision))
     except LtxError as error:
@@ -206,7 +214,7 @@ def _misfit(engines: Engines, name: str, path: Path, sidecar: Sidecar, maker: Ma
 
 
 def words_of(profile: Profile) -> str:
-    """The sizes that a profile serves, in pixels and frames: `1 to 97 frames of 64x64 to 512x512`."""
+    """Returns the sizes that a profile serves, in words such as `1 to 97 frames of 64x32 to 768x512`, width first."""
     if "tokens" in profile:
         return _tokens(profile["tokens"])
     if "text_tokens" in profile:
@@ -214,7 +222,7 @@ def words_of(profile: Profile) -> str:
         return f"{_range(str(batch.min), str(batch.max))} prompts of {_range(str(tokens.min), str(tokens.max))} tokens"
     frames, rows, columns = (profile[axis] for axis in ("frames", "rows", "columns"))
     least, most = (Grid(*sizes) for sizes in ((frames.min, rows.min, columns.min), (frames.max, rows.max, columns.max)))
-    shapes = _range(*(f"{grid.height}x{grid.width}" for grid in (least, most)))
+    shapes = _range(*(f"{grid.width}x{grid.height}" for grid in (least, most)))
     return f"{_range(str(least.num_frames), str(most.num_frames))} frames of {shapes}"
 
 
@@ -225,11 +233,11 @@ def _range(least: str, most: str) -> str:
 def _tokens(span: Span) -> str:
     told = f"{_range(str(span.min), str(span.max))} tokens"
     shown = shown_grid(span.max)
-    return told if shown is None else f"{told} (such as {shown.num_frames} frames of {shown.height}x{shown.width})"
+    return told if shown is None else f"{told} (such as {shown.num_frames} frames of {shown.width}x{shown.height})"
 
 
 def shown_grid(tokens: int) -> Grid | None:
-    """The largest grid of 97 frames, half as wide again as high, of at most so many tokens; None if there is none."""
+    """Returns the largest 3:2 grid of 97 frames with at most this number of tokens, or None if there is none."""
     rows = range(2, 512, 2)
     fitting = [row for row in rows if _SHOWN_FRAMES * row * (row * 3 // 2) <= tokens]
     return Grid(_SHOWN_FRAMES, fitting[-1], fitting[-1] * 3 // 2) if fitting else None

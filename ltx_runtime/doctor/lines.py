@@ -1,4 +1,4 @@
-"""A doctor's report for people and for programs."""
+"""Formats the doctor's report for people and for programs."""
 
 from __future__ import annotations
 
@@ -15,17 +15,22 @@ from ltx_runtime.files import amount
 
 
 def run(root: Path, version: str | None, as_json: bool) -> str:
-    """What a doctor prints of a root of version folders, or of one of them.
+    """Examines the machine and the version folders, and returns the report as text or JSON.
+
+    Args:
+        root: a folder of version folders, or a version folder.
+        version: the only version to report on; None for all.
+        as_json: whether to return JSON.
 
     Raises:
-        LtxError: the root is no place that version folders could be in.
+        LtxError: the root is not a folder, cannot be read, or neither it nor its parent folder exists.
     """
     report = examine(root, version)
     return json.dumps(asdict(report), indent=1) if as_json else "\n".join(lines_of(report))
 
 
 def lines_of(report: Report) -> list[str]:
-    """The report as lines, the advice last."""
+    """Returns the report as printable lines, with the advice at the end."""
     return [printable(line) for line in _lines(report)]
 
 
@@ -38,7 +43,7 @@ def _lines(report: Report) -> Iterator[str]:
         yield from _folder_lines(folder)
     if not report.folders:
         yield "  no version folders"
-    yield "advice:" if report.advice else "advice: none, all is well"
+    yield "advice:" if report.advice else "advice: none, everything is ready"
     for number, advice in enumerate(report.advice, 1):
         yield f"  {number}. {advice.reason}"
         if advice.command:
@@ -83,9 +88,9 @@ def _library(library: Library) -> str:
 
 def _folder_lines(folder: FolderFacts) -> Iterator[str]:
     if folder.problem:
-        yield f"  {folder.path}: not whole: {folder.problem}"
+        yield f"  {folder.path}: cannot be used: {folder.problem}"
         return
-    yield f"  {folder.path}: {folder.version}, whole, {amount(folder.size_bytes)}"
+    yield f"  {folder.path}: {folder.version}, complete, {amount(folder.size_bytes)}"
     same = _same(folder.components)
     for backend, said in same.items():
         yield f"    {backend}: {said}"
@@ -94,12 +99,12 @@ def _folder_lines(folder: FolderFacts) -> Iterator[str]:
 
 
 def _said(component: ComponentFacts) -> dict[str, str]:
-    """What backends say of a component, without its name; what to do is told by the advice, in order."""
+    """Returns what each backend says about a component, without the component's name; the advice says what to do."""
     return {one.backend: one.says.replace(f" of {component.name}", "") for one in component.backends}
 
 
 def _same(components: Sequence[ComponentFacts]) -> dict[str, str]:
-    """What a backend says of every component alike is told once."""
+    """Returns the answers that a backend gives for every component alike, so that they are printed only once."""
     if len(components) < 2:
         return {}
     said = [_said(component) for component in components]
@@ -123,5 +128,5 @@ def _engine_lines(engine: EngineFile) -> Iterator[str]:
     for size in engine.sizes:
         yield f"        {size}"
     if engine.problem:
-        yield f"        of no use here: {engine.problem}"
+        yield f"        cannot be used here: {engine.problem}"
         yield f"        run: {engine.rebuild}"

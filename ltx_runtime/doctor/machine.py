@@ -1,6 +1,7 @@
-"""What a machine has that engines and runs need: its system, its GPU, and the libraries that are installed and load.
+"""Finds out what a machine has: its system, its GPU, and which of the needed libraries are installed and load.
 
-Looks and changes nothing. A broken package is a finding: it may raise whatever it likes. Knows nothing of folders.
+Nothing is changed. A broken package, whatever it raises, is part of the result. This module knows nothing about version
+folders.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from ltx_runtime.sessions.cuda.gpu import Gpu
 from ltx_runtime.sessions.trt.library import LIBRARIES, serves_gpu, title_of
 
 CUDA_PROVIDER = "CUDAExecutionProvider"
-# All of these bring the module `onnxruntime`, and the one installed last overwrites the others.
+# All of these packages contain the module `onnxruntime`, and the one installed last overwrites the others.
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino", "onnxruntime-qnn")
 _CUDA = "cuda.bindings.runtime"
 _NO_CUDA_ERROR = 0
-# By module: what people call it, and what pip does.
+# Module -> its name for people, and its pip package.
 _PLAIN = {
     _CUDA: ("cuda-bindings", "cuda-bindings"),
     "onnxruntime": ("ONNX Runtime", "onnxruntime"),
@@ -37,13 +38,14 @@ _PLAIN = {
 
 @dataclass(frozen=True)
 class System:
-    """A computer.
+    """Operating system and hardware of the machine, except its GPU.
 
     Attributes:
-        os, processor, python: in words.
-        cores: that this process may use.
-        memory_bytes, available_bytes: all of it, and what is not in use; None where the system does not tell.
-        nvidia_driver: whether one is installed, as far as can be seen without CUDA.
+        os, processor: names for people.
+        cores: number of cores that this process may use.
+        memory_bytes, available_bytes: total and unused memory; None if the system does not tell.
+        python: version of Python.
+        nvidia_driver: whether an NVIDIA driver is installed, as far as can be seen without CUDA.
     """
 
     os: str
@@ -57,9 +59,12 @@ class System:
 
 @dataclass(frozen=True)
 class GpuFacts:
-    """The GPU that runs would use, or in `problem` why there is none.
+    """Facts about the GPU that a run would use.
 
-    driver is the CUDA version that the driver brings; free_bytes is None where it cannot be told.
+    Attributes:
+        driver: the CUDA version that the driver supports.
+        free_bytes: free memory; None if it is unknown.
+        problem: why there is no usable GPU; empty if there is one.
     """
 
     name: str = ""
@@ -72,13 +77,17 @@ class GpuFacts:
 
 @dataclass(frozen=True)
 class Library:
-    """A package that runs or builds use.
+    """Facts about a package that runs or engine builds use.
 
     Attributes:
-        name, module, package: what people call it, what Python imports, what pip installs.
-        installed, version, problem: problem is why it does not load; version is empty where it cannot be told.
-        serves_gpu: whether it can make kernels for this GPU; None where it makes none, or cannot be asked.
-        providers: of ONNX Runtime.
+        name: its name for people.
+        module: the module that Python imports.
+        package: the package that pip installs.
+        version: its version; empty if it is unknown.
+        problem: why it does not load; empty if it does, or if it is not installed.
+        serves_gpu: whether it can build engines for this GPU; None if it builds none, does not load, or there is no
+            GPU.
+        providers: ONNX Runtime's execution providers; empty for other libraries.
     """
 
     name: str
@@ -97,7 +106,7 @@ class Library:
 
 @dataclass(frozen=True)
 class Machine:
-    """Everything told about a machine; `clashing` are installed packages that overwrite each other."""
+    """Facts about a machine; `clashing` are installed packages that overwrite each other's files."""
 
     system: System
     gpu: GpuFacts
@@ -105,12 +114,12 @@ class Machine:
     clashing: tuple[str, ...]
 
     def library(self, module: str) -> Library:
-        """The one that Python imports under this name."""
+        """Returns the library that Python imports under this name."""
         return next(one for one in self.libraries if one.module == module)
 
 
 def look() -> tuple[Machine, Gpu | None]:
-    """The machine, and its GPU for those who build or run engines."""
+    """Returns facts about the machine, and its GPU for code that builds or runs engines."""
     gpu, problem = _gpu()
     facts = GpuFacts(problem=problem)
     if gpu is not None:
@@ -128,7 +137,7 @@ def _gpu() -> tuple[Gpu | None, str]:
         return None, f"{error.name} is not installed - run: pip install 'ltx-engines[gpu]'"
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # a driver that is half there
+    except BaseException as error:  # an incomplete driver may raise anything
         return None, f"CUDA cannot be used ({reason_of(error)})"
     assert isinstance(found, Gpu)
     return found, ""
@@ -162,13 +171,13 @@ def _plain(module: str) -> Library:
     if module == "onnxruntime":
         try:
             providers = tuple(str(one) for one in loaded.get_available_providers())
-        except Exception as error:  # one file of two packages that overwrote each other
+        except Exception as error:  # two packages overwrote each other's files
             problem = reason_of(error)
     return Library(name, module, package, True, _version(loaded, package), problem, providers=providers)
 
 
 def _loaded(module: str) -> tuple[Any, str]:
-    """A module; or None and why it does not load, empty where it is not installed."""
+    """Returns a module and an empty string, or None and why it does not load (empty if it is not installed)."""
     try:
         return importlib.import_module(module), ""
     except ModuleNotFoundError as error:
@@ -176,12 +185,12 @@ def _loaded(module: str) -> tuple[Any, str]:
         return None, "" if absent else reason_of(error)
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # a package without its libraries raises whatever it likes
+    except BaseException as error:  # a package without its libraries may raise anything
         return None, reason_of(error)
 
 
 def reason_of(error: BaseException) -> str:
-    """What an exception says, in one line."""
+    """Returns an exception's message on one line, or its type if it has none."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
@@ -221,7 +230,7 @@ def _cores() -> int:
 
 
 def _memory(file: Path) -> dict[str, int]:
-    """Sizes in bytes by their name in /proc/meminfo; empty where there is none."""
+    """Returns the sizes in /proc/meminfo in bytes, by name; empty if the system has no such file."""
     try:
         rows = re.findall(r"^(\w+):\s+(\d+) kB$", file.read_text(), re.MULTILINE)
     except OSError:
@@ -230,7 +239,7 @@ def _memory(file: Path) -> dict[str, int]:
 
 
 def _processor(file: Path) -> str:
-    """The processor's name in /proc/cpuinfo; empty where there is none."""
+    """Returns the processor's name from /proc/cpuinfo; empty if the system has no such file or it names none."""
     try:
         found = re.search(r"^model name\s*:\s*(.+)$", file.read_text(), re.MULTILINE)
     except OSError:

@@ -1,6 +1,6 @@
-"""What a machine can run: its system, GPU and libraries, its version folders, and what to do next.
+"""Reports what a machine can run: its system, GPU and libraries, its version folders, and what to do next.
 
-Looks and changes nothing, and hashes no checkpoint. An illness that is found is no failure.
+Nothing is changed and no checkpoint is hashed. A problem that is found becomes part of the report and raises no error.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from ltx_runtime.sessions.trt.library import load_library, maker_of
 
 @dataclass(frozen=True)
 class Report:
-    """Everything found, as plain data.
+    """The doctor's report as plain data.
 
     Attributes:
-        machine: system, GPU and libraries.
-        root: where version folders were looked for.
-        root_exists: whether it is there.
-        free_bytes: of its disk.
+        machine: facts about system, GPU and libraries.
+        root: the folder in which version folders were looked for.
+        root_exists: whether that folder exists.
+        free_bytes: free space on its disk; None if it is unknown.
         folders: the version folders in it.
         advice: what to do next, in order.
     """
@@ -41,10 +41,10 @@ class Report:
 
 
 def examine(root: Path, version: str | None = None) -> Report:
-    """Looks at the machine and at the version folders of a root, or at one of them.
+    """Examines the machine and the version folders in a root, or only that of `version`.
 
     Raises:
-        LtxError: the root is no place that version folders could be in.
+        LtxError: the root is not a folder, cannot be read, or neither it nor its parent folder exists.
     """
     places = folders_in(root, version)
     machine, gpu = look()
@@ -55,14 +55,14 @@ def examine(root: Path, version: str | None = None) -> Report:
 
 
 def _makers(machine: Machine, gpu: Gpu | None) -> Mapping[str, Maker]:
-    """What makes and runs engines here, by builder."""
+    """Returns the libraries that build and run engines here, by builder."""
     makers = {}
     for library in machine.libraries:
         if library.loads and library.package.startswith("ltx-engines["):
             try:
                 makers[library.module] = maker_of(library.module, load_library(library.module), gpu)
             except LtxError:
-                continue  # for a GPU only, and there is none
+                continue  # this library builds only on a GPU, and there is none
     return makers
 
 

@@ -1,1 +1,1 @@
-"""A version folder, `engines/<version>/`, on disk: its manifest, engines' sidecars, and the sizes they serve."""
+"""The version folder `engines/<version>/` on disk: its manifest, its engines' sidecars, and the sizes they serve."""

@@ -1,4 +1,4 @@
-"""The address of an engine: where its file lies, what it must have been built from, and the command that builds it."""
+"""Locates an engine's file, checks that the engine may be loaded here, and returns the command that builds it again."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _MISFITS = {
 
 @dataclass(frozen=True)
 class EngineAddress:
-    """Names one engine; whether it exists is another question.
+    """Everything that identifies one engine and locates its file; the file need not exist.
 
     Attributes:
-        engines: the version folder that it belongs to.
-        component: the name of the component that it runs.
-        maker: the library that builds and runs it, and the GPU it is for.
-        precision: the precision of the graph that it is built from, one of ENGINE_PRECISIONS.
+        engines: the version folder that contains the engine.
+        component: name of the component that the engine runs.
+        maker: the library that builds and runs the engine, and the GPU that it is for.
+        precision: precision of the graph from which the engine is built, one of ENGINE_PRECISIONS.
     """
 
     engines: Engines
@@ -40,14 +40,14 @@ class EngineAddress:
 
     @property
     def path(self) -> Path:
-        """`<version folder>/<target>-<builder>-<its version>/<component>.<precision>.engine`."""
+        """Path `<version folder>/<target>-<builder>-<builder version>/<component>.<precision>.engine`."""
         return self.engines.folder / self.maker.folder / f"{self.component}.{self.precision}.engine"
 
     def graph(self) -> Path:
-        """The ONNX graph that the engine is built from.
+        """Returns the path of the ONNX graph from which the engine is built.
 
         Raises:
-            LtxError: the version folder has no such graph.
+            LtxError: the version folder has no graph of this precision.
         """
         return self.engines.folder / self._graph_name()
 
@@ -62,19 +62,19 @@ class EngineAddress:
         return graph
 
     def sources(self) -> dict[str, str]:
-        """Checksums of the graph that the engine is built from and of the weight files it points into, by file name.
+        """Returns the checksums, by file name, of the engine's graph and of the weight files to which the graph refers.
 
         Raises:
-            LtxError: the version folder has no such graph.
+            LtxError: the version folder has no graph of this precision.
         """
         names = (self._graph_name(), *self.engines.component(self.component).weights)
         return {name: self.engines.manifest.files[name].checksum for name in names}
 
     def rebuild_command(self, options: str = "") -> str:
-        """The command that builds the engine again.
+        """Returns the command that builds the engine again.
 
         Args:
-            options: further options of `ltx-export engine`, such as those it was built with.
+            options: further options of `ltx-export engine`, such as those with which the engine was built.
         """
         version = self.engines.manifest.version
         precision = "" if self.precision == ENGINE_PRECISIONS[0] else f" --precision {self.precision}"
@@ -87,7 +87,7 @@ class EngineAddress:
 
 
 def engines_option(folder: Path, version: str) -> str:
-    """The option that points ltx-export to a version folder, with a leading space; empty for engines/<version>."""
+    """Returns the `--engines` option for a version folder, with a leading space; empty for engines/<version>."""
     if folder.resolve() == Path("engines", version).resolve():
         return ""
     return f" --engines {shlex.quote(str(folder))}"
@@ -97,8 +97,8 @@ def check_engine(address: EngineAddress) -> Sidecar:
     """Checks that an engine may be loaded here, and returns its sidecar.
 
     Raises:
-        LtxError: the engine is missing, has changed, or was built from other files, by another library or for another
-            GPU; carries the command that builds it again.
+        LtxError: the engine or its sidecar is missing, or the engine has changed, or was built from other files, by
+            another library or for another GPU. The error has the command that builds the engine again.
     """
     path = address.path
     if not path.is_file():

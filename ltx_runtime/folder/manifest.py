@@ -1,6 +1,6 @@
-"""Read, write and verify engines/<version>/manifest.json, the contract between exporter and runtime.
+"""Reads, writes and verifies engines/<version>/manifest.json, the contract between exporter and runtime.
 
-The manifest is written last and atomically: its presence proves the folder complete.
+The manifest is written last and atomically, so its presence proves that the folder is complete.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _SAMPLES = _WHOLE_BYTES // _SAMPLE_BYTES
 
 @dataclass(frozen=True)
 class FileEntry:
-    """Size and checksum of one file of the folder, see `checksum`."""
+    """Size of one file of the folder, and the result of `checksum`."""
 
     size_bytes: int
     checksum: str
@@ -37,7 +37,13 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Parity:
-    """Relative L2 errors of a graph against its module in fp32, one per shape, and whose weights were used."""
+    """Relative L2 errors of a graph against its module in fp32.
+
+    Attributes:
+        relative_l2: one error for each entry of `sizes`.
+        sizes: the size of every dynamic axis of the inputs, by axis name.
+        weights: description of the weights that were used.
+    """
 
     relative_l2: tuple[float, ...]
     sizes: tuple[dict[str, int], ...]
@@ -45,15 +51,29 @@ class Parity:
 
 
 @dataclass(frozen=True)
-class ComponentEntry:
-    """One component of a folder.
+class Preview:
+    """A linear map from the channels of normalized latents to colours in [-1, 1].
 
     Attributes:
-        signature: its ports.
-        weights: the files its graphs point into.
-        graphs: graph file by precision.
-        parity: of its fp32 graph.
-        recorded: file of inputs and of what the fp32 graph made of them where it was exported.
+        weights: for red, green and blue, one number per channel.
+        bias: red, green and blue of latents that are zero.
+    """
+
+    weights: tuple[tuple[float, ...], ...]
+    bias: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class ComponentEntry:
+    """One component of a version folder.
+
+    Attributes:
+        signature: ports of the component.
+        weights: names of the weight files to which its graphs refer.
+        graphs: name of the graph file by precision.
+        parity: result of the parity check of its fp32 graph.
+        recorded: name of the file with inputs and the output that the fp32 graph computed for them at export.
+        preview: linear map from the VAE encoder's latents to colours; None for other components.
     """
 
     signature: Component
@@ -61,18 +81,22 @@ class ComponentEntry:
     graphs: dict[str, str]
     parity: Parity | None = None
     recorded: str | None = None
+    preview: Preview | None = None
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What is in a version folder.
+    """Contents of a version folder.
 
     Attributes:
-        causal_positions, schedule, allowed_sigmas: the checkpoint's own where its header names them, else the
-            version's; without allowed sigmas every noise level is.
-        files: every file but the manifest itself.
-        linked: files that lie elsewhere, and in which folder; an export with `--link` leaves weights where they are.
-        loras: what was merged into the transformer, as `FILE:SCALE`.
+        version: name of the version.
+        causal_positions, schedule, allowed_sigmas: taken from the checkpoint's header if it has them, else from the
+            version. If `allowed_sigmas` is empty, every noise level is allowed.
+        tokenizer: name of the tokenizer's file.
+        components: the exported components by name.
+        files: every file but the manifest itself, by name.
+        linked: the folder of each file that is outside the version folder, since `--link` leaves weights in place.
+        loras: LoRAs merged into the transformer, as `FILE:SCALE`.
     """
 
     version: str
@@ -86,23 +110,23 @@ class Manifest:
     allowed_sigmas: tuple[float, ...] = ()
 
     def place(self, folder: Path, name: str) -> Path:
-        """Where a file of the version folder is: in it, or where a link says."""
+        """Returns the path of a file: in the version folder, or in the folder given by `linked`."""
         return Path(self.linked.get(name, folder)) / name
 
 
 @dataclass(frozen=True)
 class Engines:
-    """A verified version folder."""
+    """A version folder whose files have been verified."""
 
     folder: Path
     manifest: Manifest
 
     def weights_folder(self, name: str) -> Path:
-        """The folder that a component's graphs point into."""
+        """Returns the folder to which the weight file names in a component's graphs are relative."""
         return Path(self.manifest.linked.get(self.component(name).weights[0], self.folder))
 
     def component(self, name: str) -> ComponentEntry:
-        """Raises LtxError if the folder lacks the component."""
+        """Returns the entry of a component; raises LtxError if the folder lacks it."""
         entry = self.manifest.components.get(name)
         if entry is None:
             raise LtxError(f"{self.folder} has no {name}", command=export_command(self.manifest.version))
@@ -110,7 +134,7 @@ class Engines:
 
 
 def export_command(version: str) -> str:
-    """The command that makes a version folder anew, wherever the exporter is installed."""
+    """Returns the command that exports a version again, and that first downloads or makes missing weights."""
     release = VERSIONS.get(version)
     if release is not None and release.repository is None:
         return f"ltx-export random-weights {version} && ltx-export onnx {version}"
@@ -118,10 +142,10 @@ def export_command(version: str) -> str:
 
 
 def checksum(path: Path) -> str:
-    """SHA-256 over the file's size and bytes; of a file over 64 MiB, over its size and 64 evenly spaced MiB.
+    """Returns the SHA-256 of a file's size and bytes; above 64 MiB, of its size and 64 evenly spaced pieces of 1 MiB.
 
-    The samples include the first and the last MiB, so a replaced or truncated checkpoint is noticed at every
-    start without reading tens of gigabytes.
+    The pieces include the first and the last MiB, so a replaced or truncated checkpoint is noticed at every start
+    without reading tens of gigabytes.
     """
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())
@@ -136,12 +160,12 @@ def checksum(path: Path) -> str:
 
 
 def describe_files(paths: Mapping[str, Path]) -> dict[str, FileEntry]:
-    """Size and checksum of each file, by its name in the folder."""
+    """Returns size and checksum of each file, by its name in the folder."""
     return {name: FileEntry(path.stat().st_size, checksum(path)) for name, path in sorted(paths.items())}
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Writes manifest.json under a temporary name, syncs it and renames it."""
+    """Writes manifest.json to a temporary file, syncs it to disk and renames it."""
     with written_whole(folder / MANIFEST) as temporary, temporary.open("w") as file:
         json.dump({"format": FORMAT, **asdict(manifest)}, file, indent=1)
         file.flush()
@@ -149,10 +173,10 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a version folder; its files are not looked at.
+    """Reads the manifest of a version folder without checking the files that it lists.
 
     Raises:
-        LtxError: there is no manifest, or it is not one this release reads.
+        LtxError: there is no manifest, it is damaged, or this release does not read its format.
     """
     path = folder / MANIFEST
     try:
@@ -210,11 +234,24 @@ def _parse_component(entry: dict[str, Any]) -> ComponentEntry:
     parity = entry["parity"]
     if parity is not None:
         parity = Parity(tuple(parity["relative_l2"]), tuple(parity["sizes"]), parity["weights"])
-    return ComponentEntry(signature, tuple(entry["weights"]), entry["graphs"], parity, entry["recorded"])
+    preview = entry.get("preview")  # missing in folders of earlier releases
+    if preview is not None:
+        preview = _parse_preview(preview)
+    return ComponentEntry(signature, tuple(entry["weights"]), entry["graphs"], parity, entry["recorded"], preview)
+
+
+def _parse_preview(entry: dict[str, Any]) -> Preview:
+    red, green, blue = (tuple(map(float, row)) for row in entry["weights"])
+    if not len(red) == len(green) == len(blue):
+        raise ValueError("preview has rows that differ in length")
+    bias = tuple(map(float, entry["bias"]))
+    if len(bias) != len((red, green, blue)):
+        raise ValueError("preview has no bias for each colour")
+    return Preview((red, green, blue), bias)
 
 
 def open_engines(folder: Path) -> Engines:
-    """Reads the manifest and verifies size and checksum of every file it lists.
+    """Reads the manifest, and verifies size and checksum of every file that it lists.
 
     Raises:
         LtxError: the folder is incomplete, or a file is missing or has changed.
@@ -239,10 +276,10 @@ def open_engines(folder: Path) -> Engines:
 
 
 def find_folder(engines: Path, version: str | None) -> Path:
-    """The version folder meant by `--engines` (a root of version folders, or one itself) and `--version`.
+    """Returns the version folder selected by `--engines` (a version folder, or a root of several) and `--version`.
 
     Raises:
-        LtxError: there is none, or several and no version was named.
+        LtxError: there is no such folder, it has another version, or there are several and no version was named.
     """
     if (engines / MANIFEST).exists() or any(engines.glob("*.onnx")):
         found = read_manifest(engines).version

@@ -1,7 +1,7 @@
-"""Which sizes an engine serves: a few buckets, each tuned for one size, instead of one wide range.
+"""The sizes that an engine serves: a few optimization profiles, each tuned for one size, instead of one wide range.
 
-From one table come an engine's optimization profiles, and the check of a request before the engine is loaded. Knows
-nothing of sessions, files or TensorRT.
+The same table gives the profiles of an engine and the check of a request before the engine is loaded. This module knows
+nothing about sessions, files or TensorRT.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ltx_runtime.spec.geometry import Grid
 
 @dataclass(frozen=True)
 class Span:
-    """Sizes an engine serves along one axis, and the one it is tuned for."""
+    """The sizes that an engine serves along one axis, and the size it is tuned for."""
 
     min: int
     best: int
@@ -28,17 +28,17 @@ class Span:
         return isinstance(size, int) and self.min <= size <= self.max
 
     def below(self, limit: int) -> Span:
-        """What is left of it up to `limit`, which is at least `min`."""
+        """Returns the part of the span up to `limit`, which must be at least `min`."""
         return replace(self, best=min(self.best, limit), max=min(self.max, limit))
 
 
 Profile = dict[str, Span]  # by axis name
 
-# By tokens, for the transformer: 256x384x97 up to 512x512x57, 512x768x97, 704x1216x121; the last holds 896x1600x121 and
-# what it is conditioned on. No number between them is left out.
+# Tokens of the transformer: tuned for 256x384x97 and serving up to 512x512x57, then tuned for 512x768x97 and for
+# 704x1216x121. The last span also holds 896x1600x121 with its images and clips. There are no gaps between the spans.
 _TOKENS = (Span(1, 1248, 2048), Span(2049, 4992, 8192), Span(8193, 13376, 32768))
-# By (frames, rows, columns), for all that works on grids: up to 512x512x97, 768x768x257, 896x1600x121 and 1600x896x121.
-# A decoder's widest tensor has 128 channels for every 4x4 pixels, and TensorRT has tensors below 2^31 values.
+# (frames, rows, columns) of the VAE and the upsamplers: up to 512x512x97, 768x768x257, 896x1600x121 and 1600x896x121.
+# The decoder's widest tensor has 128 channels for every 4x4 pixels, and TensorRT requires fewer than 2^31 values.
 _GRIDS = (
     (Span(1, 13, 13), Span(1, 8, 16), Span(1, 12, 16)),
     (Span(1, 13, 33), Span(1, 16, 24), Span(1, 24, 24)),
@@ -46,19 +46,21 @@ _GRIDS = (
     (Span(1, 16, 16), Span(1, 38, 50), Span(1, 22, 28)),
 )
 _TEXT_TOKENS = Span(1, 256, 256)
-_PROMPTS = Span(1, 1, 2)  # the negative one beside the positive
-_CONDITIONS = Span(1, 1, 3)  # of guidance, side by side in one batch
+_PROMPTS = Span(1, 1, 2)  # the prompt, and the negative prompt
+_CONDITIONS = Span(1, 1, 3)  # the conditions of guidance, in one batch
 _ONE = Span(1, 1, 1)
-_CLIPS = 2  # how many images or clips a narrowed transformer takes besides the video; a clip adds two latent frames
-_CLIP_FRAMES = 2
+_CLIPS = 2  # images or clips that a transformer with limits takes besides the video
+_CLIP_FRAMES = 2  # latent frames that one of them adds
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Narrows what an engine serves to the grids of a version's passes at one size.
+    """Limits on the sizes that an engine serves.
 
-    exact: serve these grids alone, for the fastest engine; else everything up to them.
-    given: serve images and clips, of which every token has a timestep of its own.
+    Attributes:
+        grids: the grids of a version's passes at one video size.
+        exact: whether only these grids are served, for the fastest engine; otherwise all sizes up to them.
+        given: whether images and clips are served, which need one timestep per token.
     """
 
     grids: tuple[Grid, ...]
@@ -67,15 +69,15 @@ class Limits:
 
 
 def profiles(component: Component, limits: Limits | None = None) -> list[Profile]:
-    """The optimization profiles of an engine: one span per axis name in each, the narrowest first.
+    """Returns the optimization profiles of an engine, the narrowest first; each maps axis names to spans.
 
-    A transformer has each bucket twice, with one timestep for all tokens and with one per token.
+    A transformer has each range of tokens twice: with one timestep for all tokens, and with one per token.
     """
     names = component.axis_names()
     if component.name == "text_encoder":
         return [{"batch": _PROMPTS, "text_tokens": _TEXT_TOKENS}]
     if "tokens" in names:
-        # What can skip layers has presets with both kinds of guidance, at most of their steps.
+        # Transformers that can skip layers have presets with CFG and STG at most of their steps.
         guided = any(port.name == "skip_mask" for port in component.inputs)
         conditions = replace(_CONDITIONS, best=_CONDITIONS.max) if guided else _CONDITIONS
         shared = {"batch": conditions, "text_tokens": _TEXT_TOKENS}
@@ -85,7 +87,7 @@ def profiles(component: Component, limits: Limits | None = None) -> list[Profile
 
 
 def _tokens(limits: Limits | None) -> list[tuple[Span, Span]]:
-    """Tokens and timesteps of every profile; tokens that clips add come with a timestep per token only."""
+    """Returns the spans of tokens and timesteps of every profile; tokens of clips need one timestep per token."""
     if limits is None:
         return [(span, steps) for span in _TOKENS for steps in (_ONE, span)]
     most = {grid.tokens: grid.tokens + _CLIPS * _CLIP_FRAMES * grid.rows * grid.columns for grid in limits.grids}
@@ -111,7 +113,7 @@ def _boxes(component: Component, limits: Limits | None) -> list[tuple[Span, Span
 
 
 def _exactly(component: Component, grid: Grid) -> tuple[Span, Span, Span]:
-    """An encoder is given images, and clips shorter than the video, too."""
+    """Returns spans of this grid only, except that an encoder also takes images and clips shorter than the video."""
     frames = Span(1, 1, grid.frames) if component.name == "vae_encoder" else Span(*(grid.frames,) * 3)
     return frames, Span(*(grid.rows,) * 3), Span(*(grid.columns,) * 3)
 
@@ -121,7 +123,7 @@ def _within(box: Sequence[Span], other: Sequence[Span]) -> bool:
 
 
 def sizes_of(component: Component, feeds: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, int]:
-    """The size of every dynamic axis of feeds that fit the ports, by axis name."""
+    """Returns the size of every dynamic axis by name, for feeds that fit the component's ports."""
     sizes: dict[str, int] = {}
     for port in component.inputs:
         for axis, size in zip(port.axes, feeds[port.name].shape, strict=True):
@@ -132,9 +134,9 @@ def sizes_of(component: Component, feeds: Mapping[str, np.ndarray[Any, Any]]) ->
 
 
 def profile_for(served: Sequence[Profile], sizes: Mapping[str, int]) -> int | None:
-    """The index of the first profile that serves these sizes, which is the narrowest; None if none does.
+    """Returns the index of the first and thus narrowest profile that serves these sizes; None if none does.
 
-    Axes that `sizes` does not name are not looked at.
+    Axes that are not in `sizes` are ignored.
     """
     for index, profile in enumerate(served):
         if all(sizes[name] in span for name, span in profile.items() if name in sizes):

@@ -1,5 +1,7 @@
-"""What an engine was built from and by, in a JSON file beside it. No library knows an engine's graph and weights, so
-one whose sidecar does not match the folder, the installed library and the GPU is refused before it is loaded.
+"""Reads and writes an engine's sidecar, a JSON file beside it that records its sources, its builder and its GPU.
+
+No library can tell the graph and weights of an engine, so an engine whose sidecar does not match the version folder,
+the installed library and the GPU is refused before it is loaded.
 """
 
 from __future__ import annotations
@@ -15,20 +17,22 @@ from ltx_runtime.folder.profiles import Profile, Span
 
 PORTABLE = "portable"
 ENGINE_PRECISIONS = ("bf16", "fp16")  # in the order in which a session looks for them
-# Where an engine's weights are: in it, given to it as inputs, or left out and put back from the checkpoint at load.
+# Where an engine's weights are: inside it, passed as inputs, or left out and refitted from the checkpoint at load.
 Weights = Literal["embedded", "inputs", "refit"]
 WEIGHTS: tuple[Weights, ...] = get_args(Weights)
 
 
 @dataclass(frozen=True)
 class Maker:
-    """The library that builds or runs engines here, and for what.
+    """The library that builds or runs engines, and the GPU and system that they are for.
 
     Attributes:
-        builder, version: a name of LIBRARIES, and the library's own version.
-        target: PORTABLE, or the GPU.
-        system: operating system and processor, empty where engines are portable.
-        gpu, driver: told in the sidecar, where there is one.
+        builder: name of the library, a key of LIBRARIES.
+        version: version of the library.
+        target: compute capability and name of the GPU, or PORTABLE.
+        system: operating system and processor; empty if engines are portable.
+        gpu: name of the machine's GPU, for the record; empty if there is none.
+        driver: CUDA version of the machine's driver, for the record; empty if there is no GPU.
     """
 
     builder: str
@@ -40,11 +44,11 @@ class Maker:
 
     @property
     def folder(self) -> str:
-        """Name of the folder of its engines, within a version folder."""
+        """Name of the folder of these engines within a version folder."""
         return f"{self.target}-{self.builder}-{self.version}"
 
     def marks(self) -> dict[str, Any]:
-        """The fields that its engines' sidecars have, and must have to be run here."""
+        """Returns the fields of a sidecar that must have these values for the engine to run here."""
         return {
             "builder": self.builder,
             "builder_version": self.version,
@@ -55,9 +59,14 @@ class Maker:
 
 @dataclass(frozen=True)
 class WeightInput:
-    """Where the values of one input that is a weight lie: so many bytes of a file, as the engine takes them.
+    """Location of the values of a weight that is an input of the engine.
 
-    shape and dtype ("bf16", "fp16", "fp32", "int8", ...) are the input's.
+    Attributes:
+        file: name of the file, relative to the folder of the weights.
+        offset: position of the first byte in the file.
+        size_bytes: number of bytes, which are passed to the engine unchanged.
+        dtype: dtype of the input, such as "bf16", "fp16", "fp32" or "int8".
+        shape: shape of the input.
     """
 
     file: str
@@ -69,20 +78,21 @@ class WeightInput:
 
 @dataclass(frozen=True)
 class Sidecar:
-    """Everything an engine depends on.
+    """Everything that an engine depends on.
 
     Attributes:
         builder, builder_version, target, system, gpu, driver: see Maker.
-        component, precision: the graph's.
-        weights: see Weights.
-        profiles: the sizes it serves, in the engine's own order.
-        sources: checksums of the graph and of the files it points into.
-        structure: of the graph without its weights: engines without weights may change hands where it is equal.
-        engine_checksum: of the engine file.
-        weight_inputs: where the values of weights that are inputs lie, by the input's name.
-        relative_l2: of its output to the fp32 graph's; None where no GPU could say.
-        options: of the command that built it, for sizes and weights.
-        weight_streaming: whether weights that do not fit may stay in the machine's memory.
+        component, precision: component and precision of the graph.
+        weights: where the engine's weights are, see Weights.
+        profiles: the sizes that the engine serves, in the engine's order.
+        sources: checksums of the graph and of the weight files to which it refers, by file name.
+        structure: hash of the graph without its weights. Folders with equal structure can share an engine whose
+            weights are outside it.
+        engine_checksum: checksum of the engine file.
+        weight_inputs: locations of the weights that are inputs, by input name.
+        relative_l2: relative L2 error of the engine's output against the fp32 graph's; None if it was not measured.
+        weight_streaming: whether weights that do not fit on the GPU may stay in host memory.
+        options: options for sizes and weights of the command that built the engine.
     """
 
     builder: str
@@ -105,7 +115,7 @@ class Sidecar:
 
     @property
     def maker(self) -> Maker:
-        """The library that built the engine, and the GPU it was built for."""
+        """The library that built the engine, and the GPU and system that it was built for."""
         return Maker(self.builder, self.builder_version, self.target, self.system, self.gpu, self.driver)
 
     @property
@@ -115,23 +125,27 @@ class Sidecar:
 
 
 def sidecar_path(engine: Path) -> Path:
-    """The JSON file beside an engine."""
+    """Returns the path of the sidecar beside an engine."""
     return engine.with_name(f"{engine.name}.json")
 
 
 def refit_graph_path(engine: Path) -> Path:
-    """Beside an engine without weights, the graph by which they are put back: its own, of a few megabytes."""
+    """Returns the path of the graph with which an engine without weights is refitted, a copy of a few megabytes."""
     return engine.with_suffix(".onnx")
 
 
 def write_sidecar(engine: Path, sidecar: Sidecar) -> None:
-    """Writes the JSON file under a temporary name and renames it."""
+    """Writes the sidecar of an engine to a temporary file and renames it."""
     with written_whole(sidecar_path(engine)) as temporary:
         temporary.write_text(json.dumps(asdict(sidecar), indent=1))
 
 
 def read_sidecar(engine: Path) -> Sidecar:
-    """Raises LtxError if the engine has no readable sidecar; the message does not say what to do."""
+    """Reads the sidecar of an engine.
+
+    Raises:
+        LtxError: the sidecar is missing or damaged; the error has no advice.
+    """
     try:
         data: dict[str, Any] = json.loads(sidecar_path(engine).read_text())
         spans = [{axis: Span(**span) for axis, span in profile.items()} for profile in data.pop("profiles")]

@@ -61,7 +61,7 @@ def _gif(path: Path) -> Iterator[Picture]:
 
 def _rgb(picture: Image.Image, name: str) -> Picture:
     if picture.mode[0] in "IF":  # Pillow would clip such values to white or black
-        raise LtxError(f"{name} stores grey in more than 8 bits", "save it with 8 bits")
+        raise LtxError(f"{name} stores more than 8 bits per channel", "save it with 8 bits per channel")
     return np.asarray(picture.convert("RGB"))
 
 
@@ -74,7 +74,7 @@ def _clip(path: Path) -> Iterator[Picture]:
     # FFmpeg would read a relative name such as a:b.mp4 as a protocol and an address.
     with av.open(str(path.absolute()), metadata_errors="ignore") as container:
         if not container.streams.video:
-            raise LtxError(f"{path} has no pictures, only sound", "give a clip with pictures")
+            raise LtxError(f"{path} has no video stream", "give a clip with pictures")
         stream = container.streams.video[0]
         if stream.codec_context is None:  # unknown codec: decoding would crash the process
             raise ValueError
@@ -120,7 +120,7 @@ READERS: dict[str, Reader] = {
 
 def label_of(source: Source) -> str:
     """Returns the name of an image or clip in messages: its path, or the type of the object."""
-    return str(source) if isinstance(source, (str, Path)) else f"the {type(source).__name__} that was given"
+    return str(source) if isinstance(source, (str, Path)) else f"the given {type(source).__name__}"
 
 
 def pictures_of(source: Source) -> Iterator[Picture]:
@@ -166,8 +166,10 @@ def _pictures_in(path: Path) -> Iterator[Picture]:
         except (LtxError, MemoryError, ImportError):
             raise
         except Exception as error:  # decoders raise nearly any exception for a damaged file
-            kind, advice = ("image", "save it as PNG or JPEG") if reader is _image else ("clip", "convert it to .mp4")
-            raise LtxError(f"{path} is damaged or no {kind} of a known format", advice) from error
+            kind, advice = "a clip", "convert it to .mp4"
+            if reader is _image:
+                kind, advice = "an image", "save it as PNG or JPEG"
+            raise LtxError(f"{path} is damaged or not {kind} of a known format", advice) from error
         if picture is None and not index:
             raise LtxError(f"{path} has no frames that can be read", "give another clip")
         if picture is None:

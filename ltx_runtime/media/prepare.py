@@ -85,7 +85,7 @@ def load_media(
         if not count:
             media = np.zeros((3, most_frames, *frame.shape[1:]), np.float32)
         if media[:, 0].shape != frame.shape:
-            raise LtxError(f"the frames of {label_of(source)} change their size", "convert it to .mp4")
+            raise LtxError(f"the frames of {label_of(source)} differ in size", "convert it to .mp4")
         media[:, count] = frame
         count += 1
     return media[None, :, :count]
@@ -95,7 +95,7 @@ def _check(height: int, width: int, crf: int) -> None:
     if not 0 <= crf <= LARGEST_CRF:
         raise LtxError(f"crf must be from 0 (no compression) to {LARGEST_CRF}; got {crf}", f"use {CRF}")
     if min(height, width) < _SMALLEST_SIDE:
-        raise LtxError(f"images cannot be cut to a video of {width}x{height} pixels", "use 32x32 or more")
+        raise LtxError(f"images cannot be cropped to {width}x{height} pixels", "use 32x32 or more")
 
 
 def _prepared(path: Path) -> NDArray[np.float32]:
@@ -108,7 +108,7 @@ def _prepared(path: Path) -> NDArray[np.float32]:
             "save it as float32 of (1, 3, frames, height, width)",
         )
     if (largest := float(np.abs(media).max())) > 1 + 1e-6:
-        raise LtxError(f"media in {path} reaches {largest:g}", "scale it to -1..1")
+        raise LtxError(f"media in {path} has absolute values up to {largest:g}", "scale it to -1..1")
     return media
 
 
@@ -123,7 +123,7 @@ def _cut(picture: Picture, height: int, width: int, resize: bool, name: str) -> 
         new_height = int(own_width / shape)
     if min(new_width, new_height) < _SMALLEST_SIDE:
         raise LtxError(
-            f"{name} has {own_width}x{own_height} pixels, too few to cut the shape of {width}x{height} from",
+            f"{name} is {own_width}x{own_height} pixels, too small to crop to the aspect ratio of {width}x{height}",
             "give a larger picture",
         )
     x, y = (own_width - new_width) // 2, (own_height - new_height) // 2

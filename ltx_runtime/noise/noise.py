@@ -108,8 +108,8 @@ class FileNoise:
         names = names_in(path)
         strange = [name for name in names if _about_or_none(name) is None]
         if strange or not names:
-            held = ", ".join(strange[:3]) or "nothing"
-            raise LtxError(f"{path} holds {held}, which no run draws", "give a file that --save-noise wrote")
+            held = f"tensors that are not draws of a run: {', '.join(strange[:3])}" if strange else "no tensors"
+            raise LtxError(f"{path} has {held}", "give a file that --save-noise wrote")
         for name in names:  # one at a time: all draws of a long run take gigabytes
             read_tensors(path, (name,))
         self._path = path
@@ -139,7 +139,7 @@ class GivenNoise:
         if key not in self._given:
             return self._noise.draw(key, shape)
         if self._given[key].shape != shape:
-            raise ValueError(f"{key} is given as {self._given[key].shape}, and drawn as {shape}")
+            raise ValueError(f"{key} has shape {self._given[key].shape}, but the run draws {shape}")
         return self._given[key]
 
 
@@ -169,7 +169,7 @@ def _about(key: str) -> str:
     """Returns the kind of a draw, `image` for the key `pass2/image_7`. Raises ValueError if no run draws the key."""
     about = _about_or_none(key)
     if about is None:
-        raise ValueError(f"no draw is called {key}")
+        raise ValueError(f"unknown draw {key}")
     return about
 
 

@@ -1,1 +1,1 @@
-"""What is asked for, checked against a version, and what runs it; nothing is loaded here."""
+"""The request for a video, checked against a version, and the choice of backends to run it; nothing is loaded here."""

@@ -1,6 +1,7 @@
-"""What runs each component of a request, and whether it serves the request's sizes: decided before anything is loaded.
+"""Chooses the backend of each component of a request, and checks its sizes, before anything is loaded.
 
-Stands between a plan and the road. Looks at version folders, libraries and GPUs through `sessions.find` only.
+This module stands between the plan and the road, which runs it. It examines version folders, libraries and GPUs only
+through `sessions.find`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ltx_runtime.spec.geometry import Grid
 from ltx_runtime.vae.tile_sizes import UnservedError
 from ltx_runtime.vae.tiling import Tiling
 
-# What needs a component that may be left out, and what to do without it.
+# Optional component -> what needs it, and advice for a version folder without it.
 _MISSING: dict[ComponentName, tuple[str, str]] = {
     "vae_encoder": ("images and clips need", "export the version again without leaving it out"),
     "upsampler": (
@@ -35,7 +36,7 @@ _MISSING: dict[ComponentName, tuple[str, str]] = {
 
 @dataclass(frozen=True)
 class Size:
-    """What a video's engines are built for: height and width in pixels, frames, and whether one pass makes it."""
+    """Size that engines can be built for: height and width in pixels, frames, and whether one pass makes the video."""
 
     height: int
     width: int
@@ -47,7 +48,7 @@ class Size:
 
     @property
     def options(self) -> str:
-        """As `ltx-export engine` takes it."""
+        """Returns the size as options of `ltx-export engine`."""
         return f"--static {self.height}x{self.width}x{self.num_frames}{' --single-pass' if self.single_pass else ''}"
 
 
@@ -57,9 +58,9 @@ class Chosen:
 
     Attributes:
         options: how the request is run.
-        size: of the video.
-        names: the components that are run, in the order of the road.
-        found: what runs each of them; shared with other requests to the same folder.
+        size: size of the video.
+        names: the components that the request runs, in the order of use.
+        found: the graph or engine that runs each component; shared with other requests to the same version folder.
     """
 
     options: RunOptions
@@ -68,10 +69,10 @@ class Chosen:
     found: dict[ComponentName, Found]
 
     def tiling(self, grid: Grid, *, encoding: bool = False) -> Tiling:
-        """How the latents of a grid are cut, so that memory and engine suffice.
+        """Returns tiles for the latents of a grid that fit into memory and that the engine serves.
 
         Raises:
-            LtxError: the memory is too little, or the engine serves no such tiles.
+            LtxError: the memory is too small, or the engine serves no tiles of this grid.
         """
         name: ComponentName = "vae_encoder" if encoding else "vae_decoder"
         found = self.found[name]
@@ -87,15 +88,16 @@ class Chosen:
             raise self._refusal(name, {"batch": 1, **asdict(grid)}) from None
 
     def check_passes(self, planned: Plan, added_frames: int, *, conditioned: bool) -> None:
-        """Checks the sizes of every step of every pass, and of what stands between passes.
+        """Checks the sizes that each transformer step, upsampler and decoder of a request needs.
 
         Args:
-            planned: the request.
-            added_frames: latent frames that stand beside the video's own.
-            conditioned: whether anything is given, so that every token has a timestep of its own.
+            planned: the plan of the request.
+            added_frames: number of latent frames that images and clips add to the video's own.
+            conditioned: whether there are images or clips, so that every token has its own timestep.
 
         Raises:
-            LtxError: an engine does not serve one of them; says which command builds the one that does.
+            LtxError: an engine does not serve one of the sizes (with the command that builds an engine for it), or the
+                memory is too small to decode.
         """
         for one in planned.passes:
             tokens = one.grid.tokens + added_frames * one.grid.rows * one.grid.columns
@@ -112,7 +114,7 @@ class Chosen:
         self.tiling(last)
 
     def check_text(self, text_tokens: int) -> None:
-        """Raises LtxError if the transformer takes no text so long."""
+        """Raises LtxError if the transformer's engine does not serve this number of text tokens."""
         served = self.found["transformer"].profiles
         if served and profile_for(served, {"text_tokens": text_tokens}) is None:
             most = max(profile["text_tokens"].max for profile in served)
@@ -127,10 +129,10 @@ class Chosen:
             raise self._refusal(name, sizes)
 
     def _refusal(self, name: ComponentName, sizes: Mapping[str, int]) -> LtxError:
-        """Names the command that builds an engine for these sizes: the usual one if that serves them."""
+        """Returns an LtxError with the command that builds an engine for these sizes; size options only if needed."""
         found = self.found[name]
         assert isinstance(found, FoundEngine)  # a graph serves every size
-        command = found.address.rebuild_command()  # without the options that narrowed it
+        command = found.address.rebuild_command()  # without the size options that the engine was built with
         usual = profile_for(profiles(found.component), sizes) is not None
         told = ", ".join(f"{count} {axis}" for axis, count in sizes.items())
         return LtxError(
@@ -140,10 +142,10 @@ class Chosen:
         )
 
     def replace_failed(self, engines: Engines, name: ComponentName, error: LtxError) -> Found:
-        """Finds, and from now on takes, what runs a component that its backend turned out not to run.
+        """Finds the next backend for a component whose backend failed to load it, and uses that one from now on.
 
         Raises:
-            LtxError: nothing does, or the backend was asked for.
+            LtxError: no further backend can run the component, or the backend was requested by name.
         """
         failed = self.found[name].backend
         if self.options.backend != AUTO or failed == [*BACKENDS][-1]:
@@ -155,7 +157,10 @@ class Chosen:
         return self.found[name]
 
     def lines(self) -> list[str]:
-        """Which backend runs each component, with the reasons; components with the same answer share a line."""
+        """Returns which backend runs each component and why; components with the same backend and reasons share a line.
+
+        The list is empty if the backend was requested by name.
+        """
         if self.options.backend != AUTO:
             return []
         said: dict[tuple[str, tuple[str, ...]], list[str]] = {}
@@ -171,7 +176,7 @@ class Chosen:
 
 
 def needed(planned: Plan, options: RunOptions) -> list[ComponentName]:
-    """The components that a request runs, in the order of the road."""
+    """Returns the components that a request runs, in the order of use."""
     request = planned.request
     names: list[tuple[ComponentName, bool]] = [
         ("text_encoder", options.embeddings is None),
@@ -191,17 +196,17 @@ def choose(
     size: Size,
     known: dict[ComponentName, Found] | None = None,
 ) -> Chosen:
-    """Finds what runs each of these components.
+    """Finds the graph or engine that runs each of these components.
 
     Args:
         engines: the version folder.
-        names: of the components, in the order of the road.
+        names: names of the components, in the order of use.
         options: how they are run.
-        size: of the video, for messages.
-        known: what was found before with the same options; what is found now is added.
+        size: size of the video, for messages.
+        known: what earlier calls with the same options found; new findings are added to it.
 
     Raises:
-        LtxError: the folder lacks one, or nothing runs it here; see `sessions.find`.
+        LtxError: the folder lacks a component, or nothing on this machine can run it; see `sessions.find`.
     """
     known = {} if known is None else known
     for name in names:
@@ -217,6 +222,6 @@ def choose(
 
 
 def _clauses(name: str, reasons: Sequence[str]) -> Iterator[str]:
-    """Reasons without the component's name."""
+    """Yields the reasons without the component's name."""
     for reason in reasons:
         yield reason.replace(f" of {name}", "")

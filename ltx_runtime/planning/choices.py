@@ -1,4 +1,4 @@
-"""Which numbers and names a request or a preset may hold, whatever the version."""
+"""Numbers and names that a request or a preset may contain, independent of the version."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from ltx_runtime.errors import LtxError
 from ltx_runtime.spec.presets import STG_MODES, StgMode
 
 _LARGEST_SCALE = 100.0
-# Least, most, and what to use instead.
+# Name -> smallest value, largest value, advice for a value outside them.
 _LIMITS = {
     "guidance_scale": (1.0, _LARGEST_SCALE, "use 3, or 1 to turn it off"),
     "stg_scale": (0.0, _LARGEST_SCALE, "use 1, or 0 to turn it off"),
@@ -31,12 +31,12 @@ def check_number(name: str, value: float | None, said: str | None = None) -> Non
     """Checks a number against the limits of its name.
 
     Args:
-        name: as the official files spell it.
-        value: None is not checked.
-        said: how a message names it; by default as command lines do.
+        name: a key of _LIMITS, spelled as in the official files.
+        value: the number; None is not checked.
+        said: the name for the message; by default `name` with hyphens, as an option is spelled.
 
     Raises:
-        LtxError: it is too small, too large or no number.
+        LtxError: the number is too small, too large or NaN.
     """
     least, most, advice = _LIMITS[name]
     if value is not None and not least <= value <= most:
@@ -46,10 +46,10 @@ def check_number(name: str, value: float | None, said: str | None = None) -> Non
 
 
 def stg_mode_of(name: str) -> StgMode:
-    """What STG skips, by its name or by the official code's short one such as stg_av.
+    """Returns the part of a layer that STG skips, by its name or by the official code's short name such as stg_av.
 
     Raises:
-        LtxError: nothing is called so, or it has no effect on this model.
+        LtxError: the name is unknown, or is the residual mode, which has no effect on this model.
     """
     if name in (_RESIDUAL, "residual"):
         raise LtxError(

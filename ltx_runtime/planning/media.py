@@ -1,4 +1,4 @@
-"""The images and clips of a request: how many of their frames are used, and their pixels."""
+"""Counts the frames to use of the images and clips of a request, and reads their pixels."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ltx_runtime.sampling.start import Clip, Media
 
 
 def frames_of(planned: Plan) -> list[int]:
-    """How many frames of each image and clip of a request are used.
+    """Returns how many frames of each conditioning image and clip of a request are used.
 
     Raises:
-        LtxError: a file cannot be read, or cannot be given from its frame on.
+        LtxError: a file cannot be read, or an image or clip cannot begin at its frame.
     """
     request, used = planned.request, []
     for given in request.conditions:
@@ -31,12 +31,12 @@ def read_media(planned: Plan, frames_used: Sequence[int], crf: int) -> Media:
     """Reads every image and clip of a request.
 
     Args:
-        planned: the request.
-        frames_used: how many frames of each image and clip are used, see `frames_of`.
-        crf: of the compression, see `load_media`.
+        planned: the plan of the request.
+        frames_used: how many frames of each image and clip are used, as `frames_of` returns them.
+        crf: constant rate factor of the H.264 compression, see `load_media`.
 
     Raises:
-        LtxError: a file cannot be read, or a clip to start from has too few frames.
+        LtxError: a file cannot be read, or the clip to start from has too few frames.
     """
     request, num_frames = planned.request, planned.passes[-1].grid.num_frames
     clips = []
@@ -64,7 +64,7 @@ def read_media(planned: Plan, frames_used: Sequence[int], crf: int) -> Media:
     )
     if whole.shape[2] < num_frames:
         raise LtxError(
-            f"{label_of(request.video)} has {whole.shape[2]} frames, and {num_frames} are to be made of it",
+            f"{label_of(request.video)} has {whole.shape[2]} frames, but the new video needs {num_frames}",
             f"use --num-frames {(whole.shape[2] - 1) // 8 * 8 + 1} or fewer",
         )
     return Media(tuple(clips), whole)

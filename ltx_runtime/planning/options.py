@@ -1,4 +1,4 @@
-"""How a request is run: by what, in how much memory, with which files. Nothing here changes what is asked for."""
+"""How a request is run: on which backend, in how much memory, with which files. Nothing here changes the request."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ltx_runtime.tensors import check_place
 from ltx_runtime.vae.tile_sizes import BYTES_PER_PIXEL, HALF_BYTES_PER_PIXEL, tiling_for
 from ltx_runtime.vae.tiling import Tiling
 
-# What tiles are where they are asked for although all would fit: 512 pixels wide and high, 73 frames long.
+# Tiles of 73 frames of 512x512 pixels, for `tiled` where the whole video would fit into memory.
 _BY_HAND = Tiling(10, 16, 16)
 CPU_MEMORY_BYTES = 8_000_000_000
 _MOST_MEMORY_GB = 1e6
@@ -23,21 +23,22 @@ _MOST_MEMORY_GB = 1e6
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a request is run.
+    """Options that say how a request is run.
 
     Attributes:
         backend: a name of BACKENDS, or AUTO.
-        gpu_memory_bytes: of the GPU that may be used; None for all that is free.
-        threads: of the CPU that ONNX Runtime uses; None for one a core.
-        rng: a name of RNGS, where no file has the noise.
-        low_memory: run guidance's conditions one after another.
-        memory_bytes: of activations that the VAE may take; tiles are cut so that it does not take more. None for
-            what a GPU has, and for CPU_MEMORY_BYTES on a CPU, so that a seed makes the same pixels on all of them.
-        tiled: cut tiles even where all would fit.
-        crf: H.264's, at which images and clips are compressed as what the model was trained on; 0 for not at all.
-        sample_posterior: draw latents of images and clips from the VAE's distribution instead of taking its mean.
-        embeddings, initial_latents, noise: files to take these from instead of making them.
-        save_embeddings, save_latents, save_noise: files to keep them in.
+        gpu_memory_bytes: how much GPU memory may be used; None for all that is free.
+        threads: number of CPU threads that ONNX Runtime uses; None for one per core.
+        rng: a name of RNGS, the source of noise unless `noise` is given.
+        low_memory: run the conditions of guidance one after another instead of in one batch.
+        memory_bytes: memory that the VAE's activations may take; tiles are sized to stay within it. None for what the
+            GPU has left, and for CPU_MEMORY_BYTES on a CPU, so that a seed makes the same pixels on every CPU.
+        tiled: cut tiles even where the whole video would fit.
+        crf: constant rate factor of the H.264 compression that makes images and clips resemble the model's training
+            data; 0 for no compression.
+        sample_posterior: sample the latents of images and clips from the VAE's posterior instead of using its mean.
+        embeddings, initial_latents, noise: files to read these from instead of computing them.
+        save_embeddings, save_latents, save_noise: files to save them to.
     """
 
     backend: str = "auto"
@@ -57,7 +58,7 @@ class RunOptions:
     save_noise: Path | None = None
 
     def check_places(self) -> None:
-        """Raises LtxError if a file cannot be kept where it is to be kept."""
+        """Raises LtxError if a file to save cannot be written to its path."""
         for place in (self.save_embeddings, self.save_latents, self.save_noise):
             if place is not None:
                 check_place(place)
@@ -71,18 +72,19 @@ class RunOptions:
         served: Sequence[Profile] = (),
         gpu_bytes: int | None = None,
     ) -> Tiling:
-        """How the VAE's latents are cut into tiles for decoding or encoding.
+        """Returns how the VAE's latents are cut into tiles for decoding or encoding.
 
         Args:
             grid: the grid of all latents.
-            encoding: instead of decoding.
+            encoding: whether to encode instead of decode.
             half: whether the VAE computes in 16 bits.
-            served: the sizes that an engine serves; empty if all.
-            gpu_bytes: what a GPU has for activations, as estimated; None on a CPU.
+            served: the sizes that an engine serves; empty if it serves all.
+            gpu_bytes: estimated GPU memory for activations; None on a CPU.
 
         Raises:
-            LtxError: the memory is too little for the smallest tiles; an engine that serves few sizes may try.
-            UnservedError: the engine serves no tiles of any size.
+            LtxError: the memory is too small even for the smallest tiles. With `served`, the smallest tiles are tried
+                all the same.
+            UnservedError: the engine serves no tile of any size.
         """
 
         def serves(window: Grid) -> bool:
@@ -102,10 +104,10 @@ class RunOptions:
 
 
 def bytes_of(name: str, gigabytes: float | None, advice: str) -> int | None:
-    """So many GB in bytes; None stays None.
+    """Converts GB to bytes; None stays None. The error message uses `name` and `advice`.
 
     Raises:
-        LtxError: it is no positive number.
+        LtxError: the number is not positive, or is larger than 1e6.
     """
     if gigabytes is None:
         return None
@@ -115,13 +117,13 @@ def bytes_of(name: str, gigabytes: float | None, advice: str) -> int | None:
 
 
 def check_options(options: RunOptions) -> RunOptions:
-    """The options themselves, if every one of them can be used.
+    """Returns the options unchanged if all of them can be used.
 
     Raises:
-        LtxError: threads are no positive number, or a name or the compression is unknown.
+        LtxError: threads is below 1, rng is unknown, or crf is out of range.
     """
     if options.threads is not None and options.threads < 1:
-        raise LtxError(f"threads must be at least 1; got {options.threads}", "leave it out for one a core")
+        raise LtxError(f"threads must be at least 1; got {options.threads}", "leave it out for one thread per core")
     if options.rng not in RNGS:
         raise LtxError(f"unknown rng {options.rng!r}", f"use one of {', '.join(RNGS)}")
     if not 0 <= options.crf <= LARGEST_CRF:

@@ -1,6 +1,6 @@
-"""A request checked against a version before anything is loaded: sizes, passes, noise levels, guidance of every step.
+"""Checks a request against a version before anything is loaded, and plans passes, noise levels and guidance.
 
-Knows nothing of sessions and reads no files.
+This module knows nothing about sessions and reads no files.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from ltx_runtime.spec.presets import Guidance, Pass, Schedule, as_one
 from ltx_runtime.spec.versions import Version
 from ltx_runtime.vae.saved_latents import Ending
 
-_STG_BLOCK = 19  # of the official presets
+_STG_BLOCK = 19  # the block that STG skips in the official base preset, spec.presets.BASE
 _Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything the road needs to know of a request.
+    """A checked request, with everything that is needed to run it.
 
     Attributes:
-        request: what is made, with a value in every field that a version has a default for.
-        passes: one or two.
-        settings: what holds for every step of all passes.
-        padding: pixels around images and clips that are given.
+        request: the request, with the version's defaults filled in by `resolved`.
+        passes: plans of the one or two passes.
+        settings: settings for every step of all passes.
+        padding: pixels to add around the request's images and clips.
         temporal_upscale: whether the frame rate is doubled at the end.
-        ending: what happens to the last latents.
+        ending: how the final latents become frames.
     """
 
     request: Resolved
@@ -56,15 +56,15 @@ def plan(
     schedule: Schedule | None = None,
     allowed_sigmas: tuple[float, ...] | None = None,
 ) -> Plan:
-    """Checks a request before anything is loaded.
+    """Checks a request and returns its plan; nothing is loaded.
 
     Args:
-        request: what to make.
+        request: the video to make.
         version: the release that makes it.
-        schedule, allowed_sigmas: the checkpoint's own, instead of the version's.
+        schedule, allowed_sigmas: those of the checkpoint; None for the version's.
 
     Raises:
-        LtxError: something of the request cannot be used; names it, and what can.
+        LtxError: a value of the request cannot be used; the message names it and what to use instead.
     """
     return _plan(resolved(request, version), version, schedule, allowed_sigmas)
 
@@ -109,9 +109,10 @@ def _plan(
 
 
 def grids_of(whole: Grid, version: Version, *, single_pass: bool = False) -> list[Grid]:
-    """The grid of each pass: of two, the first is smaller and the second twice as large as that.
+    """Returns the latent grid of each pass; the second of two has twice the height and width of the first.
 
-    Raises LtxError if it is too small for two passes.
+    Raises:
+        LtxError: the video is too small for two passes.
     """
     return _grids(whole, 1 if single_pass else len(version.passes), version.first_pass_scale)
 
@@ -120,13 +121,13 @@ def _grids(whole: Grid, passes: int, first_pass_scale: float) -> list[Grid]:
     if passes == 1:
         return [whole]
     first = grid_of(*first_pass_size(whole.height, whole.width, first_pass_scale), whole.num_frames)
-    if first.tokens == 1:  # the deviation of a single cell, which AdaIN matches, is no number
+    if first.tokens == 1:  # AdaIN matches its standard deviation, which is NaN for one cell
         raise LtxError(f"one frame of {whole.width}x{whole.height} is too small for two passes", "add --single-pass")
     return [first, Grid(first.frames, 2 * first.rows, 2 * first.columns)]
 
 
 def _named(*values: _Value | None) -> _Value:
-    """The first that is not None; the last never is."""
+    """Returns the first value that is not None; the last value never is."""
     return next(value for value in values if value is not None)
 
 
@@ -148,7 +149,7 @@ def _ending(
 
 
 def _check_numbers(request: Request) -> None:
-    """Raises LtxError if a number cannot be used with any version."""
+    """Raises LtxError if a number is outside the limits that hold for all versions."""
     for name in ("guidance_scale", "stg_scale", "rescaling_scale", "decode_timestep", "decode_noise_scale", "strength"):
         check_number(name, getattr(request, name))
     check_number("image_cond_noise_scale", request.image_noise_scale)
@@ -156,7 +157,7 @@ def _check_numbers(request: Request) -> None:
 
 
 def _passes_of(request: Request, passes: tuple[Pass, ...]) -> list[Pass]:
-    """The passes with the request's own steps in the first."""
+    """Returns the passes, the first with the steps that the request asks for."""
     ones = [as_one(passes)] if request.single_pass and len(passes) > 1 else [*passes]
     first = _counted(ones[0], request)
     if request.skip_final_steps is not None:
@@ -166,17 +167,18 @@ def _passes_of(request: Request, passes: tuple[Pass, ...]) -> list[Pass]:
 
 
 def _counted(first: Pass, request: Request) -> Pass:
-    """The first pass with the steps or the noise levels that the request names."""
+    """Returns the first pass with the request's number of steps or its noise levels."""
     if request.timesteps:
         if request.steps not in (None, len(request.timesteps)):
             raise LtxError(
-                f"{len(request.timesteps)} timesteps are not {request.steps} steps", "leave --steps or --timesteps out"
+                f"steps is {request.steps}, but the number of timesteps is {len(request.timesteps)}",
+                "leave --steps or --timesteps out",
             )
         return replace(first, sigmas=request.timesteps, skip_initial_steps=0, skip_final_steps=0)
     if request.steps is None:
         return first
     if first.sigmas and request.steps != len(first.sigmas):
-        listed = "this version is distilled to" if request.preset is None else "the preset has"
+        listed = "this version was distilled for" if request.preset is None else "the preset has"
         raise LtxError(
             f"{listed} a fixed list of {len(first.sigmas)} steps; got {request.steps}",
             f"leave the steps out, use {len(first.sigmas)}, or give --timesteps",
@@ -185,7 +187,7 @@ def _counted(first: Pass, request: Request) -> Pass:
 
 
 def _from_noise(first: Pass, request: Request) -> Pass:
-    """The first pass without a video: from the first step on."""
+    """Returns the first pass of a request without an input video, which skips no initial steps."""
     if request.skip_initial_steps or request.strength is not None:
         what = "skipping initial steps" if request.strength is None else "strength"
         raise LtxError(f"{what} needs a video to start from", "add --video, or leave it out")
@@ -198,14 +200,14 @@ def _from_noise(first: Pass, request: Request) -> Pass:
 
 
 def _started(first: Pass, request: Request, passes: int) -> Pass:
-    """The first pass without the steps that a video to start from makes unnecessary."""
+    """Returns the first pass without the initial steps that an input video makes unnecessary."""
     if passes > 1:
-        raise LtxError("a video to start from is made over in one pass", "add --single-pass")
+        raise LtxError("video-to-video runs in one pass only", "add --single-pass")
     if request.skip_initial_steps is not None:
         if request.strength is not None:
-            raise LtxError("strength and skip-initial-steps say the same", "leave one of them out")
+            raise LtxError("strength and skip-initial-steps set the same thing", "leave one of them out")
         return _cut(first, initial=request.skip_initial_steps)
-    begins_later = first.skip_initial_steps > 0 or (first.sigmas and first.sigmas[0] < 1)  # as a preset may
+    begins_later = first.skip_initial_steps > 0 or (first.sigmas and first.sigmas[0] < 1)  # possible in a preset
     if (request.timesteps or begins_later) and request.strength is None:
         return first
     strength = 0.6 if request.strength is None else request.strength
@@ -214,7 +216,7 @@ def _started(first: Pass, request: Request, passes: int) -> Pass:
 
 
 def _cut(one: Pass, *, initial: int | None = None, final: int | None = None) -> Pass:
-    """The pass with so many steps skipped at its ends, whether they are listed or counted; None leaves an end."""
+    """Returns the pass with these numbers of steps skipped at its ends; None keeps the pass's own number."""
     initial = one.skip_initial_steps if initial is None else initial
     final = one.skip_final_steps if final is None else final
     if min(initial, final) < 0:
@@ -228,7 +230,7 @@ def _cut(one: Pass, *, initial: int | None = None, final: int | None = None) -> 
 
 
 def _guidance_of(one: Pass, sigmas: Sigmas, request: Request, version: Version) -> tuple[Guidance, ...]:
-    """The guidance of every step, with what the request asks for in place of the version's or preset's own."""
+    """Returns the guidance of every step, with the request's values in place of the version's or preset's."""
     changes: dict[str, Any] = {
         "cfg_scale": request.guidance_scale,
         "stg_scale": request.stg_scale,
@@ -244,7 +246,7 @@ def _guidance_of(one: Pass, sigmas: Sigmas, request: Request, version: Version) 
         if not 0 <= block <= last:
             raise LtxError(f"skip-blocks must be from 0 to {last}; got {block}", f"use {usual}")
     if request.stg_scale and not any(step.skip_blocks for step in steps):
-        raise LtxError("stg-scale needs blocks to skip, and a pass has none", f"add --skip-blocks {usual}")
+        raise LtxError("stg-scale needs blocks to skip, but a pass has none", f"add --skip-blocks {usual}")
     if request.preset and not asked and any(step.uses_stg and not step.skip_blocks for step in steps):
-        raise LtxError("the preset has steps with STG and no blocks to skip", f"add --skip-blocks {usual}")
+        raise LtxError("the preset has steps with STG but no blocks to skip", f"add --skip-blocks {usual}")
     return steps

@@ -1,6 +1,6 @@
-"""How a video is sampled, as a value that can take the place of a version's own, and the official files of it.
+"""Presets that say how a video is sampled, in place of a version's own passes, and the official files of presets.
 
-The files are those of Lightricks/LTX-Video, `configs/*.yaml`; what their fields mean is what its `inference.py` and
+The files are `configs/*.yaml` of Lightricks/LTX-Video; their fields mean what its `inference.py` and
 `pipeline_ltx_video.py` do with them.
 """
 
@@ -18,10 +18,10 @@ from ltx_runtime.spec.presets import LINEAR_QUADRATIC, Guidance, Pass, Schedule
 
 _MAX_BYTES = 1_000_000
 _MAX_VALUES = 10_000
-_MAX_DEPTH = 4  # the file, a pass, a list, and a list in it
+_MAX_DEPTH = 4  # nesting: the file, a pass, a list, and a list inside it
 _LARGEST_NUMBER = 1e6
 
-# Fields that choose files and number formats, which an export has decided, or rewrite the prompt.
+# Fields that select files and number formats, which the export has already decided, or that rewrite the prompt.
 _IGNORED = (
     *("checkpoint_path", "spatial_upscaler_model_path", "text_encoder_model_name_or_path", "precision"),
     *("prompt_enhancement_words_threshold", "prompt_enhancer_image_caption_model_name_or_path"),
@@ -36,20 +36,21 @@ _PASSES = ("first_pass", "second_pass")
 _OF_TWO_PASSES = ("downscale_factor", *_PASSES)
 _OF_FILE = ("pipeline_type", "sampler", "stg_mode", "decode_timestep", "decode_noise_scale", *_OF_TWO_PASSES)
 _TWO_PASSES, _ONE_PASS = "multi-scale", "base"
-# The official code makes a schedule without a shift of any name but the first.
+# None is the checkpoint's own schedule. For every other name, the official code builds a schedule without a shift.
 _SAMPLERS = {"from_checkpoint": None, "uniform": Schedule("Uniform"), "linear-quadratic": LINEAR_QUADRATIC}
 
 
 @dataclass(frozen=True)
 class Preset:
-    """How a video is sampled, in place of the version's own; None is the version's.
+    """How a video is sampled, in place of the version's settings; None means the version's default.
 
     Attributes:
-        passes: one, or two where the second refines upsampled latents.
-        first_pass_scale: what part of each side the first of two passes makes.
-        stg_mode: what STG skips: attention_values, attention_skip or transformer_block.
-        decode_timestep, decode_noise_scale: noise level that the decoder is told, and noise mixed in before it.
-        schedule: how passes that count their steps come to noise levels.
+        passes: one pass, or two if the second refines upsampled latents.
+        first_pass_scale: height and width of the first of two passes, relative to the video.
+        stg_mode: the part of a layer that STG skips: attention_values, attention_skip or transformer_block.
+        decode_timestep, decode_noise_scale: noise level passed to the decoder, and how much noise is mixed into the
+            latents before decoding.
+        schedule: schedule of the passes that have a number of steps instead of a list of sigmas.
     """
 
     passes: tuple[Pass, ...]
@@ -61,10 +62,10 @@ class Preset:
 
 
 def check_preset(preset: Preset) -> None:
-    """Checks what can be checked without a version and a size.
+    """Checks everything that can be checked without a version and a size.
 
     Raises:
-        LtxError: there are no passes or too many, one has no guidance, or a number is out of its limits.
+        LtxError: there are no passes or more than two, a pass has no guidance, or a number is out of its limits.
     """
     if len(preset.passes) not in (1, 2):
         raise LtxError(f"a preset has one pass or two; got {len(preset.passes)}", "give passes=(Pass(...),)")
@@ -83,14 +84,16 @@ def check_preset(preset: Preset) -> None:
 
 
 def read_preset(path: Path | str) -> Preset:
-    """Reads a file in the format of the official `configs/*.yaml`.
+    """Reads a preset file in the format of the official `configs/*.yaml`.
 
     Raises:
-        LtxError: it cannot be read, has a field that is not known, or one whose value cannot be used.
+        LtxError: the file cannot be read, or has an unknown field or a field whose value cannot be used.
     """
     given = _loaded(Path(path))
     if not isinstance(given, dict):
-        raise LtxError(f"{path} holds no fields; got {_shown(given)}", "give a file like the official configs/*.yaml")
+        raise LtxError(
+            f"{path} is not a mapping of fields; got {_shown(given)}", "give a file like the official configs/*.yaml"
+        )
     _check_names(given, (*_OF_FILE, *_OF_PASS, *_IGNORED), str(path))
     top = _Fields(str(path), "", {name: value for name, value in given.items() if value is not None})
     stg_mode = top.text("stg_mode")
@@ -106,7 +109,14 @@ def read_preset(path: Path | str) -> Preset:
 
 @dataclass(frozen=True)
 class _Fields:
-    """The fields of a file or of a pass in it, which also has those of the file that it does not name itself."""
+    """The fields of a preset file, or of one pass in it, which inherits the file's fields that it does not set itself.
+
+    Attributes:
+        file: name of the file, for messages.
+        place: prefix of a pass's own fields in messages, such as `first_pass.`; empty for the file itself.
+        own: the fields that are set here, by name.
+        shared: the fields of the file that a pass inherits; None for the file itself.
+    """
 
     file: str
     place: str
@@ -114,12 +124,12 @@ class _Fields:
     shared: Mapping[str, Any] | None = None
 
     def get(self, name: str) -> Any:
-        """None where it is left out."""
+        """Returns the value of a field, or None if it is not set."""
         value = self.own.get(name)
         return (self.shared or {}).get(name) if value is None else value
 
     def said(self, name: str) -> str:
-        """The field for a message, with the pass that names it."""
+        """Returns the field's name for a message, with the file and the pass that sets it."""
         return f"{self.place if name in self.own else ''}{name} of {self.file}"
 
     def wrong(self, name: str, must: str, value: object, advice: str = "see the official configs/*.yaml") -> LtxError:
@@ -127,10 +137,10 @@ class _Fields:
 
     def missing(self, name: str, advice: str) -> LtxError:
         place = f"{self.place.rstrip('.')} of " if self.place else ""
-        return LtxError(f"{place}{self.file} names no {name}", advice)
+        return LtxError(f"{place}{self.file} has no {name}", advice)
 
     def text(self, name: str) -> str | None:
-        """A name, which the official code reads in any case."""
+        """Returns a text field in lower case, because the official code ignores case; None if it is not set."""
         value = self.get(name)
         if value is not None and not isinstance(value, str):
             raise self.wrong(name, "a name", value)
@@ -149,7 +159,7 @@ class _Fields:
         return bool(value)
 
     def number(self, name: str) -> float | None:
-        """A number within the limits of its name."""
+        """Returns a number within the limits of its name; None if it is not set."""
         value = self.get(name)
         return None if value is None else self._limited(name, value)
 
@@ -173,20 +183,20 @@ class _Fields:
         return value
 
     def levels(self, name: str) -> tuple[float, ...]:
-        """Noise levels, from 1 down; none where it is left out."""
+        """Returns noise levels that descend within 1..0; an empty tuple if the field is not set."""
         value = self.get(name)
         if value is None:
             return ()
         if not isinstance(value, list) or not value:
-            raise self.wrong(name, "a list of numbers", value)
+            raise self.wrong(name, "a list of numbers from 0 to 1 in descending order", value)
         levels = tuple(self._number(name, one) for one in value)
         falls = all(above > below for above, below in pairwise(levels))
         if not (falls and levels[0] <= 1 and levels[-1] >= 0):
-            raise self.wrong(name, "from 1 down to 0, each below the one before", value)
+            raise self.wrong(name, "a list of numbers from 0 to 1 in descending order", value)
         return levels
 
     def per_level(self, name: str, levels: tuple[float, ...]) -> list[float]:
-        """A number for every entry of guidance_timesteps: as many, or one for all."""
+        """Returns a number for each entry of guidance_timesteps, from a list of as many or from one number for all."""
         value = self.get(name)
         if value is None:
             raise self.missing(name, f"add {name}, which every official file has")
@@ -194,7 +204,7 @@ class _Fields:
         return [self._limited(name, one) for one in entries]
 
     def blocks(self, name: str, levels: tuple[float, ...]) -> list[tuple[int, ...]]:
-        """Blocks to skip for every entry of guidance_timesteps: a list for each, or one for all."""
+        """Returns the blocks to skip for each entry of guidance_timesteps, from a list for each or one list for all."""
         value = self.get(name)
         value = [] if value is None else value
         if not isinstance(value, list):
@@ -212,13 +222,13 @@ class _Fields:
         if len(value) != len(levels):
             raise LtxError(
                 f"{self.said(name)} has {len(value)} entries for {len(levels)} guidance_timesteps",
-                "give as many of both",
+                "give the same number of both",
             )
         return value
 
 
 def _levels(top: _Fields) -> list[_Fields]:
-    """The fields of each pass. Raises LtxError if the file does not say clearly how many there are."""
+    """Returns the fields of each pass. Raises LtxError if pipeline_type is unknown or the passes do not match it."""
     if top.one_of("pipeline_type", (_TWO_PASSES, _ONE_PASS), _ONE_PASS) == _ONE_PASS:
         for name in _OF_TWO_PASSES:
             if top.get(name) is not None:
@@ -232,7 +242,7 @@ def _levels(top: _Fields) -> list[_Fields]:
         if own is None:
             raise top.missing(name, f"add {name}, or use pipeline_type {_ONE_PASS}")
         if not isinstance(own, dict):
-            raise top.wrong(name, "fields", own)
+            raise top.wrong(name, "a mapping of fields", own)
         _check_names(own, _OF_PASS, f"{name} of {top.file}")
         passes.append(_Fields(top.file, f"{name}.", own, top.own))
     return passes
@@ -246,10 +256,12 @@ def _pass(of_pass: _Fields) -> Pass:
         raise LtxError(
             f"{of_pass.said('num_inference_steps')} is {steps} for {len(sigmas)} timesteps", "leave one of them out"
         )
-    if sigmas and initial + final:  # the official code silently skips none
-        raise LtxError(f"no steps of a list can be skipped: {of_pass.said('timesteps')}", "shorten the list instead")
+    if sigmas and initial + final:  # the official code silently skips no steps of a list
+        raise LtxError(
+            f"steps cannot be skipped with a list of timesteps: {of_pass.said('timesteps')}", "shorten the list instead"
+        )
     if not sigmas and steps is None:
-        raise of_pass.missing("num_inference_steps", "add them, or timesteps")
+        raise of_pass.missing("num_inference_steps", "add it, or timesteps")
     return Pass(
         steps=steps or len(sigmas),
         guidance=_guidance(of_pass),
@@ -262,9 +274,9 @@ def _pass(of_pass: _Fields) -> Pass:
 
 
 def _guidance(of_pass: _Fields) -> tuple[Guidance, ...]:
-    """An entry for each of guidance_timesteps; a single one holds at every step.
+    """Returns one Guidance per entry of guidance_timesteps; a single one applies to every step.
 
-    Blocks are left out of a pass that never skips any: the distilled files list one that the 2B release lacks.
+    A pass without STG gets no blocks to skip: the distilled files list a block that the 2B release does not have.
     """
     levels = of_pass.levels("guidance_timesteps")
     cfg, stg, rescale = (of_pass.per_level(name, levels) for name in ("guidance_scale", "stg_scale", "rescaling_scale"))
@@ -286,25 +298,26 @@ def _check_names(given: Mapping[Any, Any], known: Collection[str], place: str) -
 
 
 def _shown(value: object) -> str:
-    """A value of a file for a message, which stays one line whatever was written."""
+    """Returns a value from a file in words that keep a message short and on one line, whatever the value is."""
     if value is None:
         return "nothing"
     if isinstance(value, dict):
-        return "fields"
+        return "a mapping"
     if isinstance(value, list):
         return f"a list of {len(value)}"
-    if isinstance(value, int) and abs(value) >= _LARGEST_NUMBER:  # Python does not print the longest
+    if isinstance(value, int) and abs(value) >= _LARGEST_NUMBER:  # Python refuses to print the longest
         return "a huge number"
     return repr(value[:40]) if isinstance(value, str) else repr(value)
 
 
 def _loaded(path: Path) -> Any:
-    """What a YAML file says, as plain data.
+    """Reads a YAML file as plain data.
 
     Raises:
-        LtxError: it cannot be read, is no YAML, or holds what could make a small file large.
+        LtxError: the file cannot be read, is not valid YAML, is too large or nested too deeply, or has an alias (by
+            which a small file could expand to a huge one) or a tag.
     """
-    import yaml  # noqa: PLC0415  (a library for one option)
+    import yaml  # noqa: PLC0415  (only --preset needs this library)
 
     with explaining(f"read {path}"), path.open("rb") as file:
         data = file.read(_MAX_BYTES + 1)
@@ -317,11 +330,11 @@ def _loaded(path: Path) -> Any:
             if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None) is not None:
                 raise LtxError(f"{path} has an alias or a tag, which no preset needs", "write the values out")
             if depth > _MAX_DEPTH or count > _MAX_VALUES:
-                raise LtxError(f"{path} has too many values, or lists in lists", "shorten it")
+                raise LtxError(f"{path} has too many values or is nested too deeply", "shorten it")
         return yaml.safe_load(data)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = "" if mark is None else f" in line {mark.line + 1}"
-        raise LtxError(f"{path} is no YAML{line}", "correct it") from None
-    except ValueError:  # dates that there are not, and numbers of thousands of digits
+        raise LtxError(f"{path} cannot be read as YAML{line}", "correct it") from None
+    except ValueError:  # impossible dates, and numbers of thousands of digits
         raise LtxError(f"{path} has a number or a date that cannot be read", "correct it") from None

@@ -1,4 +1,4 @@
-"""A plan for people and for programs: what would be run, and what memory it would take. Runs nothing."""
+"""Describes a plan for people and for programs: what would run, and how much memory it would need. Runs nothing."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from ltx_runtime.spec.versions import TransformerSize, find_version
 from ltx_runtime.vae.tile_sizes import BYTES_PER_PIXEL, HALF_BYTES_PER_PIXEL, peak_bytes
 
 _FLOAT_BYTES = 4
-_WIDE = 12  # tensors of a block, the feed-forward's four times as wide one among them, that live at once
+_WIDE = 12  # (tokens, width) tensors that a block holds at once; the feed-forward's hidden tensor counts as four
 
 
 def describe(planned: Plan, chosen: Chosen, manifest: Manifest, frames: Sequence[int] = ()) -> dict[str, Any]:
-    """The plan as plain data: what comes out, every step of every pass, what runs where, and memory in bytes.
+    """Returns the plan as plain data: the output, every step of every pass, backends, and memory in bytes.
 
     Args:
-        planned: the request.
-        chosen: what runs each component.
-        manifest: of the version folder.
+        planned: the plan of the request.
+        chosen: the backend of each component.
+        manifest: manifest of the version folder.
         frames: how many frames of each image and clip are used.
     """
     request, last = planned.request, planned.passes[-1].grid
@@ -64,7 +64,7 @@ def describe(planned: Plan, chosen: Chosen, manifest: Manifest, frames: Sequence
 
 
 def _component(found: Found) -> dict[str, Any]:
-    """The backend of a component, its precision and the size of its weights file, which networks may share."""
+    """Returns a component's backend, precision and size of weight files, which components may share."""
     return {"backend": found.backend, "precision": found.precision, "weights_bytes": found.weights_bytes}
 
 
@@ -86,9 +86,9 @@ def _pass(one: PassPlan, size: TransformerSize, chosen: Chosen, added_frames: in
 
 
 def _transformer_bytes(tokens: int, size: TransformerSize, found: Found) -> int:
-    """Estimated bytes of one row: what lives at once in a layer, and on a CPU the scores of all pairs of tokens.
+    """Estimates the bytes of activations per batch row: the tensors of a layer and, on a CPU, its attention scores.
 
-    Attention on a GPU keeps no scores.
+    Attention on a GPU does not store the scores of all pairs of tokens.
     """
     values = _WIDE * tokens * size.width
     if found.gpu_bytes is not None:
@@ -109,26 +109,26 @@ def _step(sigma: float, guidance: Guidance) -> dict[str, Any]:
 
 
 def lines_of(described: dict[str, Any]) -> Iterator[str]:
-    """The plan that `describe` gives, in lines for people."""
+    """Yields the plan that `describe` returned, as lines for people."""
     output = described["output"]
     yield (
         f"{described['version']}: {output['width']}x{output['height']}, {output['frames']} frames at "
         f"{output['fps']:g} fps, seed {described['seed']}"
     )
     for given in described["given"]:
-        yield f"given: {given['file']} from frame {given['frame']}, strength {given['strength']:g}"
+        yield f"condition: {given['file']} from frame {given['frame']}, strength {given['strength']:g}"
     if described["video"]:
-        yield f"made over: {described['video']}"
+        yield f"video-to-video from: {described['video']}"
     for number, one in enumerate(described["passes"], start=1):
         yield (
             f"pass {number}: {one['width']}x{one['height']}, {one['tokens']}{_added(one)} tokens, {len(one['steps'])} "
-            f"{'stochastic ' if one['stochastic'] else ''}steps, {one['forwards']} forwards, about "
+            f"{'stochastic ' if one['stochastic'] else ''}steps, {_predictions(one['forwards'])}, about "
             f"{amount(one['activation_bytes'])} of activations"
         )
         yield from _step_lines(one["steps"])
     decode = described["decode"]
     tiles = (
-        "whole"
+        "without tiles"
         if decode["tiles"] is None
         else "in tiles of {} latent frames, {} rows, {} columns".format(*decode["tiles"])
     )
@@ -138,7 +138,7 @@ def lines_of(described: dict[str, Any]) -> Iterator[str]:
 
 
 def _step_lines(steps: list[dict[str, Any]]) -> Iterator[str]:
-    """One line for steps in a row that have the same guidance."""
+    """Yields one line for each run of consecutive steps with the same guidance."""
     for _, alike in groupby(steps, lambda step: {**step, "sigma": 0}):
         run = list(alike)
         first, last = run[0]["sigma"], run[-1]["sigma"]
@@ -155,7 +155,12 @@ def _guidance_words(step: dict[str, Any]) -> str:
         words.append(f"STG {step['stg_scale']:g} skipping {blocks}")
     if step["rescaling_scale"] != 1:
         words.append(f"rescale {step['rescaling_scale']:g}")
-    return f"{', '.join(words) or 'no guidance'}; {step['forwards']} forward{'s' if step['forwards'] > 1 else ''}"
+    return f"{', '.join(words) or 'no guidance'}; {_predictions(step['forwards'])}"
+
+
+def _predictions(forwards: int) -> str:
+    """Returns how many predictions the transformer computes: one, or several with guidance."""
+    return f"{forwards} prediction{'s' if forwards > 1 else ''}"
 
 
 def _added(one: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What is asked for. Every field but the prompt may be left out: None is the version's own."""
+"""The request for a video. Everything but the prompt may be left out: None means the version's default."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from ltx_runtime.planning.preset import Preset
 from ltx_runtime.spec.versions import Version
 
 IMAGE_NOISE_SCALE = 0.15
-_RANDOM_SEED_BITS = 32  # short enough to be typed again
+_RANDOM_SEED_BITS = 32  # few enough digits to type the seed again
 
 
 @dataclass(frozen=True)
 class Condition:
-    """An image or clip that the video shows from a frame on.
+    """An image or clip that the video shows from a certain frame on.
 
     Attributes:
         media: the path of a file, a PIL image, or an array of frames (F, H, W, 3) or of one picture (H, W, 3), uint8
             or float in 0..1.
         frame: the frame of the video at which it begins.
-        strength: 1 shows it as it is; with less it may change.
+        strength: conditioning strength in 0..1; at 1 it is shown unchanged, below 1 it may change.
     """
 
     media: Source
@@ -32,27 +32,29 @@ class Condition:
 
 @dataclass(frozen=True)
 class Request:
-    """What to make; None is the version's own.
+    """A video to make; None means the version's default.
 
     Attributes:
         prompt: what the video shows.
-        negative_prompt: what it must not show; used by steps with CFG alone.
+        negative_prompt: what it must not show; used only by steps with CFG.
         height, width, num_frames: size of the video that is written, in pixels and frames.
         fps: frames per second, which also tells the model about speed.
-        seed: 0 to 2^64-1; the same seed makes the same video. None draws one.
+        seed: 0 to 2^64-1; the same seed makes the same video. None draws a random seed.
         steps, timesteps, skip_initial_steps, skip_final_steps: denoising steps of the first pass.
-        guidance_scale, stg_scale, rescaling_scale, skip_blocks, cfg_star, stochastic: guidance of every step of all
-            passes.
-        stg_mode: what STG skips: attention_values, attention_skip or transformer_block; of all versions, the first.
-        single_pass: make it in one pass at the size asked for, whatever the version has.
-        pad: make the next larger size that the model can, and crop.
-        conditions: images and clips that parts of the video are given by.
-        video: a clip to start from instead of noise, moved towards noise by `strength` (0 to 1).
-        image_noise_scale: noise on wholly given tokens before every step.
-        decode_timestep, decode_noise_scale: noise level that the decoder is told, and noise mixed in before it.
-        tone_map: compression of large latents at the end, 0 to 1.
+        guidance_scale, stg_scale, rescaling_scale, skip_blocks, cfg_star, stochastic: guidance and sampling of every
+            step of all passes.
+        stg_mode: the part of a layer that STG skips: attention_values (the default of every version), attention_skip
+            or transformer_block.
+        single_pass: use one pass at full size, even if the version has two passes.
+        pad: make the next larger size that the model supports, and crop it to the requested size.
+        conditions: images and clips that condition parts of the video.
+        video: a clip to start from instead of noise; `strength` (0 to 1) is how far it is moved towards noise.
+        image_noise_scale: scale of the noise that fully conditioned tokens get before every step.
+        decode_timestep, decode_noise_scale: noise level passed to the decoder, and how much noise is mixed into the
+            latents before decoding.
+        tone_map: how strongly large latent values are compressed before decoding, 0 to 1.
         temporal_upscale: double the frame rate at the end.
-        preset: passes and what goes with them in place of the version's own; the fields above win over it.
+        preset: passes and their settings, in place of the version's; the fields above take precedence over it.
     """
 
     prompt: str = ""
@@ -88,7 +90,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Resolved(Request):
-    """A request whose size, length, speed, seed and negative prompt are decided; `resolved` makes it."""
+    """A request with its size, number of frames, frame rate, seed and negative prompt filled in by `resolved`."""
 
     negative_prompt: str = ""
     height: int = 0
@@ -99,9 +101,9 @@ class Resolved(Request):
 
 
 def resolved(request: Request, version: Version) -> Resolved:
-    """The request with the version's own size, length, frame rate and negative prompt where it names none.
+    """Returns the request with the version's size, number of frames, frame rate and negative prompt where it has none.
 
-    Without a seed it gets a random one of 32 bits.
+    A request without a seed gets a random seed of 32 bits.
     """
     defaults: dict[str, Any] = {
         name: getattr(version, name) for name in ("negative_prompt", "height", "width", "num_frames", "fps")

@@ -84,7 +84,9 @@ def check_item(num_media_frames: int, frame: int, num_frames: int) -> None:
     latest = num_frames - num_media_frames
     if latest < 0:
         fitting = (num_frames - 1) // step * step + 1
-        raise LtxError(f"a clip of {num_media_frames} frames is longer than {num_frames}", f"use its first {fitting}")
+        raise LtxError(
+            f"a clip of {num_media_frames} frames is longer than the video of {num_frames}", f"use its first {fitting}"
+        )
     if num_media_frames > 1:
         latest -= latest % step
         if frame % step:

@@ -119,7 +119,7 @@ def check_allowed(sigmas: Sigmas, allowed: Sequence[float], advice: str = "") ->
     if known and strange:
         listed = ", ".join(f"{sigma:g}" for sigma in allowed)
         raise LtxError(
-            f"this version is distilled to the timesteps {listed}; got {strange[0]:g}",
+            f"this version was distilled for the timesteps {listed}; got {strange[0]:g}",
             advice or "leave --steps and --timesteps out, or use --timesteps with some of these",
         )
 

@@ -1,4 +1,4 @@
-"""The Session contract, the table of backends, and how a component becomes an open session."""
+"""The Session protocol, the table of backends, and the functions that find and open a component's graph or engine."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ from ltx_runtime.spec.components import Component, ComponentName, check_feeds
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 AUTO = "auto"
-# Of a GPU: other programs and the driver have some, and so have a context and its libraries. Not measured yet.
+# Estimates for a GPU, not measured yet: the share of its memory that is left beside the driver and other programs, the
+# memory of a CUDA context and its libraries, and the least memory that is assumed to be left for activations.
 _USABLE, _CONTEXT_BYTES, _SMALLEST_BYTES = 0.9, 1_500_000_000, 500_000_000
 
 
 class UnsupportedError(LtxError):
-    """A backend's library cannot run a graph, which only shows when it is loaded."""
+    """The error of a backend whose library turns out not to run a graph, which shows only when the graph is loaded."""
 
 
 @dataclass(frozen=True)
@@ -33,16 +34,16 @@ class Found:
     """The ONNX graph that a backend would run for a component; nothing of it is loaded.
 
     Attributes:
-        backend: a name of BACKENDS.
-        component: its ports.
-        path: the file of the graph, or of the engine.
-        weights: the folder of the weight files, which the graph names relative to it.
-        precision: the precision of the graph, or of the graph that the engine was built from.
-        weights_bytes: size of the weight files, or of the engine with the weights that are its inputs.
-        gpu_bytes: total memory of the GPU that it runs on; None on a CPU.
-        gpu_memory_bytes: how much of that may be used; None for all that is free.
+        backend: name of the backend, a key of BACKENDS.
+        component: ports of the component.
+        path: path of the graph, or of the engine.
+        weights: folder of the weight files; the graph names them relative to it.
+        precision: precision of the graph, or of the graph from which the engine was built.
+        weights_bytes: size of the weight files, or of the engine and the weights that are its inputs.
+        gpu_bytes: total memory of the GPU that runs it; None on a CPU.
+        gpu_memory_bytes: how much of the GPU's memory may be used; None for all that is free.
         threads: number of CPU threads; None for one per core.
-        reasons: why each backend before this one was passed over, one clause each.
+        reasons: one clause for each backend that was tried before this one, with the reason why it cannot be used.
     """
 
     backend: str
@@ -58,19 +59,19 @@ class Found:
 
     @property
     def profiles(self) -> Sequence[Profile]:
-        """The sizes it serves; empty for a graph, which serves all."""
+        """The sizes that it serves; empty for a graph, which serves all sizes."""
         return ()
 
     @property
     def usable_gpu_bytes(self) -> int | None:
-        """GPU memory that this component and all that is open beside it may take; None on a CPU."""
+        """GPU memory that all open components together may take; None on a CPU."""
         if self.gpu_bytes is None:
             return None
         return min(int(_USABLE * self.gpu_bytes), self.gpu_memory_bytes or self.gpu_bytes)
 
     @property
     def activation_bytes(self) -> int | None:
-        """Estimated GPU memory left for activations; None on a CPU."""
+        """Estimated GPU memory that is left for activations; None on a CPU."""
         usable = self.usable_gpu_bytes
         if usable is None:
             return None
@@ -82,11 +83,11 @@ class Found:
 
 @dataclass(frozen=True, kw_only=True)
 class FoundEngine(Found):
-    """The engine that a backend would run for a component, checked by its sidecar; see `engine_found`.
+    """The engine that a backend would run for a component, made by `engine_found` after `check_engine`.
 
     Attributes:
-        address: names the engine, and the command that builds it again.
-        sidecar: says what it was built from, for which sizes, and where its weights are.
+        address: identifies the engine, and has the command that builds it again.
+        sidecar: records the engine's sources, the sizes it serves, and where its weights are.
     """
 
     address: EngineAddress
@@ -94,21 +95,21 @@ class FoundEngine(Found):
 
     @property
     def profiles(self) -> Sequence[Profile]:
-        """The sizes it serves, in the engine's own order."""
+        """The sizes that the engine serves, in its own order."""
         return self.sidecar.profiles
 
     def _loaded_bytes(self) -> int:
         return self.weights_bytes
 
     def rebuild_command(self) -> str:
-        """The command that builds the engine again as it was built."""
+        """Returns the command that builds the engine again with the same options."""
         return self.address.rebuild_command(self.sidecar.options)
 
 
 class Runner(Protocol):
-    """What a backend's `load` returns: runs one graph or engine until closed.
+    """A loaded graph or engine, as a backend's `load` returns it; it can be run until it is closed.
 
-    `outputs` are the names it can give: the component's, and of an engine's decoder besides
+    `outputs` are the names of all outputs: those of the component and, for the engine of a decoder, also
     `frames` (B, F, H, W, 3) uint8 RGB and `mean` (B,) float32 of the video, which is not finite if any value is not.
     """
 
@@ -121,7 +122,7 @@ class Runner(Protocol):
 
 
 class Session(Protocol):
-    """An open component: arrays by port name in, arrays by port name out."""
+    """An open component, which takes arrays by port name and returns arrays by port name."""
 
     @property
     def component(self) -> Component: ...
@@ -134,17 +135,17 @@ class Session(Protocol):
 
 @dataclass(frozen=True)
 class Backend:
-    """Where a backend lives, and the extra that brings its library.
+    """The module of a backend, and the extra that installs its library.
 
-    The module has `find(engines, name, backend) -> Found`, which raises LtxError with why it cannot run the component,
-    and `load(found) -> Runner`.
+    The module has `find(engines, name, backend) -> Found`, which raises LtxError with the reason if it cannot run the
+    component, and `load(found) -> Runner`.
     """
 
     module: str
     extra: str
 
 
-# In the order in which they are tried.
+# Backends in the order in which they are tried.
 BACKENDS: dict[str, Backend] = {
     "tensorrt": Backend("ltx_runtime.sessions.trt.session", "tensorrt"),
     "tensorrt_rtx": Backend("ltx_runtime.sessions.trt.session", "tensorrt-rtx"),
@@ -155,32 +156,32 @@ BACKENDS: dict[str, Backend] = {
 
 @dataclass(frozen=True)
 class CheckedSession:
-    """A runner whose inputs are checked against the component's ports first."""
+    """A runner whose inputs are checked against the component's ports before every run."""
 
     component: Component
     runner: Runner
 
     @property
     def outputs(self) -> Sequence[str]:
-        """Names of what it can give."""
+        """Names of all outputs that `run` can return."""
         return self.runner.outputs
 
     def run(self, feeds: Arrays, wanted: Sequence[str] = ()) -> dict[str, np.ndarray[Any, Any]]:
-        """Runs it once; gives the component's own outputs unless others are wanted.
+        """Runs the component once; returns the outputs in `wanted`, or the component's own outputs if it is empty.
 
-        A read-only array that is the same object as at the last run may be taken for unchanged.
+        A read-only array that is the same object as in the previous run is assumed to be unchanged.
 
         Raises:
-            ValueError: the feeds do not fit the ports.
+            ValueError: the feeds do not fit the component's ports.
         """
         check_feeds(self.component, feeds)
         return self.runner.run(feeds, wanted or [port.name for port in self.component.outputs])
 
 
 def find(engines: Engines, name: ComponentName, backend: str = AUTO, *, after: str = "") -> Found:
-    """Finds the graph or engine that runs a component: of one backend, or of the first that can.
+    """Finds the graph or engine that runs a component, for one backend or for the first backend that has one.
 
-    With `after`, only the backends behind that one in the order of preference are tried.
+    With `after`, AUTO tries only the backends that follow this one in BACKENDS.
 
     Raises:
         LtxError: the backend is unknown, not installed, or cannot run the component here.
@@ -205,10 +206,10 @@ def find(engines: Engines, name: ComponentName, backend: str = AUTO, *, after: s
 
 @contextmanager
 def open_session(found: Found) -> Iterator[Session]:
-    """An open session on what was found; its memory is given back at the end of the `with` block.
+    """Yields an open session of a graph or engine, and frees its memory at the end of the `with` block.
 
     Raises:
-        LtxError: it cannot be loaded.
+        LtxError: the graph or engine cannot be loaded.
     """
     runner: Runner = _module(found.backend).load(found)
     try:
@@ -218,10 +219,10 @@ def open_session(found: Found) -> Iterator[Session]:
 
 
 def graph_found(engines: Engines, name: ComponentName, backend: str, precisions: Sequence[str]) -> Found:
-    """The graph of a component in the first precision there is, as what a backend runs.
+    """Returns the graph of a component in the first of `precisions` that the version folder has.
 
     Raises:
-        LtxError: the folder has no graph for it.
+        LtxError: the folder lacks the component, or has no graph of it in these precisions.
     """
     entry = engines.component(name)
     for precision in precisions:
@@ -237,7 +238,7 @@ def graph_found(engines: Engines, name: ComponentName, backend: str, precisions:
 
 
 def engine_found(address: EngineAddress, sidecar: Sidecar, gpu_bytes: int | None = None) -> FoundEngine:
-    """The engine at an address, as what its backend runs on a GPU of so many bytes of memory."""
+    """Returns the engine at an address, to be run on a GPU with `gpu_bytes` of total memory."""
     engines, name = address.engines, address.component
     return FoundEngine(
         address.maker.builder,

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: fp32 arithmetic on weights mapped from the checkpoint as they are stored."""
+"""ONNX Runtime on the CPU: fp32 arithmetic on weights that stay memory-mapped in their stored dtype."""
 
 from __future__ import annotations
 
@@ -16,50 +16,50 @@ from ltx_runtime.sessions import Arrays, Found, graph_found
 from ltx_runtime.spec.components import UNEVEN, ComponentName
 
 _NO_MEMORY = re.compile("allocate memory|bad.?alloc")
-_FATAL = 4  # a run that is ended counts as an error
+_FATAL = 4  # log only fatal errors: a terminated run would be logged as an error
 
 
 def find(engines: Engines, name: ComponentName, backend: str) -> Found:
-    """The fp32 graph of a component: the CPU has no other arithmetic here.
+    """Returns the fp32 graph of a component, since only fp32 graphs are run on the CPU.
 
     Raises:
-        LtxError: the folder lacks it.
+        LtxError: the version folder lacks the component or its fp32 graph.
     """
     return graph_found(engines, name, backend, ["fp32"])
 
 
 class CpuRunner:
-    """One graph in ONNX Runtime's CPU provider; its weights are mapped from files in the folder `weights`, not read.
+    """One graph in ONNX Runtime's CPU provider, with weights memory-mapped from files in the folder `weights`.
 
-    With `arena`, what one layer has freed is kept for the next: fast where layers are equal, and up to twice the
-    memory where each has a size of its own.
+    With `arena`, memory that one layer has freed is kept for the next. That is fast if all layers have equal sizes, but
+    takes up to twice the memory if each layer has a different size.
     """
 
     def __init__(self, graph: Path, weights: Path, *, arena: bool = True, threads: int | None = None) -> None:
         options = onnxruntime.SessionOptions()
         options.enable_cpu_mem_arena = arena
-        options.intra_op_num_threads = threads or 0  # 0 for one a core
+        options.intra_op_num_threads = threads or 0  # 0: one thread per core
         options.log_severity_level = 3
-        # Reuse would keep the floats of several layers' weights until the end, and makes no step faster.
+        # Memory reuse would keep the fp32 weights of several layers until the end of the run, and speeds up no step.
         options.enable_mem_reuse = False
-        # Folding would turn every mapped bf16 weight into a private fp32 copy at load; left alone, the cast runs
-        # just before its consumer and its result is freed at once.
+        # Constant folding would turn every mapped bf16 weight into a private fp32 copy at load; without it, the cast
+        # runs just before its consumer and its result is freed at once.
         options.add_session_config_entry("optimization.disable_specified_optimizers", "ConstantFolding")
-        # Block-quantized weights are widened the same way: fused, they would be unpacked into private memory.
+        # Block-quantized weights are dequantized in the same way: fusion would unpack them into private memory.
         options.add_session_config_entry("session.disable_quant_qdq", "1")
-        options.add_session_config_entry("session.disable_prepacking", "1")  # would copy minimums and scales
+        options.add_session_config_entry("session.disable_prepacking", "1")  # would copy blocks' minimums and scales
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights))
         self._session: Any = onnxruntime.InferenceSession(
             graph.read_bytes(), options, providers=["CPUExecutionProvider"]
         )
-        self._thread = ThreadPoolExecutor(1)  # one for all runs, as the C library keeps memory by thread
+        self._thread = ThreadPoolExecutor(1)  # one for all runs, since the C library keeps freed memory per thread
         self.outputs = [output.name for output in self._session.get_outputs()]
 
     def run(self, feeds: Arrays, wanted: Sequence[str]) -> dict[str, np.ndarray[Any, Any]]:
-        """Runs the graph once, in a thread: Ctrl-C would wait for the end of the run, and ends it after an operator.
+        """Runs the graph once, in a thread, so that Ctrl-C ends the run after the current operator.
 
         Raises:
-            MemoryError: there is too little.
+            MemoryError: there is too little memory.
         """
         options = onnxruntime.RunOptions()
         options.log_severity_level = _FATAL
@@ -77,11 +77,11 @@ class CpuRunner:
         return dict(zip(wanted, made, strict=True))
 
     def close(self) -> None:
-        """Frees weights and buffers."""
+        """Ends the thread and frees weights and buffers."""
         self._thread.shutdown()
         self._session = None
 
 
 def load(found: Found) -> CpuRunner:
-    """Opens the graph."""
+    """Loads a graph, with an arena unless its layers differ in size."""
     return CpuRunner(found.path, found.weights, arena=found.component.name not in UNEVEN, threads=found.threads)

@@ -1,4 +1,4 @@
-"""ONNX Runtime on a GPU: the graphs themselves, for GPUs and components that have no engine.
+"""ONNX Runtime on a GPU: runs ONNX graphs directly, for GPUs and components that have no engine.
 
 Inputs that do not change stay on the GPU from run to run.
 """
@@ -22,7 +22,8 @@ from ltx_runtime.sessions.cuda.gpu import find_gpu
 from ltx_runtime.sessions.cuda.memory import GpuMemoryError
 from ltx_runtime.spec.components import ComponentName
 
-# Its convolutions in bf16 are said to be refused at opset 22 and later, and the VAE's range in fp16 is not known.
+# The CUDA provider is said to refuse bf16 convolutions at opset 22 and later, and it is not known whether the VAE's
+# values fit into fp16.
 _PRECISIONS, _CONVOLVING = ("bf16", "fp16", "fp32"), ("fp32", "bf16", "fp16")
 _FIRST_BF16 = (8, 0)
 _INSTALL = "pip install 'ltx-engines[gpu]'"
@@ -32,10 +33,10 @@ _SILENT = 4
 
 
 def find(engines: Engines, name: ComponentName, backend: str) -> Found:
-    """The graph of a component in the first precision that suits GPUs.
+    """Returns the graph of a component in the first precision that suits the GPU.
 
     Raises:
-        LtxError: this ONNX Runtime has no CUDA, there is no GPU, or no graph; says which.
+        LtxError: this ONNX Runtime has no CUDA provider, there is no GPU, or there is no graph; the message says which.
     """
     providers = _onnxruntime().get_available_providers()
     if _PROVIDER not in providers:
@@ -48,32 +49,33 @@ def find(engines: Engines, name: ComponentName, backend: str) -> Found:
 
 
 def _onnxruntime() -> Any:
-    """The library.
+    """Imports and returns ONNX Runtime.
 
     Raises:
-        LtxError: it is not installed.
+        LtxError: ONNX Runtime is not installed.
     """
     try:
-        import onnxruntime  # noqa: PLC0415  (to say what is missing, and not that a file cannot be imported)
+        import onnxruntime  # noqa: PLC0415  (so that the error names the missing package)
     except ImportError:
         raise LtxError("onnxruntime is not installed", command=_INSTALL) from None
     return onnxruntime
 
 
 class CudaRunner:
-    """One graph in ONNX Runtime's CUDA provider."""
+    """One graph in ONNX Runtime's CUDA execution provider."""
 
     def __init__(self, found: Found) -> None:
-        """Opens the graph.
+        """Loads the graph.
 
         Raises:
-            LtxError: it does not fit into memory, or ONNX Runtime cannot run it on this GPU; says why in its words.
+            GpuMemoryError: the graph does not fit into the GPU's memory.
+            UnsupportedError: ONNX Runtime cannot run the graph on this GPU; the message has its reason.
         """
         self._library, self._name = _onnxruntime(), found.component.name
         options = self._library.SessionOptions()
         options.log_severity_level = _SILENT
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(found.weights))
-        # Sizes change from run to run: what fits is taken, and no algorithm is searched for every size.
+        # Sizes change from run to run: the arena grows by what is needed, and cuDNN does not benchmark every size.
         settings = {
             "device_id": "0",
             "arena_extend_strategy": "kSameAsRequested",
@@ -83,17 +85,17 @@ class CudaRunner:
             settings["gpu_mem_limit"] = str(found.gpu_memory_bytes)
         provider = (_PROVIDER, settings if _PLACE == "cuda" else {})
         try:
-            with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
-                if hasattr(self._library, "preload_dlls"):  # CUDA and cuDNN may be installed as packages
+            with contextlib.redirect_stdout(io.StringIO()):  # it prints which libraries it does not find
+                if hasattr(self._library, "preload_dlls"):  # CUDA and cuDNN may be Python packages
                     self._library.preload_dlls()
                 self._session: Any = self._library.InferenceSession(
                     found.path.read_bytes(), options, providers=[provider], enable_fallback=0
                 )
-        except Exception as error:  # of many kinds, none of them its own
+        except Exception as error:  # it raises many types, and none for this case alone
             raise self._too_little(error) or UnsupportedError(
                 f"ONNX Runtime cannot run {found.path} on the GPU ({_line(error)})", "use --backend cpu"
             ) from None
-        if _PROVIDER not in self._session.get_providers():  # it goes on without, and says so in its log only
+        if _PROVIDER not in self._session.get_providers():  # it continues without it and only logs that
             raise UnsupportedError("ONNX Runtime finds no CUDA and cuDNN to use", "use --backend cpu", _INSTALL)
         self.outputs: Sequence[str] = [output.name for output in self._session.get_outputs()]
         self._binding: Any = self._session.io_binding()
@@ -103,7 +105,7 @@ class CudaRunner:
         """Runs the graph once.
 
         Raises:
-            LtxError: there is too little memory; smaller feeds may do.
+            GpuMemoryError: there is too little GPU memory; smaller inputs may fit.
         """
         options = self._library.RunOptions()
         options.log_severity_level = _SILENT
@@ -122,7 +124,7 @@ class CudaRunner:
         return dict(zip(wanted, made, strict=True))
 
     def _bind(self, name: str, array: NDArray[Any]) -> None:
-        """Uploads an input, unless it is the very array that is there already and cannot be written to."""
+        """Uploads an input, unless it is the same read-only array as in the previous run."""
         kept = self._kept.get(name)
         if kept is None or kept[0] is not array:
             value = self._library.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), _PLACE, 0)
@@ -140,7 +142,7 @@ class CudaRunner:
         )
 
     def close(self) -> None:
-        """Frees weights and buffers."""
+        """Frees the weights and buffers."""
         self._kept.clear()
         self._binding = self._session = None
 
@@ -153,9 +155,9 @@ def _line(error: Exception) -> str:
 
 
 def load(found: Found) -> CudaRunner:
-    """Opens the graph.
+    """Loads a graph.
 
     Raises:
-        LtxError: see CudaRunner.
+        LtxError: the graph does not fit into the GPU's memory, or ONNX Runtime cannot run it on this GPU.
     """
     return CudaRunner(found)

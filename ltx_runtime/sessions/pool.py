@@ -1,4 +1,4 @@
-"""Open sessions, closed after use or kept for the next video."""
+"""Opens sessions, and closes them after use or keeps them open for the next video."""
 
 from __future__ import annotations
 
@@ -14,24 +14,26 @@ from ltx_runtime.sessions.cuda.memory import GpuMemoryError
 from ltx_runtime.spec.components import COMPONENT_NAMES, Component, ComponentName
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Kept:
-    """A session that stays open, what it runs, and what closes it."""
+    """A session that stays open, the graph or engine that it runs, the stack that closes it, and its users now."""
 
     found: Found
     session: Session
     opened: ExitStack
+    users: int = 0
 
 
 class SessionPool:
-    """Sessions by component.
+    """At most one kept session for each component.
 
-    A session that is kept stays open until its place is needed: the earliest component of the road leaves first, since
-    the next video needs it for the shortest time.
+    A kept session stays open until its memory is needed, and always while it is used. The component that comes first on
+    the road is closed first, since the next video needs it for the shortest time.
 
     Args:
         keep: whether sessions stay open after use.
-        limit_bytes: of weights, in all kept sessions together; None for no limit. A GPU has a limit of its own.
+        limit_bytes: most bytes of weights in all open sessions together; None for no limit. The usable memory of a GPU
+            is a further limit.
     """
 
     def __init__(self, keep: bool = False, limit_bytes: float | None = None) -> None:
@@ -41,50 +43,53 @@ class SessionPool:
 
     @contextmanager
     def session(self, found: Found) -> Iterator[Session]:
-        """An open session on what was found; it is closed at the end of the block unless it is kept.
+        """Yields an open session of a graph or engine; closes it at the end of the block unless it is kept.
 
         Raises:
-            LtxError: it cannot be opened.
+            LtxError: the session cannot be opened.
         """
         name = found.component.name
         kept = self._kept.get(name)
         if kept is not None and kept.found != found:
-            self._close(name)
+            if not kept.users:
+                self._close(name)
             kept = None
-        if kept is not None:
-            yield _Sharing(self, name, kept.session)
-            return
-        self._make_room(found)
-        with ExitStack() as opened:
-            session = self._opened(found, opened)
-            if not self.keep:
-                yield session
-                return
-            self._kept[name] = _Kept(found, session, opened.pop_all())
-        yield _Sharing(self, name, session)
+        if kept is None:
+            self._make_room(found)
+            with ExitStack() as opened:
+                session = self._opened(found, opened)
+                if not self.keep or name in self._kept:
+                    yield session
+                    return
+                kept = self._kept[name] = _Kept(found, session, opened.pop_all())
+        kept.users += 1
+        try:
+            yield _Sharing(self, kept.session)
+        finally:
+            kept.users -= 1
 
     def _opened(self, found: Found, opened: ExitStack) -> Session:
-        """Opens a session; of a GPU that is full, kept sessions are closed until it fits."""
+        """Opens a session; as long as it does not fit on the GPU, closes a kept session and tries again."""
         while True:
             try:
                 return opened.enter_context(open_session(found))
             except GpuMemoryError:
-                if not self.leave_one(except_for=found.component.name):
+                if not self.close_one():
                     raise
 
     def _make_room(self, found: Found) -> None:
-        """Closes kept sessions until this one fits beside the others."""
+        """Closes kept sessions until the weights of `found` fit beside those that stay open."""
         limits = [one for one in (self._limit, found.usable_gpu_bytes) if one is not None]
         if not limits:
             return
         while sum(one.found.weights_bytes for one in self._kept.values()) + found.weights_bytes > min(limits):
-            if not self.leave_one(except_for=found.component.name):
+            if not self.close_one():
                 return
 
-    def leave_one(self, *, except_for: ComponentName) -> bool:
-        """Closes the kept session that comes first on the road; False if there is no other than the one named."""
+    def close_one(self) -> bool:
+        """Closes the kept session that comes first on the road of those in no use; returns False if there is none."""
         for name in COMPONENT_NAMES:
-            if name in self._kept and name != except_for:
+            if name in self._kept and not self._kept[name].users:
                 self._close(name)
                 return True
         return False
@@ -100,10 +105,9 @@ class SessionPool:
 
 @dataclass(frozen=True)
 class _Sharing:
-    """A kept session: where a run needs more GPU memory, others are closed and it is run again."""
+    """A kept session; a run that lacks GPU memory closes other kept sessions, one at a time, and is repeated."""
 
     pool: SessionPool
-    name: ComponentName
     session: Session
 
     @property
@@ -119,5 +123,5 @@ class _Sharing:
             try:
                 return self.session.run(feeds, wanted)
             except GpuMemoryError:
-                if not self.pool.leave_one(except_for=self.name):
+                if not self.pool.close_one():
                     raise

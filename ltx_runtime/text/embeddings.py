@@ -55,7 +55,8 @@ def read_text(path: Path, channels: int, *, negative: bool) -> Text:
     (embeddings, mask), (negative_embeddings, negative_mask) = (_lengthened(*pair, length) for pair in made)
     if len(embeddings) != len(negative_embeddings):
         raise LtxError(
-            f"{path} has {len(embeddings)} prompts and {len(negative_embeddings)} negative ones", "give as many of both"
+            f"{path} has {len(embeddings)} prompts but {len(negative_embeddings)} negative prompts",
+            "give the same number of both",
         )
     return Text(embeddings, mask, negative_embeddings, negative_mask)
 
@@ -71,10 +72,13 @@ def _pair(
     if mask.shape != embeddings.shape[:2]:
         raise LtxError(
             f"the mask of {name} in {path} is of shape {list(mask.shape)}, not {list(embeddings.shape[:2])}",
-            "save both of one prompt",
+            "save embeddings and mask of the same prompt",
         )
     if not mask.any(axis=1).all():
-        raise LtxError(f"the mask of {name} in {path} keeps no token", "save both of one prompt")
+        raise LtxError(
+            f"the mask of {name} in {path} excludes every token of a prompt",
+            "save embeddings and mask of the same prompt",
+        )
     return embeddings.astype(np.float32), (mask != 0).astype(np.int64)
 
 

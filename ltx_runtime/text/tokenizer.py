@@ -31,7 +31,9 @@ class Tokenizer:
         except (OSError, RuntimeError):
             fits = False
         if not fits:
-            raise LtxError(f"{model_file} is not T5's SentencePiece model", "export the version with that one")
+            raise LtxError(
+                f"{model_file} is not T5's SentencePiece model", "export the version with T5's SentencePiece model"
+            )
 
     def encode(self, prompts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Returns token ids and attention mask, both (B, T) int64; T is the length of the longest prompt with `</s>`.

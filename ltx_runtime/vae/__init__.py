@@ -1,1 +1,1 @@
-"""Latents <-> frames: encoding, decoding, upsampling, and the tiles in which a VAE works."""
+"""Latents <-> frames: encoding, decoding, upsampling, and the tiles in which the VAE works."""

@@ -1,4 +1,4 @@
-"""Latents -> frames, by an open session of the VAE decoder."""
+"""Decodes latents to frames with an open session of the VAE decoder."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Floats = NDArray[np.float32]
 
 
 def ready_to_decode(latents: Floats, ending: Ending, decoder_inputs: Sequence[Port], noise: Noise) -> dict[str, Floats]:
-    """All inputs of a decoder for normalized latents (1, C, F, H, W) float32, with their noise drawn.
+    """Returns all inputs of a decoder for normalized latents (1, C, F, H, W) float32, with the noise drawn.
 
-    A decoder that takes a timestep gets latents mixed with noise, as the official pipeline does before the tone map
-    and before un-normalizing.
+    A decoder that takes a timestep gets latents mixed with noise. As in the official pipeline, this happens before the
+    tone map and before un-normalizing.
     """
     _, _, frames, rows, columns = latents.shape
     feeds = {"latents": latents}
@@ -41,10 +41,10 @@ def ready_to_decode(latents: Floats, ending: Ending, decoder_inputs: Sequence[Po
 
 
 def decode(session: Session, feeds: dict[str, Floats], tiling: Tiling) -> Iterator[Floats]:
-    """Frames (3, height, width) float32 in 0..1, one after another; see `ready_to_decode` for the inputs.
+    """Yields frames (3, height, width) float32 in 0..1; `ready_to_decode` returns the inputs in `feeds`.
 
     Raises:
-        LtxError: the decoder makes numbers that are not finite.
+        LtxError: the decoder's output has values that are not finite.
     """
     grid = Grid(*feeds["latents"].shape[2:])
 
@@ -64,10 +64,10 @@ def decode(session: Session, feeds: dict[str, Floats], tiling: Tiling) -> Iterat
 
 
 def decode_pixels(session: Session, feeds: dict[str, Floats]) -> NDArray[np.uint8]:
-    """Frames (F, height, width, 3) uint8, made where the decoder runs; for a session whose outputs have `frames`.
+    """Returns frames (F, height, width, 3) uint8 RGB that the decoder's engine made; the session must have `frames`.
 
     Raises:
-        LtxError: the decoder makes numbers that are not finite.
+        LtxError: the decoder's output has values that are not finite.
     """
     made = session.run(feeds, ["frames", "mean"])
     if not np.isfinite(made["mean"]).all():
@@ -77,11 +77,11 @@ def decode_pixels(session: Session, feeds: dict[str, Floats]) -> NDArray[np.uint
 
 
 def _unfinite() -> LtxError:
-    return LtxError("the decoder made numbers that are not finite", "try another checkpoint or report it")
+    return LtxError("the decoder computed values that are not finite", "try another checkpoint or report it")
 
 
 def _map_of(maps: Floats, rows: int, columns: int, over_rows: slice, over_columns: slice) -> Floats:
-    """The part of noise maps (count, s * rows, s * columns) that belongs to a window of latents."""
+    """Returns the part of noise maps (count, s * rows, s * columns) that belongs to a window of latents."""
     scale = maps.shape[1] // rows
     assert maps.shape[1:] == (scale * rows, scale * columns)
     return np.ascontiguousarray(maps[:, _scaled(over_rows, scale), _scaled(over_columns, scale)])

@@ -1,4 +1,4 @@
-"""Clips -> latents, by an open session of the VAE encoder."""
+"""Encodes images and clips to latents with an open session of the VAE encoder."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Posterior:
-    """What the VAE encoder makes of a clip: mean and deviation of its normalized latents, (B, C, F, H, W) float32."""
+    """The VAE's posterior of a clip: mean and standard deviation of normalized latents, (B, C, F, H, W) float32."""
 
     mean: Floats
     deviation: Floats
 
     def sample(self, noise: Floats) -> Floats:
-        """Latents drawn with standard normal noise of the same shape."""
+        """Returns latents sampled from the posterior with standard normal noise of the same shape."""
         sampled: Floats = self.mean + self.deviation * noise
         return sampled
 
 
 def encode_media(session: Session, video: Floats, tiling: Tiling) -> Posterior:
-    """The posterior of a clip (1, 3, 8F-7, 32H, 32W) float32 in [-1, 1], encoded whole or in tiles."""
+    """Returns the posterior of a clip (1, 3, 8F-7, 32H, 32W) float32 in [-1, 1], encoded whole or in tiles."""
 
     def encode(clip: Floats) -> Floats:
         return np.asarray(session.run({"video": clip[None]})["posterior"][0])

@@ -1,6 +1,7 @@
-"""What is done to normalized latents between the passes and after them: noising, AdaIN, tone mapping.
+"""Operations on normalized latents between and after the passes: noising, AdaIN and tone mapping.
 
-Formulas: the official `ltx-video` pipeline (LTXMultiScalePipeline, tone_map_latents). Knows nothing of sessions.
+The formulas are those of the official `ltx-video` pipeline (LTXMultiScalePipeline, tone_map_latents). This module knows
+nothing about sessions.
 """
 
 from __future__ import annotations
@@ -14,16 +15,16 @@ _SPACE_TIME = (2, 3, 4)
 
 
 def noised(latents: Latents, noise: Latents, sigma: float) -> Latents:
-    """Latents (B, C, F, H, W) moved to noise level `sigma`: where a pass begins that does not begin from noise."""
+    """Returns latents (B, C, F, H, W) noised to level `sigma`: the start of a pass that refines existing latents."""
     level = np.float32(sigma)
     mixed: Latents = level * noise + (np.float32(1.0) - level) * latents
     return mixed
 
 
 def adain(latents: Latents, reference: Latents) -> Latents:
-    """Gives every sample and channel of (B, C, F, H, W) mean and deviation (unbiased) of those of `reference`.
+    """Returns latents (B, C, F, H, W) with the mean and standard deviation of `reference` in each sample and channel.
 
-    The reference may have another grid, but of more than one cell.
+    The standard deviation is the unbiased one. The reference may have another grid, but with more than one cell.
     """
     mean, deviation = _statistics(latents)
     wanted_mean, wanted_deviation = _statistics(reference)
@@ -38,7 +39,7 @@ def _statistics(latents: Latents) -> tuple[Latents, Latents]:
 
 
 def tone_mapped(latents: Latents, ratio: float) -> Latents:
-    """Compresses large values: at ratio 0 nothing changes, at 1 large ones shrink to two fifths."""
+    """Returns latents with large values compressed: not at all at ratio 0, to two fifths at ratio 1."""
     strength = np.float32(0.75 * ratio)
     pressed = np.float32(1.0) / (np.float32(1.0) + np.exp(-np.float32(4.0) * strength * (np.abs(latents) - 1)))
     mapped: Latents = latents * (np.float32(1.0) - np.float32(0.8) * strength * pressed)

@@ -1,6 +1,7 @@
-"""Pictures -> another size, bilinear, as the official pipeline resizes conditioning media and two-pass results.
+"""Resizes pictures bilinearly, as the official pipeline resizes conditioning media and two-pass results.
 
-Samples lie at pixel centres (no aligned corners) and nothing is smoothed before shrinking. Knows nothing of models.
+Samples lie at pixel centres (align_corners=False), and shrinking has no antialiasing. This module knows nothing about
+models.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from numpy.typing import NDArray
 
 
 def resize_bilinear(video: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
-    """(..., H, W) float32 -> (..., height, width) float32, one picture after another; the same size is returned as is.
+    """Resizes (..., H, W) float32 to (..., height, width), picture by picture; returns the input if the size is equal.
 
-    Values in [-1, 1] come out within 1e-6 of torch's `interpolate`.
+    For values in [-1, 1], the result is within 1e-6 of torch's `interpolate`.
     """
     old_height, old_width = video.shape[-2:]
     assert video.dtype == np.float32 and min(old_height, old_width, height, width) > 0
@@ -29,10 +30,10 @@ def resize_bilinear(video: NDArray[np.float32], height: int, width: int) -> NDAr
 
 
 def _neighbours(old: int, new: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-    """For each of `new` places along an axis of `old` pixels: the pixels before and after it, and the latter's weight.
+    """Returns the pixels before and after each of `new` places on an axis of `old` pixels, and the latter's weight.
 
-    Rounded exactly where torch rounds, the ratio and then the place to float32: at pixel 1000 another rounding moves
-    the weight by 1e-4.
+    Rounds exactly where torch does: first the ratio and then the place to float32. At pixel 1000, another rounding
+    would change the weight by 1e-4.
     """
     ratio = np.float64(np.float32(old) / np.float32(new))
     place = np.maximum((ratio * (np.arange(new) + 0.5) - 0.5).astype(np.float32), np.float32(0.0))
@@ -42,7 +43,7 @@ def _neighbours(old: int, new: int) -> tuple[NDArray[np.int64], NDArray[np.int64
 
 
 def _mixed(before: NDArray[np.float32], after: NDArray[np.float32], weight: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The mix of two arrays, in the memory of the first."""
+    """Interpolates between two arrays and overwrites both; returns the result in the memory of the first."""
     before *= np.float32(1.0) - weight
     after *= weight
     before += after

@@ -1,4 +1,7 @@
-"""Latents of a run <-> a safetensors file, with all that decoding them later needs. Knows nothing of sessions."""
+"""Writes and reads the latents of a run as a safetensors file, with all settings that are needed to decode them later.
+
+This module knows nothing about sessions.
+"""
 
 from __future__ import annotations
 
@@ -20,16 +23,18 @@ _KEY = "ltx"
 
 @dataclass(frozen=True)
 class Ending:
-    """What happens to latents on their way to frames.
+    """Settings with which latents are turned into a video.
 
     Attributes:
-        version: that the latents are of.
-        size: height and width that frames are resized to.
-        crop: left, right, top, bottom: pixels that are cut off after that.
-        num_frames: that are kept.
-        fps: of the file.
-        seed: of the decoder's noise.
-        tone_map: ratio, 0 for none.
+        version: name of the version that made the latents.
+        size: height and width to which frames are resized.
+        crop: numbers of pixels cut off after resizing: left, right, top, bottom.
+        num_frames: number of frames that are kept.
+        fps: frame rate of the video.
+        seed: seed of the decoder's noise.
+        tone_map: compression ratio of the tone map; 0 for no tone map.
+        decode_timestep: timestep input of the decoder, if it has one.
+        decode_noise_scale: share of noise mixed into the latents of a decoder that has a timestep input.
     """
 
     version: str
@@ -44,20 +49,20 @@ class Ending:
 
 
 def write_latents(path: Path, latents: dict[str, NDArray[np.float32]], ending: Ending) -> None:
-    """Writes normalized latents (1, C, F, H, W) of every pass, the last one those to decode.
+    """Writes the normalized latents (1, C, F, H, W) of every pass by name; the last ones are those to decode.
 
     Raises:
-        LtxError: the place cannot be written.
+        LtxError: the file cannot be written.
     """
     described = json.dumps(asdict(ending) | {"decode": [*latents][-1]})
     write_tensors(path, latents, {_KEY: described})
 
 
 def read_latents(path: Path, channels: int) -> tuple[NDArray[np.float32], Ending]:
-    """The latents of a file's last pass, (1, channels, F, H, W) float32, and how they end.
+    """Returns the latents to decode from a file, (1, channels, F, H, W) float32, and their Ending.
 
     Raises:
-        LtxError: the file is damaged, or was not written by `write_latents`.
+        LtxError: the file is damaged, was not written by `write_latents`, or has another number of channels.
     """
     try:
         described: dict[str, Any] = json.loads(read_metadata(path)[_KEY])
@@ -65,23 +70,25 @@ def read_latents(path: Path, channels: int) -> tuple[NDArray[np.float32], Ending
         ending = Ending(**{**described, "size": tuple(described["size"]), "crop": tuple(described["crop"])})
         _check(ending)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
-        raise LtxError(f"{path} holds no latents of ltx-run", "give a file that --save-latents wrote") from None
+        raise LtxError(
+            f"{path} contains no latents saved by ltx-run", "give a file that --save-latents wrote"
+        ) from None
     latents = read_tensors(path, [name])[name].astype(np.float32)
     if latents.ndim != 5 or latents.shape[:2] != (1, channels) or 0 in latents.shape:
         raise LtxError(
             f"{name} in {path} is of shape {list(latents.shape)}, not (1, {channels}, frames, rows, columns)",
-            f"name the version it is of, {ending.version}",
+            f"use the version that made it, {ending.version}",
         )
     if ending.num_frames > TEMPORAL_SCALE * (latents.shape[2] - 1) + 1:
-        raise LtxError(f"{path} ends with {ending.num_frames} frames, more than its latents make", "save it again")
+        raise LtxError(f"{path} asks for {ending.num_frames} frames, more than its latents decode to", "save it again")
     return latents, ending
 
 
 def read_initial(path: Path, grid: Grid, channels: int) -> NDArray[np.float32]:
-    """A pass's initial noise (1, channels, F, H, W) float32, of a file's `initial_latents` packed as (1, N, channels).
+    """Returns a pass's initial noise (1, channels, F, H, W) float32, from `initial_latents` (1, N, channels) in a file.
 
     Raises:
-        LtxError: the file is damaged, or made for another size.
+        LtxError: the file is damaged, or the noise is for another size.
     """
     packed = read_tensors(path, ["initial_latents"])["initial_latents"].astype(np.float32)
     if packed.shape != (1, grid.tokens, channels):

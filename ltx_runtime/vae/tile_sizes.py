@@ -1,7 +1,7 @@
-"""How large tiles may be: estimates of memory, and the tiling within a budget that does the least twice.
+"""Estimates the memory of tiles, and finds the tiling within a memory budget that computes the fewest pixels twice.
 
-Stands beside `tiling`, which cuts and blends. Knows nothing of sessions or models; sizes are in latents unless they say
-pixels.
+The module `tiling` cuts and blends the tiles. This module knows nothing about sessions or models; sizes are in latents
+unless they say pixels.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from ltx_runtime.errors import LtxError
 from ltx_runtime.spec.geometry import TEMPORAL_SCALE, Grid
 from ltx_runtime.vae.tiling import FRAME_OVERLAP, RGB, SPACE_OVERLAP, Tiling, spans_of
 
-# Of ONNX Runtime on the CPU in fp32 without its arena: about five tensors of 128 channels for every 4x4 pixels.
+# ONNX Runtime on the CPU in fp32 without its arena: about five tensors of 128 channels for every 4x4 pixels.
 BYTES_PER_PIXEL = 180
 # The same five tensors in bf16 or fp16, and the video in fp32 and as bytes. Not measured yet.
 HALF_BYTES_PER_PIXEL = 95
-# The least any window needs: the widest layers' weights in fp32.
+# Memory that even the smallest window needs, for the weights of the widest layers in fp32.
 SMALLEST_BYTES = 550_000_000
 _BYTES_OF_VALUES = 4
 
@@ -28,16 +28,19 @@ Serves = Callable[[Grid], bool]  # a window -> whether the decoder or encoder ta
 
 
 class UnservedError(ValueError):
-    """What decodes or encodes takes no tile of a grid, however it is cut."""
+    """The error if an engine of the decoder or encoder serves no tile of a grid, however the grid is cut."""
 
 
 def activation_bytes(window: Grid, *, bytes_per_pixel: float = BYTES_PER_PIXEL) -> int:
-    """Estimated memory to decode or encode one window at once; files of weights that are mapped do not count."""
+    """Returns the estimated memory to decode or encode one window, without memory-mapped weights."""
     return max(SMALLEST_BYTES, int(bytes_per_pixel * _num_pixels(window)))
 
 
 def peak_bytes(grid: Grid, tiling: Tiling, *, encoding: bool = False, bytes_per_pixel: float = BYTES_PER_PIXEL) -> int:
-    """Estimated memory of a grid in tiles: one window's activations and, of a decode, the frames held beside them."""
+    """Returns the estimated memory to decode or encode a grid in tiles.
+
+    That is the activations of one window and, for decoding, the frames that are held beside them.
+    """
     tile = tiling.window(grid)
     held = 0
     if tile.columns < grid.columns:
@@ -59,14 +62,14 @@ def tiling_for(
     serves: Serves = lambda window: True,
     or_smallest: bool = False,
 ) -> Tiling | None:
-    """The tiling within a budget that computes the fewest pixels twice; None if the grid needs no tiles.
+    """Returns the tiling within a memory budget that computes the fewest pixels twice; None if no tiles are needed.
 
-    Encoding cuts time only where nothing else helps: what an encoder saw long ago still counts. With `or_smallest`, a
-    grid of which nothing fits is cut as small as it is served, since the budget may be wrong.
+    Encoding cuts time only if nothing else fits, since latents depend on frames from long before. With `or_smallest`,
+    a grid for which no tiling fits gets the one that needs the least memory, since the budget may be wrong.
 
     Raises:
-        LtxError: the smallest tiles need more.
-        UnservedError: `serves` takes no tile of any size.
+        LtxError: even the smallest tiles need more memory.
+        UnservedError: `serves` accepts no tile of any size.
     """
     overlaps = (FRAME_OVERLAP, SPACE_OVERLAP, SPACE_OVERLAP)
     axes = (grid.frames, grid.rows, grid.columns)
@@ -84,7 +87,7 @@ def tiling_for(
             f"{grid.num_frames} frames of {grid.width}x{grid.height} take "
             f"{math.ceil(min(peaks.values()) / 1e8) / 10:.1f} GB even in the smallest tiles; "
             f"got {budget_bytes / 1e9:.2f} GB",
-            "allow more or make less",
+            "raise the memory limit or request a smaller video",
         )
 
     def price(tiling: Tiling) -> tuple[bool, int]:
@@ -95,14 +98,14 @@ def tiling_for(
 
 
 def _tile_sizes(size: int, overlap: int) -> list[int | None]:
-    """The whole, then for every number of tiles the smallest that share enough."""
+    """Returns None for the whole axis, then the smallest tile size with enough overlap for each number of tiles."""
     smallest = 2 * overlap
     sizes = {-(-(size + count * overlap) // (count + 1)) for count in range(1, size)} | {smallest}
     return [None, *(tile for tile in sorted(sizes) if smallest <= tile < size)]
 
 
 def _tiled_pixels(grid: Grid, tiling: Tiling) -> int:
-    """Number of pixels of all tiles together."""
+    """Returns the number of pixels of all tiles together."""
     in_time = spans_of(grid.frames, tiling.frames, tiling.frame_overlap)
     down = spans_of(grid.rows, tiling.rows, tiling.space_overlap)
     across = spans_of(grid.columns, tiling.columns, tiling.space_overlap)

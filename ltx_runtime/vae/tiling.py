@@ -1,8 +1,7 @@
-"""Cuts a latent grid into overlapping tiles, decodes or encodes one after another, and blends what comes back, so
-that the memory needed does not grow with the video.
+"""Decodes or encodes a latent grid in overlapping tiles, one after another, and blends the results.
 
-Stands between latents and frames. Is given functions: knows nothing of sessions, models or noise. Sizes and slices
-are in latents unless they say pixels.
+The memory for activations then does not grow with the video. Functions that decode or encode one window are passed in:
+this module knows nothing about sessions, models or noise. Sizes and slices are in latents unless they say pixels.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from ltx_runtime.errors import LtxError
 from ltx_runtime.spec.geometry import SPATIAL_SCALE, TEMPORAL_SCALE, Grid, grid_of
 
 RGB = 3
-_LEAD = TEMPORAL_SCALE - 1  # the first latent is one frame, so the frames of latent i are 8i-7 .. 8i
+_LEAD = TEMPORAL_SCALE - 1  # the first latent frame is one video frame, so latent frame i is frames 8i-7 .. 8i
 FRAME_OVERLAP = 4
 SPACE_OVERLAP = 4
 
@@ -30,10 +29,10 @@ Encode = Callable[[Array], Array]  # video (3, 8f-7, 32h, 32w) -> (C, f, h, w)
 
 @dataclass(frozen=True)
 class Tiling:
-    """Sizes of a tile (None: the whole axis), and how much neighbours share at least.
+    """Sizes of a tile (None: the whole axis), and the minimum overlap of neighbouring tiles.
 
-    What is near a cut is wrong, and less so with every latent of distance. Raises LtxError where a tile is smaller
-    than two overlaps, or shares nothing in time.
+    Values near a cut have errors, which shrink with every latent of distance. Raises LtxError if a tile is smaller than
+    two overlaps, or if tiles would not overlap in time.
     """
 
     frames: int | None = None
@@ -48,7 +47,7 @@ class Tiling:
         _check("columns", self.columns, self.space_overlap, least=0)
 
     def window(self, grid: Grid) -> Grid:
-        """Size of every tile of a grid: an axis that is shorter than a tile is not cut."""
+        """Returns the size of every tile of a grid; an axis that is shorter than a tile is not cut."""
         return Grid(
             min(self.frames or grid.frames, grid.frames),
             min(self.rows or grid.rows, grid.rows),
@@ -65,14 +64,14 @@ def _check(axis: str, size: int | None, overlap: int, least: int) -> None:
 
 
 def decode_tiled(grid: Grid, decode: Decode, tiling: Tiling) -> Iterator[Array]:
-    """Decodes tile after tile; frames (3, 32H, 32W) float32 come in order, each as soon as nothing can change it.
+    """Decodes tile after tile, and yields frames (3, 32H, 32W) float32 as soon as no later tile can change them.
 
-    Holds the frames of one tile in time, and those of the tile before that fade into it.
+    Holds the frames of one tile in time, and the frames of the previous one that fade into it.
 
     Args:
         grid: the grid of all latents.
-        decode: frames, rows and columns as slices -> video (3, 8f-7, 32h, 32w) float32 of that window alone.
-        tiling: one tile gives exactly what `decode` gives.
+        decode: slices of frames, rows and columns -> video (3, 8f-7, 32h, 32w) float32 of that window alone.
+        tiling: how the grid is cut; with a single tile, the result is exactly that of `decode`.
     """
 
     def window(frames: slice, rows: slice, columns: slice) -> Array:
@@ -91,17 +90,17 @@ def decode_tiled(grid: Grid, decode: Decode, tiling: Tiling) -> Iterator[Array]:
         yield from _copies(video[:, done - first + both : ramp.start - first])
         fading = video[:, ramp.start - first : ramp.stop - first].copy()
         done = ramp.start
-        del video  # before the next is made
+        del video  # frees it before the next tile is decoded
 
 
 def _copies(video: Array) -> Iterator[Array]:
-    """Every frame as an array of its own: a view would keep the whole tile as long as its reader has it."""
+    """Yields a copy of every frame: a view would keep the whole tile in memory for as long as the caller has it."""
     for i in range(video.shape[1]):
         yield video[:, i].copy()
 
 
 def _faded(before: Array, after: Array) -> Iterator[Array]:
-    """Frames that turn from one video into the other; where both are equal they stay as they are."""
+    """Yields frames that fade from one video into the other; where both are equal, the values stay exactly equal."""
     for i, weight in enumerate(_weights(before.shape[1])):
         yield before[:, i] + weight * (after[:, i] - before[:, i])
 
@@ -109,16 +108,16 @@ def _faded(before: Array, after: Array) -> Iterator[Array]:
 def encode_tiled(video: Array, encode: Encode, tiling: Tiling) -> Array:
     """Encodes tile after tile: video (3, 8F-7, 32H, 32W) float32 -> (C, F, H, W) float32.
 
-    The encoder sees only the past, so a tile is right to its end and is not blended in time: a later one begins
-    with frame 8a as its one-frame latent, and its latents up to the end of the tile before are thrown away.
+    The encoder sees only the past, so a tile is correct up to its end and is not blended in time. A later tile begins
+    with frame 8a as its one-frame latent, and its latents up to the end of the previous tile are discarded.
 
     Args:
         video: all frames.
-        encode: such a video of any size -> (C, f, h, w), of that window alone.
-        tiling: one tile gives exactly what `encode` gives.
+        encode: video (3, 8f-7, 32h, 32w) of one window -> (C, f, h, w) of that window alone.
+        tiling: how the video is cut; with a single tile, the result is exactly that of `encode`.
 
     Raises:
-        LtxError: the video has another size.
+        LtxError: the video has another shape.
     """
     channels, num_frames, height, width = video.shape
     if channels != RGB or num_frames % TEMPORAL_SCALE != 1 or height % SPATIAL_SCALE or width % SPATIAL_SCALE:
@@ -135,7 +134,7 @@ def encode_tiled(video: Array, encode: Encode, tiling: Tiling) -> Array:
 
 
 def _in_video(frames: slice, rows: slice, columns: slice) -> tuple[slice, slice, slice]:
-    """Frames and pixels of a window that is decoded alone: its first latent is one frame."""
+    """Returns the frames and pixels of a window that is decoded alone, so that its first latent frame is one frame."""
     return (
         slice(TEMPORAL_SCALE * frames.start, TEMPORAL_SCALE * frames.stop - _LEAD),
         slice(SPATIAL_SCALE * rows.start, SPATIAL_SCALE * rows.stop),
@@ -151,7 +150,7 @@ def _checked(made: Array, window: tuple[slice, slice, slice]) -> Array:
 
 
 def _over_space(grid: Grid, tiling: Tiling, scale: int, make: Callable[[slice, slice], Array]) -> Array:
-    """All rows and columns (c, f, scale*H, scale*W) of what `make` gives for windows of them, blended."""
+    """Returns (c, f, scale*H, scale*W) for all rows and columns, blended from the windows that `make` returns."""
     down = spans_of(grid.rows, tiling.rows, tiling.space_overlap)
     across = spans_of(grid.columns, tiling.columns, tiling.space_overlap)
     down_ramps, across_ramps = (_ramps(spans, tiling.space_overlap, scale) for spans in (down, across))
@@ -163,7 +162,7 @@ def _over_space(grid: Grid, tiling: Tiling, scale: int, make: Callable[[slice, s
 
 
 def spans_of(size: int, tile: int | None, overlap: int) -> list[slice]:
-    """The fewest tiles of that size which share at least `overlap`, spread evenly."""
+    """Returns the fewest tiles of size `tile` that overlap by at least `overlap`, spread evenly over an axis."""
     if tile is None or tile >= size:
         return [slice(0, size)]
     steps = -(-(size - tile) // (tile - overlap))
@@ -172,16 +171,16 @@ def spans_of(size: int, tile: int | None, overlap: int) -> list[slice]:
 
 
 def _ramps(spans: Sequence[slice], overlap: int, scale: int, lead: int = 0) -> list[slice]:
-    """Frames or pixels where each tile but the first fades in: half an overlap, in the middle of what is shared.
+    """Returns where each tile but the first fades in, in frames or pixels: half an overlap, centred in the shared part.
 
-    In the middle both tiles are equally wrong, and each is more so towards its own cut. As a tile is at least two
-    overlaps long, no ramp reaches the next.
+    In the middle both tiles have equal errors, and each has larger ones towards its own cut. Since a tile is at least
+    two overlaps long, ramps do not overlap.
     """
     width = scale * overlap // 2
     ramps = []
     for before, after in pairwise(spans):
         start = (scale * (after.start + before.stop) - width) // 2 - lead
-        first = max(start, scale * after.start)  # in time, the first latent of a tile lacks 7 of its frames
+        first = max(start, scale * after.start)  # in time, the first latent frame of a tile lacks 7 of its frames
         ramps.append(slice(first, max(first, start + width)))
     return ramps
 
@@ -189,7 +188,7 @@ def _ramps(spans: Sequence[slice], overlap: int, scale: int, lead: int = 0) -> l
 def _joined(
     spans: Sequence[slice], ramps: Sequence[slice], axis: int, scale: int, make: Callable[[slice], Array]
 ) -> Array:
-    """Lays what `make` gives for each span over the one before, along one axis; of a single span, itself."""
+    """Joins what `make` returns for each span along one axis, fading each into the next; a single one stays as is."""
     piece = make(spans[0])
     if len(spans) == 1:
         return piece
@@ -199,7 +198,7 @@ def _joined(
     onto = np.moveaxis(joined, axis, 0)
     onto[: scale * spans[0].stop] = np.moveaxis(piece, axis, 0)
     for span, ramp in zip(spans[1:], ramps, strict=True):
-        del piece  # before the next is made
+        del piece  # frees it before the next one is made
         piece = make(span)
         new = np.moveaxis(piece, axis, 0)[ramp.start - scale * span.start :]
         both = ramp.stop - ramp.start
@@ -210,6 +209,6 @@ def _joined(
 
 
 def _weights(size: int) -> Array:
-    """Weights of the tile that fades in: a line from 0 to 1, taken at the middle of each frame or pixel."""
+    """Returns the weights of a tile that fades in: a line from 0 to 1, sampled at the middle of each frame or pixel."""
     weights: Array = (np.arange(size, dtype=np.float32) + np.float32(0.5)) / np.float32(size)
     return weights

@@ -1,4 +1,4 @@
-"""Latents -> more latents, by an open session of a spatial or temporal upsampler."""
+"""Upsamples latents with an open session of the spatial or the temporal upsampler."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ Floats = NDArray[np.float32]
 
 
 def upsample(session: Session, latents: Floats) -> Floats:
-    """Normalized latents (B, C, F, H, W) of twice the size, or with the temporal upsampler twice the frame rate."""
+    """Returns normalized latents (B, C, F, H, W) at twice the height and width, or at twice the frame rate."""
     return np.asarray(session.run({"latents": latents})["upsampled"])

@@ -262,7 +262,9 @@ def test_a_text_encoder_of_another_width_is_refused(exported, tmp_path):
 @pytest.mark.parametrize(("given", "meant"), [("0.9.0", "0.9.1"), ("0.9.5", "0.9.0"), ("0.9.1", "0.9.5")])
 def test_the_checkpoint_of_another_release_without_a_header_is_refused(exported, tmp_path, given, meant):
     sources = with_header(exported(given), tmp_path, lambda header: None)
-    with pytest.raises(LtxError, match=rf"vae\.\w+ is .*, but {re.escape(meant)} has .* - name the version it is"):
+    with pytest.raises(
+        LtxError, match=rf"vae\.\w+ is .*, but {re.escape(meant)} has .* - use the checkpoint's own version name"
+    ):
         export(tiny(meant), sources, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -280,7 +282,7 @@ def test_a_checkpoint_of_another_version_is_refused_by_the_field_that_differs(ex
     release = exported("0.9.5")
     part, change = CONTRADICTIONS[field]
     sources = with_header(release, tmp_path, lambda header: {**header, part: {**header[part], **change}})
-    with pytest.raises(LtxError, match=f"{field} is .*, but 0.9.5 has .* - name the version it is"):
+    with pytest.raises(LtxError, match=f"{field} is .*, but 0.9.5 has .* - use the checkpoint's own version name"):
         export(release.version, sources, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

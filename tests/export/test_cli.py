@@ -174,7 +174,7 @@ def test_every_option_reaches_the_exporter(ltx_export, exported, exports, tmp_pa
 @pytest.mark.parametrize("name", [*sorted(set(COMPONENT_NAMES) - set(OPTIONAL)), "vae", "", "upscaler"])
 def test_only_what_a_run_can_do_without_may_be_left_out(ltx_export, name):
     line = one_line(ltx_export("onnx", "demo", "--without", name))
-    assert f"{name!r} is no component that can be left out - use one of {', '.join(OPTIONAL)}" in line
+    assert f"{name!r} is not a component that can be left out - use one of {', '.join(OPTIONAL)}" in line
 
 
 def test_a_download_goes_where_the_export_looks(ltx_export, monkeypatch):
@@ -194,7 +194,7 @@ def test_a_folder_that_has_arrived_whole_is_checked_against_its_record(ltx_expor
     for place in (folder, folder.parent):
         code, out, _ = ltx_export("check", str(place))
         files, *components = out.splitlines()
-        assert (code, files) == (0, f"{folder}: {len(list(folder.iterdir())) - 1} files are whole")
+        assert (code, files) == (0, f"{folder}: {len(list(folder.iterdir())) - 1} files are intact")
         assert components == [f"{name}: relative L2 0.0e+00 to its record" for name in there]
 
 

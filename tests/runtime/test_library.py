@@ -13,10 +13,12 @@ from PIL import Image
 
 import ltx_runtime
 from ltx_runtime import Condition, LtxError, Pipeline, Request, Video
+from ltx_runtime.folder.manifest import Preview
 from ltx_runtime.sessions import BACKENDS, graph_found
 from ltx_runtime.sessions.cuda.memory import GpuMemoryError
 from ltx_runtime.sessions.pool import SessionPool
 from ltx_runtime.spec.versions import VERSIONS
+from ltx_runtime.vae.preview import pictures_of
 
 DEMO, SINGLE = VERSIONS["demo"], VERSIONS["0.9.5"]
 SMALL = {"height": 64, "width": 96, "num_frames": 9, "seed": 7}
@@ -116,6 +118,24 @@ def test_steps_tell_where_they_are_and_the_last_holds_the_latents(pipe):
     # The last Euler step goes all the way to the predicted latents, and the first is still far from them.
     np.testing.assert_allclose(steps[-1].predicted, steps[-1].latents, atol=1e-5)
     assert not np.allclose(steps[0].predicted, steps[0].latents, atol=0.1)
+
+
+def test_a_preview_is_a_picture_of_every_latent_frame_by_the_colours_of_the_folder(spiece, diary):
+    engines = engines_of(SINGLE, spiece)
+    colours = Preview(tuple((0.1 * row, 0.2, -0.3, 0.4) for row in range(3)), (0.0, 0.1, 0.2))
+    components = engines.manifest.components
+    encoder = replace(components["vae_encoder"], preview=colours)
+    coloured = replace(engines, manifest=replace(engines.manifest, components={**components, "vae_encoder": encoder}))
+    with Pipeline(coloured, backend="fake") as pipe:
+        for step in pipe("a fox", steps=2, **SMALL).steps():
+            np.testing.assert_array_equal(step.preview(), pictures_of(step.predicted, colours))
+            assert step.preview().shape == (*step.latents.shape[2:], 3)
+    without = {name: entry for name, entry in components.items() if name != "vae_encoder"}
+    for lacking in (engines, replace(engines, manifest=replace(engines.manifest, components=without))):
+        with Pipeline(lacking, backend="fake") as pipe:
+            step = next(pipe("a fox", steps=2, **SMALL).steps())
+            with pytest.raises(LtxError, match="has no colours for previews - run: ltx-export download"):
+                step.preview()
 
 
 def test_leaving_the_loop_frees_the_network_and_leaves_nothing(pipe, diary, tmp_path):
@@ -234,6 +254,25 @@ def test_of_a_limit_the_first_of_the_road_leaves_first(spiece, diary):
         assert diary[-3:] == ["close transformer", "close vae_decoder", "open text_encoder"]
     pool.close()
     assert diary[-1] == "close text_encoder"
+
+
+def test_a_session_in_use_is_never_closed_to_make_room_and_may_be_used_twice(spiece, diary):
+    engines = engines_of(DEMO, spiece)
+
+    def found(name, size):
+        return replace(graph_found(engines, name, "fake", ["fp32"]), weights_bytes=size)
+
+    pool = SessionPool(keep=True, limit_bytes=20)
+    with pool.session(found("text_encoder", 15)) as first, pool.session(found("text_encoder", 15)) as second:
+        with pool.session(found("transformer", 15)):
+            assert "close text_encoder" not in diary
+        assert first.session is second.session
+        with pool.session(found("text_encoder", 16)) as other:  # of another graph
+            assert other is not first and diary[-1] == "open text_encoder"
+        assert diary[-1] == "close text_encoder"
+    with pool.session(found("upsampler", 15)):
+        assert diary[-3:] == ["close text_encoder", "close transformer", "open upsampler"]
+    pool.close()
 
 
 @pytest.mark.parametrize("when", ["open", "run"])

@@ -244,7 +244,7 @@ def test_the_noise_levels_of_the_checkpoint_replace_those_of_the_version(spiece,
     engines = engines_of(VERSIONS["0.9.6-distilled"], spiece)
     free = replace(engines, manifest=replace(engines.manifest, allowed_sigmas=()))
     request = replace(REQUEST, timesteps=(1.0, 0.5))
-    refused(engines, request, diary, r"distilled to the timesteps 1, 0.9937.* got 0.5")
+    refused(engines, request, diary, r"distilled for the timesteps 1, 0.9937.* got 0.5")
     assert len(make(free, request).frames) == 17
 
 

@@ -215,7 +215,7 @@ def test_a_clip_may_be_made_over_with_images_in_it(spiece, diary, clip):
 
 @pytest.mark.parametrize("frames", [1, 9, 16])
 def test_a_clip_to_make_over_that_is_too_short_is_refused_before_anything_is_opened(frames, spiece, diary, clip):
-    with pytest.raises(LtxError, match=f"has {frames} frames, and 17 are to be made of it - use --num-frames"):
+    with pytest.raises(LtxError, match=f"has {frames} frames, but the new video needs 17 - use --num-frames"):
         make(engines_of(SINGLE, spiece), replace(REQUEST, video=clip(frames), strength=0.5))
     assert diary == []
 

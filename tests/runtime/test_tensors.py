@@ -111,13 +111,13 @@ def test_a_missing_name_is_refused_with_the_names_that_are_there(path):
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
 def test_what_is_no_finite_number_is_refused(path, bad, dtype):
     write_tensors(path, {"x": np.array([1, bad, 2], dtype)})
-    refused(path, "x", match="1 of 3 numbers in x of .* are not finite float32 - ")
+    refused(path, "x", match="1 of 3 numbers in x of .* are not finite in float32 - ")
 
 
 def test_numbers_that_do_not_fit_are_refused(path):
     write_tensors(path, {"x": np.array([1e300, 1.0]), "n": np.array([2**63, 1], np.uint64)})
-    refused(path, "x", match="1 of 2 numbers in x .* are not finite float32")
-    refused(path, "n", match="1 of 2 numbers in n .* are not an int64")
+    refused(path, "x", match="1 of 2 numbers in x .* are not finite in float32")
+    refused(path, "n", match="1 of 2 numbers in n .* do not fit int64")
     infinity = struct.pack("<H", 0x7F80)
     refused(write_by_hand(path, {"b": ("BF16", [1], infinity)}), "b", match="1 of 1 numbers in b .* are not finite")
 
@@ -134,15 +134,15 @@ def test_a_truncated_file_is_refused_at_any_length(path):
     whole = path.read_bytes()
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
-        refused(path, match="is not a whole safetensors file")
-        with pytest.raises(LtxError, match="is not a whole safetensors file"):
+        refused(path, match="is not a complete safetensors file")
+        with pytest.raises(LtxError, match="is not a complete safetensors file"):
             read_metadata(path)
 
 
 @pytest.mark.parametrize("raw", [b"\xff" * 100, b"{}" * 50, struct.pack("<Q", 4) + b"nope", b"\x00" * 64])
 def test_another_file_is_refused(path, raw):
     path.write_bytes(raw)
-    refused(path, match="is not a whole safetensors file")
+    refused(path, match="is not a complete safetensors file")
 
 
 def test_a_file_that_is_not_there_or_a_folder_is_refused(path):

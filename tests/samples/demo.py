@@ -6,9 +6,8 @@ from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
 
-from samples.tiny import sources_of
+from samples.tiny import export, sources_of
 
-from ltx_export.build import ExportOptions, export_version
 from ltx_export.random_weights import write_random_weights
 from ltx_runtime.spec.versions import VERSIONS
 
@@ -22,5 +21,5 @@ def folder_with_demo() -> Path:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     write_random_weights(DEMO, folder / "weights")
     sources = sources_of(DEMO, folder / "weights")
-    export_version(DEMO, sources, folder / "engines" / "demo", ExportOptions(("fp32",)), lambda line: None)
+    export(DEMO, sources, folder / "engines" / "demo")
     return folder

@@ -1,8 +1,9 @@
 """Releases in miniature: every field but the sizes is the release's own, so that a whole export takes seconds.
 
-Graphs of equal networks are traced once per process and cloned for later exports.
+Graphs of equal networks are traced once, and copied for later exports.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from unittest.mock import patch
 
 import onnx_ir as ir
 import torch
+from samples import shared_graphs
 from torch import nn
 
 from ltx_export import build
@@ -36,7 +38,7 @@ UPSAMPLER = UpsamplerSize(mid_channels=32, blocks_per_stage=1)
 # These head sizes keep the widths of 2B and 13B modulo 6: two and four channels are not rotated.
 HEAD_DIM_2B, HEAD_DIM_13B = 16, 20
 
-_traced: dict[object, tuple[ir.Model, ir.Model]] = {}
+_traced: dict[str, tuple[ir.Model, ir.Model]] = {}
 
 
 def tiny(name: str) -> Version:
@@ -104,11 +106,13 @@ def export(
 
 
 def traced_once(network: Network) -> tuple[ir.Model, ir.Model]:
-    """Calls `onnx_from_torch` only once for each network."""
+    """Calls `onnx_from_torch` only once for each network, in all workers of a test run together."""
     made = (repr(network.component(network.blocks)), _architecture(lambda: network.make(network.blocks)))
-    key = (*made, network.blocks, network.traced_blocks, network.path)
+    described = repr((*made, network.blocks, network.traced_blocks, network.path))
+    key = hashlib.sha256(described.encode()).hexdigest()
     if key not in _traced:
-        _traced[key] = onnx_from_torch(network)
+        _traced[key] = shared_graphs.read(key) or onnx_from_torch(network)
+        shared_graphs.write(key, _traced[key])
     return _traced[key]  # not a copy: the exporter changes copies only
 
 

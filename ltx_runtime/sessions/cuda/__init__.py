@@ -1,1 +1,1 @@
-"""The GPU through cuda-bindings: which GPU there is, its memory, and one stream on it."""
+"""Access to the first GPU through cuda-bindings: its properties, its memory, and one stream."""

@@ -1,7 +1,8 @@
-"""The one place that touches CUDA: memory, copies and graphs of kernels on the first GPU, through cuda-bindings.
+"""Memory, copies and CUDA graphs on the first GPU; the only module that calls CUDA for them, through cuda-bindings.
 
-Stands below the sessions that run engines. Everything happens in one stream, and nothing here waits for it unless it
-says so. Sizes are in bytes, addresses are plain numbers. Knows nothing of engines, ports or files.
+The sessions that run engines use this module. All work goes into one stream, and a function waits for it only if its
+docstring says so. Sizes are in bytes, and addresses are plain integers. This module knows nothing about engines, ports
+or files.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ _NO_MEMORY = "cudaErrorMemoryAllocation"
 class Device:
     """The first GPU and one stream on it.
 
-    Whoever uses it joins and leaves; what users share, activations and staging, is freed when the last has left.
+    Every user calls `join` and `leave`. Memory that users share, for activations and staging, is freed when the last
+    user leaves.
 
     Raises:
         LtxError: there is no GPU.
@@ -41,11 +43,11 @@ class Device:
         self._staging = Staging(self)
 
     def join(self) -> None:
-        """Counts one user more."""
+        """Counts one more user."""
         self._users += 1
 
     def leave(self) -> None:
-        """Counts one user less; the last takes with it what users share."""
+        """Counts one user less, and frees the shared memory after the last one."""
         self._users -= 1
         if not self._users:
             try:
@@ -54,11 +56,11 @@ class Device:
                 self._staging.free()
 
     def _call(self, name: str, *arguments: Any) -> Any:
-        """Calls a function of CUDA and gives what it returns besides the error.
+        """Calls a function of the CUDA runtime, and returns its results without the error code.
 
         Raises:
             GpuMemoryError: the GPU's memory is full.
-            RuntimeError: any other error, by CUDA's name.
+            RuntimeError: any other error, with CUDA's name of it.
         """
         error, *values = getattr(self._cudart, name)(*arguments)
         if int(error) == SUCCESS:
@@ -69,22 +71,23 @@ class Device:
         raise RuntimeError(f"{name} failed: {called}")
 
     def free_bytes(self) -> int:
-        """Memory of the GPU that nobody uses."""
+        """Returns the free memory of the GPU in bytes."""
         return int(self._call("cudaMemGetInfo")[0])
 
     def total_bytes(self) -> int:
-        """All memory of the GPU."""
+        """Returns the total memory of the GPU in bytes."""
         return int(self._call("cudaMemGetInfo")[1])
 
     def allocate(self, size: int, what: str, advice: str) -> Buffer:
-        """Memory of the GPU, of at least one byte; what is in it is unknown.
+        """Allocates GPU memory, at least one byte; its content is undefined.
 
         Args:
-            size: bytes.
-            what: it is for, as in "the weights of transformer"; `advice` is what to do when there is too little.
+            size: number of bytes.
+            what: purpose of the memory for the error message, as in "the weights of transformer".
+            advice: advice of the error.
 
         Raises:
-            GpuMemoryError: there is too little.
+            GpuMemoryError: there is too little GPU memory.
         """
         try:
             return Buffer(int(self._call("cudaMalloc", max(size, 1))), size)
@@ -92,7 +95,7 @@ class Device:
             raise self.too_little(size, what, advice) from None
 
     def too_little(self, size: int, what: str, advice: str) -> GpuMemoryError:
-        """The error that says so."""
+        """Returns the error for an allocation of `size` bytes that failed; see `allocate` for the arguments."""
         return GpuMemoryError(
             f"{what} needs {amount(size, 1)} of GPU memory, and {amount(self.free_bytes(), 1)} of "
             f"{amount(self.total_bytes(), 1)} are free",
@@ -100,14 +103,14 @@ class Device:
         )
 
     def free(self, buffer: Buffer) -> None:
-        """Gives memory back; no work may be under way that uses it."""
+        """Frees GPU memory; no unfinished work may use it."""
         self._call("cudaFree", buffer.address)
 
     def pinned(self, size: int) -> Bytes:
-        """Memory of the host that the GPU copies from and to by itself.
+        """Allocates pinned host memory, which the GPU can copy to and from asynchronously.
 
         Raises:
-            MemoryError: the host has too little.
+            MemoryError: the host has too little memory.
         """
         try:
             address = int(self._call("cudaHostAlloc", size, self._cudart.cudaHostAllocDefault))
@@ -116,11 +119,11 @@ class Device:
         return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
 
     def free_pinned(self, array: Bytes) -> None:
-        """Gives back what `pinned` gave; no work may be under way that uses it."""
+        """Frees memory from `pinned`; no unfinished work may use it."""
         self._call("cudaFreeHost", array.ctypes.data)
 
     def upload(self, array: NDArray[Any], buffer: Buffer, offset: int = 0) -> None:
-        """Copies an array of the host into a buffer; the array may change as soon as this returns."""
+        """Copies a host array into a buffer at a byte offset; the array may be changed as soon as this returns."""
         flat = _flat(array)
         _refuse_outside(buffer, offset, flat.size)
         for begin, staged in self._staging.pieces(flat.size):
@@ -128,7 +131,7 @@ class Device:
             self._copy(buffer.address + offset + begin, staged.ctypes.data, staged.size, "cudaMemcpyHostToDevice")
 
     def download(self, buffer: Buffer, array: NDArray[Any]) -> None:
-        """Waits for all work and fills an array of the host from the begin of a buffer."""
+        """Copies the start of a buffer into a host array, after all earlier work, and waits for the copy."""
         flat = _flat(array)
         _refuse_outside(buffer, 0, flat.size)
         waiting: list[tuple[int, Bytes]] = []
@@ -148,18 +151,18 @@ class Device:
         self._call("cudaMemcpyAsync", target, source, size, getattr(self._cudart.cudaMemcpyKind, kind), self.stream)
 
     def synchronize(self) -> None:
-        """Waits until all work is done.
+        """Waits until all work in the stream is done.
 
         Raises:
-            RuntimeError: some of it failed.
+            RuntimeError: some of the work failed.
         """
         self._call("cudaStreamSynchronize", self.stream)
 
     def record(self, work: Callable[[], None]) -> Any:
-        """Takes what `work` puts into the stream down as a graph, instead of doing it; `launch` does it.
+        """Captures what `work` puts into the stream as a CUDA graph, without running it; `launch` runs the graph.
 
         Raises:
-            RuntimeError: it cannot be taken down; the stream is as it was.
+            RuntimeError: the work cannot be captured; the stream stays usable.
         """
         cudart = self._cudart
         self._call("cudaStreamBeginCapture", self.stream, cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
@@ -169,7 +172,7 @@ class Device:
             _, graph = cudart.cudaStreamEndCapture(self.stream)
             if graph is not None and int(graph):
                 self._call("cudaGraphDestroy", graph)
-            cudart.cudaGetLastError()  # or a library takes it for its own
+            cudart.cudaGetLastError()  # clears the error, which a library could take for its own
             raise
         try:
             graph = self._call("cudaStreamEndCapture", self.stream)
@@ -182,26 +185,26 @@ class Device:
             self._call("cudaGraphDestroy", graph)
 
     def launch(self, graph: Any) -> None:
-        """Puts the work of a graph into the stream."""
+        """Puts the work of a captured graph into the stream."""
         self._call("cudaGraphLaunch", graph, self.stream)
 
     def forget(self, graph: Any) -> None:
-        """Frees a graph; no work of it may be under way."""
+        """Frees a captured graph, which must not be running."""
         self._call("cudaGraphExecDestroy", graph)
 
 
 @cache
 def device() -> Device:
-    """The process's device.
+    """Returns the device, which is the same object for the whole process.
 
     Raises:
-        LtxError: there is none.
+        LtxError: there is no GPU.
     """
     return Device()
 
 
 def _flat(array: NDArray[Any]) -> Bytes:
-    """The bytes of an array whose values lie one after another."""
+    """Returns the bytes of an array as a view; raises ValueError if the array is not C-contiguous."""
     if not array.flags.c_contiguous:
         raise ValueError(f"an array {array.shape} with strides {array.strides} is not contiguous")
     return array.reshape(-1).view(np.uint8)

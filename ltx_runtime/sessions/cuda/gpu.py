@@ -1,4 +1,4 @@
-"""Which GPU there is, asked of CUDA's runtime through cuda-bindings."""
+"""Finds the first GPU with the CUDA runtime, through cuda-bindings."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Gpu:
     """A CUDA device.
 
     Attributes:
-        name: as the driver tells it, e.g. "NVIDIA GeForce RTX 4090".
-        compute_capability: e.g. (8, 9).
-        driver: the CUDA version that the driver brings, e.g. "13.0".
-        memory_bytes: all of its memory.
+        name: name as the driver reports it, e.g. "NVIDIA GeForce RTX 4090".
+        compute_capability: major and minor number, e.g. (8, 9).
+        driver: the CUDA version that the driver supports, e.g. "13.0".
+        memory_bytes: total memory of the device.
     """
 
     name: str
@@ -30,28 +30,28 @@ class Gpu:
 
 
 def cuda_runtime() -> Any:
-    """CUDA's runtime.
+    """Imports and returns the CUDA runtime's module of cuda-bindings.
 
     Raises:
-        LtxError: it is not installed.
+        LtxError: cuda-bindings is not installed or cannot be loaded.
     """
     try:
         return importlib.import_module("cuda.bindings.runtime")
-    except Exception as error:  # a package without its libraries raises whatever it likes
+    except Exception as error:  # a package without its shared libraries can raise anything
         reason = " ".join(str(error).split())
         raise LtxError(f"cuda-bindings cannot be loaded ({reason})", command=_INSTALL) from None
 
 
 def error_name(cudart: Any, error: Any) -> str:
-    """CUDA's own name for an error."""
+    """Returns CUDA's name of an error code."""
     return str(cudart.cudaGetErrorName(error)[1].decode())
 
 
 def find_gpu() -> Gpu:
-    """The first of the GPUs that CUDA_VISIBLE_DEVICES allows.
+    """Returns the first GPU that CUDA_VISIBLE_DEVICES allows.
 
     Raises:
-        LtxError: there is none, or no driver that is new enough; says which.
+        LtxError: there is no GPU, no driver, or only a driver that is too old; the message says which.
     """
     cudart = cuda_runtime()
     error, count = cudart.cudaGetDeviceCount()

@@ -1,6 +1,6 @@
-"""What the users of a GPU share: memory for activations, and memory of the host that copies go through.
+"""Memory that all open engines share: GPU memory for activations, and pinned host memory that copies go through.
 
-Stands on the device, which is given to it. Sizes are in bytes, addresses are plain numbers.
+The device that allocates and frees it is passed in. Sizes are in bytes, and addresses are plain integers.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from ltx_runtime.errors import LtxError
 Bytes = NDArray[np.uint8]
 
 STAGING_BYTES = 64 << 20
-_CHUNK_BYTES = STAGING_BYTES // 4  # so that the host fills one while another is under way
+_CHUNK_BYTES = STAGING_BYTES // 4  # so that the host fills one chunk while another is being copied
 _ALIGNMENT = 256
 
 
 class GpuMemoryError(LtxError):
-    """The GPU has too little memory for what was asked."""
+    """The error for an allocation, load or run that needs more memory than the GPU has free."""
 
 
 @dataclass(eq=False)
 class Buffer:
-    """Memory of the GPU."""
+    """A block of GPU memory."""
 
     address: int
     size: int
 
 
 class Owner(Protocol):
-    """The device that memory is taken from and given back to."""
+    """The device that allocates and frees the memory."""
 
     def allocate(self, size: int, what: str, advice: str) -> Buffer: ...
 
@@ -49,34 +49,39 @@ class Owner(Protocol):
 
 
 class Arena:
-    """Memory for activations, shared by all open engines, since only one of them computes at a time."""
+    """GPU memory for activations, shared by all open engines, since only one of them computes at a time."""
 
     def __init__(self, owner: Owner) -> None:
         self._device = owner
         self._buffer: Buffer | None = None
 
     def reserve(self, size: int, what: str, advice: str) -> Buffer:
-        """At least so much; it may have moved since the last call.
+        """Returns a buffer of at least `size` bytes, which may have moved since the last call.
+
+        Args:
+            size: number of bytes.
+            what: purpose of the memory, for the error message.
+            advice: advice of the error.
 
         Raises:
-            GpuMemoryError: there is too little.
+            GpuMemoryError: there is too little GPU memory.
         """
         if self._buffer is None or self._buffer.size < size:
-            self.free()  # first, so that there is never room for two
+            self.free()  # before the allocation, so that two buffers never exist at once
             self._buffer = self._device.allocate(size, what, advice)
         return self._buffer
 
     def free(self) -> None:
-        """Waits for all work and gives the memory back."""
+        """Waits for all work and frees the memory."""
         if self._buffer is not None:
             buffer, self._buffer = self._buffer, None
-            with suppress(RuntimeError):  # of work that failed; it is told where that is waited for
+            with suppress(RuntimeError):  # from failed work; raised again where that work is awaited
                 self._device.synchronize()
             self._device.free(buffer)
 
 
 class Staging:
-    """Memory of the host that everything copied goes through, used round and round."""
+    """Pinned host memory that all copies go through, used again from its start when its end is reached."""
 
     def __init__(self, owner: Owner) -> None:
         self._device = owner
@@ -84,9 +89,9 @@ class Staging:
         self._used = 0
 
     def pieces(self, size: int, before_reuse: Callable[[], None] = lambda: None) -> Iterator[tuple[int, Bytes]]:
-        """Pieces of the memory for so many bytes, each with where it begins among them.
+        """Yields pieces of the memory for a copy of `size` bytes, each with its offset in the copied data.
 
-        Before memory is used again, this waits for all work and calls `before_reuse`.
+        Before memory is used again, waits for all work and calls `before_reuse`.
         """
         if self._memory is None:
             self._memory, self._used = self._device.pinned(STAGING_BYTES), 0
@@ -100,7 +105,7 @@ class Staging:
             self._used += -(-length // _ALIGNMENT) * _ALIGNMENT
 
     def free(self) -> None:
-        """Waits for all work and gives the memory back."""
+        """Waits for all work and frees the memory."""
         if self._memory is not None:
             memory, self._memory = self._memory, None
             with suppress(RuntimeError):

@@ -1,1 +1,1 @@
-"""Engines of TensorRT and TensorRT-RTX, run by one code path."""
+"""Loads and runs engines of TensorRT and of TensorRT-RTX with the same code."""

@@ -1,6 +1,6 @@
-"""An engine in a library: deserialized, given its weights, with a context to run in.
+"""Deserializes an engine, refits its weights if needed, and makes its execution context.
 
-Stands between the session, which runs it, and the library. What the libraries do not share is asked of them.
+The session, which runs engines, uses this module. Where the two libraries differ, it checks which features one has.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from ltx_runtime.sessions.trt.library import compiles_at_run_time, first_error, 
 from ltx_runtime.sessions.trt.weights import keep_plan, plan_path, refit, weights_bytes
 
 _NO_MEMORY = re.compile(r"out ?of ?memory|bad.?alloc|cudaErrorMemoryAllocation", re.IGNORECASE)
-_SPARE_BYTES = 512 << 20  # for inputs, outputs and what the driver takes
+_SPARE_BYTES = 512 << 20  # for inputs, outputs and the driver
 
 
 def usable_bytes(device: Device, found: FoundEngine) -> int:
-    """Bytes of the GPU's free memory that may be used."""
+    """Returns how many bytes of the GPU's free memory may be used."""
     free = device.free_bytes()
     return free if found.gpu_memory_bytes is None else min(free, found.gpu_memory_bytes)
 
 
 def advice_on_weights(found: FoundEngine) -> str:
-    """What to do when weights do not fit."""
+    """Returns the advice for weights that do not fit on the GPU."""
     streamed = "close other programs that use it"
     if not found.sidecar.weight_streaming:
         streamed = f"run: {found.rebuild_command()} --weights embedded --weight-streaming"
@@ -41,19 +41,19 @@ def advice_on_weights(found: FoundEngine) -> str:
 
 
 class OpenEngine:
-    """One engine and its context, until closed.
+    """One engine and its execution context, until closed.
 
     Attributes:
-        context: runs it; its activations are its user's.
-        outputs: names of what it makes.
-        captures: whether the library makes CUDA graphs of its own accord.
+        context: the execution context, to which the caller must give memory for activations; None before make_context.
+        outputs: names of the engine's outputs; empty before load.
+        captures: whether the library captures CUDA graphs by itself.
     """
 
     context: Any = None
     outputs: Sequence[str] = ()
 
     def __init__(self, library: Any, found: FoundEngine, device: Device) -> None:
-        """Loads nothing yet."""
+        """Stores the arguments; `load` loads the engine."""
         self._library, self._found, self._device = library, found, device
         self._sidecar = found.sidecar
         self._runtime: Any = None
@@ -63,10 +63,10 @@ class OpenEngine:
         self.captures = hasattr(library, "CudaGraphStrategy")
 
     def load(self) -> None:
-        """Brings the engine into memory, with what weights are its own.
+        """Loads the engine into memory, with all weights that are not inputs.
 
         Raises:
-            LtxError: it is damaged, or does not fit into memory.
+            LtxError: the engine is damaged, has other ports than its graph, or does not fit into memory.
         """
         self._runtime = self._library.Runtime(logger_of(self._library))
         if self._sidecar.weights == "refit":
@@ -79,7 +79,7 @@ class OpenEngine:
 
     def _load_refitted(self) -> None:
         plan = plan_path(self._found)
-        with locked(plan):  # the next process waits for what this one makes
+        with locked(plan):  # another process waits for the refitted engine and then loads it
             if plan.is_file():
                 self._refuse_too_large(plan)
                 self._deserialize(plan)
@@ -94,7 +94,7 @@ class OpenEngine:
             keep_plan(self._library, self._engine, plan)
 
     def _refuse_too_large(self, plan: Path) -> None:
-        """A plan takes about as much memory as its file has bytes."""
+        """Raises GpuMemoryError if a plan is too large: it takes about as much memory as its file has bytes."""
         size = plan.stat().st_size + weights_bytes(self._sidecar)
         usable = usable_bytes(self._device, self._found)
         if size > usable and not self._sidecar.weight_streaming:
@@ -105,7 +105,7 @@ class OpenEngine:
             )
 
     def _deserialize(self, path: Path) -> None:
-        """From the file as it is mapped: the machine's memory never holds a copy."""
+        """Deserializes the engine from a memory-mapped file, so that host memory never holds a copy."""
         logger_of(self._library).heard.clear()
         with explaining(f"read {path}"), path.open("rb") as file:
             if path.stat().st_size:
@@ -121,7 +121,7 @@ class OpenEngine:
             )
 
     def _out_of_memory(self) -> GpuMemoryError | None:
-        """The library's failure as such, if it was one."""
+        """Returns a GpuMemoryError if the library has logged that memory ran out, else None."""
         if not any(_NO_MEMORY.search(line) for line in logger_of(self._library).heard):
             return None
         free = amount(self._device.free_bytes(), 1)
@@ -132,7 +132,7 @@ class OpenEngine:
         )
 
     def _check_ports(self) -> None:
-        """Raises LtxError unless the engine takes what it will be given and makes what will be asked for."""
+        """Raises LtxError unless the engine has exactly the expected inputs, and all outputs of the component."""
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         inputs = {name for name in names if self._engine.get_tensor_mode(name) == self._library.TensorIOMode.INPUT}
         self.outputs = [name for name in names if name not in inputs]
@@ -144,10 +144,10 @@ class OpenEngine:
             )
 
     def make_context(self) -> None:
-        """Decides which weights stay in the machine's memory and makes the context.
+        """Decides which weights stay in host memory, and makes the execution context.
 
         Raises:
-            LtxError: there is too little memory.
+            LtxError: there is too little memory, or the library cannot make a context.
         """
         self._stream_weights()
         config = self._engine.create_runtime_config()
@@ -156,14 +156,14 @@ class OpenEngine:
         if self.captures:
             config.cuda_graph_strategy = self._library.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         if hasattr(self._library, "DynamicShapesKernelSpecializationStrategy"):
-            # Else the first steps run general kernels while better ones are compiled beside them, and are kept late.
+            # By default, the first steps run fallback kernels while better ones are compiled, which are cached late.
             strategy = self._library.DynamicShapesKernelSpecializationStrategy.EAGER
             config.dynamic_shapes_kernel_specialization_strategy = strategy
         if compiles_at_run_time(self._library):
             self._kernels = config.create_runtime_cache()
             self._kernels_read = read(self._kernels_path())
             if self._kernels_read:
-                self._kernels.deserialize(self._kernels_read)  # it stays empty if they are another driver's
+                self._kernels.deserialize(self._kernels_read)  # stays empty if they are another driver's
             config.set_runtime_cache(self._kernels)
         logger_of(self._library).heard.clear()
         self.context = self._engine.create_execution_context(config)
@@ -171,38 +171,38 @@ class OpenEngine:
             raise self.failure("make a context of")
 
     def _stream_weights(self) -> None:
-        """Keeps as many weights on the GPU as fit beside the largest activations."""
+        """Sets the weight streaming budget to as many weights as fit on the GPU beside the largest activations."""
         streamable = self._engine.streamable_weights_size
         if not streamable:
             return
-        self._engine.weight_streaming_budget_v2 = 0  # the weights leave the GPU, and what is free is known
+        self._engine.weight_streaming_budget_v2 = 0  # moves all weights off the GPU, to measure free memory
         usable = usable_bytes(self._device, self._found) - _SPARE_BYTES
-        # Now the activations include what weights pass through.
+        # With streaming on, device_memory_size_v2 includes the memory that weights are streamed through.
         budget = max(0, usable - self._engine.device_memory_size_v2)
         self._engine.weight_streaming_budget_v2 = min(budget, streamable)
 
     def _kernels_path(self) -> Path:
-        """Kernels are compiled for one GPU."""
+        """Returns the path of the cache of compiled kernels, which has the GPU's name since they fit one GPU only."""
         gpu = re.sub(r"[^a-z0-9]+", "-", self._device.gpu.name.lower()).strip("-")
         return self._found.path.with_name(f"{self._found.path.name}.{gpu}.kernels")
 
     def dtype_of(self, name: str) -> np.dtype[Any]:
-        """The type of an input or output."""
+        """Returns the dtype of an input or output."""
         dtype: np.dtype[Any] = np.dtype(self._library.nptype(self._engine.get_tensor_dtype(name)))
         return dtype
 
     def enqueue(self) -> None:
-        """Puts one run into the stream.
+        """Puts one run of the engine into the stream.
 
         Raises:
-            LtxError: there is too little memory, or the library refuses; says why in its words.
+            LtxError: there is too little memory, or the library refuses the run; the message has its reason.
         """
         logger_of(self._library).heard.clear()
         if not self.context.execute_async_v3(self._device.stream):
             raise self.failure("run")
 
     def failure(self, doing: str) -> LtxError:
-        """What the library did not do, with its reason: `doing` is as in "run"."""
+        """Returns the error for a refused action, with the library's reason; `doing` is a verb such as "run"."""
         title, name = title_of(self._found.backend), self._found.component.name
         return self._out_of_memory() or LtxError(
             f"{title} cannot {doing} the engine of {name} ({first_error(self._library)})",
@@ -211,7 +211,7 @@ class OpenEngine:
         )
 
     def close(self) -> None:
-        """Keeps compiled kernels for the next session, and frees everything; no work may be under way."""
+        """Saves newly compiled kernels for the next session and frees everything; no work may be unfinished."""
         try:
             if self._kernels is not None and self.context is not None:
                 kernels = bytes(self._kernels.serialize())

@@ -1,6 +1,7 @@
-"""What a session leaves beside an engine, so that the next one is ready sooner: a cache of kernels, a refitted engine.
+"""Files that a session leaves beside an engine to speed up the next session: compiled kernels and a refitted engine.
 
-All of it can be made again, so a place that cannot be written is no error. Knows nothing of what is in the files.
+All of them can be made again, so a folder that cannot be written is no error. This module knows nothing about the
+contents of the files.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-_WAIT_S = 600.0  # a large engine is refitted in less
+_WAIT_S = 600.0  # refitting a large engine takes less
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Keeps other processes from making the same file inside the block, where locks can be had."""
-    from filelock import FileLock, SoftFileLock  # noqa: PLC0415  (comes with the libraries that need it)
+    """Holds a lock inside the block so that no other process makes the same file, or no lock if none can be had."""
+    from filelock import FileLock, SoftFileLock  # noqa: PLC0415  (installed with the extras that need it)
 
     place = path.with_name(f".{path.name}.lock")
     lock: Any = None
@@ -28,7 +29,7 @@ def locked(path: Path) -> Iterator[None]:
             break
         except NotImplementedError:  # network file systems without locks
             lock = None
-        except OSError:  # the folder cannot be written, or somebody holds the lock for too long
+        except OSError:  # a read-only folder, or another process holds the lock for too long
             lock = None
             break
     try:
@@ -39,7 +40,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def read(path: Path) -> bytes | None:
-    """What was left there; None if there is nothing that can be read."""
+    """Returns the content of a file; None if the file does not exist or cannot be read."""
     try:
         return path.read_bytes()
     except OSError:
@@ -47,7 +48,7 @@ def read(path: Path) -> bytes | None:
 
 
 def leave(path: Path, data: Any) -> None:
-    """Writes bytes under a temporary name and renames it; does nothing where that cannot be done."""
+    """Writes bytes to a temporary file and renames it to `path`; does nothing if that is impossible."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with temporary.open("wb") as file:

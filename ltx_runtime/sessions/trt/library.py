@@ -1,6 +1,6 @@
-"""TensorRT and TensorRT-RTX as one library: they differ in what they can do, and code asks for that, not for names.
+"""TensorRT and TensorRT-RTX behind one interface: code asks what a library can do, and not which one it is.
 
-Loads nothing until it is asked to. Stands below the builder and the session.
+The builder and the session use this module. It imports neither library before `load_library` is called.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.sidecar import PORTABLE, Maker
 from ltx_runtime.sessions.cuda.gpu import Gpu
 
-# By builder, which is also the module's name: the extra that brings it. In the order of preference.
+# The extra that installs each library, by builder, which is also the name of its module; in the order of preference.
 LIBRARIES = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}
 LEAST_CAPABILITY, _LEAST_BF16 = (7, 5), (8, 0)
-# What TensorRT-RTX serves, where it is not installed to be asked.
+# Compute capabilities that TensorRT-RTX serves, for use where the library is not installed or does not list them.
 RTX_CAPABILITIES = ((8, 0), (8, 6), (8, 9), (12, 0), (12, 1))
 _TITLES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
 
 
 def load_library(builder: str) -> Any:
-    """The module of a name of LIBRARIES.
+    """Imports and returns the module of a builder, which is a key of LIBRARIES.
 
     Raises:
-        LtxError: it is not installed, or cannot be loaded.
+        LtxError: the library is not installed, or cannot be loaded.
     """
     try:
         return importlib.import_module(builder)
-    except Exception as error:  # a package without its libraries raises whatever it likes
-        if isinstance(error.__cause__, KeyboardInterrupt):  # pressed while a library was loaded
+    except Exception as error:  # a package without its shared libraries can raise anything
+        if isinstance(error.__cause__, KeyboardInterrupt):  # Ctrl-C while a shared library was loading
             raise error.__cause__ from None
         reason = " ".join(str(error).split())
         raise LtxError(
@@ -42,19 +42,20 @@ def load_library(builder: str) -> Any:
 
 
 def title_of(builder: str) -> str:
-    """The library's name as its makers write it."""
+    """Returns the name of a library as NVIDIA writes it."""
     return _TITLES[builder]
 
 
 def compiles_at_run_time(library: Any) -> bool:
-    """Whether kernels are made on the first run, so that engines are portable and need no GPU to be built."""
+    """Returns whether kernels are compiled on the first run: such engines are portable, and are built without a GPU."""
     return hasattr(library, "IRuntimeCache")
 
 
 def serves_gpu(library: Any, capability: tuple[int, int]) -> bool:
-    """Whether a library's engines run on a GPU, by what it can be told to compile for where that can be asked.
+    """Returns whether a library's engines run on a GPU of this compute capability.
 
-    Engines that are compiled at run time are made for bf16 and later GPUs: Turing would want a build of its own.
+    A library that compiles at run time is asked for its targets if it lists them. Its engines are built for GPUs that
+    have bf16 (8.0 and later): Turing would need a build of its own.
     """
     if not compiles_at_run_time(library):
         return capability >= LEAST_CAPABILITY
@@ -65,7 +66,7 @@ def serves_gpu(library: Any, capability: tuple[int, int]) -> bool:
 
 
 def refuse_unserved(library: Any, builder: str, gpu: Gpu) -> None:
-    """Raises LtxError if a library's engines do not run on a GPU."""
+    """Raises LtxError if a library's engines do not run on this GPU."""
     if not serves_gpu(library, gpu.compute_capability):
         architecture = "SM{}{}".format(*gpu.compute_capability)
         raise LtxError(
@@ -75,10 +76,10 @@ def refuse_unserved(library: Any, builder: str, gpu: Gpu) -> None:
 
 
 def maker_of(builder: str, library: Any, gpu: Gpu | None) -> Maker:
-    """What builds or runs engines here.
+    """Returns the Maker of the engines that a library builds or runs on this machine.
 
     Raises:
-        LtxError: engines of this library are for one GPU, and there is none.
+        LtxError: the library's engines are for one GPU, and there is no GPU.
     """
     told = {"gpu": gpu.name, "driver": gpu.driver} if gpu else {}
     if compiles_at_run_time(library):
@@ -93,13 +94,13 @@ def maker_of(builder: str, library: Any, gpu: Gpu | None) -> Maker:
 
 @cache
 def logger_of(library: Any) -> Any:
-    """The library's logger, one for the whole process: the library goes on using the first it was given.
+    """Returns a library's logger, one for the whole process, since the library keeps using the first one it gets.
 
     Its list `heard` has all errors since it was last cleared; nothing is printed.
     """
 
     class Logger(library.ILogger):  # type: ignore[misc]
-        """Keeps errors for the message instead of printing them."""
+        """Collects errors for later messages instead of printing them."""
 
         def __init__(self) -> None:
             library.ILogger.__init__(self)
@@ -113,6 +114,6 @@ def logger_of(library: Any) -> Any:
 
 
 def first_error(library: Any) -> str:
-    """The first error since the logger was cleared, in one line."""
+    """Returns the first error since the library's logger was cleared, on one line."""
     heard = logger_of(library).heard
     return " ".join(heard[0].split()) if heard else "it gave no reason"

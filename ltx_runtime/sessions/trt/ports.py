@@ -1,6 +1,6 @@
-"""Memory of the GPU for an engine's inputs and outputs: it only grows, and what has not changed stays in it.
+"""GPU buffers for an engine's inputs and outputs; they only grow, and keep inputs that have not changed.
 
-Stands between the session's arrays and the engine's addresses.
+This module connects the arrays of the session with the addresses that the engine needs.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from ltx_runtime.sessions.cuda.memory import Buffer
 
 
 class PortBuffers:
-    """A buffer for each input and output of one engine, until freed."""
+    """One GPU buffer for each input and output of an engine, until freed."""
 
     def __init__(self, device: Device, dtypes: Mapping[str, np.dtype[Any]], owner: str, advice: str) -> None:
-        """Allocates nothing yet.
+        """Stores the arguments; buffers are allocated when they are needed.
 
         Args:
-            device: it has been joined.
-            dtypes: the engine's, by port.
-            owner: the component.
+            device: the device, which must have been joined.
+            dtypes: dtype of every input and output of the engine, by port name.
+            owner: name of the component, for messages.
             advice: what to do when there is too little memory.
         """
         self._device, self._dtypes = device, dtypes
@@ -33,10 +33,10 @@ class PortBuffers:
         self._constants: dict[str, NDArray[Any]] = {}
 
     def fill(self, name: str, array: NDArray[Any]) -> None:
-        """Uploads an input, unless it is the very array that is there already and cannot be written to.
+        """Uploads an input, unless its buffer already holds the same read-only array.
 
         Raises:
-            LtxError: there is too little memory.
+            GpuMemoryError: there is too little GPU memory.
         """
         constant = not array.flags.writeable
         if constant and self._constants.get(name) is array:
@@ -48,10 +48,10 @@ class PortBuffers:
             self._constants[name] = array
 
     def make_room(self, name: str, shape: tuple[int, ...]) -> None:
-        """Sees that an output has memory.
+        """Makes the buffer of an output large enough for `shape`.
 
         Raises:
-            LtxError: there is too little.
+            GpuMemoryError: there is too little GPU memory.
         """
         self._room(name, int(np.prod(shape)) * self._dtypes[name].itemsize)
 
@@ -68,17 +68,17 @@ class PortBuffers:
         return made
 
     def addresses(self) -> dict[str, int]:
-        """Where everything is now."""
+        """Returns the current address of every buffer, by port name."""
         return {name: buffer.address for name, buffer in self._buffers.items()}
 
     def fetch(self, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
-        """Waits for all work and copies an output into a new array."""
+        """Waits for all work, and returns an output as a new array."""
         made = np.empty(shape, self._dtypes[name])
         self._device.download(self._buffers[name], made)
         return made
 
     def free(self) -> None:
-        """Gives all of it back; no work may be under way."""
+        """Frees all buffers; no work may be unfinished."""
         self._constants.clear()
         while self._buffers:
             self._device.free(self._buffers.popitem()[1])

@@ -1,7 +1,7 @@
-"""The session that runs engines, with TensorRT or TensorRT-RTX: one code path for both.
+"""Finds, opens and runs engines with TensorRT or TensorRT-RTX, with the same code for both.
 
-Arrays in, arrays out; everything between stays on the GPU for as long as the session is open. Imports a library or
-CUDA only when there is an engine to run.
+Runs take and return arrays. Engine, weights and buffers stay on the GPU for as long as the session is open. The
+libraries and CUDA are imported only if there is an engine to run.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _NONE = -1
 
 
 def find(engines: Engines, name: ComponentName, backend: str) -> FoundEngine:
-    """Finds the engine of a component that fits the folder, the library and the GPU; cheap checks come first.
+    """Finds the engine of a component that fits the version folder, the library and the GPU; cheap checks come first.
 
     Raises:
-        LtxError: there is none; says why in one clause, and which command builds it.
+        LtxError: there is no such engine; the error has the reason in one clause and the command that builds it.
     """
     version = engines.manifest.version
     place = engines_option(engines.folder, version)
@@ -60,7 +60,7 @@ def find(engines: Engines, name: ComponentName, backend: str) -> FoundEngine:
 
 
 class TrtRunner:
-    """One engine that is open; everything it holds is freed by `close`."""
+    """One open engine; `close` frees everything that it holds."""
 
     def __init__(
         self,
@@ -71,7 +71,16 @@ class TrtRunner:
         weights: dict[str, int],
         held: ExitStack,
     ) -> None:
-        """Args: `weights` are the addresses of weights that are inputs; `held` frees whatever was passed."""
+        """Takes over an open engine and all that belongs to it.
+
+        Args:
+            found: the engine's address and sidecar.
+            gpu: the device, which has been joined.
+            engine: the engine, with its execution context.
+            ports: buffers of the inputs and outputs.
+            weights: GPU addresses of the weights that are inputs, by input name.
+            held: a stack of callbacks that free all of these.
+        """
         self._found, self._device, self._engine, self._ports, self._weights = found, gpu, engine, ports, weights
         self._held = held
         self._held.callback(self._drop_graph)
@@ -86,14 +95,14 @@ class TrtRunner:
 
     @property
     def outputs(self) -> Sequence[str]:
-        """Names of what it can give."""
+        """Names of all outputs that `run` can return."""
         return self._engine.outputs
 
     def run(self, feeds: Arrays, wanted: Sequence[str]) -> dict[str, np.ndarray[Any, Any]]:
-        """Runs the engine once; nothing is under way when it returns.
+        """Runs the engine once, and waits until all work is done.
 
         Raises:
-            LtxError: it does not serve these sizes, or there is too little memory; smaller feeds may do.
+            LtxError: the engine does not serve these sizes, or there is too little GPU memory; smaller inputs may fit.
         """
         self._shape(feeds)
         for name, array in feeds.items():
@@ -105,7 +114,7 @@ class TrtRunner:
         return made
 
     def _shape(self, feeds: Arrays) -> None:
-        """Tells the engine the inputs' shapes, and asks for the outputs' and for what it needs besides."""
+        """Sets profile and input shapes, and queries the output shapes and the memory that activations need."""
         sizes = sizes_of(self._found.component, feeds)
         index = profile_for(self._found.profiles, sizes)
         if index is None:
@@ -130,7 +139,7 @@ class TrtRunner:
         self._shaped = (index, shapes)
 
     def _bind(self) -> None:
-        """Tells the engine where everything is, if anything has moved."""
+        """Makes room for outputs and activations, and passes all addresses to the engine if any has changed."""
         name = self._found.component.name
         for output in self.outputs:
             self._ports.make_room(output, self._shapes[output])
@@ -139,7 +148,7 @@ class TrtRunner:
         bound = [("", arena.address), ("size", arena.size), *addresses.items()]
         if bound == self._bound:
             return
-        self._drop_graph()  # a graph is good for a context that stays as it is
+        self._drop_graph()  # a captured graph is valid only while the context stays unchanged
         self._bound, self._ran = [], False
         context = self._engine.context
         context.set_device_memory(arena.address, arena.size)
@@ -149,11 +158,14 @@ class TrtRunner:
         self._bound = bound
 
     def _compute(self) -> None:
-        """Runs it; the second run in a row with nothing moved makes a graph of its kernels, which all others launch."""
+        """Runs the engine; the second run with unchanged bindings is captured as a CUDA graph, which is then replayed.
+
+        A library that captures CUDA graphs by itself is only run.
+        """
         if self._graph is None and self._captures and self._ran:
             try:
                 self._graph = self._device.record(self._engine.enqueue)
-            except (RuntimeError, LtxError):  # not every engine can; an ordinary run tells what is really wrong
+            except (RuntimeError, LtxError):  # not every engine can be captured; a plain run reports real errors
                 self._captures = False
         if self._graph is not None:
             self._device.launch(self._graph)
@@ -167,12 +179,12 @@ class TrtRunner:
             self._device.forget(graph)
 
     def close(self) -> None:
-        """Waits for what is under way and frees everything."""
+        """Waits for all work and frees everything that the runner holds."""
         self._held.close()
 
 
 def refusal_of(found: FoundEngine, sizes: dict[str, int]) -> LtxError:
-    """What to say of an engine that does not serve these sizes."""
+    """Returns the error for an engine that does not serve these sizes."""
     told = ", ".join(f"{count} {axis}" for axis, count in sizes.items())
     return LtxError(f"the {found.backend} engine of {found.component.name} does not serve {told}", "use other sizes")
 
@@ -184,10 +196,10 @@ def _advice_on_sizes(name: ComponentName) -> str:
 
 
 def load(found: FoundEngine) -> TrtRunner:
-    """Opens an engine; nothing is left of it if that fails.
+    """Opens an engine, and frees everything again if that fails.
 
     Raises:
-        LtxError: it is damaged, or there is too little memory.
+        LtxError: the engine is damaged, or there is too little memory.
     """
     library = load_library(found.backend)
     name = found.component.name

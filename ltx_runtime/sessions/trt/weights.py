@@ -1,6 +1,6 @@
-"""An engine's weights that are not in it: uploaded as its inputs, or put into it from the checkpoint.
+"""Weights that an engine file lacks: uploads them as inputs of the engine, or refits the engine from the checkpoint.
 
-Stands below the session. Weights are bytes here, whatever their type.
+The session uses this module. Weights are plain bytes here, whatever their dtype.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _ALIGNMENT = 256
 
 
 def weights_bytes(sidecar: Sidecar) -> int:
-    """Memory of the GPU that weights take which are inputs."""
+    """Returns how many bytes of GPU memory an engine's weights take that are inputs."""
     return sum(_places(sidecar.weight_inputs)[1:])
 
 
 def _places(inputs: Mapping[str, WeightInput]) -> list[int]:
-    """Where each begins in one buffer, and last the end: the sum of what they take."""
+    """Returns the offset of each weight in one buffer, followed by the size of the buffer."""
     places = [0]
     for one in inputs.values():
         places.append(places[-1] + -(-one.size_bytes // _ALIGNMENT) * _ALIGNMENT)
@@ -41,17 +41,18 @@ def _places(inputs: Mapping[str, WeightInput]) -> list[int]:
 
 
 class WeightInputs:
-    """The values of weights that are inputs, in one buffer of the GPU until freed.
+    """The weights that are inputs of an engine, in one GPU buffer until freed.
 
-    `addresses` says where each is, by the input's name.
+    Attributes:
+        addresses: address of each weight on the GPU, by input name.
     """
 
     def __init__(self, device: Device, found: FoundEngine, advice: str) -> None:
-        """Uploads them.
+        """Uploads the weights from the files to which the engine's sidecar refers.
 
         Args:
-            device: it has been joined.
-            found: its sidecar says where they lie.
+            device: the device, which must have been joined.
+            found: the engine.
             advice: what to do when there is too little memory.
 
         Raises:
@@ -77,7 +78,7 @@ class WeightInputs:
             raise
 
     def free(self) -> None:
-        """Waits for all work and gives their memory back."""
+        """Waits for all work and frees the buffer."""
         _wait_and_free(self._device, self._buffer)
 
 
@@ -92,22 +93,22 @@ def _mapped(path: Path, version: str) -> NDArray[np.uint8]:
     try:
         with explaining(f"read {path}"):
             return np.memmap(path, np.uint8, "r")
-    except ValueError:  # it is empty
+    except ValueError:  # an empty file cannot be mapped
         raise LtxError(f"{path} is empty", command=export_command(version)) from None
 
 
 def plan_path(found: FoundEngine) -> Path:
-    """Where the engine is kept that was refitted from these very weights."""
+    """Returns the path of the refitted engine, which contains a hash of the checksums of engine, graph and weights."""
     bound_to = [found.sidecar.engine_checksum, found.sidecar.sources]
     digest = hashlib.sha256(json.dumps(bound_to, sort_keys=True).encode()).hexdigest()
     return found.path.with_name(f"{found.path.name}.{digest[:16]}.refitted")
 
 
 def refit(library: Any, engine: Any, found: FoundEngine) -> None:
-    """Puts the checkpoint's weights into an engine that was built without.
+    """Refits an engine that was built without weights with those of the checkpoint.
 
     Raises:
-        LtxError: they are not the engine's; the message does not say what to do.
+        LtxError: the weights do not fit the engine; the error has no advice.
     """
     graph = refit_graph_path(found.path)
     logger = logger_of(library)
@@ -126,7 +127,7 @@ def refit(library: Any, engine: Any, found: FoundEngine) -> None:
 
 
 def keep_plan(library: Any, engine: Any, plan: Path) -> None:
-    """Leaves a refitted engine, weights and all, for the next session, and removes those of other weights."""
+    """Saves a refitted engine with its weights for the next session, and deletes those with other weights."""
     config = engine.create_serialization_config()
     config.clear_flag(library.SerializationFlag.EXCLUDE_WEIGHTS)
     data = engine.serialize_with_config(config)

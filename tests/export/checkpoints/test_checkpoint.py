@@ -221,7 +221,7 @@ def test_metadata_that_are_no_object_are_refused(tmp_path, metadata):
 
 def test_a_tensor_that_stands_twice_in_a_header_is_refused(tmp_path):
     twice = b'{"x": %s, "x": %s}' % ((json.dumps(entry()).encode(),) * 2)
-    assert "a name stands in it twice" in refusal(raw_file(tmp_path / "x", twice, bytes(8)))
+    assert "a key appears twice" in refusal(raw_file(tmp_path / "x", twice, bytes(8)))
 
 
 def test_a_shape_of_a_million_sizes_is_refused_before_they_are_multiplied(tmp_path):

@@ -195,7 +195,7 @@ def test_what_is_no_little_endian_gguf_file_is_refused(tmp_path):
 def test_a_file_that_shrinks_while_it_is_read_is_refused(tmp_path, monkeypatch):
     path = made(tmp_path, [text(b"", 500)])
     monkeypatch.setattr("ltx_export.checkpoints.gguf.os.fstat", lambda _: SimpleNamespace(st_size=1000))
-    assert "ended while it was read" in refusal(path)
+    assert "became shorter while it was read" in refusal(path)
 
 
 @pytest.mark.parametrize("kind", sorted({*range(50), 1 << 31} - {int(GGMLQuantizationType[name]) for name in TYPES}))
@@ -206,8 +206,8 @@ def test_tensors_of_other_types_are_refused_by_name(tmp_path, kind):
 ALIGNMENT = b"general.alignment"
 WRONG = {
     **{f"of GGUF version {number} ": {"version": number} for number in (0, 1, 4, 1 << 30, (1 << 32) - 1)},
-    "in the same bytes": {"tensors": [info(b"x", (16,)), info(b"y", offset=32)]},
-    "'x' and 'z' in the same bytes": {"tensors": [info(b"x"), info(b"y", offset=32), info(b"z", (1,))]},
+    "overlapping tensors": {"tensors": [info(b"x", (16,)), info(b"y", offset=32)]},
+    "overlapping tensors 'x' and 'z'": {"tensors": [info(b"x"), info(b"y", offset=32), info(b"z", (1,))]},
     "two tensors named 'x'": {"tensors": [info(), info(offset=32)]},
     "5 dimensions": {"tensors": [info(dims=(1, 1, 1, 1, 1))]},
     f"{(1 << 32) - 1} dimensions": {"tensors": [text(b"x") + b"\xff" * 40]},
@@ -221,7 +221,7 @@ WRONG = {
     "an alignment of 48": {"pairs": [pair(ALIGNMENT, 4, b"\x30\0\0\0")]},
     "alignment as a value of type 10": {"pairs": [pair(ALIGNMENT, 10, b"\x20" + bytes(7))]},
     "architecture as a value of type 4": {"pairs": [pair(b"general.architecture", 4, bytes(4))]},
-    "gives general.alignment twice": {"pairs": [pair(ALIGNMENT, 4, b"\x20\0\0\0")] * 2},
+    "has general.alignment twice": {"pairs": [pair(ALIGNMENT, 4, b"\x20\0\0\0")] * 2},
     "a key that is not UTF-8": {"pairs": [pair(b"\xff", 0, b"\0")]},
     "a tensor's name that is not UTF-8": {"tensors": [info(b"\xc3")]},
     "architecture that is not UTF-8": {"pairs": [pair(b"general.architecture", 8, text(b"\x80"))]},

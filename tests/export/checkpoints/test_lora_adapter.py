@@ -137,11 +137,11 @@ def test_the_configuration_lies_beside_the_name_that_was_given_as_in_a_cache_of_
 def test_without_its_configuration_the_strength_of_a_lora_of_peft_is_unknown(tmp_path):
     file = saved_by_peft(tmp_path)
     (tmp_path / CONFIG).unlink()
-    assert "strength unknown - put the adapter_config.json it was saved with" in refusal(file)
+    assert "strength is unknown - put the adapter_config.json it was saved with" in refusal(file)
     one = {f"base_model.model.{WEIGHTS[TO_Q][0]}.alpha": np.float32(8)}
-    assert "strength unknown" in refusal(write_factors(tmp_path / "x.safetensors", extra=one))
+    assert "strength is unknown" in refusal(write_factors(tmp_path / "x.safetensors", extra=one))
     empty = {HEADER: '{"transformer.r": 4, "text_encoder.lora_alpha": 8}'}
-    assert "strength unknown" in refusal(write_factors(tmp_path / "y.safetensors", metadata=empty))
+    assert "strength is unknown" in refusal(write_factors(tmp_path / "y.safetensors", metadata=empty))
 
 
 def test_alphas_that_the_file_holds_need_no_configuration_and_win_over_it(tmp_path):
@@ -169,14 +169,14 @@ BROKEN = [
     (b"null", "it is None"),
     (b"{}", "it has no lora_alpha"),
     (b'{"lora_alpha": null, "r": 4}', "it has no lora_alpha"),
-    (b'{"lora_alpha": "16"}', "lora_alpha is '16', no number"),
+    (b'{"lora_alpha": "16"}', "lora_alpha is '16', not a valid number"),
     (b'{"lora_alpha": true}', "lora_alpha is True"),
     (b'{"lora_alpha": [16]}', r"lora_alpha is \[16\]"),
     (b'{"lora_alpha": NaN}', "lora_alpha is nan"),
     (b'{"lora_alpha": -Infinity}', "lora_alpha is -inf"),
     (b'{"lora_alpha": 1e39}', r"lora_alpha is 1e\+39"),
-    (b'{"lora_alpha": 1' + b"0" * 400 + b"}", r"lora_alpha is 10+\.\.\.0+, no number"),
-    (b'{"lora_alpha": 16, "r": "4"}', "r is '4', no number"),
+    (b'{"lora_alpha": 1' + b"0" * 400 + b"}", r"lora_alpha is 10+\.\.\.0+, not a valid number"),
+    (b'{"lora_alpha": 16, "r": "4"}', "r is '4', not a valid number"),
     (b'{"lora_alpha": 16, "rank_pattern": {"to_q": null, "to_k": []}}', r"rank_pattern of 'to_k' is \[\]"),
     (b'{"lora_alpha": 16, "alpha_pattern": {"to_q": "x"}}', "alpha_pattern of 'to_q' is 'x'"),
     (b'{"lora_alpha": 16, "alpha_pattern": [1]}', r"alpha_pattern is \[1\]"),
@@ -229,7 +229,7 @@ NOT_PLAIN += [("target_parameters", ["to_q.weight"]), ("trainable_token_indices"
 
 @pytest.mark.parametrize(("field", "value"), NOT_PLAIN, ids=str)
 def test_what_makes_more_of_two_factors_than_their_product_is_refused_by_name(tmp_path, field, value):
-    what = f"sets {field} to {value!r}, which is more than a plain LoRA - "
+    what = f"sets {field} to {value!r}, which a plain LoRA does not have - "
     assert f"{tmp_path / CONFIG} {what}" in refusal(saved_by_peft(tmp_path, **{field: value}))
     header = {HEADER: json.dumps({f"transformer.{name}": told for name, told in (SAVED | {field: value}).items()})}
     file = write_factors(tmp_path / "x.safetensors", prefix="transformer.", metadata=header)

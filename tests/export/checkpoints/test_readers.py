@@ -74,7 +74,7 @@ def test_a_file_whose_suffix_says_nothing_is_read_as_what_it_begins_as(tmp_path,
 )
 def test_a_file_that_begins_as_none_is_refused_by_its_name(tmp_path, start):
     (tmp_path / BLOB).write_bytes(start)
-    assert f"{BLOB} is no kind of checkpoint that is read - give a .safetensors, .gguf, or" in refusal(
+    assert f"{BLOB} is not in a supported checkpoint format - give a .safetensors, .gguf, or" in refusal(
         open_weights, tmp_path / BLOB
     )
 
@@ -82,7 +82,7 @@ def test_a_file_that_begins_as_none_is_refused_by_its_name(tmp_path, start):
 def test_a_file_that_is_cut_or_gone_is_refused_as_that(tmp_path):
     raw = safetensors_file(tmp_path / BLOB).read_bytes()
     (tmp_path / BLOB).write_bytes(raw[:20])
-    assert "is not a whole safetensors file" in refusal(open_weights, tmp_path / BLOB)
+    assert "is not a complete safetensors file" in refusal(open_weights, tmp_path / BLOB)
     (tmp_path / BLOB).unlink()
     assert "no such file" in refusal(open_weights, tmp_path / BLOB)
 
@@ -190,7 +190,7 @@ def test_a_vae_that_a_layout_lacks_is_missed_and_a_hidden_one_is_none(exported, 
     assert message == f"{layout / 'vae'} is missing - download it too, or name a VAE with --vae"
     sources = replace(release.sources, checkpoint=gguf_file(tmp_path / "x" / "ltx.gguf", transformer_of(release)))
     (tmp_path / "x" / "._vae.safetensors").touch()
-    assert "holds no vae, nor is one beside it - " in refusal(open_sources, sources)
+    assert "holds no VAE, and there is none beside it - " in refusal(open_sources, sources)
     vae = {name: values for name, values in load_file(release.sources.checkpoint).items() if name.startswith("vae.")}
     save_file(vae, tmp_path / "x" / "vae.safetensors")
     assert open_sources(sources).vae.keys() == open_sources(release.sources).vae.keys()

@@ -93,7 +93,7 @@ def test_a_release_is_taken_for_another_exactly_if_their_networks_are_the_same(g
         if field is None:
             refuse_another_version(meant, header)
             continue
-        said = f"^the checkpoint's {field} is .*, but {meant.name} has .* - name the ver"
+        said = f"^the checkpoint's {field} is .*, but {meant.name} has .* - use the checkpoint's own"
         with pytest.raises(LtxError, match=said):
             refuse_another_version(meant, header)
 
@@ -113,7 +113,7 @@ def test_a_file_without_header_of_another_release_is_refused_before_anything_is_
     release = exported(given)
     save_file(load_file(release.sources.checkpoint), tmp_path / "headerless.safetensors")
     sources = replace(release.sources, checkpoint=tmp_path / "headerless.safetensors")
-    with pytest.raises(LtxError, match=f"{field} is .*, but {meant} has .* - name the version it is"):
+    with pytest.raises(LtxError, match=f"{field} is .*, but {meant} has .* - use the checkpoint's own version name"):
         export(tiny(meant), sources, tmp_path / "engines" / meant)
     assert not (tmp_path / "engines").exists()
 
@@ -231,7 +231,9 @@ def test_a_tensor_that_tells_a_size_must_be_there_and_tell_it(name):
         if (name, shape) == ("encoder.conv_in.conv.weight", None):
             continue  # the encoder has no other tensor here
         changed = {key: value for key, value in {**SHAPES, name: shape}.items() if value is not None}
-        with pytest.raises(LtxError, match=f"^{name} is (missing|of shape .*), so the .* - give a whole checkpoint$"):
+        with pytest.raises(
+            LtxError, match=f"^{name} is (missing|of shape .*), so the .* - give a complete checkpoint$"
+        ):
             detect(stored_shapes(changed))
 
 
@@ -241,5 +243,5 @@ def test_shapes_that_no_block_has_are_refused(name):
     whole = headerless(version)
     for shape in ((64, 1, 3, 3, 3), (1, 64, 3, 3, 3)):
         opened = replace(whole, vae=whole.vae | {name: replace(whole.vae[name], shape=shape)})
-        with pytest.raises(LtxError, match=f"^{name} is of shape .*, as in no release"):
+        with pytest.raises(LtxError, match=f"^{name} has shape .*, which no release has"):
             parts_of(version, effective_header(version, opened), opened)

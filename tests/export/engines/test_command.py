@@ -105,7 +105,7 @@ def test_an_interrupted_run_goes_on_with_what_is_missing(engine, engines, monkey
     monkeypatch.setattr(engine_command, "build_engine", interrupted)
     asked = (*SMALLEST, *only("text_encoder", "upsampler"))
     code, _, err = engine(*asked)
-    assert code == 130 and "engines that are whole are kept, and not built again" in err
+    assert code == 130 and "complete engines are kept, and not built again" in err
     assert engine(*asked)[0] == 0
     assert built == ["text_encoder", "upsampler", "upsampler"]
 

@@ -9,10 +9,9 @@ import tensorrt_rtx as library
 from stand_ins.tiny_engines import SMALL, address, copied, small
 
 from ltx_export.engines import engine_from_onnx as building
-from ltx_export.engines.engine_from_onnx import Recipe, engine_from_onnx, refuse_impossible
+from ltx_export.engines.engine_from_onnx import TIMING_CACHE, Recipe, engine_from_onnx, refuse_impossible
 from ltx_export.engines.files import build_engine, check_built, prepared_for
 from ltx_export.engines.progress import BuildProgress
-from ltx_export.engines.timing import CACHE
 from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.address import check_engine
 from ltx_runtime.folder.manifest import Engines, open_engines
@@ -198,4 +197,4 @@ def test_a_portable_engine_can_not_leave_its_weights_out():
 
 
 def test_libraries_that_compile_where_they_run_keep_no_timings(engines):
-    assert CACHE not in names_in(build_engine(address(engines, "text_encoder"), small()).parent)
+    assert TIMING_CACHE not in names_in(build_engine(address(engines, "text_encoder"), small()).parent)

@@ -11,9 +11,8 @@ import pytest
 from stand_ins.tensorrt_builder import full_tensorrt
 from stand_ins.tiny_engines import SMALL, address, copied, maker, small
 
-from ltx_export.engines.engine_from_onnx import Recipe, refuse_impossible
+from ltx_export.engines.engine_from_onnx import TIMING_CACHE, Recipe, refuse_impossible
 from ltx_export.engines.files import build_engine, find_equal, prepared_for, take_over
-from ltx_export.engines.timing import CACHE
 from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.address import check_engine
 from ltx_runtime.folder.manifest import Engines
@@ -100,7 +99,7 @@ def test_timings_are_kept_beside_the_engines_and_added_to(engines, full):
     _, made_by = full("11.4")
     first = told(build_engine(address(engines, "text_encoder", made_by=made_by), small()))
     path = build_engine(address(engines, "upsampler", made_by=made_by), small())
-    cache = path.with_name(CACHE)
+    cache = path.with_name(TIMING_CACHE)
     assert (first["timings"], told(path)["timings"]) == ("", "11.4:1")
     assert cache.read_bytes() == b"11.4:2"
     cache.write_bytes(b"10.0:9")  # timings of another version
@@ -114,8 +113,8 @@ def test_a_build_that_fails_leaves_the_timings_and_says_why_in_the_librarys_word
     _, made_by = full("11.4", failure="no kernel\n for  this")
     with pytest.raises(LtxError, match=r"cannot be built by tensorrt: no kernel for this - "):
         build_engine(address(engines, "text_encoder", made_by=made_by, precision="fp16"), small())
-    assert path.with_name(CACHE).read_bytes() == b"11.4:1"
-    assert names_in(path.parent) == sorted([CACHE, path.name, sidecar_path(path).name])
+    assert path.with_name(TIMING_CACHE).read_bytes() == b"11.4:1"
+    assert names_in(path.parent) == sorted([TIMING_CACHE, path.name, sidecar_path(path).name])
 
 
 def test_an_engine_without_weights_is_taken_over_with_a_graph_of_its_own(exported, tmp_path, full):

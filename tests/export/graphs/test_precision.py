@@ -217,4 +217,4 @@ def test_a_folder_without_fp32_graphs_was_compared_in_fp32_all_the_same(mixed, e
 def test_a_folder_without_fp32_graphs_says_so_when_it_is_checked(mixed):
     lines = []
     check_folder(open_engines(mixed.folder), lines.append)
-    assert lines == [f"{name}: no fp32 graph to run here; its files are whole" for name in NETWORKS]
+    assert lines == [f"{name}: no fp32 graph to run here; its files are intact" for name in NETWORKS]

@@ -143,7 +143,7 @@ def test_a_weights_folder_is_recognised_down_to_the_parameter(release, name):
 def test_without_header_all_that_shapes_and_name_allow_is_listed(release, tmp_path, name, prefix, file, kind, versions):
     told = inspect(holes(tmp_path / f"{file}.safetensors", shapes_in(release(name), prefix)))
     assert (told.kind, sorted(told.versions), told.files[0].header) == (kind, versions, {})
-    assert ("nothing else tells these apart" in told.reasons[-1]) == (len(versions) > 1)
+    assert ("nothing else distinguishes these" in told.reasons[-1]) == (len(versions) > 1)
     assert ("names: 0.9.8-13b-dev, which does not fit" in told.reasons) == (file == "ltxv-13b-0.9.8-dev")
 
 
@@ -261,10 +261,11 @@ def test_an_inspection_survives_json_and_becomes_printable_lines(release, layout
 
 def test_what_is_damaged_or_unknown_is_refused_but_told_beside_a_checkpoint(release, tmp_path):
     path = tmp_path / "x.safetensors"
-    assert "not found" in refusal(path) and "no weights" in refusal(tmp_path)
+    assert "not found" in refusal(path) and "holds no known weights - " in refusal(tmp_path)
     path.write_bytes(release("demo").read_bytes()[:-1])
     assert refusal(path).startswith(f"{path} is truncated: ")
-    assert "no weights" in refusal(holes(path, {})) and "clip.weight" in refusal(holes(path, {"clip.weight": (2,)}))
+    assert "holds no known weights - " in refusal(holes(path, {}))
+    assert "holds no known weights (clip.weight) - " in refusal(holes(path, {"clip.weight": (2,)}))
     (tmp_path / "demo.safetensors").symlink_to(release("demo"))
     assert [file.kind for file in inspect(tmp_path).files] == [WHOLE, "unknown"]
 

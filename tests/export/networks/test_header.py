@@ -235,7 +235,7 @@ def test_a_file_without_a_header_has_the_sizes_that_its_tensors_tell(version):
 
 def test_a_file_without_a_header_is_not_taken_for_the_release_it_is_called():
     header = effective_header(VERSIONS["0.9.0"], opened(VERSIONS["0.9.7-dev"]))
-    with pytest.raises(LtxError, match=r"transformer\.num_layers is 48, but 0\.9\.0 has 28 - name the version it is"):
+    with pytest.raises(LtxError, match=r"transformer\.num_layers is 48, but 0\.9\.0 has 28 - use the checkpoint's own"):
         refuse_another_version(VERSIONS["0.9.0"], header)
 
 

@@ -57,10 +57,12 @@ def assert_refused(release: Exported, sources: Sources, folder: Path, network: s
     message = str(refused.value)
     if damage == "misshapen":
         rows, *rest = shape_of(release, network)
-        expected = f"has misshapen 1 tensor ({ours} {[rows + 1, *rest]} instead of {[rows, *rest]})"
+        expected = f"has 1 wrongly shaped tensor ({ours} {[rows + 1, *rest]} instead of {[rows, *rest]})"
     else:
-        expected = f"lacks 1 tensor ({ours})" if damage == "missing" else f"has unexpected 1 tensor ({ours}.extra)"
-    told = re.fullmatch(rf"{re.escape(f'{network} {expected}')} in (.+) - is it the right version\?", message)
+        expected = f"lacks 1 tensor ({ours})" if damage == "missing" else f"has 1 unexpected tensor ({ours}.extra)"
+    told = re.fullmatch(
+        rf"{re.escape(f'{network} {expected}')} in (.+) - check that the file is for this version", message
+    )
     assert told, message
     assert Path(told[1]).is_file()
     assert not (folder / "engines").exists()
@@ -206,22 +208,22 @@ def first_of_the_encoder(block: object):
             ("vae", first_upsampling(residual=value), f"residual is {value!r}, not true or false")
             for value in ("no", 1)
         ),
-        ("vae", first_upsampling(multiplier=60_000), "make "),
+        ("vae", first_upsampling(multiplier=60_000), "channels, more than 65536"),
         ("vae", lambda vae: {**vae, "timestep_conditioning": "no"}, "timestep_conditioning is 'no', not true or false"),
         *(
             ("vae", first_of_the_encoder(bad), named)
             for bad, named in (
-                (["res_x", 10**9], "num_layers 1000000000, no count"),
-                (["res_x", {}], "num_layers None, no count"),
-                ("x", "vae.encoder_blocks are no list of name and sizes"),
-                (["compress_all_res", {"multiplier": "2"}], "multiplier '2', no count"),
-                (["other", {}], "block 'other' that no release has"),
+                (["res_x", 10**9], "num_layers 1000000000, not an integer"),
+                (["res_x", {}], "num_layers None, not an integer"),
+                ("x", "vae.encoder_blocks are not a list of [name, sizes] pairs"),
+                (["compress_all_res", {"multiplier": "2"}], "multiplier '2', not an integer"),
+                (["other", {}], "block 'other' that is not supported"),
                 (["res_x", 60_000], "tensors for 600"),
             )
         ),
         ("vae", lambda vae: {**vae, "encoder_blocks": [["compress_all", {}]] * 100_000}, "100000] times, but only [3,"),
         ("vae", lambda vae: {**vae, "encoder_base_channels": 1 << 40}, f"encoder_base_channels is {1 << 40}"),
-        ("vae", lambda vae: {**vae, "decoder_blocks": [["res_x", 9000]] * 9}, "name the version it is"),
+        ("vae", lambda vae: {**vae, "decoder_blocks": [["res_x", 9000]] * 9}, "use the checkpoint's own version name"),
         ("transformer", lambda dit: {**dit, "out_channels": 9}, "out_channels is 9, but only 8"),
         ("transformer", lambda dit: {**dit, "cross_attention_dim": 1}, "cross_attention_dim is 1, but only"),
         (
@@ -232,7 +234,7 @@ def first_of_the_encoder(block: object):
         (
             "transformer",
             lambda dit: {**dit, "positional_embedding_theta": 10**400},
-            "positional_embedding_theta has 1000",
+            "positional_embedding_theta is 1000",
         ),
         ("scheduler", None, "not an object of objects"),
         ("scheduler", [], "not an object of objects"),

@@ -48,7 +48,7 @@ def test_a_vae_that_was_stored_without_its_encoder_is_exported_without_it_and_on
     assert all((one == other).all() for key in made for one, other in zip(made[key], expected[key], strict=True))
     told = [line for line in lines if line.startswith(ENCODER)]
     assert len(told) == 1
-    assert told[0].startswith("vae_encoder: the VAE has no encoder, so ltx-run can take no images and videos - ")
+    assert told[0].startswith("vae_encoder: the VAE has no encoder, so ltx-run cannot take images or videos - ")
 
 
 def test_an_encoder_that_is_left_out_is_not_missed(exported, tmp_path):

@@ -84,7 +84,7 @@ def test_of_a_text_encoder_in_shards_come_the_index_and_the_shards_it_names(hub,
 )
 def test_an_index_that_names_anything_but_plain_files_is_refused(hub, folder, name):
     hub.publish("tests/text", TEXT_ENCODER_INDEX, json.dumps({"weight_map": {"a": name}}).encode(), in_lfs=False)
-    with pytest.raises(LtxError, match="is no index"):
+    with pytest.raises(LtxError, match="is not an index"):
         bring(folder, "bf16")
     assert set(found(folder)) == {TEXT_ENCODER_INDEX}
 
@@ -92,26 +92,26 @@ def test_an_index_that_names_anything_but_plain_files_is_refused(hub, folder, na
 @pytest.mark.parametrize("content", [b"{}", b"[]", b"\xff", b'{"weight_map": {}}', b'{"weight_map": {"a": []}}'])
 def test_an_index_without_files_is_refused(hub, folder, content):
     hub.publish("tests/text", TEXT_ENCODER_INDEX, content, in_lfs=False)
-    with pytest.raises(LtxError, match="is no index"):
+    with pytest.raises(LtxError, match="is not an index"):
         bring(folder, "bf16")
 
 
 def test_a_complete_folder_is_neither_fetched_nor_read_again(hub, folder, monkeypatch):
     bring(folder, "bf16")
     gets = len(hub.asked("GET"))
-    monkeypatch.setattr(module, "checksum", None)
+    monkeypatch.setattr(module, "checksum_like", None)
     lines = bring(folder, "bf16")
     assert len(hub.asked("GET")) == gets
-    assert sum(line.endswith(": is there") for line in lines) == 6
+    assert sum(line.endswith(": already present") for line in lines) == 6
 
 
 def test_files_from_elsewhere_are_read_once_and_then_trusted(hub, folder, monkeypatch):
     for name in WITH_GGUF:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(hub.contents[name])
-    assert sum("right checksum" in line for line in bring(folder)) == 4
+    assert sum("checksum verified" in line for line in bring(folder)) == 4
     assert hub.asked("GET") == []
-    monkeypatch.setattr(module, "checksum", None)
+    monkeypatch.setattr(module, "checksum_like", None)
     bring(folder)
 
 
@@ -122,8 +122,8 @@ def test_what_the_librarys_own_download_brought_is_trusted_and_the_other_way_rou
         hf_hub_download(repository, name, local_dir=folder)
     lines = bring(folder)
     assert [line for line in lines if line.startswith((CHECKPOINT, GGUF))] == [
-        f"{CHECKPOINT}: is there",
-        f"{GGUF}: is there",
+        f"{CHECKPOINT}: already present",
+        f"{GGUF}: already present",
     ]
     gets = len(hub.asked("GET"))
     hf_hub_download("tests/text", TOKENIZER, local_dir=folder)
@@ -154,14 +154,14 @@ def test_a_complete_file_that_is_published_anew_is_fetched_anew(hub, folder):
 def test_a_damaged_record_means_that_the_file_is_read_again(hub, folder):
     bring(folder)
     (folder / STATE / f"{CHECKPOINT}.metadata").write_text("no record")
-    assert f"{CHECKPOINT}: is there, with the right checksum" in bring(folder)
+    assert f"{CHECKPOINT}: already present, checksum verified" in bring(folder)
 
 
 def test_too_small_a_disk_is_refused_before_anything_is_fetched(hub, folder, monkeypatch):
     hub.claimed_sizes[CHECKPOINT] = 28_600_000_000
     free = shutil.disk_usage(folder.parent)._replace(free=5_000_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
-    with pytest.raises(LtxError, match=r"needs 28\.60 GB more, but 5\.00 GB are free"):
+    with pytest.raises(LtxError, match=r"needs 28\.60 GB more, but only 5\.00 GB are free"):
         bring(folder)
     assert hub.asked("GET") == []
 

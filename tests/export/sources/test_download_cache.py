@@ -48,7 +48,7 @@ def test_files_in_the_shared_cache_are_not_fetched_again(hub, folder, monkeypatc
     assert found(folder) == {name: hub.contents[name] for name in WITH_GGUF}
     assert CHECKPOINT not in {one.name for one in hub.asked("GET")}
     assert blob.samefile(folder / CHECKPOINT) == linkable
-    assert f"{CHECKPOINT}: is there" in bring(folder)
+    assert f"{CHECKPOINT}: already present" in bring(folder)
 
 
 def test_what_a_killed_download_had_just_taken_is_in_nobodys_way(hub, folder):

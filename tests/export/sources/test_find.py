@@ -65,7 +65,7 @@ def test_a_file_that_bears_the_name_of_another_release_is_refused(tmp_path, name
     for other in VERSIONS.values():
         if other.name != name:
             message = refusal(find_sources, other, tmp_path / file)
-            assert f"{file} is {name} by its name, not {other.name} - name the version it is" in message
+            assert f"{file} has the file name of {name}, not of {other.name} - use the checkpoint's own" in message
 
 
 @pytest.mark.parametrize("t5", [TEXT_ENCODER_FILE, "text_encoder/", "t5xxl_fp16.safetensors", "t5-v1_1-xxl-Q8_0.gguf"])
@@ -174,8 +174,10 @@ def test_weights_that_are_there_twice_are_refused(tmp_path):
 def test_a_folder_or_file_of_another_kind_is_refused(tmp_path):
     made(tmp_path, "config.json", "pytorch_model.bin")
     assert "holds no diffusion_pytorch_model.safetensors or model.safetensors" in refusal(open_weights, tmp_path)
-    assert "pytorch_model.bin is no kind of checkpoint" in refusal(open_weights, tmp_path / "pytorch_model.bin")
-    assert "config.json is no index of shards" in refusal(open_weights, tmp_path / "config.json")
+    assert "pytorch_model.bin is not in a supported checkpoint format" in refusal(
+        open_weights, tmp_path / "pytorch_model.bin"
+    )
+    assert "config.json is not an index of shards" in refusal(open_weights, tmp_path / "config.json")
 
 
 def sharded(release: Exported, folder: Path) -> tuple[Sources, Path, dict]:
@@ -213,7 +215,7 @@ def test_an_index_may_name_files_beside_it_only(exported, tmp_path, path):
     sources, index, listed = sharded(exported("0.9.5"), tmp_path)
     listed["weight_map"][next(iter(listed["weight_map"]))] = path
     index.write_text(json.dumps(listed))
-    assert f"{index.name} is no index of shards" in refusal(open_sources, sources)
+    assert f"{index.name} is not an index of shards" in refusal(open_sources, sources)
 
 
 def official_state(release: Exported) -> dict[str, torch.Tensor]:
@@ -250,12 +252,12 @@ def wrong_files(release: Exported, folder: Path) -> dict[str, Sources]:
 
 
 WRONG = {
-    "alone": "alone.safetensors holds no vae, nor is one beside it - name its file or folder with --vae",
+    "alone": "alone.safetensors holds no VAE, and there is none beside it - name its file or folder with --vae",
     "upscaler": "upscaler.safetensors holds no transformer (it holds upsampler) - give the file that does",
     "lora": "patchify_proj.weight is missing",
-    "stranger": "stranger.safetensors has 1 tensor (model.layers.0.weight) of no known network - give",
+    "stranger": "stranger.safetensors has 1 tensor (model.layers.0.weight) not belonging to any known network - give",
     "empty": "empty.safetensors holds no transformer (it holds nothing)",
-    "mixed": "mixed.safetensors has 1 tensor (model.layers.0.weight) of no known network",
+    "mixed": "mixed.safetensors has 1 tensor (model.layers.0.weight) not belonging to any known network",
     "twice": "twice.safetensors has two tensors for patchify_proj.bias",
     "t5 as checkpoint": "holds no transformer (it holds text_encoder)",
     "t5 gguf as checkpoint": "t5.gguf is a GGUF of architecture 't5', not ltxv - give the transformer's file",

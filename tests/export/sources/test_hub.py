@@ -92,7 +92,7 @@ def test_faults_that_pass_are_waited_for(hub, folder, method, status):
 
 def test_a_hub_that_stays_busy_is_given_up_and_what_is_there_kept(hub, folder):
     hub.faults = [Fault(CHECKPOINT, method="GET", status=503)]
-    assert f"status 503); what there is of {CHECKPOINT} is kept - run the command again" in refusal(folder)
+    assert f"status 503); the partial download of {CHECKPOINT} is kept - run the command again" in refusal(folder)
     assert len(hub.asked("GET")) == 4
 
 
@@ -124,7 +124,7 @@ def test_a_small_file_is_resumed_though_the_hub_would_compress_it(hub, folder):
 )
 def test_a_server_that_says_too_little_of_a_file_is_no_hub(hub, folder, name, value):
     hub.other_headers[name] = value
-    assert "gives no size and checksum of tests/video" in refusal(folder)
+    assert "returned no size and checksum for tests/video" in refusal(folder)
     assert hub.asked("GET") == []
 
 

@@ -207,7 +207,7 @@ def test_what_holds_for_the_vae_is_said_by_the_file_it_is_taken_from(exported, t
     said = effective_header(release.version, opened)
     for vae in (vae_config(said["vae"]), encoder_config(said["vae"])):
         assert (vae.base_channels, vae.padding_mode) == (8, "reflect" if header else "zeros")
-    assert len(networks.networks_in(release.version, said, opened)) == 4
+    assert len(networks.parts_of(release.version, said, opened)) == 4
 
 
 @pytest.mark.parametrize("place", ["vae", "ltx-video-VAE-bf16.safetensors"])

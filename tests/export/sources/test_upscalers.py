@@ -160,16 +160,16 @@ def test_random_weights_are_an_upscaler_with_its_header(tmp_path, name):
 FIELDS = {
     "dims 4": ({"dims": 4}, "upsampler.dims is 4, not 2 or 3"),
     "dims true": ({"dims": True}, "upsampler.dims is True, not 2 or 3"),
-    "mid 48": ({"mid_channels": 48}, "upsampler.mid_channels is 48, no multiple of 32"),
-    "mid 0": ({"mid_channels": 0}, "upsampler.mid_channels is 0, not a positive number"),
-    "no blocks": ({"num_blocks_per_stage": 0}, "upsampler.num_blocks_per_stage is 0, not a positive"),
+    "mid 48": ({"mid_channels": 48}, "upsampler.mid_channels is 48, not a multiple of 32"),
+    "mid 0": ({"mid_channels": 0}, "upsampler.mid_channels is 0, not an integer from 1 to 65536"),
+    "no blocks": ({"num_blocks_per_stage": 0}, "upsampler.num_blocks_per_stage is 0, not an integer from"),
     "a word": ({"spatial_upsample": "false"}, "upsampler.spatial_upsample is 'false', not true or false"),
     "another class": ({"_class_name": "Other"}, "upsampler._class_name is 'Other', but only 'LatentUpsampler'"),
     "both": ({"temporal_upsample": True}, "scales both space and time, which no release does - give a spatial or"),
     "neither": ({"spatial_upsample": None}, "scales neither space nor time, which no release does - give"),
-    "frames alone": (TIME | {"dims": 2}, "scales time with dims 2, frame by frame, which cannot be - use"),
-    "endless": ({"num_blocks_per_stage": 60_000}, "tensors for 60000 blocks in each stage - give a whole upscaler"),
-    "narrower": ({"mid_channels": 64}, "upsampler has misshapen"),
+    "frames alone": (TIME | {"dims": 2}, "doubles the frame rate with dims 2, but that needs dims 3 - use"),
+    "endless": ({"num_blocks_per_stage": 60_000}, "tensors for 60000 blocks in each stage - give a complete upscaler"),
+    "narrower": ({"mid_channels": 64}, "wrongly shaped tensors ("),
     "deeper": ({"num_blocks_per_stage": 2}, "upsampler lacks 16 tensors (res_blocks.1.conv1.weight"),
     "channels": ({"in_channels": 12}, "takes 12 latent channels, but the transformer has 8 - give the upscaler that"),
     "temporal": (TIME, "is a temporal upscaler, given as a spatial one - give it with --temporal-upscaler"),
@@ -202,8 +202,8 @@ def test_a_tensor_too_few_too_many_or_of_another_shape_is_refused_by_its_name(ex
     save_file(state, tmp_path / "x.safetensors", {"config": json.dumps(words(8, 32, 1, 3))} if header else None)
     wrong = {
         "missing": "lacks 1 tensor",
-        "unexpected": "has unexpected 1 tensor",
-        "misshapen": "has misshapen 1 tensor",
+        "unexpected": "has 1 unexpected tensor",
+        "misshapen": "has 1 wrongly shaped tensor",
     }
     told = refusal(exported(RELEASE), tmp_path, upscaler=tmp_path / "x.safetensors")
     assert told.startswith(f"upsampler {wrong[damage]} ({name}")
@@ -217,7 +217,7 @@ def test_shapes_of_no_upscaler_are_refused(name, shape):
     if (name, shape) == ("initial_conv.weight", (96, 32, 3, 3)):
         assert upsampler_part(tensors)["dims"] == 2
         return
-    with pytest.raises(LtxError, match=f"^{name} is (missing|of shape).* - give a whole"):
+    with pytest.raises(LtxError, match=f"^{name} (is missing|is of shape|has shape).* - give a complete"):
         upsampler_part(tensors)
 
 

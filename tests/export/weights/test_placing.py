@@ -229,7 +229,9 @@ def test_weights_that_make_nothing_finite_are_refused(release, tmp_path):
     tensors = load_file(release.sources.checkpoint)
     tensors["model.diffusion_model.transformer_blocks.1.ff.net.2.weight"][0, 0] = float("nan")
     save_file(tensors, tmp_path / "broken.safetensors")
-    with pytest.raises(LtxError, match="transformer makes numbers that are not finite of its weights - use another"):
+    with pytest.raises(
+        LtxError, match="transformer computes values that are not finite from its weights - use another"
+    ):
         export(
             release.version, replace(release.sources, checkpoint=tmp_path / "broken.safetensors"), tmp_path / "0.9.5"
         )

@@ -176,7 +176,7 @@ def test_a_source_that_is_cut_while_it_is_read_leaves_nothing(tmp_path, name):
     tensors, folder = sources(tmp_path / "given"), tmp_path / "out"
     folder.mkdir()
     os.truncate(tensors[name].file, tensors[name].length - 1)
-    with pytest.raises(LtxError, match=f"{name} was cut while it was read - get it again"):
+    with pytest.raises(LtxError, match=f"{name} became shorter while it was read - download it again"):
         rewrite(tensors, folder / FILE, tables={"table.weight"})
     assert list(folder.iterdir()) == []
 
@@ -226,7 +226,7 @@ def test_a_disk_too_small_for_a_file_is_refused_before_a_byte_is_written(tmp_pat
         lambda: copy_file(tmp_path / "source", tmp_path / "copy"),
         lambda: write_safetensors(tmp_path / FILE, [room, ((Entry("more", "U8", (1,)),), lambda: [b"1"])]),
     ):
-        with pytest.raises(LtxError, match=f"{tmp_path} needs 0.00 GB more, but 0.00 GB are free there - free some"):
+        with pytest.raises(LtxError, match=f"{tmp_path} needs 0.00 GB more, but only 0.00 GB are free - free some"):
             write()
     assert [file.name for file in tmp_path.iterdir()] == ["source"]
     write_safetensors(tmp_path / FILE, [room, hole])

@@ -59,7 +59,7 @@ def media(tmp_path):
 
 
 BAD_REQUESTS = [
-    ((), "nothing says what the video shows - give a prompt in quotes, or --embeddings-file FILE"),
+    ((), "there is no prompt - give a prompt in quotes, or --embeddings-file FILE"),
     ((*PROMPT, "--height", "500"), "height must be a multiple of 32; got 500 - use 480 or 512"),
     ((*PROMPT, "--num-frames", "24"), "num-frames must be 8n+1; got 24 - use 17 or 25"),
     ((*PROMPT, "--steps", "0"), "steps must be"),
@@ -68,20 +68,20 @@ BAD_REQUESTS = [
     ((*PROMPT, "--seed", 2**64), "seed must be"),
     ((*PROMPT, "--fps", "0"), "fps must be"),
     ((*PROMPT, "--fps", "nan"), "fps must be"),
-    ((*PROMPT, "--timesteps", "1,x"), "timesteps must be numbers with commas between them; got '1,x'"),
-    ((*PROMPT, "--timesteps", ","), "timesteps must be numbers"),
+    ((*PROMPT, "--timesteps", "1,x"), "timesteps must be comma-separated numbers; got '1,x'"),
+    ((*PROMPT, "--timesteps", ","), "timesteps must be comma-separated numbers"),
     ((*PROMPT, "--timesteps", "0.5,0.7"), "timesteps must descend from at most 1 and stay above 0; got 0.5, 0.7"),
     ((*PROMPT, "--timesteps", "1,0.5,0"), "timesteps must descend from at most 1 and stay above 0; got 1, 0.5, 0"),
     ((*PROMPT, "--timesteps", "2,1"), "timesteps must descend from at most 1"),
     ((*PROMPT, "--timesteps", "1,nan"), "timesteps must descend from at most 1"),
-    ((*PROMPT, "--timesteps", "1,0.5", "--steps", "3"), "2 timesteps are not 3 steps"),
+    ((*PROMPT, "--timesteps", "1,0.5", "--steps", "3"), "steps is 3, but the number of timesteps is 2"),
     ((*PROMPT, "--skip-initial-steps", "2"), "skipping initial steps needs a video to start from"),
     ((*PROMPT, "--skip-final-steps", "40"), "40"),
     ((*PROMPT, "--strength", "0.5"), "needs a video to start from - add --video"),
     ((*PROMPT, "--guidance-scale", "0.5"), "guidance-scale must be at least 1"),
     ((*PROMPT, "--stg-mode", "residual"), "stg-mode residual does nothing"),
     ((*PROMPT, "--stg-mode", "nothing"), "unknown stg-mode 'nothing'"),
-    ((*PROMPT, "--skip-blocks", "1,two"), "skip-blocks must be numbers"),
+    ((*PROMPT, "--skip-blocks", "1,two"), "skip-blocks must be comma-separated whole numbers"),
     ((*PROMPT, "--skip-blocks", "28"), "skip-blocks must be from 0 to 27; got 28"),
     ((*PROMPT, "--rng", "cuda"), "unknown rng 'cuda' - use one of numpy, torch, diffusers"),
     ((*PROMPT, "--memory", "0"), "memory must be a positive number of GB; got 0"),
@@ -95,7 +95,7 @@ BAD_REQUESTS = [
     ((*PROMPT, "--engines", "missing"), "missing is not a folder"),
     ((*PROMPT, "--output", "clip.avi"), "unknown output suffix '.avi'"),
     ((*PROMPT, "--output", "missing/clip.mp4"), "cannot write missing/clip.mp4"),
-    ((*PROMPT, "--output", "a.mp4", "--output-dir", "b"), "output and output-dir both say where the video goes"),
+    ((*PROMPT, "--output", "a.mp4", "--output-dir", "b"), "--output and --output-dir cannot be combined"),
     ((*PROMPT, "--output-dir", "engines/0.9.5/manifest.json"), "manifest.json"),
     ((*PROMPT, "--save-latents", "missing/x.safetensors"), "cannot write missing/x.safetensors"),
     ((*PROMPT, "--save-noise", "missing/x.safetensors"), "cannot write missing/x.safetensors"),
@@ -117,13 +117,13 @@ def test_what_cannot_be_made_is_refused(refused, engines, arguments, message):
 BAD_MEDIA = [
     (("--image", "missing.png"), "cannot read missing.png: no such file or directory - check the path"),
     (("--image", "folder.png"), "cannot read folder.png"),
-    (("--image", "text.png"), "text.png is damaged or no image of a known format"),
-    (("--image", "empty.png"), "empty.png is damaged or no image of a known format"),
-    (("--image", "half.png"), "half.png is damaged or no image of a known format"),
-    (("--image", "text.safetensors"), "text.safetensors is not a whole safetensors file"),
-    (("--condition", "text.mp4@0"), "text.mp4 is damaged or no clip of a known format"),
-    (("--condition", "empty.mp4@0"), "empty.mp4 is damaged or no clip of a known format"),
-    (("--condition", "half.mp4@0"), "half.mp4 is damaged or no clip of a known format"),
+    (("--image", "text.png"), "text.png is damaged or not an image of a known format"),
+    (("--image", "empty.png"), "empty.png is damaged or not an image of a known format"),
+    (("--image", "half.png"), "half.png is damaged or not an image of a known format"),
+    (("--image", "text.safetensors"), "text.safetensors is not a complete safetensors file"),
+    (("--condition", "text.mp4@0"), "text.mp4 is damaged or not a clip of a known format"),
+    (("--condition", "empty.mp4@0"), "empty.mp4 is damaged or not a clip of a known format"),
+    (("--condition", "half.mp4@0"), "half.mp4 is damaged or not a clip of a known format"),
     (("--condition", "clip.mp4@3"), "a clip must begin at a multiple of 8; got frame 3"),
     (("--condition", "clip.mp4@17"), "cannot begin at frame 17 of 17"),
     (("--condition", "image.png@17"), "cannot begin at frame 17 of 17 - use 0 to 16"),
@@ -140,14 +140,14 @@ BAD_MEDIA = [
     (("--condition", "image.png@0:"), "the strength of a condition must be from 0 to 1"),
     (("--image", "image.png", "--image-cond-noise-scale", "-1"), "image-cond-noise-scale must be at least 0"),
     (("--video", "missing.mp4"), "cannot read missing.mp4: no such file or directory"),
-    (("--video", "text.mp4"), "text.mp4 is damaged or no clip"),
-    (("--video", "half.mp4"), "half.mp4 is damaged or no clip"),
-    (("--video", "clip.mp4"), "clip.mp4 has 10 frames, and 17 are to be made of it - use --num-frames 9 or fewer"),
-    (("--video", "image.png", "--num-frames", "9"), "image.png has 1 frames, and 9 are to be made of it"),
+    (("--video", "text.mp4"), "text.mp4 is damaged or not a clip"),
+    (("--video", "half.mp4"), "half.mp4 is damaged or not a clip"),
+    (("--video", "clip.mp4"), "clip.mp4 has 10 frames, but the new video needs 17 - use --num-frames 9 or fewer"),
+    (("--video", "image.png", "--num-frames", "9"), "image.png has 1 frames, but the new video needs 9"),
     (("--video", "clip.mp4", "--num-frames", "9", "--strength", "2"), "strength must be at least 0 and at most 1"),
     (("--video", "clip.mp4", "--num-frames", "9", "--strength", "nan"), "strength must be at least 0"),
     (("--video", "clip.mp4", "--num-frames", "9", "--strength", "1"), "use a smaller --strength"),
-    (("--video", "clip.mp4", "--strength", "0.5", "--skip-initial-steps", "3"), "say the same"),
+    (("--video", "clip.mp4", "--strength", "0.5", "--skip-initial-steps", "3"), "set the same thing"),
 ]
 
 
@@ -160,7 +160,7 @@ def test_images_and_clips_that_cannot_be_used_are_refused(refused, engines, medi
 @pytest.mark.parametrize("steps", ["5", "20"])
 def test_steps_that_a_distilled_version_does_not_know_are_refused(refused, engines, steps):
     engines(DISTILLED)
-    assert "distilled to the timesteps 1, 0.9937" in refused(*PROMPT, "--steps", steps)
+    assert "distilled for the timesteps 1, 0.9937" in refused(*PROMPT, "--steps", steps)
 
 
 def test_timesteps_that_a_distilled_version_does_not_know_are_refused(refused, engines):
@@ -170,7 +170,7 @@ def test_timesteps_that_a_distilled_version_does_not_know_are_refused(refused, e
 
 def test_two_passes_make_no_clip_over(refused, engines, media):
     engines(DEMO)
-    assert "made over in one pass - add --single-pass" in refused(*PROMPT, "--video", "clip.mp4", "--num-frames", "9")
+    assert "runs in one pass only - add --single-pass" in refused(*PROMPT, "--video", "clip.mp4", "--num-frames", "9")
 
 
 @pytest.mark.parametrize(

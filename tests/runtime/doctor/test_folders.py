@@ -196,9 +196,9 @@ def test_an_engine_that_fits_is_told_with_all_its_sidecar_says(folder):
 REBUILD = "ltx-export engine demo --component vae_decoder --builder {} --engines {} --force"
 ELSEWHERE = Maker("tensorrt", "10.13", "sm90-nvidia-h100", "linux-x86-64", "NVIDIA H100")
 MISFITS = {
-    "another version": (MAKER, {"tensorrt_rtx": replace(MAKER, version="1.8")}, "TensorRT-RTX 1.7, and 1.8"),
-    "another GPU": (ELSEWHERE, {"tensorrt": replace(ELSEWHERE, target="sm89-x", gpu="RTX")}, "NVIDIA H100, and this"),
-    "no library": (MAKER, {}, "which cannot be used here"),
+    "another version": (MAKER, {"tensorrt_rtx": replace(MAKER, version="1.8")}, "TensorRT-RTX 1.7, but 1.8"),
+    "another GPU": (ELSEWHERE, {"tensorrt": replace(ELSEWHERE, target="sm89-x", gpu="RTX")}, "NVIDIA H100, but this"),
+    "no library": (MAKER, {}, "which does not work here"),
     "another system": (ELSEWHERE, {"tensorrt": replace(ELSEWHERE, system="windows")}, "another operating system"),
 }
 
@@ -231,7 +231,7 @@ def test_an_engine_whose_sidecar_cannot_be_read_is_told(folder, content):
 def test_an_engine_where_nothing_looks_for_it_is_of_no_use(folder):
     path = add_engine(folder)
     path.parent.rename(folder / "elsewhere")
-    assert "elsewhere, where nothing looks" in only_engine(folder).problem
+    assert "is in elsewhere, where no backend looks for it" in only_engine(folder).problem
 
 
 def test_looking_changes_nothing(folder):
@@ -246,7 +246,7 @@ def test_looking_changes_nothing(folder):
     [
         (DECODER, ["1 to 97 frames of 32x32 to 512x512", "1 to 257 frames of 32x32 to 768x768"]),
         (text_encoder(6), ["1 to 2 prompts of 1 to 256 tokens"]),
-        (transformer(4, 6), ["1 to 2048 tokens (such as 97 frames of 320x480)"]),
+        (transformer(4, 6), ["1 to 2048 tokens (such as 97 frames of 480x320)"]),
     ],
 )
 def test_sizes_are_told_in_pixels_and_frames(component, words):
@@ -256,8 +256,8 @@ def test_sizes_are_told_in_pixels_and_frames(component, words):
 
 def test_one_size_is_told_as_one():
     exact = {"batch": Span(1, 1, 1), "frames": Span(13, 13, 13), "rows": Span(16, 16, 16), "columns": Span(24, 24, 24)}
-    assert words_of(exact) == "97 frames of 512x768"
-    assert words_of({"tokens": Span(4992, 4992, 4992)}) == "4992 tokens (such as 97 frames of 512x768)"
+    assert words_of(exact) == "97 frames of 768x512"
+    assert words_of({"tokens": Span(4992, 4992, 4992)}) == "4992 tokens (such as 97 frames of 768x512)"
 
 
 @pytest.mark.parametrize("tokens", [1, 77, 78, 312, 4991, 4992, 32768])

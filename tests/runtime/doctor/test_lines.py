@@ -59,7 +59,7 @@ def test_packages_that_overwrite_each_other_are_told():
 
 def test_a_folder_is_told_with_what_runs_each_component():
     told = text(folders=[folder("tensorrt", vae_decoder="cpu", components=("transformer", "vae_decoder"))])
-    assert "  engines/demo: demo, whole, 1.50 GB" in told
+    assert "  engines/demo: demo, complete, 1.50 GB" in told
     assert "    transformer: runs on tensorrt; graphs in fp32, bf16" in told
     assert "    vae_decoder: runs on cpu; graphs in fp32, bf16" in told
     assert "      cpu: transformer.onnx" in told and "      cpu: vae_decoder.onnx" in told
@@ -74,7 +74,7 @@ def test_what_a_backend_says_of_every_component_alike_is_told_once():
 
 
 def test_a_folder_that_is_not_whole_is_told_with_its_problem():
-    assert "  engines/demo: not whole: a.onnx is missing" in text(folders=[folder(problem="a.onnx is missing")])
+    assert "  engines/demo: cannot be used: a.onnx is missing" in text(folders=[folder(problem="a.onnx is missing")])
 
 
 def test_an_engine_is_told_with_its_sizes_and_its_numbers():
@@ -84,19 +84,19 @@ def test_an_engine_is_told_with_its_sizes_and_its_numbers():
         "relative L2 1.2e-03 to fp32"
     )
     assert lines[at + 1] == "        1 to 97 frames of 64x64 to 512x512"
-    assert "of no use" not in "\n".join(lines)
+    assert "cannot be used" not in "\n".join(lines)
 
 
 def test_an_engine_of_no_use_here_is_told_with_the_command_that_rebuilds_it():
     lines = lines_of(report(folders=[folder(engines=[engine("transformer", "was built for another GPU")])]))
-    at = lines.index("        of no use here: was built for another GPU")
+    at = lines.index("        cannot be used here: was built for another GPU")
     assert lines[at + 1] == "        run: ltx-export engine demo --component transformer --force"
 
 
 def test_advice_comes_last_and_is_numbered():
     lines = lines_of(report(advice=[Advice("the CPU is fine"), BUILD]))
     assert lines[-4:] == ["advice:", "  1. the CPU is fine", f"  2. {BUILD.reason}", f"     {BUILD.command}"]
-    assert lines_of(report())[-1] == "advice: none, all is well"
+    assert lines_of(report())[-1] == "advice: none, everything is ready"
 
 
 def test_a_root_that_is_not_there_or_empty_is_told():

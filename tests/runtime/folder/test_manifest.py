@@ -231,6 +231,24 @@ def test_a_manifest_that_lists_no_checksum_of_a_file_it_names_is_incomplete(fold
         read_manifest(folder)
 
 
+@pytest.mark.parametrize(
+    "preview",
+    [
+        1,
+        {},
+        {"weights": [[1.0], [1.0]], "bias": [0.0] * 3},
+        {"weights": [[1.0], [1.0], [1.0, 2.0]], "bias": [0.0] * 3},
+        {"weights": [[1.0]] * 3, "bias": [0.0]},
+        {"weights": [["red"]] * 3, "bias": [0.0] * 3},
+    ],
+    ids=str,
+)
+def test_colours_of_previews_that_are_no_map_to_three_colours_are_refused(folder, preview):
+    edit(folder, lambda data: data["components"]["transformer"].update(preview=preview))
+    with pytest.raises(LtxError, match=r"manifest\.json is damaged"):
+        read_manifest(folder)
+
+
 @pytest.mark.parametrize("name", ["/etc/passwd", "../spiece.model", "a/../../b"])
 def test_a_file_outside_the_folder_is_refused(folder, name):
     edit(

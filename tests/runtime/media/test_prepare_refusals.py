@@ -43,8 +43,8 @@ def refusal(path, **options):
 
 def unreadable(path):
     if path.suffix.lower() in READERS:
-        return f"{path} is damaged or no clip of a known format - convert it to .mp4"
-    return f"{path} is damaged or no image of a known format - save it as PNG or JPEG"
+        return f"{path} is damaged or not a clip of a known format - convert it to .mp4"
+    return f"{path} is damaged or not an image of a known format - save it as PNG or JPEG"
 
 
 # --- files ----------------------------------------------------------------------------------------
@@ -75,7 +75,7 @@ def test_a_clip_named_as_an_image_and_an_image_named_as_a_tensor_file(tmp_path):
     clip = save(tmp_path / "a.mp4").rename(tmp_path / "a.png")
     assert refusal(clip) == unreadable(clip)
     image = save(tmp_path / "b.png").rename(tmp_path / "b.safetensors")
-    assert "b.safetensors is not a whole safetensors file" in refusal(image)
+    assert "b.safetensors is not a complete safetensors file" in refusal(image)
 
 
 @EVERY_IMAGE
@@ -149,7 +149,7 @@ def test_sound_without_pictures(tmp_path):
         file.writeframes(bytes(8000))
     path = tmp_path / "a.mkv"
     path.write_bytes(sound.getvalue())
-    assert refusal(path) == f"{path} has no pictures, only sound - give a clip with pictures"
+    assert refusal(path) == f"{path} has no video stream - give a clip with pictures"
 
 
 def test_a_clip_without_frames(tmp_path, monkeypatch):
@@ -164,7 +164,7 @@ def test_a_clip_whose_frames_change_their_size(tmp_path, monkeypatch):
     path.touch()
     sizes = ((32, 48), (64, 96))
     monkeypatch.setitem(READERS, ".mp4", lambda path: (noisy(*size) for size in sizes))
-    with pytest.raises(LtxError, match=r"^the frames of .*a\.mp4 change their size - convert it to \.mp4$"):
+    with pytest.raises(LtxError, match=r"^the frames of .*a\.mp4 differ in size - convert it to \.mp4$"):
         load(path)
 
 
@@ -172,7 +172,7 @@ def test_a_clip_whose_frames_change_their_size(tmp_path, monkeypatch):
 def test_an_image_of_more_than_8_bits_of_grey(tmp_path, dtype):
     path = tmp_path / "a.tif"
     Image.fromarray(np.full((32, 48), 9000, dtype)).save(path)
-    assert refusal(path) == f"{path} stores grey in more than 8 bits - save it with 8 bits"
+    assert refusal(path) == f"{path} stores more than 8 bits per channel - save it with 8 bits per channel"
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 1), (40, 2)])
@@ -180,13 +180,15 @@ def test_an_image_too_small_to_cut_the_shape_from(tmp_path, size):
     path = save_image(tmp_path / "a.png", noisy(*size))
     with pytest.raises(LtxError) as refused:
         load(path)
-    said = f"{path} has {size[1]}x{size[0]} pixels, too few to cut the shape of 48x32 from - give a larger picture"
+    said = (
+        f"{path} is {size[1]}x{size[0]} pixels, too small to crop to the aspect ratio of 48x32 - give a larger picture"
+    )
     assert str(refused.value) == said
 
 
 @pytest.mark.parametrize("video", [(1, 64), (64, 1), (1, 1)])
 def test_a_video_too_small_to_be_given_by_images(tmp_path, video):
-    with pytest.raises(LtxError, match=r"^images cannot be cut to a video of \d+x\d+ pixels - use 32x32 or more$"):
+    with pytest.raises(LtxError, match=r"^images cannot be cropped to \d+x\d+ pixels - use 32x32 or more$"):
         load(save(tmp_path / "a.png"), *video)
 
 
@@ -231,7 +233,7 @@ def test_a_prepared_item_of_another_form(tmp_path, tensor):
 def test_a_prepared_item_that_is_not_scaled(tmp_path):
     path = tmp_path / "a.safetensors"
     write_tensors(path, {"media": np.full((1, 3, 1, 32, 48), 255, np.float32)})
-    assert refusal(path) == f"media in {path} reaches 255 - scale it to -1..1"
+    assert refusal(path) == f"media in {path} has absolute values up to 255 - scale it to -1..1"
 
 
 def test_a_tensor_file_without_media(tmp_path):

@@ -41,7 +41,10 @@ def test_tiles_that_are_asked_for_are_no_larger_than_the_memory_allows(size):
 
 
 def test_too_little_memory_for_any_tile_is_said():
-    with pytest.raises(LtxError, match=r"GB even in the smallest tiles; got 0.00 GB - allow more or make less"):
+    with pytest.raises(
+        LtxError,
+        match=r"GB even in the smallest tiles; got 0.00 GB - raise the memory limit or request a smaller video",
+    ):
         RunOptions(memory_bytes=1000).tiling(Grid(13, 16, 24))
 
 

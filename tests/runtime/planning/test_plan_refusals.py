@@ -184,7 +184,7 @@ def test_a_number_of_steps_out_of_range_is_refused_with_the_range(name, least):
 def test_another_number_of_steps_than_a_fixed_list_has_is_refused(name):
     for steps in (-1, 0, 1, 6, 8, 1001):
         assert refusal(name, steps=steps) == (
-            f"this version is distilled to a fixed list of 7 steps; got {steps} - "
+            f"this version was distilled for a fixed list of 7 steps; got {steps} - "
             "leave the steps out, use 7, or give --timesteps"
         )
 
@@ -192,7 +192,7 @@ def test_another_number_of_steps_than_a_fixed_list_has_is_refused(name):
 def test_steps_that_pass_a_level_which_a_distilled_release_does_not_know_are_refused():
     for steps, strange in ((3, "0.71875"), (7, "0.991667"), (20, "0.9975"), (40, "0.99875")):
         assert refusal("0.9.6-distilled", steps=steps) == (
-            "this version is distilled to the timesteps 1, 0.9937, 0.9875, 0.9812, 0.975, 0.9094, 0.725, 0.4219; "
+            "this version was distilled for the timesteps 1, 0.9937, 0.9875, 0.9812, 0.975, 0.9094, 0.725, 0.4219; "
             f"got {strange} - leave --steps and --timesteps out, or use --timesteps with some of these"
         ), steps
 
@@ -205,7 +205,7 @@ def test_a_listed_level_that_a_distilled_release_does_not_know_is_refused(name):
 def test_timesteps_and_another_number_of_steps_are_refused():
     for name in VERSIONS:
         said = refusal(name, timesteps=(1.0, 0.725), steps=3)
-        assert said == "2 timesteps are not 3 steps - leave --steps or --timesteps out", name
+        assert said == "steps is 3, but the number of timesteps is 2 - leave --steps or --timesteps out", name
 
 
 @pytest.mark.parametrize(
@@ -249,13 +249,13 @@ def test_skipping_the_beginning_needs_a_clip_to_start_from():
 def test_a_clip_to_start_from_is_made_over_in_one_pass():
     for name in TWO_PASSES:
         said = refusal(name, video=Path("clip.mp4"))
-        assert said == "a video to start from is made over in one pass - add --single-pass", name
+        assert said == "video-to-video runs in one pass only - add --single-pass", name
 
 
 def test_strength_and_initial_steps_to_skip_are_refused_together():
     for name in VERSIONS:
         said = refusal(name, strength=0.5, skip_initial_steps=2, **VIDEO)
-        assert said == "strength and skip-initial-steps say the same - leave one of them out", name
+        assert said == "strength and skip-initial-steps set the same thing - leave one of them out", name
 
 
 @pytest.mark.parametrize("asked", [{"strength": 1.0}, {"skip_initial_steps": 0}, {"steps": 1}], ids=str)

@@ -161,11 +161,11 @@ def test_a_preset_that_the_version_cannot_use_is_refused(read):
     two_b = replace(dev, passes=(Pass(steps=4, guidance=(Guidance(1.0, 1.0, 1.0, (28,)),)),))
     unskipped = replace(dev, passes=(Pass(steps=4, guidance=(Guidance(1.0, 1.0),)),))
     for name, asked, message in (
-        ("0.9.8-13b-distilled", {"preset": dev}, "distilled to the timesteps .* - use a preset of this version"),
+        ("0.9.8-13b-distilled", {"preset": dev}, "distilled for the timesteps .* - use a preset of this version"),
         ("0.9.5", {"preset": two_b}, "skip-blocks must be from 0 to 27; got 28"),
-        ("0.9.5", {"preset": unskipped}, "the preset has steps with STG and no blocks to skip"),
+        ("0.9.5", {"preset": unskipped}, "the preset has steps with STG but no blocks to skip"),
         ("0.9.5", {"preset": read(DISTILLED_2B), "steps": 5}, "the preset has a fixed list of 7 steps; got 5"),
-        ("0.9.5", {"preset": dev, "video": Path("a.mp4")}, "made over in one pass"),
+        ("0.9.5", {"preset": dev, "video": Path("a.mp4")}, "video-to-video runs in one pass only"),
     ):
         with pytest.raises(LtxError, match=message):
             planned(name, **asked)

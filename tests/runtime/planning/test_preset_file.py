@@ -106,13 +106,13 @@ def test_values_that_cannot_be_used_are_refused_by_name(refusal):
         ("guidance_scale", "1e1", "guidance_scale of my.yaml must be a number; got '1e1'"),
         ("guidance_scale", ".nan", "guidance_scale of my.yaml must be a number; got nan"),
         ("guidance_scale", "-.inf", "guidance_scale of my.yaml must be a number; got -inf"),
-        ("guidance_scale", "{a: 1}", "guidance_scale of my.yaml must be a number; got fields"),
+        ("guidance_scale", "{a: 1}", "guidance_scale of my.yaml must be a number; got a mapping"),
         ("guidance_scale", "9" * 400, "guidance_scale of my.yaml must be a number; got a huge number"),
         ("guidance_scale", "0x" + "9" * 9000, "guidance_scale of my.yaml must be a number; got a huge number"),
         ("guidance_scale", "0.5", "guidance_scale of my.yaml must be at least 1; got 0.5"),
         ("guidance_scale", "101", "guidance_scale of my.yaml must be at least 1 and at most 100; got 101"),
         ("guidance_scale", "[3, 3]", "guidance_scale of my.yaml is a list and needs guidance_timesteps"),
-        ("guidance_scale", "", "my.yaml names no guidance_scale"),
+        ("guidance_scale", "", "my.yaml has no guidance_scale"),
         ("stg_scale", "-1", "stg_scale of my.yaml must be at least 0; got -1"),
         ("rescaling_scale", "2", "rescaling_scale of my.yaml must be at least 0 and at most 1; got 2"),
         (
@@ -127,7 +127,7 @@ def test_values_that_cannot_be_used_are_refused_by_name(refusal):
         ("num_inference_steps", "4.5", "num_inference_steps of my.yaml must be a whole number of at least 0; got 4.5"),
         ("num_inference_steps", "-4", "num_inference_steps of my.yaml must be a whole number of at least 0; got -4"),
         ("num_inference_steps", "2001-01-01", "num_inference_steps of my.yaml must be a whole number .*date"),
-        ("num_inference_steps", "", "my.yaml names no num_inference_steps"),
+        ("num_inference_steps", "", "my.yaml has no num_inference_steps"),
         ("stochastic_sampling", "0", "stochastic_sampling of my.yaml must be true or false; got 0"),
         ("decode_timestep", "[0.05]", "decode_timestep of my.yaml must be a number; got a list of 1"),
         ("decode_noise_scale", "3", "decode_noise_scale of my.yaml must be at least 0 and at most 1; got 3"),
@@ -136,7 +136,7 @@ def test_values_that_cannot_be_used_are_refused_by_name(refusal):
         ("stg_mode", "3", "stg_mode of my.yaml must be a name; got 3"),
         ("sampler", "euler", "unknown sampler of my.yaml: 'euler' - use one of from_checkpoint, uniform, linear-quad"),
         ("pipeline_type", "triple", "unknown pipeline_type of my.yaml: 'triple' - use one of multi-scale, base"),
-        ("pipeline_type", "multi-scale", "my.yaml names no first_pass - add first_pass, or use pipeline_type base"),
+        ("pipeline_type", "multi-scale", "my.yaml has no first_pass - add first_pass, or use pipeline_type base"),
     ):
         line = next(line for line in BASE.splitlines() if line.startswith(f"{field}:"))
         said = refusal(changed(BASE, line, f"{field}: {value}"))
@@ -156,8 +156,16 @@ def test_a_pass_is_named_with_its_field(refusal):
         ("[[], [11, 25, 35, 39]", "[[]", "first_pass.skip_block_list of my.yaml has 6 entries for 7"),
         ("[[], [11", "[[], 5, [11", "first_pass.skip_block_list of my.yaml has 8 entries for 7"),
         ("[28]]", "28]", "first_pass.skip_block_list of my.yaml must be a list of blocks, or a list of such lists"),
-        ("[1.0, 0.996,", "[0.996, 1.0,", "first_pass.guidance_timesteps of my.yaml must be from 1 down to 0"),
-        ("[1.0, 0.996,", "[1.5, 0.996,", "first_pass.guidance_timesteps of my.yaml must be from 1 down to 0"),
+        (
+            "[1.0, 0.996,",
+            "[0.996, 1.0,",
+            "first_pass.guidance_timesteps of my.yaml must be a list of numbers from 0 to 1 in descending order",
+        ),
+        (
+            "[1.0, 0.996,",
+            "[1.5, 0.996,",
+            "first_pass.guidance_timesteps of my.yaml must be a list of numbers from 0 to 1 in descending order",
+        ),
         (
             "guidance_timesteps: [1.0]",
             "guidance_timesteps: []",
@@ -168,15 +176,15 @@ def test_a_pass_is_named_with_its_field(refusal):
             "guidance_timesteps: 1",
             "second_pass.guidance_timesteps of my.yaml must be a list",
         ),
-        ("  stg_scale: [1]\n", "", "second_pass of my.yaml names no stg_scale - add stg_scale"),
+        ("  stg_scale: [1]\n", "", "second_pass of my.yaml has no stg_scale - add stg_scale"),
         ("0.6666666", "0", "downscale_factor of my.yaml must be at least 0.1 and at most 1; got 0"),
         ("multi-scale", "base", "downscale_factor of my.yaml needs pipeline_type multi-scale"),
         ("pipeline_type: multi-scale", "", "downscale_factor of my.yaml needs pipeline_type multi-scale"),
     ):
         assert refusal(changed(DEV_13B, old, new)).startswith(message)
     whole, *_ = DEV_13B.partition("second_pass:")
-    assert refusal(whole).startswith("my.yaml names no second_pass")
-    assert refusal(f"{whole}second_pass: 3").startswith("second_pass of my.yaml must be fields; got 3")
+    assert refusal(whole).startswith("my.yaml has no second_pass")
+    assert refusal(f"{whole}second_pass: 3").startswith("second_pass of my.yaml must be a mapping of fields; got 3")
 
 
 def test_a_list_of_timesteps_and_a_number_of_steps_must_agree(read, refusal):
@@ -184,7 +192,10 @@ def test_a_list_of_timesteps_and_a_number_of_steps_must_agree(read, refusal):
     assert read(changed(DISTILLED_2B, timesteps, f"{timesteps}\n  num_inference_steps: 3")) == read(DISTILLED_2B)
     for more, message in (
         ("num_inference_steps: 8", "second_pass.num_inference_steps of my.yaml is 8 for 3 timesteps"),
-        ("skip_initial_inference_steps: 1", "no steps of a list can be skipped: second_pass.timesteps of my.yaml"),
+        (
+            "skip_initial_inference_steps: 1",
+            "steps cannot be skipped with a list of timesteps: second_pass.timesteps of my.yaml",
+        ),
     ):
         assert refusal(changed(DISTILLED_2B, timesteps, f"{timesteps}\n  {more}")).startswith(message)
     assert refusal(changed(DISTILLED_2B, timesteps, "timesteps: 0.9")).startswith(
@@ -194,15 +205,15 @@ def test_a_list_of_timesteps_and_a_number_of_steps_must_agree(read, refusal):
 
 def test_what_is_no_file_of_fields_is_refused_in_one_sentence(refusal, tmp_path):
     for text, message in (
-        ("", "my.yaml holds no fields; got nothing"),
-        ("- 1\n- 2", "my.yaml holds no fields; got a list of 2"),
-        ("just words", "my.yaml holds no fields; got 'just words'"),
-        (BASE + "\n  : [", "my.yaml is no YAML in line 19"),
-        ("a: b: c", "my.yaml is no YAML in line 1"),
-        ("a: 1\n---\nb: 2", "my.yaml is no YAML in line 2"),
-        ("? [a]\n: 1", "my.yaml is no YAML in line 1"),
-        (b"a: \x00", "my.yaml is no YAML"),
-        (b"a: \xff\xff", "my.yaml is no YAML"),
+        ("", "my.yaml is not a mapping of fields; got nothing"),
+        ("- 1\n- 2", "my.yaml is not a mapping of fields; got a list of 2"),
+        ("just words", "my.yaml is not a mapping of fields; got 'just words'"),
+        (BASE + "\n  : [", "my.yaml cannot be read as YAML in line 19"),
+        ("a: b: c", "my.yaml cannot be read as YAML in line 1"),
+        ("a: 1\n---\nb: 2", "my.yaml cannot be read as YAML in line 2"),
+        ("? [a]\n: 1", "my.yaml cannot be read as YAML in line 1"),
+        (b"a: \x00", "my.yaml cannot be read as YAML"),
+        (b"a: \xff\xff", "my.yaml cannot be read as YAML"),
         ("a: 2001-99-99", "my.yaml has a number or a date that cannot be read"),
         ("a: " + "9" * 9000, "my.yaml has a number or a date that cannot be read"),
         ("a: &x [1]\nb: *x", "my.yaml has an alias or a tag, which no preset needs"),
@@ -220,9 +231,9 @@ def test_a_file_that_would_take_long_to_read_is_refused_at_once(refusal):
     begun = time.monotonic()
     for text, message in (
         ("#" * 1_000_001, "my.yaml is larger than 1 MB"),
-        ("[" * 999_000, "my.yaml has too many values, or lists in lists"),
-        ("a: [" + "1, " * 300_000 + "1]", "my.yaml has too many values, or lists in lists"),
-        ("a: {" * 5 + "}" * 5, "my.yaml has too many values, or lists in lists"),
+        ("[" * 999_000, "my.yaml has too many values or is nested too deeply"),
+        ("a: [" + "1, " * 300_000 + "1]", "my.yaml has too many values or is nested too deeply"),
+        ("a: {" * 5 + "}" * 5, "my.yaml has too many values or is nested too deeply"),
     ):
         assert refusal(text).startswith(message)
     assert time.monotonic() - begun < 10

@@ -254,7 +254,7 @@ def test_the_lines_begin_with_what_comes_out_and_have_one_for_each_pass_and_comp
         for number_and_word in (
             f"{one['width']}x{one['height']}",
             f"{one['tokens']} tokens",
-            f"{one['forwards']} forwards",
+            f"{one['forwards']} predictions",
             f"about {one['activation_bytes'] / (1e9 if name != 'demo' else 1e6):.2f} ",
         ):
             assert number_and_word in line
@@ -268,13 +268,13 @@ def test_the_lines_begin_with_what_comes_out_and_have_one_for_each_pass_and_comp
 def test_steps_in_a_row_with_the_same_guidance_share_a_line():
     steps = [line for line in lines_of("0.9.8-13b-dev") if line.startswith("  ")]
     assert steps == [
-        "  sigma 1 to 0.996667 (3 steps): no guidance; 1 forward",
-        "  sigma 0.995 to 0.993333 (2 steps): CFG 6 (star), STG 4 skipping 22, 35, 39, rescale 0.5; 3 forwards",
-        "  sigma 0.991667 to 0.985 (5 steps): CFG 8 (star), STG 4 skipping 28, rescale 0.5; 3 forwards",
-        "  sigma 0.983333 to 0.978333 (4 steps): CFG 6 (star), STG 4 skipping 28; 3 forwards",
-        "  sigma 0.976667 to 0.932 (5 steps): STG 2 skipping 28; 2 forwards",
-        "  sigma 0.900778 to 0.445778 (8 steps): STG 1 skipping 28; 2 forwards",
-        "  sigma 0.954778 to 0.124111 (13 steps): STG 1 skipping 27; 2 forwards",
+        "  sigma 1 to 0.996667 (3 steps): no guidance; 1 prediction",
+        "  sigma 0.995 to 0.993333 (2 steps): CFG 6 (star), STG 4 skipping 22, 35, 39, rescale 0.5; 3 predictions",
+        "  sigma 0.991667 to 0.985 (5 steps): CFG 8 (star), STG 4 skipping 28, rescale 0.5; 3 predictions",
+        "  sigma 0.983333 to 0.978333 (4 steps): CFG 6 (star), STG 4 skipping 28; 3 predictions",
+        "  sigma 0.976667 to 0.932 (5 steps): STG 2 skipping 28; 2 predictions",
+        "  sigma 0.900778 to 0.445778 (8 steps): STG 1 skipping 28; 2 predictions",
+        "  sigma 0.954778 to 0.124111 (13 steps): STG 1 skipping 27; 2 predictions",
     ]
 
 
@@ -290,15 +290,15 @@ def test_the_lines_of_a_pass_cover_all_its_steps_once_and_in_order(name):
 
 
 def test_a_single_step_is_told_with_its_one_level():
-    assert "  sigma 1: CFG 3, STG 1 skipping 19, rescale 0.7; 3 forwards" in lines_of("0.9.5", steps=1)
+    assert "  sigma 1: CFG 3, STG 1 skipping 19, rescale 0.7; 3 predictions" in lines_of("0.9.5", steps=1)
 
 
 def test_images_clips_and_a_video_to_start_from_have_their_lines():
     lines = lines_of("0.9.5", video=Path("old.mp4"), **EVERYTHING)
     assert lines[1:4] == [
-        "given: first.png from frame 0, strength 1",
-        "given: clip.mp4 from frame 8, strength 0.5",
-        "made over: old.mp4",
+        "condition: first.png from frame 0, strength 1",
+        "condition: clip.mp4 from frame 8, strength 0.5",
+        "video-to-video from: old.mp4",
     ]
 
 
@@ -307,6 +307,6 @@ def test_the_line_about_decoding_says_whether_in_tiles(tiled):
     options = RunOptions(memory_bytes=5 * GB if tiled else PLENTY)
     for name in VERSIONS:
         said = described(name, options, **LARGE)["decode"]
-        how = "in tiles of {} latent frames, {} rows, {} columns".format(*said["tiles"]) if tiled else "whole"
+        how = "in tiles of {} latent frames, {} rows, {} columns".format(*said["tiles"]) if tiled else "without tiles"
         memory = f"about {said['activation_bytes'] / 1e9:.2f} GB of activations"
         assert f"decode: {how}, {memory}" in lines_of(name, options, **LARGE), name

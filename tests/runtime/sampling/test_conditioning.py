@@ -225,7 +225,7 @@ def test_an_item_that_fits_is_accepted(media, frame):
         (10, 0, r"a clip must have 8k\+1 frames; got 10 - use its first 9"),
         (8, 0, r"a clip must have 8k\+1 frames; got 8 - use its first 1"),
         (0, 0, r"a clip must have 8k\+1 frames; got 0 - use its first 1"),
-        (41, 0, r"a clip of 41 frames is longer than 33 - use its first 33"),
+        (41, 0, r"a clip of 41 frames is longer than the video of 33 - use its first 33"),
         (1, 33, r"an image cannot begin at frame 33 of 33 - use 0 to 32"),
         (1, -1, r"an image cannot begin at frame -1 of 33 - use 0 to 32"),
         (17, 24, r"a clip of 17 frames cannot begin at frame 24 of 33 - use 0 to 16"),

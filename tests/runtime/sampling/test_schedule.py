@@ -190,7 +190,7 @@ def test_a_distilled_transformer_refuses_the_first_level_it_does_not_know_and_li
     with pytest.raises(LtxError) as refused:
         check_allowed(sigmas, DISTILLED_SIGMAS)
     assert str(refused.value) == (
-        "this version is distilled to the timesteps 1, 0.9937, 0.9875, 0.9812, 0.975, 0.9094, 0.725, 0.4219; "
+        "this version was distilled for the timesteps 1, 0.9937, 0.9875, 0.9812, 0.975, 0.9094, 0.725, 0.4219; "
         f"got {first:g} - leave --steps and --timesteps out, or use --timesteps with some of these"
     )
 

@@ -116,7 +116,7 @@ def test_a_clip_to_start_from_that_is_too_short_is_refused_with_the_length_that_
     path = clip(length)
     with pytest.raises(LtxError) as raised:
         read(video=path, strength=0.5)
-    expected = f"{path} has {length} frames, and 25 are to be made of it - use --num-frames {advice} or fewer"
+    expected = f"{path} has {length} frames, but the new video needs 25 - use --num-frames {advice} or fewer"
     assert str(raised.value) == expected
 
 

@@ -129,6 +129,6 @@ def test_what_does_not_fit_is_refused_in_one_sentence_with_advice(path, name, ar
 def test_as_many_negative_prompts_are_needed_as_prompts(path):
     two = stored(2)
     write_tensors(path, stored() | {name: two[name] for name in NEGATIVE})
-    with pytest.raises(LtxError, match="has 1 prompts and 2 negative ones"):
+    with pytest.raises(LtxError, match="has 1 prompts but 2 negative prompts"):
         read_text(path, CHANNELS, negative=True)
     assert len(read_text(path, CHANNELS, negative=False).embeddings) == 1

@@ -216,7 +216,7 @@ def test_frames_come_in_order_with_values_in_0_to_1():
 def test_numbers_that_are_not_finite_make_no_frames(value, frame):
     video = np.zeros((1, 3, 9, 64, 96), np.float32)
     video[0, 2, frame, 63, 95] = value
-    with pytest.raises(LtxError, match="the decoder made numbers that are not finite - "):
+    with pytest.raises(LtxError, match="the decoder computed values that are not finite - "):
         decoded(PLAIN, lambda feeds: {"video": video})
 
 

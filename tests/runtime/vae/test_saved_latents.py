@@ -89,7 +89,9 @@ def test_other_files_are_no_latents_of_ours(path):
     ):
         write_tensors(path, {"pass1": LATENTS}, metadata)
         case = str(metadata)[:200]
-        assert "holds no latents of ltx-run - give a file that --save-latents wrote" in refusal(path, case), case
+        assert "contains no latents saved by ltx-run - give a file that --save-latents wrote" in refusal(path, case), (
+            case
+        )
 
 
 NO_NUMBERS = ["x", [], {}, True, -1, float("nan"), [1]]
@@ -135,7 +137,7 @@ def test_a_file_cut_anywhere_is_refused(path):
     whole = path.read_bytes()
     for size in (0, 7, 8, 100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:size])
-        with pytest.raises(LtxError, match=r"is not a whole safetensors file .* - make it again"):
+        with pytest.raises(LtxError, match=r"is not a complete safetensors file .* - create it again"):
             read_latents(path, CHANNELS)
 
 

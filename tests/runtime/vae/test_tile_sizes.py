@@ -68,7 +68,7 @@ def smallest_budget(grid):
         LtxError, match=r"^\d+ frames of \d+x\d+ take [\d.]+ GB even in the smallest tiles; "
     ) as refusal:
         tiling_for(grid, 0)
-    assert str(refusal.value).endswith("; got 0.00 GB - allow more or make less")
+    assert str(refusal.value).endswith("; got 0.00 GB - raise the memory limit or request a smaller video")
     return 1e9 * float(str(refusal.value).split("take ")[1].split()[0])
 
 
@@ -84,7 +84,7 @@ def decoded(grid, tiles):
 
 def test_a_budget_below_the_smallest_tiles_is_refused_and_the_one_that_is_named_is_enough():
     with pytest.raises(
-        LtxError, match=r"^121 frames of 1216x704 take ([\d.]+) GB even in .*; got 0\.10 GB - allow more"
+        LtxError, match=r"^121 frames of 1216x704 take ([\d.]+) GB even in .*; got 0\.10 GB - raise the memory limit"
     ):
         tiling_for(HD, 1e8)
     needed = smallest_budget(HD)
