@@ -114,7 +114,7 @@ def timings_kept(library: Any, config: Any, folder: Path) -> Iterator[None]:
     """Gives a builder the timing cache of a folder, and saves it with the measurements made inside the block.
 
     Libraries that compile kernels at run time measure nothing during a build, and have no timing cache. If the library
-    refuses the cache, such as one of another version, it gets an empty one. If the block fails, the file stays as it is.
+    refuses the cache, such as one of another version, it gets an empty one. A block that fails changes nothing.
     The caller must hold the folder's lock.
     """
     if compiles_at_run_time(library) or not hasattr(config, "create_timing_cache"):
