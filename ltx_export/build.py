@@ -107,7 +107,7 @@ def export_version(
     with staged(folder) as staging:
         place_file(sources.tokenizer, staging / TOKENIZER_FILE, progress)
         placed = place_weights(parts, staging, options.store, loras, options.link, progress)
-        entries = _export_parts(parts, placed, staging, options, report)
+        entries = _export_parts(parts, placed, staging, options, report, progress)
         files = describe_files(_paths(staging, placed, entries))
         linked = {name: str(place.folder) for place in placed if place.linked for name in place.names.values()}
         merged = tuple(f"{lora.file.name}:{lora.scale:g}" for lora in loras)
@@ -182,12 +182,19 @@ def _open_loras(parts: Sequence[Part], loras: Sequence[tuple[Path, float]]) -> l
 
 
 def _export_parts(
-    parts: Sequence[Part], placed: Sequence[Placed], folder: Path, options: ExportOptions, report: Report
+    parts: Sequence[Part],
+    placed: Sequence[Placed],
+    folder: Path,
+    options: ExportOptions,
+    report: Report,
+    progress: Progress,
 ) -> dict[str, ComponentEntry]:
     made: dict[str, ComponentEntry] = {}
     # The VAE first, encoder before decoder: they take the most memory, and what others leave behind would come on top.
     for part, place in sorted(zip(parts, placed, strict=True), key=lambda pair: pair[0].source != "vae"):
-        made[part.component.name] = _export_part(part, place, folder, options.precisions_of(part), report)
+        name = part.component.name
+        with progress(name, 1):  # one unit, to show that it is under way
+            made[name] = _export_part(part, place, folder, options.precisions_of(part), report)
     return {part.component.name: made[part.component.name] for part in parts}
 
 
@@ -214,14 +221,12 @@ def _export_part(part: Part, place: Placed, folder: Path, precisions: Sequence[s
 
 def _preview(graph: Path, place: Placed, component: Component) -> Preview:
     """Fits the colours of the VAE's latents, by the fp32 graph of its encoder."""
-    posterior_channels = component.outputs[0].axes[1]
-    assert isinstance(posterior_channels, int)
 
     def encode(clips: Sequence[Array]) -> list[Array]:
         posteriors = run_graph(graph, place.folder, component, [{"video": clip} for clip in clips])
         return [np.split(posterior, 2, axis=1)[0] for posterior in posteriors]
 
-    return fit_preview(encode, posterior_channels // 2)
+    return fit_preview(encode)
 
 
 def _check_traced(part: Part, place: Placed, traced: ir.Model, folder: Path, report: Report) -> Parity:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -79,6 +77,7 @@ def onnx(
     from ltx_export import build
     from ltx_export.checkpoints import lora as loras
     from ltx_export.sources.find import find_sources
+    from ltx_runtime.cli.progress import display
 
     everywhere, of_component = _precisions(precision or list(build.DEFAULT_PRECISIONS))
     merged, left_out = [loras.parse_lora(one) for one in lora or ()], _optional(without or [])
@@ -87,7 +86,8 @@ def onnx(
     folder = weights or Path("weights") / release.name
     named = {"vae": vae, "t5": t5, "upscaler": upscaler, "temporal_upscaler": temporal_upscaler}
     sources = find_sources(release, folder, **named, tokenizer=tokenizer, variant=variant)
-    build.export_version(release, sources, engines / release.name, options, print, _progress)
+    with display(in_bytes=True) as progress:
+        build.export_version(release, sources, engines / release.name, options, print, progress)
     print(f"{engines / release.name} is complete")
 
 
@@ -217,18 +217,6 @@ def _engine(asked: Asked) -> None:
 
 
 app.command("engine")(command_of(_engine, Asked))
-
-
-@contextmanager
-def _progress(name: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Shows a progress bar on standard error, in bytes."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task(name, total=total)
-        yield lambda done: bars.update(task, advance=done)
 
 
 def _need(*modules: str, extra: str = "export") -> None:

@@ -18,21 +18,19 @@ Floats = NDArray[np.float32]
 # Clips (1, 3, 8F-7, 32H, 32W) in [-1, 1] -> their normalized latents (1, C, F, H, W), all float32.
 Encode = Callable[[Sequence[Floats]], Sequence[Floats]]
 
-_GRID = Grid(2, 8, 8)
-_CELLS_PER_CHANNEL = 4
+# Four pictures and two short clips: 356 latents, about three for every channel. Clips cost eight times more a latent.
+_GRIDS = (*4 * (Grid(1, 8, 8),), *2 * (Grid(2, 5, 5),))
 _DISCS, _SMALLEST, _LARGEST, _FASTEST = 250, 6.0, 120.0, 4.0  # radii in pixels, speed in pixels a frame
 _RIDGE = 1e-3  # of the latents' unit variance: keeps the map small where few colours tell channels apart
 
 
-def fit_preview(encode: Encode, channels: int) -> Preview:
+def fit_preview(encode: Encode) -> Preview:
     """Fits the colours of made-up clips to their latents, by ridge regression.
 
     Args:
         encode: the checkpoint's VAE encoder.
-        channels: number of channels of the latents.
     """
-    count = -(-_CELLS_PER_CHANNEL * channels // _GRID.tokens)
-    clips = [dead_leaves(_GRID, seed) for seed in range(count)]
+    clips = [dead_leaves(grid, seed) for seed, grid in enumerate(_GRIDS)]
     latents = np.concatenate([_cells(encoded) for encoded in encode(clips)]).astype(np.float64)
     colours = np.concatenate([_cells(averaged(clip)) for clip in clips]).astype(np.float64)
     mean, mean_colour = latents.mean(0), colours.mean(0)

@@ -24,6 +24,7 @@ from ltx_runtime.planning.options import RunOptions, bytes_of, check_options
 from ltx_runtime.planning.plan import Plan, plan
 from ltx_runtime.planning.report import describe, lines_of
 from ltx_runtime.planning.request import Request, resolved
+from ltx_runtime.planning.work import work_of
 from ltx_runtime.progress import Progress, silent
 from ltx_runtime.road import Floats, Frame, Road, Step, channels_of, decoder_feeds, frames_of, noise_of, run_passes
 from ltx_runtime.sampling.conditioning import added_frames
@@ -255,6 +256,13 @@ class Video:
         if self.plan is None:
             return asdict(self.ending) | {"backends": self.backends}
         return describe(self.plan, self._chosen, self._pipeline.engines.manifest, self._media)
+
+    def work(self) -> dict[str, float]:
+        """Estimates the floating-point operations of every stage by its name, for the total progress of a run."""
+        if self.plan is None:
+            return {}
+        count = len(self.plan.request.conditions) + (self.plan.request.video is not None)
+        return work_of(self.plan, self._pipeline.version, self._chosen.names, count)
 
     def steps(self, progress: Progress = silent) -> Generator[Step, None, None]:
         """Makes the latents, step by step. Leaving the loop early frees the network and leaves nothing behind.

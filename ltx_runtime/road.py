@@ -22,6 +22,7 @@ from ltx_runtime.planning.backends import Chosen
 from ltx_runtime.planning.media import read_media
 from ltx_runtime.planning.options import RunOptions
 from ltx_runtime.planning.plan import Plan
+from ltx_runtime.planning.work import DECODE, FRAME_RATE, MEDIA, TEXT, UPSCALE, denoise_label
 from ltx_runtime.progress import Progress
 from ltx_runtime.sampling import denoise
 from ltx_runtime.sampling.start import Encoded, Media, encode_for, start_of
@@ -194,13 +195,13 @@ def run_passes(road: Road, planned: Plan, media_frames: Sequence[int], noise: No
 
     latents = keep("pass1", (yield from _run_pass(road, planned, 1, text, None, media, encoded[0], noise)))
     for number in range(2, len(planned.passes) + 1):
-        with road.stage("upscale", 1, "upsampler") as (session, done):
+        with road.stage(UPSCALE, 1, "upsampler") as (session, done):
             before = adain(upsample(session, latents), latents)
             done()
         latents = yield from _run_pass(road, planned, number, text, before, media, encoded[number - 1], noise)
         keep(f"pass{number}", latents)
     if planned.temporal_upscale:
-        with road.stage("frame rate", 1, "temporal_upsampler") as (session, done):
+        with road.stage(FRAME_RATE, 1, "temporal_upsampler") as (session, done):
             latents = keep("temporal", upsample(session, latents))
             done()
     return latents
@@ -223,7 +224,7 @@ def _text(road: Road, planned: Plan) -> Text:
         for prompt in filter(None, (request.prompt, negative)):
             if (tokens := tokenizer.count(prompt)) > most:
                 road.note(f"the prompt {prompt[:30]!r}... has {tokens} tokens; the model sees the first {most}")
-        with road.stage("text", 1, "text_encoder") as (session, done):
+        with road.stage(TEXT, 1, "text_encoder") as (session, done):
             text = encode_prompt(session, tokenizer, request.prompt, negative)
             done()
     if options.save_embeddings is not None:
@@ -236,7 +237,7 @@ def _encoded(road: Road, planned: Plan, media: Media) -> list[Encoded]:
     count = len(media.clips) + (media.whole is not None)
     if not count:
         return [Encoded()] * len(planned.passes)
-    with road.stage("media", count * len(planned.passes), "vae_encoder") as (session, done):
+    with road.stage(MEDIA, count * len(planned.passes), "vae_encoder") as (session, done):
 
         def encode(clip: Floats, grid: Grid) -> Posterior:
             posterior = encode_media(session, clip, road.chosen.tiling(grid, encoding=True))
@@ -277,8 +278,7 @@ def _run_pass(
         causal=road.engines.manifest.causal_positions,
         sampled=road.options.sample_posterior,
     )
-    label = "denoise" if count == 1 else f"denoise {number}"
-    with road.stage(label, len(one.sigmas), "transformer") as (session, done):
+    with road.stage(denoise_label(number, count), len(one.sigmas), "transformer") as (session, done):
         made = make_latents(session, text, start, one, planned.settings, draw, low_memory=road.options.low_memory)
         for each in made:
             step = Step(each.index, len(one.sigmas), number, count, each.sigma, each, grid, start.extra, road.engines)
@@ -302,7 +302,7 @@ def frames_of(road: Road, feeds: dict[str, Floats], ending: Ending) -> Iterator[
         Frames (height, width, 3) uint8 RGB.
     """
     tiling = road.chosen.tiling(Grid(*feeds["latents"].shape[2:]))
-    with road.stage("decode", ending.num_frames, "vae_decoder") as (session, done):
+    with road.stage(DECODE, ending.num_frames, "vae_decoder") as (session, done):
         for frame in islice(_pixels(session, feeds, tiling, ending), ending.num_frames):
             yield frame
             done()

@@ -70,7 +70,7 @@ def _about() -> str:
 def _make(typed: Arguments) -> None:
     """Writes the video of a request or of saved latents to a file; with --plan, only prints the plan."""
     from ltx_runtime.cli import request_from_arguments as asked
-    from ltx_runtime.cli.progress import bars
+    from ltx_runtime.cli.progress import display
     from ltx_runtime.pipeline import Pipeline
 
     request = asked.request_of(typed)
@@ -85,8 +85,8 @@ def _make(typed: Arguments) -> None:
         if typed.plan:
             print(json.dumps(video.report(), indent=1) if typed.json else "\n".join(video.report_lines()))
             return
-        with _folder_of(output) if typed.output_dir else nullcontext():
-            video.save(output, bars)
+        with _folder_of(output) if typed.output_dir else nullcontext(), display(video.work()) as progress:
+            video.save(output, progress)
     print(json.dumps(_result(video, target)) if typed.json else _told(video, target))
 
 

@@ -1,35 +1,90 @@
-"""Shows progress bars on standard error, with the time per unit and the remaining time."""
+"""Shows on standard error how far a command is: a bar for each stage, and one for all stages together."""
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
+
+from ltx_runtime.files import amount
+from ltx_runtime.progress import Progress, silent
+
+_SPEED_PERIOD_S = 3600.0  # steps may take minutes, and the remaining time is estimated from several
 
 
 @contextmanager
-def bars(name: str, units: int) -> Iterator[Callable[[int], None]]:
-    """Shows a stage as a progress bar; implements ltx_runtime.progress.Progress."""
+def display(work: Mapping[str, float] | None = None, *, in_bytes: bool = False) -> Iterator[Progress]:
+    """Shows stages as bars that move even while a unit is under way; where that is no terminal, a line for each stage.
+
+    Args:
+        work: an estimate of each stage's work by its name, for the bar of the total; without it there is none.
+        in_bytes: whether units are bytes; the bars are then removed at the end, and not replaced by lines.
+    """
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield silent if in_bytes else _line
+        return
     columns = (
+        SpinnerColumn(),
         TextColumn("{task.description:10}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        TextColumn("{task.fields[count]}"),
         TimeElapsedColumn(),
         TextColumn("{task.fields[pace]}"),
         TimeRemainingColumn(compact=True),
     )
-    last = time.perf_counter()
-    with Bars(*columns, console=Console(stderr=True)) as shown:
-        task = shown.add_task(name, total=units, pace="")
+    # Lines that are printed meanwhile go above the bars, but stay on standard output if that is a file.
+    with Bars(
+        *columns,
+        console=console,
+        transient=in_bytes,
+        redirect_stdout=sys.stdout.isatty(),
+        speed_estimate_period=_SPEED_PERIOD_S,
+    ) as bars:
+        yield _stages(bars, work or {}, in_bytes)
+
+
+def _stages(bars: Bars, work: Mapping[str, float], in_bytes: bool) -> Progress:
+    whole = sum(work.values())
+    total = bars.add_task("total", total=whole, count="0 %", pace="") if len(work) > 1 else None
+    worked = 0.0
+
+    @contextmanager
+    def stage(name: str, units: int) -> Iterator[Callable[[int], None]]:
+        task = bars.add_task(name, total=units, count="", pace="")
+        share, finished, last = work.get(name, 0.0) / max(units, 1), 0, time.perf_counter()
 
         def advance(done: int) -> None:
-            nonlocal last
-            now = time.perf_counter()
-            shown.update(task, advance=done, pace=f"{(now - last) / max(done, 1):.2f} s each")
+            nonlocal finished, last, worked
+            now, before, finished = time.perf_counter(), last, finished + done
             last = now
+            count = f"{amount(finished)} of {amount(units)}" if in_bytes else f"{finished}/{units}"
+            pace = "" if in_bytes else f"{(now - before) / max(done, 1):.2f} s each"
+            bars.update(task, advance=done, count=count, pace=pace)
+            if total is not None:
+                worked += share * done
+                bars.update(total, completed=worked, count=f"{100 * worked / whole:.0f} %")
 
-        yield advance
+        try:
+            yield advance
+        finally:
+            bars.stop_task(task)
+            if in_bytes:
+                bars.remove_task(task)
+
+    return stage
+
+
+@contextmanager
+def _line(name: str, units: int) -> Iterator[Callable[[int], None]]:
+    """Prints a line when a stage has ended."""
+    started = time.perf_counter()
+    yield lambda done: None
+    seconds = time.perf_counter() - started
+    each = f", {seconds / units:.2f} s each" if units > 1 else ""
+    print(f"{name}: {units} in {seconds:.1f} s{each}", file=sys.stderr)

@@ -40,7 +40,7 @@ def test_latents_that_are_a_linear_map_of_colours_give_the_colours_back(channels
     def encode(clips):
         return [np.einsum("ck,kfhw->cfhw", mixing, averaged(clip)[0])[None] + offset for clip in clips]
 
-    preview = fit_preview(encode, channels)
+    preview = fit_preview(encode)
     clip = smooth(Grid(3, 4, 6), seed=1)
     colours = averaged(clip)
     pictures = pictures_of(encode([clip])[0].astype(np.float32), preview)

@@ -1,0 +1,48 @@
+"""Laws of the work that is estimated: every stage that runs is named in its order, and work grows with what is done."""
+
+import numpy as np
+import pytest
+from fakes.stages import engines_of
+
+from ltx_runtime import Condition, Pipeline
+from ltx_runtime.spec.versions import VERSIONS
+
+SMALL = {"height": 64, "width": 96, "num_frames": 9, "seed": 7}
+PICTURE = np.zeros((64, 96, 3), np.uint8)
+
+
+@pytest.fixture
+def pipe(spiece, diary):
+    with Pipeline(engines_of(VERSIONS["demo"], spiece), backend="fake") as pipe:
+        yield pipe
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{}, {"single_pass": True}, {"conditions": (Condition(PICTURE),)}, {"temporal_upscale": True}],
+    ids=["text", "one pass", "image", "frame rate"],
+)
+def test_the_stages_are_those_that_run_in_their_order(pipe, asked):
+    video = pipe("a fox", **SMALL, **asked)
+    work = video.work()
+    list(video)
+    assert list(work) == list(video.seconds)
+    assert all(operations > 0 for operations in work.values())
+
+
+def test_work_is_in_proportion_to_steps_predictions_and_pixels(spiece, diary):
+    with Pipeline(engines_of(VERSIONS["0.9.5"], spiece), backend="fake") as pipe:
+        plain = {**SMALL, "guidance_scale": 1.0, "stg_scale": 0.0}
+        one = pipe("a fox", **plain, steps=1).work()
+        assert pipe("a fox", **plain, steps=5).work()["denoise"] == pytest.approx(5 * one["denoise"])
+        guided = pipe("a fox", **{**plain, "guidance_scale": 3.0}, steps=1).work()
+        assert (guided["denoise"], guided["text"]) == (2 * one["denoise"], 2 * one["text"])
+        assert pipe("a fox", **{**plain, "width": 192}, steps=1).work()["decode"] == 2 * one["decode"]
+        tokens, parameters = 2 * 2 * 3, 1.9e9
+        assert one["denoise"] == pytest.approx(2 * parameters * tokens, rel=0.05)
+
+
+def test_saved_latents_have_no_stages_before_the_decoder(pipe, tmp_path):
+    kept = tmp_path / "latents.safetensors"
+    pipe("a fox", **SMALL, save_latents=kept).latents()
+    assert pipe.decode(kept).work() == {}
