@@ -13,6 +13,7 @@ from ltx_export.graphs.precision import PRECISIONS
 from ltx_export.sources import download
 from ltx_export.sources.find import TEXT_ENCODER_FILE, TOKENIZER_FILE, Sources
 from ltx_runtime.folder.manifest import MANIFEST, describe_files, read_manifest, write_manifest
+from ltx_runtime.progress import silent
 from ltx_runtime.spec.components import COMPONENT_NAMES, OPTIONAL
 from ltx_runtime.spec.versions import VERSIONS
 
@@ -139,7 +140,7 @@ def test_weights_and_precisions_reach_the_exporter(ltx_export, exported, exports
     ((version, sources, folder, options, report, progress),) = exports
     assert (version, sources) == (release.version, release.sources)
     assert options == build.ExportOptions(["fp32"], loras=[])
-    assert ((tmp_path / folder), report, progress) == (tmp_path / "made/0.9.0", print, cli._progress)
+    assert ((tmp_path / folder), report, progress) == (tmp_path / "made/0.9.0", print, silent)
 
 
 def test_precisions_are_the_usual_ones_unless_asked_for(ltx_export, exported, exports):
