@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 USER_ERROR = 2
 INTERRUPTED = 130
-_ENDING = ("SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+_ENDING_SIGNALS = ("SIGTERM", "SIGHUP")  # Windows has no SIGHUP
 
 _ADVICE = {
     errno.ENOSPC: "free some space or choose another disk",
@@ -88,26 +88,26 @@ def reported(left: str = "nothing was left half-written") -> Iterator[None]:
         with explaining(), _interrupted_by_signals():
             yield
     except LtxError as error:
-        _leave(str(error), USER_ERROR)
+        _exit(str(error), USER_ERROR)
     except MemoryError:
-        _leave("not enough memory - ask for a smaller size or fewer frames, or close other programs", USER_ERROR)
+        _exit("not enough memory - ask for a smaller size or fewer frames, or close other programs", USER_ERROR)
     except KeyboardInterrupt:
-        _leave(f"interrupted; {left}", INTERRUPTED)
+        _exit(f"interrupted; {left}", INTERRUPTED)
 
 
 @contextmanager
 def _interrupted_by_signals() -> Iterator[None]:
     """Makes a closed terminal and `kill` end the block like Ctrl-C, so that partial files are removed."""
-    before = {}
+    handlers = {}
     if threading.current_thread() is threading.main_thread():
-        for name in _ENDING:
+        for name in _ENDING_SIGNALS:
             number = getattr(signal, name, None)
             if number is not None and signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores SIGHUP
-                before[number] = signal.signal(number, signal.default_int_handler)
+                handlers[number] = signal.signal(number, signal.default_int_handler)
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
 
@@ -116,6 +116,6 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def _leave(message: str, code: int) -> None:
+def _exit(message: str, code: int) -> None:
     sys.stderr.write(f"error: {printable(message)}\n")
     raise SystemExit(code) from None

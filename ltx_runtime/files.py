@@ -41,15 +41,15 @@ def locked(lock: Path, writer: str) -> Iterator[None]:
     """
     from filelock import FileLock, SoftFileLock  # noqa: PLC0415  (installed with the extras that write engines)
 
-    with ExitStack() as held:
+    with ExitStack() as stack:
         try:
             try:
-                held.enter_context(FileLock(lock, timeout=_WAIT_S))
+                stack.enter_context(FileLock(lock, timeout=_WAIT_S))
             except NotImplementedError:  # network file systems without locks
-                held.enter_context(SoftFileLock(lock, timeout=_WAIT_S))
+                stack.enter_context(SoftFileLock(lock, timeout=_WAIT_S))
         except TimeoutError:
             raise LtxError(f"another {writer} (it holds {lock})", "wait until it has ended") from None
-        held.callback(_remove, lock)
+        stack.callback(_remove, lock)
         yield
 
 

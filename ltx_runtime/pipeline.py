@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from ltx_runtime.declared import declared, path_of
 from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.manifest import Engines, find_folder, open_engines
 from ltx_runtime.media.prepare import count_frames
@@ -29,20 +30,21 @@ from ltx_runtime.progress import Progress, silent
 from ltx_runtime.road import Floats, Frame, Road, Step, channels_of, decoder_feeds, frames_of, noise_of, run_passes
 from ltx_runtime.sampling.conditioning import added_frames
 from ltx_runtime.sessions import AUTO, Found
-from ltx_runtime.sessions.pool import SessionPool
+from ltx_runtime.sessions.pool import pool_of
 from ltx_runtime.spec.components import ComponentName
 from ltx_runtime.spec.geometry import TEMPORAL_SCALE, Grid
 from ltx_runtime.spec.versions import find_version
 from ltx_runtime.vae.saved_latents import Ending, read_initial, read_latents
 
-_GIGABYTE = 1e9
 _REQUEST_FIELDS = tuple(one.name for one in fields(Request))
 # Fields of RunOptions that are set for the pipeline, and so not for a single video.
 _PIPELINE_FIELDS = ("backend", "memory_bytes", "gpu_memory_bytes", "threads")
 _RUN_FIELDS = tuple(one.name for one in fields(RunOptions) if one.name not in _PIPELINE_FIELDS)
-_PATH_FIELDS = ("embeddings", "initial_latents", "noise", "save_embeddings", "save_latents", "save_noise")
+# Fields of RunOptions that matter for latents that were saved, of which nothing is left to do but decode them.
+_DECODE_FIELDS = ("rng", "noise", "tiled", "save_noise")
 
 Note = Callable[[str], None]
+Name = Callable[[int, "Video"], "Path | str"]  # the file of one of many videos, by its number
 
 
 class Pipeline:
@@ -95,10 +97,10 @@ class Pipeline:
             self.engines = folder
         else:
             name = None if version is None else find_version(version).name
-            self.engines = open_engines(find_folder(Path(folder), name))
+            # Absolute, so that the pipeline still finds its files if the program changes its working directory.
+            self.engines = open_engines(find_folder(path_of(folder, "folder"), name).absolute())
         self.version = find_version(self.engines.manifest.version)
-        kept_bytes = None if isinstance(keep_loaded, bool) else keep_loaded * _GIGABYTE
-        self._sessions = SessionPool(bool(keep_loaded), kept_bytes)
+        self._sessions = pool_of(keep_loaded)
         self._found: dict[ComponentName, Found] = {}
         self._noted: set[str] = set()
         self._note: Note = note or logging.getLogger("ltx_runtime").warning
@@ -123,7 +125,9 @@ class Pipeline:
         Raises:
             LtxError: a name is unknown, a value is invalid, a file cannot be read, or no backend here can run it.
         """
-        request, options = self._changed(Request(request) if isinstance(request, str) else request, changes)
+        request, options = self._changed(request if isinstance(request, Request) else Request(request), changes)
+        if not request.prompt and options.embeddings is None:
+            raise LtxError("there is no prompt", "give a prompt, or the file of its embeddings")
         if request.video is not None and request.num_frames is None:
             frames = count_frames(request.video)
             request = replace(request, num_frames=max(1, (frames - 1) // TEMPORAL_SCALE * TEMPORAL_SCALE + 1))
@@ -146,15 +150,14 @@ class Pipeline:
         """Returns the request and the pipeline's options with some fields changed."""
         asked = {name: value for name, value in changes.items() if name in _REQUEST_FIELDS}
         of_run = {name: value for name, value in changes.items() if name not in _REQUEST_FIELDS}
-        return replace(request, **asked), self._options_with(of_run, (*_REQUEST_FIELDS, *_RUN_FIELDS))
+        return declared(replace(request, **asked)), self._options_with(of_run, (*_REQUEST_FIELDS, *_RUN_FIELDS))
 
     def _options_with(self, changes: dict[str, Any], known: Sequence[str]) -> RunOptions:
         """Returns the pipeline's options with some fields changed; `known` lists all valid names, for the message."""
-        unknown = sorted(changes.keys() - {*_RUN_FIELDS})
+        unknown = sorted(changes.keys() - {*known})
         if unknown:
             raise LtxError(f"there is nothing called {unknown[0]!r} to ask for", f"use one of {', '.join(known)}")
-        paths = {name: Path(changes[name]) for name in _PATH_FIELDS if changes.get(name) is not None}
-        return check_options(replace(self._options, **{**changes, **paths}))
+        return check_options(replace(self._options, **changes))
 
     def decode(self, path: Path | str, **changes: Any) -> Video:
         """Returns the video of latents that were saved with `save_latents`.
@@ -166,8 +169,8 @@ class Pipeline:
         Raises:
             LtxError: the file holds no such latents, or those of another version.
         """
-        options = self._options_with(changes, _RUN_FIELDS)
-        latents, ending = read_latents(Path(path), channels_of(self.engines))
+        options = self._options_with(changes, _DECODE_FIELDS)
+        latents, ending = read_latents(path_of(path, "path"), channels_of(self.engines))
         if ending.version != self.version.name:
             raise LtxError(f"{path} is of {ending.version}, not {self.version.name}", f"add --version {ending.version}")
         grid = Grid(*latents.shape[2:])
@@ -179,9 +182,7 @@ class Pipeline:
         video._use(latents, noise_of(options, ending.seed, {}))
         return video
 
-    def map(
-        self, requests: Iterable[Request | str], save: Callable[[int, Video], Path | str] | None = None, **changes: Any
-    ) -> Iterator[Result]:
+    def map(self, requests: Iterable[Request | str], save: Name | None = None, **changes: Any) -> Iterator[Result]:
         """Makes many videos one after another, with all networks kept loaded; one that fails does not end the others.
 
         Args:
@@ -193,22 +194,18 @@ class Pipeline:
         Yields:
             A result for every request, in their order.
         """
-        kept, self._sessions.keep = self._sessions.keep, True
-        try:
+        if isinstance(requests, (str, Request)):
+            raise LtxError("map takes a list of requests; got a single one", "put it in a list, or call the pipeline")
+        return self._mapped(requests, save, changes)
+
+    def _mapped(
+        self, requests: Iterable[Request | str], save: Name | None, changes: dict[str, Any]
+    ) -> Iterator[Result]:
+        with self._sessions.keeping():
             for index, request in enumerate(requests):
                 yield self._result(index, request, save, changes)
-        finally:
-            self._sessions.keep = kept
-            if not kept:
-                self._sessions.close()
 
-    def _result(
-        self,
-        index: int,
-        request: Request | str,
-        save: Callable[[int, Video], Path | str] | None,
-        changes: dict[str, Any],
-    ) -> Result:
+    def _result(self, index: int, request: Request | str, save: Name | None, changes: dict[str, Any]) -> Result:
         try:
             video = self(request, **changes)
             path = None if save is None else video.save(save(index, video))
@@ -343,7 +340,7 @@ class Video:
         Raises:
             LtxError: the format is unknown or cannot hold this size or frame rate, or there is no such folder.
         """
-        return check_output(Path(path), *self.size, self.ending.fps, folder_exists=folder_exists)
+        return check_output(path_of(path, "path"), *self.size, self.ending.fps, folder_exists=folder_exists)
 
     def save(self, path: Path | str, progress: Progress = silent) -> Path:
         """Makes the video and writes it to a file, which appears when it is whole.
@@ -358,9 +355,10 @@ class Video:
         Raises:
             LtxError: a file cannot be used or written, there is too little memory, or the output is not finite.
         """
+        path = path_of(path, "path")
         target = self.check_output(path)
         # An output that fails closes the frames, which frees the decoder.
-        with open_writer(Path(path), self.ending.fps) as write, closing(self.frames(progress)) as frames:
+        with open_writer(path, self.ending.fps) as write, closing(self.frames(progress)) as frames:
             for frame in frames:
                 write(frame)
         return target

@@ -65,20 +65,20 @@ class Step:
     pass_number: int
     passes: int
     sigma: float
-    _tokens: denoise.Step
-    _grid: Grid
-    _extra: int
-    _engines: Engines
+    _tokens: denoise.Step = field(repr=False, compare=False)
+    _grid: Grid = field(repr=False)
+    _extra: int = field(repr=False)
+    _engines: Engines = field(repr=False, compare=False)
 
     @cached_property
     def latents(self) -> Floats:
         """The latents after the step, normalized, (1, C, F, H, W) float32; noisy until the last step."""
-        return latents_of(self._tokens.tokens[:, self._extra :], self._grid)
+        return _read_only(latents_of(self._tokens.tokens[:, self._extra :], self._grid))
 
     @cached_property
     def predicted(self) -> Floats:
         """The noise-free latents that the transformer foresees at this step, shaped like `latents`."""
-        return latents_of(self._tokens.predicted()[:, self._extra :], self._grid)
+        return _read_only(latents_of(self._tokens.predicted()[:, self._extra :], self._grid))
 
     def preview(self) -> NDArray[np.uint8]:
         """Pictures of the video as the transformer foresees it at this step, without the VAE: approximate colours.
@@ -97,6 +97,13 @@ class Step:
                 export_command(self._engines.manifest.version),
             )
         return pictures_of(self.predicted, encoder.preview)
+
+
+def _read_only(array: Floats) -> Floats:
+    """Returns a view that cannot be written to, since the run goes on with these numbers."""
+    view: Floats = array.view()
+    view.flags.writeable = False
+    return view
 
 
 @dataclass(frozen=True)

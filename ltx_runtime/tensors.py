@@ -20,7 +20,7 @@ from ltx_runtime.errors import LtxError, explaining
 from ltx_runtime.files import written_whole
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
-_WHOLE = ("I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL")
+_INTEGERS = ("I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL")
 _NAMES_SHOWN = 8
 
 Tensors = dict[str, NDArray[Any]]
@@ -42,30 +42,30 @@ def read_tensors(path: Path, required: Collection[str], optional: Collection[str
             numbers that are not finite or too large.
     """
     tensors: Tensors = {}
-    with _opened(path) as file:
+    with _open(path) as file:
         stored = sorted(file.keys())
         missing = [name for name in required if name not in stored]
         if missing:
-            raise LtxError(f"{path} has no tensor {_named(missing)}; it holds {_named(stored)}", "check the file")
+            raise LtxError(f"{path} has no tensor {_listed(missing)}; it holds {_listed(stored)}", "check the file")
         for name in (*required, *(name for name in optional if name in stored)):
             dtype = file.get_slice(name).get_dtype()
-            if dtype not in _FLOATS + _WHOLE:
+            if dtype not in _FLOATS + _INTEGERS:
                 raise LtxError(f"{name} of {path} is stored as {dtype}", "save it as float32, float16 or bfloat16")
             # numpy has no bfloat16, so safetensors cannot return such a tensor.
-            tensor = _bfloat16(path, name) if dtype == "BF16" else file.get_tensor(name)
+            tensor = _read_bfloat16(path, name) if dtype == "BF16" else file.get_tensor(name)
             tensors[name] = _converted(tensor, dtype, f"{name} of {path}")
     return tensors
 
 
 def read_metadata(path: Path) -> dict[str, str]:
     """Returns the metadata strings of a file by key. Raises LtxError if the file cannot be read."""
-    with _opened(path) as file:
+    with _open(path) as file:
         return dict(file.metadata() or {})
 
 
 def names_in(path: Path) -> list[str]:
     """Returns the sorted names of a file's tensors. Raises LtxError if the file cannot be read."""
-    with _opened(path) as file:
+    with _open(path) as file:
         return sorted(file.keys())
 
 
@@ -100,7 +100,7 @@ def write_tensors(path: Path, tensors: Mapping[str, NDArray[Any]], metadata: Map
         temporary.write_bytes(raw)
 
 
-def _opened(path: Path) -> Any:
+def _open(path: Path) -> Any:
     """Opens a file with safetensors, which checks its header. Raises LtxError if it cannot be read or is damaged."""
     # The OSErrors that safetensors raises have no errno, from which `explaining` takes its advice.
     with explaining(f"read {path}"), path.open("rb"):
@@ -108,16 +108,16 @@ def _opened(path: Path) -> Any:
     try:
         return safe_open(path, framework="numpy")
     except (SafetensorError, OSError) as error:
-        what = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise LtxError(f"{path} is not a complete safetensors file ({what})", "create it again") from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise LtxError(f"{path} is not a complete safetensors file ({reason})", "create it again") from None
 
 
-def _named(names: Collection[str]) -> str:
+def _listed(names: Collection[str]) -> str:
     shown = ", ".join(list(names)[:_NAMES_SHOWN]) or "nothing"
     return shown + (f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else "")
 
 
-def _bfloat16(path: Path, name: str) -> NDArray[np.float32]:
+def _read_bfloat16(path: Path, name: str) -> NDArray[np.float32]:
     """Reads a bfloat16 tensor as float32; a bfloat16 is the upper half of a float32."""
     with explaining(f"read {path}"), path.open("rb") as file:
         header_bytes = int.from_bytes(file.read(8), "little")
@@ -130,12 +130,14 @@ def _bfloat16(path: Path, name: str) -> NDArray[np.float32]:
     return tensor
 
 
-def _converted(tensor: NDArray[Any], dtype: str, what: str) -> NDArray[Any]:
+def _converted(tensor: NDArray[Any], dtype: str, label: str) -> NDArray[Any]:
     """Converts a tensor to float32 or int64. Raises LtxError if a number does not fit or is not finite."""
     with np.errstate(over="ignore", invalid="ignore"):  # a float64 may overflow float32, and is refused below
-        made: NDArray[Any] = tensor.astype(np.float32 if dtype in _FLOATS else np.int64, copy=False)
-    lost = np.less(made, 0) if dtype == "U64" else ~np.isfinite(made)
-    if lost.any():
-        fault = f"are not finite in {made.dtype}" if dtype in _FLOATS else "do not fit int64"
-        raise LtxError(f"{np.count_nonzero(lost)} of {made.size} numbers in {what} {fault}", "create the file again")
-    return made
+        converted: NDArray[Any] = tensor.astype(np.float32 if dtype in _FLOATS else np.int64, copy=False)
+    refused = np.less(converted, 0) if dtype == "U64" else ~np.isfinite(converted)
+    if refused.any():
+        fault = f"are not finite in {converted.dtype}" if dtype in _FLOATS else "do not fit int64"
+        raise LtxError(
+            f"{np.count_nonzero(refused)} of {converted.size} numbers in {label} {fault}", "create the file again"
+        )
+    return converted

@@ -78,7 +78,7 @@ def _make(typed: Arguments) -> None:
         if typed.latents is None:
             video = pipe(request, **asked.run_options_of(typed))
         else:
-            video = pipe.decode(typed.latents, **asked.run_options_of(typed))
+            video = pipe.decode(typed.latents, **asked.decode_options_of(typed))
         title = (typed.prompt or "video") if typed.latents is None else typed.latents.stem
         output = _output_of(typed, title, video.ending.seed)
         target = video.check_output(output, folder_exists=typed.output_dir is None)

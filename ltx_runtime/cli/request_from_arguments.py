@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +21,11 @@ _SAME_NAMES = (
     *("steps", "skip_initial_steps", "skip_final_steps", "guidance_scale", "stg_scale", "rescaling_scale", "stg_mode"),
     *("cfg_star", "single_pass", "pad", "video", "strength", "decode_timestep", "decode_noise_scale"),
     "temporal_upscale",
+)
+# Options that matter for saved latents.
+_FOR_LATENTS = (
+    *("latents", "rng", "noise_file", "save_noise", "memory", "vae_tiling", "vae_slicing", "output", "output_dir"),
+    *("engines", "version", "backend", "gpu_memory", "threads", "plan", "json"),
 )
 
 
@@ -81,6 +87,20 @@ def run_options_of(typed: Arguments) -> dict[str, Any]:
     renamed |= {"initial_latents": "initial_latents_file"}
     same = ("rng", "low_memory", "crf", "sample_posterior", "save_embeddings", "save_latents", "save_noise")
     return {name: getattr(typed, option) for name, option in (renamed | dict(zip(same, same, strict=True))).items()}
+
+
+def decode_options_of(typed: Arguments) -> dict[str, Any]:
+    """Returns the options of decoding saved latents, by the names of the fields of RunOptions.
+
+    Raises:
+        LtxError: an option was typed that has no effect on latents that were saved.
+    """
+    for field in fields(Arguments):
+        if field.name not in _FOR_LATENTS and getattr(typed, field.name) != field.default:
+            option = f"--{field.name.replace('_', '-')}" if field.name != "words" else "the prompt"
+            raise LtxError(f"{option} has no effect on saved latents, which are only decoded", "leave it out")
+    names = {"rng": "rng", "noise": "noise_file", "tiled": "vae_tiling", "save_noise": "save_noise"}
+    return {name: getattr(typed, option) for name, option in names.items()}
 
 
 def _text(option: str, typed: str) -> str:

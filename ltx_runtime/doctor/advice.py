@@ -53,12 +53,12 @@ def _broken(machine: Machine) -> Iterator[Advice]:
         library = machine.library(module)
         if not library.loads:
             yield Advice(
-                f"{library.name} {_why(library)}, and every run needs it",
+                f"{library.name} {_failure_of(library)}, and every run needs it",
                 f"pip install --force-reinstall {library.package}",
             )
 
 
-def _why(library: Library) -> str:
+def _failure_of(library: Library) -> str:
     return f"does not load ({library.problem})" if library.installed else "is not installed"
 
 
@@ -77,16 +77,20 @@ def _libraries(machine: Machine) -> Iterator[Advice]:
     elif runtime.loads:
         yield Advice(_SLOW)
     if capability is None and not runtime.loads and not machine.clashing:
-        yield Advice(f"ONNX Runtime, which runs graphs on the CPU, {_why(runtime)}", _install(runtime, "cpu"))
+        yield Advice(
+            f"ONNX Runtime, which runs graphs on the CPU, {_failure_of(runtime)}", _install_command(runtime, "cpu")
+        )
 
 
 def _unseen_gpu(gpu: GpuFacts, bindings: Library) -> Advice:
     if bindings.loads:
         return Advice(f"an NVIDIA driver is installed, but CUDA finds no GPU ({gpu.problem})")
-    return Advice(f"an NVIDIA driver is installed, but {bindings.name} {_why(bindings)}", _install(bindings, "gpu"))
+    return Advice(
+        f"an NVIDIA driver is installed, but {bindings.name} {_failure_of(bindings)}", _install_command(bindings, "gpu")
+    )
 
 
-def _install(library: Library, extra: str) -> str:
+def _install_command(library: Library, extra: str) -> str:
     force = "--force-reinstall " if library.installed and not library.loads else ""
     return f"pip install {force}'ltx-engines[{extra}]'"
 
@@ -99,7 +103,7 @@ def _gpu_libraries(machine: Machine, capability: tuple[int, int]) -> Iterator[Ad
     runtime = machine.library("onnxruntime")
     if capability < LEAST_CAPABILITY:
         if CUDA_PROVIDER not in runtime.providers and not machine.clashing:
-            yield Advice(f"{gpu} is too old for TensorRT; ONNX Runtime can use it", _replaced(runtime, "gpu"))
+            yield Advice(f"{gpu} is too old for TensorRT; ONNX Runtime can use it", _replace_command(runtime, "gpu"))
         return
     module = "tensorrt_rtx" if capability in RTX_CAPABILITIES else "tensorrt"
     library = machine.library(module)
@@ -108,14 +112,15 @@ def _gpu_libraries(machine: Machine, capability: tuple[int, int]) -> Iterator[Ad
             f"{library.name} {library.version} does not support {gpu}", f"pip install --upgrade '{library.package}'"
         )
         return
-    refused = [one.name for one in machine.libraries if one.loads and one.serves_gpu is False]
-    said = f" (which {' and '.join(refused)} does not support)" if refused else ""
+    refused = [candidate.name for candidate in machine.libraries if candidate.loads and candidate.serves_gpu is False]
+    remark = f" (which {' and '.join(refused)} does not support)" if refused else ""
     yield Advice(
-        f"{gpu}{said} is fastest with {library.name}, which {_why(library)}", _install(library, LIBRARIES[module])
+        f"{gpu}{remark} is fastest with {library.name}, which {_failure_of(library)}",
+        _install_command(library, LIBRARIES[module]),
     )
 
 
-def _replaced(runtime: Library, extra: str) -> str:
+def _replace_command(runtime: Library, extra: str) -> str:
     """Returns the command that installs another package of ONNX Runtime; the present one must be removed first."""
     remove = "pip uninstall --yes onnxruntime && " if runtime.installed else ""
     return f"{remove}pip install 'ltx-engines[{extra}]'"
@@ -132,33 +137,33 @@ def _folders(folders: Sequence[FolderFacts], version: str | None) -> Iterator[Ad
         if folder.problem:
             yield Advice(folder.problem, folder.command or export_command(folder.version))
     if not folders:
-        wanted = version or _DEFAULT_VERSION
-        named = f" of {version}" if version else ""
-        yield Advice(f"there is no version folder{named} yet", export_command(wanted))
+        export_version = version or _DEFAULT_VERSION
+        of_version = f" of {version}" if version else ""
+        yield Advice(f"there is no version folder{of_version} yet", export_command(export_version))
 
 
 def _engines(machine: Machine, folders: Sequence[FolderFacts]) -> Iterator[Advice]:
     builder = usable_builder(machine)
     for folder in folders:
-        dead = [part.name for part in folder.components if not part.chosen]
-        if dead and not builder:
-            reason = f"nothing here can run {', '.join(dead)} of {folder.version}"
+        unrunnable = [component.name for component in folder.components if not component.chosen]
+        if unrunnable and not builder:
+            reason = f"nothing here can run {', '.join(unrunnable)} of {folder.version}"
             yield Advice(reason, export_command(folder.version))
         if not builder:
             continue
-        lacking = [part for part in folder.components if part.chosen not in LIBRARIES]
+        lacking = [component for component in folder.components if component.chosen not in LIBRARIES]
         if not lacking:
             continue
-        old = any(engine.problem for part in lacking for engine in part.engines)
-        found = "engines that fit this machine" if old else "engines"
+        outdated = any(engine.problem for component in lacking for engine in component.engines)
+        described = "engines that fit this machine" if outdated else "engines"
         yield Advice(
-            f"{folder.version} has no {found} of {', '.join(part.name for part in lacking)}",
-            f"ltx-export engine {folder.version}{_only(lacking, folder.components)} --builder {builder}"
+            f"{folder.version} has no {described} of {', '.join(component.name for component in lacking)}",
+            f"ltx-export engine {folder.version}{_component_options(lacking, folder.components)} --builder {builder}"
             f"{engines_option(Path(folder.path), folder.version)}",
         )
 
 
-def _only(lacking: Sequence[ComponentFacts], components: Sequence[ComponentFacts]) -> str:
+def _component_options(lacking: Sequence[ComponentFacts], components: Sequence[ComponentFacts]) -> str:
     if len(lacking) == len(components):
         return ""
-    return "".join(f" --component {part.name}" for part in lacking)
+    return "".join(f" --component {component.name}" for component in lacking)

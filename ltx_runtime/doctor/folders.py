@@ -108,8 +108,8 @@ def folders_in(root: Path, version: str | None) -> list[Path]:
         inside = sorted(path for path in root.iterdir() if not path.name.startswith("."))
     if _is_version_folder(root):
         return [root]
-    found = [path for path in inside if path.is_dir() and _is_version_folder(path)]
-    return found if version is None else [path for path in found if path.name == version]
+    folders = [path for path in inside if path.is_dir() and _is_version_folder(path)]
+    return folders if version is None else [path for path in folders if path.name == version]
 
 
 def _is_version_folder(path: Path) -> bool:
@@ -146,7 +146,7 @@ def _problem(folder: Path, manifest: Manifest) -> str:
 
 def _component(engines: Engines, name: str, makers: Mapping[str, Maker]) -> ComponentFacts:
     sayings = tuple(_saying(engines, name, backend) for backend in BACKENDS)
-    chosen = next((one.backend for one in sayings if one.fits), "")
+    chosen = next((saying.backend for saying in sayings if saying.fits), "")
     files = sorted(engines.folder.glob(f"*/{name}.*.engine"))
     precisions = tuple(engines.component(name).graphs)
     return ComponentFacts(
@@ -167,20 +167,20 @@ def _saying(engines: Engines, name: str, backend: str) -> Saying:
 
 
 def _engine(engines: Engines, name: str, path: Path, makers: Mapping[str, Maker]) -> EngineFile:
-    place, size = str(path.relative_to(engines.folder)), path.stat().st_size
+    relative_path, size = str(path.relative_to(engines.folder)), path.stat().st_size
     precision = path.name.removeprefix(f"{name}.").removesuffix(".engine")
-    usual = next(iter(makers.values()), Maker(next(iter(LIBRARIES)), ""))
+    default = next(iter(makers.values()), Maker(next(iter(LIBRARIES)), ""))
     try:
         sidecar = read_sidecar(path)
     except LtxError as error:
-        rebuild = EngineAddress(engines, name, usual, precision).rebuild_command()
-        return EngineFile(place, name, size, "", precision, "", (), None, error.problem, rebuild)
-    builder = makers.get(sidecar.builder)
-    problem = _misfit(engines, name, path, sidecar, builder)
-    known = sidecar.maker if sidecar.builder in LIBRARIES else Maker(next(iter(LIBRARIES)), "")
-    rebuild = EngineAddress(engines, name, known, sidecar.precision).rebuild_command(sidecar.options)
+        rebuild = EngineAddress(engines, name, default, precision).rebuild_command()
+        return EngineFile(relative_path, name, size, "", precision, "", (), None, error.problem, rebuild)
+    maker = makers.get(sidecar.builder)
+    problem = _misfit(engines, name, path, sidecar, maker)
+    original = sidecar.maker if sidecar.builder in LIBRARIES else Maker(next(iter(LIBRARIES)), "")
+    rebuild = EngineAddress(engines, name, original, sidecar.precision).rebuild_command(sidecar.options)
     return EngineFile(
-        place,
+        relative_path,
         name,
         size,
         f"{sidecar.builder} {sidecar.builder_version}",
@@ -221,19 +221,21 @@ def words_of(profile: Profile) -> str:
         tokens, batch = profile["text_tokens"], profile["batch"]
         return f"{_range(str(batch.min), str(batch.max))} prompts of {_range(str(tokens.min), str(tokens.max))} tokens"
     frames, rows, columns = (profile[axis] for axis in ("frames", "rows", "columns"))
-    least, most = (Grid(*sizes) for sizes in ((frames.min, rows.min, columns.min), (frames.max, rows.max, columns.max)))
-    shapes = _range(*(f"{grid.width}x{grid.height}" for grid in (least, most)))
-    return f"{_range(str(least.num_frames), str(most.num_frames))} frames of {shapes}"
+    smallest, largest = (
+        Grid(*sizes) for sizes in ((frames.min, rows.min, columns.min), (frames.max, rows.max, columns.max))
+    )
+    shapes = _range(*(f"{grid.width}x{grid.height}" for grid in (smallest, largest)))
+    return f"{_range(str(smallest.num_frames), str(largest.num_frames))} frames of {shapes}"
 
 
-def _range(least: str, most: str) -> str:
-    return least if least == most else f"{least} to {most}"
+def _range(smallest: str, largest: str) -> str:
+    return smallest if smallest == largest else f"{smallest} to {largest}"
 
 
 def _tokens(span: Span) -> str:
-    told = f"{_range(str(span.min), str(span.max))} tokens"
-    shown = shown_grid(span.max)
-    return told if shown is None else f"{told} (such as {shown.num_frames} frames of {shown.width}x{shown.height})"
+    words = f"{_range(str(span.min), str(span.max))} tokens"
+    grid = shown_grid(span.max)
+    return words if grid is None else f"{words} (such as {grid.num_frames} frames of {grid.width}x{grid.height})"
 
 
 def shown_grid(tokens: int) -> Grid | None:

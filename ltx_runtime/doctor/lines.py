@@ -81,9 +81,9 @@ def _library(library: Library) -> str:
     version = f" {library.version}" if library.version else ""
     if library.problem:
         return f"{library.name}{version}: does not load ({library.problem})"
-    told = {True: ": supports this GPU", False: ": does not support this GPU", None: ""}[library.serves_gpu]
+    support = {True: ": supports this GPU", False: ": does not support this GPU", None: ""}[library.serves_gpu]
     providers = f": {', '.join(library.providers)}" if library.providers else ""
-    return f"{library.name}{version}{told}{providers}"
+    return f"{library.name}{version}{support}{providers}"
 
 
 def _folder_lines(folder: FolderFacts) -> Iterator[str]:
@@ -91,40 +91,40 @@ def _folder_lines(folder: FolderFacts) -> Iterator[str]:
         yield f"  {folder.path}: cannot be used: {folder.problem}"
         return
     yield f"  {folder.path}: {folder.version}, complete, {amount(folder.size_bytes)}"
-    same = _same(folder.components)
-    for backend, said in same.items():
-        yield f"    {backend}: {said}"
+    common = _common_answers(folder.components)
+    for backend, answer in common.items():
+        yield f"    {backend}: {answer}"
     for component in folder.components:
-        yield from _component_lines(component, same)
+        yield from _component_lines(component, common)
 
 
-def _said(component: ComponentFacts) -> dict[str, str]:
+def _answers_of(component: ComponentFacts) -> dict[str, str]:
     """Returns what each backend says about a component, without the component's name; the advice says what to do."""
-    return {one.backend: one.says.replace(f" of {component.name}", "") for one in component.backends}
+    return {saying.backend: saying.says.replace(f" of {component.name}", "") for saying in component.backends}
 
 
-def _same(components: Sequence[ComponentFacts]) -> dict[str, str]:
+def _common_answers(components: Sequence[ComponentFacts]) -> dict[str, str]:
     """Returns the answers that a backend gives for every component alike, so that they are printed only once."""
     if len(components) < 2:
         return {}
-    said = [_said(component) for component in components]
-    return {backend: says for backend, says in said[0].items() if all(one[backend] == says for one in said)}
+    answers = [_answers_of(component) for component in components]
+    return {backend: says for backend, says in answers[0].items() if all(row[backend] == says for row in answers)}
 
 
-def _component_lines(component: ComponentFacts, same: Mapping[str, str]) -> Iterator[str]:
+def _component_lines(component: ComponentFacts, common: Mapping[str, str]) -> Iterator[str]:
     chosen = f"runs on {component.chosen}" if component.chosen else "nothing here can run it"
     yield f"    {component.name}: {chosen}; graphs in {', '.join(component.precisions) or 'no precision'}"
-    for backend, said in _said(component).items():
-        if backend not in same:
-            yield f"      {backend}: {said}"
+    for backend, answer in _answers_of(component).items():
+        if backend not in common:
+            yield f"      {backend}: {answer}"
     for engine in component.engines:
         yield from _engine_lines(engine)
 
 
 def _engine_lines(engine: EngineFile) -> Iterator[str]:
-    checked = "" if engine.relative_l2 is None else f", relative L2 {engine.relative_l2:.1e} to fp32"
-    how = f", {engine.precision}, weights {engine.weights}" if engine.weights else f", {engine.precision}"
-    yield f"      {engine.path}: {amount(engine.size_bytes)}{how}{checked}"
+    accuracy = "" if engine.relative_l2 is None else f", relative L2 {engine.relative_l2:.1e} to fp32"
+    built_as = f", {engine.precision}, weights {engine.weights}" if engine.weights else f", {engine.precision}"
+    yield f"      {engine.path}: {amount(engine.size_bytes)}{built_as}{accuracy}"
     for size in engine.sizes:
         yield f"        {size}"
     if engine.problem:

@@ -27,7 +27,7 @@ RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxrunti
 _CUDA = "cuda.bindings.runtime"
 _NO_CUDA_ERROR = 0
 # Module -> its name for people, and its pip package.
-_PLAIN = {
+_PLAIN_LIBRARIES = {
     _CUDA: ("cuda-bindings", "cuda-bindings"),
     "onnxruntime": ("ONNX Runtime", "onnxruntime"),
     "av": ("PyAV", "av"),
@@ -115,7 +115,7 @@ class Machine:
 
     def library(self, module: str) -> Library:
         """Returns the library that Python imports under this name."""
-        return next(one for one in self.libraries if one.module == module)
+        return next(library for library in self.libraries if library.module == module)
 
 
 def look() -> tuple[Machine, Gpu | None]:
@@ -125,12 +125,14 @@ def look() -> tuple[Machine, Gpu | None]:
     if gpu is not None:
         facts = GpuFacts(gpu.name, gpu.compute_capability, gpu.driver, gpu.memory_bytes, _free_bytes())
     builders = [_builder(module, gpu) for module in LIBRARIES]
-    return Machine(_system(), facts, (*builders, *(_plain(module) for module in _PLAIN)), _clashing()), gpu
+    return Machine(
+        _system(), facts, (*builders, *(_plain_library(module) for module in _PLAIN_LIBRARIES)), _clashing()
+    ), gpu
 
 
 def _gpu() -> tuple[Gpu | None, str]:
     try:
-        found = importlib.import_module("ltx_runtime.sessions.cuda.gpu").find_gpu()
+        gpu = importlib.import_module("ltx_runtime.sessions.cuda.gpu").find_gpu()
     except LtxError as error:
         return None, str(error)
     except ModuleNotFoundError as error:
@@ -139,8 +141,8 @@ def _gpu() -> tuple[Gpu | None, str]:
         raise
     except BaseException as error:  # an incomplete driver may raise anything
         return None, f"CUDA cannot be used ({reason_of(error)})"
-    assert isinstance(found, Gpu)
-    return found, ""
+    assert isinstance(gpu, Gpu)
+    return gpu, ""
 
 
 def _free_bytes() -> int | None:
@@ -162,15 +164,15 @@ def _builder(module: str, gpu: Gpu | None) -> Library:
     )
 
 
-def _plain(module: str) -> Library:
-    name, package = _PLAIN[module]
+def _plain_library(module: str) -> Library:
+    name, package = _PLAIN_LIBRARIES[module]
     loaded, problem = _loaded(module)
     if loaded is None:
         return Library(name, module, package, problem != "", _version_of(package) if problem else "", problem)
     providers: tuple[str, ...] = ()
     if module == "onnxruntime":
         try:
-            providers = tuple(str(one) for one in loaded.get_available_providers())
+            providers = tuple(str(provider) for provider in loaded.get_available_providers())
         except Exception as error:  # two packages overwrote each other's files
             problem = reason_of(error)
     return Library(name, module, package, True, _version(loaded, package), problem, providers=providers)
@@ -206,8 +208,8 @@ def _version_of(package: str) -> str:
 
 
 def _clashing(packages: Sequence[str] = RUNTIMES) -> tuple[str, ...]:
-    found = tuple(package for package in packages if _version_of(package))
-    return found if len(found) > 1 else ()
+    installed = tuple(package for package in packages if _version_of(package))
+    return installed if len(installed) > 1 else ()
 
 
 def _system() -> System:
@@ -241,7 +243,7 @@ def _memory(file: Path) -> dict[str, int]:
 def _processor(file: Path) -> str:
     """Returns the processor's name from /proc/cpuinfo; empty if the system has no such file or it names none."""
     try:
-        found = re.search(r"^model name\s*:\s*(.+)$", file.read_text(), re.MULTILINE)
+        match = re.search(r"^model name\s*:\s*(.+)$", file.read_text(), re.MULTILINE)
     except OSError:
         return ""
-    return found[1].strip() if found else ""
+    return match[1].strip() if match else ""

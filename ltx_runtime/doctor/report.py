@@ -46,10 +46,10 @@ def examine(root: Path, version: str | None = None) -> Report:
     Raises:
         LtxError: the root is not a folder, cannot be read, or neither it nor its parent folder exists.
     """
-    places = folders_in(root, version)
+    paths = folders_in(root, version)
     machine, gpu = look()
     makers = _makers(machine, gpu)
-    folders = tuple(look_at(place, makers) for place in places)
+    folders = tuple(look_at(path, makers) for path in paths)
     advice = advice_of(machine, folders, version)
     return Report(machine, str(root), root.is_dir(), _free_bytes(root), folders, advice)
 

@@ -78,11 +78,11 @@ class EngineAddress:
         """
         version = self.engines.manifest.version
         precision = "" if self.precision == ENGINE_PRECISIONS[0] else f" --precision {self.precision}"
-        own = f" {options}" if options else ""
-        place = engines_option(self.engines.folder, version)
+        further_options = f" {options}" if options else ""
+        folder_option = engines_option(self.engines.folder, version)
         return (
             f"ltx-export engine {version} --component {self.component} --builder {self.maker.builder}"
-            f"{precision}{own}{place} --force"
+            f"{precision}{further_options}{folder_option} --force"
         )
 
 
@@ -107,14 +107,14 @@ def check_engine(address: EngineAddress) -> Sidecar:
         sidecar = read_sidecar(path)
     except LtxError as error:
         raise LtxError(str(error), command=address.rebuild_command()) from None
-    wanted = {
+    expected = {
         **address.maker.marks(),
         "component": address.component,
         "precision": address.precision,
         "sources": address.sources(),
         "engine_checksum": checksum(path),
     }
-    for attribute, value in wanted.items():
+    for attribute, value in expected.items():
         if getattr(sidecar, attribute) != value:
             raise LtxError(f"{path} {_MISFITS[attribute]}", command=address.rebuild_command(sidecar.options))
     return sidecar

@@ -192,12 +192,12 @@ def read_manifest(folder: Path) -> Manifest:
         raise LtxError(f"{path} has another format than {FORMAT}", command=export_command(folder.name))
     try:
         manifest = _parse(data)
-        named = {manifest.tokenizer}
+        names = {manifest.tokenizer}
         for entry in manifest.components.values():
             if not entry.weights:
                 raise KeyError(f"weights of {entry.signature.name}")
-            named |= {*entry.weights, *entry.graphs.values(), *filter(None, [entry.recorded])}
-        for name in named:
+            names |= {*entry.weights, *entry.graphs.values(), *filter(None, [entry.recorded])}
+        for name in names:
             _refuse_outside(name)
             manifest.files[name]
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
@@ -282,14 +282,16 @@ def find_folder(engines: Path, version: str | None) -> Path:
         LtxError: there is no such folder, it has another version, or there are several and no version was named.
     """
     if (engines / MANIFEST).exists() or any(engines.glob("*.onnx")):
-        found = read_manifest(engines).version
-        if version not in (None, found):
-            raise LtxError(f"{engines} holds version {found}, not {version}", "leave --version out")
+        folder_version = read_manifest(engines).version
+        if version not in (None, folder_version):
+            raise LtxError(f"{engines} holds version {folder_version}, not {version}", "leave --version out")
         return engines
     if version is not None:
         if not (engines / version).is_dir():
-            known = ", ".join(_versions_in(engines)) or "none"
-            raise LtxError(f"no engines for {version} in {engines} (found: {known})", command=export_command(version))
+            versions = ", ".join(_versions_in(engines)) or "none"
+            raise LtxError(
+                f"no engines for {version} in {engines} (found: {versions})", command=export_command(version)
+            )
         return engines / version
     names = _versions_in(engines)
     if len(names) == 1:

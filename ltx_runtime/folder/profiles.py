@@ -90,12 +90,12 @@ def _tokens(limits: Limits | None) -> list[tuple[Span, Span]]:
     """Returns the spans of tokens and timesteps of every profile; tokens of clips need one timestep per token."""
     if limits is None:
         return [(span, steps) for span in _TOKENS for steps in (_ONE, span)]
-    most = {grid.tokens: grid.tokens + _CLIPS * _CLIP_FRAMES * grid.rows * grid.columns for grid in limits.grids}
+    totals = {grid.tokens: grid.tokens + _CLIPS * _CLIP_FRAMES * grid.rows * grid.columns for grid in limits.grids}
     if limits.exact:
-        exact = [(Span(count, count, count), Span(count, count, most[count])) for count in sorted(most)]
+        exact = [(Span(count, count, count), Span(count, count, totals[count])) for count in sorted(totals)]
         pairs = [pair for alone, with_clips in exact for pair in ((alone, _ONE), (with_clips, with_clips))]
     else:
-        spans = [span.below(max(most.values())) for span in _TOKENS if span.min <= max(most.values())]
+        spans = [span.below(max(totals.values())) for span in _TOKENS if span.min <= max(totals.values())]
         pairs = [(span, steps) for span in spans for steps in (_ONE, span)]
     return [pair for pair in pairs if limits.given or pair[1] == _ONE]
 
@@ -104,22 +104,22 @@ def _boxes(component: Component, limits: Limits | None) -> list[tuple[Span, Span
     if limits is None:
         return list(_GRIDS)
     if limits.exact:
-        return list(dict.fromkeys(_exactly(component, grid) for grid in limits.grids))
+        return list(dict.fromkeys(_exact_box(component, grid) for grid in limits.grids))
     frames, rows, columns = (
         max(getattr(grid, axis) for grid in limits.grids) for axis in ("frames", "rows", "columns")
     )
-    narrowed = [(f.below(frames), r.below(rows), c.below(columns)) for f, r, c in _GRIDS]
-    return [box for i, box in enumerate(narrowed) if not any(_within(box, other) for other in narrowed[:i])]
+    boxes = [(f.below(frames), r.below(rows), c.below(columns)) for f, r, c in _GRIDS]
+    return [box for i, box in enumerate(boxes) if not any(_within(box, earlier) for earlier in boxes[:i])]
 
 
-def _exactly(component: Component, grid: Grid) -> tuple[Span, Span, Span]:
+def _exact_box(component: Component, grid: Grid) -> tuple[Span, Span, Span]:
     """Returns spans of this grid only, except that an encoder also takes images and clips shorter than the video."""
     frames = Span(1, 1, grid.frames) if component.name == "vae_encoder" else Span(*(grid.frames,) * 3)
     return frames, Span(*(grid.rows,) * 3), Span(*(grid.columns,) * 3)
 
 
-def _within(box: Sequence[Span], other: Sequence[Span]) -> bool:
-    return all(theirs.min <= mine.min and mine.max <= theirs.max for mine, theirs in zip(box, other, strict=True))
+def _within(box: Sequence[Span], outer: Sequence[Span]) -> bool:
+    return all(limit.min <= span.min and span.max <= limit.max for span, limit in zip(box, outer, strict=True))
 
 
 def sizes_of(component: Component, feeds: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, int]:

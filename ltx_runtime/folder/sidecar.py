@@ -118,11 +118,6 @@ class Sidecar:
         """The library that built the engine, and the GPU and system that it was built for."""
         return Maker(self.builder, self.builder_version, self.target, self.system, self.gpu, self.driver)
 
-    @property
-    def weight_inputs_bytes(self) -> int:
-        """Size in bytes of all weights that are inputs."""
-        return sum(one.size_bytes for one in self.weight_inputs.values())
-
 
 def sidecar_path(engine: Path) -> Path:
     """Returns the path of the sidecar beside an engine."""
@@ -148,15 +143,15 @@ def read_sidecar(engine: Path) -> Sidecar:
     """
     try:
         data: dict[str, Any] = json.loads(sidecar_path(engine).read_text())
-        spans = [{axis: Span(**span) for axis, span in profile.items()} for profile in data.pop("profiles")]
-        inputs = {
-            name: WeightInput(**{**one, "shape": tuple(one["shape"])})
-            for name, one in data.pop("weight_inputs").items()
+        profiles = [{axis: Span(**span) for axis, span in profile.items()} for profile in data.pop("profiles")]
+        weight_inputs = {
+            name: WeightInput(**{**values, "shape": tuple(values["shape"])})
+            for name, values in data.pop("weight_inputs").items()
         }
-        read = Sidecar(**data, profiles=spans, weight_inputs=inputs)
-        if read.weights not in WEIGHTS or not spans:
-            raise ValueError(read.weights)
-        return read
+        sidecar = Sidecar(**data, profiles=profiles, weight_inputs=weight_inputs)
+        if sidecar.weights not in WEIGHTS or not profiles:
+            raise ValueError(sidecar.weights)
+        return sidecar
     except FileNotFoundError:
         raise LtxError(f"{engine} has no sidecar {sidecar_path(engine).name}") from None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):

@@ -35,8 +35,8 @@ def _image(path: Path) -> Iterator[Picture]:
     """
     from PIL import Image  # noqa: PLC0415
 
-    with Image.open(path) as opened:
-        yield _rgb(_turned_upright(opened), str(path))
+    with Image.open(path) as image:
+        yield _rgb(_turned_upright(image), str(path))
 
 
 def _turned_upright(picture: Image.Image) -> Image.Image:
@@ -50,13 +50,13 @@ def _gif(path: Path) -> Iterator[Picture]:
     """Yields every frame of an animated GIF."""
     from PIL import Image  # noqa: PLC0415
 
-    with Image.open(path) as opened:
+    with Image.open(path) as image:
         for index in itertools.count():
             try:
-                opened.seek(index)
+                image.seek(index)
             except EOFError:
                 return
-            yield _rgb(opened, str(path))
+            yield _rgb(image, str(path))
 
 
 def _rgb(picture: Image.Image, name: str) -> Picture:
@@ -84,11 +84,11 @@ def _clip(path: Path) -> Iterator[Picture]:
                 graph = av.filter.Graph()
                 nodes = graph.add_buffer(template=stream), graph.add("format", "rgb24"), graph.add("buffersink")
                 graph.link_nodes(*nodes).configure()
-            stored: Any = frame.side_data.get("DISPLAYMATRIX")
-            matrix = matrix if stored is None else bytes(stored)
+            stored_matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+            matrix = matrix if stored_matrix is None else bytes(stored_matrix)
             graph.push(frame)
             pixels = graph.pull().to_ndarray()
-            yield pixels if matrix is None else _turned(pixels, matrix)
+            yield pixels if matrix is None else _oriented(pixels, matrix)
 
 
 def _frames(container: Any, stream: Any) -> Iterator[Any]:
@@ -98,7 +98,7 @@ def _frames(container: Any, stream: Any) -> Iterator[Any]:
         yield from packet.decode()
 
 
-def _turned(pixels: Picture, matrix: bytes) -> Picture:
+def _oriented(pixels: Picture, matrix: bytes) -> Picture:
     """Rotates a picture by quarter turns and mirrors it, as a display matrix says."""
     right_to_x, right_to_y, _, down_to_x, down_to_y = struct.unpack("=5i", matrix[:20])
     if abs(right_to_x) < abs(right_to_y):
@@ -147,9 +147,9 @@ def _frames_of_array(array: NDArray[Any]) -> Picture:
         return frames
     if not np.issubdtype(frames.dtype, np.floating):
         raise LtxError(f"an array of pictures must be uint8, or float from 0 to 1; got {array.dtype}", "convert it")
-    least, most = float(frames.min()), float(frames.max())
-    if not 0 <= least <= most <= 1:
-        raise LtxError(f"an array of float pictures must be from 0 to 1; got {least:g} to {most:g}", "scale it")
+    lowest, highest = float(frames.min()), float(frames.max())
+    if not 0 <= lowest <= highest <= 1:
+        raise LtxError(f"an array of float pictures must be from 0 to 1; got {lowest:g} to {highest:g}", "scale it")
     return np.round(frames * 255).astype(np.uint8)
 
 

@@ -80,7 +80,7 @@ def load_media(
     media = np.zeros((3, 0, 0, 0), np.float32)
     count = 0
     for picture in itertools.islice(pictures_of(source), most_frames):
-        frame = _frame_of(_cut(picture, height, width, resize, label_of(source)), crf, blur, keep_size=resize)
+        frame = _frame_of(_cropped(picture, height, width, resize, label_of(source)), crf, blur, keep_size=resize)
         frame = np.pad(frame, ((0, 0), (top, bottom), (left, right)))
         if not count:
             media = np.zeros((3, most_frames, *frame.shape[1:]), np.float32)
@@ -112,15 +112,15 @@ def _prepared(path: Path) -> NDArray[np.float32]:
     return media
 
 
-def _cut(picture: Picture, height: int, width: int, resize: bool, name: str) -> Picture:
+def _cropped(picture: Picture, height: int, width: int, resize: bool, name: str) -> Picture:
     """Returns the largest centered part with the aspect ratio of `height` x `width`, resized to that if `resize`."""
     own_height, own_width = picture.shape[:2]
-    shape = width / height
+    aspect_ratio = width / height
     new_width, new_height = own_width, own_height
-    if own_width / own_height > shape:
-        new_width = int(own_height * shape)
+    if own_width / own_height > aspect_ratio:
+        new_width = int(own_height * aspect_ratio)
     else:
-        new_height = int(own_width / shape)
+        new_height = int(own_width / aspect_ratio)
     if min(new_width, new_height) < _SMALLEST_SIDE:
         raise LtxError(
             f"{name} is {own_width}x{own_height} pixels, too small to crop to the aspect ratio of {width}x{height}",
@@ -142,15 +142,15 @@ def _frame_of(picture: Picture, crf: int, blur: bool, keep_size: bool) -> Pixels
 
     Compression drops an odd last row and column; with `keep_size`, copies of the row and column before replace them.
     """
-    pixels = _compressed(_softened(picture, blur), crf)
+    pixels = _compressed(_blurred(picture, blur), crf)
     if keep_size:
-        lost = np.subtract(picture.shape, pixels.shape)
-        pixels = np.pad(pixels, ((0, lost[0]), (0, lost[1]), (0, 0)), "edge")
+        dropped = np.subtract(picture.shape, pixels.shape)
+        pixels = np.pad(pixels, ((0, dropped[0]), (0, dropped[1]), (0, 0)), "edge")
     scaled: Pixels = (pixels * np.float32(255.0) / np.float32(127.5) - np.float32(1.0)).transpose(2, 0, 1)
     return scaled
 
 
-def _softened(picture: Picture, blur: bool) -> Pixels:
+def _blurred(picture: Picture, blur: bool) -> Pixels:
     """Returns a picture as (H, W, 3) float32 in 0..1, blurred by a Gaussian over 3x3 pixels, mirrored at the border.
 
     Each product is added before it is rounded, in the order of the official convolution. Pixels are floored to bytes
@@ -159,9 +159,9 @@ def _softened(picture: Picture, blur: bool) -> Pixels:
     pixels: Pixels = picture.astype(np.float32) / np.float32(255.0)
     if not blur:
         return pixels
-    side = np.array([math.exp(-0.5), 1.0, math.exp(-0.5)])
-    side = (side / side.sum()).astype(np.float32)
-    kernel = np.outer(side, side)
+    gaussian = np.array([math.exp(-0.5), 1.0, math.exp(-0.5)])
+    gaussian = (gaussian / gaussian.sum()).astype(np.float32)
+    kernel = np.outer(gaussian, gaussian)
     mirrored = np.pad(pixels, ((1, 1), (1, 1), (0, 0)), "reflect")
     blurred = np.zeros_like(pixels)
     height, width = pixels.shape[:2]

@@ -34,7 +34,8 @@ def _encoded(path: Path, fps: float, codec: str, options: dict[str, str]) -> Ite
     """Encodes one video stream with FFmpeg as yuv420p in BT.709, tagged so that players show the right colours."""
     import av  # noqa: PLC0415  (33 MB of codecs, loaded only when a video is written)
 
-    with av.open(str(path), "w") as container:
+    # Absolute, since libav takes what precedes a colon in `12:30.mp4` for a protocol.
+    with av.open(str(path.absolute()), "w") as container:
         stream: Any = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options=options)
         stream.pix_fmt = "yuv420p"
         context = stream.codec_context
@@ -94,7 +95,7 @@ def _png_folder(path: Path, fps: float) -> Iterator[Write]:
 
 WRITERS: dict[str, Writer] = {".mp4": _mp4, ".webm": _webm, ".gif": _gif, ".png": _png_folder}
 
-_EVEN = (".mp4",)
+_EVEN_SIDES = (".mp4",)
 # Frame rates that formats can store. GIF delays are whole hundredths of a second, and players slow down delays under 2.
 FPS_RANGES: dict[str, tuple[int, int]] = {".mp4": (1, 1000), ".webm": (1, 1000), ".gif": (1, 50)}
 
@@ -106,8 +107,8 @@ def target_of(output: Path) -> Path:
         LtxError: the suffix has no writer, the file is a folder, or the folder of PNGs exists and is not empty.
     """
     if output.suffix.lower() not in WRITERS:
-        known = ", ".join(WRITERS)
-        raise LtxError(f"unknown output suffix {output.suffix!r} of {output}", f"use one of {known}")
+        suffixes = ", ".join(WRITERS)
+        raise LtxError(f"unknown output suffix {output.suffix!r} of {output}", f"use one of {suffixes}")
     if output.suffix.lower() != ".png":
         if output.is_dir():
             raise LtxError(f"cannot write {output}: it is a folder", "give a file name")
@@ -120,7 +121,7 @@ def target_of(output: Path) -> Path:
 
 def check_size(output: Path, height: int, width: int) -> None:
     """Raises LtxError if the format cannot store frames of this size: libx264 needs even sides for yuv420p."""
-    if output.suffix.lower() in _EVEN and (height % 2 or width % 2):
+    if output.suffix.lower() in _EVEN_SIDES and (height % 2 or width % 2):
         raise LtxError(f"{output.suffix} takes even sizes; got {width}x{height}", "use an even size, .gif or .png")
 
 

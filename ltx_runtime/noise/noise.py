@@ -22,7 +22,7 @@ from ltx_runtime.tensors import names_in, read_tensors, write_tensors
 
 SEED_BITS = 64
 
-# Kind of a draw, as `_about` returns it -> the random generator that the official code uses for it.
+# Kind of a draw, as `_kind_of` returns it -> the random generator that the official code uses for it.
 _STREAMS = {
     "initial": "generator",
     "keyframe": "generator",
@@ -77,15 +77,15 @@ class TorchNoise:
         self._streams = {name: TorchGenerator(seed) for name in ("generator", "global")}
 
     def draw(self, key: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        about = _about(key)
-        stream = self._streams[_STREAMS[about]]
-        if about == "initial":  # the official code draws tokens (B, N, C)
+        kind = _kind_of(key)
+        stream = self._streams[_STREAMS[kind]]
+        if kind == "initial":  # the official code draws tokens (B, N, C)
             batch, channels, *cells = shape
             tokens = stream.normals((batch, math.prod(cells), channels))
             return np.asarray(np.moveaxis(tokens.reshape(batch, *cells, channels), -1, 1), order="C")
-        if about == "decode":  # the official code draws into a view of tokens
+        if kind == "decode":  # the official code draws into a view of tokens
             return stream.normals(shape, _TOKENS_IN_MEMORY)
-        return _maps(stream, shape) if about == "noise" else stream.normals(shape)
+        return _draw_maps(stream, shape) if kind == "noise" else stream.normals(shape)
 
 
 class DiffusersNoise:
@@ -97,7 +97,7 @@ class DiffusersNoise:
         self._stream = TorchGenerator(seed)
 
     def draw(self, key: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        return _maps(self._stream, shape) if _about(key) == "noise" else self._stream.normals(shape)
+        return _draw_maps(self._stream, shape) if _kind_of(key) == "noise" else self._stream.normals(shape)
 
 
 class FileNoise:
@@ -106,24 +106,26 @@ class FileNoise:
     def __init__(self, path: Path) -> None:
         """Raises LtxError if the file cannot be read, is empty, or holds anything but finite draws of a run."""
         names = names_in(path)
-        strange = [name for name in names if _about_or_none(name) is None]
-        if strange or not names:
-            held = f"tensors that are not draws of a run: {', '.join(strange[:3])}" if strange else "no tensors"
-            raise LtxError(f"{path} has {held}", "give a file that --save-noise wrote")
+        unknown = [name for name in names if _kind_or_none(name) is None]
+        if unknown or not names:
+            content = f"tensors that are not draws of a run: {', '.join(unknown[:3])}" if unknown else "no tensors"
+            raise LtxError(f"{path} has {content}", "give a file that --save-noise wrote")
         for name in names:  # one at a time: all draws of a long run take gigabytes
             read_tensors(path, (name,))
         self._path = path
 
     def draw(self, key: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
         """Raises LtxError if the file lacks the key, or its tensor has another shape or is not floating-point."""
-        found = read_tensors(self._path, (), (key,)).get(key)
-        wanted = f"this run draws {key} {shape}"
-        if found is None:
-            raise LtxError(f"{self._path} has no noise {key}; {wanted}", "record noise with the same settings")
-        if found.shape != shape or found.dtype != np.float32:
-            held = f"{key} {found.shape} of {found.dtype}"
-            raise LtxError(f"{self._path} holds {held}; {wanted} of float32", "record noise with the same settings")
-        return found
+        tensor = read_tensors(self._path, (), (key,)).get(key)
+        expected = f"this run draws {key} {shape}"
+        if tensor is None:
+            raise LtxError(f"{self._path} has no noise {key}; {expected}", "record noise with the same settings")
+        if tensor.shape != shape or tensor.dtype != np.float32:
+            content = f"{key} {tensor.shape} of {tensor.dtype}"
+            raise LtxError(
+                f"{self._path} holds {content}; {expected} of float32", "record noise with the same settings"
+            )
+        return tensor
 
 
 class GivenNoise:
@@ -165,20 +167,20 @@ class RecordingNoise:
 RNGS: dict[str, Callable[[int], Noise]] = {"numpy": SeededNoise, "torch": TorchNoise, "diffusers": DiffusersNoise}
 
 
-def _about(key: str) -> str:
+def _kind_of(key: str) -> str:
     """Returns the kind of a draw, `image` for the key `pass2/image_7`. Raises ValueError if no run draws the key."""
-    about = _about_or_none(key)
-    if about is None:
+    kind = _kind_or_none(key)
+    if kind is None:
         raise ValueError(f"unknown draw {key}")
-    return about
+    return kind
 
 
-def _about_or_none(key: str) -> str | None:
-    about = key.rpartition("/")[2].partition("_")[0]
-    return about if about in _STREAMS else None
+def _kind_or_none(key: str) -> str | None:
+    kind = key.rpartition("/")[2].partition("_")[0]
+    return kind if kind in _STREAMS else None
 
 
-def _maps(stream: TorchGenerator, shape: tuple[int, ...]) -> NDArray[np.float32]:
+def _draw_maps(stream: TorchGenerator, shape: tuple[int, ...]) -> NDArray[np.float32]:
     """Returns normals of shape (count, h, w), with a separate draw for each map."""
     count, *size = shape
     return np.stack([stream.normals(tuple(size)) for _ in range(count)])

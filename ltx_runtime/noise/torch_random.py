@@ -55,11 +55,11 @@ class TorchGenerator:
         """
         memory = memory or tuple(range(len(shape)))
         count = math.prod(shape)
-        longer = [axis for axis in memory if shape[axis] != 1]
-        by_blocks = count >= _BLOCK and longer == sorted(longer)
-        drawn = self._blocks(count) if by_blocks else self._one_by_one(count)
-        laid = drawn.reshape([shape[axis] for axis in memory])
-        return np.asarray(laid.transpose(np.argsort(memory)), order="C")
+        long_axes = [axis for axis in memory if shape[axis] != 1]
+        by_blocks = count >= _BLOCK and long_axes == sorted(long_axes)
+        normals = self._blocks(count) if by_blocks else self._one_by_one(count)
+        in_memory_order = normals.reshape([shape[axis] for axis in memory])
+        return np.asarray(in_memory_order.transpose(np.argsort(memory)), order="C")
 
     def _blocks(self, count: int) -> NDArray[np.float32]:
         """Returns at least 16 normals by the Box-Muller transform; the kept second normal is neither used nor changed.
@@ -67,23 +67,23 @@ class TorchGenerator:
         If 16 does not divide `count`, the last 16 normals are drawn again as one block, as torch does.
         """
         fractions = _fractions(self.words(count))
-        rest = count % _BLOCK
+        remainder = count % _BLOCK
         normals = np.empty(count, np.float32)
-        normals[: count - rest] = _transformed(fractions[: count - rest])
-        if rest:
-            normals[-_BLOCK:] = _transformed(_fractions(self.words(_BLOCK)))
+        normals[: count - remainder] = _box_muller(fractions[: count - remainder])
+        if remainder:
+            normals[-_BLOCK:] = _box_muller(_fractions(self.words(_BLOCK)))
         return normals
 
     def _one_by_one(self, count: int) -> NDArray[np.float32]:
         """Returns normals computed in pairs in double precision; an unused second normal is kept for the next call."""
-        waiting = np.array([] if self._second is None else [self._second])
-        pairs = (max(count - waiting.size, 0) + 1) // 2
+        unused = np.array([] if self._second is None else [self._second])
+        pairs = (max(count - unused.size, 0) + 1) // 2
         angle, height = self.long_uniforms((pairs, 2)).T
         radius, angle = np.sqrt(-2 * np.log1p(-height)), 2 * np.pi * angle
-        made = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).reshape(-1)
-        values = np.concatenate([waiting, made])
-        self._second = float(values[count]) if values.size > count else None
-        return values[:count].astype(np.float32)
+        drawn = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).reshape(-1)
+        normals = np.concatenate([unused, drawn])
+        self._second = float(normals[count]) if normals.size > count else None
+        return normals[:count].astype(np.float32)
 
 
 def _fractions(words: NDArray[np.uint32]) -> NDArray[np.float32]:
@@ -93,7 +93,7 @@ def _fractions(words: NDArray[np.uint32]) -> NDArray[np.float32]:
     return fractions
 
 
-def _transformed(fractions: NDArray[np.float32]) -> NDArray[np.float32]:
+def _box_muller(fractions: NDArray[np.float32]) -> NDArray[np.float32]:
     """Turns blocks of 16 uniforms into 16 normals each, with each step rounded to float32 as in torch's vector code."""
     heights, turns = fractions.reshape(-1, 2, _BLOCK // 2).swapaxes(0, 1)
     radius = np.sqrt(np.float32(-2) * np.log(1 - heights, dtype=np.float64).astype(np.float32))

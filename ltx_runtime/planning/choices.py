@@ -16,6 +16,7 @@ _LIMITS = {
     "decode_noise_scale": (0.0, 1.0, "use 0.025"),
     "tone_map_compression_ratio": (0.0, 1.0, "use 0.6, or 0 for none"),
     "strength": (0.0, 1.0, "use 0.6"),
+    "from_sigma": (0.0, 1.0, "use 0 for all steps"),
     "downscale_factor": (0.1, 1.0, "use 0.6666666"),
 }
 _RESIDUAL = "stg_r"

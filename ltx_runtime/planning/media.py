@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ltx_runtime.errors import LtxError
 from ltx_runtime.media.pictures import label_of
 from ltx_runtime.media.prepare import count_frames, load_media
+from ltx_runtime.planning.choices import check_number
 from ltx_runtime.planning.plan import Plan
 from ltx_runtime.sampling.conditioning import check_item, trimmed_frames
 from ltx_runtime.sampling.start import Clip, Media
@@ -22,6 +23,7 @@ def frames_of(planned: Plan) -> list[int]:
     for given in request.conditions:
         room = max(1, request.num_frames - given.frame)
         frames = trimmed_frames(count_frames(given.media, room), given.frame, request.num_frames)
+        check_number("strength", given.strength, "the strength of a condition")
         check_item(frames, given.frame, planned.passes[-1].grid.num_frames)
         used.append(frames)
     return used

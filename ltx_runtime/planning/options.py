@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ltx_runtime.errors import LtxError
+from ltx_runtime.declared import declared, number_of
+from ltx_runtime.errors import LtxError, explaining
 from ltx_runtime.folder.profiles import Profile, profile_for
 from ltx_runtime.media.prepare import CRF, LARGEST_CRF
 from ltx_runtime.noise.noise import RNGS
@@ -19,6 +20,7 @@ from ltx_runtime.vae.tiling import Tiling
 _BY_HAND = Tiling(10, 16, 16)
 CPU_MEMORY_BYTES = 8_000_000_000
 _MOST_MEMORY_GB = 1e6
+_MOST_THREADS = 256  # more than a machine has cores only cost memory
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,11 @@ class RunOptions:
     save_noise: Path | None = None
 
     def check_places(self) -> None:
-        """Raises LtxError if a file to save cannot be written to its path."""
+        """Raises LtxError if a file to read cannot be opened, or a file to save cannot be written to its path."""
+        for path in (self.embeddings, self.initial_latents, self.noise):
+            if path is not None:
+                with explaining(f"read {path}"), path.open("rb"):
+                    pass
         for place in (self.save_embeddings, self.save_latents, self.save_noise):
             if place is not None:
                 check_place(place)
@@ -111,19 +117,23 @@ def bytes_of(name: str, gigabytes: float | None, advice: str) -> int | None:
     """
     if gigabytes is None:
         return None
+    gigabytes = number_of(gigabytes, name)
     if not 0 < gigabytes <= _MOST_MEMORY_GB:
         raise LtxError(f"{name} must be a positive number of GB; got {gigabytes:g}", advice)
     return round(gigabytes * 1e9)
 
 
 def check_options(options: RunOptions) -> RunOptions:
-    """Returns the options unchanged if all of them can be used.
+    """Returns the options, with values of their declared types, if all of them can be used.
 
     Raises:
-        LtxError: threads is below 1, rng is unknown, or crf is out of range.
+        LtxError: a value has another type, rng is unknown, or threads or crf is out of range.
     """
-    if options.threads is not None and options.threads < 1:
-        raise LtxError(f"threads must be at least 1; got {options.threads}", "leave it out for one thread per core")
+    options = declared(options)
+    if options.threads is not None and not 1 <= options.threads <= _MOST_THREADS:
+        raise LtxError(
+            f"threads must be from 1 to {_MOST_THREADS}; got {options.threads}", "leave it out for one thread per core"
+        )
     if options.rng not in RNGS:
         raise LtxError(f"unknown rng {options.rng!r}", f"use one of {', '.join(RNGS)}")
     if not 0 <= options.crf <= LARGEST_CRF:

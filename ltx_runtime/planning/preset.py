@@ -14,7 +14,7 @@ from typing import Any
 
 from ltx_runtime.errors import LtxError, explaining
 from ltx_runtime.planning.choices import check_number, stg_mode_of
-from ltx_runtime.spec.presets import LINEAR_QUADRATIC, Guidance, Pass, Schedule
+from ltx_runtime.spec.presets import LINEAR_QUADRATIC, SAMPLERS, SHIFTINGS, Guidance, Pass, Schedule
 
 _MAX_BYTES = 1_000_000
 _MAX_VALUES = 10_000
@@ -75,9 +75,16 @@ def check_preset(preset: Preset) -> None:
         where = f"of pass {number} of the preset"
         check_number("tone_map_compression_ratio", one.tone_map, f"tone_map {where}")
         for guidance in one.guidance:
+            check_number("from_sigma", guidance.from_sigma, f"from_sigma {where}")
             check_number("guidance_scale", guidance.cfg_scale, f"cfg_scale {where}")
             check_number("stg_scale", guidance.stg_scale, f"stg_scale {where}")
             check_number("rescaling_scale", guidance.rescale, f"rescale {where}")
+    schedule = preset.schedule or LINEAR_QUADRATIC
+    if schedule.sampler not in SAMPLERS or schedule.shifting not in SHIFTINGS:
+        raise LtxError(
+            f"the preset has the schedule {schedule.sampler!r} with shifting {schedule.shifting!r}",
+            f"use {' or '.join(SAMPLERS)}, with shifting SD3 or None",
+        )
     check_number("downscale_factor", preset.first_pass_scale, "first_pass_scale of the preset")
     check_number("decode_timestep", preset.decode_timestep, "decode_timestep of the preset")
     check_number("decode_noise_scale", preset.decode_noise_scale, "decode_noise_scale of the preset")

@@ -125,47 +125,49 @@ def condition(
     count = 0
     for index, item in enumerate(items):
         count += 1
-        beside = _set_in(latents, mask, item)
-        if beside is not None:
-            extra.append(_beside(beside, item, noise_of(index, beside.shape), fps, causal=causal))
-    own = tokens_of(latents), coords_of(grid, fps, causal=causal), tokens_of(mask)[..., 0]
+        added = _insert(latents, mask, item)
+        if added is not None:
+            extra.append(_added_tokens(added, item, noise_of(index, added.shape), fps, causal=causal))
+    video = tokens_of(latents), coords_of(grid, fps, causal=causal), tokens_of(mask)[..., 0]
     if not count:
-        return Conditioned(own[0], own[1], None, 0)
-    tokens, coords, masks = zip(*extra, own, strict=True)
+        return Conditioned(video[0], video[1], None, 0)
+    tokens, coords, masks = zip(*extra, video, strict=True)
     return Conditioned(
         np.concatenate(tokens, axis=1),
         np.concatenate(coords, axis=2),
         np.concatenate(masks, axis=1),
-        sum(each.shape[1] for each in tokens[:-1]),
+        sum(part.shape[1] for part in tokens[:-1]),
     )
 
 
-def _set_in(latents: Floats, mask: Floats, item: Item) -> Floats | None:
+def _insert(latents: Floats, mask: Floats, item: Item) -> Floats | None:
     """Mixes an item into latents and mask in place; returns those of its latents that become extra tokens, if any."""
-    given, beside, first = item.latents, None, 0
+    body, added, first = item.latents, None, 0
     if item.frame:
-        beside, given, first = given[:, :, :_PREFIX], given[:, :, _PREFIX:], item.frame // TEMPORAL_SCALE + _PREFIX
+        added, body, first = body[:, :, :_PREFIX], body[:, :, _PREFIX:], item.frame // TEMPORAL_SCALE + _PREFIX
         assert item.latents.shape[2] == 1 or item.frame % TEMPORAL_SCALE == 0
-    place = (slice(None), slice(None), slice(first, first + given.shape[2]))
-    if given.shape[2]:
-        latents[place] = _mixed(latents[place], given, item.strength)
+    place = (slice(None), slice(None), slice(first, first + body.shape[2]))
+    if body.shape[2]:
+        latents[place] = _mixed(latents[place], body, item.strength)
         mask[place] = item.strength
-    return beside
+    return added
 
 
-def _beside(given: Floats, item: Item, noise: Floats, fps: float, *, causal: bool) -> tuple[Floats, Floats, Floats]:
+def _added_tokens(
+    latents: Floats, item: Item, noise: Floats, fps: float, *, causal: bool
+) -> tuple[Floats, Floats, Floats]:
     """Returns tokens, coordinates and mask of latents that become extra tokens, at the item's own time."""
-    tokens = tokens_of(_mixed(noise, given, item.strength))
-    coords = coords_of(Grid(*given.shape[2:]), fps, causal=causal, first_frame=item.frame)
+    tokens = tokens_of(_mixed(noise, latents, item.strength))
+    coords = coords_of(Grid(*latents.shape[2:]), fps, causal=causal, first_frame=item.frame)
     return tokens, coords, np.full((1, tokens.shape[1]), item.strength, np.float32)
 
 
-def _mixed(noise: Floats, given: Floats, strength: float) -> Floats:
+def _mixed(noise: Floats, latents: Floats, strength: float) -> Floats:
     """Interpolates from noise at strength 0 to the given latents at strength 1; both ends are exact."""
-    assert noise.shape == given.shape
+    assert noise.shape == latents.shape
     weight = np.float32(strength)
-    way = given - noise
-    mixed: Floats = noise + weight * way if weight < 0.5 else given - (np.float32(1.0) - weight) * way
+    difference = latents - noise
+    mixed: Floats = noise + weight * difference if weight < 0.5 else latents - (np.float32(1.0) - weight) * difference
     return mixed
 
 

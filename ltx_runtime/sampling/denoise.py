@@ -67,11 +67,11 @@ def denoise(
         mask: (1, N) in 0..1, the conditioning strength of each token; a token changes only while sigma <= 1 - mask.
         image_noise_scale: scale of the noise that fully conditioned tokens get before every step, times sigma squared.
     """
-    given = tokens
+    initial = tokens
     for index, sigma in enumerate(sigmas):
         if mask is not None and image_noise_scale > 0:
             noise = draw(f"image_{index}", tokens.shape)
-            tokens = renoise_image_tokens(tokens, given, mask, noise, image_noise_scale, float(sigma))
+            tokens = renoise_image_tokens(tokens, initial, mask, noise, image_noise_scale, float(sigma))
         timesteps = token_timesteps(float(sigma), mask)
         velocity = velocity_of(tokens, timesteps, index)
         following = next_sigmas(timesteps, sigmas)

@@ -76,9 +76,9 @@ def sigmas_of(schedule: Schedule, one: Pass, tokens: int) -> Sigmas:
     """
     if one.sigmas:
         sigmas = np.array(one.sigmas, np.float32)
-        if not (np.isfinite(sigmas).all() and sigmas[-1] > 0 and sigmas[0] <= 1 and _fall(sigmas)):
-            given = ", ".join(f"{sigma:g}" for sigma in one.sigmas)
-            raise LtxError(f"timesteps must descend from at most 1 and stay above 0; got {given}", "leave 0 out")
+        if not (np.isfinite(sigmas).all() and sigmas[-1] > 0 and sigmas[0] <= 1 and _descends(sigmas)):
+            listed = ", ".join(f"{sigma:g}" for sigma in one.sigmas)
+            raise LtxError(f"timesteps must descend from at most 1 and stay above 0; got {listed}", "leave 0 out")
         return sigmas
     skipped = one.skip_initial_steps + one.skip_final_steps
     if min(one.skip_initial_steps, one.skip_final_steps) < 0:
@@ -92,7 +92,7 @@ def sigmas_of(schedule: Schedule, one: Pass, tokens: int) -> Sigmas:
         sigmas = SHIFTS[schedule.shifting](sigmas, tokens)
         if schedule.target_shift_terminal is not None:
             sigmas = stretch_to_terminal(sigmas, schedule.target_shift_terminal)
-    if not _fall(sigmas):
+    if not _descends(sigmas):
         raise LtxError(
             f"{one.steps} noise levels for {tokens} tokens are too close to each other",
             "ask for a smaller size, fewer frames or fewer steps",
@@ -100,7 +100,7 @@ def sigmas_of(schedule: Schedule, one: Pass, tokens: int) -> Sigmas:
     return sigmas[one.skip_initial_steps : one.steps - one.skip_final_steps]
 
 
-def _fall(sigmas: Sigmas) -> bool:
+def _descends(sigmas: Sigmas) -> bool:
     """Returns whether each sigma is so far below the previous one that `next_sigmas` can tell them apart."""
     return bool((np.diff(sigmas) < -_TIMESTEP_EPSILON).all())
 
@@ -114,12 +114,12 @@ def check_allowed(sigmas: Sigmas, allowed: Sequence[float], advice: str = "") ->
     Raises:
         LtxError: a sigma is not allowed; the message names it and all allowed ones.
     """
-    known = {round(float(sigma), _ALLOWED_DECIMALS) for sigma in allowed}
-    strange = [float(sigma) for sigma in sigmas if round(float(sigma), _ALLOWED_DECIMALS) not in known]
-    if known and strange:
+    rounded = {round(float(sigma), _ALLOWED_DECIMALS) for sigma in allowed}
+    refused = [float(sigma) for sigma in sigmas if round(float(sigma), _ALLOWED_DECIMALS) not in rounded]
+    if rounded and refused:
         listed = ", ".join(f"{sigma:g}" for sigma in allowed)
         raise LtxError(
-            f"this version was distilled for the timesteps {listed}; got {strange[0]:g}",
+            f"this version was distilled for the timesteps {listed}; got {refused[0]:g}",
             advice or "leave --steps and --timesteps out, or use --timesteps with some of these",
         )
 

@@ -95,18 +95,18 @@ def start_of(
         sampled: whether latents are sampled from the posteriors; otherwise their means are used.
     """
 
-    def drawn(posterior: Posterior, name: str) -> Floats:
+    def latents_from(posterior: Posterior, name: str) -> Floats:
         return posterior.sample(draw(name, posterior.mean.shape)) if sampled else posterior.mean
 
     if encoded.whole is not None:
-        before = drawn(encoded.whole, "posterior_video")
+        before = latents_from(encoded.whole, "posterior_video")
     latents = draw("initial", shape)
     if before is not None:
         latents = noised(before, latents, float(one.sigmas[0]))
 
     def items() -> Iterator[Item]:
         for i, (clip, posterior) in enumerate(zip(media.clips, encoded.clips, strict=True)):
-            yield Item(drawn(posterior, f"posterior_{i}"), clip.frame, clip.strength)
+            yield Item(latents_from(posterior, f"posterior_{i}"), clip.frame, clip.strength)
 
     def keyframe_noise(i: int, noise_shape: tuple[int, ...]) -> Floats:
         return draw(f"keyframe_{i}", noise_shape)

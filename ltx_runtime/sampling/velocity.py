@@ -70,27 +70,27 @@ def velocity_function(
     step to step are built once and read-only, so that a session may keep them on its device.
     """
     ports = {port.name: port for port in session.component.inputs}
-    kept: dict[tuple[Any, ...], dict[str, NDArray[Any]]] = {}
+    constant_feeds: dict[tuple[Any, ...], dict[str, NDArray[Any]]] = {}
     if "skip_mask" not in ports and any(step.uses_stg for step in one.guidance):
         raise LtxError("this transformer was exported without STG", "export it again with --stg, or use --stg-scale 0")
 
     def velocity_of(tokens: Floats, timesteps: Floats, index: int) -> Floats:
-        now = one.guidance[index]
-        conditions = ("text", *("negative",) * now.uses_cfg, *("perturbed",) * now.uses_stg)
-        made: list[Floats] = []
-        for group in [(each,) for each in conditions] if low_memory else [conditions]:
-            skipped = now.skip_blocks if "perturbed" in group else ()
+        guidance = one.guidance[index]
+        conditions = ("text", *("negative",) * guidance.uses_cfg, *("perturbed",) * guidance.uses_stg)
+        outputs: list[Floats] = []
+        for group in [(condition,) for condition in conditions] if low_memory else [conditions]:
+            skipped = guidance.skip_blocks if "perturbed" in group else ()
             key = (group, skipped, len(tokens))
-            if key not in kept:
-                kept[key] = _constant_feeds(ports, text, coords, *key, STG_MODES.index(settings.stg_mode))
+            if key not in constant_feeds:
+                constant_feeds[key] = _constant_feeds(ports, text, coords, *key, STG_MODES.index(settings.stg_mode))
             rows = len(group) * len(tokens)
             feeds = {
                 "latents": np.concatenate([tokens] * len(group)),
                 "timestep": np.ascontiguousarray(np.broadcast_to(timesteps, (rows, timesteps.shape[1]))),
             }
-            made += np.split(session.run({**feeds, **kept[key]})["velocity"], len(group))
-        velocities = dict(zip(conditions, made, strict=True))
-        return combine(now, velocities["text"], velocities.get("negative"), velocities.get("perturbed"))
+            outputs += np.split(session.run({**feeds, **constant_feeds[key]})["velocity"], len(group))
+        velocities = dict(zip(conditions, outputs, strict=True))
+        return combine(guidance, velocities["text"], velocities.get("negative"), velocities.get("perturbed"))
 
     return velocity_of
 
@@ -109,17 +109,17 @@ def _constant_feeds(
     def side_by_side(arrays: list[NDArray[Any]]) -> NDArray[Any]:
         return np.concatenate([np.broadcast_to(array, (batch, *array.shape[1:])) for array in arrays])
 
-    said: list[tuple[NDArray[Any], NDArray[Any]]] = []
-    for each in group:
-        if each == "negative":
+    texts: list[tuple[NDArray[Any], NDArray[Any]]] = []
+    for condition in group:
+        if condition == "negative":
             assert text.negative_embeddings is not None and text.negative_mask is not None
-            said.append((text.negative_embeddings, text.negative_mask))
+            texts.append((text.negative_embeddings, text.negative_mask))
         else:
-            said.append((text.embeddings, text.mask))
+            texts.append((text.embeddings, text.mask))
     feeds = {
         "coords": side_by_side([coords] * len(group)),
-        "text": side_by_side([embeddings for embeddings, _ in said]),
-        "text_mask": side_by_side([mask for _, mask in said]),
+        "text": side_by_side([embeddings for embeddings, _ in texts]),
+        "text_mask": side_by_side([mask for _, mask in texts]),
     }
     if "skip_mask" in ports:
         skip_mask = np.ones(ports["skip_mask"].shape({"batch": batch * len(group)}), np.float32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,7 +22,7 @@ Arrays = Mapping[str, np.ndarray[Any, Any]]
 AUTO = "auto"
 # Estimates for a GPU, not measured yet: the share of its memory that is left beside the driver and other programs, the
 # memory of a CUDA context and its libraries, and the least memory that is assumed to be left for activations.
-_USABLE, _CONTEXT_BYTES, _SMALLEST_BYTES = 0.9, 1_500_000_000, 500_000_000
+_USABLE_SHARE, _CONTEXT_BYTES, _MIN_ACTIVATION_BYTES = 0.9, 1_500_000_000, 500_000_000
 
 
 class UnsupportedError(LtxError):
@@ -39,7 +39,8 @@ class Found:
         path: path of the graph, or of the engine.
         weights: folder of the weight files; the graph names them relative to it.
         precision: precision of the graph, or of the graph from which the engine was built.
-        weights_bytes: size of the weight files, or of the engine and the weights that are its inputs.
+        file_bytes: size of each weight file, or of the engine and of each file with weights that are its inputs;
+            components may share files.
         gpu_bytes: total memory of the GPU that runs it; None on a CPU.
         gpu_memory_bytes: how much of the GPU's memory may be used; None for all that is free.
         threads: number of CPU threads; None for one per core.
@@ -51,7 +52,7 @@ class Found:
     path: Path
     weights: Path
     precision: str = "fp32"
-    weights_bytes: int = 0
+    file_bytes: Mapping[Path, int] = field(default_factory=dict, compare=False)
     gpu_bytes: int | None = None
     gpu_memory_bytes: int | None = None
     threads: int | None = None
@@ -63,11 +64,16 @@ class Found:
         return ()
 
     @property
+    def weights_bytes(self) -> int:
+        """Size of all weight files, or of the engine and the weights that are its inputs."""
+        return sum(self.file_bytes.values())
+
+    @property
     def usable_gpu_bytes(self) -> int | None:
         """GPU memory that all open components together may take; None on a CPU."""
         if self.gpu_bytes is None:
             return None
-        return min(int(_USABLE * self.gpu_bytes), self.gpu_memory_bytes or self.gpu_bytes)
+        return min(int(_USABLE_SHARE * self.gpu_bytes), self.gpu_memory_bytes or self.gpu_bytes)
 
     @property
     def activation_bytes(self) -> int | None:
@@ -75,7 +81,7 @@ class Found:
         usable = self.usable_gpu_bytes
         if usable is None:
             return None
-        return max(usable - self._loaded_bytes() - _CONTEXT_BYTES, _SMALLEST_BYTES)
+        return max(usable - self._loaded_bytes() - _CONTEXT_BYTES, _MIN_ACTIVATION_BYTES)
 
     def _loaded_bytes(self) -> int:
         return self.path.stat().st_size
@@ -189,15 +195,15 @@ def find(engines: Engines, name: ComponentName, backend: str = AUTO, *, after: s
     if backend != AUTO and backend not in BACKENDS:
         raise LtxError(f"unknown backend {backend!r}", f"use one of {', '.join((AUTO, *BACKENDS))}")
     order = list(BACKENDS)
-    tried = order[order.index(after) + 1 if after else 0 :] if backend == AUTO else [backend]
+    candidates = order[order.index(after) + 1 if after else 0 :] if backend == AUTO else [backend]
     reasons: list[str] = []
-    for one in tried:
+    for candidate in candidates:
         try:
-            found = _module(one).find(engines, name, one)
+            found = _module(candidate).find(engines, name, candidate)
         except LtxError as error:
-            if one == tried[-1]:
+            if candidate == candidates[-1]:
                 raise
-            reasons.append(f"{one}: {error.problem}")
+            reasons.append(f"{candidate}: {error.problem}")
             continue
         assert isinstance(found, Found)
         return replace(found, reasons=tuple(reasons))
@@ -228,9 +234,9 @@ def graph_found(engines: Engines, name: ComponentName, backend: str, precisions:
     for precision in precisions:
         if precision in entry.graphs:
             path = engines.folder / entry.graphs[precision]
-            files = engines.manifest.files
-            size_bytes = sum(files[file].size_bytes for file in entry.weights if file in files)
-            return Found(backend, entry.signature, path, engines.weights_folder(name), precision, size_bytes)
+            weights, files = engines.weights_folder(name), engines.manifest.files
+            sizes = {weights / file: files[file].size_bytes for file in entry.weights if file in files}
+            return Found(backend, entry.signature, path, weights, precision, sizes)
     raise LtxError(
         f"{engines.folder} has no {' or '.join(precisions)} graph of {name}, which backend {backend} needs",
         command=export_command(engines.manifest.version),
@@ -240,13 +246,17 @@ def graph_found(engines: Engines, name: ComponentName, backend: str, precisions:
 def engine_found(address: EngineAddress, sidecar: Sidecar, gpu_bytes: int | None = None) -> FoundEngine:
     """Returns the engine at an address, to be run on a GPU with `gpu_bytes` of total memory."""
     engines, name = address.engines, address.component
+    weights = engines.weights_folder(name)
+    sizes = {address.path: address.path.stat().st_size}
+    for weight in sidecar.weight_inputs.values():
+        sizes[weights / weight.file] = sizes.get(weights / weight.file, 0) + weight.size_bytes
     return FoundEngine(
         address.maker.builder,
         engines.component(name).signature,
         address.path,
-        engines.weights_folder(name),
+        weights,
         address.precision,
-        weights_bytes=address.path.stat().st_size + sidecar.weight_inputs_bytes,
+        file_bytes=sizes,
         gpu_bytes=gpu_bytes,
         address=address,
         sidecar=sidecar,

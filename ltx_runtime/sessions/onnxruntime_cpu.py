@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from ltx_runtime.errors import LtxError, explaining
 from ltx_runtime.folder.manifest import Engines
 from ltx_runtime.sessions import Arrays, Found, graph_found
 from ltx_runtime.spec.components import UNEVEN, ComponentName
@@ -63,18 +64,18 @@ class CpuRunner:
         """
         options = onnxruntime.RunOptions()
         options.log_severity_level = _FATAL
-        running = self._thread.submit(self._session.run, list(wanted), dict(feeds), options)
+        future = self._thread.submit(self._session.run, list(wanted), dict(feeds), options)
         try:
-            made = running.result()
+            outputs = future.result()
         except Exception as error:
             if _NO_MEMORY.search(str(error)):
                 raise MemoryError(str(error)) from error
             raise
         except BaseException:
             options.terminate = True
-            wait([running])
+            wait([future])
             raise
-        return dict(zip(wanted, made, strict=True))
+        return dict(zip(wanted, outputs, strict=True))
 
     def close(self) -> None:
         """Ends the thread and frees weights and buffers."""
@@ -83,5 +84,20 @@ class CpuRunner:
 
 
 def load(found: Found) -> CpuRunner:
-    """Loads a graph, with an arena unless its layers differ in size."""
-    return CpuRunner(found.path, found.weights, arena=found.component.name not in UNEVEN, threads=found.threads)
+    """Loads a graph, with an arena unless its layers differ in size.
+
+    Raises:
+        LtxError: a file is missing or damaged.
+        MemoryError: there is too little.
+    """
+    arena = found.component.name not in UNEVEN
+    try:
+        with explaining(f"read {found.path}"):
+            return CpuRunner(found.path, found.weights, arena=arena, threads=found.threads)
+    except (LtxError, MemoryError):
+        raise
+    except Exception as error:  # ONNX Runtime's own
+        if _NO_MEMORY.search(str(error)):
+            raise MemoryError(str(error)) from error
+        reason = " ".join(str(error).split())[:200]
+        raise LtxError(f"{found.path} cannot be loaded ({reason})", "export the version again") from error

@@ -24,10 +24,10 @@ from ltx_runtime.spec.components import ComponentName
 
 # The CUDA provider is said to refuse bf16 convolutions at opset 22 and later, and it is not known whether the VAE's
 # values fit into fp16.
-_PRECISIONS, _CONVOLVING = ("bf16", "fp16", "fp32"), ("fp32", "bf16", "fp16")
+_PRECISIONS, _CONVOLUTION_PRECISIONS = ("bf16", "fp16", "fp32"), ("fp32", "bf16", "fp16")
 _FIRST_BF16 = (8, 0)
 _INSTALL = "pip install 'ltx-engines[gpu]'"
-_PROVIDER, _PLACE = "CUDAExecutionProvider", "cuda"
+_PROVIDER, _DEVICE = "CUDAExecutionProvider", "cuda"
 _NO_MEMORY = re.compile(r"allocate memory|bad.?alloc|out of memory|available memory", re.IGNORECASE)
 _SILENT = 4
 
@@ -42,10 +42,10 @@ def find(engines: Engines, name: ComponentName, backend: str) -> Found:
     if _PROVIDER not in providers:
         raise LtxError("this onnxruntime is without CUDA", command=f"pip uninstall onnxruntime; {_INSTALL}")
     gpu = find_gpu()
-    wanted: tuple[str, ...] = _PRECISIONS if name in ("text_encoder", "transformer") else _CONVOLVING
+    precisions: tuple[str, ...] = _PRECISIONS if name in ("text_encoder", "transformer") else _CONVOLUTION_PRECISIONS
     if gpu.compute_capability < _FIRST_BF16:
-        wanted = tuple(one for one in wanted if one != "bf16")
-    return replace(graph_found(engines, name, backend, wanted), gpu_bytes=gpu.memory_bytes)
+        precisions = tuple(precision for precision in precisions if precision != "bf16")
+    return replace(graph_found(engines, name, backend, precisions), gpu_bytes=gpu.memory_bytes)
 
 
 def _onnxruntime() -> Any:
@@ -83,7 +83,7 @@ class CudaRunner:
         }
         if found.gpu_memory_bytes is not None:
             settings["gpu_mem_limit"] = str(found.gpu_memory_bytes)
-        provider = (_PROVIDER, settings if _PLACE == "cuda" else {})
+        provider = (_PROVIDER, settings if _DEVICE == "cuda" else {})
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # it prints which libraries it does not find
                 if hasattr(self._library, "preload_dlls"):  # CUDA and cuDNN may be Python packages
@@ -92,8 +92,8 @@ class CudaRunner:
                     found.path.read_bytes(), options, providers=[provider], enable_fallback=0
                 )
         except Exception as error:  # it raises many types, and none for this case alone
-            raise self._too_little(error) or UnsupportedError(
-                f"ONNX Runtime cannot run {found.path} on the GPU ({_line(error)})", "use --backend cpu"
+            raise self._out_of_memory(error) or UnsupportedError(
+                f"ONNX Runtime cannot run {found.path} on the GPU ({_one_line(error)})", "use --backend cpu"
             ) from None
         if _PROVIDER not in self._session.get_providers():  # it continues without it and only logs that
             raise UnsupportedError("ONNX Runtime finds no CUDA and cuDNN to use", "use --backend cpu", _INSTALL)
@@ -116,28 +116,28 @@ class CudaRunner:
             for name in wanted:
                 self._binding.bind_output(name, "cpu")
             self._session.run_with_iobinding(self._binding, options)
-            made = self._binding.copy_outputs_to_cpu()
+            outputs = self._binding.copy_outputs_to_cpu()
         except Exception as error:
-            raise self._too_little(error) or error from None
+            raise self._out_of_memory(error) or error from None
         finally:
             self._binding.clear_binding_outputs()
-        return dict(zip(wanted, made, strict=True))
+        return dict(zip(wanted, outputs, strict=True))
 
     def _bind(self, name: str, array: NDArray[Any]) -> None:
         """Uploads an input, unless it is the same read-only array as in the previous run."""
-        kept = self._kept.get(name)
-        if kept is None or kept[0] is not array:
-            value = self._library.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), _PLACE, 0)
+        previous = self._kept.get(name)
+        if previous is None or previous[0] is not array:
+            value = self._library.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), _DEVICE, 0)
             self._binding.bind_ortvalue_input(name, value)
             self._kept[name] = (array, value)
             if array.flags.writeable:
-                self._kept[name] = (_NOTHING, value)
+                self._kept[name] = (_NO_ARRAY, value)
 
-    def _too_little(self, error: Exception) -> GpuMemoryError | None:
+    def _out_of_memory(self, error: Exception) -> GpuMemoryError | None:
         if not _NO_MEMORY.search(str(error)):
             return None
         return GpuMemoryError(
-            f"{self._name} does not fit into the GPU's memory ({_line(error)})",
+            f"{self._name} does not fit into the GPU's memory ({_one_line(error)})",
             "ask for less, give a smaller --memory, or use --backend cpu",
         )
 
@@ -147,10 +147,10 @@ class CudaRunner:
         self._binding = self._session = None
 
 
-_NOTHING: NDArray[Any] = np.empty(0)
+_NO_ARRAY: NDArray[Any] = np.empty(0)
 
 
-def _line(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from ltx_runtime.declared import number_of
+from ltx_runtime.errors import LtxError
 from ltx_runtime.sessions import Arrays, Found, Session, open_session
 from ltx_runtime.sessions.cuda.memory import GpuMemoryError
 from ltx_runtime.spec.components import COMPONENT_NAMES, Component, ComponentName
@@ -37,8 +39,8 @@ class SessionPool:
     """
 
     def __init__(self, keep: bool = False, limit_bytes: float | None = None) -> None:
-        self.keep = keep
-        self._limit = limit_bytes
+        self._keep, self._limit = keep, limit_bytes
+        self._holders = 0
         self._kept: dict[ComponentName, _Kept] = {}
 
     @contextmanager
@@ -58,7 +60,7 @@ class SessionPool:
             self._make_room(found)
             with ExitStack() as opened:
                 session = self._opened(found, opened)
-                if not self.keep or name in self._kept:
+                if not self._keeps(found) or name in self._kept:
                     yield session
                     return
                 kept = self._kept[name] = _Kept(found, session, opened.pop_all())
@@ -67,6 +69,24 @@ class SessionPool:
             yield _Sharing(self, kept.session)
         finally:
             kept.users -= 1
+            if not kept.users and self._kept.get(name) is kept and not self._keeps(found):
+                self._close(name)
+
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """Keeps sessions open inside the block, whether the pool does so by itself or not."""
+        self._holders += 1
+        try:
+            yield
+        finally:
+            self._holders -= 1
+            if not self._keep and not self._holders:
+                self._close_unused()
+
+    def _keeps(self, found: Found) -> bool:
+        """Whether a session stays open after use: not one that exceeds the limit alone."""
+        fits = self._limit is None or found.weights_bytes <= self._limit
+        return fits and (self._keep or self._holders > 0)
 
     def _opened(self, found: Found, opened: ExitStack) -> Session:
         """Opens a session; as long as it does not fit on the GPU, closes a kept session and tries again."""
@@ -79,12 +99,17 @@ class SessionPool:
 
     def _make_room(self, found: Found) -> None:
         """Closes kept sessions until the weights of `found` fit beside those that stay open."""
-        limits = [one for one in (self._limit, found.usable_gpu_bytes) if one is not None]
-        if not limits:
-            return
-        while sum(one.found.weights_bytes for one in self._kept.values()) + found.weights_bytes > min(limits):
+        limits = [limit for limit in (self._limit, found.usable_gpu_bytes) if limit is not None]
+        while limits and self._bytes_with(found) > min(limits):
             if not self.close_one():
                 return
+
+    def _bytes_with(self, found: Found) -> int:
+        """Size of the weights of all kept sessions and of `found`; files that several share count once."""
+        files = dict(found.file_bytes)
+        for kept in self._kept.values():
+            files |= kept.found.file_bytes
+        return sum(files.values())
 
     def close_one(self) -> bool:
         """Closes the kept session that comes first on the road of those in no use; returns False if there is none."""
@@ -97,10 +122,28 @@ class SessionPool:
     def _close(self, name: ComponentName) -> None:
         self._kept.pop(name).opened.close()
 
+    def _close_unused(self) -> None:
+        while self.close_one():
+            pass
+
     def close(self) -> None:
-        """Closes every session that is kept."""
-        for name in tuple(self._kept):
-            self._close(name)
+        """Closes every session that is kept, and from now on keeps none; one in use is closed after its use."""
+        self._keep = False
+        self._close_unused()
+
+
+def pool_of(keep_loaded: bool | float) -> SessionPool:
+    """Returns a pool that keeps all sessions, none, or those whose weights fit into so many GB.
+
+    Raises:
+        LtxError: it is neither a boolean nor a number from 0.
+    """
+    if isinstance(keep_loaded, bool):
+        return SessionPool(keep_loaded)
+    gigabytes = number_of(keep_loaded, "keep_loaded")
+    if not gigabytes >= 0:
+        raise LtxError(f"keep_loaded must be at least 0 GB; got {gigabytes:g}", "use True for all, or False for none")
+    return SessionPool(gigabytes > 0, gigabytes * 1e9)
 
 
 @dataclass(frozen=True)

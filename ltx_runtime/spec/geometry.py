@@ -58,15 +58,15 @@ def grid_of(height: int, width: int, num_frames: int) -> Grid:
     return Grid((num_frames - 1) // TEMPORAL_SCALE + 1, height // SPATIAL_SCALE, width // SPATIAL_SCALE)
 
 
-def _check(what: str, given: int, step: int, offset: int, rule: str) -> None:
+def _check(name: str, value: int, step: int, offset: int, rule: str) -> None:
     smallest = offset or step
-    if given > _LARGEST:
-        raise LtxError(f"{what} must be at most {_LARGEST}; got {given}", "use less")
-    if given >= smallest and given % step == offset:
+    if value > _LARGEST:
+        raise LtxError(f"{name} must be at most {_LARGEST}; got {value}", "use less")
+    if value >= smallest and value % step == offset:
         return
-    below = (given - offset) // step * step + offset
+    below = (value - offset) // step * step + offset
     nearest = [str(size) for size in (below, below + step) if size >= smallest] or [str(smallest)]
-    raise LtxError(f"{what} must be {rule}; got {given}", f"use {' or '.join(nearest)}")
+    raise LtxError(f"{name} must be {rule}; got {value}", f"use {' or '.join(nearest)}")
 
 
 class Padding(NamedTuple):
@@ -84,9 +84,9 @@ def padded_size(height: int, width: int, num_frames: int) -> tuple[int, int, int
     Raises:
         LtxError: height, width or num_frames is below 1.
     """
-    for what, given, usual in (("height", height, 480), ("width", width, 704), ("num-frames", num_frames, 97)):
-        if given < 1:
-            raise LtxError(f"{what} must be at least 1; got {given}", f"use {usual}")
+    for name, value, usual in (("height", height, 480), ("width", width, 704), ("num-frames", num_frames, 97)):
+        if value < 1:
+            raise LtxError(f"{name} must be at least 1; got {value}", f"use {usual}")
     rows, columns = -(-height // SPATIAL_SCALE), -(-width // SPATIAL_SCALE)
     frames = (num_frames - 2) // TEMPORAL_SCALE + 1
     return rows * SPATIAL_SCALE, columns * SPATIAL_SCALE, frames * TEMPORAL_SCALE + 1
@@ -94,9 +94,9 @@ def padded_size(height: int, width: int, num_frames: int) -> tuple[int, int, int
 
 def padding_of(height: int, width: int, padded_height: int, padded_width: int) -> Padding:
     """Returns the padding that centers a picture in a larger one; an odd pixel goes to the right or the bottom."""
-    over, beside = padded_height - height, padded_width - width
-    assert min(over, beside) >= 0
-    return Padding(beside // 2, beside - beside // 2, over // 2, over - over // 2)
+    vertical, horizontal = padded_height - height, padded_width - width
+    assert min(vertical, horizontal) >= 0
+    return Padding(horizontal // 2, horizontal - horizontal // 2, vertical // 2, vertical - vertical // 2)
 
 
 def first_pass_size(height: int, width: int, factor: float) -> tuple[int, int]:
@@ -108,9 +108,9 @@ def first_pass_size(height: int, width: int, factor: float) -> tuple[int, int]:
         LtxError: a side of the first pass would be below 32.
     """
     smallest = math.ceil(SPATIAL_SCALE / factor / SPATIAL_SCALE) * SPATIAL_SCALE
-    for what, given in (("height", height), ("width", width)):
-        if int(given * factor) < SPATIAL_SCALE:
-            raise LtxError(f"{what} must be at least {smallest} for two passes; got {given}", f"use {smallest}")
+    for name, value in (("height", height), ("width", width)):
+        if int(value * factor) < SPATIAL_SCALE:
+            raise LtxError(f"{name} must be at least {smallest} for two passes; got {value}", f"use {smallest}")
     rows, columns = (int(side * factor) // SPATIAL_SCALE for side in (height, width))
     return rows * SPATIAL_SCALE, columns * SPATIAL_SCALE
 

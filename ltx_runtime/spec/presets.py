@@ -51,6 +51,7 @@ class Schedule:
     target_shift_terminal: float | None = None
 
 
+SAMPLERS, SHIFTINGS = ("LinearQuadratic", "Uniform"), ("SD3", None)
 LINEAR_QUADRATIC = Schedule()
 SD3 = Schedule("Uniform", "SD3", 0.1)
 

@@ -108,7 +108,7 @@ class Version:
 
     @property
     def uses_stg(self) -> bool:
-        return any(one.uses_stg for one in self.passes)
+        return any(pass_.uses_stg for pass_ in self.passes)
 
 
 SIZE_2B = TransformerSize(layers=28, heads=32, head_dim=64)

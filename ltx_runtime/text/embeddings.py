@@ -47,12 +47,14 @@ def read_text(path: Path, channels: int, *, negative: bool) -> Text:
         LtxError: the file is damaged or lacks a tensor, a tensor has another shape, or a mask keeps no token.
     """
     tensors = read_tensors(path, _PROMPT + _NEGATIVE if negative else _PROMPT)
-    pairs = [_PROMPT] + [_NEGATIVE] * negative
-    made = [_pair(path, tensors[embeddings], tensors[mask], channels, embeddings) for embeddings, mask in pairs]
+    names = [_PROMPT] + [_NEGATIVE] * negative
+    pairs = [
+        _checked_pair(path, tensors[embeddings], tensors[mask], channels, embeddings) for embeddings, mask in names
+    ]
     if not negative:
-        return Text(*made[0])
-    length = max(mask.shape[1] for _, mask in made)
-    (embeddings, mask), (negative_embeddings, negative_mask) = (_lengthened(*pair, length) for pair in made)
+        return Text(*pairs[0])
+    length = max(mask.shape[1] for _, mask in pairs)
+    (embeddings, mask), (negative_embeddings, negative_mask) = (_lengthened(*pair, length) for pair in pairs)
     if len(embeddings) != len(negative_embeddings):
         raise LtxError(
             f"{path} has {len(embeddings)} prompts but {len(negative_embeddings)} negative prompts",
@@ -61,7 +63,7 @@ def read_text(path: Path, channels: int, *, negative: bool) -> Text:
     return Text(embeddings, mask, negative_embeddings, negative_mask)
 
 
-def _pair(
+def _checked_pair(
     path: Path, embeddings: NDArray[np.float32], mask: NDArray[np.generic], channels: int, name: str
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     if embeddings.ndim != 3 or 0 in embeddings.shape or embeddings.shape[-1] != channels:
@@ -86,8 +88,8 @@ def _lengthened(
     embeddings: NDArray[np.float32], mask: NDArray[np.int64], length: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Pads embeddings and mask to `length` tokens; the mask of the added tokens is 0."""
-    more = length - mask.shape[1]
-    return np.pad(embeddings, ((0, 0), (0, more), (0, 0))), np.pad(mask, ((0, 0), (0, more)))
+    added = length - mask.shape[1]
+    return np.pad(embeddings, ((0, 0), (0, added), (0, 0))), np.pad(mask, ((0, 0), (0, added)))
 
 
 def write_text(path: Path, text: Text) -> None:

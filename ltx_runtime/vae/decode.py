@@ -49,14 +49,14 @@ def decode(session: Session, feeds: dict[str, Floats], tiling: Tiling) -> Iterat
     grid = Grid(*feeds["latents"].shape[2:])
 
     def window(over_frames: slice, over_rows: slice, over_columns: slice) -> Floats:
-        cut = dict(feeds)
-        cut["latents"] = np.ascontiguousarray(feeds["latents"][:, :, over_frames, over_rows, over_columns])
+        window_feeds = dict(feeds)
+        window_feeds["latents"] = np.ascontiguousarray(feeds["latents"][:, :, over_frames, over_rows, over_columns])
         for name in feeds:
             if name.startswith("noise_"):
-                cut[name] = _map_of(feeds[name], grid.rows, grid.columns, over_rows, over_columns)
-        video: Floats = session.run(cut)["video"][0]
+                window_feeds[name] = _map_of(feeds[name], grid.rows, grid.columns, over_rows, over_columns)
+        video: Floats = session.run(window_feeds)["video"][0]
         if not np.isfinite(video).all():
-            raise _unfinite()
+            raise _not_finite_error()
         return video
 
     for frame in decode_tiled(grid, window, tiling):
@@ -69,14 +69,14 @@ def decode_pixels(session: Session, feeds: dict[str, Floats]) -> NDArray[np.uint
     Raises:
         LtxError: the decoder's output has values that are not finite.
     """
-    made = session.run(feeds, ["frames", "mean"])
-    if not np.isfinite(made["mean"]).all():
-        raise _unfinite()
-    pixels: NDArray[np.uint8] = made["frames"][0]
+    outputs = session.run(feeds, ["frames", "mean"])
+    if not np.isfinite(outputs["mean"]).all():
+        raise _not_finite_error()
+    pixels: NDArray[np.uint8] = outputs["frames"][0]
     return pixels
 
 
-def _unfinite() -> LtxError:
+def _not_finite_error() -> LtxError:
     return LtxError("the decoder computed values that are not finite", "try another checkpoint or report it")
 
 

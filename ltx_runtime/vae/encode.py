@@ -32,6 +32,6 @@ def encode_media(session: Session, video: Floats, tiling: Tiling) -> Posterior:
     def encode(clip: Floats) -> Floats:
         return np.asarray(session.run({"video": clip[None]})["posterior"][0])
 
-    made = encode_tiled(video[0], encode, tiling)[None]
-    mean, deviation = np.split(made, 2, axis=1)
+    posterior = encode_tiled(video[0], encode, tiling)[None]
+    mean, deviation = np.split(posterior, 2, axis=1)
     return Posterior(mean, deviation)

@@ -27,8 +27,8 @@ def adain(latents: Latents, reference: Latents) -> Latents:
     The standard deviation is the unbiased one. The reference may have another grid, but with more than one cell.
     """
     mean, deviation = _statistics(latents)
-    wanted_mean, wanted_deviation = _statistics(reference)
-    adapted: Latents = (latents - mean) / deviation * wanted_deviation + wanted_mean
+    reference_mean, reference_deviation = _statistics(reference)
+    adapted: Latents = (latents - mean) / deviation * reference_deviation + reference_mean
     return adapted
 
 
@@ -41,6 +41,6 @@ def _statistics(latents: Latents) -> tuple[Latents, Latents]:
 def tone_mapped(latents: Latents, ratio: float) -> Latents:
     """Returns latents with large values compressed: not at all at ratio 0, to two fifths at ratio 1."""
     strength = np.float32(0.75 * ratio)
-    pressed = np.float32(1.0) / (np.float32(1.0) + np.exp(-np.float32(4.0) * strength * (np.abs(latents) - 1)))
-    mapped: Latents = latents * (np.float32(1.0) - np.float32(0.8) * strength * pressed)
+    compression = np.float32(1.0) / (np.float32(1.0) + np.exp(-np.float32(4.0) * strength * (np.abs(latents) - 1)))
+    mapped: Latents = latents * (np.float32(1.0) - np.float32(0.8) * strength * compression)
     return mapped

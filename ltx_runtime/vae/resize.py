@@ -19,27 +19,27 @@ def resize_bilinear(video: NDArray[np.float32], height: int, width: int) -> NDAr
     assert video.dtype == np.float32 and min(old_height, old_width, height, width) > 0
     if (old_height, old_width) == (height, width):
         return video
-    upper, lower, down = _neighbours(old_height, height)
-    left, right, along = _neighbours(old_width, width)
+    upper, lower, row_weights = _neighbours(old_height, height)
+    left, right, column_weights = _neighbours(old_width, width)
     pictures = video.reshape(-1, old_height, old_width)
     resized = np.empty((len(pictures), height, width), np.float32)
-    for picture, out in zip(pictures, resized, strict=True):
-        rows = _mixed(picture[upper], picture[lower], down[:, None])
-        out[:] = _mixed(rows[:, left], rows[:, right], along)
+    for picture, target in zip(pictures, resized, strict=True):
+        rows = _mixed(picture[upper], picture[lower], row_weights[:, None])
+        target[:] = _mixed(rows[:, left], rows[:, right], column_weights)
     return resized.reshape(*video.shape[:-2], height, width)
 
 
-def _neighbours(old: int, new: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-    """Returns the pixels before and after each of `new` places on an axis of `old` pixels, and the latter's weight.
+def _neighbours(old_size: int, new_size: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """Returns the pixels before and after each of `new_size` places on an axis of `old_size`, and the latter's weight.
 
     Rounds exactly where torch does: first the ratio and then the place to float32. At pixel 1000, another rounding
     would change the weight by 1e-4.
     """
-    ratio = np.float64(np.float32(old) / np.float32(new))
-    place = np.maximum((ratio * (np.arange(new) + 0.5) - 0.5).astype(np.float32), np.float32(0.0))
-    before = np.minimum(place.astype(np.int64), old - 1)
-    weight: NDArray[np.float32] = np.minimum(place - before.astype(np.float32), np.float32(1.0))
-    return before, np.minimum(before + 1, old - 1), weight
+    ratio = np.float64(np.float32(old_size) / np.float32(new_size))
+    position = np.maximum((ratio * (np.arange(new_size) + 0.5) - 0.5).astype(np.float32), np.float32(0.0))
+    before = np.minimum(position.astype(np.int64), old_size - 1)
+    weight: NDArray[np.float32] = np.minimum(position - before.astype(np.float32), np.float32(1.0))
+    return before, np.minimum(before + 1, old_size - 1), weight
 
 
 def _mixed(before: NDArray[np.float32], after: NDArray[np.float32], weight: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -54,8 +54,8 @@ def write_latents(path: Path, latents: dict[str, NDArray[np.float32]], ending: E
     Raises:
         LtxError: the file cannot be written.
     """
-    described = json.dumps(asdict(ending) | {"decode": [*latents][-1]})
-    write_tensors(path, latents, {_KEY: described})
+    settings = json.dumps(asdict(ending) | {"decode": [*latents][-1]})
+    write_tensors(path, latents, {_KEY: settings})
 
 
 def read_latents(path: Path, channels: int) -> tuple[NDArray[np.float32], Ending]:
@@ -65,9 +65,9 @@ def read_latents(path: Path, channels: int) -> tuple[NDArray[np.float32], Ending
         LtxError: the file is damaged, was not written by `write_latents`, or has another number of channels.
     """
     try:
-        described: dict[str, Any] = json.loads(read_metadata(path)[_KEY])
-        name = str(described.pop("decode"))
-        ending = Ending(**{**described, "size": tuple(described["size"]), "crop": tuple(described["crop"])})
+        settings: dict[str, Any] = json.loads(read_metadata(path)[_KEY])
+        name = str(settings.pop("decode"))
+        ending = Ending(**{**settings, "size": tuple(settings["size"]), "crop": tuple(settings["crop"])})
         _check(ending)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         raise LtxError(
@@ -101,11 +101,11 @@ def read_initial(path: Path, grid: Grid, channels: int) -> NDArray[np.float32]:
 
 def _check(ending: Ending) -> None:
     """Raises ValueError or TypeError if a field has a value that `write_latents` never writes."""
-    whole = (*ending.size, *ending.crop, ending.num_frames, ending.seed)
-    levels = (ending.fps, ending.tone_map, ending.decode_timestep, ending.decode_noise_scale)
-    if type(ending.version) is not str or not all(type(one) is int and one >= 0 for one in whole):
+    integers = (*ending.size, *ending.crop, ending.num_frames, ending.seed)
+    numbers = (ending.fps, ending.tone_map, ending.decode_timestep, ending.decode_noise_scale)
+    if type(ending.version) is not str or not all(type(number) is int and number >= 0 for number in integers):
         raise ValueError("version, or a whole number")
-    if not all(type(one) in (int, float) and math.isfinite(one) and one >= 0 for one in levels):
+    if not all(type(number) in (int, float) and math.isfinite(number) and number >= 0 for number in numbers):
         raise ValueError("a number")
     (height, width), (left, right, top, bottom) = ending.size, ending.crop
     if not (ending.fps > 0 and ending.num_frames > 0 and ending.seed < 2**64):

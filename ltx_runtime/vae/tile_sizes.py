@@ -42,15 +42,15 @@ def peak_bytes(grid: Grid, tiling: Tiling, *, encoding: bool = False, bytes_per_
     That is the activations of one window and, for decoding, the frames that are held beside them.
     """
     tile = tiling.window(grid)
-    held = 0
+    held_pixels = 0
     if tile.columns < grid.columns:
-        held += _num_pixels(replace(tile, columns=grid.columns))
+        held_pixels += _num_pixels(replace(tile, columns=grid.columns))
     if tile.rows < grid.rows:
-        held += _num_pixels(replace(grid, frames=tile.frames))
+        held_pixels += _num_pixels(replace(grid, frames=tile.frames))
     if tile.frames < grid.frames:
-        held += TEMPORAL_SCALE * tiling.frame_overlap // 2 * _num_pixels(replace(grid, frames=1))
+        held_pixels += TEMPORAL_SCALE * tiling.frame_overlap // 2 * _num_pixels(replace(grid, frames=1))
     window = activation_bytes(tile, bytes_per_pixel=bytes_per_pixel)
-    return window if encoding else window + RGB * _BYTES_OF_VALUES * held
+    return window if encoding else window + RGB * _BYTES_OF_VALUES * held_pixels
 
 
 def tiling_for(
@@ -74,11 +74,11 @@ def tiling_for(
     overlaps = (FRAME_OVERLAP, SPACE_OVERLAP, SPACE_OVERLAP)
     axes = (grid.frames, grid.rows, grid.columns)
     sizes = [_tile_sizes(size, overlap) for size, overlap in zip(axes, overlaps, strict=True)]
-    need = partial(peak_bytes, grid, encoding=encoding, bytes_per_pixel=bytes_per_pixel)
+    peak_of = partial(peak_bytes, grid, encoding=encoding, bytes_per_pixel=bytes_per_pixel)
     served = [tiling for tiling in starmap(Tiling, product(*sizes)) if serves(tiling.window(grid))]
     if not served:
         raise UnservedError(f"no tile of {'x'.join(map(str, axes))} latents is served")
-    peaks = {tiling: need(tiling) for tiling in served}
+    peaks = {tiling: peak_of(tiling) for tiling in served}
     fitting = [tiling for tiling, peak in peaks.items() if peak <= budget_bytes]
     if not fitting and or_smallest:
         fitting = [min(peaks, key=lambda tiling: peaks[tiling])]
@@ -90,10 +90,10 @@ def tiling_for(
             "raise the memory limit or request a smaller video",
         )
 
-    def price(tiling: Tiling) -> tuple[bool, int]:
+    def cost(tiling: Tiling) -> tuple[bool, int]:
         return encoding and tiling.frames is not None, _tiled_pixels(grid, tiling)
 
-    best = min(fitting, key=price)
+    best = min(fitting, key=cost)
     return None if best == Tiling() else best
 
 

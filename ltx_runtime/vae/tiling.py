@@ -42,9 +42,9 @@ class Tiling:
     space_overlap: int = SPACE_OVERLAP
 
     def __post_init__(self) -> None:
-        _check("frames", self.frames, self.frame_overlap, least=1)
-        _check("rows", self.rows, self.space_overlap, least=0)
-        _check("columns", self.columns, self.space_overlap, least=0)
+        _check("frames", self.frames, self.frame_overlap, min_overlap=1)
+        _check("rows", self.rows, self.space_overlap, min_overlap=0)
+        _check("columns", self.columns, self.space_overlap, min_overlap=0)
 
     def window(self, grid: Grid) -> Grid:
         """Returns the size of every tile of a grid; an axis that is shorter than a tile is not cut."""
@@ -55,9 +55,9 @@ class Tiling:
         )
 
 
-def _check(axis: str, size: int | None, overlap: int, least: int) -> None:
-    if overlap < least:
-        raise LtxError(f"tiles must share at least {least} latent {axis}; got {overlap}", f"use {FRAME_OVERLAP}")
+def _check(axis: str, size: int | None, overlap: int, min_overlap: int) -> None:
+    if overlap < min_overlap:
+        raise LtxError(f"tiles must share at least {min_overlap} latent {axis}; got {overlap}", f"use {FRAME_OVERLAP}")
     smallest = max(2 * overlap, 1)
     if size is not None and size < smallest:
         raise LtxError(f"tiles of {size} latent {axis} are too small to share {overlap}", f"use {smallest} or more")
@@ -85,9 +85,9 @@ def decode_tiled(grid: Grid, decode: Decode, tiling: Tiling) -> Iterator[Array]:
     for span, ramp in zip(spans, ramps, strict=True):
         video = _over_space(grid, tiling, SPATIAL_SCALE, partial(window, span))
         first = TEMPORAL_SCALE * span.start
-        both = fading.shape[1]
-        yield from _faded(fading, video[:, done - first : done - first + both])
-        yield from _copies(video[:, done - first + both : ramp.start - first])
+        shared = fading.shape[1]
+        yield from _faded(fading, video[:, done - first : done - first + shared])
+        yield from _copies(video[:, done - first + shared : ramp.start - first])
         fading = video[:, ramp.start - first : ramp.stop - first].copy()
         done = ramp.start
         del video  # frees it before the next tile is decoded
@@ -142,11 +142,11 @@ def _in_video(frames: slice, rows: slice, columns: slice) -> tuple[slice, slice,
     )
 
 
-def _checked(made: Array, window: tuple[slice, slice, slice]) -> Array:
-    expected = tuple(one.stop - one.start for one in window)
-    if made.shape[1:] != expected:
-        raise ValueError(f"a tile is {made.shape}, expected (..., {', '.join(map(str, expected))})")
-    return made
+def _checked(tile: Array, window: tuple[slice, slice, slice]) -> Array:
+    expected = tuple(part.stop - part.start for part in window)
+    if tile.shape[1:] != expected:
+        raise ValueError(f"a tile is {tile.shape}, expected (..., {', '.join(map(str, expected))})")
+    return tile
 
 
 def _over_space(grid: Grid, tiling: Tiling, scale: int, make: Callable[[slice, slice], Array]) -> Array:
@@ -195,15 +195,15 @@ def _joined(
     shape = list(piece.shape)
     shape[axis] = scale * spans[-1].stop
     joined = np.empty(shape, np.float32)
-    onto = np.moveaxis(joined, axis, 0)
-    onto[: scale * spans[0].stop] = np.moveaxis(piece, axis, 0)
+    target = np.moveaxis(joined, axis, 0)
+    target[: scale * spans[0].stop] = np.moveaxis(piece, axis, 0)
     for span, ramp in zip(spans[1:], ramps, strict=True):
         del piece  # frees it before the next one is made
         piece = make(span)
         new = np.moveaxis(piece, axis, 0)[ramp.start - scale * span.start :]
-        both = ramp.stop - ramp.start
-        onto[ramp] += _weights(both).reshape(-1, 1, 1, 1) * (new[:both] - onto[ramp])
-        onto[ramp.stop : scale * span.stop] = new[both:]
+        shared = ramp.stop - ramp.start
+        target[ramp] += _weights(shared).reshape(-1, 1, 1, 1) * (new[:shared] - target[ramp])
+        target[ramp.stop : scale * span.stop] = new[shared:]
         del new
     return joined
 

@@ -62,9 +62,11 @@ def generate(engines: Engines, request: Request, sink, progress=silent, options=
 def decode_saved(engines: Engines, path, sink, progress=silent, options=None, note=None) -> None:
     """Decodes latents that a run saved, and passes every frame to `sink`."""
     options = options or RunOptions()
+    usual = run_options_of(RunOptions())
+    changed = {name: value for name, value in run_options_of(options).items() if value != usual[name]}
     with (
         pipeline_of(engines, options, note) as pipe,
-        closing(pipe.decode(path, **run_options_of(options)).frames(progress)) as frames,
+        closing(pipe.decode(path, **changed).frames(progress)) as frames,
     ):
         for frame in frames:
             sink(frame)

@@ -1,22 +1,17 @@
 """Laws of the library: a Pipeline plans at once, runs on request, keeps loaded what it should, and leaves nothing."""
 
-import sys
 from contextlib import closing
 from dataclasses import replace
-from types import ModuleType
 
 import numpy as np
 import pytest
 from fakes.runs import make
-from fakes.stages import Stage, engines_of
+from fakes.stages import engines_of
 from PIL import Image
 
 import ltx_runtime
 from ltx_runtime import Condition, LtxError, Pipeline, Request, Video
 from ltx_runtime.folder.manifest import Preview
-from ltx_runtime.sessions import BACKENDS, graph_found
-from ltx_runtime.sessions.cuda.memory import GpuMemoryError
-from ltx_runtime.sessions.pool import SessionPool
 from ltx_runtime.spec.versions import VERSIONS
 from ltx_runtime.vae.preview import pictures_of
 
@@ -120,6 +115,13 @@ def test_steps_tell_where_they_are_and_the_last_holds_the_latents(pipe):
     assert not np.allclose(steps[0].predicted, steps[0].latents, atol=0.1)
 
 
+def test_latents_of_a_step_cannot_be_written_to(pipe):
+    for step in pipe("a fox", **SMALL).steps():
+        for latents in (step.latents, step.predicted):
+            with pytest.raises(ValueError, match="read-only"):
+                latents[:] = 0
+
+
 def test_a_preview_is_a_picture_of_every_latent_frame_by_the_colours_of_the_folder(spiece, diary):
     engines = engines_of(SINGLE, spiece)
     colours = Preview(tuple((0.1 * row, 0.2, -0.3, 0.4) for row in range(3)), (0.0, 0.1, 0.2))
@@ -214,100 +216,6 @@ def test_what_stands_for_the_progress_hears_every_unit(pipe):
     list(pipe("a fox", **SMALL).frames(Told))
     assert all(units == done for units, done in heard.values())
     assert list(heard) == ["text", "denoise 1", "upscale", "denoise 2", "decode"]
-
-
-# --- what stays loaded ----------------------------------------------------------------------------
-
-
-def test_a_second_video_opens_nothing_where_networks_are_kept(spiece, diary):
-    with Pipeline(engines_of(DEMO, spiece), backend="fake", keep_loaded=True) as pipe:
-        first = list(pipe("a fox", **SMALL))
-        opened = diary.opened()
-        assert sorted(opened) == sorted(set(ROAD))
-        second = list(pipe("a fox", **SMALL))
-        assert diary.opened() == opened
-        assert not any(line.startswith("close") for line in diary)
-    np.testing.assert_array_equal(first, second)
-    assert sorted(line for line in diary if line.startswith("close")) == sorted(f"close {name}" for name in set(ROAD))
-
-
-def test_where_nothing_is_kept_a_network_is_closed_before_the_next_is_opened(pipe, diary):
-    list(pipe("a fox", **SMALL))
-    events = [line for line in diary if not line.startswith("run")]
-    assert events == [f"{what} {name}" for name in ROAD for what in ("open", "close")]
-
-
-def test_of_a_limit_the_first_of_the_road_leaves_first(spiece, diary):
-    engines = engines_of(DEMO, spiece)
-    pool = SessionPool(keep=True, limit_bytes=20)
-
-    def found(name, size):
-        return replace(graph_found(engines, name, "fake", ["fp32"]), weights_bytes=size)
-
-    for name in ("text_encoder", "transformer"):
-        with pool.session(found(name, 9)):
-            pass
-    with pool.session(found("vae_decoder", 9)):
-        pass
-    assert diary[-2:] == ["close text_encoder", "open vae_decoder"]
-    with pool.session(found("text_encoder", 20)):
-        assert diary[-3:] == ["close transformer", "close vae_decoder", "open text_encoder"]
-    pool.close()
-    assert diary[-1] == "close text_encoder"
-
-
-def test_a_session_in_use_is_never_closed_to_make_room_and_may_be_used_twice(spiece, diary):
-    engines = engines_of(DEMO, spiece)
-
-    def found(name, size):
-        return replace(graph_found(engines, name, "fake", ["fp32"]), weights_bytes=size)
-
-    pool = SessionPool(keep=True, limit_bytes=20)
-    with pool.session(found("text_encoder", 15)) as first, pool.session(found("text_encoder", 15)) as second:
-        with pool.session(found("transformer", 15)):
-            assert "close text_encoder" not in diary
-        assert first.session is second.session
-        with pool.session(found("text_encoder", 16)) as other:  # of another graph
-            assert other is not first and diary[-1] == "open text_encoder"
-        assert diary[-1] == "close text_encoder"
-    with pool.session(found("upsampler", 15)):
-        assert diary[-2:] == ["close text_encoder", "open upsampler"]
-    pool.close()
-    assert diary.count("open transformer") == diary.count("close transformer") == 1
-
-
-@pytest.mark.parametrize("when", ["open", "run"])
-def test_a_gpu_that_is_full_makes_room_and_tries_again(spiece, diary, monkeypatch, when):
-    """The decoder finds too little memory as long as more than one other network is open."""
-    module = ModuleType("full_backend")
-    module.find = lambda engines, name, backend: graph_found(engines, name, backend, ["fp32"])
-
-    def full():
-        events = [line.split()[:2] for line in diary]
-        open_now = [name for what, name in events if what == "open"]
-        for what, name in events:
-            if what == "close":
-                open_now.remove(name)
-        return len([name for name in open_now if name != "vae_decoder"]) > 1
-
-    class Full(Stage):
-        def run(self, feeds, wanted):
-            if when == "run" and self.name == "vae_decoder" and full():
-                raise GpuMemoryError("the GPU's memory is full")
-            return super().run(feeds, wanted)
-
-    def load(found):
-        if when == "open" and found.component.name == "vae_decoder" and full():
-            raise GpuMemoryError("the GPU's memory is full")
-        return Full(found.component.name, diary)
-
-    module.load = load
-    monkeypatch.setitem(sys.modules, "full_backend", module)
-    monkeypatch.setitem(BACKENDS, "full", replace(BACKENDS["fake"], module="full_backend"))
-    with Pipeline(engines_of(DEMO, spiece), backend="full", keep_loaded=True) as pipe:
-        frames = list(pipe("a fox", **SMALL))
-    assert [line for line in diary if line.startswith("close")][:2] == ["close text_encoder", "close transformer"]
-    np.testing.assert_array_equal(frames, make(engines_of(DEMO, spiece), Request("a fox", **SMALL)).video)
 
 
 # --- many requests --------------------------------------------------------------------------------

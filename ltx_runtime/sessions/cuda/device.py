@@ -65,10 +65,10 @@ class Device:
         error, *values = getattr(self._cudart, name)(*arguments)
         if int(error) == SUCCESS:
             return values[0] if len(values) == 1 else tuple(values)
-        called = error_name(self._cudart, error)
-        if called == _NO_MEMORY:
+        cuda_name = error_name(self._cudart, error)
+        if cuda_name == _NO_MEMORY:
             raise GpuMemoryError("the GPU's memory is full", "close other programs that use it")
-        raise RuntimeError(f"{name} failed: {called}")
+        raise RuntimeError(f"{name} failed: {cuda_name}")
 
     def free_bytes(self) -> int:
         """Returns the free memory of the GPU in bytes."""
@@ -134,16 +134,16 @@ class Device:
         """Copies the start of a buffer into a host array, after all earlier work, and waits for the copy."""
         flat = _flat(array)
         _refuse_outside(buffer, 0, flat.size)
-        waiting: list[tuple[int, Bytes]] = []
+        pending: list[tuple[int, Bytes]] = []
 
         def fetch() -> None:
-            for begin, staged in waiting:
+            for begin, staged in pending:
                 np.copyto(flat[begin : begin + staged.size], staged)
-            waiting.clear()
+            pending.clear()
 
         for begin, staged in self._staging.pieces(flat.size, before_reuse=fetch):
             self._copy(staged.ctypes.data, buffer.address + begin, staged.size, "cudaMemcpyDeviceToHost")
-            waiting.append((begin, staged))
+            pending.append((begin, staged))
         self.synchronize()
         fetch()
 

@@ -79,9 +79,9 @@ def _without_gpu(cudart: Any, name: str) -> LtxError:
     if int(error) != SUCCESS or not driver:
         return LtxError("there is no NVIDIA driver", "use a machine with an NVIDIA GPU, or install its driver")
     if name in ("cudaErrorInsufficientDriver", "cudaErrorCallRequiresNewerDriver"):
-        wanted = _version(cudart.cudaRuntimeGetVersion()[1])
+        runtime = _version(cudart.cudaRuntimeGetVersion()[1])
         return LtxError(
-            f"the NVIDIA driver is for CUDA {_version(driver)}, and cuda-bindings for {wanted}", "update the driver"
+            f"the NVIDIA driver is for CUDA {_version(driver)}, and cuda-bindings for {runtime}", "update the driver"
         )
     if name == "cudaErrorNoDevice":
         return LtxError("CUDA finds no GPU", "check nvidia-smi and CUDA_VISIBLE_DEVICES")

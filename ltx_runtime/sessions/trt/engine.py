@@ -34,10 +34,10 @@ def usable_bytes(device: Device, found: FoundEngine) -> int:
 
 def advice_on_weights(found: FoundEngine) -> str:
     """Returns the advice for weights that do not fit on the GPU."""
-    streamed = "close other programs that use it"
+    advice = "close other programs that use it"
     if not found.sidecar.weight_streaming:
-        streamed = f"run: {found.rebuild_command()} --weights embedded --weight-streaming"
-    return f"{streamed}, or use a smaller version"
+        advice = f"run: {found.rebuild_command()} --weights embedded --weight-streaming"
+    return f"{advice}, or use a smaller version"
 
 
 class OpenEngine:
@@ -137,8 +137,8 @@ class OpenEngine:
         inputs = {name for name in names if self._engine.get_tensor_mode(name) == self._library.TensorIOMode.INPUT}
         self.outputs = [name for name in names if name not in inputs]
         component = self._found.component
-        given = {port.name for port in component.inputs} | self._sidecar.weight_inputs.keys()
-        if given != inputs or not {port.name for port in component.outputs} <= {*self.outputs}:
+        expected = {port.name for port in component.inputs} | self._sidecar.weight_inputs.keys()
+        if expected != inputs or not {port.name for port in component.outputs} <= {*self.outputs}:
             raise LtxError(
                 f"{self._found.path} has other inputs or outputs than its graph", command=self._found.rebuild_command()
             )

@@ -20,11 +20,11 @@ def locked(path: Path) -> Iterator[None]:
     """Holds a lock inside the block so that no other process makes the same file, or no lock if none can be had."""
     from filelock import FileLock, SoftFileLock  # noqa: PLC0415  (installed with the extras that need it)
 
-    place = path.with_name(f".{path.name}.lock")
+    lock_path = path.with_name(f".{path.name}.lock")
     lock: Any = None
     for kind in (FileLock, SoftFileLock):
         try:
-            lock = kind(place, timeout=_WAIT_S)
+            lock = kind(lock_path, timeout=_WAIT_S)
             lock.acquire()
             break
         except NotImplementedError:  # network file systems without locks

@@ -81,15 +81,15 @@ def maker_of(builder: str, library: Any, gpu: Gpu | None) -> Maker:
     Raises:
         LtxError: the library's engines are for one GPU, and there is no GPU.
     """
-    told = {"gpu": gpu.name, "driver": gpu.driver} if gpu else {}
+    gpu_fields = {"gpu": gpu.name, "driver": gpu.driver} if gpu else {}
     if compiles_at_run_time(library):
-        return Maker(builder, library.__version__, PORTABLE, **told)
+        return Maker(builder, library.__version__, PORTABLE, **gpu_fields)
     if gpu is None:
         raise LtxError(f"{_TITLES[builder]} builds and runs engines on an NVIDIA GPU only", "use a machine with one")
     major, minor = gpu.compute_capability
-    words = re.sub(r"[^a-z0-9]+", "-", gpu.name.lower()).strip("-")
+    gpu_slug = re.sub(r"[^a-z0-9]+", "-", gpu.name.lower()).strip("-")
     system = f"{platform.system()}-{platform.machine()}".lower()
-    return Maker(builder, library.__version__, f"sm{major}{minor}-{words}", system, **told)
+    return Maker(builder, library.__version__, f"sm{major}{minor}-{gpu_slug}", system, **gpu_fields)
 
 
 @cache

@@ -43,7 +43,7 @@ class PortBuffers:
             return
         self._constants.pop(name, None)
         values = np.ascontiguousarray(array, self._dtypes[name])
-        self._device.upload(values, self._room(name, values.nbytes))
+        self._device.upload(values, self._buffer_for(name, values.nbytes))
         if constant:
             self._constants[name] = array
 
@@ -53,19 +53,19 @@ class PortBuffers:
         Raises:
             GpuMemoryError: there is too little GPU memory.
         """
-        self._room(name, int(np.prod(shape)) * self._dtypes[name].itemsize)
+        self._buffer_for(name, int(np.prod(shape)) * self._dtypes[name].itemsize)
 
-    def _room(self, name: str, size: int) -> Buffer:
-        held = self._buffers.get(name)
-        if held is not None and held.size >= size:
-            return held
-        if held is not None:
+    def _buffer_for(self, name: str, size: int) -> Buffer:
+        buffer = self._buffers.get(name)
+        if buffer is not None and buffer.size >= size:
+            return buffer
+        if buffer is not None:
             del self._buffers[name]
             self._device.synchronize()
-            self._device.free(held)
-        made = self._device.allocate(size, f"{name} of {self._owner}", self._advice)
-        self._buffers[name] = made
-        return made
+            self._device.free(buffer)
+        buffer = self._device.allocate(size, f"{name} of {self._owner}", self._advice)
+        self._buffers[name] = buffer
+        return buffer
 
     def addresses(self) -> dict[str, int]:
         """Returns the current address of every buffer, by port name."""
@@ -73,9 +73,9 @@ class PortBuffers:
 
     def fetch(self, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
         """Waits for all work, and returns an output as a new array."""
-        made = np.empty(shape, self._dtypes[name])
-        self._device.download(self._buffers[name], made)
-        return made
+        output = np.empty(shape, self._dtypes[name])
+        self._device.download(self._buffers[name], output)
+        return output
 
     def free(self) -> None:
         """Frees all buffers; no work may be unfinished."""

@@ -26,7 +26,7 @@ from ltx_runtime.sessions.trt.ports import PortBuffers
 from ltx_runtime.sessions.trt.weights import WeightInputs
 from ltx_runtime.spec.components import UNEVEN, ComponentName
 
-_NONE = -1
+_NO_PROFILE = -1
 
 
 def find(engines: Engines, name: ComponentName, backend: str) -> FoundEngine:
@@ -36,8 +36,8 @@ def find(engines: Engines, name: ComponentName, backend: str) -> FoundEngine:
         LtxError: there is no such engine; the error has the reason in one clause and the command that builds it.
     """
     version = engines.manifest.version
-    place = engines_option(engines.folder, version)
-    command = f"ltx-export engine {version} --component {name} --builder {backend}{place}"
+    folder_option = engines_option(engines.folder, version)
+    command = f"ltx-export engine {version} --component {name} --builder {backend}{folder_option}"
     folders = sorted({path.parent.name for path in engines.folder.glob(f"*-{backend}-*/{name}.*.engine")})
     if not folders:
         raise LtxError(f"no engine of {name}", command=command)
@@ -84,7 +84,7 @@ class TrtRunner:
         self._found, self._device, self._engine, self._ports, self._weights = found, gpu, engine, ports, weights
         self._held = held
         self._held.callback(self._drop_graph)
-        self._profile = _NONE
+        self._profile = _NO_PROFILE
         self._shaped: tuple[int, dict[str, tuple[int, ...]]] | None = None
         self._activations = 0
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -109,9 +109,9 @@ class TrtRunner:
             self._ports.fill(name, array)
         self._bind()
         self._compute()
-        made = {name: self._ports.fetch(name, self._shapes[name]) for name in wanted}
+        outputs = {name: self._ports.fetch(name, self._shapes[name]) for name in wanted}
         self._device.synchronize()
-        return made
+        return outputs
 
     def _shape(self, feeds: Arrays) -> None:
         """Sets profile and input shapes, and queries the output shapes and the memory that activations need."""
@@ -125,7 +125,7 @@ class TrtRunner:
         context = self._engine.context
         self._shaped, self._bound = None, []
         if index != self._profile:
-            self._profile = _NONE
+            self._profile = _NO_PROFILE
             if not context.set_optimization_profile_async(index, self._device.stream):
                 raise self._engine.failure(f"choose profile {index} of")
             self._profile = index
@@ -185,8 +185,8 @@ class TrtRunner:
 
 def refusal_of(found: FoundEngine, sizes: dict[str, int]) -> LtxError:
     """Returns the error for an engine that does not serve these sizes."""
-    told = ", ".join(f"{count} {axis}" for axis, count in sizes.items())
-    return LtxError(f"the {found.backend} engine of {found.component.name} does not serve {told}", "use other sizes")
+    listed = ", ".join(f"{count} {axis}" for axis, count in sizes.items())
+    return LtxError(f"the {found.backend} engine of {found.component.name} does not serve {listed}", "use other sizes")
 
 
 def _advice_on_sizes(name: ComponentName) -> str:
@@ -203,22 +203,22 @@ def load(found: FoundEngine) -> TrtRunner:
     """
     library = load_library(found.backend)
     name = found.component.name
-    with ExitStack() as held:
+    with ExitStack() as stack:
         gpu = cuda.device()
         gpu.join()
-        held.callback(gpu.leave)
+        stack.callback(gpu.leave)
         weights: dict[str, int] = {}
         engine = OpenEngine(library, found, gpu)
-        held.callback(engine.close)
+        stack.callback(engine.close)
         engine.load()
         if found.sidecar.weight_inputs:
             inputs = WeightInputs(gpu, found, advice_on_weights(found))
-            held.callback(inputs.free)
+            stack.callback(inputs.free)
             weights = inputs.addresses
         engine.make_context()
         names = (*(port.name for port in found.component.inputs), *engine.outputs)
-        ports = PortBuffers(gpu, {one: engine.dtype_of(one) for one in names}, name, _advice_on_sizes(name))
-        held.callback(ports.free)
-        runner = TrtRunner(found, gpu, engine, ports, weights, held.pop_all())
+        ports = PortBuffers(gpu, {port: engine.dtype_of(port) for port in names}, name, _advice_on_sizes(name))
+        stack.callback(ports.free)
+        runner = TrtRunner(found, gpu, engine, ports, weights, stack.pop_all())
         runner._held.callback(gpu.synchronize)
         return runner

@@ -35,8 +35,8 @@ def weights_bytes(sidecar: Sidecar) -> int:
 def _places(inputs: Mapping[str, WeightInput]) -> list[int]:
     """Returns the offset of each weight in one buffer, followed by the size of the buffer."""
     places = [0]
-    for one in inputs.values():
-        places.append(places[-1] + -(-one.size_bytes // _ALIGNMENT) * _ALIGNMENT)
+    for weight in inputs.values():
+        places.append(places[-1] + -(-weight.size_bytes // _ALIGNMENT) * _ALIGNMENT)
     return places
 
 
@@ -60,17 +60,19 @@ class WeightInputs:
         """
         version = found.address.engines.manifest.version
         inputs = found.sidecar.weight_inputs
-        files = {file: _mapped(found.weights / file, version) for file in {one.file for one in inputs.values()}}
-        for name, one in inputs.items():
-            if one.offset + one.size_bytes > files[one.file].size:
-                raise LtxError(f"{found.weights / one.file} ends before {name}", command=export_command(version))
+        files = {file: _mapped(found.weights / file, version) for file in {weight.file for weight in inputs.values()}}
+        for name, weight in inputs.items():
+            if weight.offset + weight.size_bytes > files[weight.file].size:
+                raise LtxError(f"{found.weights / weight.file} ends before {name}", command=export_command(version))
         *places, size = _places(inputs)
         self._device = device
         self._buffer = device.allocate(size, f"the weights of {found.component.name}", advice)
         self.addresses: dict[str, int] = {}
         try:
-            for (name, one), place in zip(inputs.items(), places, strict=True):
-                device.upload(files[one.file][one.offset : one.offset + one.size_bytes], self._buffer, place)
+            for (name, weight), place in zip(inputs.items(), places, strict=True):
+                device.upload(
+                    files[weight.file][weight.offset : weight.offset + weight.size_bytes], self._buffer, place
+                )
                 self.addresses[name] = self._buffer.address + place
             device.synchronize()
         except BaseException:
@@ -121,8 +123,8 @@ def refit(library: Any, engine: Any, found: FoundEngine) -> None:
         reasons = [" ".join(parser.get_error(i).desc().split()) for i in range(parser.num_errors)]
         raise LtxError(f"{found.path} takes no weights from {graph} ({(reasons or [first_error(library)])[0]})")
     if not refitter.refit_cuda_engine():
-        lacking = refitter.get_missing_weights()
-        reason = f"{lacking[0]} is missing" if lacking else first_error(library)
+        missing = refitter.get_missing_weights()
+        reason = f"{missing[0]} is missing" if missing else first_error(library)
         raise LtxError(f"{found.path} takes no weights from {graph} ({reason})")
 
 
@@ -134,7 +136,7 @@ def keep_plan(library: Any, engine: Any, plan: Path) -> None:
     if data is None:
         return
     engine_name = plan.name.rsplit(".", 2)[0]
-    for other in plan.parent.glob(f"{engine_name}.*.refitted"):
+    for old_plan in plan.parent.glob(f"{engine_name}.*.refitted"):
         with suppress(OSError):
-            other.unlink()
+            old_plan.unlink()
     leave(plan, data)

@@ -195,9 +195,9 @@ def test_tensorrt_is_taken_where_it_has_a_gpu_and_it_is_said_why(engine, engines
 
 def test_large_weights_stay_in_the_checkpoint_unless_asked_otherwise(engine, engines, monkeypatch):
     prepared = prepared_for(address(engines, "text_encoder"), "embedded")
-    monkeypatch.setattr(engine_command, "_MOST_EMBEDDED_BYTES", prepared.weights_bytes)
+    monkeypatch.setattr(engine_command, "_MAX_EMBEDDED_BYTES", prepared.weights_bytes)
     assert "weights embedded" in engine(*SMALLEST, *only("text_encoder"), "--force")[1]
-    monkeypatch.setattr(engine_command, "_MOST_EMBEDDED_BYTES", prepared.weights_bytes - 1)
+    monkeypatch.setattr(engine_command, "_MAX_EMBEDDED_BYTES", prepared.weights_bytes - 1)
     assert " fits" in engine(*SMALLEST, *only("text_encoder"))[1]  # the existing engine is good enough
     assert "weights inputs" in engine(*SMALLEST, *only("text_encoder"), "--force")[1]
     assert "weights embedded" in engine(*SMALLEST, *only("text_encoder"), "--weights", "embedded")[1]

@@ -80,7 +80,7 @@ def test_no_compared_size_is_the_traced_one(component):
     assert len(tried) >= 4
     assert {sizes["batch"] for sizes in tried} == {1, 3}
     for sizes in tried:
-        assert all(tracing._TRACED[axis] != size for axis, size in sizes.items())
+        assert all(tracing._TRACED_SIZES[axis] != size for axis, size in sizes.items())
 
 
 @EVERY_PRECISION

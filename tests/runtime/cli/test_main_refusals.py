@@ -22,7 +22,8 @@ def refused(run, tmp_path, diary):
 
     def refused(*arguments):
         before = sorted(tmp_path.rglob("*"))
-        code, out, err = run(*SMALL, *arguments)
+        sizes = () if "--latents" in arguments else SMALL  # they have no effect on saved latents
+        code, out, err = run(*sizes, *arguments)
         assert (code, out) == (2, ""), err
         err = "".join(line for line in err.splitlines(True) if not line.startswith("note: "))
         assert err.startswith("error: ")
@@ -192,7 +193,7 @@ def test_what_was_not_exported_is_missed_before_anything_runs(refused, engines, 
 @pytest.mark.parametrize("option", ["--image", "--video", "--embeddings-file", "--noise-file"])
 def test_a_folder_for_a_video_that_is_not_made_is_not_made_either(refused, engines, option):
     engines(SINGLE)
-    said = refused(*PROMPT, option, "missing.safetensors", "--output-dir", "videos/new")
+    said = refused(*with_prompt(option, "missing.safetensors"), "--output-dir", "videos/new")
     assert said.startswith("cannot read missing.safetensors")
 
 
@@ -212,6 +213,11 @@ FILES = {
     "--video": {"media": np.ones((1, 3, 17, 64, 96), np.float32)},
 }
 EVERY_FILE = pytest.mark.parametrize("option", FILES)
+
+
+def with_prompt(option, path):
+    """Returns an option and its file, with the prompt that all but saved latents need."""
+    return (*(() if option == "--latents" else PROMPT), option, path)
 
 
 def whole(path, option):
@@ -242,22 +248,22 @@ def test_a_damaged_file_is_refused_by_every_option_that_reads_one(refused, engin
     engines(SINGLE)
     path = Path("some.safetensors")
     path.write_bytes(DAMAGES[damage](whole(path, option)))
-    assert "some.safetensors" in refused(*PROMPT, option, path)
+    assert "some.safetensors" in refused(*with_prompt(option, path))
 
 
 @EVERY_FILE
 def test_a_missing_file_or_a_folder_is_refused_by_every_option_that_reads_one(refused, engines, option):
     engines(SINGLE)
     Path("folder.safetensors").mkdir()
-    assert "cannot read missing.safetensors: no such file" in refused(*PROMPT, option, "missing.safetensors")
-    assert "cannot read folder.safetensors: is a directory" in refused(*PROMPT, option, "folder.safetensors")
+    assert "cannot read missing.safetensors: no such file" in refused(*with_prompt(option, "missing.safetensors"))
+    assert "cannot read folder.safetensors: is a directory" in refused(*with_prompt(option, "folder.safetensors"))
 
 
 @EVERY_FILE
 def test_a_file_of_other_tensors_is_refused_by_every_option_that_reads_one(refused, engines, option):
     engines(SINGLE)
     write_tensors(Path("some.safetensors"), {"something": np.ones(3, np.float32)})
-    assert "some.safetensors" in refused(*PROMPT, option, "some.safetensors")
+    assert "some.safetensors" in refused(*with_prompt(option, "some.safetensors"))
 
 
 @EVERY_FILE
@@ -268,7 +274,15 @@ def test_numbers_that_are_not_finite_are_refused_by_every_option_that_reads_a_fi
     broken = FILES[option][first].copy()
     broken.flat[3] = value
     write_tensors(Path("some.safetensors"), {name: FILES[option][name] for name in others} | {first: broken})
-    assert "some.safetensors" in refused(*PROMPT, option, "some.safetensors")
+    assert "some.safetensors" in refused(*with_prompt(option, "some.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--height", "128"), ("--steps", "9"), ("--save-latents", "z"), ("--prompt", "a fox")]
+)
+def test_options_that_saved_latents_make_meaningless_are_refused_instead_of_ignored(refused, engines, option, value):
+    engines(SINGLE)
+    assert f"{option} has no effect on saved latents" in refused("--latents", "some.safetensors", option, value)
 
 
 def test_latents_of_another_version_are_refused(refused, run, engines, tmp_path, diary):

@@ -25,7 +25,7 @@ ADDING = Component("text_encoder", (Port("ids", AXES, "int64"), Port("mask", AXE
 @pytest.fixture
 def on_the_cpu(monkeypatch):
     monkeypatch.setattr(onnxruntime_cuda, "_PROVIDER", "CPUExecutionProvider")
-    monkeypatch.setattr(onnxruntime_cuda, "_PLACE", "cpu")
+    monkeypatch.setattr(onnxruntime_cuda, "_DEVICE", "cpu")
 
 
 @pytest.fixture
