@@ -88,7 +88,7 @@ class Chosen:
             raise self._refusal(name, {"batch": 1, **asdict(grid)}) from None
 
     def check_passes(self, planned: Plan, added_frames: int, *, conditioned: bool) -> None:
-        """Checks the sizes that each transformer step, upsampler and decoder of a request needs.
+        """Checks what each step of the transformer needs, and the sizes of upsamplers and decoder.
 
         Args:
             planned: the plan of the request.
@@ -96,9 +96,14 @@ class Chosen:
             conditioned: whether there are images or clips, so that every token has its own timestep.
 
         Raises:
-            LtxError: an engine does not serve one of the sizes (with the command that builds an engine for it), or the
-                memory is too small to decode.
+            LtxError: a step uses STG, but the transformer was exported without it; an engine does not serve one of the
+                sizes (with the command that builds an engine for it); or the memory is too small to decode.
         """
+        ports = {port.name for port in self.found["transformer"].component.inputs}
+        if "skip_mask" not in ports and any(step.uses_stg for one in planned.passes for step in one.guidance):
+            raise LtxError(
+                "this transformer was exported without STG", "export it again with --stg, or use --stg-scale 0"
+            )
         for one in planned.passes:
             tokens = one.grid.tokens + added_frames * one.grid.rows * one.grid.columns
             batches = {1 if self.options.low_memory else 1 + step.uses_cfg + step.uses_stg for step in one.guidance}

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ltx_runtime.errors import LtxError
 from ltx_runtime.sampling.conditioning import Conditioned
 from ltx_runtime.sampling.denoise import Step, VelocityOf, denoise
 from ltx_runtime.sampling.guidance import combine
@@ -44,9 +43,6 @@ def make_latents(
         settings: settings of all passes.
         draw: (name, shape) -> fresh noise of this pass.
         low_memory: whether to run conditions one after another instead of in one batch.
-
-    Raises:
-        LtxError: a step uses STG, but the transformer was exported without it.
     """
     velocity_of = velocity_function(session, text, start.coords, one, settings, low_memory=low_memory)
     return denoise(
@@ -71,8 +67,6 @@ def velocity_function(
     """
     ports = {port.name: port for port in session.component.inputs}
     constant_feeds: dict[tuple[Any, ...], dict[str, NDArray[Any]]] = {}
-    if "skip_mask" not in ports and any(step.uses_stg for step in one.guidance):
-        raise LtxError("this transformer was exported without STG", "export it again with --stg, or use --stg-scale 0")
 
     def velocity_of(tokens: Floats, timesteps: Floats, index: int) -> Floats:
         guidance = one.guidance[index]

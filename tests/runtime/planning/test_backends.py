@@ -114,6 +114,13 @@ def test_guidance_in_one_batch_needs_the_batch_and_one_after_another_does_not(de
     check(replace(chosen, found=found, options=RunOptions(low_memory=True)), request, version)
 
 
+def test_stg_at_any_step_of_a_transformer_that_cannot_skip_is_refused_when_it_is_planned(spiece, diary):
+    with Pipeline(engines_of(SINGLE, spiece), backend="fake") as pipe:
+        with pytest.raises(LtxError, match=r"exported without STG - .* --stg-scale 0"):
+            pipe("a fox", stg_scale=1.0, skip_blocks=(0,))
+        assert diary == []
+
+
 # --- tiles ----------------------------------------------------------------------------------------
 
 

@@ -11,7 +11,6 @@ import pytest
 from fakes.requests import default_request
 from fakes.sessions import session_of
 
-from ltx_runtime.errors import LtxError
 from ltx_runtime.noise.noise import SeededNoise
 from ltx_runtime.planning.plan import plan
 from ltx_runtime.sampling.conditioning import Conditioned
@@ -194,12 +193,6 @@ def test_a_transformer_without_skip_mask_is_not_fed_one():
     function = velocity_function(session, text_of(1), COORDS, steps_of(KINDS["cfg"]), PLANNED.settings)
     function(drawn(1, 1, GRID.tokens, CHANNELS), np.full((1, 1), 0.5, np.float32), 0)
     assert "skip_mask" not in session.runner.fed[0]
-
-
-def test_stg_at_any_step_of_a_transformer_that_cannot_skip_is_refused_before_the_first():
-    session = session_of(transformer(CHANNELS, TEXT_CHANNELS), by_rows)
-    with pytest.raises(LtxError, match=r"exported without STG - .* --stg-scale 0"):
-        velocity_function(session, text_of(1), COORDS, steps_of(KINDS["none"], KINDS["stg"]), PLANNED.settings)
 
 
 # --- whole passes ---------------------------------------------------------------------------------
