@@ -80,32 +80,32 @@ def onnx(
     from ltx_runtime.cli.progress import display
 
     everywhere, of_component = _precisions(precision or list(build.DEFAULT_PRECISIONS))
-    merged, left_out = [loras.parse_lora(one) for one in lora or ()], _optional(without or [])
+    merged, left_out = [loras.parse_lora(argument) for argument in lora or ()], _optional_components(without or [])
     precisions = everywhere or build.DEFAULT_PRECISIONS
-    options = build.ExportOptions(precisions, of_component, _stored(store), merged, link, stg, left_out)
+    options = build.ExportOptions(precisions, of_component, _store_dtype(store), merged, link, stg, left_out)
     folder = weights or Path("weights") / release.name
-    named = {"vae": vae, "t5": t5, "upscaler": upscaler, "temporal_upscaler": temporal_upscaler}
-    sources = find_sources(release, folder, **named, tokenizer=tokenizer, variant=variant)
+    paths = {"vae": vae, "t5": t5, "upscaler": upscaler, "temporal_upscaler": temporal_upscaler}
+    sources = find_sources(release, folder, **paths, tokenizer=tokenizer, variant=variant)
     with display(in_bytes=True) as progress:
         build.export_version(release, sources, engines / release.name, options, print, progress)
     print(f"{engines / release.name} is complete")
 
 
-def _stored(store: str | None) -> str | None:
+def _store_dtype(store: str | None) -> str | None:
     if store is not None and store not in _STORES:
         raise LtxError(f"weights cannot be stored as {store!r}", f"use one of {', '.join(_STORES)}")
     return _STORES[store] if store else None
 
 
-def _precisions(asked: list[str]) -> tuple[list[str], dict[str, list[str]]]:
+def _precisions(arguments: list[str]) -> tuple[list[str], dict[str, list[str]]]:
     """Parses precisions such as `bf16`, which applies to every component, and `text_encoder=bf16`, for only one."""
     from ltx_export.graphs.precision import PRECISIONS
     from ltx_runtime.spec.components import COMPONENT_NAMES
 
     everywhere: list[str] = []
     of_component: dict[str, list[str]] = {}
-    for one in asked:
-        component, _, precision = one.rpartition("=")
+    for argument in arguments:
+        component, _, precision = argument.rpartition("=")
         if component and component not in COMPONENT_NAMES:
             raise LtxError(f"unknown component {component!r}", f"use one of {', '.join(COMPONENT_NAMES)}")
         if precision not in PRECISIONS:
@@ -114,13 +114,13 @@ def _precisions(asked: list[str]) -> tuple[list[str], dict[str, list[str]]]:
     return everywhere, of_component
 
 
-def _optional(components: list[str]) -> tuple[str, ...]:
+def _optional_components(components: list[str]) -> tuple[str, ...]:
     """Returns the components as a tuple. Raises LtxError if one of them cannot be left out."""
     from ltx_runtime.spec.components import OPTIONAL
 
-    for one in components:
-        if one not in OPTIONAL:
-            raise LtxError(f"{one!r} is not a component that can be left out", f"use one of {', '.join(OPTIONAL)}")
+    for name in components:
+        if name not in OPTIONAL:
+            raise LtxError(f"{name!r} is not a component that can be left out", f"use one of {', '.join(OPTIONAL)}")
     return tuple(components)
 
 
@@ -163,8 +163,8 @@ def inspect(
     from ltx_export.inspection.inspect import inspect as look
     from ltx_export.inspection.lines import lines_of
 
-    found = look(path)
-    print(json.dumps(dataclasses.asdict(found), indent=1) if as_json else "\n".join(lines_of(found)))
+    inspection = look(path)
+    print(json.dumps(dataclasses.asdict(inspection), indent=1) if as_json else "\n".join(lines_of(inspection)))
 
 
 @app.command()
@@ -180,9 +180,9 @@ def check(
     from ltx_export.recorded import check_folder
     from ltx_runtime.folder.manifest import find_folder, open_engines
 
-    found = open_engines(find_folder(folder, find_version(version).name if version else None))
-    print(f"{found.folder}: {len(found.manifest.files)} files are intact")
-    check_folder(found, print)
+    engines = open_engines(find_folder(folder, find_version(version).name if version else None))
+    print(f"{engines.folder}: {len(engines.manifest.files)} files are intact")
+    check_folder(engines, print)
 
 
 @app.command()
@@ -206,14 +206,14 @@ def random_weights(
 
 
 @reported("complete engines are kept, and not built again")
-def _engine(asked: Asked) -> None:
+def _engine(options: Asked) -> None:
     """Build TensorRT or TensorRT-RTX engines from a version's bf16 or fp16 graphs; needs no PyTorch."""
     _need("onnx", "filelock", extra="tensorrt-rtx")
     from functools import partial
 
     from ltx_export.engines.command import run_command
 
-    run_command(asked, partial(print, flush=True))
+    run_command(options, partial(print, flush=True))
 
 
 app.command("engine")(command_of(_engine, Asked))

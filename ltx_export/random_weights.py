@@ -65,15 +65,17 @@ def write_random_weights(version: Version, folder: Path, *, seed: int = 0, spars
     decoder = build_empty(lambda: VaeDecoder(vae_config(header["vae"])), torch.bfloat16)
     encoder = build_empty(lambda: VaeEncoder(encoder_config(header["vae"])), torch.bfloat16)
     text_encoder = build_empty(lambda: TextEncoder(_t5_config(version.text_encoder)), torch.bfloat16)
-    unified = _shapes(transformer, "model.diffusion_model.") | _shapes(decoder, "vae.") | _shapes(encoder, "vae.")
+    checkpoint_shapes = (
+        _shapes(transformer, "model.diffusion_model.") | _shapes(decoder, "vae.") | _shapes(encoder, "vae.")
+    )
     metadata = {"config": json.dumps(header)}
-    for name, shapes, described in (
-        (version.checkpoint, unified, metadata),
+    for name, shapes, file_metadata in (
+        (version.checkpoint, checkpoint_shapes, metadata),
         (TEXT_ENCODER_FILE, _shapes(text_encoder, ""), {}),
         *([_upscaler(version, version.upscaler)] if version.upscaler else []),
     ):
         groups = [((Entry(key, "BF16", shape),), _source(key, shape, seed, sparse)) for key, shape in shapes.items()]
-        write_safetensors(folder / name, groups, described)
+        write_safetensors(folder / name, groups, file_metadata)
     with written_whole(folder / TOKENIZER_FILE) as temporary:
         temporary.write_bytes(_tokenizer(version.text_encoder.vocabulary))
 

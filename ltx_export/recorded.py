@@ -42,7 +42,7 @@ def _values(port: Port, shape: tuple[int, ...]) -> Array:
     elif port.name in ("mask", "text_mask"):  # row r ends with r padding tokens
         values = np.arange(shape[1])[None, :] < shape[1] - np.arange(shape[0])[:, None]
     elif port.name == "skip_mask":
-        values = _skips(shape)
+        values = _skip_mask(shape)
     elif port.name == "timestep":
         values = random.uniform(0.0, 1.0, shape)
     elif port.name == "video":
@@ -54,7 +54,7 @@ def _values(port: Port, shape: tuple[int, ...]) -> Array:
     return np.asarray(values, dtype=port.dtype)
 
 
-def _skips(shape: tuple[int, ...]) -> Array:
+def _skip_mask(shape: tuple[int, ...]) -> Array:
     """Returns a skip mask (layers, modes, batch): layers in turn skip nothing, or one of the modes in one batch row."""
     layers, modes, batch = shape
     values = np.ones(shape)
@@ -115,12 +115,12 @@ def read_record(path: Path, component: Component) -> tuple[Feeds, Array]:
     """
     try:
         with np.load(path) as arrays:
-            recorded = {port.name: arrays[port.name] for port in component.inputs}
+            feeds = {port.name: arrays[port.name] for port in component.inputs}
             expected = arrays[component.outputs[0].name]
-        check_feeds(component, recorded)
+        check_feeds(component, feeds)
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise LtxError(f"{path} is not a record of {component.name} ({error})", "export the version again") from None
-    return recorded, expected
+    return feeds, expected
 
 
 def check_folder(engines: Engines, report: Callable[[str], None]) -> None:
@@ -134,8 +134,8 @@ def check_folder(engines: Engines, report: Callable[[str], None]) -> None:
         if graph is None or entry.recorded is None:
             report(f"{name}: no fp32 graph to run here; its files are intact")
             continue
-        recorded, expected = read_record(engines.folder / entry.recorded, entry.signature)
-        (actual,) = run_graph(engines.folder / graph, engines.weights_folder(name), entry.signature, [recorded])
+        feeds, expected = read_record(engines.folder / entry.recorded, entry.signature)
+        (actual,) = run_graph(engines.folder / graph, engines.weights_folder(name), entry.signature, [feeds])
         error = relative_l2(actual, expected)
         if error > LIMIT:
             raise LtxError(

@@ -118,7 +118,7 @@ def _six_bits(blocks: NDArray[np.void]) -> _Factors:
     The first four of each are in the low six bits of bytes 0-3 (scales) and 4-7 (minimums). The last four have their
     low nibbles in bytes 8-11 (scale low, minimum high), and their upper two bits in the upper two bits of bytes 0-7.
     """
-    scales, minimums, rest = (blocks["factors"][..., at : at + 4] for at in (0, 4, 8))
+    scales, minimums, rest = (blocks["factors"][..., start : start + 4] for start in (0, 4, 8))
     low, top = np.uint8(63), np.uint8(48)
     late_scales = (rest & np.uint8(15)) | ((scales >> np.uint8(2)) & top)
     late_minimums = (rest >> np.uint8(4)) | ((minimums >> np.uint8(2)) & top)
@@ -135,17 +135,17 @@ def _fields(*fields: tuple[str, int] | str) -> np.dtype[np.void]:
     return np.dtype([(field, _HALF) if isinstance(field, str) else (field[0], "u1", (field[1],)) for field in fields])
 
 
-_EIGHT, _FOUR = BlockFormat(8, 32), BlockFormat(4, 32)
+_INT8, _INT4 = BlockFormat(8, 32), BlockFormat(4, 32)
 # For types with minimums, codes are centred about zero and the offset compensates: codes of 0..15 then fit four signed
 # bits, and a matrix product with the codes is not a small difference of large sums.
-_EIGHT_MINIMUMS = BlockFormat(8, 32, offset=16, has_minimums=True)
-_FOUR_MINIMUMS = BlockFormat(4, 32, offset=8, has_minimums=True)
+_INT8_MINIMUMS = BlockFormat(8, 32, offset=16, has_minimums=True)
+_INT4_MINIMUMS = BlockFormat(4, 32, offset=8, has_minimums=True)
 _LAYOUTS = {
-    "Q8_0": _Layout(_EIGHT, _fields("d", ("low", 32)), (8, 32)),
-    "Q4_0": _Layout(_FOUR, _fields("d", ("low", 16)), (4, 16), centre=8),
-    "Q4_1": _Layout(_FOUR_MINIMUMS, _fields("d", "m", ("low", 16)), (4, 16), centre=8),
-    "Q5_0": _Layout(_EIGHT, _fields("d", ("high", 4), ("low", 16)), (4, 16), (1, 1), centre=16),
-    "Q5_1": _Layout(_EIGHT_MINIMUMS, _fields("d", "m", ("high", 4), ("low", 16)), (4, 16), (1, 1), centre=16),
+    "Q8_0": _Layout(_INT8, _fields("d", ("low", 32)), (8, 32)),
+    "Q4_0": _Layout(_INT4, _fields("d", ("low", 16)), (4, 16), centre=8),
+    "Q4_1": _Layout(_INT4_MINIMUMS, _fields("d", "m", ("low", 16)), (4, 16), centre=8),
+    "Q5_0": _Layout(_INT8, _fields("d", ("high", 4), ("low", 16)), (4, 16), (1, 1), centre=16),
+    "Q5_1": _Layout(_INT8_MINIMUMS, _fields("d", "m", ("high", 4), ("low", 16)), (4, 16), (1, 1), centre=16),
     "Q2_K": _Layout(
         BlockFormat(4, 16, offset=2, has_minimums=True),
         _fields(("factors", 16), ("low", 64), "d", "m"),
@@ -163,10 +163,10 @@ _LAYOUTS = {
         factors=_six_bits_centred,
     ),
     "Q4_K": _Layout(
-        _FOUR_MINIMUMS, _fields("d", "m", ("factors", 12), ("low", 128)), (4, 32), centre=8, factors=_six_bits
+        _INT4_MINIMUMS, _fields("d", "m", ("factors", 12), ("low", 128)), (4, 32), centre=8, factors=_six_bits
     ),
     "Q5_K": _Layout(
-        _EIGHT_MINIMUMS,
+        _INT8_MINIMUMS,
         _fields("d", "m", ("factors", 12), ("high", 32), ("low", 128)),
         (4, 32),
         (1, 32),
@@ -181,7 +181,7 @@ _LAYOUTS = {
         centre=32,
         factors=_signed_bytes,
     ),
-    "IQ4_NL": _Layout(_EIGHT, _fields("d", ("low", 16)), (4, 16), values=_IQ4_NL_VALUES),
+    "IQ4_NL": _Layout(_INT8, _fields("d", ("low", 16)), (4, 16), values=_IQ4_NL_VALUES),
 }
 
 BLOCK_FORMATS: dict[str, BlockFormat] = {name: layout.format for name, layout in _LAYOUTS.items()}
@@ -229,8 +229,8 @@ def _codes(blocks: NDArray[np.void], layout: _Layout) -> NDArray[np.int8]:
     if layout.values:
         values = np.array(layout.values, np.int8)
         # Row by row, because numpy converts every index to eight bytes.
-        for of_row, row in zip(codes, signed, strict=True):
-            row[...] = values[of_row]
+        for indices, row in zip(codes, signed, strict=True):
+            row[...] = values[indices]
     signed -= np.int8(layout.centre)
     return signed
 
@@ -244,11 +244,11 @@ def _scales(
     if layout.factors is None:
         return scales, minimums
     shape = len(blocks), blocks.shape[1] * layout.elements // layout.format.block
-    by_scales, by_minimums = layout.factors(blocks)
-    scales = (scales[..., None] * by_scales).reshape(shape)
-    if minimums is not None and by_minimums is not None:
+    scale_factors, minimum_factors = layout.factors(blocks)
+    scales = (scales[..., None] * scale_factors).reshape(shape)
+    if minimums is not None and minimum_factors is not None:
         # Types with scales of scales store the minimum to be subtracted, the others to be added.
-        minimums = (-minimums[..., None] * by_minimums).reshape(shape)
+        minimums = (-minimums[..., None] * minimum_factors).reshape(shape)
     return scales, minimums
 
 

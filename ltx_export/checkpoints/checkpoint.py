@@ -105,11 +105,11 @@ def open_safetensors(path: Path) -> Checkpoint:
             raise LtxError(f"{path} is not a complete safetensors file", "download it again")
         raw = file.read(header_bytes)
     try:
-        header = json.loads(raw, object_pairs_hook=_without_namesakes)
+        header = json.loads(raw, object_pairs_hook=_with_unique_keys)
         metadata = header.pop("__metadata__", {})
         if not isinstance(metadata, dict):
             raise ValueError("its metadata is not a JSON object")
-        tensors = {name: _stored(path, 8 + header_bytes, entry) for name, entry in header.items()}
+        tensors = {name: _stored_tensor(path, 8 + header_bytes, entry) for name, entry in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _damaged(path, _first_line(error)) from None
     _check_places(path, tensors, size)
@@ -120,20 +120,20 @@ def _damaged(path: Path, what: str) -> LtxError:
     return LtxError(f"{path} has a damaged header ({what})", "download it again")
 
 
-def _without_namesakes(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
+def _with_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
         raise ValueError("a key appears twice")
-    return made
+    return entries
 
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
-def _stored(path: Path, data_start: int, entry: dict[str, Any]) -> StoredTensor:
-    begin, end = (_whole(offset) for offset in entry["data_offsets"])
-    shape = tuple(_whole(size) for size in entry["shape"])
+def _stored_tensor(path: Path, data_start: int, entry: dict[str, Any]) -> StoredTensor:
+    begin, end = (_size_or_offset(offset) for offset in entry["data_offsets"])
+    shape = tuple(_size_or_offset(size) for size in entry["shape"])
     if len(shape) > _MAX_DIMENSIONS:  # a malicious shape of a million sizes would take forever to multiply
         raise ValueError(f"{len(shape)} dimensions")
     dtype = entry["dtype"]
@@ -142,7 +142,7 @@ def _stored(path: Path, data_start: int, entry: dict[str, Any]) -> StoredTensor:
     return StoredTensor(path, data_start + begin, end - begin, dtype, shape)
 
 
-def _whole(value: Any) -> int:
+def _size_or_offset(value: Any) -> int:
     if type(value) is not int or not 0 <= value < 1 << 63:
         raise ValueError(f"{value!r} is not a valid size or offset")
     return value
@@ -150,11 +150,11 @@ def _whole(value: Any) -> int:
 
 def _check_places(path: Path, tensors: dict[str, StoredTensor], size: int) -> None:
     """Raises LtxError if tensors overlap or extend beyond the end of the file."""
-    end, before = 0, ""
+    end, previous = 0, ""
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].length)):
         if tensor.offset < end:
-            raise _damaged(path, f"{before} and {name} overlap")
-        end, before = tensor.offset + tensor.length, name
+            raise _damaged(path, f"{previous} and {name} overlap")
+        end, previous = tensor.offset + tensor.length, name
     if end > size:
         raise LtxError(f"{path} is truncated: {size} bytes of {end}", "download it again")
 
@@ -169,7 +169,7 @@ def open_shards(index: Path) -> Checkpoint:
     with explaining(f"read {index}"):
         raw = index.read_bytes()
     try:
-        places = {str(name): _bare(file) for name, file in json.loads(raw)["weight_map"].items()}
+        places = {str(name): _file_name(file) for name, file in json.loads(raw)["weight_map"].items()}
         if not places:
             raise ValueError("it names no tensors")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -180,15 +180,17 @@ def open_shards(index: Path) -> Checkpoint:
     shards = {file: open_safetensors(index.parent / file) for file in sorted(set(places.values()))}
     tensors: dict[str, StoredTensor] = {}
     for file, shard in shards.items():
-        named = {name for name, place in places.items() if place == file}
-        if named != shard.tensors.keys():
-            odd = sorted(named ^ shard.tensors.keys())
-            raise LtxError(f"{shard.path} and {index.name} disagree about {', '.join(odd[:4])}", "download both again")
+        names = {name for name, place in places.items() if place == file}
+        if names != shard.tensors.keys():
+            differences = sorted(names ^ shard.tensors.keys())
+            raise LtxError(
+                f"{shard.path} and {index.name} disagree about {', '.join(differences[:4])}", "download both again"
+            )
         tensors |= shard.tensors
     return Checkpoint(index, tensors)
 
 
-def _bare(name: Any) -> str:
+def _file_name(name: Any) -> str:
     if not isinstance(name, str) or not name or Path(name).name != name or "\\" in name:
         raise ValueError(f"{name!r} is not a file name")
     return name

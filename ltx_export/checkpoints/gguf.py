@@ -39,11 +39,11 @@ _MAX_DEPTH = 8
 _UINT32, _STRING, _ARRAY = 4, 8, 9
 _SCALAR_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 # Smallest size of a value of each type: an empty string is its length field, an empty array its type and length fields.
-_LEAST_BYTES = _SCALAR_BYTES | {_STRING: 8, _ARRAY: 12}
-_LEAST_PAIR_BYTES = 8 + 4 + 1
-_LEAST_TENSOR_BYTES = 8 + 4 + 4 + 8
+_MIN_VALUE_BYTES = _SCALAR_BYTES | {_STRING: 8, _ARRAY: 12}
+_MIN_PAIR_BYTES = 8 + 4 + 1
+_MIN_TENSOR_BYTES = 8 + 4 + 4 + 8
 # Metadata keys that are read, and the type that their values must have.
-_READ = {"general.architecture": _STRING, "general.alignment": _UINT32, "config": _STRING}
+_METADATA_TYPES = {"general.architecture": _STRING, "general.alignment": _UINT32, "config": _STRING}
 
 
 @dataclass(frozen=True)
@@ -85,11 +85,11 @@ class _Header:
 
     def take(self, count: int) -> bytes:
         self.require(count)
-        taken = self._file.read(count)
+        data = self._file.read(count)
         self.position += count
-        if len(taken) != count:
-            raise self.refusal(f"became shorter while it was read, now {self.position - count + len(taken)} bytes")
-        return taken
+        if len(data) != count:
+            raise self.refusal(f"became shorter while it was read, now {self.position - count + len(data)} bytes")
+        return data
 
     def skip(self, count: int) -> None:
         self.require(count)
@@ -123,15 +123,15 @@ def open_gguf(path: Path) -> GgufFile:
         header = _Header(path, file)
         _check_start(header)
         tensor_count, pair_count = header.integer(8), header.integer(8)
-        header.require(tensor_count * _LEAST_TENSOR_BYTES + pair_count * _LEAST_PAIR_BYTES)
+        header.require(tensor_count * _MIN_TENSOR_BYTES + pair_count * _MIN_PAIR_BYTES)
         architecture, config, alignment = _read_metadata(header, pair_count)
         tensors: dict[str, StoredTensor] = {}
         for _ in range(tensor_count):
-            name, stored = _read_tensor(header, alignment)
+            name, tensor = _read_tensor(header, alignment)
             if name in tensors:
                 raise header.refusal(f"has two tensors named {name!r}")
-            tensors[name] = stored
-    return GgufFile(path, architecture, config, _placed(header, tensors, alignment))
+            tensors[name] = tensor
+    return GgufFile(path, architecture, config, _with_file_offsets(header, tensors, alignment))
 
 
 def _check_start(header: _Header) -> None:
@@ -147,31 +147,31 @@ def _check_start(header: _Header) -> None:
 
 def _read_metadata(header: _Header, count: int) -> tuple[str, str, int]:
     """Reads architecture, configuration and alignment from the metadata, and skips all other values."""
-    found: dict[str, str | int] = {}
+    metadata: dict[str, str | int] = {}
     for _ in range(count):
         key, kind = header.text("a key"), header.integer(4)
         # The format defines the `general.*` keys, but any program may write a `config`: one that is no text is skipped.
-        if key not in _READ or (key == "config" and kind != _STRING):
+        if key not in _METADATA_TYPES or (key == "config" and kind != _STRING):
             _skip_values(header, kind, 1, 0)
             continue
-        if key in found:
+        if key in metadata:
             raise header.refusal(f"has {key} twice")
-        if kind != _READ[key]:
-            raise header.refusal(f"has {key} as a value of type {kind} instead of {_READ[key]}")
-        found[key] = header.text(f"the value of {key}") if kind == _STRING else header.integer(4)
-    alignment = int(found.get("general.alignment", _DEFAULT_ALIGNMENT))
+        if kind != _METADATA_TYPES[key]:
+            raise header.refusal(f"has {key} as a value of type {kind} instead of {_METADATA_TYPES[key]}")
+        metadata[key] = header.text(f"the value of {key}") if kind == _STRING else header.integer(4)
+    alignment = int(metadata.get("general.alignment", _DEFAULT_ALIGNMENT))
     if alignment.bit_count() != 1:
         raise header.refusal(f"has an alignment of {alignment}, which is not a power of two")
-    return str(found.get("general.architecture", "")), str(found.get("config", "{}")), alignment
+    return str(metadata.get("general.architecture", "")), str(metadata.get("config", "{}")), alignment
 
 
 def _skip_values(header: _Header, kind: int, count: int, depth: int) -> None:
     """Skips `count` values of a type; raises LtxError before the first one if the file is too short for all of them."""
-    if kind not in _LEAST_BYTES:
+    if kind not in _MIN_VALUE_BYTES:
         raise header.refusal(f"has a value of the unknown type {kind} at byte {header.position}")
     if depth > _MAX_DEPTH:
         raise header.refusal(f"has arrays within arrays at byte {header.position}, deeper than {_MAX_DEPTH}")
-    header.require(count * _LEAST_BYTES[kind])
+    header.require(count * _MIN_VALUE_BYTES[kind])
     if kind in _SCALAR_BYTES:
         header.skip(count * _SCALAR_BYTES[kind])
         return
@@ -179,8 +179,8 @@ def _skip_values(header: _Header, kind: int, count: int, depth: int) -> None:
         if kind == _STRING:
             header.skip(header.integer(8))
         else:
-            inner, length = header.integer(4), header.integer(8)
-            _skip_values(header, inner, length, depth + 1)
+            item_kind, length = header.integer(4), header.integer(8)
+            _skip_values(header, item_kind, length, depth + 1)
 
 
 def _read_tensor(header: _Header, alignment: int) -> tuple[str, StoredTensor]:
@@ -196,28 +196,28 @@ def _read_tensor(header: _Header, alignment: int) -> tuple[str, StoredTensor]:
         advice = f"give a file whose tensors are {', '.join(SIZES)}"
         raise header.refusal(f"has a tensor {name!r} of type {dtype}", advice)
     elements, block_bytes = SIZES[dtype]
-    row = shape[-1] if shape else 1
+    columns = shape[-1] if shape else 1
     if 0 in shape:
         raise header.refusal(f"has a tensor {name!r} without elements, of shape {shape}")
-    if row % elements:
-        raise header.refusal(f"has a {dtype} tensor {name!r} with rows of {row}, not a multiple of {elements}")
+    if columns % elements:
+        raise header.refusal(f"has a {dtype} tensor {name!r} with rows of {columns}, not a multiple of {elements}")
     if offset % alignment:
         raise header.refusal(f"has a tensor {name!r} at offset {offset}, not a multiple of the alignment {alignment}")
     return name, StoredTensor(header.path, offset, math.prod(shape) // elements * block_bytes, dtype, shape)
 
 
-def _placed(header: _Header, tensors: dict[str, StoredTensor], alignment: int) -> dict[str, StoredTensor]:
+def _with_file_offsets(header: _Header, tensors: dict[str, StoredTensor], alignment: int) -> dict[str, StoredTensor]:
     """Returns the tensors with offsets in the file: the data starts at the next multiple of the alignment.
 
     Raises:
         LtxError: tensors overlap, or the file is truncated.
     """
     start = -(-header.position // alignment) * alignment
-    end, before = 0, ""
+    end, previous = 0, ""
     for name, tensor in sorted(tensors.items(), key=lambda item: item[1].offset):
         if tensor.offset < end:
-            raise header.refusal(f"has overlapping tensors {before!r} and {name!r}")
-        end, before = tensor.offset + tensor.length, name
+            raise header.refusal(f"has overlapping tensors {previous!r} and {name!r}")
+        end, previous = tensor.offset + tensor.length, name
     if tensors and start + end > header.size:
         raise header.refusal(f"is truncated: {header.size} bytes of {start + end}")
     return {

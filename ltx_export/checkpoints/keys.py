@@ -86,7 +86,7 @@ _GGUF_T5 = {
 _GGUF_BLOCK = re.compile(r"enc\.blk\.(\d+)\.(\w+)")
 _EMBEDDING, _EMBEDDING_ALIAS = "shared.weight", "encoder.embed_tokens.weight"
 _SCALES = (".scale_weight", ".scale_input", "scaled_fp8")  # names in files whose fp8 values need a scale
-_SHOWN = 4
+_MAX_SHOWN = 4
 _ADVICE = "check that the file is for this version"
 
 
@@ -97,20 +97,20 @@ def networks_in(checkpoint: Checkpoint) -> dict[NetworkName, Tensors]:
         LtxError: the checkpoint has tensors of no known network, or two tensors for one name.
     """
     parts: dict[NetworkName, Tensors] = {}
-    bare = _bare_part(checkpoint.tensors)
-    strangers: list[str] = []
+    default_part = _network_by_marks(checkpoint.tensors)
+    unknown_names: list[str] = []
     for name, tensor in checkpoint.tensors.items():
-        prefix, part = next((row for row in _PREFIXES if name.startswith(row[0])), ("", bare))
+        prefix, part = next((row for row in _PREFIXES if name.startswith(row[0])), ("", default_part))
         if part is None:
-            strangers.append(name)
+            unknown_names.append(name)
         else:
             parts.setdefault(part, {})[name.removeprefix(prefix)] = tensor
-    if strangers:
+    if unknown_names:
         raise LtxError(
-            f"{checkpoint.path} has {some(strangers)} not belonging to any known network",
+            f"{checkpoint.path} has {some(unknown_names)} not belonging to any known network",
             "give an LTX-Video or T5 file",
         )
-    return {part: _ours(checkpoint, part, tensors) for part, tensors in parts.items()}
+    return {part: _renamed(checkpoint, part, tensors) for part, tensors in parts.items()}
 
 
 def tensors_of(checkpoint: Checkpoint, part: NetworkName) -> Tensors:
@@ -119,14 +119,14 @@ def tensors_of(checkpoint: Checkpoint, part: NetworkName) -> Tensors:
     Raises:
         LtxError: the checkpoint does not hold this network.
     """
-    found = networks_in(checkpoint)
-    if part not in found:
-        held = ", ".join(found) or "nothing"
-        raise LtxError(f"{checkpoint.path} holds no {part} (it holds {held})", "give the file that does")
-    return found[part]
+    networks = networks_in(checkpoint)
+    if part not in networks:
+        names = ", ".join(networks) or "nothing"
+        raise LtxError(f"{checkpoint.path} holds no {part} (it holds {names})", "give the file that does")
+    return networks[part]
 
 
-def _bare_part(names: Iterable[str]) -> NetworkName | None:
+def _network_by_marks(names: Iterable[str]) -> NetworkName | None:
     for name in names:
         for mark, part in _MARKS:
             if mark.match(name):
@@ -134,17 +134,17 @@ def _bare_part(names: Iterable[str]) -> NetworkName | None:
     return None
 
 
-def _ours(checkpoint: Checkpoint, part: NetworkName, tensors: Tensors) -> Tensors:
+def _renamed(checkpoint: Checkpoint, part: NetworkName, tensors: Tensors) -> Tensors:
     rename = _renamer(part, tensors)
-    ours: Tensors = {}
+    renamed: Tensors = {}
     for name, tensor in tensors.items():
         if name.startswith(_UNUSED[part]):
             continue
-        new = rename(name)
-        if new in ours and (new != _EMBEDDING or ours[new].shape != tensor.shape):
-            raise LtxError(f"{checkpoint.path} has two tensors for {new}", "give a file in one layout")
-        ours.setdefault(new, tensor)
-    return ours
+        new_name = rename(name)
+        if new_name in renamed and (new_name != _EMBEDDING or renamed[new_name].shape != tensor.shape):
+            raise LtxError(f"{checkpoint.path} has two tensors for {new_name}", "give a file in one layout")
+        renamed.setdefault(new_name, tensor)
+    return renamed
 
 
 def _renamer(part: NetworkName, names: Iterable[str]) -> Callable[[str], str]:
@@ -231,5 +231,5 @@ def some(names: Sequence[str], noun: str = "tensor") -> str:
 
 def first(names: Sequence[str]) -> str:
     """Returns the first few names and the number of the others, for error messages."""
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+    more = f" and {len(names) - _MAX_SHOWN} more" if len(names) > _MAX_SHOWN else ""
+    return ", ".join(names[:_MAX_SHOWN]) + more

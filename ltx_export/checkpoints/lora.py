@@ -45,7 +45,7 @@ _OTHER_KINDS = {
 
 _FACTOR_DTYPES = ("F32", "F16", "BF16")
 # Dtypes that some trainers store alpha in, beside those of the factors, and their numpy names.
-_DTYPES = {"F64": "<f8", "I64": "<i8", "I32": "<i4"}
+_ALPHA_DTYPES = {"F64": "<f8", "I64": "<i8", "I32": "<i4"}
 _BLOCK_BYTES = 16 << 20
 _LINEAR_ADVICE = "give a LoRA of linear layers' weights"
 
@@ -84,8 +84,8 @@ def parse_lora(text: str) -> tuple[Path, float]:
     head, colon, tail = text.rpartition(":")
     is_number = bool(_NUMBER.fullmatch(tail))
     # After a complete file name only a scale makes sense: a mistyped scale must not become part of the path.
-    meant = head.lower().endswith(_SUFFIX) and not tail.lower().endswith(_SUFFIX) and not {"/", "\\"} & set(tail)
-    if not colon or not (is_number or meant or _NO_NUMBER.fullmatch(tail)):
+    is_scale = head.lower().endswith(_SUFFIX) and not tail.lower().endswith(_SUFFIX) and not {"/", "\\"} & set(tail)
+    if not colon or not (is_number or is_scale or _NO_NUMBER.fullmatch(tail)):
         head, tail, is_number = text, "1", True
     if not head.strip():
         raise LtxError(f"a LoRA needs a file; got {text!r}", "give FILE or FILE:SCALE")
@@ -115,8 +115,8 @@ def open_lora(path: Path, scale: float, expected: Mapping[str, tuple[int, ...]])
     pairs = {}
     for name, parts in layers.items():
         down, up = _factors(path, name, parts, expected[name])
-        stored = parts.get("alpha")
-        alpha = config.alpha(name, _modules(name), down.shape[0]) if stored is None else _scalar(path, name, stored)
+        tensor = parts.get("alpha")
+        alpha = config.alpha(name, _modules(name), down.shape[0]) if tensor is None else _read_alpha(path, name, tensor)
         pairs[name] = LoraPair(down, up, alpha)
     return Lora(path, scale, pairs)
 
@@ -150,22 +150,22 @@ def merge(weight: NDArray[np.float32], name: str, loras: Sequence[Lora]) -> None
             weight[start : start + rows] += up[start : start + rows] @ down
 
 
-def _finite(value: float, what: str, given: object, advice: str = "give one such as 0.8") -> float:
+def _finite(value: float, what: str, original: object, advice: str = "give one such as 0.8") -> float:
     if not math.isfinite(value):
-        raise LtxError(f"{what} must be a finite number; got {str(given)!r}", advice)
+        raise LtxError(f"{what} must be a finite number; got {str(original)!r}", advice)
     return value
 
 
 def _check_keys(path: Path, keys: Mapping[str, StoredTensor]) -> None:
     for kind, pattern in _OTHER_KINDS.items():
-        found = [key for key in keys if pattern.match(_without_prefix(key))]
-        if found:
-            raise LtxError(f"{path} holds {kind} ({first(found)})", "give a plain LoRA of the transformer's layers")
-    strangers = [key for key in keys if not _KEY.fullmatch(key)]
-    if len(strangers) == len(keys):
-        raise LtxError(f"{path} holds no LoRA ({first(strangers) or 'no tensors'})", "give a file with LoRA keys")
-    if strangers:
-        raise LtxError(f"{path} has keys that are not LoRA keys ({first(strangers)})", "give a plain LoRA")
+        matches = [key for key in keys if pattern.match(_without_prefix(key))]
+        if matches:
+            raise LtxError(f"{path} holds {kind} ({first(matches)})", "give a plain LoRA of the transformer's layers")
+    unknown_keys = [key for key in keys if not _KEY.fullmatch(key)]
+    if len(unknown_keys) == len(keys):
+        raise LtxError(f"{path} holds no LoRA ({first(unknown_keys) or 'no tensors'})", "give a file with LoRA keys")
+    if unknown_keys:
+        raise LtxError(f"{path} has keys that are not LoRA keys ({first(unknown_keys)})", "give a plain LoRA")
 
 
 def _without_prefix(key: str) -> str:
@@ -182,24 +182,26 @@ def _parts_by_weight(
     Raises:
         LtxError: a part appears twice, the transformer lacks a module, or a tensor changes no linear layer's weight.
     """
-    known = {spelling: name for name in expected for spelling in _spellings(name)}
+    names = {spelling: name for name in expected for spelling in _spellings(name)}
     parts: dict[str, dict[str, StoredTensor]] = {}
-    unknown: dict[str, None] = {}
+    unknown_modules: dict[str, None] = {}
     for key, tensor in tensors.items():
         match = _KEY.fullmatch(key)
         assert match is not None  # _check_keys has checked every key
         module, *part_names = match.groups()
         part = _PART[next(filter(None, part_names))]
-        name = known.get(_without_prefix(module).replace(".processor.", "."))
+        name = names.get(_without_prefix(module).replace(".processor.", "."))
         if name is None:
-            unknown[module] = None
+            unknown_modules[module] = None
         elif parts.setdefault(name, {}).setdefault(part, tensor) is not tensor:
             raise LtxError(f"{path} has {part} of {name} twice, the second as {key}", "give a file with one LoRA")
-    if unknown:
-        raise LtxError(f"the transformer lacks modules of {path} ({first([*unknown])})", "give a LoRA for this version")
-    fixed = [name for name in parts if len(expected[name]) != 2 or not name.endswith(".weight")]
-    if fixed:
-        raise LtxError(f"{path} changes biases, norms or tables ({first(fixed)})", _LINEAR_ADVICE)
+    if unknown_modules:
+        raise LtxError(
+            f"the transformer lacks modules of {path} ({first([*unknown_modules])})", "give a LoRA for this version"
+        )
+    unmergeable = [name for name in parts if len(expected[name]) != 2 or not name.endswith(".weight")]
+    if unmergeable:
+        raise LtxError(f"{path} changes biases, norms or tables ({first(unmergeable)})", _LINEAR_ADVICE)
     return parts
 
 
@@ -214,10 +216,10 @@ def _spellings(name: str) -> Iterator[str]:
 
 def _modules(name: str) -> tuple[str, str]:
     """Returns the names of a parameter's module in official checkpoints and in diffusers."""
-    official = theirs = name.removesuffix(".weight")
-    for other, ours in DIFFUSERS_WORDS.items():
-        theirs = theirs.replace(ours, other)
-    return official, theirs
+    official = diffusers = name.removesuffix(".weight")
+    for diffusers_word, official_word in DIFFUSERS_WORDS.items():
+        diffusers = diffusers.replace(official_word, diffusers_word)
+    return official, diffusers
 
 
 def _factors(
@@ -246,10 +248,10 @@ def _factors(
     return down, up
 
 
-def _scalar(path: Path, name: str, tensor: StoredTensor) -> float:
-    if tensor.shape not in ((), (1,)) or tensor.dtype not in (*_FACTOR_DTYPES, *_DTYPES):
-        shown = f"{tensor.dtype} {list(tensor.shape)}"
-        raise LtxError(f"{path} has an alpha for {name} that is not a number: {shown}", "download it again")
+def _read_alpha(path: Path, name: str, tensor: StoredTensor) -> float:
+    if tensor.shape not in ((), (1,)) or tensor.dtype not in (*_FACTOR_DTYPES, *_ALPHA_DTYPES):
+        description = f"{tensor.dtype} {list(tensor.shape)}"
+        raise LtxError(f"{path} has an alpha for {name} that is not a number: {description}", "download it again")
     is_factor = tensor.dtype in _FACTOR_DTYPES
-    alpha = float((float32_of(tensor) if is_factor else tensor.mapped().view(_DTYPES[tensor.dtype])).item())
+    alpha = float((float32_of(tensor) if is_factor else tensor.mapped().view(_ALPHA_DTYPES[tensor.dtype])).item())
     return _finite(alpha, f"alpha of {name} in {path}", alpha, "download it again")

@@ -27,16 +27,16 @@ _MAX_CONFIG_BYTES = 1 << 20
 _TOO_LARGE = 3.4e38  # just below the largest float32; weights are merged in float32
 
 # Fields of peft's LoraConfig that change what is merged, and the values (beside empty ones) that a plain LoRA may have.
-_PLAIN: dict[str, tuple[Any, ...]] = {
+_PLAIN_VALUES: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "bias": ("none",),
     # The others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) subtract the initial up @ down from the model's own weights.
     "init_lora_weights": (True, "gaussian", "eva", "orthogonal", "mica"),
 }
-_MORE: tuple[str, ...] = ("use_dora", "use_qalora", "use_bdlora", "arrow_config", "kasa_config", "monteclora_config")
-_MORE += ("fan_in_fan_out", "lora_bias", "layer_replication", "megatron_config", "alora_invocation_tokens")
-_MORE += ("modules_to_save", "target_parameters", "trainable_token_indices")
-_PLAIN |= dict.fromkeys(_MORE, ())
+_EMPTY: tuple[str, ...] = ("use_dora", "use_qalora", "use_bdlora", "arrow_config", "kasa_config", "monteclora_config")
+_EMPTY += ("fan_in_fan_out", "lora_bias", "layer_replication", "megatron_config", "alora_invocation_tokens")
+_EMPTY += ("modules_to_save", "target_parameters", "trainable_token_indices")
+_PLAIN_VALUES |= dict.fromkeys(_EMPTY, ())
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,10 @@ class AdapterConfig:
         Raises:
             LtxError: the configuration's rank or alpha for the layer is not a number, or its rank is not `rank`.
         """
-        said = _number(self, "r", "rank_pattern", modules)
-        if said not in (None, rank):
-            what = f"{self.place} says rank {said:g} for {layer}, which has {rank}"
-            raise LtxError(f"{what}", "give a LoRA and the configuration that it was saved with")
+        config_rank = _number(self, "r", "rank_pattern", modules)
+        if config_rank not in (None, rank):
+            problem = f"{self.place} says rank {config_rank:g} for {layer}, which has {rank}"
+            raise LtxError(f"{problem}", "give a LoRA and the configuration that it was saved with")
         alpha = _number(self, "lora_alpha", "alpha_pattern", modules)
         if alpha is None or not self.fields.get("use_rslora"):
             return alpha
@@ -96,20 +96,20 @@ def open_adapter_config(file: Checkpoint, has_alphas: bool) -> AdapterConfig:
         LtxError: the configuration is missing, damaged, or not that of a plain LoRA.
     """
     config = _parsed(f"the {_HEADER_FIELD} of {file.path}", file.metadata.get(_HEADER_FIELD, "{}"))
-    is_known = has_alphas or config.fields.get("lora_alpha") is not None
-    if is_known or not any(key.startswith(_PEFT_PREFIX) for key in file.tensors):
+    is_alpha_known = has_alphas or config.fields.get("lora_alpha") is not None
+    if is_alpha_known or not any(key.startswith(_PEFT_PREFIX) for key in file.tensors):
         return config
-    beside = file.path.with_name(CONFIG_FILE)
-    if not beside.is_file():
-        unknown = f"{file.path} has peft keys but no alpha, so its strength is unknown"
-        raise LtxError(f"{unknown}", f"put the {CONFIG_FILE} it was saved with beside it")
-    with explaining(f"read {beside}"), beside.open("rb") as stream:
+    config_path = file.path.with_name(CONFIG_FILE)
+    if not config_path.is_file():
+        problem = f"{file.path} has peft keys but no alpha, so its strength is unknown"
+        raise LtxError(f"{problem}", f"put the {CONFIG_FILE} it was saved with beside it")
+    with explaining(f"read {config_path}"), config_path.open("rb") as stream:
         raw = stream.read(_MAX_CONFIG_BYTES + 1)
     if len(raw) > _MAX_CONFIG_BYTES:
-        raise _damaged(str(beside), f"it is larger than {_MAX_CONFIG_BYTES} bytes")
-    config = _parsed(str(beside), raw)
+        raise _damaged(str(config_path), f"it is larger than {_MAX_CONFIG_BYTES} bytes")
+    config = _parsed(str(config_path), raw)
     if config.fields.get("lora_alpha") is None:
-        raise _damaged(str(beside), "it has no lora_alpha")
+        raise _damaged(str(config_path), "it has no lora_alpha")
     return config
 
 
@@ -120,17 +120,17 @@ def _parsed(place: str, raw: str | bytes) -> AdapterConfig:
     `save_lora_adapter` does not.
     """
     try:
-        given = json.loads(raw)
+        entries = json.loads(raw)
     except (ValueError, TypeError, RecursionError) as error:
         raise _damaged(place, str(error)) from None
-    if not isinstance(given, dict):
-        raise _damaged(place, f"it is {shown(given)}, not a JSON object")
-    fields = {field.removeprefix(_COMPONENT): value for field, value in given.items()}
-    for field, plain in _PLAIN.items():
+    if not isinstance(entries, dict):
+        raise _damaged(place, f"it is {shown(entries)}, not a JSON object")
+    fields = {field.removeprefix(_COMPONENT): value for field, value in entries.items()}
+    for field, plain_values in _PLAIN_VALUES.items():
         value = fields.get(field)
-        if value and value not in plain:
-            what = f"{place} sets {field} to {shown(value)}, which a plain LoRA does not have"
-            raise LtxError(f"{what}", "convert it to one with peft, or give another")
+        if value and value not in plain_values:
+            problem = f"{place} sets {field} to {shown(value)}, which a plain LoRA does not have"
+            raise LtxError(f"{problem}", "convert it to one with peft, or give another")
     if fields.get("use_rslora") not in (None, False, True):
         raise _damaged(place, f"use_rslora is {shown(fields['use_rslora'])}")
     return AdapterConfig(place, fields)
@@ -145,10 +145,10 @@ def _number(config: AdapterConfig, field: str, pattern_field: str, modules: Sequ
     for pattern, number in patterns.items():
         try:
             # As in peft's `get_pattern_key`: the first pattern wins that matches whole components at the name's end.
-            is_meant = any(re.match(rf"(.*\.)?({pattern})$", module) for module in modules)
+            is_match = any(re.match(rf"(.*\.)?({pattern})$", module) for module in modules)
         except (re.error, OverflowError, RecursionError) as error:
             raise _damaged(config.place, f"{pattern_field} has {shown(pattern)}: {error}") from None
-        if is_meant:
+        if is_match:
             field, value = f"{pattern_field} of {shown(pattern)}", number
             break
     if value is None:

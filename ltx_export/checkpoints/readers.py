@@ -17,8 +17,8 @@ _SHARD_OF_STEM = re.compile(rf"({'|'.join(_STEMS)})[.-].*-of-\d{{5}}.*\.safetens
 
 
 def _open_gguf(path: Path) -> Checkpoint:
-    file = open_gguf(path)
-    return Checkpoint(path, file.tensors, metadata={"architecture": file.architecture, "config": file.config})
+    gguf = open_gguf(path)
+    return Checkpoint(path, gguf.tensors, metadata={"architecture": gguf.architecture, "config": gguf.config})
 
 
 READERS: dict[str, Callable[[Path], Checkpoint]] = {
@@ -39,14 +39,16 @@ def kind_of(file: Path) -> str:
     suffix = file.suffix.lower()
     if suffix in READERS:
         return suffix
-    with explaining(f"read {file}"), file.open("rb") as opened:
-        start = opened.read(9)
+    with explaining(f"read {file}"), file.open("rb") as stream:
+        start = stream.read(9)
     if start.startswith(MAGIC):
         return ".gguf"
     if start[4:] == bytes(4) + b"{":  # upper half of the 8-byte header length, then the JSON header
         return ".safetensors"
-    known = ", ".join(suffix for suffix in READERS if suffix != ".json")
-    raise LtxError(f"{file} is not in a supported checkpoint format", f"give a {known}, or the .json index of shards")
+    suffixes = ", ".join(suffix for suffix in READERS if suffix != ".json")
+    raise LtxError(
+        f"{file} is not in a supported checkpoint format", f"give a {suffixes}, or the .json index of shards"
+    )
 
 
 def open_weights(path: Path, variant: str = "") -> Checkpoint:
@@ -71,7 +73,7 @@ def is_whole(path: Path) -> bool:
     """
     files = [path]
     if path.is_dir():
-        files = [file for found in variants_in(path).values() for file in found]
+        files = [file for variant_files in variants_in(path).values() for file in variant_files]
     for file in files:
         try:
             if open_weights(file).tensors:
@@ -88,18 +90,18 @@ def weights_file(folder: Path, variant: str = "") -> Path:
         LtxError: the folder has no weights, none of this variant, several variants to choose from, one variant as
             two files, or shards without their index.
     """
-    found = variants_in(folder)
-    for files in found.values():
+    variants = variants_in(folder)
+    for files in variants.values():
         if len(files) > 1:
             raise LtxError(f"{folder} holds both {files[0].name} and {files[1].name}", "keep one of them")
-    if variant in found:
-        return found[variant][0]
-    names = ", ".join(files[0].name for files in found.values())
-    if variant and found:
+    if variant in variants:
+        return variants[variant][0]
+    names = ", ".join(files[0].name for files in variants.values())
+    if variant and variants:
         raise LtxError(f"{folder} has no weights of variant {variant!r}, but {names}", "choose one, or name the file")
-    if len(found) == 1:
-        return next(iter(found.values()))[0]
-    if found:
+    if len(variants) == 1:
+        return next(iter(variants.values()))[0]
+    if variants:
         raise LtxError(f"{folder} holds {names}", "choose one with --variant")
     if has_shards(folder):
         raise LtxError(f"{folder} holds shards without their index", f"download the *{INDEX_SUFFIX}*.json too")
@@ -112,13 +114,13 @@ def variants_in(folder: Path) -> dict[str, list[Path]]:
     Raises:
         LtxError: the folder cannot be read.
     """
-    found: dict[str, list[Path]] = {}
+    variants: dict[str, list[Path]] = {}
     with explaining(f"read {folder}"):
         for path in sorted(folder.iterdir()):
             variant = _variant_of(path.name)
             if variant is not None:
-                found.setdefault(variant, []).append(path)
-    return found
+                variants.setdefault(variant, []).append(path)
+    return variants
 
 
 def has_shards(folder: Path) -> bool:

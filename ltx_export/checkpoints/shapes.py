@@ -14,7 +14,7 @@ from ltx_export.checkpoints.checkpoint import StoredTensor
 from ltx_runtime.errors import LtxError
 
 Tensors = Mapping[str, StoredTensor]
-_BLOCK = re.compile(r"transformer_blocks\.(\d+)\.scale_shift_table")
+_TRANSFORMER_BLOCK = re.compile(r"transformer_blocks\.(\d+)\.scale_shift_table")
 _UPSAMPLER_BLOCK = re.compile(r"res_blocks\.\d+\.conv1\.weight")
 _UP_BLOCK = re.compile(r"decoder\.up_blocks\.(\d{1,3})\.(.+)")
 _DOWN_BLOCK = re.compile(r"encoder\.down_blocks\.(\d{1,3})\.(.+)")
@@ -39,7 +39,7 @@ def transformer_part(tensors: Tensors, heads: int) -> dict[str, Any]:
     """
     width, channels = _shape(tensors, "patchify_proj.weight", 2)
     return {
-        "num_layers": sum(_BLOCK.fullmatch(name) is not None for name in tensors),
+        "num_layers": sum(_TRANSFORMER_BLOCK.fullmatch(name) is not None for name in tensors),
         "num_attention_heads": heads,
         "attention_head_dim": width // heads,
         "cross_attention_dim": width,
@@ -57,7 +57,7 @@ def vae_part(tensors: Tensors) -> dict[str, Any]:
     """
     timestep = "decoder.last_scale_shift_table" in tensors
     leaves = _leaves(tensors, _UP_BLOCK)
-    blocks = [_block(tensors, i, leaves[i], residual=timestep) for i in sorted(leaves)]
+    blocks = [_decoder_block(tensors, i, leaves[i], residual=timestep) for i in sorted(leaves)]
     return {
         "decoder_blocks": blocks[::-1],
         "latent_channels": _shape(tensors, "decoder.conv_in.conv.weight", 5)[1],
@@ -90,32 +90,32 @@ def _leaves(tensors: Tensors, block: re.Pattern[str]) -> dict[int, set[str]]:
     return leaves
 
 
-def _encoder_block(tensors: Tensors, place: int, leaves: set[str]) -> list[Any]:
-    name = f"encoder.down_blocks.{place}"
+def _encoder_block(tensors: Tensors, index: int, leaves: set[str]) -> list[Any]:
+    name = f"encoder.down_blocks.{index}"
     layers = {match[1] for match in map(_RES_LAYER.match, leaves) if match}
     if layers:
         return ["res_x", {"num_layers": len(layers)}]
     if any(leaf.startswith("conv1.") for leaf in leaves):
-        wider, channels, *_ = _shape(tensors, f"{name}.conv1.conv.weight", 5)
-        return ["res_x_y", {"multiplier": _whole(tensors, f"{name}.conv1.conv.weight", wider, channels)}]
+        out_channels, channels, *_ = _shape(tensors, f"{name}.conv1.conv.weight", 5)
+        return ["res_x_y", {"multiplier": _quotient(tensors, f"{name}.conv1.conv.weight", out_channels, channels)}]
     if any(leaf.startswith("conv.conv.") for leaf in leaves):
-        kept, channels, *_ = _shape(tensors, f"{name}.conv.conv.weight", 5)
-        folded = _whole(tensors, f"{name}.conv.conv.weight", 2 * channels, kept)
+        out_channels, channels, *_ = _shape(tensors, f"{name}.conv.conv.weight", 5)
+        folded = _quotient(tensors, f"{name}.conv.conv.weight", 2 * channels, out_channels)
         if folded in _FOLDING:
             return [_FOLDING[folded], {"multiplier": 2}]
-        raise _no_release(tensors, f"{name}.conv.conv.weight")
+        raise _unknown_shape(tensors, f"{name}.conv.conv.weight")
     _shape(tensors, f"{name}.conv.weight", 5)
     return ["compress_all", {}]
 
 
-def _whole(tensors: Tensors, name: str, dividend: int, divisor: int) -> int:
-    quotient, rest = divmod(dividend, divisor)
-    if rest:
-        raise _no_release(tensors, name)
+def _quotient(tensors: Tensors, name: str, dividend: int, divisor: int) -> int:
+    quotient, remainder = divmod(dividend, divisor)
+    if remainder:
+        raise _unknown_shape(tensors, name)
     return quotient
 
 
-def _no_release(tensors: Tensors, name: str) -> LtxError:
+def _unknown_shape(tensors: Tensors, name: str) -> LtxError:
     return LtxError(f"{name} has shape {list(tensors[name].shape)}, which no release has", "give a complete checkpoint")
 
 
@@ -125,13 +125,15 @@ def upsampler_part(tensors: Tensors) -> dict[str, Any]:
     Raises:
         LtxError: a tensor that a size is read from is missing, or the network upsamples by an unknown factor.
     """
-    first, upsampling = "initial_conv.weight", "upsampler.0.weight"
-    dims = _dims(tensors, first)
-    mid_channels, channels, *_ = _shape(tensors, first, 2 + dims)
-    unfolded, inner, *_ = _shape(tensors, upsampling, 2 + _dims(tensors, upsampling))
-    if unfolded % inner or unfolded // inner not in RESAMPLED:
-        raise LtxError(f"{upsampling} has shape {[unfolded, inner]}, which no release has", "give a complete upscaler")
-    space, time = RESAMPLED[unfolded // inner]
+    initial, upsampling = "initial_conv.weight", "upsampler.0.weight"
+    dims = _dims(tensors, initial)
+    mid_channels, channels, *_ = _shape(tensors, initial, 2 + dims)
+    out_channels, in_channels, *_ = _shape(tensors, upsampling, 2 + _dims(tensors, upsampling))
+    if out_channels % in_channels or out_channels // in_channels not in RESAMPLED:
+        raise LtxError(
+            f"{upsampling} has shape {[out_channels, in_channels]}, which no release has", "give a complete upscaler"
+        )
+    space, time = RESAMPLED[out_channels // in_channels]
     return {
         "in_channels": channels,
         "mid_channels": mid_channels,
@@ -147,8 +149,8 @@ def _dims(tensors: Tensors, name: str) -> int:
     return 2 if name in tensors and len(tensors[name].shape) == 4 else 3
 
 
-def _block(tensors: Tensors, place: int, leaves: set[str], *, residual: bool) -> list[Any]:
-    name = f"decoder.up_blocks.{place}"
+def _decoder_block(tensors: Tensors, index: int, leaves: set[str], *, residual: bool) -> list[Any]:
+    name = f"decoder.up_blocks.{index}"
     if "conv.conv.weight" in leaves:
         ratio = _ratio(tensors, f"{name}.conv.conv.weight", UNFOLDED)
         return ["compress_all", {"residual": residual, "multiplier": ratio}]
@@ -162,15 +164,15 @@ def _block(tensors: Tensors, place: int, leaves: set[str], *, residual: bool) ->
 def _ratio(tensors: Tensors, name: str, unfolded: int = 1) -> int:
     """Returns the factor by which a convolution divides the channels if each position becomes `unfolded` positions."""
     out_channels, channels, *_ = _shape(tensors, name, 5)
-    ratio, rest = divmod(channels * unfolded, out_channels)
-    if rest or ratio not in _RATIOS:
-        raise _no_release(tensors, name)
+    ratio, remainder = divmod(channels * unfolded, out_channels)
+    if remainder or ratio not in _RATIOS:
+        raise _unknown_shape(tensors, name)
     return ratio
 
 
 def _shape(tensors: Tensors, name: str, dimensions: int) -> tuple[int, ...]:
     shape = tensors[name].shape if name in tensors else None
     if shape is None or len(shape) != dimensions or 0 in shape:
-        given = "missing" if shape is None else f"of shape {list(shape)}"
-        raise LtxError(f"{name} is {given}, so the network's sizes are unknown", "give a complete checkpoint")
+        state = "missing" if shape is None else f"of shape {list(shape)}"
+        raise LtxError(f"{name} is {state}, so the network's sizes are unknown", "give a complete checkpoint")
     return shape

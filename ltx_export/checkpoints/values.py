@@ -33,8 +33,8 @@ _E4M3 = _e4m3()
 
 def rows_of(tensor: StoredTensor) -> int:
     """Returns how many rows can be read separately: the size of the first axis; 1 for a scalar or quantized vector."""
-    whole = not tensor.shape or (tensor.dtype in BLOCK_FORMATS and len(tensor.shape) == 1)
-    return 1 if whole else tensor.shape[0]
+    is_single_row = not tensor.shape or (tensor.dtype in BLOCK_FORMATS and len(tensor.shape) == 1)
+    return 1 if is_single_row else tensor.shape[0]
 
 
 def float32_of(tensor: StoredTensor, start: int = 0, stop: int | None = None) -> Floats:
@@ -58,8 +58,8 @@ def float32_of(tensor: StoredTensor, start: int = 0, stop: int | None = None) ->
 def check_dtype(tensor: StoredTensor) -> None:
     """Raises LtxError if a tensor's dtype is not one of READ_DTYPES."""
     if tensor.dtype not in READ_DTYPES:
-        known = ", ".join(dtype for dtype in READ_DTYPES if dtype not in BLOCK_FORMATS)
-        raise LtxError(f"{tensor.file} stores weights as {tensor.dtype}", f"use one in {known}, or a GGUF")
+        dtypes = ", ".join(dtype for dtype in READ_DTYPES if dtype not in BLOCK_FORMATS)
+        raise LtxError(f"{tensor.file} stores weights as {tensor.dtype}", f"use one in {dtypes}, or a GGUF")
 
 
 def _widened(raw: Bytes, dtype: str, columns: int) -> Floats:
@@ -71,18 +71,18 @@ def _widened(raw: Bytes, dtype: str, columns: int) -> Floats:
         return (raw.view("<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
     if dtype == "F8_E4M3":
         return np.take(_E4M3, raw)
-    return _joined(raw, dtype, columns)
+    return _dequantized(raw, dtype, columns)
 
 
-def _joined(raw: Bytes, dtype: str, columns: int) -> Floats:
+def _dequantized(raw: Bytes, dtype: str, columns: int) -> Floats:
     """Dequantizes rows: computes code * scale + offset * scale + minimum exactly, then rounds once to float32."""
     block = BLOCK_FORMATS[dtype]
     parts = split_blocks(raw.reshape(len(raw) // max(1, block_bytes(dtype, columns)), -1), dtype)
     codes = parts.codes.reshape(*parts.scales.shape, block.block)
     if parts.minimums is None:
         return (codes * parts.scales[..., None]).reshape(-1)
-    wide = (codes.astype(np.float64) + block.offset) * parts.scales[..., None]
-    return (wide + parts.minimums[..., None]).astype(np.float32).reshape(-1)
+    scaled = (codes.astype(np.float64) + block.offset) * parts.scales[..., None]
+    return (scaled + parts.minimums[..., None]).astype(np.float32).reshape(-1)
 
 
 def block_bytes(dtype: str, columns: int) -> int:

@@ -44,7 +44,7 @@ from ltx_runtime.spec.versions import Version, find_version
 
 Report = Callable[[str], None]
 
-_MOST_EMBEDDED_BYTES = 8_000_000_000  # larger weights are kept out of the engine, to save disk and memory
+_MAX_EMBEDDED_BYTES = 8_000_000_000  # larger weights are kept out of the engine, to save disk and memory
 _STATIC = re.compile(r"(\d+)x(\d+)x(\d+)", re.ASCII)
 _LARGEST = (1600, 1600, 257)  # height, width and frames up to which engines serve videos
 
@@ -86,8 +86,8 @@ def run_command(asked: Asked, report: Report) -> None:
     """
     version = find_version(asked.version)
     _check_words(asked)
-    most = asked.max_height, asked.max_width, asked.max_frames
-    limits = limits_of(version, most, asked.static, single_pass=asked.single_pass)
+    largest = asked.max_height, asked.max_width, asked.max_frames
+    limits = limits_of(version, largest, asked.static, single_pass=asked.single_pass)
     try:
         builder, gpu, why = choose_builder(asked.builder)
         library = load_library(builder)
@@ -114,22 +114,22 @@ def run_command(asked: Asked, report: Report) -> None:
         report(f"ONNX only: {error}")
         return
     for job in jobs:
-        report(_done(place, asked, job))
+        report(_provide_engine(place, asked, job))
 
 
-def _check_words(asked: Asked) -> None:
+def _check_words(options: Asked) -> None:
     words = (
-        ("builder", asked.builder, (AUTO, *LIBRARIES)),
-        ("precision of engines", asked.precision, ENGINE_PRECISIONS),
-        ("place for weights", asked.weights, (AUTO, *WEIGHTS)),
-        *(("component", name, COMPONENT_NAMES) for name in asked.component or ()),
+        ("builder", options.builder, (AUTO, *LIBRARIES)),
+        ("precision of engines", options.precision, ENGINE_PRECISIONS),
+        ("place for weights", options.weights, (AUTO, *WEIGHTS)),
+        *(("component", name, COMPONENT_NAMES) for name in options.component or ()),
     )
-    for what, given, known in words:
-        if given not in known:
-            raise LtxError(f"unknown {what} {given!r}", f"use one of {', '.join(known)}")
-    if asked.reuse is not None and not (asked.reuse / MANIFEST).is_file():
-        raise LtxError(f"--reuse must be a version folder; got {asked.reuse}", "use engines/<version>")
-    if asked.check and asked.force:
+    for what, word, choices in words:
+        if word not in choices:
+            raise LtxError(f"unknown {what} {word!r}", f"use one of {', '.join(choices)}")
+    if options.reuse is not None and not (options.reuse / MANIFEST).is_file():
+        raise LtxError(f"--reuse must be a version folder; got {options.reuse}", "use engines/<version>")
+    if options.check and options.force:
         raise LtxError("--check builds nothing, and --force builds anew", "leave one out")
 
 
@@ -164,65 +164,65 @@ def limits_of(
     return Limits(tuple(grids_of(grid_of(height, width, num_frames), version, single_pass=single_pass)))
 
 
-def _options(asked: Asked) -> str:
+def _options(options: Asked) -> str:
     """Returns the options for sizes and weights as the user typed them."""
     typed = [
         f"--{name.replace('_', '-')} {value}"
         for name in ("max_height", "max_width", "max_frames", "static")
-        if (value := getattr(asked, name)) is not None
+        if (value := getattr(options, name)) is not None
     ]
-    typed += [f"--weights {asked.weights}"] * (asked.weights != AUTO)
+    typed += [f"--weights {options.weights}"] * (options.weights != AUTO)
     flags = ("single_pass", "weight_streaming")
-    return " ".join([*typed, *(f"--{name.replace('_', '-')}" for name in flags if getattr(asked, name))])
+    return " ".join([*typed, *(f"--{name.replace('_', '-')}" for name in flags if getattr(options, name))])
 
 
-def _modes(asked: Asked, weights_bytes: int) -> list[Weights]:
+def _modes(options: Asked, weights_bytes: int) -> list[Weights]:
     """Returns where weights may be: first the mode for a new engine, then those accepted in an existing engine."""
     for mode in WEIGHTS:
-        if asked.weights == mode:
+        if options.weights == mode:
             return [mode]
-    large = weights_bytes > _MOST_EMBEDDED_BYTES or not preflight.is_enough(weights_bytes)
-    first: Weights = "inputs" if large and not asked.weight_streaming else "embedded"
+    large = weights_bytes > _MAX_EMBEDDED_BYTES or not preflight.is_enough(weights_bytes)
+    first: Weights = "inputs" if large and not options.weight_streaming else "embedded"
     return [first, *(mode for mode in WEIGHTS if mode != first)]
 
 
-def _job(place: _Place, asked: Asked, recipe: Recipe, name: str) -> _Job:
-    address = EngineAddress(place.engines, name, place.maker, asked.precision)
+def _job(place: _Place, options: Asked, recipe: Recipe, name: str) -> _Job:
+    address = EngineAddress(place.engines, name, place.maker, options.precision)
     prepared = prepared_for(address, recipe.weights)
-    modes = _modes(asked, prepared.weights_bytes)
-    refused: LtxError | None = None
-    for mode in () if asked.force else modes:
+    modes = _modes(options, prepared.weights_bytes)
+    refusal: LtxError | None = None
+    for mode in () if options.force else modes:
         try:
-            there = replace(recipe, weights=mode)
-            return _Job(address, there, prepared, fitting=check_built(address, there, prepared))
+            candidate = replace(recipe, weights=mode)
+            return _Job(address, candidate, prepared, fitting=check_built(address, candidate, prepared))
         except LtxError as error:
-            refused = refused or error
-    if asked.check:
-        assert refused is not None
-        raise refused
+            refusal = refusal or error
+    if options.check:
+        assert refusal is not None
+        raise refusal
     recipe = replace(recipe, weights=modes[0])
     prepared = prepared_for(address, recipe.weights)
-    folders = [*([asked.reuse] if asked.reuse else []), *siblings_of(place.engines.folder)]
-    equal = None if asked.force else find_equal(address, recipe, prepared, folders)
+    folders = [*([options.reuse] if options.reuse else []), *siblings_of(place.engines.folder)]
+    equal = None if options.force else find_equal(address, recipe, prepared, folders)
     return _Job(address, recipe, prepared, equal=equal)
 
 
-def _served(job: _Job) -> list[Profile]:
+def _profiles_of(job: _Job) -> list[Profile]:
     """Returns the optimization profiles of a job's engine."""
     return job.recipe.profiles(job.address.engines.component(job.address.component).signature)
 
 
 def _check_room(place: _Place, jobs: Sequence[_Job]) -> None:
-    needed, builds = 0, []
+    needed_bytes, builds = 0, []
     for job in jobs:
         if job.fitting is None and job.equal is None:
-            needed += preflight.engine_bytes(job.prepared, job.recipe.weights, len(_served(job)))
+            needed_bytes += preflight.engine_bytes(job.prepared, job.recipe.weights, len(_profiles_of(job)))
             builds.append((job.address.component, job.prepared, job.recipe.weights))
-    preflight.check_disk(place.engines.folder, needed)
+    preflight.check_disk(place.engines.folder, needed_bytes)
     preflight.check_memory(builds)
 
 
-def _done(place: _Place, asked: Asked, job: _Job) -> str:
+def _provide_engine(place: _Place, options: Asked, job: _Job) -> str:
     """Builds or takes over one engine if needed, checks its output, and returns the line to report about it."""
     address, recipe = job.address, job.recipe
     started = time.perf_counter()
@@ -238,14 +238,14 @@ def _done(place: _Place, asked: Asked, job: _Job) -> str:
         with shown(address.component) as progress:
             path = build_engine(address, recipe, progress)
         how = f": built in {time.perf_counter() - started:.1f} s"
-        if asked.reuse is not None:
-            how += f" as {asked.reuse} has none to take over"
-    served = len(_served(job))
-    size = f"{path.stat().st_size / 1e6:.1f} MB, {served} profile{'s'[: served > 1]}, weights {recipe.weights}"
-    return f"{path}{how}, {size}, {_checked(place, asked, job, path)}"
+        if options.reuse is not None:
+            how += f" as {options.reuse} has none to take over"
+    count = len(_profiles_of(job))
+    size = f"{path.stat().st_size / 1e6:.1f} MB, {count} profile{'s'[: count > 1]}, weights {recipe.weights}"
+    return f"{path}{how}, {size}, {_check_output(place, options, job, path)}"
 
 
-def _checked(place: _Place, asked: Asked, job: _Job, path: Path) -> str:
+def _check_output(place: _Place, options: Asked, job: _Job, path: Path) -> str:
     """Compares the engine's output with the fp32 graph's if a GPU can run it, and records the error in the sidecar.
 
     Returns:
@@ -260,7 +260,7 @@ def _checked(place: _Place, asked: Asked, job: _Job, path: Path) -> str:
     try:
         numbers = check_engine_numbers(engine_found(job.address, sidecar))
     except LtxError as error:
-        if not asked.force:
+        if not options.force:
             remove_engine(path)
             raise
         sys.stderr.write(f"warning: {error}\n")

@@ -97,7 +97,7 @@ def engine_from_onnx(
     if not parser.parse(prepared.model, str(weights / graph.name)):
         reasons = [" ".join(parser.get_error(i).desc().split()) for i in range(parser.num_errors)]
         raise LtxError(f"{graph} is refused by {library.__name__}: {(reasons or ['no reason'])[0]}", "export it again")
-    config = _configured(library, builder, component.inputs, recipe, recipe.profiles(component))
+    config = _config_of(library, builder, component.inputs, recipe, recipe.profiles(component))
     if hasattr(config, "progress_monitor"):
         config.progress_monitor = monitor_of(library, progress)
     with timings_kept(library, config, engine.parent), explaining(f"write {engine}"), engine.open("wb") as file:
@@ -136,12 +136,12 @@ def _network_flags(library: Any) -> int:
     return 1 << int(flags.STRONGLY_TYPED) if hasattr(flags, "STRONGLY_TYPED") else 0
 
 
-def _configured(library: Any, builder: Any, ports: Sequence[Port], recipe: Recipe, served: Sequence[Profile]) -> Any:
+def _config_of(library: Any, builder: Any, ports: Sequence[Port], recipe: Recipe, profiles: Sequence[Profile]) -> Any:
     config = builder.create_builder_config()
-    for profile in served:
+    for profile in profiles:
         config.add_optimization_profile(_profile(builder, ports, profile))
-    wanted = (*(_REFIT if recipe.weights == "refit" else ()), *((_STREAMING,) if recipe.weight_streaming else ()))
-    for flag in wanted:
+    flags = (*(_REFIT if recipe.weights == "refit" else ()), *((_STREAMING,) if recipe.weight_streaming else ()))
+    for flag in flags:
         config.set_flag(getattr(library.BuilderFlag, flag))
     return config
 
@@ -159,10 +159,10 @@ def _profile(builder: Any, ports: Sequence[Port], spans: Profile) -> Any:
 
 def _build(library: Any, builder: Any, network: Any, config: Any, file: Any) -> bool:
     if not hasattr(builder, "build_serialized_network_to_stream"):
-        whole = builder.build_serialized_network(network, config)
-        if whole is None:
+        serialized = builder.build_serialized_network(network, config)
+        if serialized is None:
             return False
-        view = memoryview(whole).cast("B")
+        view = memoryview(serialized).cast("B")
         for begin in range(0, len(view), _PIECE_BYTES):
             file.write(view[begin : begin + _PIECE_BYTES])
         return True

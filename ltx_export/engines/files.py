@@ -49,7 +49,7 @@ def check_built(address: EngineAddress, recipe: Recipe, prepared: Prepared) -> S
         LtxError: there is no engine, or it does not fit the folder, the library, the graph or the recipe.
     """
     sidecar = check_engine(address)
-    wanted = {
+    expected = {
         "profiles": (recipe.profiles(_signature(address)), "serves other sizes"),
         "weights": (recipe.weights, "has its weights elsewhere"),
         "structure": (prepared.structure, "was built by another release of this program"),
@@ -58,7 +58,7 @@ def check_built(address: EngineAddress, recipe: Recipe, prepared: Prepared) -> S
             f"was built with{'out' * recipe.weight_streaming} --weight-streaming",
         ),
     }
-    for attribute, (value, misfit) in wanted.items():
+    for attribute, (value, misfit) in expected.items():
         if getattr(sidecar, attribute) != value:
             raise LtxError(f"{address.path} {misfit}", command=address.rebuild_command(recipe.options))
     return sidecar
@@ -75,9 +75,9 @@ def build_engine(address: EngineAddress, recipe: Recipe, progress: BuildProgress
     """
     library = load_library(address.maker.builder)
     graph, weights = address.graph(), address.engines.weights_folder(address.component)
-    with _replaced(address.path) as (target, temporary, finish):
+    with _replacing(address.path) as (target, temporary, finish):
         prepared = engine_from_onnx(library, graph, weights, _signature(address), temporary, recipe, progress)
-        finish(_described(address, recipe, prepared, temporary), prepared)
+        finish(_sidecar_of(address, recipe, prepared, temporary), prepared)
     return target
 
 
@@ -92,7 +92,7 @@ def find_equal(address: EngineAddress, recipe: Recipe, prepared: Prepared, folde
     """
     if recipe.weights == "embedded":
         return None
-    wanted = {
+    expected = {
         **address.maker.marks(),
         "component": address.component,
         "precision": address.precision,
@@ -106,7 +106,7 @@ def find_equal(address: EngineAddress, recipe: Recipe, prepared: Prepared, folde
             sidecar = read_sidecar(engine)
         except LtxError:
             continue
-        fits = all(getattr(sidecar, attribute) == value for attribute, value in wanted.items())
+        fits = all(getattr(sidecar, attribute) == value for attribute, value in expected.items())
         if fits and engine.is_file() and checksum(engine) == sidecar.engine_checksum:
             return engine
     return None
@@ -114,18 +114,18 @@ def find_equal(address: EngineAddress, recipe: Recipe, prepared: Prepared, folde
 
 def siblings_of(folder: Path) -> list[Path]:
     """Returns the other version folders beside a version folder."""
-    others = sorted(path.parent for path in folder.resolve().parent.glob(f"[!.]*/{MANIFEST}"))
-    return [other for other in others if other != folder.resolve()]
+    folders = sorted(path.parent for path in folder.resolve().parent.glob(f"[!.]*/{MANIFEST}"))
+    return [sibling for sibling in folders if sibling != folder.resolve()]
 
 
 def take_over(address: EngineAddress, recipe: Recipe, prepared: Prepared, other: Path) -> Path:
     """Hard-links or copies another folder's engine to this address, with its own sidecar; returns its path."""
-    with _replaced(address.path) as (target, temporary, finish):
+    with _replacing(address.path) as (target, temporary, finish):
         try:
             os.link(other, temporary)
         except OSError:  # another file system, or one without hard links
             shutil.copyfile(other, temporary)
-        finish(_described(address, recipe, prepared, temporary), prepared)
+        finish(_sidecar_of(address, recipe, prepared, temporary), prepared)
     return target
 
 
@@ -136,12 +136,12 @@ def note_numbers(engine: Path, relative_l2: float | None) -> None:
 
 def remove_engine(engine: Path) -> None:
     """Deletes an engine and all files beside it: the sidecar first, and also the files that sessions saved."""
-    kept = engine.parent.glob(f"{glob.escape(engine.name)}.*")
-    for path in (sidecar_path(engine), engine, refit_graph_path(engine), *kept):
+    companions = engine.parent.glob(f"{glob.escape(engine.name)}.*")
+    for path in (sidecar_path(engine), engine, refit_graph_path(engine), *companions):
         path.unlink(missing_ok=True)
 
 
-def _described(address: EngineAddress, recipe: Recipe, prepared: Prepared, engine: Path) -> Sidecar:
+def _sidecar_of(address: EngineAddress, recipe: Recipe, prepared: Prepared, engine: Path) -> Sidecar:
     """Returns the sidecar of an engine that was built into the file `engine` and will be moved to its address."""
     maker = address.maker
     return Sidecar(
@@ -165,7 +165,7 @@ Finish = Callable[[Sidecar, Prepared], None]
 
 
 @contextmanager
-def _replaced(target: Path) -> Iterator[tuple[Path, Path, Finish]]:
+def _replacing(target: Path) -> Iterator[tuple[Path, Path, Finish]]:
     """Yields a path, a temporary path beside it, and a function that replaces the engine by the temporary file.
 
     The folder is locked inside the block. The sidecar proves that an engine is complete, so it is deleted first and

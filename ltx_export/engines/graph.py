@@ -34,7 +34,7 @@ DTYPES: dict[int, str] = {
 }
 _LEVELS = 255.0
 _CHANNELS_LAST = (0, 2, 3, 4, 1)
-_OURS = "engine/"  # prefix of the names of nodes and values that are added here
+_PREFIX = "engine/"  # prefix of the names of nodes and values that are added here
 
 
 @dataclass(frozen=True)
@@ -78,20 +78,20 @@ def prepare(graph: Path, component: Component, weights: Weights) -> Prepared:
         raise
     except Exception:  # protobuf's own exception, whose package has no type hints
         raise LtxError(f"{graph} is not an ONNX graph", "export the version again") from None
-    wanted = [port.name for port in component.outputs]
-    if [value.name for value in model.graph.output] != wanted:
+    output_names = [port.name for port in component.outputs]
+    if [value.name for value in model.graph.output] != output_names:
         raise LtxError(f"{graph} is not a graph of {component.name}", "export the version again")
     if component.name == "vae_decoder":
-        _add_frames_and_mean(model.graph, wanted[0])
+        _add_frames_and_mean(model.graph, output_names[0])
     structure = structure_of(model)
-    stored = {one.name: _place_of(one) for one in model.graph.initializer if _is_outside(one)}
+    stored = {tensor.name: _place_of(tensor) for tensor in model.graph.initializer if _is_outside(tensor)}
     if weights == "inputs":
         _take_as_inputs(model.graph)
     return Prepared(
         model.SerializeToString(),
         stored if weights == "inputs" else {},
         structure,
-        sum(one.size_bytes for one in stored.values()),
+        sum(place.size_bytes for place in stored.values()),
         len(model.graph.node),
     )
 
@@ -106,12 +106,12 @@ def structure_of(model: onnx.ModelProto) -> str:
     graph = bare.graph
     for name in ("producer_name", "producer_version", "domain", "model_version"):
         bare.ClearField(name)
-    everything = (bare, graph, *graph.node, *graph.initializer, *graph.input, *graph.output, *graph.value_info)
-    for one in everything:
-        one.ClearField("doc_string")
-        one.ClearField("metadata_props")
-    for one in graph.initializer:
-        one.ClearField("external_data")
+    messages = (bare, graph, *graph.node, *graph.initializer, *graph.input, *graph.output, *graph.value_info)
+    for message in messages:
+        message.ClearField("doc_string")
+        message.ClearField("metadata_props")
+    for tensor in graph.initializer:
+        tensor.ClearField("external_data")
     return hashlib.sha256(bare.SerializeToString(deterministic=True)).hexdigest()
 
 
@@ -120,7 +120,7 @@ def _is_outside(initializer: onnx.TensorProto) -> bool:
 
 
 def _place_of(initializer: onnx.TensorProto) -> WeightInput:
-    entry = {one.key: one.value for one in initializer.external_data}
+    entry = {pair.key: pair.value for pair in initializer.external_data}
     dtype = DTYPES[initializer.data_type]
     return WeightInput(
         entry["location"], int(entry.get("offset", 0)), int(entry["length"]), dtype, tuple(initializer.dims)
@@ -128,9 +128,11 @@ def _place_of(initializer: onnx.TensorProto) -> WeightInput:
 
 
 def _take_as_inputs(graph: onnx.GraphProto) -> None:
-    outside = [one for one in graph.initializer if _is_outside(one)]
-    inside = [one for one in graph.initializer if not _is_outside(one)]
-    graph.input.extend(helper.make_tensor_value_info(one.name, one.data_type, list(one.dims)) for one in outside)
+    outside = [tensor for tensor in graph.initializer if _is_outside(tensor)]
+    inside = [tensor for tensor in graph.initializer if not _is_outside(tensor)]
+    graph.input.extend(
+        helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)) for tensor in outside
+    )
     del graph.initializer[:]
     graph.initializer.extend(inside)
 
@@ -141,24 +143,24 @@ def _add_frames_and_mean(graph: onnx.GraphProto, video: str) -> None:
     `frames` is floor(255 * clip(video / 2 + 0.5, 0, 1)) with channels last; the cast to uint8 must come last.
     """
     _set_aside(graph, ("frames", "mean"))
-    half, nothing, one, levels = (_constant(graph, name, np.float32(value)) for name, value in _SCALARS.items())
+    half, zero, one, levels = (_constant(graph, name, np.float32(value)) for name, value in _SCALARS.items())
     axes = _constant(graph, "all_but_batch", np.arange(1, len(_CHANNELS_LAST)))
     chain: tuple[tuple[str, list[str], dict[str, Any]], ...] = (
         ("Mul", [half], {}),
         ("Add", [half], {}),
-        ("Clip", [nothing, one], {}),
+        ("Clip", [zero, one], {}),
         ("Mul", [levels], {}),
         ("Floor", [], {}),
         ("Transpose", [], {"perm": _CHANNELS_LAST}),
         ("Cast", [], {"to": TensorProto.UINT8}),
     )
     value = video
-    for number, (op_type, more, attributes) in enumerate(chain, 1):
-        result = "frames" if number == len(chain) else f"{_OURS}frames.{number}"
-        name = f"{_OURS}{op_type}_{number}"
-        graph.node.append(helper.make_node(op_type, [value, *more], [result], name, **attributes))
+    for number, (op_type, operands, attributes) in enumerate(chain, 1):
+        result = "frames" if number == len(chain) else f"{_PREFIX}frames.{number}"
+        name = f"{_PREFIX}{op_type}_{number}"
+        graph.node.append(helper.make_node(op_type, [value, *operands], [result], name, **attributes))
         value = result
-    graph.node.append(helper.make_node("ReduceMean", [video, axes], ["mean"], f"{_OURS}ReduceMean", keepdims=0))
+    graph.node.append(helper.make_node("ReduceMean", [video, axes], ["mean"], f"{_PREFIX}ReduceMean", keepdims=0))
     graph.output.append(helper.make_tensor_value_info("frames", TensorProto.UINT8, [None] * 4 + [3]))
     graph.output.append(helper.make_tensor_value_info("mean", TensorProto.FLOAT, [None]))
 
@@ -167,15 +169,15 @@ _SCALARS = {"half": 0.5, "nothing": 0.0, "one": 1.0, "levels": _LEVELS}
 
 
 def _constant(graph: onnx.GraphProto, name: str, values: Any) -> str:
-    graph.initializer.append(numpy_helper.from_array(np.asarray(values), f"{_OURS}{name}"))
-    return f"{_OURS}{name}"
+    graph.initializer.append(numpy_helper.from_array(np.asarray(values), f"{_PREFIX}{name}"))
+    return f"{_PREFIX}{name}"
 
 
 def _set_aside(graph: onnx.GraphProto, names: Iterable[str]) -> None:
     """Renames values inside the graph that have these names, which are needed for outputs."""
-    new = {name: f"{_OURS}{name}.inner" for name in names}
+    new_names = {name: f"{_PREFIX}{name}.inner" for name in names}
     for node in graph.node:
-        node.input[:] = [new.get(name, name) for name in node.input]
-        node.output[:] = [new.get(name, name) for name in node.output]
+        node.input[:] = [new_names.get(name, name) for name in node.input]
+        node.output[:] = [new_names.get(name, name) for name in node.output]
     for value in (*graph.initializer, *graph.value_info):
-        value.name = new.get(value.name, value.name)
+        value.name = new_names.get(value.name, value.name)

@@ -27,7 +27,7 @@ Open = Callable[[FoundEngine], AbstractContextManager[Session]]
 # 1.35e-2 over a transformer's 28 layers, and the largest versions have 48. fp16 has 11 bits, and an eighth of this.
 # Real faults, such as a norm that overflows or a weight in the wrong place, give errors of tenths at least.
 TOLERANCES = {"bf16": 5e-2, "fp16": 1e-2}
-_MOST_CELLS = 2048  # latent cells or tokens that the CPU computes in fp32 in a few gigabytes and a minute
+_MAX_CELLS = 2048  # latent cells or tokens that the CPU computes in fp32 in a few gigabytes and a minute
 _MEAN_ERROR = 1e-3
 
 
@@ -53,17 +53,17 @@ def check_engine_numbers(found: FoundEngine, opened: Open = open_session) -> Num
     feeds, expected = _request(found)
     try:
         with opened(found) as session:
-            made = session.run(feeds, list(session.outputs))
+            outputs = session.run(feeds, list(session.outputs))
     except GpuMemoryError as error:
         return Numbers(None, error.problem)
     except MemoryError:
         return Numbers(None, "the GPU has too little free memory")
-    output = made[found.component.outputs[0].name]
+    output = outputs[found.component.outputs[0].name]
     if not np.isfinite(output).all():
         raise LtxError(f"{found.path} makes numbers that are not finite", _advice(found))
     reference = expected()
-    if "frames" in made:
-        _check_frames(found, made, output, reference)
+    if "frames" in outputs:
+        _check_frames(found, outputs, output, reference)
     if reference is None:
         return Numbers(None, "nothing to compare it with: no record of so small a size, or no fp32 graph for the CPU")
     distance = relative_l2(output, reference)
@@ -76,26 +76,26 @@ def check_engine_numbers(found: FoundEngine, opened: Open = open_session) -> Num
     return Numbers(distance)
 
 
-def _advice(found: FoundEngine) -> str:
-    if found.sidecar.precision == "fp16":
+def _advice(engine: FoundEngine) -> str:
+    if engine.sidecar.precision == "fp16":
         return "use bf16, or keep it all the same with --force"
     return "report it, or keep it all the same with --force"
 
 
-def _request(found: FoundEngine) -> tuple[Feeds, Callable[[], Array | None]]:
+def _request(engine: FoundEngine) -> tuple[Feeds, Callable[[], Array | None]]:
     """Returns inputs that a profile serves, and a function that returns the fp32 graph's output for them, or None."""
-    component, engines = found.component, found.address.engines
+    component, engines = engine.component, engine.address.engines
     entry = engines.component(component.name)
     if entry.recorded is not None:
         recorded, output = read_record(engines.folder / entry.recorded, component)
-        if profile_for(found.profiles, sizes_of(component, recorded)) is not None:
+        if profile_for(engine.profiles, sizes_of(component, recorded)) is not None:
             return recorded, lambda: output
-    sizes = smallest_served(found.profiles)
+    sizes = smallest_served(engine.profiles)
     feeds = random_feeds(component, sizes)
 
     def computed() -> Array | None:
         graph = entry.graphs.get("fp32")
-        if graph is None or _cells(sizes) > _MOST_CELLS:
+        if graph is None or _cells(sizes) > _MAX_CELLS:
             return None
         try:
             return run_graph(engines.folder / graph, engines.weights_folder(component.name), component, [feeds])[0]
@@ -115,17 +115,17 @@ def _cells(sizes: Mapping[str, int]) -> int:
     return math.prod(sizes.get(axis, 1) for axis in ("tokens", "frames", "rows", "columns"))
 
 
-def _check_frames(found: FoundEngine, made: Arrays, video: Array, reference: Array | None) -> None:
+def _check_frames(engine: FoundEngine, outputs: Arrays, video: Array, reference: Array | None) -> None:
     """Raises LtxError if `frames` or `mean` do not match the video, or if all pixels have the same colour.
 
     Pixels of one colour are accepted if the reference has only one value.
     """
-    frames, mean = made["frames"], made["mean"]
+    frames, mean = outputs["frames"], outputs["mean"]
     levels = np.floor(255 * np.clip(video * 0.5 + 0.5, 0, 1)).transpose(0, 2, 3, 4, 1)  # (B, F, H, W, 3)
     if frames.shape != levels.shape or np.abs(frames.astype(np.int64) - levels).max() > 1:
-        raise LtxError(f"{found.path} shows other frames than its video has", _advice(found))
+        raise LtxError(f"{engine.path} shows other frames than its video has", _advice(engine))
     means = video.mean((1, 2, 3, 4), dtype=np.float64)
     if not np.allclose(mean, means, rtol=_MEAN_ERROR, atol=_MEAN_ERROR):
-        raise LtxError(f"{found.path} gives {mean} as its video's mean, which is {means}", _advice(found))
+        raise LtxError(f"{engine.path} gives {mean} as its video's mean, which is {means}", _advice(engine))
     if frames.min() == frames.max() and (reference is None or reference.min() != reference.max()):
-        raise LtxError(f"{found.path} makes frames of one colour", _advice(found))
+        raise LtxError(f"{engine.path} makes frames of one colour", _advice(engine))

@@ -19,8 +19,8 @@ MEMINFO = Path("/proc/meminfo")
 _CODE_BYTES = 48_000
 # Private memory of builds: 6.9 GB for 3.8 GB of embedded weights, and 16.3 GB for 9.5 GB. With the weights of 48 layers
 # as inputs, it was 1.5 GB in all.
-_PRIVATE = 1.65
-_ALWAYS_BYTES = 1_000_000_000
+_MEMORY_FACTOR = 1.65
+_FIXED_BYTES = 1_000_000_000
 
 
 def engine_bytes(prepared: Prepared, weights: Weights, profiles: int) -> int:
@@ -41,10 +41,10 @@ def check_disk(folder: Path, needed_bytes: int) -> None:
 
 def check_memory(prepared: Sequence[tuple[str, Prepared, Weights]]) -> None:
     """Raises LtxError if a build, given with its component's name, needs more memory than is known to be available."""
-    for name, one, weights in prepared:
-        if weights != "inputs" and not is_enough(one.weights_bytes):
+    for name, graph, weights in prepared:
+        if weights != "inputs" and not is_enough(graph.weights_bytes):
             raise LtxError(
-                f"building {name} with its weights in the engine takes {amount(_needed(one.weights_bytes), 1)} of "
+                f"building {name} with its weights in the engine takes {amount(_needed(graph.weights_bytes), 1)} of "
                 f"memory, and {amount(available_bytes() or 0, 1)} are free",
                 "add --weights inputs, or close other programs",
             )
@@ -57,7 +57,7 @@ def is_enough(weights_bytes: int) -> bool:
 
 
 def _needed(weights_bytes: int) -> int:
-    return _ALWAYS_BYTES + int(_PRIVATE * weights_bytes)
+    return _FIXED_BYTES + int(_MEMORY_FACTOR * weights_bytes)
 
 
 def available_bytes() -> int | None:

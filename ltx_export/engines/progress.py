@@ -76,14 +76,14 @@ class BuildProgress:
                 self.ended(name, time.monotonic() - phase.started)
 
     def _tell(self, name: str) -> None:
-        outermost = [one for one, phase in self._phases.items() if phase.parent not in self._phases]
+        outermost = [phase_name for phase_name, phase in self._phases.items() if phase.parent not in self._phases]
         self._furthest = max([self._furthest, *map(self._fraction, outermost)])  # never decreases
         self.show(name, self._furthest)
 
     def _fraction(self, name: str) -> float:
         """Returns the fraction of a phase that is done, from its finished steps and the phases nested in it."""
         phase = self._phases[name]
-        within = [self._fraction(one) for one, other in self._phases.items() if other.parent == name]
+        within = [self._fraction(child) for child, nested in self._phases.items() if nested.parent == name]
         return min((phase.done + max(within, default=0.0)) / phase.steps, 1.0)
 
 
@@ -114,18 +114,18 @@ def in_thread(work: Callable[[], Made], progress: BuildProgress) -> Made:
     Raises:
         KeyboardInterrupt: Ctrl-C was pressed. It cancels `progress`, and is raised once the work has ended.
     """
-    made: list[Made] = []
-    failed: list[BaseException] = []
-    first = threading.Lock()
+    results: list[Made] = []
+    errors: list[BaseException] = []
+    start_lock = threading.Lock()
     done = threading.Event()  # after an interrupted `join`, Python 3.11 takes a thread for ended
 
     def run() -> None:
-        if not first.acquire(blocking=False):
+        if not start_lock.acquire(blocking=False):
             return
         try:
-            made.append(work())
+            results.append(work())
         except BaseException as error:  # raised again in the calling thread
-            failed.append(error)
+            errors.append(error)
         finally:
             done.set()
 
@@ -142,9 +142,9 @@ def in_thread(work: Callable[[], Made], progress: BuildProgress) -> Made:
             progress.cancelled.set()
     if interrupted:
         raise KeyboardInterrupt
-    if failed:
-        raise failed[0]
-    return made[0]
+    if errors:
+        raise errors[0]
+    return results[0]
 
 
 @contextmanager
@@ -155,10 +155,10 @@ def shown(title: str) -> Iterator[BuildProgress]:
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield BuildProgress(ended=lambda phase, seconds: _line(f"{title}: {phase.lower()} {seconds:.1f} s"))
+        yield BuildProgress(ended=lambda phase, seconds: _write_line(f"{title}: {phase.lower()} {seconds:.1f} s"))
         return
-    words = rich.TextColumn("{task.description}")
-    columns = (words, rich.BarColumn(), rich.TaskProgressColumn(), rich.TimeElapsedColumn(), rich.TimeRemainingColumn())
+    text = rich.TextColumn("{task.description}")
+    columns = (text, rich.BarColumn(), rich.TaskProgressColumn(), rich.TimeElapsedColumn(), rich.TimeRemainingColumn())
     with rich.Progress(*columns, console=console, transient=True) as bars:
         task = bars.add_task(title, total=1.0)
 
@@ -168,5 +168,5 @@ def shown(title: str) -> Iterator[BuildProgress]:
         yield BuildProgress(show)
 
 
-def _line(text: str) -> None:
+def _write_line(text: str) -> None:
     sys.stderr.write(f"{text}\n")

@@ -30,9 +30,9 @@ def attach(model: ir.Model, weights: Mapping[str, Weight], names: Mapping[Path, 
     graph = model.graph
 
     def external(name: str, tensor: StoredTensor, dtype: ir.DataType, shape: Sequence[int]) -> ir.ExternalTensor:
-        place = names[tensor.file]
+        location = names[tensor.file]
         return ir.ExternalTensor(
-            place, tensor.offset, tensor.length, dtype, shape=ir.Shape(shape), name=name, base_dir=folder
+            location, tensor.offset, tensor.length, dtype, shape=ir.Shape(shape), name=name, base_dir=folder
         )
 
     def point(name: str, tensor: StoredTensor, dtype: ir.DataType, shape: Sequence[int]) -> ir.Value:
@@ -41,45 +41,45 @@ def attach(model: ir.Model, weights: Mapping[str, Weight], names: Mapping[Path, 
         graph.initializers[name] = value
         return value
 
-    given = {name: weights[name] for name in graph.initializers if name in weights}
-    for name, weight in given.items():
+    used_weights = {name: weights[name] for name in graph.initializers if name in weights}
+    for name, weight in used_weights.items():
         if isinstance(weight, BlockWeight):
             attach_blocks(graph, graph.initializers[name], weight, point)
-    first = graph[0]
-    for name, weight in given.items():
+    first_node = graph[0]
+    for name, weight in used_weights.items():
         if isinstance(weight, StoredTensor):
-            value, stored = graph.initializers[name], _DTYPES[weight.dtype]
-            wanted, value.dtype = value.dtype, stored
-            value.const_value = external(name, weight, stored, weight.shape)
-            if wanted is not None and wanted != stored:
-                _cast(graph, value, wanted, first)
+            value, stored_dtype = graph.initializers[name], _DTYPES[weight.dtype]
+            dtype, value.dtype = value.dtype, stored_dtype
+            value.const_value = external(name, weight, stored_dtype, weight.shape)
+            if dtype is not None and dtype != stored_dtype:
+                _cast(graph, value, dtype, first_node)
 
 
-def _cast(graph: ir.Graph, weight: ir.Value, wanted: ir.DataType, first: ir.Node) -> None:
+def _cast(graph: ir.Graph, weight: ir.Value, dtype: ir.DataType, first_node: ir.Node) -> None:
     consumers = list(weight.uses())
     lookups = [use.node for use in consumers if use.node.op_type == "Gather" and use.idx == 0]
     if len(lookups) == len(consumers):
         for node in lookups:
-            _cast_after(graph, node, wanted)
+            _cast_after(graph, node, dtype)
         return
-    cast = _cast_node(weight, wanted)
-    graph.insert_before(first, cast)
+    cast = _cast_node(weight, dtype)
+    graph.insert_before(first_node, cast)
     hand_over(consumers, cast.outputs[0])
 
 
-def _cast_after(graph: ir.Graph, lookup: ir.Node, wanted: ir.DataType) -> None:
+def _cast_after(graph: ir.Graph, lookup: ir.Node, dtype: ir.DataType) -> None:
     looked_up = lookup.outputs[0]
     consumers = list(looked_up.uses())
     weight = lookup.inputs[0]
     assert weight is not None and weight.dtype is not None
     looked_up.dtype = weight.dtype
-    cast = _cast_node(looked_up, wanted)
+    cast = _cast_node(looked_up, dtype)
     graph.insert_after(lookup, cast)
     hand_over(consumers, cast.outputs[0])
 
 
-def _cast_node(value: ir.Value, wanted: ir.DataType) -> ir.Node:
-    cast = ir.node("Cast", [value], {"to": ir.AttrInt64("to", wanted)}, name=f"cast/{value.name}")
-    cast.outputs[0].name = f"{value.name}.{wanted.name.lower()}"
-    cast.outputs[0].dtype = wanted
+def _cast_node(value: ir.Value, dtype: ir.DataType) -> ir.Node:
+    cast = ir.node("Cast", [value], {"to": ir.AttrInt64("to", dtype)}, name=f"cast/{value.name}")
+    cast.outputs[0].name = f"{value.name}.{dtype.name.lower()}"
+    cast.outputs[0].dtype = dtype
     return cast

@@ -47,8 +47,8 @@ class _Nodes:
 
     def add(self, op_type: str, inputs: Sequence[ir.Value], dtype: ir.DataType = FLOAT, **attributes: int) -> ir.Value:
         number = len(self.made)
-        given = [ir.AttrInt64(key, value) for key, value in attributes.items()]
-        node = ir.Node("", op_type, inputs, given, name=f"{self.prefix}/{op_type}_{number}")
+        int_attributes = [ir.AttrInt64(key, value) for key, value in attributes.items()]
+        node = ir.Node("", op_type, inputs, int_attributes, name=f"{self.prefix}/{op_type}_{number}")
         node.outputs[0].name, node.outputs[0].dtype = f"{self.prefix}.{number}", dtype
         self.made.append(node)
         return node.outputs[0]
@@ -81,16 +81,16 @@ def attach_blocks(graph: ir.Graph, weight: ir.Value, blocks: BlockWeight, point:
     Raises:
         ValueError: a node of another kind uses the weight.
     """
-    name, wanted = weight.name, weight.dtype
-    assert name is not None and wanted is not None
+    name, dtype = weight.name, weight.dtype
+    assert name is not None and dtype is not None
     consumers = [use.node for use in weight.uses()]
     del graph.initializers[name]
     integers = _point_to(name, blocks, point)
     for node in consumers:
         if node.op_type == "Transpose" and not blocks.is_table:
-            _dequantize(graph, node, integers, wanted)
+            _dequantize(graph, node, integers, dtype)
         elif node.op_type == "Gather" and blocks.is_table:
-            _look_up(graph, node, integers, wanted)
+            _look_up(graph, node, integers, dtype)
         else:
             expected = "Gather" if blocks.is_table else "Transpose"
             raise ValueError(f"{name} is quantized, but {node.name} is not a {expected}")
@@ -103,81 +103,81 @@ def _point_to(name: str, blocks: BlockWeight, point: Point) -> _Integers:
     added = []
     if blocks.format.offset:
         # The same bytes under a second name: ONNX Runtime does not fuse scales that another node uses too.
-        again = point(f"{name}.offsets", blocks.scales, FLOAT, blocks.scales.shape)
-        added.append((again, float(blocks.format.offset)))
+        offsets = point(f"{name}.offsets", blocks.scales, FLOAT, blocks.scales.shape)
+        added.append((offsets, float(blocks.format.offset)))
     if blocks.minimums is not None:
         added.append((point(f"{name}.minimums", blocks.minimums, FLOAT, blocks.minimums.shape), 1.0))
     return _Integers(codes, scales, tuple(added), blocks.format, blocks.shape)
 
 
-def _dequantize(graph: ir.Graph, turned: ir.Node, weight: _Integers, wanted: ir.DataType) -> None:
+def _dequantize(graph: ir.Graph, transpose: ir.Node, weight: _Integers, dtype: ir.DataType) -> None:
     """Gives the dequantized matrix (K, N) to every product that used the transposed weight.
 
     Its nodes come first in the node list, like the casts of stored weights, so that a runtime frees the floats after
     the product.
     """
-    new = _Nodes(graph, f"{weight.codes.name}.float")
-    matrix = new.add("DequantizeLinear", [weight.codes, weight.scales], axis=0, block_size=weight.format.block)
-    if wanted != FLOAT:
-        matrix = new.cast(_completed(new, matrix, weight), wanted)
-    graph.insert_before(graph[0], new.made)
-    for use in list(turned.outputs[0].uses()):
+    nodes = _Nodes(graph, f"{weight.codes.name}.float")
+    matrix = nodes.add("DequantizeLinear", [weight.codes, weight.scales], axis=0, block_size=weight.format.block)
+    if dtype != FLOAT:
+        matrix = nodes.cast(_with_offsets(nodes, matrix, weight), dtype)
+    graph.insert_before(graph[0], nodes.made)
+    for use in list(transpose.outputs[0].uses()):
         use.node.replace_input_with(use.idx, matrix)
-        if wanted == FLOAT and weight.added:
-            _add_behind(graph, use.node, weight)
-    graph.remove(turned, safe=True)
+        if dtype == FLOAT and weight.added:
+            _add_after_product(graph, use.node, weight)
+    graph.remove(transpose, safe=True)
 
 
-def _completed(new: _Nodes, matrix: ir.Value, weight: _Integers) -> ir.Value:
+def _with_offsets(nodes: _Nodes, matrix: ir.Value, weight: _Integers) -> ir.Value:
     """Returns the matrix (K, N) with its blocks' offsets and minimums added, whose sum a compiler can precompute."""
     if not weight.added:
         return matrix
     columns = weight.shape[0]
     scaled = [
-        values if factor == 1 else new.add("Mul", [values, new.constant(factor)]) for values, factor in weight.added
+        values if factor == 1 else nodes.add("Mul", [values, nodes.constant(factor)]) for values, factor in weight.added
     ]
     total = scaled[0]
     for values in scaled[1:]:
-        total = new.add("Add", [total, values])
-    blocks = new.add("Reshape", [matrix, new.constant([-1, weight.format.block, columns])])
-    sums = new.add("Add", [blocks, new.add("Unsqueeze", [total, new.constant([1])])])
-    return new.add("Reshape", [sums, new.constant([-1, columns])])
+        total = nodes.add("Add", [total, values])
+    blocks = nodes.add("Reshape", [matrix, nodes.constant([-1, weight.format.block, columns])])
+    sums = nodes.add("Add", [blocks, nodes.add("Unsqueeze", [total, nodes.constant([1])])])
+    return nodes.add("Reshape", [sums, nodes.constant([-1, columns])])
 
 
-def _add_behind(graph: ir.Graph, product: ir.Node, weight: _Integers) -> None:
+def _add_after_product(graph: ir.Graph, product: ir.Node, weight: _Integers) -> None:
     """Adds factor * (block sums of x) @ values after a product, one term after the other, because each is exact."""
     x, total = product.inputs[0], product.outputs[0]
     assert x is not None
     consumers = list(total.uses())
-    new = _Nodes(graph, f"{product.name}/behind")
-    in_blocks = new.add("Reshape", [x, new.constant([0, 0, -1, weight.format.block])])
-    sums = new.add("ReduceSum", [in_blocks, new.constant([-1])], keepdims=0)
+    nodes = _Nodes(graph, f"{product.name}/behind")
+    in_blocks = nodes.add("Reshape", [x, nodes.constant([0, 0, -1, weight.format.block])])
+    sums = nodes.add("ReduceSum", [in_blocks, nodes.constant([-1])], keepdims=0)
     for values, factor in weight.added:
-        scaled = sums if factor == 1 else new.add("Mul", [sums, new.constant(factor)])
-        total = new.add("Add", [total, new.add("MatMul", [scaled, values])])
+        scaled = sums if factor == 1 else nodes.add("Mul", [sums, nodes.constant(factor)])
+        total = nodes.add("Add", [total, nodes.add("MatMul", [scaled, values])])
     hand_over(consumers, total)
-    graph.insert_after(product, new.made)
+    graph.insert_after(product, nodes.made)
 
 
-def _look_up(graph: ir.Graph, lookup: ir.Node, weight: _Integers, wanted: ir.DataType) -> None:
+def _look_up(graph: ir.Graph, lookup: ir.Node, weight: _Integers, dtype: ir.DataType) -> None:
     """Looks up rows of codes, scales and minimums and dequantizes them: (B, T, K / block, block) -> (B, T, K)."""
     ids, rows = lookup.inputs[1], lookup.outputs[0]
     assert ids is not None
     consumers = list(rows.uses())
-    new = _Nodes(graph, f"{lookup.name}/rows")
+    nodes = _Nodes(graph, f"{lookup.name}/rows")
     block, columns = weight.format.block, weight.shape[1]
 
     def per_block(table: ir.Value) -> ir.Value:
-        return new.add("Unsqueeze", [new.add("Gather", [table, ids]), new.constant([-1])])
+        return nodes.add("Unsqueeze", [nodes.add("Gather", [table, ids]), nodes.constant([-1])])
 
     assert weight.codes.dtype is not None
-    codes = new.cast(new.add("Gather", [weight.codes, ids], weight.codes.dtype), FLOAT)
-    values = new.add("Reshape", [codes, new.constant([0, 0, columns // block, block])])
-    values = new.add("Mul", [values, per_block(weight.scales)])
+    codes = nodes.cast(nodes.add("Gather", [weight.codes, ids], weight.codes.dtype), FLOAT)
+    values = nodes.add("Reshape", [codes, nodes.constant([0, 0, columns // block, block])])
+    values = nodes.add("Mul", [values, per_block(weight.scales)])
     for table, _ in weight.added:  # a table's codes have no offset
-        values = new.add("Add", [values, per_block(table)])
-    hand_over(consumers, new.cast(new.add("Reshape", [values, new.constant([0, 0, columns])]), wanted))
-    graph.insert_after(lookup, new.made)
+        values = nodes.add("Add", [values, per_block(table)])
+    hand_over(consumers, nodes.cast(nodes.add("Reshape", [values, nodes.constant([0, 0, columns])]), dtype))
+    graph.insert_after(lookup, nodes.made)
     graph.remove(lookup, safe=True)
 
 

@@ -34,7 +34,7 @@ from ltx_runtime.spec.components import Axis, Component, line_of
 OPSET = 23
 _PORT_DTYPES = {"float32": torch.float32, "int64": torch.int64}
 # Sizes for tracing, all different so that no two axes are mistaken for one; only `timesteps` is tied to `tokens`.
-_TRACED = {"batch": 2, "tokens": 12, "timesteps": 12, "text_tokens": 7, "frames": 3, "rows": 4, "columns": 5}
+_TRACED_SIZES = {"batch": 2, "tokens": 12, "timesteps": 12, "text_tokens": 7, "frames": 3, "rows": 4, "columns": 5}
 _FOLD_LIMIT_BYTES = 1 << 20
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _REWRITES = (rules.collapse_slice_rule, rules.collapse_slice2_rule, rules.unsqueeze_unsqueeze_rule)
@@ -57,9 +57,9 @@ def onnx_from_torch(network: Network) -> tuple[ir.Model, ir.Model]:
 
 def _trace(module: nn.Module, component: Component) -> ir.Model:
     with _quiet():
-        with FakeTensorMode(allow_non_fake_inputs=True), _views_as_asked():
+        with FakeTensorMode(allow_non_fake_inputs=True), _requested_view_sizes():
             _fake_parameters(module)
-            inputs = tuple(torch.zeros(p.shape(_TRACED), dtype=_PORT_DTYPES[p.dtype]) for p in component.inputs)
+            inputs = tuple(torch.zeros(p.shape(_TRACED_SIZES), dtype=_PORT_DTYPES[p.dtype]) for p in component.inputs)
             program = export(module, inputs, dynamic_shapes=_dynamic_shapes(module, component), strict=False)
             _keep_operators(program)
             exported = torch.onnx.export(
@@ -162,11 +162,11 @@ def _name_nodes(model: ir.Model) -> None:
     """
     for i, node in enumerate(model.graph):
         scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
-        maker = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
-        if scopes or maker is None:
+        producer = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
+        if scopes or producer is None:
             module = scopes[-2] if len(scopes) > 1 else ""
         else:
-            module = (maker.name or "").partition("/")[0]
+            module = (producer.name or "").partition("/")[0]
         node.name = f"{module or 'graph'}/{node.op_type}_{i}"
 
 
@@ -195,7 +195,7 @@ def _name_axes(model: ir.Model, component: Component) -> None:
             value.shape = ir.Shape(port.axes)
 
 
-def _views_as_asked() -> AbstractContextManager[None]:
+def _requested_view_sizes() -> AbstractContextManager[None]:
     """Returns a context in which a reshaped tensor has the requested sizes, not sizes derived from its earlier ones.
 
     Otherwise an encoder's sizes become quotients of quotients, and tracing takes three times as long.

@@ -56,8 +56,8 @@ def _look_up_in(layer: nn.Embedding, table: StoredTensor) -> None:
     """Makes an embedding read only the rows that it looks up: T5's whole table takes half a gigabyte."""
 
     def look_up(ids: Tensor) -> Tensor:
-        wanted, places = ids.unique(return_inverse=True)
-        rows = [float32_of(table, row, row + 1) for row in wanted.tolist()]
+        unique_ids, places = ids.unique(return_inverse=True)
+        rows = [float32_of(table, row, row + 1) for row in unique_ids.tolist()]
         return torch.from_numpy(np.concatenate(rows))[places]
 
     layer.forward = look_up  # type: ignore[method-assign, assignment]
@@ -74,11 +74,11 @@ def _fill(layer: nn.Module, stored: Mapping[str, StoredTensor], buffer: Tensor) 
         if tensor.dtype in _DTYPES:
             widened.copy_(torch.from_numpy(tensor.mapped()).view(_DTYPES[tensor.dtype]))
         else:
-            _fill_slowly(widened.view(rows_of(tensor), -1), tensor)
+            _fill_by_rows(widened.view(rows_of(tensor), -1), tensor)
         layer._parameters[name] = nn.Parameter(widened.view(tensor.shape), requires_grad=False)
 
 
-def _fill_slowly(target: Tensor, tensor: StoredTensor) -> None:
+def _fill_by_rows(target: Tensor, tensor: StoredTensor) -> None:
     for start in range(0, len(target), _ROWS):
         values = float32_of(tensor, start, min(start + _ROWS, len(target)))
         target[start : start + _ROWS] = torch.from_numpy(values).view(-1, target.shape[1])
@@ -91,9 +91,11 @@ def _run_module(
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # switching oneDNN off warns about GPUs
         with torch.backends.mkldnn.flags(enabled=False):  # oneDNN would keep a second copy of a layer's weights
-            made = [module(*(torch.from_numpy(feeds[p.name]) for p in component.inputs)).numpy() for feeds in requests]
+            outputs = [
+                module(*(torch.from_numpy(feeds[p.name]) for p in component.inputs)).numpy() for feeds in requests
+            ]
     buffer.untyped_storage().resize_(0)  # the module and its hooks are a reference cycle that keeps the buffer alive
-    return made
+    return outputs
 
 
 def check_parity(
@@ -122,7 +124,7 @@ def check_parity(
     for output in expected:
         refuse_unfinite(component, output)
     actual = run_graph(graph, weights, component, requests)
-    errors = [relative_l2(mine, theirs) for mine, theirs in zip(actual, expected, strict=True)]
+    errors = [relative_l2(output, reference) for output, reference in zip(actual, expected, strict=True)]
     if max(errors) > LIMIT:
         raise LtxError(
             f"the graph of {component.name} differs from its module by {max(errors):.1e} relative L2, more than "

@@ -37,19 +37,21 @@ def repeat_blocks(traced: ir.Model, path: str, blocks: int) -> ir.Model:
     added = blocks - TRACED_BLOCKS
     for last in range(TRACED_BLOCKS - 1, _NEXT - 1, -1):
         _rename(model, path, last, last + added)
-    handed = {result: result for result in carried.values()}  # block 1's outputs -> the latest copy's
-    place = list(pattern.values())[-1]
+    latest = {result: result for result in carried.values()}  # block 1's outputs -> the latest copy's
+    last_node = list(pattern.values())[-1]
     for block in range(_NEXT, _NEXT + added):
-        inputs = {taken: handed[result] for taken, result in carried.items()}
-        copies = _copied(model, pattern, path, block, inputs)
-        model.graph.insert_after(place, list(copies.values()))
-        place = list(copies.values())[-1]
-        made = {old: new for key in pattern for old, new in zip(pattern[key].outputs, copies[key].outputs, strict=True)}
-        handed = {result: made[result] for result in handed}
+        inputs = {value: latest[result] for value, result in carried.items()}
+        copies = _block_copy(model, pattern, path, block, inputs)
+        model.graph.insert_after(last_node, list(copies.values()))
+        last_node = list(copies.values())[-1]
+        copy_of = {
+            old: new for key in pattern for old, new in zip(pattern[key].outputs, copies[key].outputs, strict=True)
+        }
+        latest = {result: copy_of[result] for result in latest}
     for node in following.values():
         for i, value in enumerate(node.inputs):
-            if value in handed:
-                node.replace_input_with(i, handed[value])
+            if value in latest:
+                node.replace_input_with(i, latest[value])
     model.graph.sort()
     return model
 
@@ -76,24 +78,24 @@ def _carried(pattern: Nodes, following: Nodes, path: str) -> dict[ir.Value, ir.V
         raise ValueError(f"blocks have different nodes: {sorted(pattern.keys() ^ following.keys())[:4]}")
     inside = set(pattern.values())
     twins = {
-        own: other for key in pattern for own, other in zip(pattern[key].outputs, following[key].outputs, strict=True)
+        value: twin for key in pattern for value, twin in zip(pattern[key].outputs, following[key].outputs, strict=True)
     }
     carried: dict[ir.Value, ir.Value] = {}
     for key, node in pattern.items():
-        other = following[key]
-        if _attributes(node) != _attributes(other) or len(node.inputs) != len(other.inputs):
-            raise ValueError(f"blocks differ: {node.name} and {other.name} are not the same operation")
-        for taken, counterpart in zip(node.inputs, other.inputs, strict=True):
-            if taken is None or counterpart is None:
-                fits = taken is counterpart
-            elif taken in twins:
-                fits = twins[taken] is counterpart
-            elif taken is not counterpart and counterpart.producer() in inside:
-                fits = carried.setdefault(taken, counterpart) is counterpart
+        twin = following[key]
+        if _attributes(node) != _attributes(twin) or len(node.inputs) != len(twin.inputs):
+            raise ValueError(f"blocks differ: {node.name} and {twin.name} are not the same operation")
+        for value, counterpart in zip(node.inputs, twin.inputs, strict=True):
+            if value is None or counterpart is None:
+                fits = value is counterpart
+            elif value in twins:
+                fits = twins[value] is counterpart
+            elif value is not counterpart and counterpart.producer() in inside:
+                fits = carried.setdefault(value, counterpart) is counterpart
             else:
-                fits = taken is counterpart or _are_twins(taken, counterpart, path)
+                fits = value is counterpart or _are_twins(value, counterpart, path)
             if not fits:
-                raise ValueError(f"blocks differ: {node.name} and {other.name} do not have matching inputs")
+                raise ValueError(f"blocks differ: {node.name} and {twin.name} do not have matching inputs")
     return carried
 
 
@@ -101,23 +103,23 @@ def _attributes(node: ir.Node) -> dict[str, object]:
     return {name: attribute.value for name, attribute in node.attributes.items()}
 
 
-def _are_twins(taken: ir.Value, counterpart: ir.Value, path: str) -> bool:
+def _are_twins(value: ir.Value, counterpart: ir.Value, path: str) -> bool:
     """Returns whether two initializers are the same weight of both blocks, or equal constants."""
-    if not (taken.is_initializer() and counterpart.is_initializer()):
+    if not (value.is_initializer() and counterpart.is_initializer()):
         return False
-    if taken.const_value is None or counterpart.const_value is None:
-        same = taken.const_value is counterpart.const_value
-        return same and _renamed(taken.name, path, _PATTERN, _NEXT) == counterpart.name
-    return taken.dtype == counterpart.dtype and np.array_equal(
-        taken.const_value.numpy(), counterpart.const_value.numpy()
+    if value.const_value is None or counterpart.const_value is None:
+        same = value.const_value is counterpart.const_value
+        return same and _renamed(value.name, path, _PATTERN, _NEXT) == counterpart.name
+    return value.dtype == counterpart.dtype and np.array_equal(
+        value.const_value.numpy(), counterpart.const_value.numpy()
     )
 
 
-def _copied(model: ir.Model, pattern: Nodes, path: str, block: int, inputs: Mapping[ir.Value, ir.Value]) -> Nodes:
+def _block_copy(model: ir.Model, pattern: Nodes, path: str, block: int, inputs: Mapping[ir.Value, ir.Value]) -> Nodes:
     values = dict(inputs)
     copies = Nodes()
     for key, node in pattern.items():
-        made = ir.Node(
+        new_node = ir.Node(
             node.domain,
             node.op_type,
             [None if v is None else values.get(v) or _own_weight(model, v, path, block) for v in node.inputs],
@@ -126,10 +128,10 @@ def _copied(model: ir.Model, pattern: Nodes, path: str, block: int, inputs: Mapp
             name=_renamed(node.name, path, _PATTERN, block),
             version=node.version,
         )
-        for old, new in zip(node.outputs, made.outputs, strict=True):
+        for old, new in zip(node.outputs, new_node.outputs, strict=True):
             new.name, new.type = f"{old.name}.{block}", copy(old.type)
             values[old] = new
-        copies[key] = made
+        copies[key] = new_node
     return copies
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from ltx_export.inspection.facts import File, Inspection
 from ltx_runtime.files import amount
 
-_SHOWN = 12
+_MAX_SHOWN = 12
 
 
 def lines_of(inspection: Inspection) -> list[str]:
@@ -16,16 +16,16 @@ def lines_of(inspection: Inspection) -> list[str]:
     return ["".join(letter if letter.isprintable() else "?" for letter in line) for line in _lines(inspection)]
 
 
-def _lines(found: Inspection) -> Iterator[str]:
-    yield f"{found.path}: {found.kind}"
-    if found.versions:
-        yield f"version: {_listed(found.versions)}"
-    yield from (f"  {reason}" for reason in found.reasons)
-    for file in found.files:
+def _lines(inspection: Inspection) -> Iterator[str]:
+    yield f"{inspection.path}: {inspection.kind}"
+    if inspection.versions:
+        yield f"version: {_listed(inspection.versions)}"
+    yield from (f"  {reason}" for reason in inspection.reasons)
+    for file in inspection.files:
         yield from _file_lines(file)
-    yield from _engine_lines(found.engines)
-    yield from (f"missing: {one}" for one in found.missing)
-    memory = found.memory
+    yield from _engine_lines(inspection.engines)
+    yield from (f"missing: {name}" for name in inspection.missing)
+    memory = inspection.memory
     if memory:
         yield (
             f"memory: CPU {amount(memory['cpu_mapped_bytes'])} mapped and "
@@ -44,10 +44,10 @@ def _file_lines(file: File) -> Iterator[str]:
     if file.header:
         yield f"  header: {_facts(file.header)}"
     for network in file.networks:
-        stored = network.get("quantization") or _facts(network["dtypes"])
+        dtypes = network.get("quantization") or _facts(network["dtypes"])
         yield (
             f"  {network['name']}: {network['tensors']} tensors, {network['parameters'] / 1e9:.3f} billion parameters, "
-            f"{amount(network['size_bytes'])} ({stored})"
+            f"{amount(network['size_bytes'])} ({dtypes})"
         )
         if not file.header and network["sizes"]:
             yield f"    {_facts(network['sizes'])}"
@@ -78,5 +78,5 @@ def _facts(facts: Mapping[str, Any]) -> str:
 
 
 def _listed(names: Sequence[Any]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(str(name) for name in names[:_SHOWN]) + more
+    more = f" and {len(names) - _MAX_SHOWN} more" if len(names) > _MAX_SHOWN else ""
+    return ", ".join(str(name) for name in names[:_MAX_SHOWN]) + more

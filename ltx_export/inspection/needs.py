@@ -26,14 +26,14 @@ def missing_for(path: Path, files: Sequence[File], versions: Sequence[str]) -> l
         files: results for its files.
         versions: releases that the files may belong to.
     """
-    held = {one["name"]: Path(file.path) for file in files for one in file.networks}
-    if "transformer" not in held:
-        return [f"a {KINDS[part]}" for part in _NEEDED if part not in held and held.keys() - {"upsampler"}]
-    main = held["transformer"]
+    paths = {network["name"]: Path(file.path) for file in files for network in file.networks}
+    if "transformer" not in paths:
+        return [f"a {KINDS[part]}" for part in _NEEDED if part not in paths and paths.keys() - {"upsampler"}]
+    main = paths["transformer"]
     weights, root = (path, path) if (path / "transformer").is_dir() else (main, main.parent)
-    by_name = {one.checkpoint: one for one in VERSIONS.values()}
+    by_name = {version.checkpoint: version for version in VERSIONS.values()}
     version = by_name.get(weights.name, VERSIONS[[*versions, "demo"][0]])
-    missing = [] if "vae" in held or (root / "vae").is_dir() else ["a VAE"]
+    missing = [] if "vae" in paths or (root / "vae").is_dir() else ["a VAE"]
     for what, t5, tokenizer in (("a T5 text encoder", None, main), ("a tokenizer", main, None)):
         try:  # every file but the one in question is given, so that nothing else is searched
             find_sources(version, weights, t5=t5, tokenizer=tokenizer, upscaler=main, temporal_upscaler=main)
@@ -44,32 +44,34 @@ def missing_for(path: Path, files: Sequence[File], versions: Sequence[str]) -> l
 
 def _missing_upscalers(root: Path, files: Sequence[File], versions: Sequence[str]) -> Iterator[str]:
     """Yields a line for every spatial upscaler that is not found; without it, only the first pass is exported."""
-    spatial = [file for file in files for one in file.networks if one["sizes"].get("resamples") == "spatial"]
-    for name in {VERSIONS[one].upscaler: one for one in versions}.values():
-        wanted, what = VERSIONS[name].upscaler, f"a spatial upscaler for the second pass of {name}"
+    upscalers = [file for file in files for network in file.networks if network["sizes"].get("resamples") == "spatial"]
+    for name in {VERSIONS[version].upscaler: version for version in versions}.values():
+        file_name, what = VERSIONS[name].upscaler, f"a spatial upscaler for the second pass of {name}"
         try:
-            found = find_upscaler(VERSIONS[name], root, "spatial")
+            path = find_upscaler(VERSIONS[name], root, "spatial")
         except LtxError as error:
             yield f"{what}: {error}"
             continue
-        if wanted is None or found is not None:
+        if file_name is None or path is not None:
             continue
-        if spatial:
-            yield f"{what} under its usual name: to take this one, give --upscaler {spatial[0].path}"
+        if upscalers:
+            yield f"{what} under its usual name: to take this one, give --upscaler {upscalers[0].path}"
         else:
-            yield f"{what}, without which ltx-run needs --single-pass: {wanted}"
+            yield f"{what}, without which ltx-run needs --single-pass: {file_name}"
 
 
 def memory_of(files: Sequence[File]) -> dict[str, Any]:
     """Estimates the memory of the largest network of each kind; returns an empty dict if there are no networks."""
-    found = sorted((one for file in files for one in file.networks), key=lambda one: one["size_bytes"])
-    networks = {_kind(one): one for one in found}.values()
+    by_size = sorted(
+        (network for file in files for network in file.networks), key=lambda network: network["size_bytes"]
+    )
+    networks = {_kind(network): network for network in by_size}.values()
     if not networks:
         return {}
     return {
-        "cpu_mapped_bytes": sum(one["size_bytes"] for one in networks),
-        "cpu_private_bytes": 2 * 4 * max(one["largest_elements"] for one in networks),
-        "gpu_bytes": 2 * max(one["parameters"] for one in networks),
+        "cpu_mapped_bytes": sum(network["size_bytes"] for network in networks),
+        "cpu_private_bytes": 2 * 4 * max(network["largest_elements"] for network in networks),
+        "gpu_bytes": 2 * max(network["parameters"] for network in networks),
         "how": "estimates for the networks found here, which run one after another: a CPU maps the stored bytes and "
         "keeps the largest weight as float32 twice; a GPU keeps the largest network in bf16; activations come on top",
     }

@@ -152,26 +152,26 @@ class Block(nn.Module):
 
         A block takes the first row as its own, so that all blocks have the same graph whatever their index.
         """
-        kept, given = None, x
+        masks, block_input = None, x
         if skip_mask is not None:
-            kept, skip_mask = _kept(skip_mask[0]), skip_mask[1:]
+            masks, skip_mask = _masks_of(skip_mask[0]), skip_mask[1:]
         # The table is added to the modulation here in each block: with one timestep per token, the six sums of all
         # blocks at once would fill a GPU's memory. No reshape here contains the number of timesteps, so that one graph
         # accepts one timestep or one per token.
         rows = self.scale_shift_table.chunk(_PARTS)
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = map(torch.add, rows, modulation)
         h = self.norm1(x).to(x.dtype) * (1 + scale_msa) + shift_msa
-        x = x + gate_msa * self.attn1(h, h, rope=rope, kept=kept)
+        x = x + gate_msa * self.attn1(h, h, rope=rope, kept=masks)
         x = x + self.attn2(x, text, bias=text_bias)  # the raw residual stream: no norm, no gate
         h = self.norm2(x).to(x.dtype) * (1 + scale_mlp) + shift_mlp
         x = x + gate_mlp * self.ff(h)
-        return x if kept is None else torch.where(kept.transformer_block, x, given), skip_mask
+        return x if masks is None else torch.where(masks.transformer_block, x, block_input), skip_mask
 
 
-def _kept(modes: Tensor) -> Kept:
+def _masks_of(modes: Tensor) -> Kept:
     """Converts a block's own row (3, B) of the skip mask (1 = keep, 0 = skip) to boolean masks."""
-    kept = (modes > 0.5)[:, :, None, None]
-    return Kept(kept[0], kept[1], kept[2])
+    masks = (modes > 0.5)[:, :, None, None]
+    return Kept(masks[0], masks[1], masks[2])
 
 
 class Transformer(nn.Module):

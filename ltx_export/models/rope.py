@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 THETA = 10000.0
-_WIDEST = 1024  # most channels in one piece, see `in_pieces`
+_MAX_PIECE_CHANNELS = 1024  # most channels in one piece, see `in_pieces`
 MAX_POSITION = (20.0, 2048.0, 2048.0)  # seconds, pixel rows, pixel columns
 
 
@@ -54,7 +54,7 @@ def in_pieces(cosines: Tensor, sines: Tensor) -> tuple[Tensor, Tensor]:
     of all tokens become one sequence. This is exact: only adjacent channels are rotated with each other.
     """
     width = cosines.shape[-1]
-    piece = width // -(-2 * width // _WIDEST)
+    piece = width // -(-2 * width // _MAX_PIECE_CHANNELS)
     return cosines.reshape(1, -1, piece), sines.reshape(1, -1, piece)
 
 

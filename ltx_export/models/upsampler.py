@@ -81,25 +81,25 @@ class UpsamplerBlock(nn.Module):
         return F.silu(self.norm2(self.conv2(h)) + x)
 
 
-def _copied(x: Tensor) -> Tensor:
+def _contiguous(x: Tensor) -> Tensor:
     """Returns a contiguous copy, because tracing would depend on the sizes of permuted axes where they are merged."""
     return x.clone(memory_format=torch.contiguous_format)
 
 
 def framewise(x: Tensor) -> Tensor:
     """Reshapes (B, C, F, H, W) to (B*F, C, H, W), so that every frame is processed alone."""
-    return _copied(x.transpose(1, 2)).flatten(0, 1)
+    return _contiguous(x.transpose(1, 2)).flatten(0, 1)
 
 
 def clips(x: Tensor, batch: int) -> Tensor:
     """Reshapes (B*F, C, H, W) back to (B, C, F, H, W)."""
-    return _copied(x.unflatten(0, (batch, -1)).transpose(1, 2))
+    return _contiguous(x.unflatten(0, (batch, -1)).transpose(1, 2))
 
 
 def unfold_time(x: Tensor) -> Tensor:
     """Unfolds (B, 2C, F, H, W) ordered (c, pt) to (B, C, 2F-1, H, W): the first of the 2F frames is dropped."""
     batch, channels, frames, rows, columns = x.shape
-    x = _copied(x.reshape(batch, channels // 2, 2, frames, rows, columns).permute(0, 1, 3, 2, 4, 5))
+    x = _contiguous(x.reshape(batch, channels // 2, 2, frames, rows, columns).permute(0, 1, 3, 2, 4, 5))
     return torch.ops.aten.slice.Tensor(x.reshape(batch, channels // 2, 2 * frames, rows, columns), 2, 1)
 
 
@@ -120,8 +120,8 @@ class LatentUpsampler(nn.Module):
         self.initial_conv = _conv(config.channels, mid, dims)
         self.initial_norm = GroupNorm(mid)
         self.res_blocks = nn.ModuleList([UpsamplerBlock(mid, dims) for _ in range(config.blocks_per_stage)])
-        widened = UNFOLDED[config.resampling] * mid
-        self.upsampler = nn.ModuleList([_conv(mid, widened, 2 if config.resampling == "spatial" else 3)])
+        out_channels = UNFOLDED[config.resampling] * mid
+        self.upsampler = nn.ModuleList([_conv(mid, out_channels, 2 if config.resampling == "spatial" else 3)])
         self.post_upsample_res_blocks = nn.ModuleList(
             [UpsamplerBlock(mid, dims) for _ in range(config.blocks_per_stage)]
         )

@@ -142,4 +142,4 @@ class VaeDecoder(nn.Module):
         """Returns video (B, 3, 8F-7, 32H, 32W), float32 in about [-1, 1]."""
         dtype = self.decoder.conv_in.conv.weight.dtype
         x = self.per_channel_statistics(latents).to(dtype)
-        return self.decoder(x, timestep, [one.to(dtype) for one in noise]).float()
+        return self.decoder(x, timestep, [maps.to(dtype) for maps in noise]).float()

@@ -95,8 +95,8 @@ def _scheduler(version: Version) -> Json:
 def _vae_blocks(version: Version) -> Json:
     """Returns the block lists in a header's form: both in the encoder's order, i.e. the decoder's is reversed."""
 
-    def layers(released: int) -> int:
-        return version.vae_size.layers_per_block or released
+    def layers(count: int) -> int:
+        return version.vae_size.layers_per_block or count
 
     counts = [layers(count) for count in _A_LAYERS]
     plain: list[Any] = []
@@ -106,10 +106,10 @@ def _vae_blocks(version: Version) -> Json:
     if version.vae == "A":
         return {"blocks": plain}
     decoder: list[Any] = []
-    for i, released in enumerate(_DECODER_LAYERS[version.vae]):
+    for i, count in enumerate(_DECODER_LAYERS[version.vae]):
         noise = version.vae == "B" and i < 3
         decoder += [["compress_all", {"residual": True, "multiplier": 2}]] if decoder else []
-        decoder += [["res_x", {"num_layers": layers(released), "inject_noise": noise}]]
+        decoder += [["res_x", {"num_layers": layers(count), "inject_noise": noise}]]
     if version.vae == "B":
         return {"encoder_blocks": plain, "decoder_blocks": decoder}
     encoder: list[Any] = []
@@ -124,12 +124,12 @@ def effective_header(version: Version, opened: Opened) -> Json:
     Raises:
         LtxError: a file without configuration lacks a tensor from which a size is read.
     """
-    table, said = header_config(version), opened.config
-    header = {**table, **said}
-    if "transformer" not in said:
+    table, config = header_config(version), opened.config
+    header = {**table, **config}
+    if "transformer" not in config:
         heads = opened.heads or version.transformer.heads
         header["transformer"] = {**table["transformer"], **transformer_part(opened.transformer, heads)}
-    if "vae" not in said:
+    if "vae" not in config:
         header["vae"] = {**table["vae"], **vae_part(opened.vae)}
     return header
 
@@ -145,15 +145,15 @@ def refuse_another_version(version: Version, header: Mapping[str, Any]) -> None:
         f"transformer.{field}": (header["transformer"].get(field), expected["transformer"][field])
         for field in ("num_layers", "num_attention_heads", "attention_head_dim")
     }
-    for what, read in (
+    for field, read in (
         ("vae.timestep_conditioning", lambda config: vae_config(config).timestep),
         ("vae.decoder_blocks", lambda config: [(b.kind, b.inject_noise) for b in vae_config(config).blocks]),
     ):
-        facts[what] = (read(header["vae"]), read(expected["vae"]))
-    for field, (found, wanted) in facts.items():
-        if found != wanted:
+        facts[field] = (read(header["vae"]), read(expected["vae"]))
+    for field, (actual, wanted) in facts.items():
+        if actual != wanted:
             raise LtxError(
-                f"the checkpoint's {field} is {found!r}, but {version.name} has {wanted!r}",
+                f"the checkpoint's {field} is {actual!r}, but {version.name} has {wanted!r}",
                 "use the checkpoint's own version name",
             )
 
@@ -167,19 +167,19 @@ def schedule_of(version: Version, header: Mapping[str, Any]) -> Schedule:
     config = header.get("scheduler", {})
     if not config.keys() & _SCHEDULE_FIELDS:
         return version.schedule
-    said = Schedule(config.get("sampler", "Uniform"), config.get("shifting"), config.get("target_shift_terminal"))
-    terminal = said.target_shift_terminal
-    for name, known in (
-        ("sampler", said.sampler in [*GRIDS]),
-        ("shifting", said.shifting in [None, *SHIFTS]),
+    schedule = Schedule(config.get("sampler", "Uniform"), config.get("shifting"), config.get("target_shift_terminal"))
+    terminal = schedule.target_shift_terminal
+    for name, is_supported in (
+        ("sampler", schedule.sampler in [*GRIDS]),
+        ("shifting", schedule.shifting in [None, *SHIFTS]),
         ("target_shift_terminal", terminal is None or (type(terminal) is float and 0 < terminal < 1)),
     ):
-        if not known:
+        if not is_supported:
             raise LtxError(
-                f"the checkpoint's scheduler.{name} is {getattr(said, name)!r}, which is not supported",
+                f"the checkpoint's scheduler.{name} is {getattr(schedule, name)!r}, which is not supported",
                 "use an official file",
             )
-    return said
+    return schedule
 
 
 def transformer_config(config: Mapping[str, Any]) -> DitConfig:
@@ -202,13 +202,13 @@ def transformer_config(config: Mapping[str, Any]) -> DitConfig:
     return dit
 
 
-def _max_position(given: Any) -> tuple[float, float, float]:
-    if not isinstance(given, list | tuple) or len(given) != 3:
+def _max_position(values: Any) -> tuple[float, float, float]:
+    if not isinstance(values, list | tuple) or len(values) != 3:
         raise LtxError(
-            f"the checkpoint's transformer.positional_embedding_max_pos is {given!r}, not three numbers",
+            f"the checkpoint's transformer.positional_embedding_max_pos is {values!r}, not three numbers",
             "use an official file",
         )
-    seconds, row, column = (positive("positional_embedding_max_pos", value) for value in given)
+    seconds, row, column = (positive("positional_embedding_max_pos", value) for value in values)
     return seconds, row, column
 
 
@@ -253,15 +253,15 @@ def _refuse_widths(vae: VaeConfig) -> None:
 
 def _vae_block_list(blocks: Any) -> tuple[VaeBlock, ...]:
     try:
-        return tuple(_vae_block(name, given) for name, given in reversed(blocks))
+        return tuple(_vae_block(name, sizes) for name, sizes in reversed(blocks))
     except (TypeError, ValueError):
         raise LtxError(
             "the checkpoint's VAE blocks are not a list of [name, sizes] pairs", "use an official file"
         ) from None
 
 
-def _vae_block(name: str, given: int | Json) -> VaeBlock:
-    fields: Json = {"num_layers": given} if isinstance(given, int) else dict(given)
+def _vae_block(name: str, sizes: int | Json) -> VaeBlock:
+    fields: Json = {"num_layers": sizes} if isinstance(sizes, int) else dict(sizes)
     layers = block_count(name, "num_layers", fields.pop("num_layers", 1))
     inject_noise, residual = (flag(f"vae {name}", fields, field, False) for field in ("inject_noise", "residual"))
     multiplier = block_count(name, "multiplier", fields.pop("multiplier", 2 if name == "res_x_y" else 1))

@@ -60,16 +60,16 @@ def allowed_sigmas(config: Mapping[str, Any], default: tuple[float, ...]) -> tup
         LtxError: the field is not a list of numbers above 0 and at most 1.
     """
     field = "allowed_inference_steps"
-    given = config.get(field)
-    if given is None:
+    values = config.get(field)
+    if values is None:
         return default
-    numbers = given if isinstance(given, list) else []
-    if not numbers or not all(type(one) in (int, float) and 0 < one <= 1 for one in numbers):
+    sigmas = values if isinstance(values, list) else []
+    if not sigmas or not all(type(sigma) in (int, float) and 0 < sigma <= 1 for sigma in sigmas):
         raise LtxError(
-            f"the checkpoint's {field} is {given!r}, not a list of numbers above 0 and at most 1",
+            f"the checkpoint's {field} is {values!r}, not a list of numbers above 0 and at most 1",
             "use an official file",
         )
-    return tuple(float(one) for one in numbers)
+    return tuple(float(sigma) for sigma in sigmas)
 
 
 def block_count(block: str, field: str, value: Any) -> int:

@@ -68,13 +68,13 @@ def parts_of(version: Version, header: Mapping[str, Any], opened: Opened, *, stg
     # The diffusers conversion of 0.9.1 lacks the timestep scale.
     vae = replace(vae_config(header["vae"]), stores_timestep_scale=_TIMESTEP_SCALE in opened.vae)
     _refuse_misfits(t5, dit, vae)
-    _refuse_endless("transformer", dit.layers, opened.transformer)
+    _refuse_excess_layers("transformer", dit.layers, opened.transformer)
     # Built first, because it checks the VAE's tensors, of which the upsamplers read the statistics.
     vae_decoder = _vae_decoder(vae, opened.vae)
     return [
-        _fitted(_text_network(t5), opened.text_encoder, "text_encoder"),
+        _part_of(_text_network(t5), opened.text_encoder, "text_encoder"),
         *([_vae_encoder(header["vae"], opened.vae)] if has_encoder(opened.vae) else []),
-        _fitted(_transformer_network(dit, stg=stg or version.uses_stg), opened.transformer, "transformer"),
+        _part_of(_transformer_network(dit, stg=stg or version.uses_stg), opened.transformer, "transformer"),
         *_upsamplers(opened),
         vae_decoder,
     ]
@@ -121,38 +121,38 @@ def _upsamplers(opened: Opened) -> Iterator[Part]:
         yield _upsampler(opened.temporal_upscaler, "temporal", ports, Statistics(mean, deviation))
 
 
-def _upsampler(upscaler: Upscaler, wanted: Resampling, ports: Component, statistics: Statistics) -> Part:
-    config = upsampler_of(upscaler, wanted, len(statistics.mean))
+def _upsampler(upscaler: Upscaler, resampling: Resampling, ports: Component, statistics: Statistics) -> Part:
+    config = upsampler_of(upscaler, resampling, len(statistics.mean))
     network = Network(lambda blocks: ports, lambda blocks: LatentUpsampler(config, statistics))
-    return _fitted(network, upscaler.tensors, ports.name)
+    return _part_of(network, upscaler.tensors, ports.name)
 
 
 def _vae_encoder(config: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> Part:
     encoder = encoder_config(config)
-    _refuse_endless("vae_encoder", _layers(encoder.blocks), tensors)
+    _refuse_excess_layers("vae_encoder", _layers(encoder.blocks), tensors)
     ports = components.vae_encoder(encoder.latent_channels)
-    own = {name: one for name, one in tensors.items() if name.startswith(("encoder.", _STATISTICS))}
-    return _fitted(Network(lambda blocks: ports, lambda blocks: VaeEncoder(encoder)), own, "vae")
+    encoder_tensors = {name: tensor for name, tensor in tensors.items() if name.startswith(("encoder.", _STATISTICS))}
+    return _part_of(Network(lambda blocks: ports, lambda blocks: VaeEncoder(encoder)), encoder_tensors, "vae")
 
 
 def _vae_decoder(vae: VaeConfig, tensors: Mapping[str, StoredTensor]) -> Part:
-    own = {name: one for name, one in tensors.items() if not name.startswith("encoder.")}
-    _refuse_endless("vae_decoder", _layers(vae.blocks), own)
+    decoder_tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("encoder.")}
+    _refuse_excess_layers("vae_decoder", _layers(vae.blocks), decoder_tensors)
     ports = components.vae_decoder(vae.latent_channels, timestep=vae.timestep, noise_maps=vae.noise_maps())
-    return _fitted(Network(lambda blocks: ports, lambda blocks: VaeDecoder(vae)), own, "vae")
+    return _part_of(Network(lambda blocks: ports, lambda blocks: VaeDecoder(vae)), decoder_tensors, "vae")
 
 
 def _layers(blocks: Sequence[VaeBlock | EncoderBlock]) -> int:
     return len(blocks) + sum(block.layers for block in blocks)
 
 
-def _refuse_endless(name: str, layers: int, tensors: Mapping[str, StoredTensor]) -> None:
+def _refuse_excess_layers(name: str, layers: int, tensors: Mapping[str, StoredTensor]) -> None:
     """Raises LtxError if a header has more layers than there are tensors, before that many layers are built."""
     if layers > len(tensors):
         raise LtxError(f"{name} has only {len(tensors)} tensors for {layers} layers", "give a complete checkpoint")
 
 
-def _fitted(network: Network, tensors: Mapping[str, StoredTensor], source: str) -> Part:
+def _part_of(network: Network, tensors: Mapping[str, StoredTensor], source: str) -> Part:
     """Returns the part with exactly its module's tensors, after checking their names, shapes and dtypes."""
     module = build_empty(lambda: network.make(network.blocks), torch.float32)
     expected = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}

@@ -42,15 +42,15 @@ def encoder_config(config: Mapping[str, Any]) -> EncoderConfig:
 
 def _block_list(blocks: Any) -> tuple[EncoderBlock, ...]:
     try:
-        return tuple(_block(name, given) for name, given in blocks)
+        return tuple(_block(name, sizes) for name, sizes in blocks)
     except (TypeError, ValueError):
         raise LtxError(
             "the checkpoint's vae.encoder_blocks are not a list of [name, sizes] pairs", "use an official file"
         ) from None
 
 
-def _block(name: Any, given: Any) -> EncoderBlock:
-    fields = {"num_layers": given} if isinstance(given, int) else dict(given)
+def _block(name: Any, sizes: Any) -> EncoderBlock:
+    fields = {"num_layers": sizes} if isinstance(sizes, int) else dict(sizes)
     widens = name in _WIDENING
     others = fields.keys() - {"num_layers", *(["multiplier"] if widens else [])}
     if name not in get_args(EncoderBlockKind) or others:
@@ -64,8 +64,8 @@ def _block(name: Any, given: Any) -> EncoderBlock:
 
 def _refuse_compressions(encoder: EncoderConfig) -> None:
     """Raises LtxError unless the blocks compress frames, rows and columns by as much as the decoder expands them."""
-    compressed = [COMPRESSED.get(block.kind, (1, 1, 1)) for block in encoder.blocks]
-    halvings = [sum(factor > 1 for factor in axis) for axis in zip(*compressed, strict=True)]
+    factors = [COMPRESSED.get(block.kind, (1, 1, 1)) for block in encoder.blocks]
+    halvings = [sum(factor > 1 for factor in axis) for axis in zip(*factors, strict=True)]
     if halvings != _HALVINGS:
         raise LtxError(
             f"the checkpoint's vae.encoder_blocks halve (frames, rows, columns) {halvings} times, "
@@ -78,17 +78,17 @@ def _refuse_widths(encoder: EncoderConfig) -> None:
     """Raises LtxError if a block has too many output channels, or if they do not fit its folding or averaging."""
     channels = encoder.base_channels
     for block in encoder.blocks:
-        wider = channels * block.multiplier
-        if wider > LARGEST:
+        out_channels = channels * block.multiplier
+        if out_channels > LARGEST:
             raise LtxError(
-                f"the checkpoint's vae.encoder_blocks need {wider} channels, more than {LARGEST}",
+                f"the checkpoint's vae.encoder_blocks need {out_channels} channels, more than {LARGEST}",
                 "use an official file",
             )
-        folded = math.prod(COMPRESSED[block.kind]) if block.kind in FOLDING else 0
-        if folded and (wider % folded or folded % block.multiplier):
+        factor = math.prod(COMPRESSED[block.kind]) if block.kind in FOLDING else 0
+        if factor and (out_channels % factor or factor % block.multiplier):
             raise LtxError(
                 f"the checkpoint's vae.encoder_base_channels is {encoder.base_channels}, so a {block.kind} "
-                f"block has {channels} input and {wider} output channels, which do not fit its folding",
+                f"block has {channels} input and {out_channels} output channels, which do not fit its folding",
                 "use an official file",
             )
-        channels = wider
+        channels = out_channels

@@ -61,8 +61,8 @@ def files_of(version: Version, t5: str, *, temporal_upscaler: bool = False) -> l
     temporal = temporal_upscaler_of(version) if temporal_upscaler else None
     if temporal_upscaler and temporal is None:
         raise LtxError(f"no upscalers were published for {version.name}", "leave --temporal-upscaler out")
-    wanted = (version.checkpoint, version.upscaler, temporal)
-    places = [(version.repository, name) for name in wanted if name is not None]
+    names = (version.checkpoint, version.upscaler, temporal)
+    places = [(version.repository, name) for name in names if name is not None]
     places.append((version.text_repository, TOKENIZER))
     if t5 != NO_T5:
         encoder = T5_CHOICES[t5]
@@ -96,7 +96,7 @@ def download(
     """
     files = files_of(version, t5, temporal_upscaler=temporal_upscaler)
     if only_missing:
-        files = [file for file in files if not _is_held(version, file, folder)]
+        files = [file for file in files if not _folder_has(version, file, folder)]
         if not files:
             report(f"{folder} has every file")
             return
@@ -113,7 +113,7 @@ def download(
                 _report_precision(shards, folder, report)
 
 
-def _is_held(version: Version, file: RemoteFile, folder: Path) -> bool:
+def _folder_has(version: Version, file: RemoteFile, folder: Path) -> bool:
     """Returns whether the folder has this file, or another one that the export can use in its place."""
     if file.name == version.checkpoint:
         return has_checkpoint(version, folder)
@@ -131,11 +131,15 @@ def _complete_with_hub(files: Sequence[RemoteFile], folder: Path, report: Report
 
     The hub is asked for the metadata of all files before the first large one is fetched.
     """
-    published = [ask(file) for file in files]
-    index = [one for one in published if one.file.name == TEXT_ENCODER_INDEX]
+    all_published = [ask(file) for file in files]
+    index = [published for published in all_published if published.file.name == TEXT_ENCODER_INDEX]
     _complete(index, folder, report)
-    shards = [shard for one in index for shard in _shards(one.file, folder)]
-    _complete([one for one in published if one not in index] + [ask(shard) for shard in shards], folder, report)
+    shards = [shard for published in index for shard in _shards(published.file, folder)]
+    _complete(
+        [published for published in all_published if published not in index] + [ask(shard) for shard in shards],
+        folder,
+        report,
+    )
     return shards
 
 
@@ -145,12 +149,12 @@ def _complete_without_hub(files: Sequence[RemoteFile], folder: Path, reason: str
     Raises:
         LtxError: a file is neither in the folder nor in the cache.
     """
-    absent = [file for file in files if not _is_in_reach(file, folder, report)]
-    index = [file for file in files if file.name == TEXT_ENCODER_INDEX and file not in absent]
+    missing = [file for file in files if not _is_available_offline(file, folder, report)]
+    index = [file for file in files if file.name == TEXT_ENCODER_INDEX and file not in missing]
     shards = [shard for file in index for shard in _shards(file, folder)]
-    absent += [shard for shard in shards if not _is_in_reach(shard, folder, report)]
-    if absent:
-        names = ", ".join(file.target for file in absent)
+    missing += [shard for shard in shards if not _is_available_offline(shard, folder, report)]
+    if missing:
+        names = ", ".join(file.target for file in missing)
         raise LtxError(f"{reason}, and {folder} lacks {names}", "check the network, HF_ENDPOINT and HF_HUB_OFFLINE")
     report(f"{reason}: the {len(files) + len(shards)} files in {folder} could not be checked against the hub")
     return shards
@@ -172,128 +176,139 @@ def _shards(index: RemoteFile, folder: Path) -> list[RemoteFile]:
             f"{path} is not an index of safetensors files ({error!r})",
             "delete it; check HF_ENDPOINT if the error returns",
         ) from None
-    beside = index.name.rpartition("/")[0]
-    return [RemoteFile(index.repository, f"{beside}/{name}", f"{beside}/{name}") for name in names]
+    parent = index.name.rpartition("/")[0]
+    return [RemoteFile(index.repository, f"{parent}/{name}", f"{parent}/{name}") for name in names]
 
 
-def _complete(published: Sequence[Published], folder: Path, report: Report) -> None:
-    missing = [one for one in published if not _is_there(one, folder, report) and not _is_cached(one, folder, report)]
-    check_space(folder, sum(one.size - _kept_bytes(one, folder) for one in missing))
-    for one in missing:
-        partial, kept = _partial(one, folder), _kept_bytes(one, folder)
-        report(f"{one.file.target}: {amount(one.size - kept)} of {amount(one.size)} from {one.file.repository}")
-        fetch(one, partial)
-        if not _is_right(partial, one, report):
+def _complete(files: Sequence[Published], folder: Path, report: Report) -> None:
+    missing = [
+        published
+        for published in files
+        if not _is_current(published, folder, report) and not _take_from_cache(published, folder, report)
+    ]
+    check_space(folder, sum(published.size - _kept_bytes(published, folder) for published in missing))
+    for published in missing:
+        partial, kept_bytes = _partial(published, folder), _kept_bytes(published, folder)
+        report(
+            f"{published.file.target}: {amount(published.size - kept_bytes)} of {amount(published.size)} "
+            f"from {published.file.repository}"
+        )
+        fetch(published, partial)
+        if not _has_right_checksum(partial, published, report):
             partial.unlink()
-            raise LtxError(f"{one.file.target} arrived with a wrong checksum and was deleted", "run the command again")
-        _settle(one, partial, folder)
+            raise LtxError(
+                f"{published.file.target} arrived with a wrong checksum and was deleted", "run the command again"
+            )
+        _move_into_place(published, partial, folder)
 
 
-def _is_right(path: Path, one: Published, report: Report) -> bool:
-    report(f"{one.file.target}: computing its checksum")  # takes a minute for the largest file
-    return checksum_like(path, like=one.checksum) == one.checksum
+def _has_right_checksum(path: Path, published: Published, report: Report) -> bool:
+    report(f"{published.file.target}: computing its checksum")  # takes a minute for the largest file
+    return checksum_like(path, like=published.checksum) == published.checksum
 
 
-def _kept_bytes(one: Published, folder: Path) -> int:
+def _kept_bytes(published: Published, folder: Path) -> int:
     """Returns the size of the partial file of an interrupted download; deletes partial files that cannot be resumed."""
-    partial = _partial(one, folder)
+    partial = _partial(published, folder)
     partial.parent.mkdir(parents=True, exist_ok=True)
-    _drop_partials(one, folder, but=partial)
-    if partial.is_file() and partial.stat().st_size > one.size:
+    _drop_partials(published, folder, keep=partial)
+    if partial.is_file() and partial.stat().st_size > published.size:
         partial.unlink()
     return partial.stat().st_size if partial.is_file() else 0
 
 
-def _drop_partials(one: Published, folder: Path, but: Path | None = None) -> None:
-    of_this_file = re.compile(re.escape(Path(one.file.target).name) + r"\.[0-9a-f]+\.incomplete")
-    for other in _partial(one, folder).parent.iterdir():
-        if of_this_file.fullmatch(other.name) and other != but:
-            other.unlink()
+def _drop_partials(published: Published, folder: Path, keep: Path | None = None) -> None:
+    pattern = re.compile(re.escape(Path(published.file.target).name) + r"\.[0-9a-f]+\.incomplete")
+    for path in _partial(published, folder).parent.iterdir():
+        if pattern.fullmatch(path.name) and path != keep:
+            path.unlink()
 
 
-def _is_there(one: Published, folder: Path, report: Report) -> bool:
+def _is_current(published: Published, folder: Path, report: Report) -> bool:
     """Returns whether the folder has the hub's file; computes the checksum only if no current record of it exists."""
-    path = folder / one.file.target
+    path = folder / published.file.target
     if not path.is_file():
         return False
-    if path.stat().st_size == one.size:
-        if _is_recorded(one, folder):
-            report(f"{one.file.target}: already present")
+    if path.stat().st_size == published.size:
+        if _is_recorded(published, folder):
+            report(f"{published.file.target}: already present")
             return True
-        if _is_right(path, one, report):
-            _record(one, folder)
-            report(f"{one.file.target}: already present, checksum verified")
+        if _has_right_checksum(path, published, report):
+            _record(published, folder)
+            report(f"{published.file.target}: already present, checksum verified")
             return True
-    report(f"{one.file.target}: is not the hub's and will be replaced")
+    report(f"{published.file.target}: is not the hub's and will be replaced")
     return False
 
 
-def _is_recorded(one: Published, folder: Path) -> bool:
+def _is_recorded(published: Published, folder: Path) -> bool:
     try:
-        _, recorded, time_s = _record_file(one.file, folder).read_text().split()
-        return recorded == one.checksum and (folder / one.file.target).stat().st_mtime - _CLOCK_SLACK_S <= float(time_s)
+        _, recorded, time_s = _record_file(published.file, folder).read_text().split()
+        return recorded == published.checksum and (
+            (folder / published.file.target).stat().st_mtime - _CLOCK_SLACK_S <= float(time_s)
+        )
     except (FileNotFoundError, ValueError):
         return False
 
 
-def _record(one: Published, folder: Path) -> None:
+def _record(published: Published, folder: Path) -> None:
     """Records the checksum of a file in the folder, in huggingface_hub's format."""
-    path = _record_file(one.file, folder)
+    path = _record_file(published.file, folder)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"{one.commit}\n{one.checksum}\n{time.time()}\n")
+    path.write_text(f"{published.commit}\n{published.checksum}\n{time.time()}\n")
 
 
 def _record_file(file: RemoteFile, folder: Path) -> Path:
     return folder / _STATE / f"{file.target}.metadata"
 
 
-def _partial(one: Published, folder: Path) -> Path:
+def _partial(published: Published, folder: Path) -> Path:
     """Returns the path of a partial file; the checksum in it keeps two versions of a file from being mixed."""
-    return folder / _STATE / f"{one.file.target}.{one.checksum}.incomplete"
+    return folder / _STATE / f"{published.file.target}.{published.checksum}.incomplete"
 
 
-def _is_in_reach(file: RemoteFile, folder: Path, report: Report) -> bool:
+def _is_available_offline(file: RemoteFile, folder: Path, report: Report) -> bool:
     """Returns whether the folder has the file or gets it from the shared cache, without asking the hub."""
     if (folder / file.target).is_file():
         return True
-    found = cached(file, "main")
-    return found is not None and _is_cached(found[1], folder, report)
+    cached_copy = cached(file, "main")
+    return cached_copy is not None and _take_from_cache(cached_copy[1], folder, report)
 
 
-def _is_cached(one: Published, folder: Path, report: Report) -> bool:
+def _take_from_cache(published: Published, folder: Path, report: Report) -> bool:
     """Links or copies a file from the shared cache into the folder; returns False if the cache has no intact copy."""
-    found = cached(one.file, one.commit)
-    if found is None or (found[1].checksum, found[1].size) != (one.checksum, one.size):
+    cached_copy = cached(published.file, published.commit)
+    if cached_copy is None or (cached_copy[1].checksum, cached_copy[1].size) != (published.checksum, published.size):
         return False
     # Not the partial file's name: a resumed download would append to the link, and so to the file in the cache.
-    taken = _partial(one, folder).with_suffix(".taken")
-    taken.parent.mkdir(parents=True, exist_ok=True)
-    taken.unlink(missing_ok=True)
+    temporary = _partial(published, folder).with_suffix(".taken")
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    temporary.unlink(missing_ok=True)
     try:
         try:
-            os.link(found[0], taken)
+            os.link(cached_copy[0], temporary)
         except OSError:
-            check_space(folder, one.size)
-            shutil.copyfile(found[0], taken)
-        if not _is_right(taken, one, report):
+            check_space(folder, published.size)
+            shutil.copyfile(cached_copy[0], temporary)
+        if not _has_right_checksum(temporary, published, report):
             return False
-        _settle(one, taken, folder)
+        _move_into_place(published, temporary, folder)
     finally:
-        taken.unlink(missing_ok=True)
-    report(f"{one.file.target}: taken from {found[0]}")
+        temporary.unlink(missing_ok=True)
+    report(f"{published.file.target}: taken from {cached_copy[0]}")
     return True
 
 
-def _settle(one: Published, complete: Path, folder: Path) -> None:
+def _move_into_place(published: Published, complete: Path, folder: Path) -> None:
     """Moves a checked file to its final name, and records its checksum."""
-    path = folder / one.file.target
+    path = folder / published.file.target
     path.parent.mkdir(parents=True, exist_ok=True)
     os.replace(complete, path)
-    _record(one, folder)
-    _drop_partials(one, folder)
+    _record(published, folder)
+    _drop_partials(published, folder)
 
 
 def _report_precision(shards: Sequence[RemoteFile], folder: Path, report: Report) -> None:
-    stored = {tensor.dtype for shard in shards for tensor in open_safetensors(folder / shard.target).tensors.values()}
-    names = ", ".join(sorted(_PRECISIONS.get(dtype, dtype) for dtype in stored))
+    dtypes = {tensor.dtype for shard in shards for tensor in open_safetensors(folder / shard.target).tensors.values()}
+    names = ", ".join(sorted(_PRECISIONS.get(dtype, dtype) for dtype in dtypes))
     report(f"the text encoder is stored in {names}, as {shards[0].repository} has it; the export converts it")

@@ -31,7 +31,7 @@ _FP8 = "-fp8"
 _LAYOUT_FOLDERS = ("transformer", "vae", "text_encoder")
 _ARCHITECTURES: dict[NetworkName, tuple[str, ...]] = {"transformer": ("ltxv",), "text_encoder": ("t5", "t5encoder")}
 # Architectures that stable-diffusion.cpp and gguf-org's converter write for any network; tensor names decide instead.
-_SAYS_NOTHING = ("", "pig")
+_GENERIC_ARCHITECTURES = ("", "pig")
 
 
 @dataclass(frozen=True)
@@ -97,15 +97,15 @@ def find_sources(
         kind_of(weights)  # reports an unknown format before files missing beside it
     folder = weights if weights.is_dir() else weights.parent
     checkpoint = _checkpoint_in(version, weights) if weights.is_dir() else weights
-    named = _named_by(checkpoint)
-    if named is not None and named.name != version.name:
+    release = _release_by_file_name(checkpoint)
+    if release is not None and release.name != version.name:
         raise LtxError(
-            f"{checkpoint} has the file name of {named.name}, not of {version.name}",
+            f"{checkpoint} has the file name of {release.name}, not of {version.name}",
             "use the checkpoint's own version name",
         )
     if t5 is None:
-        absent = LtxError(f"no T5 encoder in {folder}", "name one with --t5", _command(version))
-        t5 = _only(folder, _T5_NAMES, absent, "--t5")
+        not_found = LtxError(f"no T5 encoder in {folder}", "name one with --t5", _command(version))
+        t5 = _required_match(folder, _T5_NAMES, not_found, "--t5")
     if tokenizer is None:
         tokenizer = _tokenizer_near(version, folder, t5)
     upscaler = upscaler or find_upscaler(version, folder, "spatial")
@@ -124,8 +124,8 @@ def has_checkpoint(version: Version, folder: Path) -> bool:
         LtxError: a folder that should hold a transformer cannot be read.
     """
     official, fp8 = _official_in(version, folder)
-    others = (fp8, folder / "transformer", *matching(folder, _TRANSFORMER_NAMES))
-    return official.is_file() or any(is_whole(path) for path in others)
+    candidates = (fp8, folder / "transformer", *matching(folder, _TRANSFORMER_NAMES))
+    return official.is_file() or any(is_whole(path) for path in candidates)
 
 
 def has_text_encoder(folder: Path) -> bool:
@@ -148,20 +148,20 @@ def _checkpoint_in(version: Version, folder: Path) -> Path:
             return path
     if (folder / "transformer").is_dir():
         return folder
-    place = folder.resolve()
-    if place.name in _LAYOUT_FOLDERS and (place.parent / "transformer").is_dir():
-        absent = LtxError(
+    resolved = folder.resolve()
+    if resolved.name in _LAYOUT_FOLDERS and (resolved.parent / "transformer").is_dir():
+        not_found = LtxError(
             f"{folder} is one network of a diffusers layout",
-            f"give --weights the folder above, {place.parent}, or a file",
+            f"give --weights the folder above, {resolved.parent}, or a file",
         )
     else:
         official = _official_in(version, folder)[0]
-        absent = LtxError(
+        not_found = LtxError(
             f"{official} not found, and no diffusers layout beside it",
             "give --weights the file itself if it has another name",
             _command(version),
         )
-    return _only(folder, _TRANSFORMER_NAMES, absent, "--weights")
+    return _required_match(folder, _TRANSFORMER_NAMES, not_found, "--weights")
 
 
 def _official_in(version: Version, folder: Path) -> tuple[Path, Path]:
@@ -170,7 +170,7 @@ def _official_in(version: Version, folder: Path) -> tuple[Path, Path]:
     return folder / official.name, folder / f"{official.stem}{_FP8}{official.suffix}"
 
 
-def _named_by(checkpoint: Path) -> Version | None:
+def _release_by_file_name(checkpoint: Path) -> Version | None:
     """Returns the release whose official file has this name, also with the suffix of an fp8 or GGUF quantization."""
     stem = checkpoint.stem
     stems = {stem, stem.removesuffix(_FP8)}
@@ -187,11 +187,11 @@ def _tokenizer_near(version: Version, folder: Path, t5: Path) -> Path:
     raise LtxError(f"no {' or '.join(_TOKENIZER_NAMES)} in {folder}", "name it with --tokenizer", _command(version))
 
 
-def _only(folder: Path, patterns: tuple[str, ...], absent: LtxError, option: str) -> Path:
-    found = only_match(folder, patterns, option)
-    if found is None:
-        raise absent
-    return found
+def _required_match(folder: Path, patterns: tuple[str, ...], not_found: LtxError, option: str) -> Path:
+    path = only_match(folder, patterns, option)
+    if path is None:
+        raise not_found
+    return path
 
 
 def _command(version: Version) -> str:
@@ -238,18 +238,18 @@ def _vae_path(sources: Sources, is_layout: bool) -> Path:
         raise LtxError(f"{sources.checkpoint / 'vae'} is missing", "download it too, or name a VAE with --vae")
     if is_layout:
         return sources.checkpoint / "vae"
-    absent = LtxError(
+    not_found = LtxError(
         f"{sources.checkpoint} holds no VAE, and there is none beside it", "name its file or folder with --vae"
     )
-    return _only(sources.checkpoint.parent, _VAE_NAMES, absent, "--vae")
+    return _required_match(sources.checkpoint.parent, _VAE_NAMES, not_found, "--vae")
 
 
 def _check_architecture(checkpoint: Checkpoint, part: NetworkName) -> None:
-    found = checkpoint.metadata.get("architecture") if kind_of(checkpoint.path) == ".gguf" else ""
-    if found not in (*_SAYS_NOTHING, *_ARCHITECTURES[part]):
-        wanted = " or ".join(_ARCHITECTURES[part])
+    architecture = checkpoint.metadata.get("architecture") if kind_of(checkpoint.path) == ".gguf" else ""
+    if architecture not in (*_GENERIC_ARCHITECTURES, *_ARCHITECTURES[part]):
+        expected = " or ".join(_ARCHITECTURES[part])
         raise LtxError(
-            f"{checkpoint.path} is a GGUF of architecture {found!r}, not {wanted}", f"give the {part}'s file"
+            f"{checkpoint.path} is a GGUF of architecture {architecture!r}, not {expected}", f"give the {part}'s file"
         )
 
 

@@ -80,7 +80,7 @@ def ask(file: RemoteFile) -> Published:
     """
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url  # noqa: PLC0415
 
-    answer = _persistently(lambda: get_hf_file_metadata(hf_hub_url(file.repository, file.name)), file)
+    answer = _with_retries(lambda: get_hf_file_metadata(hf_hub_url(file.repository, file.name)), file)
     if answer.commit_hash is None or answer.size is None or not _CHECKSUM.fullmatch(answer.etag or ""):
         raise LtxError(
             f"{constants.ENDPOINT} returned no size and checksum for {file.repository}/{file.name}, unlike a Hugging "
@@ -121,7 +121,7 @@ def fetch(published: Published, partial: Path) -> None:
             )
 
     try:
-        _persistently(attempt, file, grown=lambda: partial.stat().st_size if partial.exists() else 0)
+        _with_retries(attempt, file, bytes_received=lambda: partial.stat().st_size if partial.exists() else 0)
     except UnreachableError as error:
         raise LtxError(
             f"{error}; the partial download of {file.target} is kept", "run the command again to resume"
@@ -137,8 +137,8 @@ def cached(file: RemoteFile, commit: str) -> tuple[Path, Published] | None:
     from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415
 
     for revision in (commit, "main"):
-        found = try_to_load_from_cache(file.repository, file.name, revision=revision)
-        if isinstance(found, str) and (link := Path(found)).is_symlink():
+        cached_path = try_to_load_from_cache(file.repository, file.name, revision=revision)
+        if isinstance(cached_path, str) and (link := Path(cached_path)).is_symlink():
             snapshot = link.parents[file.name.count("/")]
             return link.resolve(), Published(file, snapshot.name, link.readlink().name, link.stat().st_size)
     return None
@@ -156,35 +156,36 @@ def checksum_like(path: Path, like: str) -> str:
     return digest.hexdigest()
 
 
-def _persistently(attempt: Callable[[], T], file: RemoteFile, grown: Callable[[], int] = lambda: 0) -> T:
+def _with_retries(attempt: Callable[[], T], file: RemoteFile, bytes_received: Callable[[], int] = lambda: 0) -> T:
     """Calls `attempt`, and retries it after temporary failures until several in a row have made no progress.
 
     Args:
         attempt: the function to call; its result is returned.
         file: the file that error messages name.
-        grown: returns the number of bytes received so far; more bytes than at the last failure count as progress.
+        bytes_received: returns the number of bytes received so far; more bytes than at the last failure count as
+            progress.
 
     Raises:
         LtxError: the failure is permanent; UnreachableError if it is temporary but the retries are used up.
     """
     from huggingface_hub.errors import HTTPError  # noqa: PLC0415  (that of the HTTP library which huggingface_hub uses)
 
-    failures, bytes_before = 0, grown()
+    failures, bytes_before = 0, bytes_received()
     while True:
         try:
             return attempt()
         except (HTTPError, OSError, ValueError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # an error of the disk, not of the network
-            bytes_now = grown()
+            bytes_now = bytes_received()
             failures = 1 if bytes_now > bytes_before else failures + 1
             bytes_before = bytes_now
-            if not _passes(error) or failures > len(_WAITS_S):
+            if not _is_temporary(error) or failures > len(_WAITS_S):
                 raise _refusal(error, file) from None
         time.sleep(_WAITS_S[failures - 1])
 
 
-def _passes(error: Exception) -> bool:
+def _is_temporary(error: Exception) -> bool:
     """Returns whether a retry may succeed: after a busy or failing server, a broken connection, or a truncated body."""
     from huggingface_hub.errors import HTTPError  # noqa: PLC0415
 
@@ -203,11 +204,11 @@ def _refusal(error: Exception, file: RemoteFile) -> LtxError:
     from huggingface_hub import constants, errors  # noqa: PLC0415
 
     page, status = f"{constants.ENDPOINT}/{file.repository}", _status_of(error)
-    said = f"status {status}" if status else " ".join(str(error).split()) or type(error).__name__
+    reason = f"status {status}" if status else " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, errors.OfflineModeIsEnabled):
         return UnreachableError("offline mode is on (HF_HUB_OFFLINE)")
-    if _passes(error):
-        return UnreachableError(f"{constants.ENDPOINT} cannot be reached or is busy ({said})")
+    if _is_temporary(error):
+        return UnreachableError(f"{constants.ENDPOINT} cannot be reached or is busy ({reason})")
     if isinstance(error, errors.GatedRepoError):
         return LtxError(f"{page} is gated", "accept its licence there, then set HF_TOKEN to a token of that account")
     if isinstance(error, errors.RepositoryNotFoundError):
@@ -217,5 +218,5 @@ def _refusal(error: Exception, file: RemoteFile) -> LtxError:
     if isinstance(error, errors.EntryNotFoundError):
         return LtxError(f"{page} has no file {file.name}", "check whether HF_ENDPOINT names a complete mirror")
     if status in (401, 403):
-        return LtxError(f"{page} refuses {file.name} ({said})", "set HF_TOKEN to a valid token that may read it")
-    return LtxError(f"cannot download {file.name} from {page}: {said}", "check HF_ENDPOINT and HF_TOKEN")
+        return LtxError(f"{page} refuses {file.name} ({reason})", "set HF_TOKEN to a valid token that may read it")
+    return LtxError(f"cannot download {file.name} from {page}: {reason}", "check HF_ENDPOINT and HF_TOKEN")

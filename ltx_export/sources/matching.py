@@ -24,7 +24,7 @@ def only_match(folder: Path, patterns: tuple[str, ...], option: str) -> Path | N
     Raises:
         LtxError: several paths match; the error names them and the option that chooses one.
     """
-    found = matching(folder, patterns)
-    if len(found) > 1:
-        raise LtxError(f"{folder} holds {', '.join(path.name for path in found)}", f"choose one with {option}")
-    return found[0] if found else None
+    paths = matching(folder, patterns)
+    if len(paths) > 1:
+        raise LtxError(f"{folder} holds {', '.join(path.name for path in paths)}", f"choose one with {option}")
+    return paths[0] if paths else None

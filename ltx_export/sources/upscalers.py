@@ -77,8 +77,8 @@ def open_upscaler(path: Path, variant: str) -> Upscaler:
     Raises:
         LtxError: the file is damaged, or holds no upscaler.
     """
-    inner = path / _FOLDER
-    checkpoint = open_weights(inner if inner.is_dir() else path, variant if path.is_dir() else "")
+    subfolder = path / _FOLDER
+    checkpoint = open_weights(subfolder if subfolder.is_dir() else path, variant if path.is_dir() else "")
     tensors = tensors_of(checkpoint, "upsampler")
     if checkpoint.config.keys() & _DEFAULTS:
         return Upscaler(path, tensors, {**_DEFAULTS, **checkpoint.config})

@@ -20,7 +20,7 @@ from ltx_export.weights.streaming import copy_file
 from ltx_runtime.errors import LtxError
 from ltx_runtime.progress import Progress
 
-_SHARED = "checkpoint"
+_SHARED_STEM = "checkpoint"
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def place_weights(
     """
     sources = _sources(parts)
     changes = {source.name: loras if source.name == "transformer" else () for source in sources}
-    spoilt = {
+    unusable_files = {
         file
         for source in sources
         if must_be_rewritten(source.tensors, store, changes[source.name])
@@ -69,21 +69,21 @@ def place_weights(
     }
     names: dict[Path, str] = {}
     placed: dict[str, Placed] = {}
-    shared = _shared(sources)
+    shared_files = _shared_files(sources)
     for source in sources:
-        if spoilt & set(source.files):
+        if unusable_files & set(source.files):
             placed[source.name] = _rewritten(source, folder, store, changes[source.name], progress)
         elif link:
             placed[source.name] = _linked(source)
         else:
-            kept = shared if set(shared) & set(source.files) else source.files
-            for file, name in _names_of(_SHARED if kept is shared else source.name, kept).items():
+            files = shared_files if set(shared_files) & set(source.files) else source.files
+            for file, name in _names_of(_SHARED_STEM if files is shared_files else source.name, files).items():
                 if file in source.files and file not in names:
                     names[file] = name
                     place_file(file, folder / name, progress)
             placed[source.name] = Placed(source.tensors, {file: names[file] for file in source.files}, folder)
     _refuse_namesakes([*placed.values()])
-    return [_own(placed[part.source], part) for part in parts]
+    return [_placed_part(placed[part.source], part) for part in parts]
 
 
 @dataclass(frozen=True)
@@ -108,10 +108,10 @@ def _sources(parts: Sequence[Part]) -> list[_Source]:
     return [_Source(name, tensors[name], tables[name]) for name in tensors]
 
 
-def _own(place: Placed, part: Part) -> Placed:
+def _placed_part(place: Placed, part: Part) -> Placed:
     """Returns the location of those weights of a source that belong to one network."""
     weights = {name: place.weights[name] for name in part.tensors}
-    files = {(one.codes if isinstance(one, BlockWeight) else one).file for one in weights.values()}
+    files = {(weight.codes if isinstance(weight, BlockWeight) else weight).file for weight in weights.values()}
     return replace(place, weights=weights, names={file: place.names[file] for file in place.names if file in files})
 
 
@@ -135,10 +135,10 @@ def _linked(source: _Source) -> Placed:
     return Placed(source.tensors, names, folder, linked=True)
 
 
-def _shared(sources: Sequence[_Source]) -> list[Path]:
+def _shared_files(sources: Sequence[_Source]) -> list[Path]:
     """Returns the files of all sources that share a file with another source."""
-    of = {source.name: set(source.files) for source in sources}
-    return sorted({file for a in of for b in of if a != b and of[a] & of[b] for file in of[a] | of[b]})
+    sets = {source.name: set(source.files) for source in sources}
+    return sorted({file for a in sets for b in sets if a != b and sets[a] & sets[b] for file in sets[a] | sets[b]})
 
 
 def _names_of(stem: str, files: Sequence[Path]) -> dict[Path, str]:

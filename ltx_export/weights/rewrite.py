@@ -22,7 +22,7 @@ from ltx_export.checkpoints.values import FLOAT_DTYPES, float32_of, rows_of, sto
 from ltx_export.weights.streaming import COPY_BYTES, Chunk, Entry, write_safetensors
 from ltx_runtime.progress import Progress, silent
 
-_LEAST_CODE = -128
+_MIN_CODE = -128
 # Replaces a scale of zero. Any positive value would do, because the codes of such a block are set to mean zero.
 _ANY_SCALE = np.float32(2.0**-14)
 
@@ -54,7 +54,7 @@ Weight = StoredTensor | BlockWeight
 def must_be_rewritten(tensors: Mapping[str, StoredTensor], store: str | None, loras: Sequence[Lora]) -> bool:
     """Returns whether any tensor's bytes cannot stay as they are."""
     return any(
-        tensor.dtype != (store or tensor.dtype) or tensor.dtype not in FLOAT_DTYPES or _changed(name, loras)
+        tensor.dtype != (store or tensor.dtype) or tensor.dtype not in FLOAT_DTYPES or _is_changed(name, loras)
         for name, tensor in tensors.items()
     )
 
@@ -87,7 +87,7 @@ def rewrite(
     layouts = {
         name: _layout(tensor, name in tables)
         for name, tensor in tensors.items()
-        if _is_matrix(name, tensor) and store is None and not _changed(name, loras)
+        if _is_matrix(name, tensor) and store is None and not _is_changed(name, loras)
     }
     groups = [
         _block_group(name, tensor, layouts[name], name in tables)
@@ -109,23 +109,23 @@ def _is_matrix(name: str, tensor: StoredTensor) -> bool:
     return tensor.dtype in BLOCK_FORMATS and len(tensor.shape) == 2 and name.endswith(".weight")
 
 
-def _changed(name: str, loras: Sequence[Lora]) -> bool:
+def _is_changed(name: str, loras: Sequence[Lora]) -> bool:
     return any(name in lora.pairs for lora in loras)
 
 
 def _float_group(
     name: str, tensor: StoredTensor, store: str | None, loras: Sequence[Lora]
 ) -> tuple[tuple[Entry, ...], Callable[[], Iterator[Chunk]]]:
-    dtype = store or _kept_dtype(tensor, _changed(name, loras))
+    dtype = store or _default_dtype(tensor, _is_changed(name, loras))
     entry = Entry(name, dtype, tensor.shape)
-    if _changed(name, loras):
+    if _is_changed(name, loras):
         return (entry,), lambda: _merged(name, tensor, dtype, loras)
     if dtype == tensor.dtype:
         return (entry,), lambda: _copied(tensor)
     return (entry,), lambda: _cast(name, tensor, dtype)
 
 
-def _kept_dtype(tensor: StoredTensor, is_changed: bool) -> str:
+def _default_dtype(tensor: StoredTensor, is_changed: bool) -> str:
     """Returns the dtype in which a tensor is stored if none is requested.
 
     BF16 for fp8, which is a cast of bf16 weights. F32 for block-quantized tensors, which it holds exactly, but BF16 for
@@ -166,10 +166,10 @@ def _layout(tensor: StoredTensor, is_table: bool) -> BlockFormat:
     A table's codes become float16, which every runtime can look up. With an odd number of rows, 4-bit codes become
     8-bit, because only pairs can be packed.
     """
-    given = BLOCK_FORMATS[tensor.dtype]
+    source_format = BLOCK_FORMATS[tensor.dtype]
     if is_table:
-        return replace(given, bits=16, offset=0)
-    return replace(given, bits=8) if tensor.shape[0] % 2 else given
+        return replace(source_format, bits=16, offset=0)
+    return replace(source_format, bits=8) if tensor.shape[0] % 2 else source_format
 
 
 def _block_group(
@@ -187,7 +187,7 @@ def _block_group(
     entries: tuple[Entry, ...] = (codes, Entry(f"{name}.scales", "F32", scales))
     if layout.has_minimums:
         entries += (Entry(f"{name}.minimums", "F32", scales),)
-    return entries, lambda: _table(tensor) if is_table else _turned(tensor, layout)
+    return entries, lambda: _table(tensor) if is_table else _transposed(tensor, layout)
 
 
 def _blocks_of(tensor: StoredTensor) -> Iterator[tuple[slice, Blocks]]:
@@ -198,30 +198,30 @@ def _blocks_of(tensor: StoredTensor) -> Iterator[tuple[slice, Blocks]]:
 
 
 def _table(tensor: StoredTensor) -> Iterator[Chunk]:
-    behind = []
+    scales_and_minimums = []
     for _, blocks in _blocks_of(tensor):
-        yield _raw((blocks.codes + np.int8(blocks.format.offset)).astype("<f2"))
-        behind.append((blocks.scales, blocks.minimums))
-    for parts in zip(*behind, strict=True):
-        yield from (_raw(part) for part in parts if part is not None)
+        yield _bytes_of((blocks.codes + np.int8(blocks.format.offset)).astype("<f2"))
+        scales_and_minimums.append((blocks.scales, blocks.minimums))
+    for parts in zip(*scales_and_minimums, strict=True):
+        yield from (_bytes_of(part) for part in parts if part is not None)
 
 
-def _turned(tensor: StoredTensor, layout: BlockFormat) -> Iterator[Chunk]:
+def _transposed(tensor: StoredTensor, layout: BlockFormat) -> Iterator[Chunk]:
     """Yields codes, scales and minimums transposed: with the summed axis first, runtimes fuse them into the product."""
     rows, columns = tensor.shape
     codes = np.empty((columns, rows), np.int8)
     scales = np.empty((columns // layout.block, rows), np.float32)
     minimums = np.empty_like(scales) if layout.has_minimums else None
-    for place, blocks in _blocks_of(tensor):
+    for row_slice, blocks in _blocks_of(tensor):
         if layout.bits == 8:
             _make_positive(blocks)
-        codes[:, place], scales[:, place] = blocks.codes.T, blocks.scales.T
+        codes[:, row_slice], scales[:, row_slice] = blocks.codes.T, blocks.scales.T
         if minimums is not None and blocks.minimums is not None:
-            minimums[:, place] = blocks.minimums.T
-    yield _raw(pack_int4(codes) if layout.bits == 4 else codes)
-    yield _raw(scales)
+            minimums[:, row_slice] = blocks.minimums.T
+    yield _bytes_of(pack_int4(codes) if layout.bits == 4 else codes)
+    yield _bytes_of(scales)
     if minimums is not None:
-        yield _raw(minimums)
+        yield _bytes_of(minimums)
 
 
 def _make_positive(blocks: Blocks) -> None:
@@ -233,15 +233,15 @@ def _make_positive(blocks: Blocks) -> None:
     empty = blocks.scales == 0
     codes[empty] = -blocks.format.offset
     blocks.scales[empty] = _ANY_SCALE
-    turned = blocks.scales < 0
-    if not turned.any():
+    negated = blocks.scales < 0
+    if not negated.any():
         return
-    turned &= codes.min(-1) > _LEAST_CODE
-    codes[turned] = -codes[turned] - np.int8(2 * blocks.format.offset)
-    blocks.scales[turned] *= -1
+    negated &= codes.min(-1) > _MIN_CODE
+    codes[negated] = -codes[negated] - np.int8(2 * blocks.format.offset)
+    blocks.scales[negated] *= -1
 
 
-def _raw(array: NDArray[Any]) -> Chunk:
+def _bytes_of(array: NDArray[Any]) -> Chunk:
     return array.reshape(-1).view(np.uint8).data
 
 

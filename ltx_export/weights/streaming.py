@@ -60,13 +60,13 @@ def write_safetensors(
     entries = [entry for group, _ in groups for entry in group]
     ends = list(accumulate(entry.length for entry in entries))
     raw = _header(entries, ends, metadata)
-    shown = progress(path.name, ends[-1] if ends else 0)
+    bar = progress(path.name, ends[-1] if ends else 0)
     with explaining(f"write {path}"), written_whole(path) as temporary:
         check_space(path.parent, sum(entry.length for group, chunks in groups if chunks for entry in group))
-        with temporary.open("wb") as file, shown as done:
+        with temporary.open("wb") as file, bar as advance:
             file.write(raw)
             for group, chunks in groups:
-                _write_group(file, group, chunks, done)
+                _write_group(file, group, chunks, advance)
     return {
         entry.name: StoredTensor(path, len(raw) + end - entry.length, entry.length, entry.dtype, entry.shape)
         for entry, end in zip(entries, ends, strict=True)
@@ -85,17 +85,17 @@ def _header(entries: Sequence[Entry], ends: Sequence[int], metadata: Mapping[str
 
 
 def _write_group(
-    file: BinaryIO, group: Sequence[Entry], chunks: Callable[[], Iterable[Chunk]] | None, done: Callable[[int], None]
+    file: BinaryIO, group: Sequence[Entry], chunks: Callable[[], Iterable[Chunk]] | None, advance: Callable[[int], None]
 ) -> None:
-    due = sum(entry.length for entry in group)
+    size = sum(entry.length for entry in group)
     if chunks is None:
-        file.truncate(file.seek(due, os.SEEK_CUR))
+        file.truncate(file.seek(size, os.SEEK_CUR))
         return
     written = 0
     for chunk in chunks():
         written += file.write(chunk)
-        done(len(chunk))
-    assert written == due, f"{group[0].name}: {written} bytes of {due}"
+        advance(len(chunk))
+    assert written == size, f"{group[0].name}: {written} bytes of {size}"
 
 
 def copy_file(source: Path, target: Path, progress: Progress = silent) -> None:
@@ -106,8 +106,8 @@ def copy_file(source: Path, target: Path, progress: Progress = silent) -> None:
     """
     size = source.stat().st_size
     check_space(target.parent, size)
-    shown = progress(target.name, size)
-    with explaining(f"write {target}"), source.open("rb") as read, target.open("wb") as write, shown as done:
-        while chunk := read.read(COPY_BYTES):
-            write.write(chunk)
-            done(len(chunk))
+    bar = progress(target.name, size)
+    with explaining(f"write {target}"), source.open("rb") as reader, target.open("wb") as writer, bar as advance:
+        while chunk := reader.read(COPY_BYTES):
+            writer.write(chunk)
+            advance(len(chunk))
