@@ -32,8 +32,9 @@ from ltx_runtime.sessions.pool import SessionPool
 from ltx_runtime.spec.components import ComponentName
 from ltx_runtime.spec.geometry import Grid, latents_of
 from ltx_runtime.spec.versions import Version
-from ltx_runtime.text.embeddings import Text, read_text, write_text
-from ltx_runtime.text.encode import encode_prompt
+from ltx_runtime.text.cache import EmbeddingsCache
+from ltx_runtime.text.embeddings import Text, read_text, text_of, write_text
+from ltx_runtime.text.encode import encode_prompts
 from ltx_runtime.text.tokenizer import Tokenizer
 from ltx_runtime.vae.decode import decode, decode_pixels, ready_to_decode
 from ltx_runtime.vae.encode import Posterior, encode_media
@@ -231,12 +232,39 @@ def _text(road: Road, planned: Plan) -> Text:
         for prompt in filter(None, (request.prompt, negative)):
             if (tokens := tokenizer.count(prompt)) > most:
                 road.note(f"the prompt {prompt[:30]!r}... has {tokens} tokens; the model sees the first {most}")
-        with road.stage(TEXT, 1, "text_encoder") as (session, done):
-            text = encode_prompt(session, tokenizer, request.prompt, negative)
-            done()
+        prompts = [request.prompt] if negative is None else [request.prompt, negative]
+        text = text_of(_embeddings(road, [tokenizer.tokens(prompt) for prompt in prompts]))
     if options.save_embeddings is not None:
         write_text(options.save_embeddings, text)
     return text
+
+
+def _embeddings(road: Road, prompts: list[list[int]]) -> list[Floats]:
+    """Returns the embeddings of prompts, given their token ids; loads the text encoder only for those not cached."""
+    cache = EmbeddingsCache(_encoder_of(road)) if road.options.cache else None
+    embeddings = [None if cache is None else cache.read(prompt) for prompt in prompts]
+    missing = [prompt for prompt, row in zip(prompts, embeddings, strict=True) if row is None]
+    if not missing:
+        with road.progress(TEXT, 1) as advance:
+            advance(1)
+        road.seconds[TEXT] = 0.0
+        return [row for row in embeddings if row is not None]
+    with road.stage(TEXT, 1, "text_encoder") as (session, done):
+        encoded = encode_prompts(session, missing)
+        done()
+    if cache is not None and _encoder_of(road) == cache.encoder:  # otherwise another backend had to take over
+        for prompt, row in zip(missing, encoded, strict=True):
+            cache.write(prompt, row)
+    rest = iter(encoded)
+    return [next(rest) if row is None else row for row in embeddings]
+
+
+def _encoder_of(road: Road) -> str:
+    """Identifies what encodes the prompts: the backend, and the checksums of the graph and its weights."""
+    found, entry = road.chosen.found["text_encoder"], road.engines.component("text_encoder")
+    names = (*entry.weights, *filter(None, [entry.graphs.get(found.precision)]))
+    checksums = [road.engines.manifest.files[name].checksum for name in names if name in road.engines.manifest.files]
+    return repr((found.backend, found.precision, checksums))
 
 
 def _encoded(road: Road, planned: Plan, media: Media) -> list[Encoded]:

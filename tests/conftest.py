@@ -24,6 +24,12 @@ def pytest_unconfigure():
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.fixture(autouse=True)
+def no_cache(monkeypatch):
+    """Keeps runs from the cache of embeddings in the user's home; a test that wants one names a folder."""
+    monkeypatch.setenv("LTX_CACHE", "")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def signals_are_heard():
     """Restores SIGINT and SIGHUP, which tests send: a background job ignores the first, `nohup` the second."""

@@ -157,6 +157,9 @@ class Arguments:
     )
 
     embeddings_file: Annotated[Path | None, _expert(_FILES, "Read the encoded prompts from this file.")] = None
+    cache: Annotated[
+        bool, _expert(_FILES, "Use prompts that were encoded before, and keep new ones.", "--cache/--no-cache")
+    ] = True
     save_embeddings: Annotated[Path | None, _expert(_FILES, "Save the encoded prompts to this file.")] = None
     latents: Annotated[Path | None, _expert(_FILES, "Only decode a file that --save-latents wrote.")] = None
     save_latents: Annotated[

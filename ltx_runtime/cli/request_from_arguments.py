@@ -85,7 +85,7 @@ def run_options_of(typed: Arguments) -> dict[str, Any]:
     """Returns the options of a single run, by the names of the fields of RunOptions."""
     renamed = {"tiled": "vae_tiling", "embeddings": "embeddings_file", "noise": "noise_file"}
     renamed |= {"initial_latents": "initial_latents_file"}
-    same = ("rng", "low_memory", "crf", "sample_posterior", "save_embeddings", "save_latents", "save_noise")
+    same = ("rng", "low_memory", "crf", "sample_posterior", "cache", "save_embeddings", "save_latents", "save_noise")
     return {name: getattr(typed, option) for name, option in (renamed | dict(zip(same, same, strict=True))).items()}
 
 

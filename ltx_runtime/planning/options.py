@@ -39,6 +39,7 @@ class RunOptions:
         crf: constant rate factor of the H.264 compression that makes images and clips resemble the model's training
             data; 0 for no compression.
         sample_posterior: sample the latents of images and clips from the VAE's posterior instead of using its mean.
+        cache: whether embeddings of prompts are read from, and kept in, the cache on disk; see text.cache.
         embeddings, initial_latents, noise: files to read these from instead of computing them.
         save_embeddings, save_latents, save_noise: files to save them to.
     """
@@ -52,6 +53,7 @@ class RunOptions:
     tiled: bool = False
     crf: int = CRF
     sample_posterior: bool = False
+    cache: bool = True
     embeddings: Path | None = None
     initial_latents: Path | None = None
     noise: Path | None = None

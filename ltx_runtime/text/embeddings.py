@@ -5,6 +5,7 @@ This module knows nothing about T5.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,16 @@ class Text:
     mask: NDArray[np.int64]
     negative_embeddings: NDArray[np.float32] | None = None
     negative_mask: NDArray[np.int64] | None = None
+
+
+def text_of(embeddings: Sequence[NDArray[np.float32]]) -> Text:
+    """Returns the text of a prompt and, if there are two embeddings (T, C), of its negative prompt.
+
+    Both are padded with zeros to the longer one.
+    """
+    length = max(map(len, embeddings))
+    pairs = [_lengthened(row[None], np.ones((1, len(row)), np.int64), length) for row in embeddings]
+    return Text(*pairs[0]) if len(pairs) == 1 else Text(*pairs[0], *pairs[1])
 
 
 def read_text(path: Path, channels: int, *, negative: bool) -> Text:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
 from ltx_runtime.sessions import Session
-from ltx_runtime.text.embeddings import Text
-from ltx_runtime.text.tokenizer import Tokenizer
+from ltx_runtime.text.tokenizer import padded
+
+Floats = NDArray[np.float32]
 
 
-def encode_prompt(session: Session, tokenizer: Tokenizer, prompt: str, negative_prompt: str | None) -> Text:
-    """Returns the embeddings of one prompt and, unless None, its negative prompt, both padded to the longer one."""
-    ids, mask = tokenizer.encode([prompt] if negative_prompt is None else [prompt, negative_prompt])
+def encode_prompts(session: Session, prompts: Sequence[Sequence[int]]) -> list[Floats]:
+    """Returns the embeddings (T, C) float32 of each prompt, given the T token ids of each, computed in one batch."""
+    ids, mask = padded(prompts)
     embeddings = session.run({"ids": ids, "mask": mask})["text"]
-    if negative_prompt is None:
-        return Text(embeddings, mask)
-    return Text(embeddings[:1], mask[:1], embeddings[1:], mask[1:])
+    return [np.asarray(row[: len(prompt)]) for row, prompt in zip(embeddings, prompts, strict=True)]

@@ -35,21 +35,6 @@ class Tokenizer:
                 f"{model_file} is not T5's SentencePiece model", "export the version with T5's SentencePiece model"
             )
 
-    def encode(self, prompts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Returns token ids and attention mask, both (B, T) int64; T is the length of the longest prompt with `</s>`.
-
-        Prompts are stripped, and those longer than `max_tokens` are truncated so that `</s>` stays the last token.
-        Because of the mask, more padding would not change the embeddings of the valid tokens.
-        """
-        rows = [self._ids(prompt) for prompt in prompts]
-        length = max(len(row) for row in rows)
-        ids = np.full((len(rows), length), PAD_ID, np.int64)
-        mask = np.zeros((len(rows), length), np.int64)
-        for i, row in enumerate(rows):
-            ids[i, : len(row)] = row
-            mask[i, : len(row)] = 1
-        return ids, mask
-
     @property
     def pieces(self) -> int:
         """Size of the vocabulary."""
@@ -59,6 +44,28 @@ class Tokenizer:
         """Returns the number of tokens of a prompt with `</s>`, before truncation."""
         return len(self._pieces.encode(prompt.strip())) + 1
 
-    def _ids(self, prompt: str) -> list[int]:
+    def encode(self, prompts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Returns token ids and attention mask of prompts, both (B, T) int64, see `padded`."""
+        return padded([self.tokens(prompt) for prompt in prompts])
+
+    def tokens(self, prompt: str) -> list[int]:
+        """Returns the token ids of a prompt, the last of which is `</s>`.
+
+        The prompt is stripped, and truncated to `max_tokens` tokens.
+        """
         pieces: list[int] = self._pieces.encode(prompt.strip())
         return [*pieces[: self._max_tokens - 1], END_ID]
+
+
+def padded(prompts: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Returns token ids and attention mask of several prompts, both (B, T) int64; T is the length of the longest one.
+
+    Because of the mask, more padding would not change the embeddings of the valid tokens.
+    """
+    length = max(map(len, prompts))
+    ids = np.full((len(prompts), length), PAD_ID, np.int64)
+    mask = np.zeros((len(prompts), length), np.int64)
+    for row, prompt in enumerate(prompts):
+        ids[row, : len(prompt)] = prompt
+        mask[row, : len(prompt)] = 1
+    return ids, mask

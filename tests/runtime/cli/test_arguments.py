@@ -55,6 +55,7 @@ TYPED: dict[str, tuple[list[str], object]] = {
     "vae_tiling": (["--vae-tiling"], True),
     "vae_slicing": (["--vae-slicing"], True),
     "embeddings_file": (["--embeddings-file", "e.safetensors"], Path("e.safetensors")),
+    "cache": (["--no-cache"], False),
     "save_embeddings": (["--save-embeddings", "e.safetensors"], Path("e.safetensors")),
     "latents": (["--latents", "l.safetensors"], Path("l.safetensors")),
     "save_latents": (["--save-latents", "l.safetensors"], Path("l.safetensors")),

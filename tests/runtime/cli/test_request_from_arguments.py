@@ -62,6 +62,7 @@ OF_OPTIONS: dict[str, tuple[object, str, object]] = {
     "memory": (2.5, "memory_bytes", 2_500_000_000),
     "vae_tiling": (True, "tiled", True),
     "embeddings_file": (FILE, "embeddings", FILE),
+    "cache": (False, "cache", False),
     "save_embeddings": (FILE, "save_embeddings", FILE),
     "save_latents": (FILE, "save_latents", FILE),
     "backend": ("fake", "backend", "fake"),

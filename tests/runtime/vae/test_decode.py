@@ -11,7 +11,8 @@ from fakes.stages import decode as in_cells
 from ltx_runtime.errors import LtxError
 from ltx_runtime.noise.noise import SeededNoise
 from ltx_runtime.spec.components import temporal_upsampler, text_encoder, upsampler, vae_decoder, vae_encoder
-from ltx_runtime.text.encode import encode_prompt
+from ltx_runtime.text.embeddings import text_of
+from ltx_runtime.text.encode import encode_prompts
 from ltx_runtime.text.tokenizer import Tokenizer
 from ltx_runtime.vae.decode import decode, ready_to_decode
 from ltx_runtime.vae.encode import Posterior, encode_media
@@ -51,24 +52,25 @@ def ids_as_text(feeds):
     return {"text": np.repeat(feeds["ids"][..., None], TEXT_CHANNELS, 2).astype(np.float32)}
 
 
-def test_a_prompt_and_its_negative_one_are_encoded_together_and_keep_their_masks(spiece):
+def test_prompts_are_encoded_in_one_batch_to_rows_of_their_own_length(spiece):
     session, tokenizer = session_of(text_encoder(TEXT_CHANNELS), ids_as_text), Tokenizer(spiece, 256)
-    text = encode_prompt(session, tokenizer, "a cat walks on wet grass", "blurry")
+    prompts = [tokenizer.tokens(prompt) for prompt in ("a cat walks on wet grass", "blurry")]
+    rows = encode_prompts(session, prompts)
     (feeds,) = session.runner.fed
     ids, mask = tokenizer.encode(["a cat walks on wet grass", "blurry"])
     np.testing.assert_array_equal(feeds["ids"], ids)
-    np.testing.assert_array_equal(text.embeddings[..., 0], ids[:1])
-    np.testing.assert_array_equal(text.negative_embeddings[..., 0], ids[1:])
-    np.testing.assert_array_equal(text.mask, mask[:1], strict=True)
-    np.testing.assert_array_equal(text.negative_mask, mask[1:], strict=True)
-    assert text.mask.sum() == mask.shape[1] > text.negative_mask.sum()
+    np.testing.assert_array_equal(feeds["mask"], mask)
+    assert [row[:, 0].tolist() for row in rows] == prompts
 
 
-def test_a_prompt_without_a_negative_one_is_encoded_alone_but_an_empty_one_is_one(spiece):
-    session, tokenizer = session_of(text_encoder(TEXT_CHANNELS), ids_as_text), Tokenizer(spiece, 256)
-    assert encode_prompt(session, tokenizer, "a cat", None).negative_embeddings is None
-    assert encode_prompt(session, tokenizer, "a cat", "").negative_mask.sum() == 1
-    assert [len(fed["ids"]) for fed in session.runner.fed] == [1, 2]
+def test_a_prompt_and_its_negative_one_are_padded_to_the_longer_and_keep_their_masks():
+    long, short = np.ones((5, TEXT_CHANNELS), np.float32), np.full((2, TEXT_CHANNELS), 3, np.float32)
+    text = text_of([long, short])
+    np.testing.assert_array_equal(text.embeddings[0], long)
+    np.testing.assert_array_equal(text.negative_embeddings[0], np.pad(short, ((0, 3), (0, 0))))
+    assert (text.mask.tolist(), text.negative_mask.tolist()) == ([[1] * 5], [[1, 1, 0, 0, 0]])
+    alone = text_of([short])
+    assert alone.mask.tolist() == [[1, 1]] and alone.negative_embeddings is None
 
 
 # --- media and upsampling -------------------------------------------------------------------------
