@@ -97,7 +97,7 @@ def decode_options_of(typed: Arguments) -> dict[str, Any]:
     """
     for field in fields(Arguments):
         if field.name not in _FOR_LATENTS and getattr(typed, field.name) != field.default:
-            option = f"--{field.name.replace('_', '-')}" if field.name != "words" else "the prompt"
+            option = "the prompt" if field.name == "prompt" else f"--{field.name.replace('_', '-')}"
             raise LtxError(f"{option} has no effect on saved latents, which are only decoded", "leave it out")
     names = {"rng": "rng", "noise": "noise_file", "tiled": "vae_tiling", "save_noise": "save_noise"}
     return {name: getattr(typed, option) for name, option in names.items()}

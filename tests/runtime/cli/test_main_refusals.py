@@ -282,7 +282,8 @@ def test_numbers_that_are_not_finite_are_refused_by_every_option_that_reads_a_fi
 )
 def test_options_that_saved_latents_make_meaningless_are_refused_instead_of_ignored(refused, engines, option, value):
     engines(SINGLE)
-    assert f"{option} has no effect on saved latents" in refused("--latents", "some.safetensors", option, value)
+    named = "the prompt" if option == "--prompt" else option
+    assert f"{named} has no effect on saved latents" in refused("--latents", "some.safetensors", option, value)
 
 
 def test_latents_of_another_version_are_refused(refused, run, engines, tmp_path, diary):
