@@ -66,11 +66,12 @@ def _skip_mask(shape: tuple[int, ...]) -> Array:
 
 
 def relative_l2(actual: Array, expected: Array) -> float:
-    """Returns |actual - expected| / |expected|: 0 if the arrays are equal, infinity if a difference is not finite."""
+    """Returns |actual - expected| / |expected|: 0 for equal arrays; infinite if only `expected` is zero, or on NaN."""
     difference = float(np.linalg.norm((actual - expected).astype(np.float64)))
-    if not np.isfinite(difference):
+    size = float(np.linalg.norm(expected.astype(np.float64)))
+    if not np.isfinite(difference) or (difference and not size):
         return float("inf")
-    return difference / float(np.linalg.norm(expected.astype(np.float64))) if difference else 0.0
+    return difference / size if difference else 0.0
 
 
 def run_graph(graph: Path, weights: Path, component: Component, requests: Sequence[Feeds]) -> list[Array]:

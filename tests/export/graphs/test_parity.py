@@ -56,6 +56,7 @@ EVERY_SIZE = pytest.mark.parametrize("sizes", SIZES, ids=["one_timestep", "times
         ([6, 8], [3, 4], 1),
         ([3, 4.5], [3, 4], 0.1),
         ([1, 1, 1, 2], [1, 1, 1, 1], 0.5),
+        ([0, 1e-9], [0, 0], np.inf),
     ],
 )
 def test_the_error_is_the_length_of_the_difference_by_the_length_of_what_is_expected(actual, expected, error):
