@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from ltx_runtime.errors import LtxError
 
@@ -39,18 +40,30 @@ def locked(lock: Path, writer: str) -> Iterator[None]:
     Raises:
         LtxError: another process holds the lock.
     """
+    try:
+        held = acquired_lock(lock, _WAIT_S)
+    except TimeoutError:
+        raise LtxError(f"another {writer} (it holds {lock})", "wait until it has ended") from None
+    try:
+        yield
+    finally:
+        _remove(lock)
+        held.release()
+
+
+def acquired_lock(lock: Path, wait_s: float) -> Any:
+    """Acquires a lock file and returns it, to be released; its folder must exist.
+
+    Raises:
+        TimeoutError: another process holds the lock for longer than `wait_s`.
+        OSError: the folder cannot be written to.
+    """
     from filelock import FileLock, SoftFileLock  # noqa: PLC0415  (installed with the extras that write engines)
 
-    with ExitStack() as stack:
-        try:
-            try:
-                stack.enter_context(FileLock(lock, timeout=_WAIT_S))
-            except NotImplementedError:  # network file systems without locks
-                stack.enter_context(SoftFileLock(lock, timeout=_WAIT_S))
-        except TimeoutError:
-            raise LtxError(f"another {writer} (it holds {lock})", "wait until it has ended") from None
-        stack.callback(_remove, lock)
-        yield
+    try:
+        return FileLock(lock, timeout=wait_s).acquire().lock
+    except NotImplementedError:  # filelock's word for a network file system without locks; the file itself must do
+        return SoftFileLock(lock, timeout=wait_s).acquire().lock
 
 
 def _remove(lock: Path) -> None:

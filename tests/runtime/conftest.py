@@ -12,6 +12,7 @@ from fakes.stages import Diary, Stage, engines_of
 from stand_ins.cuda import cudart_of
 from stand_ins.gpu_machine import Machine
 
+from ltx_runtime import VERSIONS, Pipeline
 from ltx_runtime.folder.manifest import describe_files, write_manifest
 from ltx_runtime.sessions import BACKENDS, Backend, graph_found
 from ltx_runtime.sessions.cuda import gpu
@@ -53,6 +54,13 @@ def diary(monkeypatch):
     monkeypatch.setitem(sys.modules, "fake_stages", module)
     monkeypatch.setitem(BACKENDS, "fake", Backend("fake_stages", "fake"))
     return notes
+
+
+@pytest.fixture
+def pipe(spiece, diary):
+    """A pipeline of the demo version on the fake stages."""
+    with Pipeline(engines_of(VERSIONS["demo"], spiece), backend="fake") as pipe:
+        yield pipe
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from fakes.requests import ROAD, SMALL
 from fakes.runs import make
 from fakes.stages import Stage, engines_of
 
@@ -17,14 +18,6 @@ from ltx_runtime.sessions.pool import SessionPool
 from ltx_runtime.spec.versions import VERSIONS
 
 DEMO = VERSIONS["demo"]
-SMALL = {"height": 64, "width": 96, "num_frames": 9, "seed": 7}
-ROAD = ["text_encoder", "transformer", "upsampler", "transformer", "vae_decoder"]
-
-
-@pytest.fixture
-def pipe(spiece, diary):
-    with Pipeline(engines_of(DEMO, spiece), backend="fake") as pipe:
-        yield pipe
 
 
 def test_a_second_video_opens_nothing_where_networks_are_kept(spiece, diary):

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from fakes.requests import ROAD, SMALL
 from fakes.runs import make
 from fakes.stages import engines_of
 from PIL import Image
@@ -16,14 +17,6 @@ from ltx_runtime.spec.versions import VERSIONS
 from ltx_runtime.vae.preview import pictures_of
 
 DEMO, SINGLE = VERSIONS["demo"], VERSIONS["0.9.5"]
-SMALL = {"height": 64, "width": 96, "num_frames": 9, "seed": 7}
-ROAD = ["text_encoder", "transformer", "upsampler", "transformer", "vae_decoder"]
-
-
-@pytest.fixture
-def pipe(spiece, diary):
-    with Pipeline(engines_of(DEMO, spiece), backend="fake") as pipe:
-        yield pipe
 
 
 def test_the_public_names_are_there():

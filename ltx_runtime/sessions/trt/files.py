@@ -12,26 +12,17 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from ltx_runtime.files import acquired_lock
+
 _WAIT_S = 600.0  # refitting a large engine takes less
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Holds a lock inside the block so that no other process makes the same file, or no lock if none can be had."""
-    from filelock import FileLock, SoftFileLock  # noqa: PLC0415  (installed with the extras that need it)
-
-    lock_path = path.with_name(f".{path.name}.lock")
     lock: Any = None
-    for kind in (FileLock, SoftFileLock):
-        try:
-            lock = kind(lock_path, timeout=_WAIT_S)
-            lock.acquire()
-            break
-        except NotImplementedError:  # network file systems without locks
-            lock = None
-        except OSError:  # a read-only folder, or another process holds the lock for too long
-            lock = None
-            break
+    with suppress(OSError):  # a read-only folder, or another process holds the lock for too long
+        lock = acquired_lock(path.with_name(f".{path.name}.lock"), _WAIT_S)
     try:
         yield
     finally:

@@ -2,19 +2,13 @@
 
 import numpy as np
 import pytest
+from fakes.requests import SMALL
 from fakes.stages import engines_of
 
 from ltx_runtime import Condition, Pipeline
 from ltx_runtime.spec.versions import VERSIONS
 
-SMALL = {"height": 64, "width": 96, "num_frames": 9, "seed": 7}
 PICTURE = np.zeros((64, 96, 3), np.uint8)
-
-
-@pytest.fixture
-def pipe(spiece, diary):
-    with Pipeline(engines_of(VERSIONS["demo"], spiece), backend="fake") as pipe:
-        yield pipe
 
 
 @pytest.mark.parametrize(
