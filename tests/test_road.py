@@ -9,6 +9,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from fakes.requests import encoded
 from oracles.networks import distance
 from oracles.sampling import decode, sample
 from oracles.torch_networks import networks_of
@@ -96,7 +97,7 @@ def test_latents_and_frames_are_those_of_the_same_sampling_in_torch(exported, lt
     networks = networks_of(release)
     tokenizer = Tokenizer(release.folder / release.manifest.tokenizer, release.version.text_tokens)
     prompts = [PROMPT, NEGATIVE] if release.version.passes[0].guidance[0].uses_cfg else [PROMPT]
-    ids, mask = map(torch.from_numpy, tokenizer.encode(prompts))
+    ids, mask = map(torch.from_numpy, encoded(tokenizer, prompts))
     expected = sample(release, networks, ids, mask, SIZE, FPS, mode, steps=STEPS, seed=SEED)
 
     kept = tmp_path / "latents.safetensors"

@@ -44,10 +44,6 @@ class Tokenizer:
         """Returns the number of tokens of a prompt with `</s>`, before truncation."""
         return len(self._pieces.encode(prompt.strip())) + 1
 
-    def encode(self, prompts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Returns token ids and attention mask of prompts, both (B, T) int64, see `padded`."""
-        return padded([self.tokens(prompt) for prompt in prompts])
-
     def tokens(self, prompt: str) -> list[int]:
         """Returns the token ids of a prompt, the last of which is `</s>`.
 

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from fakes.requests import encoded
 from oracles.networks import transformers_t5
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -122,7 +123,7 @@ def test_the_tokenizer_knows_t5s_special_ids_and_encodes_anything_within_the_voc
         version = VERSIONS[name] if name == "demo" else tiny(name)
         write_random_weights(version, tmp_path / name)
         prompts = ["a cat walks", NEGATIVE_PROMPT, "Ünïcödé 漢字 🦊 \t !", ""]
-        ids, mask = Tokenizer(tmp_path / name / TOKENIZER_FILE, 256).encode(prompts)
+        ids, mask = encoded(Tokenizer(tmp_path / name / TOKENIZER_FILE, 256), prompts)
         assert ids.max() < version.text_encoder.vocabulary
         assert [row[kept - 1] for row, kept in zip(ids, mask.sum(1), strict=True)] == [END_ID] * len(prompts)
         assert (ids[mask == 0] == PAD_ID).all()

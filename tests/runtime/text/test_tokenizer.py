@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import sentencepiece
+from fakes.requests import encoded
 
 from ltx_runtime.errors import LtxError
 from ltx_runtime.text.tokenizer import END_ID, PAD_ID, Tokenizer
@@ -21,7 +22,7 @@ def test_the_special_ids_are_those_of_t5():
 
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_a_prompt_becomes_its_pieces_and_the_end(tokenizer, spiece, prompt):
-    ids, mask = tokenizer.encode([prompt])
+    ids, mask = encoded(tokenizer, [prompt])
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(spiece)).encode(prompt)
     assert (ids.dtype, mask.dtype) == (np.int64, np.int64)
     assert ids.tolist() == [[*pieces, 1]]
@@ -30,26 +31,26 @@ def test_a_prompt_becomes_its_pieces_and_the_end(tokenizer, spiece, prompt):
 
 @pytest.mark.parametrize("prompt", [prompt for prompt in PROMPTS if prompt])
 def test_pieces_spell_the_prompt_again(tokenizer, spiece, prompt):
-    ids, _ = tokenizer.encode([prompt])
+    ids, _ = encoded(tokenizer, [prompt])
     assert sentencepiece.SentencePieceProcessor(model_file=str(spiece)).decode(ids[0, :-1].tolist()) == prompt
 
 
 def test_an_empty_prompt_is_the_end_alone(tokenizer):
     for prompt in ("", "   ", "\n"):
-        ids, mask = tokenizer.encode([prompt])
+        ids, mask = encoded(tokenizer, [prompt])
         assert (ids.tolist(), mask.tolist()) == ([[1]], [[1]])
 
 
 def test_space_around_a_prompt_changes_nothing(tokenizer):
-    np.testing.assert_array_equal(tokenizer.encode(["  a cat walks\n"])[0], tokenizer.encode(["a cat walks"])[0])
+    np.testing.assert_array_equal(encoded(tokenizer, ["  a cat walks\n"])[0], encoded(tokenizer, ["a cat walks"])[0])
 
 
 def test_prompts_are_padded_to_the_longest_with_id_0_outside_the_mask(tokenizer):
-    ids, mask = tokenizer.encode(PROMPTS)
+    ids, mask = encoded(tokenizer, PROMPTS)
     assert ids.shape == mask.shape == (len(PROMPTS), max(tokenizer.count(prompt) for prompt in PROMPTS))
     assert (ids[mask == 0] == 0).all()
     for row, row_mask, prompt in zip(ids, mask, PROMPTS, strict=True):
-        alone, _ = tokenizer.encode([prompt])
+        alone, _ = encoded(tokenizer, [prompt])
         length = row_mask.sum()
         assert row_mask.tolist() == [1] * length + [0] * (len(row) - length)
         assert row[:length].tolist() == alone[0].tolist()
@@ -58,20 +59,20 @@ def test_prompts_are_padded_to_the_longest_with_id_0_outside_the_mask(tokenizer)
 @pytest.mark.parametrize("max_tokens", [1, 2, 5])
 def test_a_long_prompt_is_cut_so_that_the_end_stays_last(spiece, max_tokens):
     prompt = PROMPTS[2]
-    whole, _ = Tokenizer(spiece, 256).encode([prompt])
-    ids, mask = Tokenizer(spiece, max_tokens).encode([prompt])
+    whole, _ = encoded(Tokenizer(spiece, 256), [prompt])
+    ids, mask = encoded(Tokenizer(spiece, max_tokens), [prompt])
     assert ids.tolist() == [[*whole[0, : max_tokens - 1], 1]]
     assert mask.tolist() == [[1] * max_tokens]
 
 
 def test_a_prompt_of_exactly_the_limit_is_not_cut(spiece, tokenizer):
-    ids, _ = tokenizer.encode(["a cat walks"])
-    np.testing.assert_array_equal(Tokenizer(spiece, ids.shape[1]).encode(["a cat walks"])[0], ids)
+    ids, _ = encoded(tokenizer, ["a cat walks"])
+    np.testing.assert_array_equal(encoded(Tokenizer(spiece, ids.shape[1]), ["a cat walks"])[0], ids)
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_a_count_tells_the_length_before_cutting(spiece, tokenizer, prompt):
-    assert Tokenizer(spiece, 2).count(prompt) == tokenizer.encode([prompt])[0].shape[1]
+    assert Tokenizer(spiece, 2).count(prompt) == encoded(tokenizer, [prompt])[0].shape[1]
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no model", bytes(1000)], ids=["missing", "empty", "text", "zeros"])

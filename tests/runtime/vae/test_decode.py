@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from fakes.requests import encoded
 from fakes.sessions import session_of
 from fakes.stages import CHANNELS, TEXT_CHANNELS, posterior
 from fakes.stages import decode as in_cells
@@ -57,7 +58,7 @@ def test_prompts_are_encoded_in_one_batch_to_rows_of_their_own_length(spiece):
     prompts = [tokenizer.tokens(prompt) for prompt in ("a cat walks on wet grass", "blurry")]
     rows = encode_prompts(session, prompts)
     (feeds,) = session.runner.fed
-    ids, mask = tokenizer.encode(["a cat walks on wet grass", "blurry"])
+    ids, mask = encoded(tokenizer, ["a cat walks on wet grass", "blurry"])
     np.testing.assert_array_equal(feeds["ids"], ids)
     np.testing.assert_array_equal(feeds["mask"], mask)
     assert [row[:, 0].tolist() for row in rows] == prompts
