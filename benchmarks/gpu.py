@@ -30,9 +30,10 @@ import gpu_weights
 import torch
 from gpu_budget import Budget, Left, said
 from gpu_build import grids_of
-from gpu_ours import build_engines
+from gpu_ours import build_engines, inputs_of
 from gpu_reference import COMPILES
 
+from ltx_export.models.rope import rope_of
 from ltx_runtime.errors import reported
 from ltx_runtime.folder.manifest import ComponentEntry, Engines, Manifest, read_manifest
 from ltx_runtime.sessions import BACKENDS
@@ -135,7 +136,7 @@ class Benchmark:
 
     def _copy(self, setting: gpu_measure.Setting) -> None:
         for size, grid in self.grids.items():
-            feeds = gpu_measure.feeds_of(setting.engines, "transformer", self.version, grid)
+            feeds = inputs_of(setting.engines, "transformer", self.version, grid).feeds
             frames = (grid.num_frames, grid.height, grid.width, 3)
             output = (1, grid.tokens, self.version.transformer.channels)
             self.copies[size] = gpu_measure.copies(feeds, output, frames, self.asked.device)
@@ -162,11 +163,12 @@ def bare_engines(version: Version, folder: Path) -> Engines:
     """Returns only the ports of a version whose export failed, for sections that need no graphs."""
     size, vae = version.transformer, version.vae_size
     entries = {
-        "transformer": components.transformer(size.channels, size.text_channels),
+        "transformer": components.transformer(size.channels, size.text_channels, size.width),
         "vae_decoder": components.vae_decoder(vae.latent_channels, timestep=version.vae != "A"),
     }
     parts = {name: ComponentEntry(ports, (), {}) for name, ports in entries.items()}
-    return Engines(folder, Manifest(version.name, version.causal_positions, version.schedule, "", parts))
+    rope = rope_of(size.width)
+    return Engines(folder, Manifest(version.name, version.causal_positions, version.schedule, rope, "", parts))
 
 
 def machine(device: str) -> dict[str, Any]:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from ltx_runtime.spec.encodings import SINUSOID_CHANNELS
 from ltx_runtime.spec.versions import TransformerSize
 
 TEXT_TOKENS = 256
-_TIMESTEP_CHANNELS = 256
 _TEXT_LAYERS = 2
 
 # Performance goals of this repository.
@@ -31,7 +31,7 @@ def step_flops(size: TransformerSize, tokens: int, text_tokens: int = TEXT_TOKEN
     attention = 4 * tokens * (tokens + text_tokens) * width
     ends = 2 * tokens * 2 * size.channels * width
     text = 2 * text_tokens * (size.text_channels + width) * width
-    timestep = 2 * (_TIMESTEP_CHANNELS + width + 6 * width) * width
+    timestep = 2 * (SINUSOID_CHANNELS + width + 6 * width) * width
     return size.layers * (of_token + of_text + attention) + ends + text + timestep
 
 

@@ -17,7 +17,7 @@ import torch
 from gpu_arithmetic import TEXT_TOKENS, Timing, share_of_peak, step_flops
 from gpu_budget import Left, reason_of
 from gpu_contest import Contestant, contest
-from gpu_ours import Feeds, Ours, feeds_of, open_all
+from gpu_ours import Feeds, Ours, inputs_of, open_all
 from torch import Tensor
 
 from ltx_runtime.folder.manifest import Engines
@@ -79,9 +79,11 @@ class Bench:
         self.findings: list[str] = []
         self.rows: list[dict[str, Any]] = []
         self.ours: list[Ours] = []
-        self.feeds: dict[str, Feeds] = {
-            size: feeds_of(setting.engines, component, setting.version, grid) for size, grid in setting.sizes.items()
+        inputs = {
+            size: inputs_of(setting.engines, component, setting.version, grid) for size, grid in setting.sizes.items()
         }
+        self.feeds: dict[str, Feeds] = {size: one.feeds for size, one in inputs.items()}
+        self._plain: dict[str, Feeds] = {size: one.plain for size, one in inputs.items()}
         self._held = ExitStack()
         self._model: Any = None
         self._compiled: Any = None
@@ -117,7 +119,7 @@ class Bench:
             self.rows.append(self._row(size, name, timing, memory.get(name), distances.get(name), peak_flops))
 
     def _inputs(self, size: str) -> dict[str, Tensor]:
-        return gpu_reference.inputs(self.component, self.feeds[size], self.setting.device, self.setting.dtype)
+        return gpu_reference.inputs(self.component, self._plain[size], self.setting.device, self.setting.dtype)
 
     def _references(self) -> list[tuple[str, Callable[[dict[str, Tensor]], Tensor]]]:
         if self._model is None:
@@ -174,7 +176,7 @@ class Bench:
         self._compiled = None
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         model = self._model.float()
-        feeds = gpu_reference.inputs(self.component, self.feeds[size], self.setting.device, torch.float32)
+        feeds = gpu_reference.inputs(self.component, self._plain[size], self.setting.device, torch.float32)
         exact = gpu_reference.run(model, self.component, feeds)
         return {EAGER: distance(told, exact)} | {one.backend: distance(one.outputs[size], exact) for one in self.ours}
 

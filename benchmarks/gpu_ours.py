@@ -22,6 +22,7 @@ from ltx_runtime.folder.manifest import Engines
 from ltx_runtime.sessions import Session, find, open_session
 from ltx_runtime.sessions.trt.library import LIBRARIES, load_library, serves_gpu, title_of
 from ltx_runtime.spec.components import ComponentName
+from ltx_runtime.spec.encodings import sinusoid_of
 from ltx_runtime.spec.geometry import Grid, coords_of
 from ltx_runtime.spec.versions import Version
 
@@ -70,28 +71,42 @@ def _build(folder: Path, builder: str, component: str, sizes: Sequence[str], sec
     return "" if ended.returncode == 0 else (lines[-1] if lines else f"exit code {ended.returncode}")
 
 
-def feeds_of(engines: Engines, component: ComponentName, version: Version, grid: Grid) -> Feeds:
-    """Returns the inputs of a run at this size, drawn from a normal distribution; the same at every call.
+@dataclass(frozen=True)
+class Inputs:
+    """Inputs of a run at one size.
 
-    Arrays that do not change from step to step are read-only, as in a run.
+    Attributes:
+        feeds: inputs by port; arrays that do not change from step to step are read-only, as in a run.
+        plain: the same for diffusers, which takes the `timestep` itself in place of its `sinusoid`, and the `coords` in
+            place of `cosines` and `sines`.
     """
+
+    feeds: Feeds
+    plain: Feeds
+
+
+def inputs_of(engines: Engines, component: ComponentName, version: Version, grid: Grid) -> Inputs:
+    """Returns the inputs of a run at this size, drawn from a normal distribution; the same at every call."""
     random = np.random.RandomState(0)
+    level = _SIGMA if component == "transformer" else version.decode_timestep
     sizes = {"batch": 1, "tokens": grid.tokens, "timesteps": 1, "text_tokens": TEXT_TOKENS}
     sizes |= {"frames": grid.frames, "rows": grid.rows, "columns": grid.columns}
     feeds: Feeds = {}
+    plain: Feeds = {}
     for port in engines.component(component).signature.inputs:
         shape = port.shape(sizes)
-        if port.name in ("text_mask", "skip_mask"):
-            values = np.ones(shape)
-        elif port.name == "timestep":
-            values = np.full(shape, _SIGMA if component == "transformer" else version.decode_timestep)
-        elif port.name == "coords":
-            values = coords_of(grid, version.fps, causal=engines.manifest.causal_positions)
-        else:
-            values = random.standard_normal(shape)
-        feeds[port.name] = np.ascontiguousarray(values, port.dtype)
-        feeds[port.name].flags.writeable = port.name in ("latents", "timestep")
-    return feeds
+        if port.name == "sinusoid":
+            plain["timestep"] = np.full(shape[:-1], level, np.float32)
+            feeds["sinusoid"] = sinusoid_of(plain["timestep"])
+        elif port.name == "cosines":
+            plain["coords"] = coords_of(grid, version.fps, causal=engines.manifest.causal_positions)
+            feeds |= engines.manifest.rope.rotation(plain["coords"], 2 * shape[-1])._asdict()
+        elif port.name != "sines":
+            values = np.ones(shape) if port.name in ("text_mask", "skip_mask") else random.standard_normal(shape)
+            feeds[port.name] = plain[port.name] = np.ascontiguousarray(values, port.dtype)
+    for name, array in feeds.items():
+        array.flags.writeable = name in ("latents", "sinusoid")
+    return Inputs(feeds, plain)
 
 
 @dataclass

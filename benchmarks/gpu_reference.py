@@ -100,10 +100,10 @@ def run(model: nn.Module, component: str, feeds: Mapping[str, Tensor], decoder: 
         return decode(latents, feeds.get("timestep"))
 
 
-def inputs(component: str, feeds: Arrays, device: str, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Converts our feeds to diffusers' inputs: timesteps of a transformer are 1000 times ours, coords stay float32."""
+def inputs(component: str, plain: Arrays, device: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Converts plain inputs to diffusers' own: timesteps of a transformer are 1000 times ours, coords stay float32."""
     made = {}
-    for name, values in feeds.items():
+    for name, values in plain.items():
         tensor = torch.from_numpy(np.array(values)).to(device)
         if name == "timestep" and component == "transformer":
             made[name] = 1000 * tensor

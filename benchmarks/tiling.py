@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from ltx_runtime.folder.manifest import read_manifest
 from ltx_runtime.sessions.onnxruntime_cpu import CpuRunner
+from ltx_runtime.spec.encodings import sinusoid_of
 from ltx_runtime.spec.geometry import Grid, grid_of
 from ltx_runtime.spec.versions import find_version
 from ltx_runtime.vae.tile_sizes import activation_bytes, peak_bytes, tiling_for
@@ -86,8 +87,8 @@ def _decoder(folder: Path, grid: Grid, steadiness: float) -> Callable[[slice, sl
         port.name: random.standard_normal(port.shape(sizes)).astype(np.float32) for port in component.signature.inputs
     }
     feeds["latents"] = latents = _steady(feeds["latents"], steadiness)
-    if "timestep" in feeds:
-        feeds["timestep"] = np.full(1, version.decode_timestep, np.float32)
+    if "sinusoid" in feeds:
+        feeds["sinusoid"] = sinusoid_of(np.full(1, version.decode_timestep, np.float32))
 
     def decode(frames: slice, rows: slice, columns: slice) -> Array:
         window = {"latents": np.ascontiguousarray(latents[:, :, frames, rows, columns])}

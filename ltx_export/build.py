@@ -19,7 +19,7 @@ from ltx_export.graphs.attach import attach
 from ltx_export.graphs.onnx_from_torch import onnx_from_torch
 from ltx_export.graphs.parity import check_parity
 from ltx_export.graphs.precision import at_precision
-from ltx_export.networks.header import effective_header, refuse_another_version, schedule_of
+from ltx_export.networks.header import effective_header, refuse_another_version, schedule_of, transformer_config
 from ltx_export.networks.header_fields import allowed_sigmas, flag
 from ltx_export.networks.parts import Part, parts_of
 from ltx_export.preview import fit_preview
@@ -99,6 +99,7 @@ def export_version(
     refuse_another_version(version, header)
     schedule = schedule_of(version, header)
     causal = flag("transformer", header["transformer"], "causal_temporal_positioning", version.causal_positions)
+    rope = transformer_config(header["transformer"]).rope
     sigmas = allowed_sigmas(header, version.allowed_sigmas)
     parts = options.kept(parts_of(version, header, opened, stg=options.stg))
     _report_lacking(version, parts, options, report)
@@ -112,7 +113,7 @@ def export_version(
         linked = {name: str(place.folder) for place in placed if place.linked for name in place.names.values()}
         merged = tuple(f"{lora.file.name}:{lora.scale:g}" for lora in loras)
         manifest = Manifest(
-            version.name, causal, schedule, TOKENIZER_FILE, entries, files, linked, merged, allowed_sigmas=sigmas
+            version.name, causal, schedule, rope, TOKENIZER_FILE, entries, files, linked, merged, allowed_sigmas=sigmas
         )
         write_manifest(staging, manifest)
     return manifest
@@ -216,7 +217,8 @@ def _export_part(part: Part, place: Placed, folder: Path, precisions: Sequence[s
         checked.unlink()
         del graphs[_CHECKED_PRECISION]
     report(f"{name}: {', '.join(graphs.values())}, {time.perf_counter() - started:.1f} s in all")
-    return ComponentEntry(part.component, tuple(place.names.values()), graphs, parity, recorded, preview)
+    names = tuple(place.names.values())
+    return ComponentEntry(part.component, names, graphs, parity, recorded, preview, part.parameters)
 
 
 def _preview(graph: Path, place: Placed, component: Component) -> Preview:

@@ -22,7 +22,7 @@ from ltx_export.models.dit import Transformer
 from ltx_export.models.network import build_empty
 from ltx_export.models.t5 import T5Config, TextEncoder
 from ltx_export.models.upsampler import LatentUpsampler, Statistics
-from ltx_export.models.vae import VaeDecoder
+from ltx_export.models.vae import TIMESTEP_SCALE_KEY, VaeDecoder
 from ltx_export.models.vae_encoder import VaeEncoder
 from ltx_export.networks.header import header_config, transformer_config, vae_config
 from ltx_export.networks.upsampler import upsampler_config, upsampler_header
@@ -30,6 +30,7 @@ from ltx_export.networks.vae_encoder import encoder_config
 from ltx_export.sources.find import TEXT_ENCODER_FILE, TOKENIZER_FILE
 from ltx_export.weights.streaming import Entry, write_safetensors
 from ltx_runtime.files import written_whole
+from ltx_runtime.spec.encodings import TIMESTEP_SCALE
 from ltx_runtime.spec.versions import TextEncoderSize, Version
 
 Shapes = dict[str, tuple[int, ...]]
@@ -62,12 +63,15 @@ def write_random_weights(version: Version, folder: Path, *, seed: int = 0, spars
     folder.mkdir(parents=True, exist_ok=True)
     header = header_config(version)
     transformer = build_empty(lambda: Transformer(transformer_config(header["transformer"])), torch.bfloat16)
-    decoder = build_empty(lambda: VaeDecoder(vae_config(header["vae"])), torch.bfloat16)
+    vae = vae_config(header["vae"])
+    decoder = build_empty(lambda: VaeDecoder(vae), torch.bfloat16)
     encoder = build_empty(lambda: VaeEncoder(encoder_config(header["vae"])), torch.bfloat16)
     text_encoder = build_empty(lambda: TextEncoder(_t5_config(version.text_encoder)), torch.bfloat16)
     checkpoint_shapes = (
         _shapes(transformer, "model.diffusion_model.") | _shapes(decoder, "vae.") | _shapes(encoder, "vae.")
     )
+    if vae.timestep:
+        checkpoint_shapes[f"vae.{TIMESTEP_SCALE_KEY}"] = ()
     metadata = {"config": json.dumps(header)}
     for name, shapes, file_metadata in (
         (version.checkpoint, checkpoint_shapes, metadata),
@@ -101,9 +105,10 @@ def _shapes(module: torch.nn.Module, prefix: str) -> Shapes:
 def _source(name: str, shape: tuple[int, ...], seed: int, sparse: bool) -> Callable[[], Iterable[bytes]] | None:
     """Returns a function that computes a random tensor's bytes in bf16; None, for a hole in the file, if sparse.
 
-    Standard deviations are never holes, because values are divided by them.
+    Standard deviations are never holes, because values are divided by them, and neither is the scale of timesteps,
+    which an export checks.
     """
-    if sparse and not name.endswith("std-of-means"):
+    if sparse and not name.endswith(("std-of-means", TIMESTEP_SCALE_KEY)):
         return None
     return lambda: [random_weight(name, shape, seed).to(torch.bfloat16).view(torch.int16).numpy().tobytes()]
 
@@ -113,8 +118,8 @@ def random_weight(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}:{name}".encode()))
     normal = torch.randn(shape, generator=generator)
     leaf = name.rsplit(".", 1)[-1]
-    if leaf == "timestep_scale_multiplier":
-        return torch.full(shape, 1000.0)
+    if name.endswith(TIMESTEP_SCALE_KEY):
+        return torch.full(shape, TIMESTEP_SCALE)
     if leaf == "std-of-means":
         return 1 + 0.1 * normal.abs()
     if leaf == "weight" and len(shape) == 1:

@@ -16,6 +16,7 @@ import numpy as np
 from ltx_runtime.errors import LtxError, explaining
 from ltx_runtime.folder.manifest import Engines, export_command
 from ltx_runtime.spec.components import UNEVEN, Component, Port, check_feeds
+from ltx_runtime.spec.encodings import sinusoid_of
 
 Array = np.ndarray[Any, Any]
 Feeds = dict[str, Array]
@@ -27,6 +28,7 @@ SIZES: tuple[dict[str, int], ...] = (
     {"batch": 3, "tokens": 6, "timesteps": 6, "text_tokens": 5, "frames": 1, "rows": 2, "columns": 3},
 )
 _SMALLEST_VOCABULARY = 100
+_OF_ANGLES = {"cosines": np.cos, "sines": np.sin}  # ports that take functions of the same angles
 
 
 def random_feeds(component: Component, sizes: Mapping[str, int]) -> Feeds:
@@ -43,12 +45,13 @@ def _values(port: Port, shape: tuple[int, ...]) -> Array:
         values = np.arange(shape[1])[None, :] < shape[1] - np.arange(shape[0])[:, None]
     elif port.name == "skip_mask":
         values = _skip_mask(shape)
-    elif port.name == "timestep":
-        values = random.uniform(0.0, 1.0, shape)
+    elif port.name == "sinusoid":
+        values = sinusoid_of(random.uniform(0.0, 1.0, shape[:-1]).astype(np.float32))
     elif port.name == "video":
         values = random.uniform(-1.0, 1.0, shape)
-    elif port.name == "coords":
-        values = random.uniform(0.0, 1.0, shape) * np.array([5.0, 704.0, 1216.0])[:, None]
+    elif port.name in _OF_ANGLES:
+        angles = np.random.RandomState(zlib.crc32(f"angles{shape}".encode())).uniform(0.0, 2 * np.pi, shape)
+        values = _OF_ANGLES[port.name](angles)
     else:
         values = random.standard_normal(shape)
     return np.asarray(values, dtype=port.dtype)

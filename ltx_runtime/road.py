@@ -218,8 +218,7 @@ def run_passes(road: Road, planned: Plan, media_frames: Sequence[int], noise: No
 def _text(road: Road, planned: Plan) -> Text:
     options, request = road.options, planned.request
     if options.embeddings is not None:
-        ports = {port.name: port for port in road.engines.component("transformer").signature.inputs}
-        channels = ports["text"].axes[-1]
+        channels = road.engines.component("transformer").signature.input("text").axes[-1]
         assert isinstance(channels, int)
         text = read_text(options.embeddings, channels, negative=planned.uses_negative_prompt)
         road.chosen.check_text(text.mask.shape[1])
@@ -314,7 +313,8 @@ def _run_pass(
         sampled=road.options.sample_posterior,
     )
     with road.stage(denoise_label(number, count), len(one.sigmas), "transformer") as (session, done):
-        made = make_latents(session, text, start, one, planned.settings, draw, low_memory=road.options.low_memory)
+        rope, low_memory = road.engines.manifest.rope, road.options.low_memory
+        made = make_latents(session, text, rope, start, one, planned.settings, draw, low_memory=low_memory)
         for each in made:
             step = Step(each.index, len(one.sigmas), number, count, each.sigma, each, grid, start.extra, road.engines)
             done()

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from fakes.encodings import places_of, timesteps_of
 from safetensors.torch import load_file, save_file
 
 from ltx_export.engines import files as engine_files
@@ -50,9 +51,24 @@ def test_sizes_are_read_or_refused():
 def test_feeds_fit_the_ports_and_what_stays_the_same_is_read_only(tmp_path, version, component):
     release = VERSIONS[version]
     engines = gpu.bare_engines(release, tmp_path)
-    feeds = gpu_ours.feeds_of(engines, component, release, grid_of(64, 64, 9))
+    feeds = gpu_ours.inputs_of(engines, component, release, grid_of(64, 64, 9)).feeds
     check_feeds(engines.component(component).signature, feeds)
-    assert {name for name, one in feeds.items() if one.flags.writeable} == {"latents", "timestep"} & feeds.keys()
+    assert {name for name, one in feeds.items() if one.flags.writeable} == {"latents", "sinusoid"} & feeds.keys()
+
+
+@pytest.mark.parametrize("version", ["demo", "0.9.8-2b-distilled"])
+def test_diffusers_gets_the_noise_level_and_the_places_of_which_we_get_sinusoid_and_rotation(tmp_path, version):
+    release = VERSIONS[version]
+    engines = gpu.bare_engines(release, tmp_path)
+    made = {part: gpu_ours.inputs_of(engines, part, release, grid_of(64, 64, 9)) for part in gpu._COMPONENTS}
+    for part, encoded in (("transformer", {"sinusoid", "cosines", "sines"}), ("vae_decoder", {"sinusoid"})):
+        assert made[part].feeds.keys() - made[part].plain.keys() == encoded
+        assert all(made[part].plain[name] is made[part].feeds[name] for name in made[part].feeds.keys() - encoded)
+    step, decode = (made[part] for part in gpu._COMPONENTS)
+    np.testing.assert_allclose(timesteps_of(step.feeds["sinusoid"]), step.plain["timestep"], rtol=1e-6)
+    np.testing.assert_allclose(timesteps_of(decode.feeds["sinusoid"]), decode.plain["timestep"], rtol=1e-6)
+    places = places_of(step.feeds, engines.manifest.rope)
+    np.testing.assert_allclose(places.T[None], step.plain["coords"], rtol=1e-6, atol=1e-3)
 
 
 @pytest.mark.parametrize("pieces", [3, 1 << 24])
@@ -81,10 +97,10 @@ def test_a_checkpoint_is_filled_with_numbers_of_the_right_spread(tmp_path):
 
 
 def test_timesteps_of_diffusers_transformer_are_a_thousand_times_ours():
-    feeds = {"timestep": np.full((1, 1), 0.7, np.float32), "coords": np.ones((1, 3, 2), np.float32)}
-    made = gpu_reference.inputs("transformer", feeds, "cpu", torch.bfloat16)
+    plain = {"timestep": np.full((1, 1), 0.7, np.float32), "coords": np.ones((1, 3, 2), np.float32)}
+    made = gpu_reference.inputs("transformer", plain, "cpu", torch.bfloat16)
     assert made["timestep"].item() == pytest.approx(700) and made["coords"].dtype == torch.float32
-    decoded = gpu_reference.inputs("vae_decoder", feeds, "cpu", torch.bfloat16)
+    decoded = gpu_reference.inputs("vae_decoder", plain, "cpu", torch.bfloat16)
     assert decoded["timestep"].item() == pytest.approx(0.7, rel=1e-2)
 
 

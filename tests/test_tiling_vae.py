@@ -17,6 +17,7 @@ from ltx_export.models.vae import VaeDecoder
 from ltx_export.models.vae_encoder import VaeEncoder
 from ltx_export.networks.header import header_config, vae_config
 from ltx_export.networks.vae_encoder import encoder_config
+from ltx_runtime.spec.encodings import sinusoid_of
 from ltx_runtime.spec.geometry import Grid
 from ltx_runtime.spec.versions import VaeSize
 from ltx_runtime.vae.tiling import Tiling, decode_tiled, encode_tiled
@@ -41,7 +42,7 @@ def decoder(generation, grid, seed):
     config = vae_config(header(generation))
     module = filled(VaeDecoder(config), weight)
     latents = normal(seed, 1, CHANNELS, *grid)
-    timestep = torch.tensor([0.05]) if config.timestep else None
+    sinusoid = torch.from_numpy(sinusoid_of(np.float32([0.05]))) if config.timestep else None
     maps = [
         (normal(seed + block, count, scale * grid[1], scale * grid[2]), scale)
         for block, (count, scale) in config.noise_maps().items()
@@ -52,7 +53,7 @@ def decoder(generation, grid, seed):
             values[:, scale * rows.start : scale * rows.stop, scale * columns.start : scale * columns.stop]
             for values, scale in maps
         ]
-        return module(latents[:, :, frames, rows, columns], timestep, *cut)[0].numpy()
+        return module(latents[:, :, frames, rows, columns], sinusoid, *cut)[0].numpy()
 
     return decode
 

@@ -80,6 +80,7 @@ def _trace(module: nn.Module, component: Component) -> ir.Model:
             if name in parameters:
                 value.const_value = None
         _simplify(model)  # outside fake mode, where copies of constants would be uninitialized memory
+    _read_tokens_from_latents(model, component)
     _name_nodes(model)
     _strip_metadata(model)
     model.producer_name, model.producer_version = "ltx-engines", __version__
@@ -153,6 +154,17 @@ def _dynamic_shapes(module: nn.Module, component: Component) -> dict[str, object
 
     shapes = [{i: dim(a) for i, a in enumerate(p.axes) if isinstance(a, str)} for p in component.inputs]
     return inspect.signature(module.forward).bind(*shapes).arguments
+
+
+def _read_tokens_from_latents(model: ir.Model, component: Component) -> None:
+    """Reads the number of tokens from `latents` wherever the trace, in which both are equal, read that of timesteps."""
+    values = dict(zip((port.name for port in component.inputs), model.graph.inputs, strict=True))
+    for port in component.inputs:
+        if "timesteps" in port.axes:
+            for use in list(values[port.name].uses()):
+                if use.node.op_type == "Shape":
+                    assert use.node.attributes["end"].as_int() <= port.axes.index("timesteps") + 1
+                    use.node.replace_input_with(use.idx, values["latents"])
 
 
 def _name_nodes(model: ir.Model) -> None:

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ltx_export.models.layers import RMSNorm, TimestepEmbedding, attention
-from ltx_export.models.rope import MAX_POSITION, THETA, RotaryEmbedding, in_pieces, rotate
+from ltx_export.models.rope import MAX_POSITION, THETA, in_pieces, rope_of, rotate
+from ltx_runtime.spec.encodings import Rope
 
-TIMESTEP_SCALE = 1000.0
 _MASKED = -10000.0  # added to masked scores; the official code uses this value, not -inf
 _NORM_EPS = 1e-6
 _QK_NORM_EPS = 1e-5
@@ -46,9 +46,13 @@ class DitConfig:
     def width(self) -> int:
         return self.heads * self.head_dim
 
+    @property
+    def rope(self) -> Rope:
+        return rope_of(self.width, self.theta, self.max_position)
+
 
 class AdaLayerNormSingle(nn.Module):
-    """Computes one modulation for all blocks from the timestep (B, T) in 0..1.
+    """Computes one modulation for all blocks from the sinusoid of the timestep (B, T, 256).
 
     Returns the six parts of the modulation and the timestep embedding, each (B, T, width).
     """
@@ -58,8 +62,8 @@ class AdaLayerNormSingle(nn.Module):
         self.emb = TimestepEmbedding(width)
         self.linear = nn.Linear(width, _PARTS * width)
 
-    def forward(self, timestep: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        embedded = self.emb(timestep * TIMESTEP_SCALE)
+    def forward(self, sinusoid: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        embedded = self.emb(sinusoid)
         return self.linear(F.silu(embedded)).chunk(_PARTS, -1), embedded
 
 
@@ -183,7 +187,6 @@ class Transformer(nn.Module):
         self.patchify_proj = nn.Linear(config.channels, width)
         self.adaln_single = AdaLayerNormSingle(width)
         self.caption_projection = CaptionProjection(config.text_channels, width)
-        self.rope = RotaryEmbedding(width, config.theta, config.max_position)
         self.transformer_blocks = nn.ModuleList([Block(width, config.heads) for _ in range(config.layers)])
         self.scale_shift_table = nn.Parameter(torch.empty(2, width))
         self.proj_out = nn.Linear(width, config.channels)
@@ -191,8 +194,9 @@ class Transformer(nn.Module):
     def forward(
         self,
         latents: Tensor,
-        timestep: Tensor,
-        coords: Tensor,
+        sinusoid: Tensor,
+        cosines: Tensor,
+        sines: Tensor,
         text: Tensor,
         text_mask: Tensor,
         skip_mask: Tensor | None = None,
@@ -200,12 +204,12 @@ class Transformer(nn.Module):
         """Returns the velocity, (B, N, channels) float32."""
         dtype = self.patchify_proj.weight.dtype
         x = self.patchify_proj(latents.to(dtype))
-        modulation, embedded = self.adaln_single(timestep)
+        modulation, embedded = self.adaln_single(sinusoid)
         text = self.caption_projection(text.to(dtype))
         text_bias = ((text_mask == 0).float() * _MASKED).to(dtype)  # (B, L)
         # ONNX Runtime's Attention does not broadcast the bias over queries.
         text_bias = text_bias[:, None, None, :].expand(-1, 1, x.shape[1], -1)
-        rope = in_pieces(*self.rope(coords))
+        rope = in_pieces(cosines, sines, x.shape[0])
         for block in self.transformer_blocks:
             x, skip_mask = block(x, modulation, rope, text, text_bias, skip_mask)
         shift, scale = (self.scale_shift_table.reshape(-1) + torch.cat([embedded, embedded], -1)).chunk(2, -1)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_SINUSOID_WIDTH = 256
-_MAX_PERIOD = 10000.0
+from ltx_runtime.spec.encodings import SINUSOID_CHANNELS
 
 
 class RMSNorm(nn.Module):
@@ -30,11 +27,11 @@ class RMSNorm(nn.Module):
 
 
 class TimestepEmbedder(nn.Module):
-    """Two-layer perceptron on the sinusoids of the scaled timestep."""
+    """Two-layer perceptron on the sinusoid of the timestep."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.linear_1 = nn.Linear(_SINUSOID_WIDTH, width)
+        self.linear_1 = nn.Linear(SINUSOID_CHANNELS, width)
         self.linear_2 = nn.Linear(width, width)
 
     def forward(self, sinusoid: Tensor) -> Tensor:
@@ -42,20 +39,14 @@ class TimestepEmbedder(nn.Module):
 
 
 class TimestepEmbedding(nn.Module):
-    """Embeds a scaled timestep (...,) in 0..1000 as (..., width)."""
-
-    frequencies: Tensor
+    """Embeds the sinusoid (..., 256) of a timestep as (..., width); it only adds a level to the checkpoint's names."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        half = _SINUSOID_WIDTH // 2
-        exponents = -math.log(_MAX_PERIOD) * torch.arange(half, dtype=torch.float32, device="cpu") / half
-        self.register_buffer("frequencies", torch.exp(exponents), persistent=False)
         self.timestep_embedder = TimestepEmbedder(width)
 
-    def forward(self, scaled_timestep: Tensor) -> Tensor:
-        angles = scaled_timestep.float().unsqueeze(-1) * self.frequencies
-        return self.timestep_embedder(torch.cat([angles.cos(), angles.sin()], dim=-1))
+    def forward(self, sinusoid: Tensor) -> Tensor:
+        return self.timestep_embedder(sinusoid)
 
 
 def attention(

@@ -26,7 +26,8 @@ from ltx_export.models.vae_blocks import (
     unpatchify,
 )
 
-_TIMESTEP_SCALE = 1000.0  # the same in every release
+# A checkpoint's tensor that is no weight: in every release it is TIMESTEP_SCALE, by which the sinusoid is made.
+TIMESTEP_SCALE_KEY = "decoder.timestep_scale_multiplier"
 
 BlockKind = Literal["res_x", "res_x_y", "compress_all"]
 
@@ -44,16 +45,12 @@ class VaeBlock:
 
 @dataclass(frozen=True)
 class VaeConfig:
-    """Configuration of a decoder; `blocks` are in the order they are applied, i.e. the reverse of a checkpoint's list.
-
-    `stores_timestep_scale` is false if a checkpoint lacks `timestep_scale_multiplier`, which is then 1000.
-    """
+    """Configuration of a decoder; its `blocks` are in the order of use, the reverse of a checkpoint's list."""
 
     blocks: tuple[VaeBlock, ...]
     latent_channels: int = 128
     base_channels: int = 128
     timestep: bool = False
-    stores_timestep_scale: bool = True
     padding_mode: PaddingMode = "zeros"
 
     @property
@@ -87,8 +84,6 @@ def _block(config: VaeConfig, block: VaeBlock, channels: int) -> nn.Module:
 class Decoder(nn.Module):
     """Decodes latents in the VAE's own scale to video (B, 3, 8F-7, 32H, 32W)."""
 
-    timestep_scale_multiplier: Tensor
-
     def __init__(self, config: VaeConfig) -> None:
         super().__init__()
         channels = config.first_channels
@@ -100,23 +95,17 @@ class Decoder(nn.Module):
         self.conv_out = Conv(channels, RGB * PATCH**2, config.padding_mode)
         self.noisy_blocks = tuple(config.noise_maps())
         if config.timestep:
-            if config.stores_timestep_scale:
-                self.timestep_scale_multiplier = nn.Parameter(torch.empty(()))
-            else:
-                scale = torch.tensor(_TIMESTEP_SCALE, device="cpu")
-                self.register_buffer("timestep_scale_multiplier", scale, persistent=False)
             self.last_time_embedder = TimestepEmbedding(2 * channels)
             self.last_scale_shift_table = nn.Parameter(torch.empty(2, channels))
 
-    def forward(self, x: Tensor, timestep: Tensor | None, noise: Sequence[Tensor]) -> Tensor:
-        scaled = None if timestep is None else timestep * self.timestep_scale_multiplier.float()
+    def forward(self, x: Tensor, sinusoid: Tensor | None, noise: Sequence[Tensor]) -> Tensor:
         noise_of = dict(zip(self.noisy_blocks, noise, strict=True))
         x = self.conv_in(x)
         for i, block in enumerate(self.up_blocks):
-            x = block(x, scaled, noise_of.get(i)) if isinstance(block, ResStack) else block(x)
+            x = block(x, sinusoid, noise_of.get(i)) if isinstance(block, ResStack) else block(x)
         x = pixel_norm(x)
-        if scaled is not None:
-            embedded = over_space(self.last_time_embedder(scaled))
+        if sinusoid is not None:
+            embedded = over_space(self.last_time_embedder(sinusoid))
             shift, scale = (self.last_scale_shift_table.reshape(-1, 1, 1, 1) + embedded).chunk(2, dim=1)
             x = modulate(x, shift, scale)
         return unpatchify(self.conv_out(F.silu(x)))
@@ -138,8 +127,8 @@ class VaeDecoder(nn.Module):
         self.per_channel_statistics = Unnormalization(config.latent_channels)
         self.decoder = Decoder(config)
 
-    def forward(self, latents: Tensor, timestep: Tensor | None = None, *noise: Tensor) -> Tensor:
+    def forward(self, latents: Tensor, sinusoid: Tensor | None = None, *noise: Tensor) -> Tensor:
         """Returns video (B, 3, 8F-7, 32H, 32W), float32 in about [-1, 1]."""
         dtype = self.decoder.conv_in.conv.weight.dtype
         x = self.per_channel_statistics(latents).to(dtype)
-        return self.decoder(x, timestep, [maps.to(dtype) for maps in noise]).float()
+        return self.decoder(x, sinusoid, [maps.to(dtype) for maps in noise]).float()

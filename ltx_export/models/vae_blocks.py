@@ -145,9 +145,9 @@ class ResStack(nn.Module):
         kind = {"causal": causal, "timestep": timestep, "inject_noise": inject_noise}
         self.res_blocks = nn.ModuleList([ResBlock(channels, channels, padding_mode, **kind) for _ in range(layers)])
 
-    def forward(self, x: Tensor, scaled_timestep: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
-        """Applies all blocks; `scaled_timestep` is (B,) in 0..1000, `noise` is (2 * layers, H, W)."""
-        embedded = None if scaled_timestep is None else over_space(self.time_embedder(scaled_timestep))
+    def forward(self, x: Tensor, sinusoid: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
+        """Applies all blocks; `sinusoid` (B, 256) is that of the timestep, `noise` is (2 * layers, H, W)."""
+        embedded = None if sinusoid is None else over_space(self.time_embedder(sinusoid))
         for i, block in enumerate(self.res_blocks):
             x = block(x, embedded, None if noise is None else noise[2 * i : 2 * i + 2])
         return x

@@ -11,7 +11,7 @@ from dataclasses import asdict, fields
 from typing import Any, cast, get_args
 
 from ltx_export.checkpoints.shapes import UNFOLDED, transformer_part, vae_part
-from ltx_export.models.dit import TIMESTEP_SCALE, DitConfig
+from ltx_export.models.dit import DitConfig
 from ltx_export.models.rope import MAX_POSITION, THETA
 from ltx_export.models.vae import BlockKind, VaeBlock, VaeConfig
 from ltx_export.models.vae_blocks import PADDING_MODES
@@ -19,6 +19,7 @@ from ltx_export.networks.header_fields import LARGEST, block_count, flag, one_of
 from ltx_export.sources.find import Opened
 from ltx_runtime.errors import LtxError
 from ltx_runtime.sampling.schedule import GRIDS, SHIFTS
+from ltx_runtime.spec.encodings import TIMESTEP_SCALE
 from ltx_runtime.spec.presets import Schedule
 from ltx_runtime.spec.versions import Version
 

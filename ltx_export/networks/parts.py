@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +18,7 @@ from ltx_export.models.dit import DitConfig, Transformer
 from ltx_export.models.network import Network, build_empty
 from ltx_export.models.t5 import T5Config, TextEncoder
 from ltx_export.models.upsampler import LatentUpsampler, Resampling, Statistics
-from ltx_export.models.vae import VaeBlock, VaeConfig, VaeDecoder
+from ltx_export.models.vae import TIMESTEP_SCALE_KEY, VaeBlock, VaeConfig, VaeDecoder
 from ltx_export.models.vae_encoder import EncoderBlock, VaeEncoder
 from ltx_export.networks.header import transformer_config, vae_config
 from ltx_export.networks.upsampler import upsampler_of
@@ -27,9 +28,9 @@ from ltx_export.sources.upscalers import Upscaler
 from ltx_runtime.errors import LtxError
 from ltx_runtime.spec import components
 from ltx_runtime.spec.components import Component
+from ltx_runtime.spec.encodings import TIMESTEP_SCALE
 from ltx_runtime.spec.versions import Version
 
-_TIMESTEP_SCALE = "decoder.timestep_scale_multiplier"
 _STATISTICS = "per_channel_statistics."
 
 
@@ -54,6 +55,11 @@ class Part:
     def component(self) -> Component:
         return self.network.component(self.network.blocks)
 
+    @property
+    def parameters(self) -> int:
+        """Number of parameters."""
+        return sum(math.prod(tensor.shape) for tensor in self.tensors.values())
+
 
 def parts_of(version: Version, header: Mapping[str, Any], opened: Opened, *, stg: bool = False) -> list[Part]:
     """Returns the text encoder, the VAE encoder if any, the transformer, the upsamplers if any, and the VAE decoder.
@@ -65,8 +71,7 @@ def parts_of(version: Version, header: Mapping[str, Any], opened: Opened, *, stg
     """
     t5 = t5_config(opened.text_encoder)
     dit = transformer_config(header["transformer"])
-    # The diffusers conversion of 0.9.1 lacks the timestep scale.
-    vae = replace(vae_config(header["vae"]), stores_timestep_scale=_TIMESTEP_SCALE in opened.vae)
+    vae = vae_config(header["vae"])
     _refuse_misfits(t5, dit, vae)
     _refuse_excess_layers("transformer", dit.layers, opened.transformer)
     # Built first, because it checks the VAE's tensors, of which the upsamplers read the statistics.
@@ -104,7 +109,7 @@ def _text_network(t5: T5Config) -> Network:
 
 def _transformer_network(dit: DitConfig, *, stg: bool) -> Network:
     return Network(
-        lambda blocks: components.transformer(dit.channels, dit.text_channels, blocks if stg else 0),
+        lambda blocks: components.transformer(dit.channels, dit.text_channels, dit.width, blocks if stg else 0),
         lambda blocks: Transformer(replace(dit, layers=blocks)),
         dit.layers,
         "transformer_blocks",
@@ -137,9 +142,21 @@ def _vae_encoder(config: Mapping[str, Any], tensors: Mapping[str, StoredTensor])
 
 def _vae_decoder(vae: VaeConfig, tensors: Mapping[str, StoredTensor]) -> Part:
     decoder_tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("encoder.")}
+    if vae.timestep:
+        _check_timestep_scale(decoder_tensors.pop(TIMESTEP_SCALE_KEY, None))
     _refuse_excess_layers("vae_decoder", _layers(vae.blocks), decoder_tensors)
     ports = components.vae_decoder(vae.latent_channels, timestep=vae.timestep, noise_maps=vae.noise_maps())
     return _part_of(Network(lambda blocks: ports, lambda blocks: VaeDecoder(vae)), decoder_tensors, "vae")
+
+
+def _check_timestep_scale(stored: StoredTensor | None) -> None:
+    """Raises LtxError if a VAE scales timesteps otherwise; the diffusers conversion of 0.9.1 does not say how."""
+    scales = [TIMESTEP_SCALE] if stored is None else float32_of(stored).reshape(-1).tolist()
+    if scales != [TIMESTEP_SCALE]:
+        raise LtxError(
+            f"the VAE's {TIMESTEP_SCALE_KEY} is {', '.join(map(str, scales))}, not {TIMESTEP_SCALE:g}",
+            "use an official VAE",
+        )
 
 
 def _layers(blocks: Sequence[VaeBlock | EncoderBlock]) -> int:

@@ -16,11 +16,12 @@ from typing import Any
 from ltx_runtime.errors import LtxError
 from ltx_runtime.files import written_whole
 from ltx_runtime.spec.components import Component, Port
+from ltx_runtime.spec.encodings import Rope
 from ltx_runtime.spec.presets import Schedule
 from ltx_runtime.spec.versions import VERSIONS
 
 MANIFEST = "manifest.json"
-FORMAT = 4
+FORMAT = 5
 
 _WHOLE_BYTES = 64 << 20
 _SAMPLE_BYTES = 1 << 20
@@ -74,6 +75,7 @@ class ComponentEntry:
         parity: result of the parity check of its fp32 graph.
         recorded: name of the file with inputs and the output that the fp32 graph computed for them at export.
         preview: linear map from the VAE encoder's latents to colours; None for other components.
+        parameters: number of its parameters.
     """
 
     signature: Component
@@ -82,6 +84,7 @@ class ComponentEntry:
     parity: Parity | None = None
     recorded: str | None = None
     preview: Preview | None = None
+    parameters: int = 0
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,8 @@ class Manifest:
         version: name of the version.
         causal_positions, schedule, allowed_sigmas: taken from the checkpoint's header if it has them, else from the
             version. If `allowed_sigmas` is empty, every noise level is allowed.
+        rope: position embedding of the transformer; its frequencies were computed by torch, like those of the official
+            code, because numpy's powers differ in the last digit, and angles of 15,000 radians make that visible.
         tokenizer: name of the tokenizer's file.
         components: the exported components by name.
         files: every file but the manifest itself, by name.
@@ -102,6 +107,7 @@ class Manifest:
     version: str
     causal_positions: bool
     schedule: Schedule
+    rope: Rope
     tokenizer: str
     components: dict[str, ComponentEntry]
     files: dict[str, FileEntry] = field(default_factory=dict)
@@ -192,6 +198,8 @@ def read_manifest(folder: Path) -> Manifest:
         raise LtxError(f"{path} has another format than {FORMAT}", command=export_command(folder.name))
     try:
         manifest = _parse(data)
+        if (transformer := manifest.components.get("transformer")) is not None:
+            _check_rope(manifest.rope, transformer.signature)
         names = {manifest.tokenizer}
         for entry in manifest.components.values():
             if not entry.weights:
@@ -217,6 +225,7 @@ def _parse(data: dict[str, Any]) -> Manifest:
         version=data["version"],
         causal_positions=data["causal_positions"],
         schedule=Schedule(**data["schedule"]),
+        rope=_parse_rope(data["rope"]),
         tokenizer=data["tokenizer"],
         components={name: _parse_component(entry) for name, entry in data["components"].items()},
         files={name: FileEntry(**entry) for name, entry in data["files"].items()},
@@ -237,7 +246,20 @@ def _parse_component(entry: dict[str, Any]) -> ComponentEntry:
     preview = entry.get("preview")  # missing in folders of earlier releases
     if preview is not None:
         preview = _parse_preview(preview)
-    return ComponentEntry(signature, tuple(entry["weights"]), entry["graphs"], parity, entry["recorded"], preview)
+    weights, parameters = tuple(entry["weights"]), int(entry["parameters"])
+    return ComponentEntry(signature, weights, entry["graphs"], parity, entry["recorded"], preview, parameters)
+
+
+def _parse_rope(entry: dict[str, Any]) -> Rope:
+    seconds, row, column = map(float, entry["max_position"])
+    return Rope(tuple(map(float, entry["frequencies"])), (seconds, row, column))
+
+
+def _check_rope(rope: Rope, transformer: Component) -> None:
+    """Raises ValueError unless the frequencies of all three axes fill the transformer's width up to a remainder."""
+    half, rotated = transformer.input("cosines").axes[-1], 3 * len(rope.frequencies)
+    if not (isinstance(half, int) and 0 < rotated <= half < rotated + 3):
+        raise ValueError(f"rope has {len(rope.frequencies)} frequencies for a width of {half}")
 
 
 def _parse_preview(entry: dict[str, Any]) -> Preview:

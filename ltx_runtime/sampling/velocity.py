@@ -17,6 +17,7 @@ from ltx_runtime.sampling.guidance import combine
 from ltx_runtime.sampling.pass_plan import PassPlan, Settings
 from ltx_runtime.sessions import Session
 from ltx_runtime.spec.components import Port
+from ltx_runtime.spec.encodings import Rope, Rotation, sinusoid_of
 from ltx_runtime.spec.presets import STG_MODES
 from ltx_runtime.text.embeddings import Text
 
@@ -26,6 +27,7 @@ Floats = NDArray[np.float32]
 def make_latents(
     session: Session,
     text: Text,
+    rope: Rope,
     start: Conditioned,
     one: PassPlan,
     settings: Settings,
@@ -38,13 +40,17 @@ def make_latents(
     Args:
         session: an open session of the transformer.
         text: prompt embeddings of the batch, or of one sample for all.
+        rope: position embedding of the transformer.
         start: tokens at the pass's first noise level, with all conditioned tokens in place.
         one: plan of the pass.
         settings: settings of all passes.
         draw: (name, shape) -> fresh noise of this pass.
         low_memory: whether to run conditions one after another instead of in one batch.
     """
-    velocity_of = velocity_function(session, text, start.coords, one, settings, low_memory=low_memory)
+    half = session.component.input("cosines").axes[-1]
+    assert isinstance(half, int)
+    rotation = rope.rotation(start.coords, 2 * half)
+    velocity_of = velocity_function(session, text, rotation, one, settings, low_memory=low_memory)
     return denoise(
         start.tokens,
         one.sigmas,
@@ -57,7 +63,7 @@ def make_latents(
 
 
 def velocity_function(
-    session: Session, text: Text, coords: Floats, one: PassPlan, settings: Settings, *, low_memory: bool = False
+    session: Session, text: Text, rotation: Rotation, one: PassPlan, settings: Settings, *, low_memory: bool = False
 ) -> VelocityOf:
     """Returns the function that computes the guided velocity of a step.
 
@@ -76,11 +82,11 @@ def velocity_function(
             skipped = guidance.skip_blocks if "perturbed" in group else ()
             key = (group, skipped, len(tokens))
             if key not in constant_feeds:
-                constant_feeds[key] = _constant_feeds(ports, text, coords, *key, STG_MODES.index(settings.stg_mode))
+                constant_feeds[key] = _constant_feeds(ports, text, rotation, *key, STG_MODES.index(settings.stg_mode))
             rows = len(group) * len(tokens)
             feeds = {
                 "latents": np.concatenate([tokens] * len(group)),
-                "timestep": np.ascontiguousarray(np.broadcast_to(timesteps, (rows, timesteps.shape[1]))),
+                "sinusoid": sinusoid_of(np.broadcast_to(timesteps, (rows, timesteps.shape[1]))),
             }
             outputs += np.split(session.run({**feeds, **constant_feeds[key]})["velocity"], len(group))
         velocities = dict(zip(conditions, outputs, strict=True))
@@ -92,7 +98,7 @@ def velocity_function(
 def _constant_feeds(
     ports: dict[str, Port],
     text: Text,
-    coords: Floats,
+    rotation: Rotation,
     group: tuple[str, ...],
     skipped: tuple[int, ...],
     batch: int,
@@ -111,7 +117,8 @@ def _constant_feeds(
         else:
             texts.append((text.embeddings, text.mask))
     feeds = {
-        "coords": side_by_side([coords] * len(group)),
+        "cosines": rotation.cosines,
+        "sines": rotation.sines,
         "text": side_by_side([embeddings for embeddings, _ in texts]),
         "text_mask": side_by_side([mask for _, mask in texts]),
     }

@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from ltx_runtime.spec.encodings import SINUSOID_CHANNELS
 from ltx_runtime.spec.presets import STG_MODES
 
 Axis = int | str
@@ -73,6 +74,10 @@ class Component:
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
 
+    def input(self, name: str) -> Port:
+        """Returns the input port with this name; raises KeyError if there is none."""
+        return {port.name: port for port in self.inputs}[name]
+
     def axis_names(self) -> tuple[str, ...]:
         """Returns the names of the inputs' dynamic axes, in order of appearance."""
         names = [line_of(a).name for port in self.inputs for a in port.axes if isinstance(a, str)]
@@ -89,17 +94,19 @@ def text_encoder(text_channels: int) -> Component:
     )
 
 
-def transformer(channels: int, text_channels: int, stg_layers: int = 0) -> Component:
-    """Returns the ports of the DiT: latents at noise level `timestep` to a velocity.
+def transformer(channels: int, text_channels: int, width: int, stg_layers: int = 0) -> Component:
+    """Returns the ports of a DiT of this width: latents at a noise level to a velocity.
 
-    `timestep` is in 0..1, one for all tokens or one per token. `coords` are (seconds, pixel row, pixel column) of every
-    token. With `stg_layers` there is a `skip_mask` with a row for each of STG_MODES: where it is 0, that layer's
-    self-attention returns each token's own value or its own input, or the whole block returns its input.
+    `sinusoid` is that of the noise level, one for all tokens or one per token. `cosines` and `sines` are the rotation
+    of every token by its position, the same for the whole batch. With `stg_layers` there is a `skip_mask` with a row
+    for each of STG_MODES: where it is 0, that layer's self-attention returns each token's own value or its own input,
+    or the whole block returns its input.
     """
     inputs: tuple[Port, ...] = (
         Port("latents", ("batch", "tokens", channels)),
-        Port("timestep", ("batch", "timesteps")),
-        Port("coords", ("batch", 3, "tokens")),
+        Port("sinusoid", ("batch", "timesteps", SINUSOID_CHANNELS)),
+        Port("cosines", ("tokens", width // 2)),
+        Port("sines", ("tokens", width // 2)),
         Port("text", ("batch", "text_tokens", text_channels)),
         Port("text_mask", ("batch", "text_tokens"), "int64"),
     )
@@ -111,13 +118,14 @@ def transformer(channels: int, text_channels: int, stg_layers: int = 0) -> Compo
 def vae_decoder(channels: int, *, timestep: bool, noise_maps: Mapping[int, tuple[int, int]] | None = None) -> Component:
     """Returns the ports of the VAE decoder: normalized latents to video in about [-1, 1].
 
-    `noise_maps` gives, for every decoder block that injects noise, its number of maps and their scale relative to the
-    latent grid; all samples and frames share the maps.
+    With `timestep` it takes the `sinusoid` of the noise level of the latents. `noise_maps` gives, for every decoder
+    block that injects noise, its number of maps and their scale relative to the latent grid; all samples and frames
+    share the maps.
     """
     grid = ("frames", "rows", "columns")
     inputs: tuple[Port, ...] = (Port("latents", ("batch", channels, *grid)),)
     if timestep:
-        inputs += (Port("timestep", ("batch",)),)
+        inputs += (Port("sinusoid", ("batch", SINUSOID_CHANNELS)),)
     for block, (count, scale) in (noise_maps or {}).items():
         inputs += (Port(f"noise_{block}", (count, f"{scale}*rows", f"{scale}*columns")),)
     video = ("batch", 3, "8*frames-7", "32*rows", "32*columns")

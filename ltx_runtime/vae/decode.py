@@ -11,6 +11,7 @@ from ltx_runtime.errors import LtxError
 from ltx_runtime.noise.noise import Noise
 from ltx_runtime.sessions import Session
 from ltx_runtime.spec.components import Port
+from ltx_runtime.spec.encodings import sinusoid_of
 from ltx_runtime.spec.geometry import Grid
 from ltx_runtime.vae.latents import tone_mapped
 from ltx_runtime.vae.saved_latents import Ending
@@ -28,8 +29,8 @@ def ready_to_decode(latents: Floats, ending: Ending, decoder_inputs: Sequence[Po
     _, _, frames, rows, columns = latents.shape
     feeds = {"latents": latents}
     for port in decoder_inputs[1:]:
-        if port.name == "timestep":
-            feeds["timestep"] = np.full((1,), ending.decode_timestep, np.float32)
+        if port.name == "sinusoid":
+            feeds["sinusoid"] = sinusoid_of(np.full((1,), ending.decode_timestep, np.float32))
             scale = np.float32(ending.decode_noise_scale)
             feeds["latents"] = (np.float32(1.0) - scale) * latents + scale * noise.draw("decode", latents.shape)
         else:

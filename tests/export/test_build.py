@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import re
 from dataclasses import replace
@@ -63,6 +64,15 @@ def test_every_release_becomes_a_folder_that_the_runtime_accepts(exported, name)
         assert {entry.recorded, *entry.weights} <= listed
         assert max(entry.parity.relative_l2) <= RELATIVE_L2
         assert set(entry.graphs.values()) <= listed
+
+
+@EVERY_RELEASE
+def test_rotary_frequencies_in_the_manifest_are_the_float32_numbers_that_torch_computes(exported, name):
+    release = exported(name)
+    rope = open_engines(release.folder).manifest.rope
+    expected = 10000 ** torch.linspace(0, 1, release.version.transformer.width // 6) * math.pi / 2
+    assert torch.equal(torch.tensor(rope.frequencies, dtype=torch.float32), expected)
+    assert rope.max_position == (20.0, 2048.0, 2048.0)
 
 
 @pytest.mark.parametrize("source", LINKS)

@@ -37,7 +37,7 @@ def test_a_transformer_can_skip_layers_exactly_if_a_pass_of_its_release_does(exp
     release = exported(name)
     layers = release.version.transformer.layers if VERSIONS[name].uses_stg else 0
     size = release.version.transformer
-    expected = transformer(size.channels, size.text_channels, layers)
+    expected = transformer(size.channels, size.text_channels, size.width, layers)
     assert release.manifest.components["transformer"].signature == expected
 
 
@@ -47,8 +47,9 @@ def test_a_transformer_can_skip_layers_without_a_preset_that_does_if_it_is_asked
     assert not release.version.uses_stg
     manifest, _ = made(release, tmp_path / "out", ExportOptions(("fp32",), stg=True))
     signature = manifest.components["transformer"].signature
-    assert signature == transformer(size.channels, size.text_channels, size.layers)
-    assert release.manifest.components["transformer"].signature == transformer(size.channels, size.text_channels)
+    sizes = size.channels, size.text_channels, size.width
+    assert signature == transformer(*sizes, size.layers)
+    assert release.manifest.components["transformer"].signature == transformer(*sizes)
     with open_session(find(open_engines(tmp_path / "out"), "transformer", "cpu")) as session:
         assert session.component.inputs[-1].name == "skip_mask"
 

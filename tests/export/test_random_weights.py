@@ -83,9 +83,10 @@ def test_a_text_encoder_file_fits_transformers(tmp_path):
 
 
 @EVERY_VERSION
-def test_all_numbers_are_finite_and_no_deviation_is_zero(name, tmp_path):
+@pytest.mark.parametrize("sparse", [False, True], ids=["random", "sparse"])
+def test_all_numbers_are_finite_and_no_deviation_is_zero(name, sparse, tmp_path):
     version = tiny(name)
-    write_random_weights(version, tmp_path)
+    write_random_weights(version, tmp_path, sparse=sparse)
     state = load_file(sources_of(version, tmp_path).checkpoint)
     assert all(values.isfinite().all() for values in state.values())
     assert state["vae.per_channel_statistics.std-of-means"].min() >= 1

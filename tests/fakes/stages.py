@@ -7,6 +7,7 @@ output depends on one place of the inputs only, so that tiles give the same resu
 from dataclasses import replace
 
 import numpy as np
+from fakes.encodings import timesteps_of
 from fakes.sessions import FunctionRunner
 
 from ltx_runtime.folder.manifest import ComponentEntry, Engines, Manifest
@@ -18,9 +19,11 @@ from ltx_runtime.spec.components import (
     vae_decoder,
     vae_encoder,
 )
+from ltx_runtime.spec.encodings import Rope
 from ltx_runtime.spec.versions import Version
 
-CHANNELS, TEXT_CHANNELS = 4, 6
+CHANNELS, TEXT_CHANNELS, WIDTH = 4, 6, 12
+ROPE = Rope((1.0, 30.0), (20.0, 2048.0, 2048.0))  # the fast angles of neighbours differ by about one
 NOISE_MAPS = {"B": {2: (14, 2), 4: (12, 4), 6: (10, 8)}}
 _MODE_WEIGHTS = np.array([0.3, 0.2, 0.1])[None, :, None]
 
@@ -39,14 +42,15 @@ def posterior(feeds):
 def velocity(feeds):
     """Returns a velocity that depends on every input, and on each mode and layer of the skip mask.
 
-    Every token is led towards a value given by the prompt, by its own coordinates, and by the mean over all tokens
-    weighted by their coordinates.
+    Every token is led towards a value given by the prompt, by its own place, and by the mean over all tokens weighted
+    by their places; all cosines and sines of a place count, each differently.
     """
     said = (feeds["text"] * feeds["text_mask"][..., None]).sum((1, 2)) / feeds["text_mask"].sum(1)
-    places = feeds["coords"].sum(1)
-    seen = (feeds["latents"] * np.cos(places)[..., None]).mean((1, 2))
-    aim = np.sin((said + seen)[:, None] + places / 50)[..., None]
-    way = (feeds["latents"] - aim) * (0.4 + feeds["timestep"][..., None] / 2)
+    pairs = 1 + np.arange(feeds["cosines"].shape[1])
+    places = ((feeds["cosines"] + feeds["sines"] / 2) * pairs).sum(1)
+    seen = (feeds["latents"] * np.cos(places)[:, None]).mean((1, 2))
+    aim = np.sin((said + seen)[:, None] + places)[..., None]
+    way = (feeds["latents"] - aim) * (0.4 + timesteps_of(feeds["sinusoid"])[..., None] / 2)
     return {"velocity": (way * kept(feeds)[:, None, None]).astype(np.float32)}
 
 
@@ -72,8 +76,8 @@ def upsample_in_time(feeds):
 def decode(feeds):
     """Shows the first three channels of every latent frame as large cells, changed a little by the other inputs."""
     cells = feeds["latents"][:, :3]
-    if "timestep" in feeds:
-        cells = cells + feeds["timestep"].reshape(-1, 1, 1, 1, 1)
+    if "sinusoid" in feeds:
+        cells = cells + timesteps_of(feeds["sinusoid"]).reshape(-1, 1, 1, 1, 1)
     for name, maps in feeds.items():
         if name.startswith("noise_"):
             scale = maps.shape[1] // cells.shape[3]
@@ -129,7 +133,7 @@ def engines_of(version: Version, spiece, lacking=()) -> Engines:
     signatures = (
         text_encoder(TEXT_CHANNELS),
         vae_encoder(CHANNELS),
-        transformer(CHANNELS, TEXT_CHANNELS, version.transformer.layers if version.uses_stg else 0),
+        transformer(CHANNELS, TEXT_CHANNELS, WIDTH, version.transformer.layers if version.uses_stg else 0),
         upsampler(CHANNELS),
         temporal_upsampler(CHANNELS),
         vae_decoder(CHANNELS, timestep=version.vae != "A", noise_maps=NOISE_MAPS.get(version.vae)),
@@ -139,5 +143,5 @@ def engines_of(version: Version, spiece, lacking=()) -> Engines:
         for s in signatures
         if s.name not in lacking
     }
-    manifest = Manifest(version.name, version.causal_positions, version.schedule, spiece.name, components)
+    manifest = Manifest(version.name, version.causal_positions, version.schedule, ROPE, spiece.name, components)
     return Engines(spiece.parent, replace(manifest, allowed_sigmas=version.allowed_sigmas))

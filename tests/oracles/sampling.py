@@ -7,6 +7,7 @@ import math
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from oracles.torch_networks import Networks
 from samples.tiny import Exported
 from torch import Tensor
@@ -39,6 +40,26 @@ def coords(frames: int, rows: int, columns: int, fps: float, causal: bool) -> Te
     time = 8.0 * torch.arange(frames)
     time = (time - 7).clamp(min=0) if causal else time
     return torch.cartesian_prod(time / fps, 32.0 * torch.arange(rows), 32.0 * torch.arange(columns)).T[None]
+
+
+def sinusoid(timesteps: Tensor) -> Tensor:
+    """Returns (..., 256): cosines, then sines, of 1000 timesteps times 10,000 ** -(k / 128) for k = 0..127."""
+    frequencies = torch.exp(-math.log(10_000) * torch.arange(128) / 128)
+    angles = 1000 * timesteps[..., None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def rotation(positions: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Returns cosines and sines (N, width / 2) of positions (1, 3, N), like the official ones.
+
+    Frequencies go from pi / 2 to 10,000 times that, over places from -1 (zero) to 1 (20 s, 2,048 pixels). Pairs of
+    channels that are left over come first and have the angle 0.
+    """
+    frequencies = 10_000 ** torch.linspace(0, 1, width // 6) * math.pi / 2
+    places = 2 * positions[0].T / torch.tensor([20.0, 2048.0, 2048.0]) - 1
+    angles = (frequencies[:, None] * places[:, None]).flatten(1)
+    angles = F.pad(angles, (width % 6 // 2, 0))
+    return angles.cos(), angles.sin()
 
 
 def guided(text: Tensor, unconditional: Tensor, perturbed: Tensor, entry: Guidance) -> Tensor:
@@ -75,6 +96,7 @@ def sample(
     sd3 = version.schedule.shifting == "SD3"
     sigmas = [*(shifted_uniform(steps, tokens) if sd3 else linear_quadratic(steps)), torch.zeros(())]
     positions = coords(*size, fps, version.causal_positions)
+    rotated = rotation(positions, version.transformer.width)
     text = networks.text_encoder(ids, mask)
     keep = torch.ones(version.transformer.layers, len(STG_MODES), 1)
     skip = keep.clone()
@@ -82,7 +104,7 @@ def sample(
 
     def velocity(row: int, at: Tensor, skip_mask: Tensor) -> Tensor:
         masked = [skip_mask] if version.uses_stg else []
-        return networks.transformer(x, at.reshape(1, 1), positions, text[[row]], mask[[row]], *masked)
+        return networks.transformer(x, sinusoid(at.reshape(1, 1)), *rotated, text[[row]], mask[[row]], *masked)
 
     for index, (at, following) in enumerate(pairwise(sigmas)):
         v = guided(velocity(0, at, keep), velocity(-1, at, keep), velocity(0, at, skip), entry)
@@ -105,6 +127,6 @@ def decode(release: Exported, networks: Networks, latents: Tensor, seed: int) ->
         sizes = dict(zip(("frames", "rows", "columns"), latents.shape[2:], strict=True))
         ports = release.manifest.components["vae_decoder"].signature.inputs[2:]
         injected = [torch.from_numpy(seeded.draw(f"decoder/{port.name}", port.shape(sizes))) for port in ports]
-        timestep = torch.tensor([release.version.decode_timestep])
-        video = networks.vae_decoder((1 - scale) * latents + scale * noise, timestep, *injected)
+        level = sinusoid(torch.tensor([release.version.decode_timestep]))
+        video = networks.vae_decoder((1 - scale) * latents + scale * noise, level, *injected)
     return 255 * (0.5 * video[0] + 0.5).clamp(0, 1)

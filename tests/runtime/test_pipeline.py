@@ -6,8 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from fakes import stages as fake_stages
+from fakes.encodings import places_of, timesteps_of
 from fakes.runs import generate, make
-from fakes.stages import engines_of
+from fakes.stages import ROPE, engines_of
 
 from ltx_runtime.errors import LtxError
 from ltx_runtime.planning.options import RunOptions
@@ -236,7 +237,7 @@ def test_the_schedule_of_the_checkpoint_replaces_that_of_the_version(spiece, dia
     engines = engines_of(VERSIONS["0.9.0"], spiece)
     other = replace(engines, manifest=replace(engines.manifest, schedule=Schedule("Uniform")))
     assert not np.array_equal(make(engines, REQUEST).video, make(other, REQUEST).video)
-    timesteps = [float(fed["timestep"][0, 0]) for fed in diary.fed("transformer")[-40:]]
+    timesteps = [float(timesteps_of(fed["sinusoid"])[0, 0]) for fed in diary.fed("transformer")[-40:]]
     np.testing.assert_allclose(timesteps, [1 - i / 40 for i in range(40)], atol=1e-7)
 
 
@@ -254,7 +255,16 @@ def test_the_positions_are_those_of_the_checkpoint(causal, spiece, diary):
     make(replace(engines, manifest=replace(engines.manifest, causal_positions=causal)), REQUEST)
     frames = [0, 1, 9] if causal else [0, 8, 16]
     for fed in diary.fed("transformer"):
-        np.testing.assert_allclose(np.unique(fed["coords"][:, 0]) * 24, frames, atol=1e-4)
+        cells = fed["latents"].shape[1] // len(frames)
+        np.testing.assert_allclose(places_of(fed, ROPE)[:, 0] * 24, np.repeat(frames, cells), atol=1e-4)
+
+
+def test_the_position_embedding_is_that_of_the_checkpoint(spiece, diary):
+    engines = engines_of(DEMO, spiece)
+    first = make(engines, REQUEST).video
+    for rope in (replace(ROPE, frequencies=(1.0, 20.0)), replace(ROPE, max_position=(20.0, 1024.0, 2048.0))):
+        other = replace(engines, manifest=replace(engines.manifest, rope=rope))
+        assert not np.array_equal(first, make(other, REQUEST).video)
 
 
 def test_a_prompt_longer_than_the_model_sees_is_noted(spiece, diary):

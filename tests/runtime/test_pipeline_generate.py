@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from fakes import stages as fake_stages
 from fakes.runs import make
-from fakes.stages import CHANNELS, engines_of, posterior
+from fakes.stages import CHANNELS, ROPE, WIDTH, engines_of, posterior
 
 from ltx_runtime.errors import LtxError
 from ltx_runtime.noise.noise import SeededNoise
 from ltx_runtime.planning.plan import plan
 from ltx_runtime.planning.request import Condition, Request
-from ltx_runtime.spec.geometry import latents_of
+from ltx_runtime.spec.geometry import coords_of, latents_of
 from ltx_runtime.spec.versions import VERSIONS
 from ltx_runtime.tensors import read_tensors, write_tensors
 from ltx_runtime.vae.resize import resize_bilinear
@@ -143,8 +143,10 @@ def test_doubling_the_frame_rate_makes_twice_the_frames_less_one_in_the_same_tim
     assert plan(request, version).ending.fps == 48
     (before,), (after,) = diary.fed("temporal_upsampler"), diary.fed("vae_decoder")
     assert after["latents"].shape[2] == 2 * before["latents"].shape[2] - 1
-    seconds = diary.fed("transformer")[0]["coords"][0, 0]
-    assert seconds.max() <= 16 / 24  # the model gets the requested frame rate
+    grid = plan(request, version).passes[0].grid
+    rotation = ROPE.rotation(coords_of(grid, 24.0, causal=version.causal_positions), WIDTH)
+    for name, expected in rotation._asdict().items():  # the model gets the requested frame rate
+        np.testing.assert_array_equal(diary.fed("transformer")[0][name], expected)
 
 
 # --- images and clips -----------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes.stages import CHANNELS, STAGES, TEXT_CHANNELS
+from fakes.stages import CHANNELS, ROPE, STAGES, TEXT_CHANNELS, WIDTH
 from stand_ins.engines import Recipe, install
 
 from ltx_runtime.folder.manifest import ComponentEntry, Engines, Manifest, describe_files, write_manifest
@@ -16,7 +16,7 @@ from ltx_runtime.spec.presets import Schedule
 
 SIGNATURES = (
     text_encoder(TEXT_CHANNELS),
-    transformer(CHANNELS, TEXT_CHANNELS),
+    transformer(CHANNELS, TEXT_CHANNELS, WIDTH),
     vae_decoder(CHANNELS, timestep=False),
 )
 BUILDERS = ("tensorrt", "tensorrt_rtx")
@@ -49,7 +49,7 @@ def folder_of(path: Path) -> Engines:
         components[signature.name] = ComponentEntry(signature, ("weights.data",), graphs)
     for name, content in files.items():
         (path / name).write_bytes(content)
-    manifest = Manifest("0.9.5", True, Schedule(), "spiece.model", components)
+    manifest = Manifest("0.9.5", True, Schedule(), ROPE, "spiece.model", components)
     manifest = replace(manifest, files=describe_files({name: path / name for name in files}))
     write_manifest(path, manifest)
     return Engines(path, manifest)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from oracles.encodings import encoded
 from oracles.networks import diffusers_dit_key, distance, filled, normal, shapes_of
 from oracles.weight_rule import weight as drawn
 from safetensors.torch import load_file, save_file
@@ -179,8 +180,9 @@ def test_a_merged_transformer_answers_as_one_with_the_lora_beside_its_layers(pat
         beside.get_submodule(module).register_forward_hook(
             lambda _, given, output, down=down, up=up: output + 0.7 * 0.2 / 2 * (given[0] @ down.T) @ up.T
         )
-    coords, text = normal(2, 1, 3, 5).abs(), normal(3, 1, 4, SIZE.text_channels)
-    given = normal(1, 1, 5, SIZE.channels), torch.full((1, 1), 0.6), coords, text, torch.ones(1, 4)
+    encodings = encoded(SIZE, torch.full((1, 1), 0.6), normal(2, 1, 3, 5).abs())
+    text = normal(3, 1, 4, SIZE.text_channels)
+    given = normal(1, 1, 5, SIZE.channels), *encodings, text, torch.ones(1, 4)
     assert distance(changed(*given), beside(*given)) <= 1e-5
     assert distance(changed(*given), plain(*given)) > 0.1
 

@@ -25,10 +25,12 @@ from ltx_export.networks.header import (
 from ltx_export.networks.parts import parts_of, t5_config
 from ltx_export.networks.vae_encoder import encoder_config
 from ltx_export.random_weights import write_random_weights
-from ltx_export.recorded import SIZES, random_feeds, run_graph
+from ltx_export.recorded import SIZES, Feeds, random_feeds, run_graph
 from ltx_export.sources.find import Opened, open_sources
 from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.manifest import open_engines
+from ltx_runtime.spec.components import Component
+from ltx_runtime.spec.encodings import Rope, sinusoid_of
 from ltx_runtime.spec.versions import SIZE_2B, VERSIONS, TransformerSize, VaeSize, Version
 
 EVERY_RELEASE = pytest.mark.parametrize("name", [name for name in VERSIONS if name != "demo"])
@@ -141,11 +143,26 @@ def compare_with_diffusers(folder, models) -> None:
     expected = {"text_encoder": text_of, "vae_encoder": posterior_of, "transformer": velocity_of}
     expected["vae_decoder"] = video_of
     for name, entry in engines.manifest.components.items():
-        feeds = random_feeds(entry.signature, SIZES[1])
+        feeds, plain = request_of(entry.signature, engines.manifest.rope)
         (actual,) = run_graph(folder / entry.graphs["fp32"], engines.weights_folder(name), entry.signature, [feeds])
         with torch.no_grad():
-            theirs = expected[name](models, {port: tensor(values) for port, values in feeds.items()})
+            theirs = expected[name](models, {port: tensor(values) for port, values in plain.items()})
         assert distance(actual, theirs) <= RELATIVE_L2, name
+
+
+def request_of(component: Component, rope: Rope) -> tuple[Feeds, Feeds]:
+    """Returns random inputs as the graph takes them, and as diffusers does: timesteps and coordinates as they are."""
+    feeds, random = random_feeds(component, SIZES[1]), np.random.RandomState(0)
+    plain = dict(feeds)
+    if "sinusoid" in feeds:
+        plain["timestep"] = random.uniform(0, 1, feeds["sinusoid"].shape[:-1]).astype(np.float32)
+        feeds["sinusoid"] = sinusoid_of(plain["timestep"])
+    if "cosines" in feeds:
+        tokens, half = feeds["cosines"].shape
+        coords = (random.uniform(0, 1, (1, 3, tokens)) * [[5], [704], [1216]]).astype(np.float32)
+        plain["coords"] = coords.repeat(SIZES[1]["batch"], 0)
+        feeds["cosines"], feeds["sines"] = rope.rotation(coords, 2 * half)
+    return feeds, plain
 
 
 def text_of(models, feeds) -> np.ndarray:

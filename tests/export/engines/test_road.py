@@ -112,7 +112,7 @@ def test_text_and_places_are_uploaded_once_for_a_pass(engines, monkeypatch):
     def size(port):
         return int(np.prod(port.shape(sizes))) * np.dtype(port.dtype).itemsize
 
-    changing = {"latents", "timestep"}
+    changing = {"latents", "sinusoid"}
     once = sum(size(port) for name, port in ports.items() if name not in changing)
     always = sum(size(ports[name]) for name in changing)
     # At most `once`, because the prompt is padded only to its own length.

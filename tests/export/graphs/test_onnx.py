@@ -2,12 +2,10 @@
 
 import json
 import logging
-import math
 import re
 from itertools import takewhile
 from pathlib import Path
 
-import numpy as np
 import onnx
 import onnxruntime
 import pytest
@@ -112,7 +110,7 @@ def test_graphs_use_the_operators_of_opset_23(exported, name, component, precisi
         "vae_decoder": {"Conv"},
     }
     assert expected[component] <= used
-    assert "Loop" not in used
+    assert used.isdisjoint({"Loop", "Cos", "Sin"})  # angles are the runtime's business, in float32
 
 
 @EVERY_PRECISION
@@ -199,16 +197,6 @@ def test_a_bf16_graph_takes_stored_weights_as_they_are(exported, name, component
     matrices = {one.name for one in graph.initializer if is_external(one) and len(one.dims) > 1}
     widened = {node.input[0] for node in graph.node if node.op_type == "Cast"}
     assert matrices.isdisjoint(widened)
-
-
-@pytest.mark.parametrize("name", RELEASES[::2])
-def test_rotary_frequencies_are_the_float32_constants_that_torch_computes(exported, name):
-    release = exported(name)
-    graph = proto_of(release.graph("transformer")).graph
-    inline = [onnx.numpy_helper.to_array(one) for one in graph.initializer if not is_external(one)]
-    count = release.version.transformer.width // 6
-    expected = (10000 ** torch.linspace(0, 1, count) * math.pi / 2).numpy()
-    assert any(one.size == count and np.array_equal(one.reshape(-1), expected) for one in inline)
 
 
 def test_tracing_leaves_the_default_dtype_and_the_loggers_as_they_were(exported):

@@ -38,8 +38,8 @@ COMPONENTS = (
     text_encoder(32),
     vae_encoder(8),
     upsampler(8),
-    transformer(8, 32),
-    transformer(8, 32, stg_layers=2),
+    transformer(8, 32, 40),
+    transformer(8, 32, 40, stg_layers=2),
     vae_decoder(8, timestep=False),
     vae_decoder(8, timestep=True, noise_maps={2: (2, 2)}),
 )

@@ -19,6 +19,7 @@ from ltx_export.checkpoints.lora import open_lora
 from ltx_export.inspection.facts import Inspection
 from ltx_export.inspection.inspect import inspect
 from ltx_export.inspection.lines import lines_of
+from ltx_export.models.rope import rope_of
 from ltx_export.models.t5 import T5Config
 from ltx_export.random_weights import write_random_weights
 from ltx_runtime.errors import LtxError
@@ -103,12 +104,13 @@ def version_folder(release, tmp_path) -> Path:
     (folder / checkpoint.name).symlink_to(checkpoint)
     scales = {"encoder.block.0.layer.0.SelfAttention.q.weight.scales": (2, 64)}
     holes(linked, shapes_in(checkpoint.with_name("text_encoder.safetensors")) | scales)
-    signatures = (text_encoder(64), transformer(128, 64), vae_decoder(128, timestep=True))
+    signatures = (text_encoder(64), transformer(128, 64, 64), vae_decoder(128, timestep=True))
     entries = {one.name: ComponentEntry(one, (checkpoint.name,), {"fp32": checkpoint.name}) for one in signatures}
     entries["text_encoder"] = ComponentEntry(signatures[0], (linked.name,), {"bf16": checkpoint.name})
     files = describe_files({path.name: path for path in (folder / checkpoint.name, linked)})
     links, loras = {linked.name: str(linked.parent)}, ("fox.safetensors:0.8",)
-    write_manifest(folder, Manifest("demo", True, Schedule(), linked.name, entries, files, links, loras))
+    manifest = Manifest("demo", True, Schedule(), rope_of(64), linked.name, entries, files, links, loras)
+    write_manifest(folder, manifest)
     return folder
 
 

@@ -1,10 +1,8 @@
 """The transformer against the official package's golden values, diffusers, and published numbers."""
 
-import math
-
-import numpy as np
 import pytest
 import torch
+from oracles.encodings import encoded
 from oracles.golden_files import golden
 from oracles.networks import (
     RELATIVE_L2,
@@ -23,18 +21,17 @@ from oracles.networks import (
 from oracles.weight_rule import weight
 
 from ltx_export.models.dit import DitConfig, Transformer
-from ltx_export.models.layers import TimestepEmbedding
-from ltx_export.models.rope import RotaryEmbedding, in_pieces, rotate
 from ltx_export.networks.header import transformer_config
 from ltx_runtime.spec.geometry import Grid, coords_of
 from ltx_runtime.spec.presets import STG_MODES
 
 GOLDEN = golden("dit")
-PORTS = ("latents", "timestep", "coords", "text", "text_mask")
+RECORDED = ("latents", "timestep", "coords", "text", "text_mask")
 CASES = sorted({key.split("/")[0] for key in GOLDEN})
 # The official package's strategies, in the order of the skip mask's rows.
 STRATEGIES = ("AttentionValues", "AttentionSkip", "TransformerBlock")
 GRID = Grid(2, 2, 3)
+SMALL = DitConfig(layers=2, heads=2, head_dim=16, channels=8, text_channels=24)
 
 # width: [(causal, timestep of the first six tokens, sum, mean magnitude, first six values, last three values)]
 PUBLISHED = {
@@ -57,25 +54,13 @@ PUBLISHED = {
 }  # fmt: skip
 PUBLISHED_CASES = [(width, *case) for width, cases in PUBLISHED.items() for case in cases]
 
-# Token at 9/25 s, row 480, column 736: width -> {channel: (cosine, sine)}
-ANCHORS = {
-    2048: {
-        0: (1, 0), 1: (1, 0), 2: (0.0565185, -0.9984015), 3: (0.0565185, -0.9984015), 4: (0.6715589, -0.7409511),
-        5: (0.6715589, -0.7409511), 6: (0.9039893, -0.4275551), 7: (0.9039893, -0.4275551),
-        8: (0.0149677, -0.9998880), 100: (0.2797870, -0.9600621), 2047: (0.7070524, -0.7071612),
-    },
-    4096: {
-        0: (1, 0), 1: (1, 0), 2: (1, 0), 3: (1, 0), 4: (0.0565185, -0.9984015), 8: (0.9039893, -0.4275551),
-        100: (-0.3043765, -0.9525518),
-    },
-}  # fmt: skip
-
 
 @pytest.mark.parametrize("case", CASES)
 def test_velocities_are_those_of_the_official_package(case):
     config = transformer_config(golden_settings("dit", case)["transformer"])
     module = filled(Transformer(config), weight)
-    inputs = [tensor(GOLDEN[f"{case}/{port}"]) for port in PORTS]
+    latents, timestep, coords, text, mask = (tensor(GOLDEN[f"{case}/{name}"]) for name in RECORDED)
+    inputs = [latents, *encoded(config, timestep, coords), text, mask]
     strategy = golden_settings("dit", case)["skip_layer_strategy"]
     if strategy:
         recorded = tensor(GOLDEN[f"{case}/skip_mask"])  # (layers, batch), for this strategy alone
@@ -107,12 +92,13 @@ def test_velocities_are_those_of_diffusers(head_dim, causal, per_token, batch):
     coords = tensor(coords_of(grid, 25, causal=causal)).expand(batch, -1, -1)
     with torch.no_grad():
         expected = theirs(latents, text, 1000 * timestep, mask, video_coords=coords, return_dict=False)[0]
-    assert distance(ours(latents, timestep, coords, text, mask), expected) <= RELATIVE_L2
+    assert distance(ours(latents, *encoded(config, timestep, coords), text, mask), expected) <= RELATIVE_L2
 
 
 @pytest.mark.parametrize(("width", "causal", "first_t", "total", "mean", "first", "last"), PUBLISHED_CASES)
 def test_velocities_are_the_published_ones(width, causal, first_t, total, mean, first, last):
-    module = Transformer(DitConfig(layers=2, heads=2, head_dim=width // 2, channels=4, text_channels=6))
+    config = DitConfig(layers=2, heads=2, head_dim=width // 2, channels=4, text_channels=6)
+    module = Transformer(config)
     theirs = {diffusers_dit_key(name): name for name, _ in module.named_parameters()}
     shapes = {key: tuple(module.get_parameter(name).shape) for key, name in theirs.items()}
     drawn = sine_weights(shapes, lambda key: "norm" in key and key.endswith("weight"))
@@ -121,8 +107,7 @@ def test_velocities_are_the_published_ones(width, causal, first_t, total, mean, 
     timestep[:, :6] = first_t
     velocity = module.requires_grad_(False)(
         sine((1, 12, 4), 0.7, 0.1),
-        timestep if first_t == 0 else timestep[:, :1],
-        tensor(coords_of(GRID, 25, causal=causal)),
+        *encoded(config, timestep if first_t == 0 else timestep[:, :1], tensor(coords_of(GRID, 25, causal=causal))),
         sine((1, 5, 6), 0.3, 0.2),
         torch.tensor([[1, 1, 1, 0, 0]]),
     )
@@ -131,18 +116,19 @@ def test_velocities_are_the_published_ones(width, causal, first_t, total, mean, 
 
 
 def test_one_timestep_for_all_tokens_is_the_same_timestep_for_each():
-    module = filled(Transformer(DitConfig(2, 2, 16, 8, 24)), weight)
-    inputs = normal(1, 1, 12, 8), tensor(coords_of(GRID, 24, causal=True)), normal(2, 1, 5, 24), torch.ones(1, 5).long()
-    one, each = (module(inputs[0], torch.full((1, t), 0.7), *inputs[1:]) for t in (1, 12))
+    module = filled(Transformer(SMALL), weight)
+    latents, text, mask = normal(1, 1, 12, 8), normal(2, 1, 5, 24), torch.ones(1, 5).long()
+    coords = tensor(coords_of(GRID, 24, causal=True))
+    one, each = (module(latents, *encoded(SMALL, torch.full((1, t), 0.7), coords), text, mask) for t in (1, 12))
     assert distance(each, one) <= RELATIVE_L2
 
 
 def two_rows_of_one_request() -> tuple[torch.nn.Module, list[torch.Tensor]]:
     """Returns a transformer of two layers, and its inputs without the skip mask."""
-    module = filled(Transformer(DitConfig(2, 2, 16, 8, 24)), weight)
+    module = filled(Transformer(SMALL), weight)
     latents, text = normal(1, 1, 12, 8).repeat(2, 1, 1), normal(2, 1, 5, 24).repeat(2, 1, 1)
-    coords = tensor(coords_of(GRID, 24, causal=True)).repeat(2, 1, 1)
-    return module, [latents, torch.full((2, 1), 0.7), coords, text, torch.ones(2, 5).long()]
+    sinusoid, *rotation = encoded(SMALL, torch.full((2, 1), 0.7), tensor(coords_of(GRID, 24, causal=True)))
+    return module, [latents, sinusoid, *rotation, text, torch.ones(2, 5).long()]
 
 
 @pytest.mark.parametrize("mode", range(len(STG_MODES)), ids=STG_MODES)
@@ -181,64 +167,15 @@ def test_layers_may_be_skipped_in_different_ways_and_rows_too():
     skip_mask = torch.ones(2, len(STG_MODES), 2)
     skip_mask[0, 0, 0] = skip_mask[1, 2, 0] = skip_mask[0, 2, 1] = skip_mask[1, 1, 1] = 0
     masked = module(*inputs, skip_mask)
+    latents, sinusoid, cosines, sines, text, mask = inputs
     for row in range(2):
-        alone = module(*(given[[row]] for given in inputs), skip_mask[:, :, [row]])
+        row_alone = latents[[row]], sinusoid[[row]], cosines, sines, text[[row]], mask[[row]]
+        alone = module(*row_alone, skip_mask[:, :, [row]])
         assert distance(masked[[row]], alone) <= RELATIVE_L2
 
 
-@pytest.mark.parametrize("width", ANCHORS)
-def test_rotary_angles_are_the_published_ones(width):
-    coords = torch.tensor([9 / 25, 480.0, 736.0]).reshape(1, 3, 1)
-    cosines, sines = RotaryEmbedding(width)(coords)
-    assert cosines.shape == sines.shape == (1, 1, width // 2)
-    for channel, expected in ANCHORS[width].items():
-        pair = cosines[0, 0, channel // 2].item(), sines[0, 0, channel // 2].item()
-        np.testing.assert_allclose(pair, expected, atol=1e-5)
-
-
-def test_rotary_angles_at_the_origin_are_the_published_ones():
-    cosines, sines = RotaryEmbedding(2048)(torch.zeros(1, 3, 1))
-    np.testing.assert_allclose(cosines[0, 0, 1:5], [0, 0, 0, -0.0431199], atol=1e-5)
-    np.testing.assert_allclose(sines[0, 0, 1:5], [-1, -1, -1, -0.9990699], atol=1e-5)
-
-
-@pytest.mark.parametrize(("width", "count", "second"), [(2048, 341, 1.6139296), (4096, 682, 1.5921853)])
-def test_rotary_frequencies_go_from_half_pi_to_5000_pi(width, count, second):
-    frequencies = RotaryEmbedding(width).frequencies
-    assert frequencies.shape == (count,)
-    assert frequencies.dtype == torch.float32
-    np.testing.assert_allclose(frequencies[[0, 1, -1]], [math.pi / 2, second, 5000 * math.pi], rtol=1e-6)
-
-
-@pytest.mark.parametrize("width", [20, 1024, 2048, 4096])
-def test_rotation_turns_adjacent_pairs_as_complex_numbers_in_pieces_that_every_kernel_takes(width):
-    x, coords = normal(4, 2, 12, width), tensor(coords_of(GRID, 24, causal=True)).repeat(2, 1, 1)
-    cosines, sines = RotaryEmbedding(width)(coords)
-    turned = torch.view_as_complex(x.reshape(2, 12, -1, 2)) * torch.complex(cosines, sines)
-    pieces = in_pieces(cosines, sines)
-    assert pieces[0].shape == (1, 2 * 12 * max(1, width // 1024), min(width, 1024) // 2)
-    assert distance(rotate(x, *pieces), torch.view_as_real(turned).flatten(2)) <= RELATIVE_L2
-
-
-@pytest.mark.parametrize(
-    ("tau", "anchors"),
-    [
-        (1000.0, {0: 0.562379, 1: 0.789627, 127: 0.994232, 128: 0.826880, 129: 0.613588, 255: 0.107254}),
-        (909.375, {0: -0.115813, 128: -0.993271}),
-        (50.0, {0: 0.964966, 128: -0.262375}),
-    ],
-)
-def test_the_sinusoid_of_a_timestep_has_the_published_values(tau, anchors):
-    embedding = TimestepEmbedding(256)
-    embedding.timestep_embedder = torch.nn.Identity()
-    sinusoid = embedding(torch.tensor([tau]))[0]
-    assert sinusoid.shape == (256,)
-    np.testing.assert_allclose(sinusoid[list(anchors)], list(anchors.values()), atol=1e-5)
-
-
 def test_every_parameter_has_its_counterpart_in_diffusers():
-    config = DitConfig(layers=2, heads=2, head_dim=16, channels=8, text_channels=24)
-    ours = shapes_of(Transformer(config).named_parameters())
+    ours = shapes_of(Transformer(SMALL).named_parameters())
     assert {diffusers_dit_key(key): shape for key, shape in ours.items()} == shapes_of(
-        diffusers_dit(config).state_dict().items()
+        diffusers_dit(SMALL).state_dict().items()
     )

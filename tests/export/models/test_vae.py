@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from oracles.encodings import sinusoids
 from oracles.golden_files import golden
 from oracles.networks import (
     RELATIVE_L2,
@@ -23,7 +24,7 @@ from oracles.networks import (
 from oracles.weight_rule import weight
 from samples.tiny import tiny
 
-from ltx_export.models.vae import VaeConfig, VaeDecoder, unpatchify
+from ltx_export.models.vae import TIMESTEP_SCALE_KEY, VaeConfig, VaeDecoder, unpatchify
 from ltx_export.models.vae_blocks import unfold
 from ltx_export.networks.header import header_config, vae_config
 from ltx_runtime.spec.components import vae_decoder
@@ -61,7 +62,8 @@ def pair_of(generation: str, *, noise: bool) -> tuple[VaeDecoder, torch.nn.Modul
     state = {diffusers_vae_key(key, generation): value for key, value in ours.state_dict().items()}
     missing, unexpected = theirs.load_state_dict(state, strict=False)
     assert unexpected == []
-    assert {key.split(".")[0] for key in missing} == {"encoder"}
+    assert {key for key in missing if not key.startswith("encoder.")} <= {TIMESTEP_SCALE_KEY}
+    assert theirs.decoder.timestep_scale_multiplier in (None, 1000)  # no parameter of ours
     return ours, theirs.requires_grad_(False)
 
 
@@ -71,8 +73,10 @@ def decoded(theirs: torch.nn.Module, latents: torch.Tensor, timestep: torch.Tens
     return theirs.decode(latents * deviation + mean, timestep, return_dict=False)[0]
 
 
-def timesteps(generation: str, batch: int) -> torch.Tensor | None:
-    return None if generation == "A" else torch.linspace(0.05, 0.3, batch)
+def timesteps(generation: str, batch: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Returns the timesteps of a batch, as diffusers takes them, and their sinusoids, as ours does."""
+    given = torch.linspace(0.05, 0.3, batch)
+    return (None, None) if generation == "A" else (given, sinusoids(given))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -80,8 +84,12 @@ def test_videos_are_those_of_the_official_package(case):
     settings = golden_settings("vae_decoder", case)
     config = vae_config(settings["vae"])
     module = filled(VaeDecoder(config), weight)
-    ports = ["latents", "timestep", *(f"noise_{block}" for block in config.noise_maps())]
-    video = module(*(tensor(GOLDEN[f"{case}/{port}"]) for port in ports if f"{case}/{port}" in GOLDEN))
+    names = ["latents", "timestep", *(f"noise_{block}" for block in config.noise_maps())]
+    inputs = {name: tensor(GOLDEN[f"{case}/{name}"]) for name in names if f"{case}/{name}" in GOLDEN}
+    assert ("timestep" in inputs) == config.timestep
+    if config.timestep:
+        inputs["timestep"] = sinusoids(inputs["timestep"])
+    video = module(*inputs.values())
     assert list(video.shape) == settings["video_shape"]
     assert distance(video.flatten()[:: settings["video_stride"]], GOLDEN[f"{case}/video"]) <= RELATIVE_L2
 
@@ -98,8 +106,8 @@ def test_the_recorded_cases_have_noise_exactly_where_ours_do():
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_videos_are_those_of_diffusers(generation, shape):
     ours, theirs = pair_of(generation, noise=False)
-    latents, timestep = normal(7, *shape), timesteps(generation, shape[0])
-    video = ours(latents, timestep)
+    latents, (timestep, sinusoid) = normal(7, *shape), timesteps(generation, shape[0])
+    video = ours(latents, sinusoid)
     assert video.shape == (shape[0], 3, 8 * shape[2] - 7, 32 * shape[3], 32 * shape[4])
     assert distance(video, decoded(theirs, latents, timestep)) <= RELATIVE_L2
 
@@ -107,7 +115,7 @@ def test_videos_are_those_of_diffusers(generation, shape):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_videos_with_injected_noise_are_those_of_diffusers_with_the_same_seed(shape):
     ours, theirs = pair_of("B", noise=True)
-    latents, timestep = normal(7, *shape), timesteps("B", shape[0])
+    latents, (timestep, sinusoid) = normal(7, *shape), timesteps("B", shape[0])
     sizes = {"rows": shape[3], "columns": shape[4]}
     config = config_of("B", VaeSize(4, 8, None))
     ports = vae_decoder(8, timestep=True, noise_maps=config.noise_maps()).inputs[2:]
@@ -118,9 +126,9 @@ def test_videos_with_injected_noise_are_those_of_diffusers_with_the_same_seed(sh
         noise.append(torch.stack([torch.randn(size) for _ in range(count)]))
     torch.manual_seed(11)
     expected = decoded(theirs, latents, timestep)
-    video = ours(latents, timestep, *noise)
+    video = ours(latents, sinusoid, *noise)
     assert distance(video, expected) <= RELATIVE_L2
-    assert distance(ours(latents, timestep, *(torch.zeros_like(one) for one in noise)), expected) > 0.01
+    assert distance(ours(latents, sinusoid, *(torch.zeros_like(one) for one in noise)), expected) > 0.01
 
 
 @EVERY_GENERATION
@@ -133,8 +141,8 @@ def test_videos_are_the_published_ones(generation):
 
     drawn = sine_weights(theirs, is_scale)
     module.load_state_dict({key: drawn[diffusers_vae_key(key, generation)] for key, _ in module.named_parameters()})
-    timestep = None if generation == "A" else torch.tensor([0.05])
-    video = module.requires_grad_(False).decoder(sine((1, 4, 2, 2, 2), 0.7, 0.1), timestep, [])
+    _, sinusoid = timesteps(generation, 1)
+    video = module.requires_grad_(False).decoder(sine((1, 4, 2, 2, 2), 0.7, 0.1), sinusoid, [])
     assert video.shape == (1, 3, 9, 64, 64)
     assert_published(video, *PUBLISHED[generation])
 
@@ -144,7 +152,11 @@ def test_videos_are_the_published_ones(generation):
 def test_every_parameter_has_its_counterpart_in_diffusers(generation, layers):
     ours = VaeDecoder(config_of(generation, VaeSize(4, 8, layers)))
     theirs = diffusers_vae(generation, 4, 8, layers).state_dict()
-    expected = {key: tuple(value.shape) for key, value in theirs.items() if not key.startswith("encoder.")}
+    expected = {
+        key: tuple(value.shape)
+        for key, value in theirs.items()
+        if not key.startswith("encoder.") and key != TIMESTEP_SCALE_KEY
+    }
     assert {diffusers_vae_key(k, generation): s for k, s in shapes_of(ours.named_parameters()).items()} == expected
 
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from samples.layouts import OFFICIAL, bare, gguf_t5_state, write_diffusers, write_gguf
 from samples.tiny import Exported, export
 
+from ltx_export.models.vae import TIMESTEP_SCALE_KEY
 from ltx_export.random_weights import write_random_weights
 from ltx_export.sources.find import Sources, find_sources
 from ltx_runtime.errors import LtxError
@@ -154,6 +155,21 @@ def test_a_dtype_that_is_not_read_is_refused_before_anything_is_written(exported
     with pytest.raises(LtxError, match=r"double\.safetensors stores weights as F64 - use one in F32, "):
         export(release.version, sources, tmp_path / "engines" / RELEASE)
     assert not (tmp_path / "engines").exists()
+
+
+@pytest.mark.parametrize("scale", [1.0, 999.0, float("nan"), [1000.0, 1000.0]], ids=str)
+@pytest.mark.parametrize("name", ["0.9.1", "0.9.5"])
+def test_a_vae_that_scales_timesteps_otherwise_is_refused_with_its_scale(exported, tmp_path, name, scale):
+    """Noise levels reach a decoder as sinusoids that were made with the scale of all releases."""
+    release = exported(name)
+    with safe_open(release.sources.checkpoint, "pt") as file:
+        state = load_file(release.sources.checkpoint) | {f"vae.{TIMESTEP_SCALE_KEY}": torch.tensor(scale)}
+        save_file(state, tmp_path / "scaled.safetensors", file.metadata())
+    stored = ", ".join(map(str, scale if isinstance(scale, list) else [scale]))
+    said = f"the VAE's decoder.timestep_scale_multiplier is {stored}, not 1000 - use an official VAE"
+    with pytest.raises(LtxError, match=f"^{re.escape(said)}$"):
+        export(release.version, replace(release.sources, checkpoint=tmp_path / "scaled.safetensors"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_of_many_misfits_the_first_few_are_named(exported, tmp_path):

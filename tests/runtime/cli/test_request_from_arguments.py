@@ -4,6 +4,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+from fakes.stages import ROPE
 
 from ltx_runtime.cli.arguments import Arguments
 from ltx_runtime.cli.request_from_arguments import parse_condition, pipeline_options_of, request_of, run_options_of
@@ -100,7 +101,7 @@ def asked(**typed):
 
 def options_of(typed):
     """Returns the options of a video requested with these arguments."""
-    engines = Engines(Path(), Manifest("demo", True, DEMO.schedule, "", {}))
+    engines = Engines(Path(), Manifest("demo", True, DEMO.schedule, ROPE, "", {}))
     with Pipeline(engines, **pipeline_options_of(typed)) as pipe:
         return pipe._changed(Request(), run_options_of(typed))[1]
 

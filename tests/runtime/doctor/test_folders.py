@@ -5,6 +5,7 @@ from dataclasses import replace
 from types import ModuleType
 
 import pytest
+from fakes.stages import ROPE
 
 from ltx_runtime import sessions
 from ltx_runtime.doctor.folders import folders_in, look_at, shown_grid, words_of
@@ -59,7 +60,7 @@ def make_folder(path):
     graphs = {"fp32": "vae_decoder.fp32.onnx", "bf16": "vae_decoder.bf16.onnx"}
     entry = ComponentEntry(DECODER, ("decoder.data",), graphs)
     files = describe_files({name: path / name for name in FILES})
-    write_manifest(path, Manifest("demo", True, Schedule(), "spiece.model", {"vae_decoder": entry}, files))
+    write_manifest(path, Manifest("demo", True, Schedule(), ROPE, "spiece.model", {"vae_decoder": entry}, files))
     return path
 
 
@@ -246,7 +247,7 @@ def test_looking_changes_nothing(folder):
     [
         (DECODER, ["1 to 97 frames of 32x32 to 512x512", "1 to 257 frames of 32x32 to 768x768"]),
         (text_encoder(6), ["1 to 2 prompts of 1 to 256 tokens"]),
-        (transformer(4, 6), ["1 to 2048 tokens (such as 97 frames of 480x320)"]),
+        (transformer(4, 6, 12), ["1 to 2048 tokens (such as 97 frames of 480x320)"]),
     ],
 )
 def test_sizes_are_told_in_pixels_and_frames(component, words):

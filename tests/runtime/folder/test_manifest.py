@@ -7,6 +7,7 @@ from dataclasses import fields
 
 import numpy as np
 import pytest
+from fakes.stages import ROPE
 
 from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.manifest import (
@@ -28,7 +29,7 @@ from ltx_runtime.spec.presets import SD3, Schedule
 MIB = 1 << 20
 SIGNATURES = (
     text_encoder(6),
-    transformer(4, 6, stg_layers=2),
+    transformer(4, 6, 12, stg_layers=2),
     vae_decoder(4, timestep=True, noise_maps={2: (14, 2), 4: (12, 4)}),
 )
 FILES = {
@@ -50,7 +51,7 @@ def write_folder(folder, version="demo"):
     components["vae_decoder"] = ComponentEntry(SIGNATURES[2], ("transformer.data",), {})
     files = describe_files({name: folder / name for name in FILES})
     loras, sigmas = ("fox.safetensors:0.8",), (1.0, 0.9937, 0.4219)
-    manifest = Manifest(version, True, SD3, "tokenizer/spiece.model", components, files, {}, loras, sigmas)
+    manifest = Manifest(version, True, SD3, ROPE, "tokenizer/spiece.model", components, files, {}, loras, sigmas)
     write_manifest(folder, manifest)
     return manifest
 
@@ -92,7 +93,7 @@ def test_writing_a_manifest_again_replaces_it_and_leaves_nothing_else(folder):
 def test_a_manifest_that_can_not_be_written_leaves_the_old_one(folder):
     before = read_manifest(folder)
     with pytest.raises(TypeError):
-        write_manifest(folder, Manifest("demo", True, Schedule(), "spiece.model", {"bad": object()}))
+        write_manifest(folder, Manifest("demo", True, Schedule(), ROPE, "spiece.model", {"bad": object()}))
     assert read_manifest(folder) == before
 
 
@@ -195,12 +196,12 @@ def test_what_is_not_json_is_refused(folder, content):
         read_manifest(folder)
 
 
-@pytest.mark.parametrize("content", ["[]", "4", "{}", '{"format": 3}', '{"format": "4"}', '{"format": 5}'])
+@pytest.mark.parametrize("content", ["[]", "4", "{}", '{"format": 4}', '{"format": "5"}', '{"format": 6}'])
 def test_another_format_is_refused(folder, content):
     (folder / MANIFEST).write_text(content)
     with pytest.raises(
         LtxError,
-        match=r"manifest\.json has another format than 4 - run: ltx-export .* demo$",
+        match=r"manifest\.json has another format than 5 - run: ltx-export .* demo$",
     ):
         read_manifest(folder)
 
@@ -213,6 +214,28 @@ def test_without_allowed_sigmas_every_level_is(folder):
 @pytest.mark.parametrize("value", [None, 1, True, ["x"], [[1.0]], {"x": 1}, [10**400]], ids=lambda v: str(v)[:9])
 def test_allowed_sigmas_that_are_no_numbers_are_refused(folder, value):
     edit(folder, lambda data: data.update(allowed_sigmas=value))
+    with pytest.raises(LtxError, match=r"manifest\.json is damaged .* - run: ltx-export "):
+        read_manifest(folder)
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        None,
+        1,
+        [],
+        {},
+        {"frequencies": [1.0]},
+        {"frequencies": ["fast"], "max_position": [20.0, 2048.0, 2048.0]},
+        {"frequencies": [[1.0]], "max_position": [20.0, 2048.0, 2048.0]},
+        {"frequencies": 1.0, "max_position": [20.0, 2048.0, 2048.0]},
+        {"frequencies": [1.0], "max_position": [20.0, None, 2048.0]},
+        {"frequencies": [1.0], "max_position": [20.0, 2048.0]},
+    ],
+    ids=str,
+)
+def test_a_position_embedding_that_is_no_numbers_of_three_axes_is_refused(folder, rope):
+    edit(folder, lambda data: data.update(rope=rope))
     with pytest.raises(LtxError, match=r"manifest\.json is damaged .* - run: ltx-export "):
         read_manifest(folder)
 

@@ -20,7 +20,7 @@ from ltx_runtime.spec.components import (
 from ltx_runtime.spec.geometry import Grid, grid_of
 from ltx_runtime.spec.versions import VERSIONS
 
-TRANSFORMER = transformer(4, 6, stg_layers=2)
+TRANSFORMER = transformer(4, 6, 12, stg_layers=2)
 DECODER = vae_decoder(4, timestep=True, noise_maps={2: (14, 2)})
 GRIDDED = (DECODER, vae_encoder(4), upsampler(4), temporal_upsampler(4))
 COMPONENTS = (text_encoder(6), TRANSFORMER, *GRIDDED)
@@ -185,7 +185,7 @@ def test_a_size_is_within_a_span_with_both_ends():
 
 
 def test_engines_are_tuned_for_the_batch_that_most_steps_have():
-    for component, best in ((TRANSFORMER, 3), (transformer(4, 6), 1)):
+    for component, best in ((TRANSFORMER, 3), (transformer(4, 6, 12), 1)):
         for limits in (None, Limits((HD,), exact=True)):
             assert {profile["batch"] for profile in profiles(component, limits)} == {Span(1, best, 3)}
 

@@ -5,6 +5,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+from fakes.stages import ROPE
 
 from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.address import EngineAddress, check_engine, engines_option
@@ -42,10 +43,10 @@ OPTIONAL = {"relative_l2", "weight_streaming", "options"}
 
 def engines_in(folder, **sums):
     graphs = {precision: f"transformer.{precision}.onnx" for precision in ENGINE_PRECISIONS}
-    entry = ComponentEntry(transformer(4, 6), WEIGHTS, graphs)
+    entry = ComponentEntry(transformer(4, 6, 12), WEIGHTS, graphs)
     names = (*graphs.values(), *WEIGHTS, "other")
     files = {name: FileEntry(1, sums.get(name.partition(".")[0], f"sum of {name}")) for name in names}
-    return Engines(folder, Manifest("demo", True, Schedule(), "spiece.model", {"transformer": entry}, files))
+    return Engines(folder, Manifest("demo", True, Schedule(), ROPE, "spiece.model", {"transformer": entry}, files))
 
 
 def address(engines, maker, precision="bf16"):
@@ -63,7 +64,7 @@ def sidecar_of(engines, maker, precision, engine):
         component="transformer",
         precision=precision,
         weights="inputs",
-        profiles=profiles(transformer(4, 6)),
+        profiles=profiles(transformer(4, 6, 12)),
         sources=address(engines, maker, precision).sources(),
         structure="a hash",
         engine_checksum=checksum(engine),

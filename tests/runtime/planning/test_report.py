@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fakes.requests import default_request
+from fakes.stages import ROPE
 
 from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.manifest import ComponentEntry, Engines, FileEntry, Manifest
@@ -51,11 +52,11 @@ EVERYTHING = {
 
 def manifest_of(name: str) -> Manifest:
     version = VERSIONS[name]
-    signatures = (text_encoder(6), vae_encoder(4), transformer(4, 6), upsampler(4), temporal_upsampler(4))
+    signatures = (text_encoder(6), vae_encoder(4), transformer(4, 6, 12), upsampler(4), temporal_upsampler(4))
     signatures += (vae_decoder(4, timestep=True),)
     components = {s.name: ComponentEntry(s, WEIGHTS[s.name], {"fp32": f"{s.name}.fp32.onnx"}) for s in signatures}
     files = {file: FileEntry(size * GB, "") for file, size in SIZES.items()}
-    return Manifest(name, version.causal_positions, version.schedule, "spiece.model", components, files)
+    return Manifest(name, version.causal_positions, version.schedule, ROPE, "spiece.model", components, files)
 
 
 def asked(name: str, **changes) -> tuple[Plan, Request]:

@@ -8,8 +8,10 @@ from itertools import product
 
 import numpy as np
 import pytest
+from fakes.encodings import timesteps_of
 from fakes.requests import default_request
 from fakes.sessions import session_of
+from fakes.stages import ROPE, WIDTH
 
 from ltx_runtime.noise.noise import SeededNoise
 from ltx_runtime.planning.plan import plan
@@ -18,6 +20,7 @@ from ltx_runtime.sampling.pass_plan import PassPlan
 from ltx_runtime.sampling.schedule import linear_quadratic
 from ltx_runtime.sampling.velocity import make_latents, velocity_function
 from ltx_runtime.spec.components import transformer
+from ltx_runtime.spec.encodings import sinusoid_of
 from ltx_runtime.spec.geometry import Grid, coords_of
 from ltx_runtime.spec.presets import STG_MODES, Guidance
 from ltx_runtime.spec.versions import VERSIONS
@@ -26,6 +29,7 @@ from ltx_runtime.text.embeddings import Text
 CHANNELS, TEXT_CHANNELS, LAYERS = 4, 6, 3
 GRID = Grid(2, 2, 3)
 COORDS = coords_of(GRID, 24.0, causal=True)
+ROTATION = ROPE.rotation(COORDS, WIDTH)
 KINDS = {
     "none": Guidance(),
     "cfg": Guidance(3.0, cfg_star=True),
@@ -54,19 +58,19 @@ def text_of(batch):
     return Text(drawn(3, batch, 5, TEXT_CHANNELS), masks[:batch], drawn(4, batch, 5, TEXT_CHANNELS), masks[batch:])
 
 
-def one_row(latents, timestep, coords, text, text_mask, skip):
+def one_row(rotation, latents, timesteps, text, text_mask, skip):
     """Computes one row (N, C) of a transformer: every input matters, and every layer that skips in any mode."""
     said = (text * text_mask[:, None]).sum() / text_mask.sum()
-    where = np.sin(coords.sum(0))[:, None]
+    where = np.sin((rotation["cosines"] - 2 * rotation["sines"]).sum(1))[:, None]
     kept = 1 - ((1 - skip) * SKIP_WEIGHTS).sum()
-    return np.tanh(latents + said * where) * (1 + timestep[:, None]) * kept
+    return np.tanh(latents + said * where) * (1 + timesteps[:, None]) * kept
 
 
 def by_rows(feeds):
     rows = len(feeds["text"])
     skips = feeds["skip_mask"].transpose(2, 0, 1) if "skip_mask" in feeds else np.ones((rows, LAYERS, 3))
-    names = ("latents", "timestep", "coords", "text", "text_mask")
-    made = [one_row(*row) for row in zip(*(feeds[n] for n in names), skips, strict=True)]
+    inputs = (feeds["latents"], timesteps_of(feeds["sinusoid"]), feeds["text"], feeds["text_mask"], skips)
+    made = [one_row(feeds, *row) for row in zip(*inputs, strict=True)]
     return {"velocity": np.stack(made).astype(np.float32)}
 
 
@@ -76,7 +80,7 @@ def by_hand(guidance, tokens, timesteps, text, mode):
     def velocity(embeddings, mask, skipped=()):
         skip = np.ones((LAYERS, 3))
         skip[list(skipped), STG_MODES.index(mode)] = 0
-        return one_row(tokens.astype(np.float64), timesteps, COORDS[0], embeddings[0], mask[0], skip)
+        return one_row(ROTATION._asdict(), tokens.astype(np.float64), timesteps, embeddings[0], mask[0], skip)
 
     c = guided = velocity(text.embeddings, text.mask)
     if guidance.cfg_scale > 1:
@@ -102,9 +106,9 @@ def steps_of(*guidance):
 
 def velocity_of(guidance, text, tokens, timesteps, mode="attention_values", **how):
     """Returns the guided velocity, and the session that computed it."""
-    session = session_of(transformer(CHANNELS, TEXT_CHANNELS, LAYERS), by_rows)
+    session = session_of(transformer(CHANNELS, TEXT_CHANNELS, WIDTH, LAYERS), by_rows)
     planned = replace(PLANNED.settings, stg_mode=mode)
-    function = velocity_function(session, text, COORDS, steps_of(guidance), planned, **how)
+    function = velocity_function(session, text, ROTATION, steps_of(guidance), planned, **how)
     return function(tokens, timesteps, 0), session
 
 
@@ -142,8 +146,9 @@ def test_samples_of_a_condition_lie_together_and_only_the_perturbed_skip(kind, c
             np.testing.assert_array_equal(feeds["text"][rows], of[name][0], case)
             np.testing.assert_array_equal(feeds["text_mask"][rows], of[name][1], case)
         count = len(conditions) * batch
-        np.testing.assert_array_equal(feeds["timestep"], timesteps.repeat(count, 0), case, strict=True)
-        np.testing.assert_array_equal(feeds["coords"], COORDS.repeat(count, 0), case, strict=True)
+        np.testing.assert_array_equal(feeds["sinusoid"], sinusoid_of(timesteps).repeat(count, 0), case, strict=True)
+        for name, array in ROTATION._asdict().items():
+            np.testing.assert_array_equal(feeds[name], array, case, strict=True)
         expected = np.ones((LAYERS, len(STG_MODES), count), np.float32)
         if "p" in conditions:
             for block in guidance.skip_blocks:
@@ -160,8 +165,30 @@ def test_with_little_memory_conditions_run_one_after_another_each_with_the_whole
     (batch,) = one.runner.fed
     assert len(several.runner.fed) == 1 + guidance.uses_cfg + guidance.uses_stg
     for name, array in batch.items():
-        axis = array.ndim - 1 if name == "skip_mask" else 0
-        np.testing.assert_array_equal(np.concatenate([fed[name] for fed in several.runner.fed], axis), array)
+        parts = [fed[name] for fed in several.runner.fed]
+        if name in ROTATION._fields:  # has no batch axis
+            np.testing.assert_array_equal(parts, [array] * len(parts))
+        else:
+            axis = array.ndim - 1 if name == "skip_mask" else 0
+            np.testing.assert_array_equal(np.concatenate(parts, axis), array)
+
+
+@pytest.mark.parametrize("low_memory", [False, True], ids=["one_batch", "one_after_another"])
+def test_what_stays_the_same_is_the_same_read_only_array_at_every_step(low_memory):
+    fed = []
+    session = session_of(
+        transformer(CHANNELS, TEXT_CHANNELS, WIDTH, LAYERS), lambda feeds: fed.append(feeds) or by_rows(feeds)
+    )
+    steps, count = steps_of(*[KINDS["cfg_and_stg"]] * 2), 3 if low_memory else 1
+    function = velocity_function(session, text_of(1), ROTATION, steps, PLANNED.settings, low_memory=low_memory)
+    for index in range(2):
+        function(drawn(index, 1, GRID.tokens, CHANNELS), np.full((1, 1), 0.5, np.float32), index)
+    for first, second in zip(fed[:count], fed[count:], strict=True):
+        same = {name for name, array in first.items() if second[name] is array}
+        assert same == {"cosines", "sines", "text", "text_mask", "skip_mask"}
+        assert not any(first[name].flags.writeable for name in same)
+    for name in ROTATION._fields:  # one upload serves all conditions
+        assert len({id(feeds[name]) for feeds in fed}) == 1
 
 
 def test_one_prompt_serves_a_whole_batch():
@@ -174,8 +201,8 @@ def test_one_prompt_serves_a_whole_batch():
 
 
 def test_every_step_has_the_guidance_of_its_place():
-    session = session_of(transformer(CHANNELS, TEXT_CHANNELS, LAYERS), by_rows)
-    function = velocity_function(session, text_of(1), COORDS, steps_of(*KINDS.values()), PLANNED.settings)
+    session = session_of(transformer(CHANNELS, TEXT_CHANNELS, WIDTH, LAYERS), by_rows)
+    function = velocity_function(session, text_of(1), ROTATION, steps_of(*KINDS.values()), PLANNED.settings)
     tokens, timesteps = drawn(1, 1, GRID.tokens, CHANNELS), np.full((1, 1), 0.5, np.float32)
     for index, guidance in enumerate(KINDS.values()):
         function(tokens, timesteps, index)
@@ -189,8 +216,8 @@ def test_blocks_that_a_step_lists_without_stg_are_not_skipped():
 
 
 def test_a_transformer_without_skip_mask_is_not_fed_one():
-    session = session_of(transformer(CHANNELS, TEXT_CHANNELS), by_rows)
-    function = velocity_function(session, text_of(1), COORDS, steps_of(KINDS["cfg"]), PLANNED.settings)
+    session = session_of(transformer(CHANNELS, TEXT_CHANNELS, WIDTH), by_rows)
+    function = velocity_function(session, text_of(1), ROTATION, steps_of(KINDS["cfg"]), PLANNED.settings)
     function(drawn(1, 1, GRID.tokens, CHANNELS), np.full((1, 1), 0.5, np.float32), 0)
     assert "skip_mask" not in session.runner.fed[0]
 
@@ -213,7 +240,7 @@ def towards(data):
     """Returns a transformer whose velocity leads every row straight to `data` (N, C), from any state."""
 
     def velocity(feeds):
-        timesteps = feeds["timestep"][..., None]
+        timesteps = timesteps_of(feeds["sinusoid"])[..., None]
         way = (feeds["latents"] - data) / np.where(timesteps > 0, timesteps, 1)
         return {"velocity": way.astype(np.float32)}
 
@@ -225,12 +252,12 @@ def run(version, number, data, start=None, **changes):
     planned = plan(default_request(version, "a cat", 7), version)
     one = replace(planned.passes[number], grid=GRID)
     stg_layers = version.transformer.layers if version.uses_stg else 0
-    session, draw = session_of(transformer(CHANNELS, TEXT_CHANNELS, stg_layers), towards(data)), Draws()
+    session, draw = session_of(transformer(CHANNELS, TEXT_CHANNELS, WIDTH, stg_layers), towards(data)), Draws()
     if start is None:
         level = one.sigmas[0]
         tokens = (1 - level) * data + level * drawn(9, GRID.tokens, CHANNELS)
         start = Conditioned(tokens[None], COORDS, None, 0)
-    steps = list(make_latents(session, text_of(1), start, one, replace(planned.settings, **changes), draw))
+    steps = list(make_latents(session, text_of(1), ROPE, start, one, replace(planned.settings, **changes), draw))
     return steps, session.runner.fed, draw, start, one
 
 
@@ -248,7 +275,8 @@ def test_every_step_has_the_rows_and_the_noise_level_that_its_pass_says():
         _, fed, _, _, one = run(version, number, drawn(2, GRID.tokens, CHANNELS))
         for feeds, sigma, guidance in zip(fed, one.sigmas, one.guidance, strict=True):
             rows, case = 1 + (guidance.cfg_scale > 1) + (guidance.stg_scale > 0), f"{version.name} {number} {sigma}"
-            np.testing.assert_array_equal(feeds["timestep"], np.full((rows, 1), sigma), case, strict=True)
+            expected = sinusoid_of(np.full((rows, 1), sigma))
+            np.testing.assert_array_equal(feeds["sinusoid"], expected, case, strict=True)
 
 
 def test_only_a_stochastic_pass_draws_noise_between_its_steps():
@@ -270,9 +298,10 @@ def test_given_tokens_have_their_own_noise_level_in_every_row_and_shake_at_every
     names = [name for n in range(len(one.sigmas)) for name in [f"image_{n}"] + [f"step_{n}"] * one.stochastic]
     assert draw.notes == [(name, (1, count, CHANNELS)) for name in names]
     for n, (feeds, sigma) in enumerate(zip(fed, one.sigmas, strict=True)):
-        for row in range(len(feeds["timestep"])):
-            np.testing.assert_array_equal(feeds["timestep"][row], np.minimum(sigma, 1 - mask[0]))
-            np.testing.assert_array_equal(feeds["coords"][row], start.coords[0])
+        for name, array in ROPE.rotation(start.coords, WIDTH)._asdict().items():
+            np.testing.assert_array_equal(feeds[name], array)
+        for row in range(len(feeds["sinusoid"])):
+            np.testing.assert_array_equal(feeds["sinusoid"][row], sinusoid_of(np.minimum(sigma, 1 - mask[0])))
             shaken = start.tokens[0] + np.float32(0.2) * draw.noise.draw(f"image_{n}", start.tokens.shape)[0] * sigma**2
             np.testing.assert_allclose(feeds["latents"][row][mask[0] == 1], shaken[mask[0] == 1], atol=1e-6)
     joined = 1 - mask[0] >= one.sigmas[-1]  # sigma never falls to the noise level of the others

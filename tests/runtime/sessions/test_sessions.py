@@ -13,6 +13,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 from fakes.sessions import FunctionRunner, feeds_of
+from fakes.stages import ROPE
 from samples.onnx_bytes import graph_that_adds
 
 from ltx_runtime import sessions
@@ -30,7 +31,7 @@ SIGNATURE = text_encoder(6)
 
 def engines_in(folder, precision):
     entry = ComponentEntry(SIGNATURE, ("text_encoder.data",), {precision: f"text_encoder.{precision}.onnx"})
-    return Engines(folder, Manifest("demo", True, Schedule(), "spiece.model", {"text_encoder": entry}))
+    return Engines(folder, Manifest("demo", True, Schedule(), ROPE, "spiece.model", {"text_encoder": entry}))
 
 
 class ClosingRunner(FunctionRunner):

@@ -97,7 +97,7 @@ def test_outputs_are_the_caller_s_own(opened):
 def test_what_cannot_be_written_to_is_uploaded_once_and_what_can_every_time(opened, bench):
     session = opened()
     feeds = feeds_for("transformer")
-    constant = ("text", "text_mask", "coords")
+    constant = ("text", "text_mask", "cosines", "sines")
     for name in constant:
         feeds[name].flags.writeable = False
     all_of_it = sum(array.nbytes for array in feeds.values())

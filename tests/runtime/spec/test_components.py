@@ -28,8 +28,8 @@ from ltx_runtime.spec.versions import VERSIONS
 
 COMPONENTS = (
     text_encoder(6),
-    transformer(4, 6),
-    transformer(4, 6, stg_layers=2),
+    transformer(4, 6, 12),
+    transformer(4, 6, 12, stg_layers=2),
     vae_decoder(4, timestep=False),
     vae_decoder(4, timestep=True),
     vae_decoder(4, timestep=True, noise_maps={2: (14, 2), 4: (12, 4), 6: (10, 8)}),
@@ -89,12 +89,12 @@ def test_the_components_are_known_in_the_order_of_the_road_and_some_can_be_left_
 
 
 def test_axis_names_come_in_order_of_appearance_and_once():
-    assert transformer(4, 6, stg_layers=2).axis_names() == ("batch", "tokens", "timesteps", "text_tokens")
+    assert transformer(4, 6, 12, stg_layers=2).axis_names() == ("batch", "tokens", "timesteps", "text_tokens")
     assert vae_decoder(4, timestep=True, noise_maps={2: (2, 2)}).axis_names() == ("batch", "frames", "rows", "columns")
 
 
 def test_a_transformer_has_a_skip_mask_exactly_if_layers_can_be_skipped():
-    without, with_mask = transformer(4, 6), transformer(4, 6, stg_layers=28)
+    without, with_mask = transformer(4, 6, 12), transformer(4, 6, 12, stg_layers=28)
     assert with_mask.inputs[:-1] == without.inputs
     assert with_mask.inputs[-1] == Port("skip_mask", (28, 3, "batch"), "float32")
 
@@ -192,9 +192,9 @@ def test_a_size_that_contradicts_another_is_refused(component):
 
 
 def test_the_message_names_axis_size_and_expectation():
-    component = transformer(4, 6)
-    feeds = feeds_of(component.inputs, SIZES) | {"coords": np.zeros((2, 3, 29), np.float32)}
-    with pytest.raises(ValueError, match=r"^transformer\.coords: axis 'tokens' is 29, expected 30$"):
+    component = transformer(4, 6, 12)
+    feeds = feeds_of(component.inputs, SIZES) | {"sines": np.zeros((29, 6), np.float32)}
+    with pytest.raises(ValueError, match=r"^transformer\.sines: axis 'tokens' is 29, expected 30$"):
         check_feeds(component, feeds)
 
 

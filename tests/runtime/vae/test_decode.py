@@ -12,6 +12,7 @@ from fakes.stages import decode as in_cells
 from ltx_runtime.errors import LtxError
 from ltx_runtime.noise.noise import SeededNoise
 from ltx_runtime.spec.components import temporal_upsampler, text_encoder, upsampler, vae_decoder, vae_encoder
+from ltx_runtime.spec.encodings import sinusoid_of
 from ltx_runtime.text.embeddings import text_of
 from ltx_runtime.text.encode import encode_prompts
 from ltx_runtime.text.tokenizer import Tokenizer
@@ -148,7 +149,7 @@ def test_a_decoder_without_timestep_gets_the_latents_as_they_are_and_draws_nothi
 @pytest.mark.parametrize(("timestep", "scale"), [(0.05, 0.025), (0.3, 0.5), (0.0, 0.0)])
 def test_a_decoder_with_timestep_gets_it_and_latents_mixed_with_noise(timestep, scale):
     feeds, notes = ready(TIMED, decode_timestep=timestep, decode_noise_scale=scale)
-    np.testing.assert_array_equal(feeds["timestep"], np.array([timestep], np.float32), strict=True)
+    np.testing.assert_array_equal(feeds["sinusoid"], sinusoid_of(np.array([timestep], np.float32)), strict=True)
     noise = SeededNoise(7).draw("decode", LATENTS.shape)
     np.testing.assert_allclose(feeds["latents"], (1 - scale) * LATENTS + scale * noise, atol=1e-6)
     assert feeds["latents"].dtype == np.float32
