@@ -1,8 +1,10 @@
-"""Atomic writes, lock files, free disk space, and sizes in bytes formatted for people."""
+"""Atomic writes, lock files, free disk space, the folder of caches, and sizes in bytes formatted for people."""
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,6 +14,7 @@ from ltx_runtime.errors import LtxError
 
 _WAIT_S = 0.2
 _SMALL_BYTES = 100_000_000
+_CACHE_VARIABLE = "LTX_CACHE"
 
 
 @contextmanager
@@ -69,6 +72,23 @@ def acquired_lock(lock: Path, wait_s: float) -> Any:
 def _remove(lock: Path) -> None:
     with suppress(OSError):  # Windows does not delete an open file; the next run locks the remaining file again
         lock.unlink()
+
+
+def cache_folder() -> Path | None:
+    """Returns the folder of caches: LTX_CACHE, or else the system's usual place; None if LTX_CACHE is empty."""
+    named = os.environ.get(_CACHE_VARIABLE)
+    if named is not None:
+        return Path(named) if named else None
+    try:
+        home = Path.home()
+    except RuntimeError:  # a user without a home, as in some containers
+        return None
+    places = {
+        "darwin": home / "Library" / "Caches",
+        "win32": Path(os.environ.get("LOCALAPPDATA", home / "AppData" / "Local")),
+    }
+    place = places.get(sys.platform, Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache"))
+    return place / "ltx-engines"
 
 
 def check_space(folder: Path, needed_bytes: int) -> None:

@@ -57,11 +57,12 @@ def _about() -> str:
     from ltx_runtime import __version__
     from ltx_runtime.sessions import BACKENDS
 
-    packages = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx", "cuda": "onnxruntime-gpu", "cpu": "onnxruntime"}
+    packages = {"tensorrt_rtx": "tensorrt-rtx", "cuda": "onnxruntime-gpu", "cpu": "onnxruntime"}
     lines = [f"ltx-run {__version__}"]
     for name, backend in BACKENDS.items():
+        package = packages.get(name, name)
         try:
-            lines.append(f"{name}: {packages[name]} {metadata.version(packages[name])}")
+            lines.append(f"{name}: {package} {metadata.version(package)}")
         except metadata.PackageNotFoundError:
             lines.append(f"{name}: not installed - run: pip install 'ltx-engines[{backend.extra}]'")
     return "\n".join(lines)

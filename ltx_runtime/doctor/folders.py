@@ -17,7 +17,7 @@ from ltx_runtime.folder.address import EngineAddress, check_engine
 from ltx_runtime.folder.manifest import MANIFEST, Engines, Manifest, export_command, read_manifest
 from ltx_runtime.folder.profiles import Profile, Span
 from ltx_runtime.folder.sidecar import ENGINE_PRECISIONS, Maker, Sidecar, read_sidecar
-from ltx_runtime.sessions import BACKENDS, find
+from ltx_runtime.sessions import BACKENDS, find_preferable
 from ltx_runtime.sessions.trt.library import LIBRARIES, title_of
 from ltx_runtime.spec.components import ComponentName
 from ltx_runtime.spec.geometry import Grid
@@ -156,7 +156,7 @@ def _component(engines: Engines, name: str, makers: Mapping[str, Maker]) -> Comp
 
 def _saying(engines: Engines, name: str, backend: str) -> Saying:
     try:
-        found = find(engines, cast(ComponentName, name), backend)
+        found = find_preferable(engines, cast(ComponentName, name), backend)
     except LtxError as error:
         return Saying(backend, False, error.problem)
     except KeyboardInterrupt:

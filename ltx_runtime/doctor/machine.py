@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import os
 import platform
-import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any
 
 from ltx_runtime.errors import LtxError
 from ltx_runtime.sessions.cuda.gpu import Gpu
+from ltx_runtime.sessions.processor import memory_sizes, processor_name
 from ltx_runtime.sessions.trt.library import LIBRARIES, serves_gpu, title_of
 
 CUDA_PROVIDER = "CUDAExecutionProvider"
@@ -30,6 +30,7 @@ _NO_CUDA_ERROR = 0
 _PLAIN_LIBRARIES = {
     _CUDA: ("cuda-bindings", "cuda-bindings"),
     "onnxruntime": ("ONNX Runtime", "onnxruntime"),
+    "openvino": ("OpenVINO", "openvino"),
     "av": ("PyAV", "av"),
     "numpy": ("numpy", "numpy"),
     "sentencepiece": ("sentencepiece", "sentencepiece"),
@@ -213,10 +214,10 @@ def _clashing(packages: Sequence[str] = RUNTIMES) -> tuple[str, ...]:
 
 
 def _system() -> System:
-    sizes = _memory(Path("/proc/meminfo"))
+    sizes = memory_sizes()
     return System(
         os=f"{platform.system()} {platform.release()}".strip(),
-        processor=_processor(Path("/proc/cpuinfo")) or platform.machine(),
+        processor=processor_name(),
         cores=_cores(),
         memory_bytes=sizes.get("MemTotal"),
         available_bytes=sizes.get("MemAvailable"),
@@ -229,21 +230,3 @@ def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _memory(file: Path) -> dict[str, int]:
-    """Returns the sizes in /proc/meminfo in bytes, by name; empty if the system has no such file."""
-    try:
-        rows = re.findall(r"^(\w+):\s+(\d+) kB$", file.read_text(), re.MULTILINE)
-    except OSError:
-        return {}
-    return {name: int(size) << 10 for name, size in rows}
-
-
-def _processor(file: Path) -> str:
-    """Returns the processor's name from /proc/cpuinfo; empty if the system has no such file or it names none."""
-    try:
-        match = re.search(r"^model name\s*:\s*(.+)$", file.read_text(), re.MULTILINE)
-    except OSError:
-        return ""
-    return match[1].strip() if match else ""

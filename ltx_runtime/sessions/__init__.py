@@ -39,6 +39,7 @@ class Found:
         path: path of the graph, or of the engine.
         weights: folder of the weight files; the graph names them relative to it.
         precision: precision of the graph, or of the graph from which the engine was built.
+        parameters: number of parameters of the component.
         file_bytes: size of each weight file, or of the engine and of each file with weights that are its inputs;
             components may share files.
         gpu_bytes: total memory of the GPU that runs it; None on a CPU.
@@ -52,6 +53,7 @@ class Found:
     path: Path
     weights: Path
     precision: str = "fp32"
+    parameters: int = 0
     file_bytes: Mapping[Path, int] = field(default_factory=dict, compare=False)
     gpu_bytes: int | None = None
     gpu_memory_bytes: int | None = None
@@ -144,11 +146,13 @@ class Backend:
     """The module of a backend, and the extra that installs its library.
 
     The module has `find(engines, name, backend) -> Found`, which raises LtxError with the reason if it cannot run the
-    component, and `load(found) -> Runner`.
+    component, and `load(found) -> Runner`. The module of a backend that is not always `preferable` to those after it
+    also has `check_preferable(found)`, which raises LtxError with the reason why AUTO should not use it.
     """
 
     module: str
     extra: str
+    preferable: bool = True
 
 
 # Backends in the order in which they are tried.
@@ -156,6 +160,7 @@ BACKENDS: dict[str, Backend] = {
     "tensorrt": Backend("ltx_runtime.sessions.trt.session", "tensorrt"),
     "tensorrt_rtx": Backend("ltx_runtime.sessions.trt.session", "tensorrt-rtx"),
     "cuda": Backend("ltx_runtime.sessions.onnxruntime_cuda", "gpu"),
+    "openvino": Backend("ltx_runtime.sessions.openvino_cpu", "openvino", preferable=False),
     "cpu": Backend("ltx_runtime.sessions.onnxruntime_cpu", "cpu"),
 }
 
@@ -199,15 +204,32 @@ def find(engines: Engines, name: ComponentName, backend: str = AUTO, *, after: s
     reasons: list[str] = []
     for candidate in candidates:
         try:
-            found = _module(candidate).find(engines, name, candidate)
+            found = find_preferable(engines, name, candidate) if backend == AUTO else _found(engines, name, candidate)
         except LtxError as error:
             if candidate == candidates[-1]:
                 raise
             reasons.append(f"{candidate}: {error.problem}")
             continue
-        assert isinstance(found, Found)
         return replace(found, reasons=tuple(reasons))
     raise AssertionError("there is no backend")
+
+
+def find_preferable(engines: Engines, name: ComponentName, backend: str) -> Found:
+    """Finds the graph or engine that one backend would run for a component, if AUTO may choose this backend.
+
+    Raises:
+        LtxError: the backend is not installed, cannot run the component here, or would do so worse than a later one.
+    """
+    found = _found(engines, name, backend)
+    if not BACKENDS[backend].preferable:
+        _module(backend).check_preferable(found)
+    return found
+
+
+def _found(engines: Engines, name: ComponentName, backend: str) -> Found:
+    found = _module(backend).find(engines, name, backend)
+    assert isinstance(found, Found)
+    return found
 
 
 @contextmanager
@@ -236,7 +258,7 @@ def graph_found(engines: Engines, name: ComponentName, backend: str, precisions:
             path = engines.folder / entry.graphs[precision]
             weights, files = engines.weights_folder(name), engines.manifest.files
             sizes = {weights / file: files[file].size_bytes for file in entry.weights if file in files}
-            return Found(backend, entry.signature, path, weights, precision, sizes)
+            return Found(backend, entry.signature, path, weights, precision, entry.parameters, sizes)
     raise LtxError(
         f"{engines.folder} has no {' or '.join(precisions)} graph of {name}, which backend {backend} needs",
         command=export_command(engines.manifest.version),
@@ -256,6 +278,7 @@ def engine_found(address: EngineAddress, sidecar: Sidecar, gpu_bytes: int | None
         address.path,
         weights,
         address.precision,
+        engines.component(name).parameters,
         file_bytes=sizes,
         gpu_bytes=gpu_bytes,
         address=address,

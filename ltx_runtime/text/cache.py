@@ -1,14 +1,12 @@
 """Keeps embeddings of prompts on disk, so that a prompt is encoded once, and the text encoder loaded only for new ones.
 
-The folder is LTX_CACHE, or else the usual place for caches of the system; an empty LTX_CACHE turns the cache off. A
-cache never fails a run: what cannot be read is encoded again, and what cannot be written is not kept.
+It never fails a run: what cannot be read is encoded again, and what cannot be written is not kept.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltx_runtime.errors import LtxError
+from ltx_runtime.files import cache_folder
 from ltx_runtime.tensors import read_tensors, write_tensors
 
 Floats = NDArray[np.float32]
 
 LARGEST_BYTES = 500_000_000  # about 250 prompts of 128 tokens and 4096 channels
-_VARIABLE = "LTX_CACHE"
 _EMBEDDINGS = "embeddings"
 
 
@@ -35,7 +33,8 @@ class EmbeddingsCache:
 
     def __init__(self, encoder: str) -> None:
         self.encoder = encoder
-        self._folder = cache_folder()
+        folder = cache_folder()
+        self._folder = None if folder is None else folder / _EMBEDDINGS
 
     def read(self, ids: Sequence[int]) -> Floats | None:
         """Returns the embeddings (T, C) float32 of a prompt with these T token ids; None if they are not kept."""
@@ -72,23 +71,6 @@ class EmbeddingsCache:
     def _path(self, folder: Path, ids: Sequence[int]) -> Path:
         described = repr((self.encoder, [int(token) for token in ids]))
         return folder / f"{hashlib.sha256(described.encode()).hexdigest()}.safetensors"
-
-
-def cache_folder() -> Path | None:
-    """Returns the folder of cached embeddings; None if LTX_CACHE is empty."""
-    named = os.environ.get(_VARIABLE)
-    if named is not None:
-        return Path(named) / _EMBEDDINGS if named else None
-    try:
-        home = Path.home()
-    except RuntimeError:  # a user without a home, as in some containers
-        return None
-    places = {
-        "darwin": home / "Library" / "Caches",
-        "win32": Path(os.environ.get("LOCALAPPDATA", home / "AppData" / "Local")),
-    }
-    place = places.get(sys.platform, Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache"))
-    return place / "ltx-engines" / _EMBEDDINGS
 
 
 def _prune(folder: Path) -> None:

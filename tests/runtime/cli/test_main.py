@@ -17,6 +17,7 @@ from PIL import Image
 
 from ltx_runtime import __version__
 from ltx_runtime.folder.manifest import read_manifest, write_manifest
+from ltx_runtime.sessions import BACKENDS
 from ltx_runtime.spec.versions import VERSIONS
 from ltx_runtime.tensors import write_tensors
 
@@ -242,7 +243,7 @@ def test_about_names_the_program_and_every_backend(run):
     assert (code, err) == (0, "")
     first, *backends = out.splitlines()
     assert first == f"ltx-run {__version__}"
-    assert [line.partition(":")[0] for line in backends] == ["tensorrt", "tensorrt_rtx", "cuda", "cpu"]
+    assert [line.partition(":")[0] for line in backends] == list(BACKENDS)
     assert f"cpu: onnxruntime {metadata.version('onnxruntime')}" in backends
 
 

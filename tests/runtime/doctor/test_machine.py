@@ -199,16 +199,3 @@ def test_the_system_is_told(gpu):
     system = look()[0].system
     assert system.os and system.processor and system.cores >= 1
     assert system.python == ".".join(map(str, sys.version_info[:3]))
-
-
-def test_memory_and_processor_are_read_as_linux_tells_them(tmp_path):
-    told = tmp_path / "meminfo"
-    told.write_text("MemTotal:       2048 kB\nMemAvailable:    1024 kB\nHugePages_Total:       0\n")
-    assert doctor_machine._memory(told) == {"MemTotal": 2 << 20, "MemAvailable": 1 << 20}
-    told.write_text("processor\t: 0\nmodel name\t: AMD EPYC 7\nmodel name\t: other\n")
-    assert doctor_machine._processor(told) == "AMD EPYC 7"
-
-
-def test_where_linux_tells_nothing_nothing_is_told(tmp_path):
-    assert doctor_machine._memory(tmp_path / "none") == {}
-    assert doctor_machine._processor(tmp_path / "none") == ""

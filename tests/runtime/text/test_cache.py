@@ -5,8 +5,10 @@ import os
 import numpy as np
 import pytest
 
+from ltx_runtime import files
+from ltx_runtime.files import cache_folder
 from ltx_runtime.text import cache
-from ltx_runtime.text.cache import EmbeddingsCache, cache_folder
+from ltx_runtime.text.cache import EmbeddingsCache
 
 IDS = (7, 8, 9, 1)
 
@@ -94,8 +96,8 @@ def test_the_folder_is_the_one_that_is_named_or_the_system_s_and_none_if_it_is_e
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     for platform, place in (("linux", ".cache"), ("darwin", "Library/Caches")):
-        monkeypatch.setattr(cache.sys, "platform", platform)
-        assert cache_folder() == tmp_path / place / "ltx-engines" / "embeddings"
-    monkeypatch.setattr(cache.sys, "platform", "linux")
+        monkeypatch.setattr(files.sys, "platform", platform)
+        assert cache_folder() == tmp_path / place / "ltx-engines"
+    monkeypatch.setattr(files.sys, "platform", "linux")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert cache_folder() == tmp_path / "xdg" / "ltx-engines" / "embeddings"
+    assert cache_folder() == tmp_path / "xdg" / "ltx-engines"

@@ -1,0 +1,135 @@
+"""OpenVINO on the CPU: bf16 arithmetic, for processors on which that is faster than fp32.
+
+OpenVINO's own cache of compiled models is never used: with our graphs it returned wrong numbers, once even NaN.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ltx_runtime.errors import LtxError, explaining
+from ltx_runtime.files import amount
+from ltx_runtime.folder.manifest import Engines
+from ltx_runtime.sessions import Arrays, Found, UnsupportedError, graph_found
+from ltx_runtime.sessions.processor import bf16_speedup, memory_sizes
+from ltx_runtime.spec.components import ComponentName
+
+_INSTALL = "pip install 'ltx-engines[openvino]'"
+# Least number of parameters and least speedup of bf16 for which the 0.3 s and more that it takes to compile pay off.
+_LEAST_PARAMETERS, _LEAST_SPEEDUP = 20_000_000, 1.25
+# Private memory that a network takes: its parameters in bf16, packed for the processor, and activations beside them.
+_BYTES_PER_PARAMETER, _ACTIVATION_BYTES = 2.4, 1_000_000_000
+_NO_MEMORY = re.compile(r"allocate memory|bad.?alloc|out of memory", re.IGNORECASE)
+_POLL_MS = 50
+
+
+def find(engines: Engines, name: ComponentName, backend: str) -> Found:
+    """Returns the bf16 graph of a component.
+
+    Raises:
+        LtxError: OpenVINO is not installed, or the version folder lacks the component or its bf16 graph.
+    """
+    if importlib.util.find_spec("openvino") is None:
+        raise LtxError("openvino is not installed", command=_INSTALL)
+    return graph_found(engines, name, backend, ["bf16"])
+
+
+def check_preferable(found: Found) -> None:
+    """Raises LtxError if ONNX Runtime is the better choice for a component on this machine; its problem says why."""
+    if found.parameters < _LEAST_PARAMETERS:
+        raise LtxError("the network is too small to be worth compiling")
+    if found.component.name == "text_encoder":
+        raise LtxError("ONNX Runtime encodes a prompt before OpenVINO has loaded the text encoder")
+    needed, free = int(_BYTES_PER_PARAMETER * found.parameters) + _ACTIVATION_BYTES, memory_sizes().get("MemAvailable")
+    if free is not None and needed > free:
+        raise LtxError(f"{found.component.name} takes {amount(needed, 1)} of memory, and {amount(free, 1)} are free")
+    speedup = bf16_speedup()
+    if speedup < _LEAST_SPEEDUP:
+        raise LtxError(
+            f"bf16 has {speedup:.1f} times the speed of fp32 on this processor" if speedup else "no bf16 here"
+        )
+
+
+class OpenVinoRunner:
+    """One graph compiled for the CPU, with its weights packed in private memory."""
+
+    def __init__(self, found: Found) -> None:
+        import openvino  # noqa: PLC0415  (takes 0.2 s)
+
+        settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "bf16", "PERFORMANCE_HINT": "LATENCY"}
+        if found.threads is not None:
+            settings["INFERENCE_NUM_THREADS"] = found.threads
+        with _beside_weights(found) as graph:
+            compiled = openvino.Core().compile_model(str(graph), "CPU", settings)
+        self._tensor = openvino.Tensor
+        self._request: Any = compiled.create_infer_request()
+        self.outputs: Sequence[str] = [output.get_any_name() for output in compiled.outputs]
+
+    def run(self, feeds: Arrays, wanted: Sequence[str]) -> dict[str, np.ndarray[Any, Any]]:
+        """Runs the graph once; Ctrl-C ends the run.
+
+        Raises:
+            MemoryError: there is too little memory.
+        """
+        try:
+            for name, array in feeds.items():  # copied: it refuses to share memory of arrays that are read-only
+                self._request.set_tensor(name, self._tensor(np.ascontiguousarray(array)))
+            self._request.start_async()
+            try:
+                while not self._request.wait_for(_POLL_MS):
+                    pass
+            except BaseException:
+                self._request.cancel()
+                self._request.wait()
+                raise
+            return {name: np.array(self._request.get_tensor(name).data) for name in wanted}
+        except RuntimeError as error:
+            if _NO_MEMORY.search(str(error)):
+                raise MemoryError(str(error)) from error
+            raise
+
+    def close(self) -> None:
+        """Frees weights and buffers."""
+        self._request = None
+
+
+@contextmanager
+def _beside_weights(found: Found) -> Iterator[Path]:
+    """Yields a path of the graph at which OpenVINO finds the weights: it looks for them in the graph's folder only."""
+    if found.path.parent == found.weights:
+        yield found.path
+        return
+    with tempfile.TemporaryDirectory() as folder, explaining(f"link to {found.weights}"):
+        graph = Path(folder) / found.path.name
+        graph.write_bytes(found.path.read_bytes())
+        for file in found.file_bytes:
+            link = Path(folder) / file.relative_to(found.weights)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(file)
+        yield graph
+
+
+def load(found: Found) -> OpenVinoRunner:
+    """Compiles a graph.
+
+    Raises:
+        LtxError: OpenVINO cannot read or compile the graph.
+        MemoryError: there is too little.
+    """
+    try:
+        return OpenVinoRunner(found)
+    except (LtxError, MemoryError):
+        raise
+    except Exception as error:  # OpenVINO's own
+        if _NO_MEMORY.search(str(error)):
+            raise MemoryError(str(error)) from error
+        reason = " ".join(str(error).split())[-200:]
+        raise UnsupportedError(f"OpenVINO cannot run {found.path} ({reason})", "use --backend cpu") from error

@@ -1,0 +1,171 @@
+"""Laws of OpenVINO on the CPU: a graph's own sums, weights wherever they lie, preferred only where it is faster."""
+
+import os
+import signal
+import threading
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from fakes.sessions import feeds_of
+from fakes.stages import ROPE
+from samples.onnx_bytes import graph_that_adds
+
+from ltx_runtime.errors import LtxError
+from ltx_runtime.folder.manifest import ComponentEntry, Engines, FileEntry, Manifest
+from ltx_runtime.sessions import find, open_session, openvino_cpu
+from ltx_runtime.sessions.openvino_cpu import OpenVinoRunner, check_preferable
+from ltx_runtime.spec.components import text_encoder, transformer
+from ltx_runtime.spec.presets import Schedule
+
+SIGNATURE = text_encoder(6)
+LARGE = 1_900_000_000
+
+
+@pytest.fixture
+def engines(tmp_path):
+    """Returns a version folder whose text encoder adds its inputs, with a graph for OpenVINO."""
+    pytest.importorskip("openvino")
+    (tmp_path / "engines").mkdir()
+    (tmp_path / "engines" / "text_encoder.bf16.onnx").write_bytes(graph_that_adds("ids", "mask", output="text"))
+    entry = ComponentEntry(SIGNATURE, ("sub/t5.data",), {"bf16": "text_encoder.bf16.onnx"})
+    files = {"sub/t5.data": FileEntry(1, "")}
+    manifest = Manifest("demo", True, Schedule(), ROPE, "spiece.model", {"text_encoder": entry}, files)
+    return Engines(tmp_path / "engines", manifest)
+
+
+@pytest.fixture
+def big(engines, monkeypatch):
+    """Returns a found transformer of the 2B release, on a machine with 16 GB free where bf16 is twice as fast."""
+    monkeypatch.setattr(openvino_cpu, "memory_sizes", lambda: {"MemAvailable": 16 * 10**9})
+    monkeypatch.setattr(openvino_cpu, "bf16_speedup", lambda: 2.0)
+    found = find(engines, "text_encoder", "openvino")
+    return replace(found, component=transformer(4, 6, 12), parameters=LARGE)
+
+
+def test_a_graph_is_computed_by_port_names_for_every_size(engines):
+    with open_session(find(engines, "text_encoder", "openvino")) as session:
+        assert list(session.outputs) == ["text"]
+        for shape in ((1, 1), (2, 5)):
+            ids = np.arange(np.prod(shape)).reshape(shape)
+            ids.flags.writeable = False
+            mask = np.full(shape[::-1], 100).T  # not contiguous
+            result = session.run({"mask": mask, "ids": ids})
+            np.testing.assert_array_equal(result["text"], ids + 100)
+
+
+def test_results_of_a_run_stay_what_they_are_after_the_next(engines):
+    with open_session(find(engines, "text_encoder", "openvino")) as session:
+        ones = {"ids": np.ones((1, 3), np.int64), "mask": np.ones((1, 3), np.int64)}
+        first = session.run(ones)["text"]
+        session.run({name: 5 * array for name, array in ones.items()})
+        np.testing.assert_array_equal(first, [[2, 2, 2]])
+
+
+def test_weights_that_the_folder_only_links_to_are_found(engines, tmp_path):
+    (tmp_path / "elsewhere" / "sub").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "sub" / "t5.data").write_bytes(b"1")
+    linked = replace(engines.manifest, linked={"sub/t5.data": str(tmp_path / "elsewhere")})
+    found = find(Engines(engines.folder, linked), "text_encoder", "openvino")
+    with openvino_cpu._beside_weights(found) as graph:
+        assert graph.read_bytes() == found.path.read_bytes()
+        assert (graph.parent / "sub" / "t5.data").read_bytes() == b"1"
+    assert not graph.exists()
+    with open_session(found) as session:
+        session.run(feeds_of(SIGNATURE.inputs, {"batch": 1, "text_tokens": 2}))
+
+
+def test_a_graph_that_cannot_be_read_is_a_sentence(engines):
+    (engines.folder / "text_encoder.bf16.onnx").write_bytes(b"no graph")
+    found = find(engines, "text_encoder", "openvino")
+    with pytest.raises(LtxError, match=r"OpenVINO cannot run .*text_encoder.bf16.onnx .* - use --backend cpu"):
+        openvino_cpu.load(found)
+
+
+def test_without_the_library_that_is_said(engines, monkeypatch):
+    monkeypatch.setattr(openvino_cpu.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(LtxError, match=r"openvino is not installed - run: pip install 'ltx-engines\[openvino\]'"):
+        find(engines, "text_encoder", "openvino")
+
+
+def test_threads_are_passed_on_and_compiled_models_are_never_cached(engines, monkeypatch):
+    import openvino
+
+    asked = []
+    compile_model = openvino.Core.compile_model
+
+    def noted(self, graph, device, settings):
+        asked.append(settings)
+        return compile_model(self, graph, device, settings)
+
+    monkeypatch.setattr(openvino.Core, "compile_model", noted)
+    found = find(engines, "text_encoder", "openvino")
+    for threads in (None, 3):
+        OpenVinoRunner(replace(found, threads=threads)).close()
+    assert [settings.get("INFERENCE_NUM_THREADS") for settings in asked] == [None, 3]
+    assert all("CACHE" not in name for settings in asked for name in settings)
+
+
+class EndlessRequest:
+    """Request that runs until it is cancelled."""
+
+    def __init__(self):
+        self.cancelled = threading.Event()
+
+    def start_async(self):
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+    def wait_for(self, milliseconds):
+        time.sleep(milliseconds / 1000)
+        return False
+
+    def cancel(self):
+        self.cancelled.set()
+
+    def wait(self):
+        assert self.cancelled.is_set()
+
+
+def test_ctrl_c_ends_a_run_instead_of_waiting_for_it():
+    runner = OpenVinoRunner.__new__(OpenVinoRunner)
+    runner._request = EndlessRequest()
+    with pytest.raises(KeyboardInterrupt):
+        runner.run({}, [])
+    assert runner._request.cancelled.is_set()
+
+
+class FullRequest:
+    def start_async(self):
+        raise RuntimeError("Check failed: std::bad_alloc")
+
+
+def test_too_little_memory_is_told_from_other_failures():
+    runner = OpenVinoRunner.__new__(OpenVinoRunner)
+    runner._request = FullRequest()
+    with pytest.raises(MemoryError, match="bad_alloc"):
+        runner.run({}, [])
+
+
+def test_it_is_preferred_for_a_large_network_where_bf16_is_faster(big):
+    check_preferable(big)
+
+
+def test_elsewhere_the_reason_is_told(big, monkeypatch):
+    with pytest.raises(LtxError, match="encodes a prompt before"):
+        check_preferable(replace(big, component=text_encoder(6)))
+    with pytest.raises(LtxError, match="too small to be worth compiling"):
+        check_preferable(replace(big, parameters=1000))
+    with pytest.raises(LtxError, match=r"transformer takes 32.2 GB of memory, and 16.0 GB are free"):
+        check_preferable(replace(big, parameters=13_000_000_000))
+    monkeypatch.setattr(openvino_cpu, "bf16_speedup", lambda: 0.8)
+    with pytest.raises(LtxError, match=r"bf16 has 0.8 times the speed of fp32 on this processor"):
+        check_preferable(big)
+    monkeypatch.setattr(openvino_cpu, "bf16_speedup", lambda: 0.0)
+    with pytest.raises(LtxError, match="no bf16"):
+        check_preferable(big)
+
+
+def test_where_free_memory_is_unknown_it_is_no_reason(big, monkeypatch):
+    monkeypatch.setattr(openvino_cpu, "memory_sizes", dict)
+    check_preferable(replace(big, parameters=13_000_000_000))
