@@ -10,7 +10,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup engines demo demo-engines check fix test test-runtime clean
+.PHONY: setup engines demo demo-engines check fix test test-runtime bench clean
 
 setup: $(VENV)/.ready
 
@@ -69,6 +69,12 @@ test-runtime: demo
 	$(VENV)-runtime/bin/python -m pytest tests/runtime tests/test_walls.py
 	rm -rf $(VENV)-runtime/moved && cp -r engines/demo $(VENV)-runtime/moved
 	cd $(VENV)-runtime && bin/ltx-run --engines moved --prompt "A red fox" --output fox.png && rm -r fox
+
+# A step, a decode and whole programs on this CPU against diffusers, with random weights made here: 40 GB of disk, and
+# half an hour on two cores.
+bench: setup
+	$(BIN)/python benchmarks/cpu.py
+	$(BIN)/python benchmarks/cpu_whole.py
 
 clean:
 	rm -rf $(VENV) $(VENV)-runtime build dist engines/demo weights/demo

@@ -4,8 +4,9 @@
 
 Both sides have the same random weights, which are made on the fly. In every round each side runs once, so that what
 else the machine does hits all of them; medians and least times are printed, with the ratio of the medians to diffusers.
-Errors are relative L2 to our exact fp32 graphs. Private memory is what a side's own process would allocate beside
-memory-mapped files.
+Errors are relative L2 to our exact fp32 graphs. With --outliers, four channels of the input of every self-attention and
+feed-forward are so many times as large as the others, as trained transformers have them. Private memory is what a
+side's own process would allocate beside memory-mapped files.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from gpu_ours import Array, Inputs, inputs_of
 from gpu_weights import with_small_text_encoder
 
 from ltx_export.build import ExportOptions, export_version
+from ltx_export.checkpoints.checkpoint import open_safetensors
 from ltx_export.random_weights import write_random_weights
 from ltx_export.recorded import relative_l2
 from ltx_export.sources.find import find_sources
@@ -39,9 +41,10 @@ from ltx_runtime.spec.geometry import grid_of
 from ltx_runtime.spec.versions import Version, find_version
 
 COMPONENTS: tuple[ComponentName, ...] = ("transformer", "vae_decoder")
+PARTS, SCALES, OUTLIERS = 6, (1, 4), 4  # parts of a modulation, which of them are scales, and channels with outliers
 EXACT, DIFFUSERS = "exact: ONNX Runtime, fp32", "diffusers, bf16"
 # Our ways to run a component: name, backend.
-OURS = ((EXACT, "cpu"), ("bf16: OpenVINO", "openvino"))
+OURS = ((EXACT, "cpu"), ("bf16: OpenVINO", "openvino"), ("q8: OpenVINO", "openvino_q8"))
 
 
 @dataclass
@@ -63,11 +66,13 @@ def main() -> None:
     parser.add_argument("--size", default="256x384x25", help="height x width x frames")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--compiled", action="store_true", help="also time diffusers after torch.compile")
+    parser.add_argument("--outliers", type=int, default=1, metavar="FACTOR", help="plant channels that are larger")
     parser.add_argument("--work", type=Path, default=Path("build/bench"), help="folder for weights and graphs")
     asked = parser.parse_args()
     version, grid = find_version(asked.version), grid_of(*map(int, asked.size.split("x")))
-    engines, checkpoint = folder_of(version, asked.work)
-    say(f"{heading()}\n{version.name}, {asked.size}, {asked.rounds} rounds, load average {os.getloadavg()[0]:.1f}\n")
+    engines, checkpoint = folder_of(version, asked.work, asked.outliers)
+    say(f"{heading()}\n{version.name}, {asked.size}, {asked.rounds} rounds, outliers {asked.outliers}x")
+    say(f"load average {os.getloadavg()[0]:.1f}\n")
     for component in COMPONENTS:
         with ExitStack() as held:
             inputs = inputs_of(engines, component, version, grid)
@@ -86,17 +91,34 @@ def say(line: str) -> None:
     sys.stdout.flush()
 
 
-def folder_of(version: Version, work: Path) -> tuple[Engines, Path]:
+def folder_of(version: Version, work: Path, outliers: int) -> tuple[Engines, Path]:
     """Makes random weights and exports them, unless that has been done; returns the version folder and checkpoint."""
-    small, weights, folder = with_small_text_encoder(version), work / "weights" / version.name, work / version.name
+    small, work = with_small_text_encoder(version), work if outliers == 1 else work / f"outliers-{outliers}"
+    weights, folder = work / "weights" / version.name, work / version.name
     if not (weights / version.checkpoint).exists():
         write_random_weights(small, weights)
+        if outliers != 1:
+            plant_outliers(weights / version.checkpoint, outliers)
     try:
         return open_engines(folder), weights / version.checkpoint
     except LtxError:
-        options = ExportOptions(without=("vae_encoder", "upsampler", "temporal_upsampler"))
+        options = ExportOptions(
+            of_component={"transformer": ("fp32", "bf16", "q8")},
+            without=("vae_encoder", "upsampler", "temporal_upsampler"),
+        )
         export_version(small, find_sources(small, weights), folder, options, say)
         return open_engines(folder), weights / version.checkpoint
+
+
+def plant_outliers(checkpoint: Path, factor: int) -> None:
+    """Makes the modulation of every block multiply a few channels by a factor, in a file of bf16 weights."""
+    for name, tensor in open_safetensors(checkpoint).tensors.items():
+        if name.endswith("scale_shift_table") and tensor.shape[0] == PARTS:
+            table = np.memmap(checkpoint, "<u2", "r+", tensor.offset, tensor.shape)
+            value = torch.tensor(factor - 1.0).to(torch.bfloat16).view(torch.int16).item()
+            for scale in SCALES:
+                table[scale, :: tensor.shape[1] // OUTLIERS] = value
+            table.flush()
 
 
 def ours(
@@ -105,7 +127,10 @@ def ours(
     """Yields our side on a backend, if it can run the component here."""
     before, started = private_bytes(), time.perf_counter()
     try:
-        session = held.enter_context(open_session(find(engines, component, backend)))
+        found = find(engines, component, backend)
+        if backend == "openvino_q8" and found.precision != "q8":
+            return
+        session = held.enter_context(open_session(found))
     except LtxError as error:
         say(f"{name} does not run {component}: {error}")
         return

@@ -23,13 +23,21 @@ from ltx_export.networks.header import effective_header, refuse_another_version,
 from ltx_export.networks.header_fields import allowed_sigmas, flag
 from ltx_export.networks.parts import Part, parts_of
 from ltx_export.preview import fit_preview
-from ltx_export.recorded import Array, record, run_graph
+from ltx_export.recorded import Array, read_record, record, relative_l2, run_graph
 from ltx_export.sources.find import TOKENIZER_FILE, Sources, open_sources
 from ltx_export.weights.placing import Placed, place_file, place_weights
-from ltx_export.weights.rewrite import BlockWeight, Weight
+from ltx_export.weights.rewrite import BlockWeight, Weight, rewrite
 from ltx_export.weights.staging import refuse_foreign, staged
 from ltx_runtime.errors import LtxError
-from ltx_runtime.folder.manifest import ComponentEntry, Manifest, Parity, Preview, describe_files, write_manifest
+from ltx_runtime.folder.manifest import (
+    QUANTIZED,
+    ComponentEntry,
+    Manifest,
+    Parity,
+    Preview,
+    describe_files,
+    write_manifest,
+)
 from ltx_runtime.progress import Progress, silent
 from ltx_runtime.spec.components import Component
 from ltx_runtime.spec.versions import Version
@@ -64,8 +72,20 @@ class ExportOptions:
     without: Sequence[str] = ()
 
     def precisions_of(self, part: Part) -> Sequence[str]:
-        """Returns the precisions of one component's graphs."""
-        return self.of_component.get(part.component.name, self.precisions)
+        """Returns the precisions of one component's graphs; q8 only where there are matrices to quantize.
+
+        Raises:
+            LtxError: q8 was requested for a component that has none.
+        """
+        name = part.component.name
+        requested = self.of_component.get(name, self.precisions)
+        if part.quantizable or QUANTIZED not in requested:
+            return requested
+        if name in self.of_component:
+            raise LtxError(
+                f"{name} has no repeated blocks of float matrices to quantize", f"leave --precision {name}=q8 out"
+            )
+        return [precision for precision in requested if precision != QUANTIZED]
 
     def kept(self, parts: Sequence[Part]) -> list[Part]:
         """Returns the parts that are exported."""
@@ -153,6 +173,8 @@ def _refuse_misfits(parts: Sequence[Part], sources: Sources, folder: Path, optio
     """Raises LtxError if the tokenizer does not fit the text encoder, or if weights would be lost with the folder."""
     _check_tokenizer(sources.tokenizer, parts[0].tensors["shared.weight"].shape[0])
     _refuse_own_weights(parts, folder, options)
+    for part in parts:
+        options.precisions_of(part)
 
 
 def _refuse_own_weights(parts: Sequence[Part], folder: Path, options: ExportOptions) -> None:
@@ -172,7 +194,7 @@ def _paths(folder: Path, placed: Sequence[Placed], entries: Mapping[str, Compone
     """Returns the path of every file of the version folder, by its name in the folder."""
     paths = {name: place.folder / name for place in placed for name in place.names.values()}
     for entry in entries.values():
-        paths |= {name: folder / name for name in (*entry.graphs.values(), entry.recorded) if name}
+        paths |= {name: folder / name for name in entry.files() - set(entry.weights)}
     return paths | {TOKENIZER_FILE: folder / TOKENIZER_FILE}
 
 
@@ -207,18 +229,39 @@ def _export_part(part: Part, place: Placed, folder: Path, precisions: Sequence[s
     parity = _check_traced(part, place, traced, folder, report)
     graphs: dict[str, str] = {}
     recorded = f"{name}.recorded.npz"
+    quantized = _quantized(part, place, folder) if QUANTIZED in precisions else None
     for precision in dict.fromkeys((_CHECKED_PRECISION, *precisions)):
         graphs[precision] = f"{name}.{precision}.onnx"
-        _save(whole, precision, place, folder / graphs[precision])
+        if quantized and precision == QUANTIZED:  # fp32 arithmetic on other weights
+            _save(whole, _CHECKED_PRECISION, quantized, folder / graphs[precision])
+        else:
+            _save(whole, precision, place, folder / graphs[precision])
     checked = folder / graphs[_CHECKED_PRECISION]
     record(checked, place.folder, part.component, folder / recorded)
+    error = _quantized_error(part.component, folder, graphs[QUANTIZED], recorded, report) if quantized else None
     preview = _preview(checked, place, part.component) if name == "vae_encoder" else None
     if _CHECKED_PRECISION not in precisions:
         checked.unlink()
         del graphs[_CHECKED_PRECISION]
     report(f"{name}: {', '.join(graphs.values())}, {time.perf_counter() - started:.1f} s in all")
-    names = tuple(place.names.values())
-    return ComponentEntry(part.component, names, graphs, parity, recorded, preview, part.parameters)
+    names, own = tuple(place.names.values()), next(iter(quantized.names.values())) if quantized else None
+    return ComponentEntry(part.component, names, graphs, parity, recorded, preview, part.parameters, own, error)
+
+
+def _quantized(part: Part, place: Placed, folder: Path) -> Placed:
+    """Writes a file with all weights of a network, the matrices of its repeated blocks quantized to Q8."""
+    path = folder / f"{part.component.name}.{QUANTIZED}.safetensors"
+    tensors = {name: weight for name, weight in place.weights.items() if isinstance(weight, StoredTensor)}
+    return Placed(rewrite(tensors, path, tables=part.tables, to_q8=part.quantizable), {path: path.name}, folder)
+
+
+def _quantized_error(component: Component, folder: Path, graph: str, recorded: str, report: Report) -> float:
+    """Returns relative L2 of the q8 graph's output to the recorded one of the fp32 graph, on the same inputs."""
+    feeds, expected = read_record(folder / recorded, component)
+    (actual,) = run_graph(folder / graph, folder, component, [feeds])
+    error = relative_l2(actual, expected)
+    report(f"{component.name}: relative L2 {error:.1e} of {QUANTIZED} to fp32")
+    return error
 
 
 def _preview(graph: Path, place: Placed, component: Component) -> Preview:

@@ -34,8 +34,9 @@ T5 = Annotated[_File, typer.Option(help="Text encoder (T5): safetensors file, fo
 Precisions = Annotated[
     list[str] | None,
     typer.Option(
-        help="fp32 (for the CPU), bf16 or fp16 (for a GPU); COMPONENT=PRECISION sets one component. Can be repeated "
-        "(default: fp32 and bf16)."
+        help="fp32 (exact on a CPU), bf16 or fp16 (for a GPU; bf16 also for OpenVINO), or q8 (8-bit weights for "
+        "OpenVINO); COMPONENT=PRECISION sets one component. Can be repeated (default: fp32 and bf16, and q8 of the "
+        "transformer where OpenVINO is installed and there is no NVIDIA GPU)."
     ),
 ]
 Loras = Annotated[
@@ -79,7 +80,7 @@ def onnx(
     from ltx_export.sources.find import find_sources
     from ltx_runtime.cli.progress import display
 
-    everywhere, of_component = _precisions(precision or list(build.DEFAULT_PRECISIONS))
+    everywhere, of_component = _precisions(precision or _default_precisions())
     merged, left_out = [loras.parse_lora(argument) for argument in lora or ()], _optional_components(without or [])
     precisions = everywhere or build.DEFAULT_PRECISIONS
     options = build.ExportOptions(precisions, of_component, _store_dtype(store), merged, link, stg, left_out)
@@ -97,9 +98,23 @@ def _store_dtype(store: str | None) -> str | None:
     return _STORES[store] if store else None
 
 
+def _default_precisions() -> list[str]:
+    """Returns the precisions of an export that names none: q8 for the transformer where OpenVINO will run it."""
+    from importlib.util import find_spec
+
+    from ltx_export.build import DEFAULT_PRECISIONS
+    from ltx_runtime.folder.manifest import QUANTIZED
+    from ltx_runtime.sessions.processor import has_nvidia_driver
+
+    runs_on_cpu = find_spec("openvino") is not None and not has_nvidia_driver()
+    of_transformer = [f"transformer={precision}" for precision in (*DEFAULT_PRECISIONS, QUANTIZED)]
+    return [*DEFAULT_PRECISIONS, *(of_transformer if runs_on_cpu else [])]
+
+
 def _precisions(arguments: list[str]) -> tuple[list[str], dict[str, list[str]]]:
     """Parses precisions such as `bf16`, which applies to every component, and `text_encoder=bf16`, for only one."""
     from ltx_export.graphs.precision import PRECISIONS
+    from ltx_runtime.folder.manifest import QUANTIZED
     from ltx_runtime.spec.components import COMPONENT_NAMES
 
     everywhere: list[str] = []
@@ -108,8 +123,9 @@ def _precisions(arguments: list[str]) -> tuple[list[str], dict[str, list[str]]]:
         component, _, precision = argument.rpartition("=")
         if component and component not in COMPONENT_NAMES:
             raise LtxError(f"unknown component {component!r}", f"use one of {', '.join(COMPONENT_NAMES)}")
-        if precision not in PRECISIONS:
-            raise LtxError(f"unknown precision {precision!r}", f"use one of {', '.join(PRECISIONS)}")
+        if precision not in (*PRECISIONS, QUANTIZED):
+            known = ", ".join((*PRECISIONS, QUANTIZED))
+            raise LtxError(f"unknown precision {precision!r}", f"use one of {known}")
         (of_component.setdefault(component, []) if component else everywhere).append(precision)
     return everywhere, of_component
 

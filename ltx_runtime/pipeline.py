@@ -38,7 +38,7 @@ from ltx_runtime.vae.saved_latents import Ending, read_initial, read_latents
 
 _REQUEST_FIELDS = tuple(one.name for one in fields(Request))
 # Fields of RunOptions that are set for the pipeline, and so not for a single video.
-_PIPELINE_FIELDS = ("backend", "memory_bytes", "gpu_memory_bytes", "threads")
+_PIPELINE_FIELDS = ("backend", "cpu_mode", "memory_bytes", "gpu_memory_bytes", "threads")
 _RUN_FIELDS = tuple(one.name for one in fields(RunOptions) if one.name not in _PIPELINE_FIELDS)
 # Fields of RunOptions that matter for latents that were saved, of which nothing is left to do but decode them.
 _DECODE_FIELDS = ("rng", "noise", "tiled", "save_noise")
@@ -55,7 +55,9 @@ class Pipeline:
     Args:
         folder: a version folder such as engines/0.9.8-2b-distilled, or a folder of version folders.
         version: the release to use, if the folder holds several.
-        backend: tensorrt, tensorrt_rtx, cuda or cpu; auto chooses, for each network, the first of these that runs it.
+        backend: a name of BACKENDS, such as cuda or cpu; auto chooses, for each network, the first that runs it.
+        cpu_mode: how networks compute that run on the CPU with backend auto: exact in fp32 by ONNX Runtime; bf16 or q8
+            by OpenVINO, with errors of about 1 %; auto takes the fastest that was measured on this processor.
         memory: GB for the activations of the VAE; larger videos are decoded in tiles. None for 8, or what the GPU has.
         gpu_memory: GB of GPU memory to plan with; None for all that is free.
         threads: number of CPU threads; None for one per core.
@@ -78,6 +80,7 @@ class Pipeline:
         version: str | None = None,
         *,
         backend: str = AUTO,
+        cpu_mode: str = AUTO,
         memory: float | None = None,
         gpu_memory: float | None = None,
         threads: int | None = None,
@@ -88,6 +91,7 @@ class Pipeline:
         self._options = check_options(
             RunOptions(
                 backend=backend,
+                cpu_mode=cpu_mode,
                 memory_bytes=bytes_of("memory", memory, "use 8"),
                 gpu_memory_bytes=bytes_of("gpu-memory", gpu_memory, "leave it out"),
                 threads=threads,

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ltx_export.checkpoints.blocks import BLOCK_FORMATS, Q8
 from ltx_export.checkpoints.checkpoint import StoredTensor
 from ltx_export.checkpoints.keys import check_names
 from ltx_export.checkpoints.shapes import has_encoder
@@ -59,6 +60,22 @@ class Part:
     def parameters(self) -> int:
         """Number of parameters."""
         return sum(math.prod(tensor.shape) for tensor in self.tensors.values())
+
+    @property
+    def quantizable(self) -> frozenset[str]:
+        """Names of the matrices that Q8 can hold: those of repeated blocks, if the file has not quantized any itself.
+
+        What stands before and after the repeated blocks is small, and more sensitive.
+        """
+        prefix = f"{self.network.path}."
+        if not self.network.path or any(tensor.dtype in BLOCK_FORMATS for tensor in self.tensors.values()):
+            return frozenset()
+        matrices = {
+            name: tensor.shape
+            for name, tensor in self.tensors.items()
+            if name.startswith(prefix) and name.endswith(".weight") and len(tensor.shape) == 2
+        }
+        return frozenset(name for name, (_, columns) in matrices.items() if columns % Q8.block == 0) - self.tables
 
 
 def parts_of(version: Version, header: Mapping[str, Any], opened: Opened, *, stg: bool = False) -> list[Part]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ltx_export.checkpoints.blocks import BLOCK_FORMATS, BlockFormat, Blocks, pack_int4, split_blocks
+from ltx_export.checkpoints.blocks import BLOCK_FORMATS, Q8, BlockFormat, Blocks, pack_int4, quantized, split_blocks
 from ltx_export.checkpoints.checkpoint import StoredTensor
 from ltx_export.checkpoints.lora import Lora, merge
 from ltx_export.checkpoints.values import FLOAT_DTYPES, float32_of, rows_of, stored_as
@@ -66,6 +66,7 @@ def rewrite(
     tables: AbstractSet[str] = frozenset(),
     store: str | None = None,
     loras: Sequence[Lora] = (),
+    to_q8: AbstractSet[str] = frozenset(),
     progress: Progress = silent,
 ) -> dict[str, Weight]:
     """Writes a network's tensors into a file of their own.
@@ -76,6 +77,7 @@ def rewrite(
         tables: names of the embedding tables.
         store: F32, F16 or BF16 for all weights, quantized ones included; None keeps the dtypes that can be kept.
         loras: merged in float32, then rounded to the stored dtype.
+        to_q8: names of the float matrices that are quantized to Q8; their columns are a multiple of its block.
         progress: receives the number of bytes written.
 
     Returns:
@@ -85,9 +87,9 @@ def rewrite(
         LtxError: the disk is full, a dtype is not supported, or a value exceeds the range of fp16.
     """
     layouts = {
-        name: _layout(tensor, name in tables)
+        name: Q8 if name in to_q8 else _layout(tensor, name in tables)
         for name, tensor in tensors.items()
-        if _is_matrix(name, tensor) and store is None and not _is_changed(name, loras)
+        if name in to_q8 or (_is_matrix(name, tensor) and store is None and not _is_changed(name, loras))
     }
     groups = [
         _block_group(name, tensor, layouts[name], name in tables)
@@ -191,8 +193,12 @@ def _block_group(
 
 
 def _blocks_of(tensor: StoredTensor) -> Iterator[tuple[slice, Blocks]]:
-    row_bytes = tensor.length // tensor.shape[0]
+    rows, columns = tensor.shape
+    row_bytes = tensor.length // rows
     for start, stop in _row_slices(tensor):
+        if tensor.dtype not in BLOCK_FORMATS:
+            yield slice(start, stop), quantized(float32_of(tensor, start, stop).reshape(-1, columns))
+            continue
         raw = tensor.read(start * row_bytes, stop * row_bytes).reshape(stop - start, row_bytes)
         yield slice(start, stop), split_blocks(raw, tensor.dtype)
 

@@ -25,7 +25,7 @@ _SAME_NAMES = (
 # Options that matter for saved latents.
 _FOR_LATENTS = (
     *("latents", "rng", "noise_file", "save_noise", "memory", "vae_tiling", "vae_slicing", "output", "output_dir"),
-    *("engines", "version", "backend", "gpu_memory", "threads", "plan", "json"),
+    *("engines", "version", "backend", "cpu_mode", "gpu_memory", "threads", "plan", "json"),
 )
 
 
@@ -78,7 +78,7 @@ def parse_condition(text: str) -> Condition:
 
 def pipeline_options_of(typed: Arguments) -> dict[str, Any]:
     """Returns the options of the whole Pipeline, by the names of its arguments."""
-    return {name: getattr(typed, name) for name in ("backend", "memory", "gpu_memory", "threads")}
+    return {name: getattr(typed, name) for name in ("backend", "cpu_mode", "memory", "gpu_memory", "threads")}
 
 
 def run_options_of(typed: Arguments) -> dict[str, Any]:

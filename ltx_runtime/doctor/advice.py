@@ -18,8 +18,8 @@ from ltx_runtime.sessions.trt.library import LEAST_CAPABILITY, LIBRARIES, RTX_CA
 _ESSENTIAL = ("numpy", "av", "sentencepiece")
 _DEFAULT_VERSION = "0.9.8-2b-distilled"
 _SLOW = (
-    "no NVIDIA GPU is used, and the CPU runs everything: expect minutes for a short clip (the 2B version took two for "
-    "25 frames of 384x256 on two cores), and more with size and length"
+    "no NVIDIA GPU is used, and the CPU runs everything: expect a minute or two for a short clip (25 frames of 384x256 "
+    "with the 2B version on two cores), and more with size and length"
 )
 
 
@@ -76,6 +76,12 @@ def _libraries(machine: Machine) -> Iterator[Advice]:
         yield _unseen_gpu(machine.gpu, machine.library("cuda.bindings.runtime"))
     elif runtime.loads:
         yield Advice(_SLOW)
+        openvino = machine.library("openvino")
+        if not openvino.loads:
+            yield Advice(
+                f"OpenVINO makes most CPUs of the last years two to four times as fast, and {_failure_of(openvino)}",
+                _install_command(openvino, "openvino"),
+            )
     if capability is None and not runtime.loads and not machine.clashing:
         yield Advice(
             f"ONNX Runtime, which runs graphs on the CPU, {_failure_of(runtime)}", _install_command(runtime, "cpu")

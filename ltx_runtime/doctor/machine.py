@@ -9,16 +9,14 @@ from __future__ import annotations
 import importlib
 import os
 import platform
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from ltx_runtime.errors import LtxError
 from ltx_runtime.sessions.cuda.gpu import Gpu
-from ltx_runtime.sessions.processor import memory_sizes, processor_name
+from ltx_runtime.sessions.processor import has_nvidia_driver, memory_sizes, processor_name
 from ltx_runtime.sessions.trt.library import LIBRARIES, serves_gpu, title_of
 
 CUDA_PROVIDER = "CUDAExecutionProvider"
@@ -222,7 +220,7 @@ def _system() -> System:
         memory_bytes=sizes.get("MemTotal"),
         available_bytes=sizes.get("MemAvailable"),
         python=platform.python_version(),
-        nvidia_driver=Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None,
+        nvidia_driver=has_nvidia_driver(),
     )
 
 

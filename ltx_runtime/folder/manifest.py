@@ -22,6 +22,8 @@ from ltx_runtime.spec.versions import VERSIONS
 
 MANIFEST = "manifest.json"
 FORMAT = 5
+# Precision of graphs whose matrices are integers of 8 bits, with a scale for so many consecutive weights of a row.
+QUANTIZED, QUANTIZED_BLOCK = "q8", 128
 
 _WHOLE_BYTES = 64 << 20
 _SAMPLE_BYTES = 1 << 20
@@ -76,6 +78,8 @@ class ComponentEntry:
         recorded: name of the file with inputs and the output that the fp32 graph computed for them at export.
         preview: linear map from the VAE encoder's latents to colours; None for other components.
         parameters: number of its parameters.
+        quantized: name of the file with all weights of its q8 graph, which uses no others; None without one.
+        quantized_error: relative L2 of that graph's output to the fp32 graph's, on the recorded inputs.
     """
 
     signature: Component
@@ -85,6 +89,12 @@ class ComponentEntry:
     recorded: str | None = None
     preview: Preview | None = None
     parameters: int = 0
+    quantized: str | None = None
+    quantized_error: float | None = None
+
+    def files(self) -> set[str]:
+        """Returns the names of all files of the component."""
+        return {*self.weights, *self.graphs.values(), *filter(None, [self.recorded, self.quantized])}
 
 
 @dataclass(frozen=True)
@@ -204,7 +214,7 @@ def read_manifest(folder: Path) -> Manifest:
         for entry in manifest.components.values():
             if not entry.weights:
                 raise KeyError(f"weights of {entry.signature.name}")
-            names |= {*entry.weights, *entry.graphs.values(), *filter(None, [entry.recorded])}
+            names |= entry.files()
         for name in names:
             _refuse_outside(name)
             manifest.files[name]
@@ -246,8 +256,18 @@ def _parse_component(entry: dict[str, Any]) -> ComponentEntry:
     preview = entry.get("preview")  # missing in folders of earlier releases
     if preview is not None:
         preview = _parse_preview(preview)
-    weights, parameters = tuple(entry["weights"]), int(entry["parameters"])
-    return ComponentEntry(signature, weights, entry["graphs"], parity, entry["recorded"], preview, parameters)
+    error = entry.get("quantized_error")
+    return ComponentEntry(
+        signature,
+        tuple(entry["weights"]),
+        entry["graphs"],
+        parity,
+        entry["recorded"],
+        preview,
+        int(entry["parameters"]),
+        entry.get("quantized"),
+        None if error is None else float(error),
+    )
 
 
 def _parse_rope(entry: dict[str, Any]) -> Rope:

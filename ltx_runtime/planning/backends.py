@@ -156,9 +156,7 @@ class Chosen:
         if self.options.backend != AUTO or failed == [*BACKENDS][-1]:
             raise error
         options = self.options
-        self.found[name] = replace(
-            find(engines, name, after=failed), gpu_memory_bytes=options.gpu_memory_bytes, threads=options.threads
-        )
+        self.found[name] = _found(engines, name, options, after=failed)
         return self.found[name]
 
     def lines(self) -> list[str]:
@@ -220,10 +218,13 @@ def choose(
             raise LtxError(f"{engines.folder} has no {name}, which {needed_by}", advice)
     for name in names:
         if name not in known:
-            known[name] = replace(
-                find(engines, name, options.backend), gpu_memory_bytes=options.gpu_memory_bytes, threads=options.threads
-            )
+            known[name] = _found(engines, name, options)
     return Chosen(options, size, tuple(names), known)
+
+
+def _found(engines: Engines, name: ComponentName, options: RunOptions, after: str = "") -> Found:
+    found = find(engines, name, options.backend, after=after, cpu_mode=options.cpu_mode)
+    return replace(found, gpu_memory_bytes=options.gpu_memory_bytes, threads=options.threads)
 
 
 def _clauses(name: str, reasons: Sequence[str]) -> Iterator[str]:

@@ -11,6 +11,7 @@ from ltx_runtime.errors import LtxError, explaining
 from ltx_runtime.folder.profiles import Profile, profile_for
 from ltx_runtime.media.prepare import CRF, LARGEST_CRF
 from ltx_runtime.noise.noise import RNGS
+from ltx_runtime.sessions import AUTO, CPU_MODES
 from ltx_runtime.spec.geometry import Grid
 from ltx_runtime.tensors import check_place
 from ltx_runtime.vae.tile_sizes import BYTES_PER_PIXEL, HALF_BYTES_PER_PIXEL, tiling_for
@@ -29,8 +30,9 @@ class RunOptions:
 
     Attributes:
         backend: a name of BACKENDS, or AUTO.
+        cpu_mode: a name of CPU_MODES, which AUTO follows for the networks that run on the CPU.
         gpu_memory_bytes: how much GPU memory may be used; None for all that is free.
-        threads: number of CPU threads that ONNX Runtime uses; None for one per core.
+        threads: number of CPU threads; None for one per core.
         rng: a name of RNGS, the source of noise unless `noise` is given.
         low_memory: run the conditions of guidance one after another instead of in one batch.
         memory_bytes: memory that the VAE's activations may take; tiles are sized to stay within it. None for what the
@@ -44,7 +46,8 @@ class RunOptions:
         save_embeddings, save_latents, save_noise: files to save them to.
     """
 
-    backend: str = "auto"
+    backend: str = AUTO
+    cpu_mode: str = AUTO
     gpu_memory_bytes: int | None = None
     threads: int | None = None
     rng: str = "numpy"
@@ -129,13 +132,15 @@ def check_options(options: RunOptions) -> RunOptions:
     """Returns the options, with values of their declared types, if all of them can be used.
 
     Raises:
-        LtxError: a value has another type, rng is unknown, or threads or crf is out of range.
+        LtxError: a value has another type, rng or cpu_mode is unknown, or threads or crf is out of range.
     """
     options = declared(options)
     if options.threads is not None and not 1 <= options.threads <= _MOST_THREADS:
         raise LtxError(
             f"threads must be from 1 to {_MOST_THREADS}; got {options.threads}", "leave it out for one thread per core"
         )
+    if options.cpu_mode not in CPU_MODES:
+        raise LtxError(f"unknown cpu-mode {options.cpu_mode!r}", f"use one of {', '.join(CPU_MODES)}")
     if options.rng not in RNGS:
         raise LtxError(f"unknown rng {options.rng!r}", f"use one of {', '.join(RNGS)}")
     if not 0 <= options.crf <= LARGEST_CRF:

@@ -19,7 +19,7 @@ from ltx_runtime.spec.presets import Guidance
 from ltx_runtime.spec.versions import TransformerSize, find_version
 from ltx_runtime.vae.tile_sizes import BYTES_PER_PIXEL, HALF_BYTES_PER_PIXEL, peak_bytes
 
-_FLOAT_BYTES = 4
+_FLOAT_BYTES, _HALF_PRECISIONS = 4, ("bf16", "fp16")
 _WIDE = 12  # (tokens, width) tensors that a block holds at once; the feed-forward's hidden tensor counts as four
 
 
@@ -86,14 +86,14 @@ def _pass(one: PassPlan, size: TransformerSize, chosen: Chosen, added_frames: in
 
 
 def _transformer_bytes(tokens: int, size: TransformerSize, found: Found) -> int:
-    """Estimates the bytes of activations per batch row: the tensors of a layer and, on a CPU, its attention scores.
+    """Estimates the bytes of activations per batch row: the tensors of a layer and perhaps its attention scores.
 
-    Attention on a GPU does not store the scores of all pairs of tokens.
+    Only ONNX Runtime on a CPU stores the scores of all pairs of tokens.
     """
     values = _WIDE * tokens * size.width
-    if found.gpu_bytes is not None:
-        return values * (_FLOAT_BYTES if found.precision == "fp32" else _FLOAT_BYTES // 2)
-    return _FLOAT_BYTES * (size.heads * tokens * tokens + values)
+    if found.gpu_bytes is None and not found.backend.startswith("openvino"):
+        return _FLOAT_BYTES * (size.heads * tokens * tokens + values)
+    return values * (_FLOAT_BYTES // 2 if found.precision in _HALF_PRECISIONS else _FLOAT_BYTES)
 
 
 def _step(sigma: float, guidance: Guidance) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.address import EngineAddress
-from ltx_runtime.folder.manifest import Engines, export_command
+from ltx_runtime.folder.manifest import QUANTIZED, Engines, export_command
 from ltx_runtime.folder.profiles import Profile
 from ltx_runtime.folder.sidecar import Sidecar
 from ltx_runtime.spec.components import Component, ComponentName, check_feeds
@@ -147,7 +147,7 @@ class Backend:
 
     The module has `find(engines, name, backend) -> Found`, which raises LtxError with the reason if it cannot run the
     component, and `load(found) -> Runner`. The module of a backend that is not always `preferable` to those after it
-    also has `check_preferable(found)`, which raises LtxError with the reason why AUTO should not use it.
+    also has `check_preferable(found, measure=)`, which raises LtxError with the reason why AUTO should not use it.
     """
 
     module: str
@@ -160,8 +160,17 @@ BACKENDS: dict[str, Backend] = {
     "tensorrt": Backend("ltx_runtime.sessions.trt.session", "tensorrt"),
     "tensorrt_rtx": Backend("ltx_runtime.sessions.trt.session", "tensorrt-rtx"),
     "cuda": Backend("ltx_runtime.sessions.onnxruntime_cuda", "gpu"),
+    "openvino_q8": Backend("ltx_runtime.sessions.openvino_cpu", "openvino", preferable=False),
     "openvino": Backend("ltx_runtime.sessions.openvino_cpu", "openvino", preferable=False),
     "cpu": Backend("ltx_runtime.sessions.onnxruntime_cpu", "cpu"),
+}
+# Way to compute on a CPU -> the backends for it that AUTO uses, in the order in which they are tried. With "auto" it
+# uses OpenVINO only where that was measured to be faster.
+CPU_MODES: dict[str, tuple[str, ...]] = {
+    AUTO: ("openvino_q8", "openvino", "cpu"),
+    "exact": ("cpu",),
+    "bf16": ("openvino", "cpu"),
+    "q8": ("openvino_q8", "openvino", "cpu"),
 }
 
 
@@ -189,22 +198,31 @@ class CheckedSession:
         return self.runner.run(feeds, wanted or [port.name for port in self.component.outputs])
 
 
-def find(engines: Engines, name: ComponentName, backend: str = AUTO, *, after: str = "") -> Found:
+def find(engines: Engines, name: ComponentName, backend: str = AUTO, *, after: str = "", cpu_mode: str = AUTO) -> Found:
     """Finds the graph or engine that runs a component, for one backend or for the first backend that has one.
 
-    With `after`, AUTO tries only the backends that follow this one in BACKENDS.
+    Args:
+        engines: the version folder.
+        name: name of the component.
+        backend: a name of BACKENDS, or AUTO.
+        after: AUTO tries only the backends that follow this one in BACKENDS.
+        cpu_mode: a name of CPU_MODES, which AUTO follows on the CPU.
 
     Raises:
         LtxError: the backend is unknown, not installed, or cannot run the component here.
     """
     if backend != AUTO and backend not in BACKENDS:
         raise LtxError(f"unknown backend {backend!r}", f"use one of {', '.join((AUTO, *BACKENDS))}")
-    order = list(BACKENDS)
+    order = [name for name in BACKENDS if name not in CPU_MODES[AUTO] or name in CPU_MODES[cpu_mode]]
     candidates = order[order.index(after) + 1 if after else 0 :] if backend == AUTO else [backend]
     reasons: list[str] = []
     for candidate in candidates:
         try:
-            found = find_preferable(engines, name, candidate) if backend == AUTO else _found(engines, name, candidate)
+            found = (
+                find_preferable(engines, name, candidate, measure=cpu_mode == AUTO)
+                if backend == AUTO
+                else _found(engines, name, candidate)
+            )
         except LtxError as error:
             if candidate == candidates[-1]:
                 raise
@@ -214,15 +232,21 @@ def find(engines: Engines, name: ComponentName, backend: str = AUTO, *, after: s
     raise AssertionError("there is no backend")
 
 
-def find_preferable(engines: Engines, name: ComponentName, backend: str) -> Found:
+def find_preferable(engines: Engines, name: ComponentName, backend: str, *, measure: bool = True) -> Found:
     """Finds the graph or engine that one backend would run for a component, if AUTO may choose this backend.
+
+    Args:
+        engines: the version folder.
+        name: name of the component.
+        backend: a name of BACKENDS.
+        measure: whether it must also be the fastest on this machine.
 
     Raises:
         LtxError: the backend is not installed, cannot run the component here, or would do so worse than a later one.
     """
     found = _found(engines, name, backend)
     if not BACKENDS[backend].preferable:
-        _module(backend).check_preferable(found)
+        _module(backend).check_preferable(found, measure=measure)
     return found
 
 
@@ -256,8 +280,10 @@ def graph_found(engines: Engines, name: ComponentName, backend: str, precisions:
     for precision in precisions:
         if precision in entry.graphs:
             path = engines.folder / entry.graphs[precision]
-            weights, files = engines.weights_folder(name), engines.manifest.files
-            sizes = {weights / file: files[file].size_bytes for file in entry.weights if file in files}
+            weights, names, files = engines.weights_folder(name), entry.weights, engines.manifest.files
+            if precision == QUANTIZED and entry.quantized is not None:
+                weights, names = engines.folder, (entry.quantized,)
+            sizes = {weights / file: files[file].size_bytes for file in names if file in files}
             return Found(backend, entry.signature, path, weights, precision, entry.parameters, sizes)
     raise LtxError(
         f"{engines.folder} has no {' or '.join(precisions)} graph of {name}, which backend {backend} needs",

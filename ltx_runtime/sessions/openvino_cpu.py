@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU: bf16 arithmetic, for processors on which that is faster than fp32.
+"""OpenVINO on the CPU: products in bf16, or of 8-bit integers, for processors on which that is faster than fp32.
 
 OpenVINO's own cache of compiled models is never used: with our graphs it returned wrong numbers, once even NaN.
 """
@@ -17,45 +17,72 @@ import numpy as np
 
 from ltx_runtime.errors import LtxError, explaining
 from ltx_runtime.files import amount
-from ltx_runtime.folder.manifest import Engines
+from ltx_runtime.folder.manifest import QUANTIZED, QUANTIZED_BLOCK, Engines
 from ltx_runtime.sessions import Arrays, Found, UnsupportedError, graph_found
-from ltx_runtime.sessions.processor import bf16_speedup, memory_sizes
+from ltx_runtime.sessions.processor import GROUP, memory_sizes, speedups
 from ltx_runtime.spec.components import ComponentName
 
 _INSTALL = "pip install 'ltx-engines[openvino]'"
-# Least number of parameters and least speedup of bf16 for which the 0.3 s and more that it takes to compile pay off.
+# Precisions of the graphs that a backend runs, the first that the folder has; q8 is of transformers and text encoders.
+_PRECISIONS = {"openvino_q8": (QUANTIZED, "bf16"), "openvino": ("bf16",)}
+_HINTS = {QUANTIZED: "f32", "bf16": "bf16"}  # precision of everything that the graph computes in float32
+# Least number of parameters and least speedup over fp32 for which the seconds that it takes to compile pay off.
 _LEAST_PARAMETERS, _LEAST_SPEEDUP = 20_000_000, 1.25
-# Private memory that a network takes: its parameters in bf16, packed for the processor, and activations beside them.
-_BYTES_PER_PARAMETER, _ACTIVATION_BYTES = 2.4, 1_000_000_000
+# Private memory of a network: its parameters as they are packed for the processor, and its activations.
+_BYTES_PER_PARAMETER, _ACTIVATION_BYTES = {QUANTIZED: 1.5, "bf16": 2.3}, 1_000_000_000
 _NO_MEMORY = re.compile(r"allocate memory|bad.?alloc|out of memory", re.IGNORECASE)
 _POLL_MS = 50
 
 
 def find(engines: Engines, name: ComponentName, backend: str) -> Found:
-    """Returns the bf16 graph of a component.
+    """Returns the q8 or bf16 graph of a component.
 
     Raises:
-        LtxError: OpenVINO is not installed, or the version folder lacks the component or its bf16 graph.
+        LtxError: OpenVINO is not installed, or the version folder lacks the component or such a graph of it.
     """
     if importlib.util.find_spec("openvino") is None:
         raise LtxError("openvino is not installed", command=_INSTALL)
-    return graph_found(engines, name, backend, ["bf16"])
+    return graph_found(engines, name, backend, _PRECISIONS[backend])
 
 
-def check_preferable(found: Found) -> None:
-    """Raises LtxError if ONNX Runtime is the better choice for a component on this machine; its problem says why."""
+def check_preferable(found: Found, *, measure: bool) -> None:
+    """Checks that no later backend is the better choice for a component on this machine.
+
+    Args:
+        found: the graph.
+        measure: whether its precision must also be the fastest on this processor, and its weights fit into memory.
+
+    Raises:
+        LtxError: a later backend is better; the problem says why.
+    """
+    precision, name = _PRECISIONS[found.backend][0], found.component.name
     if found.parameters < _LEAST_PARAMETERS:
         raise LtxError("the network is too small to be worth compiling")
-    if found.component.name == "text_encoder":
+    if found.precision != precision:
+        raise LtxError(f"no {precision} graph of {name}")
+    if name == "text_encoder":
         raise LtxError("ONNX Runtime encodes a prompt before OpenVINO has loaded the text encoder")
-    needed, free = int(_BYTES_PER_PARAMETER * found.parameters) + _ACTIVATION_BYTES, memory_sizes().get("MemAvailable")
+    if measure:
+        _check_memory(found)
+        _check_speed(precision)
+
+
+def _check_memory(found: Found) -> None:
+    needed = int(_BYTES_PER_PARAMETER[found.precision] * found.parameters) + _ACTIVATION_BYTES
+    free = memory_sizes().get("MemAvailable")
     if free is not None and needed > free:
         raise LtxError(f"{found.component.name} takes {amount(needed, 1)} of memory, and {amount(free, 1)} are free")
-    speedup = bf16_speedup()
+
+
+def _check_speed(precision: str) -> None:
+    faster = speedups()
+    if precision not in faster:
+        raise LtxError(f"this processor has no {precision} arithmetic")
+    speedup = faster[precision]
     if speedup < _LEAST_SPEEDUP:
-        raise LtxError(
-            f"bf16 has {speedup:.1f} times the speed of fp32 on this processor" if speedup else "no bf16 here"
-        )
+        raise LtxError(f"this processor computes in {precision} at {speedup:.1f} times the speed of fp32")
+    if precision == QUANTIZED and speedup < (bf16 := faster.get("bf16", 0.0)):
+        raise LtxError(f"this processor computes in bf16 at {bf16:.1f} times the speed of fp32, in q8 at {speedup:.1f}")
 
 
 class OpenVinoRunner:
@@ -64,7 +91,11 @@ class OpenVinoRunner:
     def __init__(self, found: Found) -> None:
         import openvino  # noqa: PLC0415  (takes 0.2 s)
 
-        settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "bf16", "PERFORMANCE_HINT": "LATENCY"}
+        settings: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": _HINTS[found.precision],
+            "PERFORMANCE_HINT": "LATENCY",
+            GROUP: QUANTIZED_BLOCK,
+        }
         if found.threads is not None:
             settings["INFERENCE_NUM_THREADS"] = found.threads
         with _beside_weights(found) as graph:

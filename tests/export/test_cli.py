@@ -1,5 +1,6 @@
 """ltx-export as a user runs it: mistakes end with exit code 2 and one line, never with a traceback."""
 
+import importlib.util
 import shutil
 import sys
 from dataclasses import replace
@@ -14,6 +15,7 @@ from ltx_export.sources import download
 from ltx_export.sources.find import TEXT_ENCODER_FILE, TOKENIZER_FILE, Sources
 from ltx_runtime.folder.manifest import MANIFEST, describe_files, read_manifest, write_manifest
 from ltx_runtime.progress import silent
+from ltx_runtime.sessions import processor
 from ltx_runtime.spec.components import COMPONENT_NAMES, OPTIONAL
 from ltx_runtime.spec.versions import VERSIONS
 
@@ -143,13 +145,29 @@ def test_weights_and_precisions_reach_the_exporter(ltx_export, exported, exports
     assert ((tmp_path / folder), report, progress) == (tmp_path / "made/0.9.0", print, silent)
 
 
-def test_precisions_are_the_usual_ones_unless_asked_for(ltx_export, exported, exports):
+def test_precisions_are_the_usual_ones_unless_asked_for(ltx_export, exported, exports, monkeypatch):
     release = exported("0.9.0")
+    monkeypatch.setattr(processor, "has_nvidia_driver", lambda: True)
     for asked in ([], ["--precision", "vae_decoder=fp32"]):
         assert ltx_export("onnx", "0.9.0", "--weights", str(release.weights), *asked)[0] == 0
     (*_, usual, _, _), (*_, but_one, _, _) = exports
     assert tuple(usual.precisions) == tuple(but_one.precisions) == build.DEFAULT_PRECISIONS
     assert (usual.of_component, but_one.of_component) == ({}, {"vae_decoder": ["fp32"]})
+
+
+def test_a_transformer_has_a_q8_graph_where_openvino_will_run_it(ltx_export, exported, exports, monkeypatch):
+    release = exported("0.9.0")
+    monkeypatch.setattr(processor, "has_nvidia_driver", lambda: False)
+    find_spec = importlib.util.find_spec
+    for spec in (object(), None):
+        monkeypatch.setattr(
+            importlib.util, "find_spec", lambda name, spec=spec: spec if name == "openvino" else find_spec(name)
+        )
+        assert ltx_export("onnx", "0.9.0", "--weights", str(release.weights))[0] == 0
+    (*_, on_cpu, _, _), (*_, without_openvino, _, _) = exports
+    assert tuple(on_cpu.precisions) == build.DEFAULT_PRECISIONS
+    assert on_cpu.of_component == {"transformer": ["fp32", "bf16", "q8"]}
+    assert without_openvino.of_component == {}
 
 
 def test_every_option_reaches_the_exporter(ltx_export, exported, exports, tmp_path):

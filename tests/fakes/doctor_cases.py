@@ -7,7 +7,7 @@ from ltx_runtime.sessions.trt.library import RTX_CAPABILITIES
 EXTRAS = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}
 TITLES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
 PLAIN = {"cuda.bindings.runtime": "cuda-bindings", "onnxruntime": "onnxruntime", "av": "av", "numpy": "numpy"}
-PLAIN["sentencepiece"] = "sentencepiece"
+PLAIN |= {"sentencepiece": "sentencepiece", "openvino": "openvino"}
 RTX_4090, H100, GTX_1080 = (8, 9), (9, 0), (6, 1)
 
 

@@ -39,12 +39,13 @@ def pipeline_of(engines: Engines, options: RunOptions, note=None, **more) -> Pip
     """Returns a pipeline with the options that apply to all its videos."""
     sizes = {"memory": options.memory_bytes, "gpu_memory": options.gpu_memory_bytes}
     limits = {name: None if size is None else size / 1e9 for name, size in sizes.items()}
-    return Pipeline(engines, backend=options.backend, threads=options.threads, note=note, **limits, **more)
+    where = {"backend": options.backend, "cpu_mode": options.cpu_mode, "threads": options.threads}
+    return Pipeline(engines, **where, note=note, **limits, **more)
 
 
 def run_options_of(options: RunOptions) -> dict:
     """Returns the options that apply to a single video, by name."""
-    shared = ("backend", "memory_bytes", "gpu_memory_bytes", "threads")
+    shared = ("backend", "cpu_mode", "memory_bytes", "gpu_memory_bytes", "threads")
     return {one.name: getattr(options, one.name) for one in fields(RunOptions) if one.name not in shared}
 
 

@@ -64,6 +64,7 @@ TYPED: dict[str, tuple[list[str], object]] = {
     "engines": (["--engines", "elsewhere"], Path("elsewhere")),
     "version": (["--version", "demo"], "demo"),
     "backend": (["--backend", "fake"], "fake"),
+    "cpu_mode": (["--cpu-mode", "q8"], "q8"),
     "gpu_memory": (["--gpu-memory", "6.5"], 6.5),
     "threads": (["--threads", "3"], 3),
     "low_memory": (["--low-memory"], True),

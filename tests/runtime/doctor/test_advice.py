@@ -18,6 +18,11 @@ NO_GPU = ""  # nothing to type: the CPU is fine
 # Situation -> (machine, its folders, commands that help).
 SITUATIONS = {
     "cpu only": (machine(), WHOLE, [NO_GPU]),
+    "cpu without OpenVINO": (
+        machine(absent=["openvino"]),
+        WHOLE,
+        [NO_GPU, "pip install 'ltx-engines[openvino]'"],
+    ),
     "cpu without onnxruntime": (machine(absent=["onnxruntime"]), WHOLE, ["pip install 'ltx-engines[cpu]'"]),
     "cpu with a broken onnxruntime": (
         machine(broken=["onnxruntime"]),

@@ -16,8 +16,9 @@ from ltx_runtime.planning import report
 from ltx_runtime.planning.backends import Size, choose, needed
 from ltx_runtime.planning.options import RunOptions
 from ltx_runtime.planning.plan import Plan, plan
-from ltx_runtime.planning.report import describe
+from ltx_runtime.planning.report import _transformer_bytes, describe
 from ltx_runtime.planning.request import Condition, Request
+from ltx_runtime.sessions import Found
 from ltx_runtime.spec.components import (
     COMPONENT_NAMES,
     temporal_upsampler,
@@ -194,6 +195,15 @@ def test_activations_hold_every_row_of_the_scores_and_low_memory_holds_one_at_a_
         scores = 4 * VERSIONS[name].transformer.heads * one["tokens"] ** 2
         states = 4 * VERSIONS[name].transformer.width * one["tokens"]
         assert scores + 5 * states < alone["activation_bytes"] < scores + 20 * states
+
+
+def test_attention_without_stored_scores_takes_memory_of_states_alone_and_half_of_it_in_half_precision():
+    size, found = VERSIONS["0.9.5"].transformer, Found("openvino_q8", transformer(4, 6, 12), Path(), Path(), "q8")
+    whole = _transformer_bytes(1000, size, found)
+    assert 5 < whole / (4 * size.width * 1000) < 20
+    assert whole == 2 * _transformer_bytes(1000, size, replace(found, backend="openvino", precision="bf16"))
+    assert whole == _transformer_bytes(1000, size, replace(found, backend="cuda", gpu_bytes=1, precision="fp32"))
+    assert whole < _transformer_bytes(1000, size, replace(found, backend="cpu", precision="fp32"))
 
 
 @EVERY_VERSION

@@ -39,7 +39,7 @@ def engines(tmp_path):
 def big(engines, monkeypatch):
     """Returns a found transformer of the 2B release, on a machine with 16 GB free where bf16 is twice as fast."""
     monkeypatch.setattr(openvino_cpu, "memory_sizes", lambda: {"MemAvailable": 16 * 10**9})
-    monkeypatch.setattr(openvino_cpu, "bf16_speedup", lambda: 2.0)
+    monkeypatch.setattr(openvino_cpu, "speedups", lambda: {"bf16": 2.0, "q8": 3.5})
     found = find(engines, "text_encoder", "openvino")
     return replace(found, component=transformer(4, 6, 12), parameters=LARGE)
 
@@ -147,25 +147,58 @@ def test_too_little_memory_is_told_from_other_failures():
         runner.run({}, [])
 
 
-def test_it_is_preferred_for_a_large_network_where_bf16_is_faster(big):
-    check_preferable(big)
+def test_it_is_preferred_for_a_large_network_where_its_precision_is_fastest(big, monkeypatch):
+    q8 = replace(big, backend="openvino_q8", precision="q8")
+    check_preferable(big, measure=True)
+    check_preferable(q8, measure=True)
+    monkeypatch.setattr(openvino_cpu, "speedups", lambda: {"bf16": 4.0, "q8": 3.5})
+    with pytest.raises(LtxError, match=r"in bf16 at 4.0 times the speed of fp32, in q8 at 3.5"):
+        check_preferable(q8, measure=True)
 
 
 def test_elsewhere_the_reason_is_told(big, monkeypatch):
-    with pytest.raises(LtxError, match="encodes a prompt before"):
-        check_preferable(replace(big, component=text_encoder(6)))
-    with pytest.raises(LtxError, match="too small to be worth compiling"):
-        check_preferable(replace(big, parameters=1000))
-    with pytest.raises(LtxError, match=r"transformer takes 32.2 GB of memory, and 16.0 GB are free"):
-        check_preferable(replace(big, parameters=13_000_000_000))
-    monkeypatch.setattr(openvino_cpu, "bf16_speedup", lambda: 0.8)
-    with pytest.raises(LtxError, match=r"bf16 has 0.8 times the speed of fp32 on this processor"):
-        check_preferable(big)
-    monkeypatch.setattr(openvino_cpu, "bf16_speedup", lambda: 0.0)
-    with pytest.raises(LtxError, match="no bf16"):
-        check_preferable(big)
+    def refused(found, match):
+        with pytest.raises(LtxError, match=match):
+            check_preferable(found, measure=True)
+
+    refused(replace(big, component=text_encoder(6)), "encodes a prompt before")
+    refused(replace(big, parameters=1000), "too small to be worth compiling")
+    refused(replace(big, backend="openvino_q8"), "no q8 graph of transformer")
+    refused(replace(big, parameters=13_000_000_000), r"transformer takes 30.9 GB of memory, and 16.0 GB are free")
+    monkeypatch.setattr(openvino_cpu, "speedups", lambda: {"bf16": 0.8})
+    refused(big, r"computes in bf16 at 0.8 times the speed of fp32")
+    monkeypatch.setattr(openvino_cpu, "speedups", dict)
+    refused(big, "this processor has no bf16 arithmetic")
+
+
+def test_what_is_asked_for_is_not_measured(big, monkeypatch):
+    monkeypatch.setattr(openvino_cpu, "speedups", dict)
+    check_preferable(replace(big, parameters=13_000_000_000), measure=False)
+    with pytest.raises(LtxError, match="too small"):
+        check_preferable(replace(big, parameters=1000), measure=False)
 
 
 def test_where_free_memory_is_unknown_it_is_no_reason(big, monkeypatch):
     monkeypatch.setattr(openvino_cpu, "memory_sizes", dict)
-    check_preferable(replace(big, parameters=13_000_000_000))
+    check_preferable(replace(big, parameters=13_000_000_000), measure=True)
+
+
+def test_a_quantized_graph_is_found_with_its_own_file_in_the_version_folder(engines, tmp_path):
+    entry = engines.manifest.components["text_encoder"]
+    graphs = entry.graphs | {"q8": "text_encoder.q8.onnx"}
+    entry = replace(entry, graphs=graphs, quantized="text_encoder.q8.safetensors")
+    manifest = replace(
+        engines.manifest,
+        components={"text_encoder": entry},
+        files=engines.manifest.files | {"text_encoder.q8.safetensors": FileEntry(7, "")},
+        linked={"sub/t5.data": str(tmp_path / "elsewhere")},
+    )
+    folder = Engines(engines.folder, manifest)
+    found = find(folder, "text_encoder", "openvino_q8")
+    assert (found.path.name, found.precision) == ("text_encoder.q8.onnx", "q8")
+    assert (found.weights, found.file_bytes) == (
+        engines.folder,
+        {engines.folder / "text_encoder.q8.safetensors": 7},
+    )
+    assert find(folder, "text_encoder", "openvino").weights == tmp_path / "elsewhere"
+    assert find(engines, "text_encoder", "openvino_q8").precision == "bf16"

@@ -5,7 +5,9 @@ import json
 import pytest
 
 from ltx_runtime.sessions import processor
-from ltx_runtime.sessions.processor import bf16_speedup, memory_sizes, processor_name
+from ltx_runtime.sessions.processor import memory_sizes, processor_name, speedups
+
+ONE, TWO, THREE = {"bf16": 2.0, "q8": 3.5}, {"q8": 0.5}, {"bf16": 4.0, "q8": 1.0}
 
 
 def test_memory_and_processor_are_read_as_linux_tells_them(tmp_path):
@@ -24,37 +26,39 @@ def test_where_linux_tells_nothing_the_architecture_is_told(tmp_path):
 @pytest.fixture
 def measured(monkeypatch, tmp_path):
     """Gives a cache of its own, and a measurement that takes the next of a list of speedups; returns the list."""
-    speedups = [2.0, 3.0, 4.0]
+    results = [ONE, TWO, THREE]
     monkeypatch.setenv("LTX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(processor, "_measured", lambda: speedups.pop(0))
+    monkeypatch.setattr(processor, "_measured", lambda: results.pop(0))
     monkeypatch.setattr(processor.metadata, "version", lambda package: f"1.0 of {package}")
-    return speedups
+    return results
 
 
 def test_a_processor_is_measured_once_for_each_version_of_the_library(measured, monkeypatch):
-    assert [bf16_speedup(), bf16_speedup()] == [2.0, 2.0]
+    assert [speedups(), speedups()] == [ONE, ONE]
     monkeypatch.setattr(processor.metadata, "version", lambda package: "2.0")
-    assert bf16_speedup() == 3.0
+    assert speedups() == TWO
     monkeypatch.setattr(processor, "processor_name", lambda: "another")
-    assert bf16_speedup() == 4.0
+    assert speedups() == THREE
 
 
-@pytest.mark.parametrize("content", ["", "[1]", "{", '{"a": "b"}', '{"a": null}'])
+@pytest.mark.parametrize("content", ["", "[1]", "{", '{"a": 1}', '{"a": {"bf16": null}}'])
 def test_a_damaged_measurement_is_made_again(measured, tmp_path, content):
     (tmp_path / "cache").mkdir()
-    (tmp_path / "cache" / "bf16.json").write_text(content)
-    assert [bf16_speedup(), bf16_speedup()] == [2.0, 2.0]
-    assert list(json.loads((tmp_path / "cache" / "bf16.json").read_text()).values()) == [2.0]
+    (tmp_path / "cache" / "speedups.json").write_text(content)
+    assert [speedups(), speedups()] == [ONE, ONE]
+    assert list(json.loads((tmp_path / "cache" / "speedups.json").read_text()).values()) == [ONE]
 
 
 def test_without_a_place_to_keep_it_every_call_measures(measured, monkeypatch, tmp_path):
     monkeypatch.setenv("LTX_CACHE", "")
-    assert [bf16_speedup(), bf16_speedup()] == [2.0, 3.0]
+    assert [speedups(), speedups()] == [ONE, TWO]
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LTX_CACHE", str(tmp_path / "file"))  # no folder can be made there
-    assert bf16_speedup() == 4.0
+    assert speedups() == THREE
 
 
-def test_the_measurement_is_a_ratio_of_times_or_nothing_without_bf16():
+def test_the_measurement_is_of_the_precisions_that_the_processor_has():
     pytest.importorskip("openvino")
-    assert processor._measured() == 0 or 0.05 < processor._measured() < 50
+    measurement = processor._measured()
+    assert {"q8"} <= measurement.keys() <= {"q8", "bf16"}
+    assert all(0.01 < speedup < 100 for speedup in measurement.values())

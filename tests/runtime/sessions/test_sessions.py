@@ -19,7 +19,7 @@ from samples.onnx_bytes import graph_that_adds
 from ltx_runtime import sessions
 from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.manifest import ComponentEntry, Engines, Manifest
-from ltx_runtime.sessions import AUTO, BACKENDS, Backend, find, graph_found, onnxruntime_cpu, open_session
+from ltx_runtime.sessions import AUTO, BACKENDS, CPU_MODES, Backend, find, graph_found, onnxruntime_cpu, open_session
 from ltx_runtime.spec.components import text_encoder
 from ltx_runtime.spec.presets import Schedule
 
@@ -178,6 +178,27 @@ def test_a_backend_that_was_named_is_taken_or_refused_whatever_others_can(three,
     three["b"] = "no GPU - buy one"
     with pytest.raises(LtxError, match=r"^no GPU - buy one$"):
         find(engines, "text_encoder", "b")
+
+
+def test_a_mode_of_the_cpu_says_which_backends_for_it_are_tried_and_whether_they_must_be_fastest(three, tmp_path):
+    engines, module, measured = engines_in(tmp_path, "fp32"), sys.modules["three_backends"], []
+
+    def check_preferable(found, *, measure):
+        measured.append((found.backend, measure))
+        if measure:
+            raise LtxError(f"{found.backend} is slower")
+
+    module.check_preferable = check_preferable
+    BACKENDS.clear()
+    slow = Backend("three_backends", "extra", preferable=False)
+    BACKENDS.update(openvino_q8=slow, openvino=slow, cpu=Backend("three_backends", "extra"))
+    modes = {mode: find(engines, "text_encoder", cpu_mode=mode).backend for mode in CPU_MODES}
+    assert modes == {"auto": "cpu", "exact": "cpu", "bf16": "openvino", "q8": "openvino_q8"}
+    assert measured == [("openvino_q8", True), ("openvino", True), ("openvino", False), ("openvino_q8", False)]
+    assert find(engines, "text_encoder", "openvino").backend == "openvino"  # asked for by name: nothing is checked
+    assert find(engines, "text_encoder", after="openvino_q8", cpu_mode="q8").backend == "openvino"
+    reasons = find(engines, "text_encoder").reasons
+    assert reasons == ("openvino_q8: openvino_q8 is slower", "openvino: openvino is slower")
 
 
 def test_where_no_backend_can_the_last_one_says_why(three, tmp_path):
