@@ -45,6 +45,7 @@ from ltx_runtime.text.tokenizer import Tokenizer
 
 DEFAULT_PRECISIONS = ("fp32", "bf16")
 _CHECKED_PRECISION = "fp32"
+_QUANTIZED_LIMIT = 0.1  # relative L2 beyond which a q8 graph is of no use: ten times that of random weights
 
 Report = Callable[[str], None]
 
@@ -61,6 +62,8 @@ class ExportOptions:
         link: whether unchanged weights stay where they are instead of being placed in the version folder.
         stg: whether the transformer can skip layers even if the version's presets do not use that.
         without: optional components that are not exported.
+        quantize: whether the transformer also has a q8 graph, if its matrices can be quantized and `of_component` does
+            not name it.
     """
 
     precisions: Sequence[str] = DEFAULT_PRECISIONS
@@ -70,6 +73,7 @@ class ExportOptions:
     link: bool = False
     stg: bool = False
     without: Sequence[str] = ()
+    quantize: bool = False
 
     def precisions_of(self, part: Part) -> Sequence[str]:
         """Returns the precisions of one component's graphs; q8 only where there are matrices to quantize.
@@ -79,13 +83,14 @@ class ExportOptions:
         """
         name = part.component.name
         requested = self.of_component.get(name, self.precisions)
-        if part.quantizable or QUANTIZED not in requested:
-            return requested
-        if name in self.of_component:
+        if part.quantizable:
+            adds = self.quantize and name == "transformer" and name not in self.of_component
+            return [*requested, QUANTIZED] if adds else requested
+        if QUANTIZED in self.of_component.get(name, ()):
             raise LtxError(
                 f"{name} has no repeated blocks of float matrices to quantize", f"leave --precision {name}=q8 out"
             )
-        return [precision for precision in requested if precision != QUANTIZED]
+        return [precision for precision in requested if precision != QUANTIZED] or DEFAULT_PRECISIONS
 
     def kept(self, parts: Sequence[Part]) -> list[Part]:
         """Returns the parts that are exported."""
@@ -256,10 +261,20 @@ def _quantized(part: Part, place: Placed, folder: Path) -> Placed:
 
 
 def _quantized_error(component: Component, folder: Path, graph: str, recorded: str, report: Report) -> float:
-    """Returns relative L2 of the q8 graph's output to the recorded one of the fp32 graph, on the same inputs."""
+    """Returns relative L2 of the q8 graph's output to the recorded one of the fp32 graph, on the same inputs.
+
+    Raises:
+        LtxError: it is larger than _QUANTIZED_LIMIT, or not a number.
+    """
     feeds, expected = read_record(folder / recorded, component)
     (actual,) = run_graph(folder / graph, folder, component, [feeds])
     error = relative_l2(actual, expected)
+    if error > _QUANTIZED_LIMIT:
+        raise LtxError(
+            f"the q8 graph of {component.name} differs from fp32 by {error:.1e} relative L2, more than "
+            f"{_QUANTIZED_LIMIT:g}",
+            "name the precisions without q8, such as --precision fp32 --precision bf16",
+        )
     report(f"{component.name}: relative L2 {error:.1e} of {QUANTIZED} to fp32")
     return error
 

@@ -80,10 +80,11 @@ def onnx(
     from ltx_export.sources.find import find_sources
     from ltx_runtime.cli.progress import display
 
-    everywhere, of_component = _precisions(precision or _default_precisions())
+    everywhere, of_component = _precisions(precision or list(build.DEFAULT_PRECISIONS))
     merged, left_out = [loras.parse_lora(argument) for argument in lora or ()], _optional_components(without or [])
     precisions = everywhere or build.DEFAULT_PRECISIONS
-    options = build.ExportOptions(precisions, of_component, _store_dtype(store), merged, link, stg, left_out)
+    quantize = _runs_on_cpu() and not (precision and everywhere)
+    options = build.ExportOptions(precisions, of_component, _store_dtype(store), merged, link, stg, left_out, quantize)
     folder = weights or Path("weights") / release.name
     paths = {"vae": vae, "t5": t5, "upscaler": upscaler, "temporal_upscaler": temporal_upscaler}
     sources = find_sources(release, folder, **paths, tokenizer=tokenizer, variant=variant)
@@ -98,17 +99,13 @@ def _store_dtype(store: str | None) -> str | None:
     return _STORES[store] if store else None
 
 
-def _default_precisions() -> list[str]:
-    """Returns the precisions of an export that names none: q8 for the transformer where OpenVINO will run it."""
+def _runs_on_cpu() -> bool:
+    """Returns whether OpenVINO will run the transformer on this machine, as far as can be seen."""
     from importlib.util import find_spec
 
-    from ltx_export.build import DEFAULT_PRECISIONS
-    from ltx_runtime.folder.manifest import QUANTIZED
     from ltx_runtime.sessions.processor import has_nvidia_driver
 
-    runs_on_cpu = find_spec("openvino") is not None and not has_nvidia_driver()
-    of_transformer = [f"transformer={precision}" for precision in (*DEFAULT_PRECISIONS, QUANTIZED)]
-    return [*DEFAULT_PRECISIONS, *(of_transformer if runs_on_cpu else [])]
+    return find_spec("openvino") is not None and not has_nvidia_driver()
 
 
 def _precisions(arguments: list[str]) -> tuple[list[str], dict[str, list[str]]]:

@@ -120,7 +120,7 @@ class Pipeline:
         self._sessions.close()
 
     def __call__(self, request: Request | str = "", /, **changes: Any) -> Video:
-        """Plans a video and checks everything that can be checked without loading a network; nothing runs.
+        """Plans a video and checks everything that can be checked without loading a network.
 
         Args:
             request: the video to make, or just its prompt.

@@ -183,7 +183,8 @@ class Arguments:
         str | None, _option(_RUN, "Version to use, if there are several.", "--version", "--ltxv-version")
     ] = None
     backend: Annotated[
-        str, _option(_RUN, "tensorrt, tensorrt_rtx, cuda or cpu; auto uses the first of these that works.")
+        str,
+        _option(_RUN, "tensorrt, tensorrt_rtx, cuda, openvino_q8, openvino or cpu; auto: the best that works."),
     ] = "auto"
     cpu_mode: Annotated[
         str, _option(_RUN, "On a CPU: exact, bf16 or q8 (about 1 % off); auto takes the fastest here.")

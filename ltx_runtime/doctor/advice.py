@@ -12,7 +12,7 @@ from pathlib import Path
 from ltx_runtime.doctor.folders import ComponentFacts, FolderFacts
 from ltx_runtime.doctor.machine import CUDA_PROVIDER, GpuFacts, Library, Machine
 from ltx_runtime.folder.address import engines_option
-from ltx_runtime.folder.manifest import export_command
+from ltx_runtime.folder.manifest import QUANTIZED, export_command
 from ltx_runtime.sessions.trt.library import LEAST_CAPABILITY, LIBRARIES, RTX_CAPABILITIES
 
 _ESSENTIAL = ("numpy", "av", "sentencepiece")
@@ -150,7 +150,13 @@ def _folders(folders: Sequence[FolderFacts], version: str | None) -> Iterator[Ad
 
 def _engines(machine: Machine, folders: Sequence[FolderFacts]) -> Iterator[Advice]:
     builder = usable_builder(machine)
+    runs_q8 = machine.library("openvino").loads and not _has_gpu(machine)
     for folder in folders:
+        if runs_q8 and any(c.name == "transformer" and QUANTIZED not in c.precisions for c in folder.components):
+            yield Advice(
+                f"{folder.version} has no q8 graph of transformer, the fastest form on most CPUs",
+                export_command(folder.version),
+            )
         unrunnable = [component.name for component in folder.components if not component.chosen]
         if unrunnable and not builder:
             reason = f"nothing here can run {', '.join(unrunnable)} of {folder.version}"

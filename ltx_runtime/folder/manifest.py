@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from math import inf
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -91,6 +92,10 @@ class ComponentEntry:
     parameters: int = 0
     quantized: str | None = None
     quantized_error: float | None = None
+
+    def weights_of(self, precision: str) -> tuple[str, ...]:
+        """Returns the names of the weight files of one graph."""
+        return (self.quantized,) if precision == QUANTIZED and self.quantized is not None else self.weights
 
     def files(self) -> set[str]:
         """Returns the names of all files of the component."""
@@ -280,6 +285,8 @@ def _check_rope(rope: Rope, transformer: Component) -> None:
     half, rotated = transformer.input("cosines").axes[-1], 3 * len(rope.frequencies)
     if not (isinstance(half, int) and 0 < rotated <= half < rotated + 3):
         raise ValueError(f"rope has {len(rope.frequencies)} frequencies for a width of {half}")
+    if not all(0 < value < inf for value in (*rope.frequencies, *rope.max_position)):
+        raise ValueError("rope has numbers that are not positive")
 
 
 def _parse_preview(entry: dict[str, Any]) -> Preview:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from ltx_runtime.declared import declared, number_of
@@ -132,7 +133,8 @@ def check_options(options: RunOptions) -> RunOptions:
     """Returns the options, with values of their declared types, if all of them can be used.
 
     Raises:
-        LtxError: a value has another type, rng or cpu_mode is unknown, or threads or crf is out of range.
+        LtxError: a value has another type, rng or cpu_mode is unknown, cpu_mode has no effect or needs a library that
+            is not installed, or threads or crf is out of range.
     """
     options = declared(options)
     if options.threads is not None and not 1 <= options.threads <= _MOST_THREADS:
@@ -141,6 +143,15 @@ def check_options(options: RunOptions) -> RunOptions:
         )
     if options.cpu_mode not in CPU_MODES:
         raise LtxError(f"unknown cpu-mode {options.cpu_mode!r}", f"use one of {', '.join(CPU_MODES)}")
+    if AUTO not in (options.cpu_mode, options.backend):
+        raise LtxError(
+            f"cpu-mode {options.cpu_mode} has no effect on backend {options.backend}", "leave one of them out"
+        )
+    if options.cpu_mode not in (AUTO, "exact") and find_spec("openvino") is None:
+        raise LtxError(
+            f"cpu-mode {options.cpu_mode} needs OpenVINO, which is not installed",
+            command="pip install 'ltx-engines[openvino]'",
+        )
     if options.rng not in RNGS:
         raise LtxError(f"unknown rng {options.rng!r}", f"use one of {', '.join(RNGS)}")
     if not 0 <= options.crf <= LARGEST_CRF:

@@ -14,7 +14,7 @@ from ltx_runtime.planning.backends import Chosen
 from ltx_runtime.planning.plan import Plan
 from ltx_runtime.sampling.conditioning import added_frames
 from ltx_runtime.sampling.pass_plan import PassPlan
-from ltx_runtime.sessions import Found
+from ltx_runtime.sessions import BACKENDS, Found
 from ltx_runtime.spec.presets import Guidance
 from ltx_runtime.spec.versions import TransformerSize, find_version
 from ltx_runtime.vae.tile_sizes import BYTES_PER_PIXEL, HALF_BYTES_PER_PIXEL, peak_bytes
@@ -91,7 +91,7 @@ def _transformer_bytes(tokens: int, size: TransformerSize, found: Found) -> int:
     Only ONNX Runtime on a CPU stores the scores of all pairs of tokens.
     """
     values = _WIDE * tokens * size.width
-    if found.gpu_bytes is None and not found.backend.startswith("openvino"):
+    if found.gpu_bytes is None and BACKENDS[found.backend].stores_scores:
         return _FLOAT_BYTES * (size.heads * tokens * tokens + values)
     return values * (_FLOAT_BYTES // 2 if found.precision in _HALF_PRECISIONS else _FLOAT_BYTES)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +13,7 @@ import numpy as np
 
 from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.address import EngineAddress
-from ltx_runtime.folder.manifest import QUANTIZED, Engines, export_command
+from ltx_runtime.folder.manifest import Engines, export_command
 from ltx_runtime.folder.profiles import Profile
 from ltx_runtime.folder.sidecar import Sidecar
 from ltx_runtime.spec.components import Component, ComponentName, check_feeds
@@ -146,13 +146,20 @@ class Backend:
     """The module of a backend, and the extra that installs its library.
 
     The module has `find(engines, name, backend) -> Found`, which raises LtxError with the reason if it cannot run the
-    component, and `load(found) -> Runner`. The module of a backend that is not always `preferable` to those after it
+    component, and `load(found) -> Runner`. The module of a backend that is not `always_preferable` to those after it
     also has `check_preferable(found, measure=)`, which raises LtxError with the reason why AUTO should not use it.
+
+    Attributes:
+        on_cpu: whether it computes on the CPU.
+        always_preferable: whether AUTO uses it wherever it can run a component.
+        stores_scores: whether attention holds the scores of all pairs of tokens, if it runs on a CPU.
     """
 
     module: str
     extra: str
-    preferable: bool = True
+    on_cpu: bool = False
+    always_preferable: bool = True
+    stores_scores: bool = True
 
 
 # Backends in the order in which they are tried.
@@ -160,17 +167,17 @@ BACKENDS: dict[str, Backend] = {
     "tensorrt": Backend("ltx_runtime.sessions.trt.session", "tensorrt"),
     "tensorrt_rtx": Backend("ltx_runtime.sessions.trt.session", "tensorrt-rtx"),
     "cuda": Backend("ltx_runtime.sessions.onnxruntime_cuda", "gpu"),
-    "openvino_q8": Backend("ltx_runtime.sessions.openvino_cpu", "openvino", preferable=False),
-    "openvino": Backend("ltx_runtime.sessions.openvino_cpu", "openvino", preferable=False),
-    "cpu": Backend("ltx_runtime.sessions.onnxruntime_cpu", "cpu"),
+    "openvino_q8": Backend("ltx_runtime.sessions.openvino_cpu", "openvino", True, False, False),
+    "openvino": Backend("ltx_runtime.sessions.openvino_cpu", "openvino", True, False, False),
+    "cpu": Backend("ltx_runtime.sessions.onnxruntime_cpu", "cpu", True),
 }
-# Way to compute on a CPU -> the backends for it that AUTO uses, in the order in which they are tried. With "auto" it
-# uses OpenVINO only where that was measured to be faster.
-CPU_MODES: dict[str, tuple[str, ...]] = {
-    AUTO: ("openvino_q8", "openvino", "cpu"),
-    "exact": ("cpu",),
-    "bf16": ("openvino", "cpu"),
-    "q8": ("openvino_q8", "openvino", "cpu"),
+# Way to compute on a CPU -> the backends on the CPU that AUTO may use for it. With "auto" it uses one that is not
+# always preferable only where that was measured to be faster.
+CPU_MODES: dict[str, frozenset[str]] = {
+    AUTO: frozenset({"openvino_q8", "openvino", "cpu"}),
+    "exact": frozenset({"cpu"}),
+    "bf16": frozenset({"openvino", "cpu"}),
+    "q8": frozenset({"openvino_q8", "openvino", "cpu"}),
 }
 
 
@@ -213,23 +220,22 @@ def find(engines: Engines, name: ComponentName, backend: str = AUTO, *, after: s
     """
     if backend != AUTO and backend not in BACKENDS:
         raise LtxError(f"unknown backend {backend!r}", f"use one of {', '.join((AUTO, *BACKENDS))}")
-    order = [name for name in BACKENDS if name not in CPU_MODES[AUTO] or name in CPU_MODES[cpu_mode]]
-    candidates = order[order.index(after) + 1 if after else 0 :] if backend == AUTO else [backend]
+    order = [name for name, row in BACKENDS.items() if not row.on_cpu or name in CPU_MODES[cpu_mode]]
+    candidates = order[order.index(after) + 1 if after else 0 :]
+    if backend != AUTO:
+        return _found(engines, name, backend)
     reasons: list[str] = []
     for candidate in candidates:
         try:
-            found = (
-                find_preferable(engines, name, candidate, measure=cpu_mode == AUTO)
-                if backend == AUTO
-                else _found(engines, name, candidate)
-            )
+            return replace(find_preferable(engines, name, candidate, measure=cpu_mode == AUTO), reasons=tuple(reasons))
         except LtxError as error:
-            if candidate == candidates[-1]:
-                raise
             reasons.append(f"{candidate}: {error.problem}")
-            continue
-        return replace(found, reasons=tuple(reasons))
-    raise AssertionError("there is no backend")
+            refusal = error
+    for candidate in candidates:
+        with suppress(LtxError):  # one that is not the best choice is better than none
+            if not BACKENDS[candidate].always_preferable:
+                return replace(_found(engines, name, candidate), reasons=tuple(reasons))
+    raise refusal
 
 
 def find_preferable(engines: Engines, name: ComponentName, backend: str, *, measure: bool = True) -> Found:
@@ -245,7 +251,7 @@ def find_preferable(engines: Engines, name: ComponentName, backend: str, *, meas
         LtxError: the backend is not installed, cannot run the component here, or would do so worse than a later one.
     """
     found = _found(engines, name, backend)
-    if not BACKENDS[backend].preferable:
+    if not BACKENDS[backend].always_preferable:
         _module(backend).check_preferable(found, measure=measure)
     return found
 
@@ -280,9 +286,8 @@ def graph_found(engines: Engines, name: ComponentName, backend: str, precisions:
     for precision in precisions:
         if precision in entry.graphs:
             path = engines.folder / entry.graphs[precision]
-            weights, names, files = engines.weights_folder(name), entry.weights, engines.manifest.files
-            if precision == QUANTIZED and entry.quantized is not None:
-                weights, names = engines.folder, (entry.quantized,)
+            names, files = entry.weights_of(precision), engines.manifest.files
+            weights = engines.weights_folder(name) if names == entry.weights else engines.folder
             sizes = {weights / file: files[file].size_bytes for file in names if file in files}
             return Found(backend, entry.signature, path, weights, precision, entry.parameters, sizes)
     raise LtxError(

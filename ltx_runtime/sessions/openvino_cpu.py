@@ -9,7 +9,7 @@ import importlib.util
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from ltx_runtime.errors import LtxError, explaining
 from ltx_runtime.files import amount
 from ltx_runtime.folder.manifest import QUANTIZED, QUANTIZED_BLOCK, Engines
 from ltx_runtime.sessions import Arrays, Found, UnsupportedError, graph_found
-from ltx_runtime.sessions.processor import GROUP, memory_sizes, speedups
+from ltx_runtime.sessions.processor import GROUP, free_memory, speedups
 from ltx_runtime.spec.components import ComponentName
 
 _INSTALL = "pip install 'ltx-engines[openvino]'"
@@ -68,14 +68,16 @@ def check_preferable(found: Found, *, measure: bool) -> None:
 
 
 def _check_memory(found: Found) -> None:
-    needed = int(_BYTES_PER_PARAMETER[found.precision] * found.parameters) + _ACTIVATION_BYTES
-    free = memory_sizes().get("MemAvailable")
+    needed, free = int(_BYTES_PER_PARAMETER[found.precision] * found.parameters) + _ACTIVATION_BYTES, free_memory()
     if free is not None and needed > free:
         raise LtxError(f"{found.component.name} takes {amount(needed, 1)} of memory, and {amount(free, 1)} are free")
 
 
 def _check_speed(precision: str) -> None:
-    faster = speedups()
+    try:
+        faster = speedups()
+    except Exception as error:  # an incomplete package may raise anything
+        raise LtxError(f"OpenVINO cannot be used ({_reason_of(error)})") from error
     if precision not in faster:
         raise LtxError(f"this processor has no {precision} arithmetic")
     speedup = faster[precision]
@@ -119,7 +121,8 @@ class OpenVinoRunner:
                     pass
             except BaseException:
                 self._request.cancel()
-                self._request.wait()
+                with suppress(RuntimeError):  # it raises that the run was cancelled
+                    self._request.wait()
                 raise
             return {name: np.array(self._request.get_tensor(name).data) for name in wanted}
         except RuntimeError as error:
@@ -134,33 +137,38 @@ class OpenVinoRunner:
 
 @contextmanager
 def _beside_weights(found: Found) -> Iterator[Path]:
-    """Yields a path of the graph at which OpenVINO finds the weights: it looks for them in the graph's folder only."""
+    """Yields a path of the graph at which OpenVINO finds the weights: in the graph's own folder, and not through links.
+
+    If the weights are elsewhere, a copy of the graph lies beside them while it is read.
+    """
     if found.path.parent == found.weights:
         yield found.path
         return
-    with tempfile.TemporaryDirectory() as folder, explaining(f"link to {found.weights}"):
-        graph = Path(folder) / found.path.name
-        graph.write_bytes(found.path.read_bytes())
-        for file in found.file_bytes:
-            link = Path(folder) / file.relative_to(found.weights)
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(file)
-        yield graph
+    with explaining(f"copy {found.path.name} to {found.weights}, beside its weights"):
+        handle, name = tempfile.mkstemp(".onnx", f".{found.path.stem}-", found.weights)
+        copy = Path(name)
+        try:
+            with open(handle, "wb") as file:
+                file.write(found.path.read_bytes())
+            yield copy
+        finally:
+            copy.unlink(missing_ok=True)
 
 
 def load(found: Found) -> OpenVinoRunner:
     """Compiles a graph.
 
     Raises:
-        LtxError: OpenVINO cannot read or compile the graph.
-        MemoryError: there is too little.
+        UnsupportedError: OpenVINO cannot read or compile the graph, or there is too little memory for packed weights.
     """
     try:
         return OpenVinoRunner(found)
-    except (LtxError, MemoryError):
-        raise
-    except Exception as error:  # OpenVINO's own
-        if _NO_MEMORY.search(str(error)):
-            raise MemoryError(str(error)) from error
-        reason = " ".join(str(error).split())[-200:]
+    except Exception as error:  # OpenVINO raises RuntimeError for everything
+        lacks_memory = isinstance(error, MemoryError) or _NO_MEMORY.search(str(error))
+        reason = "there is too little memory" if lacks_memory else _reason_of(error)
         raise UnsupportedError(f"OpenVINO cannot run {found.path} ({reason})", "use --backend cpu") from error
+
+
+def _reason_of(error: Exception) -> str:
+    """Returns the end of an error's message, where OpenVINO names the cause."""
+    return " ".join(str(error).split())[-200:] or type(error).__name__

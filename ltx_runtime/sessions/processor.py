@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 import shutil
 import time
 from contextlib import suppress
+from functools import cache
 from importlib import metadata
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +44,21 @@ def memory_sizes(file: Path = Path("/proc/meminfo")) -> dict[str, int]:
     return {name: int(size) << 10 for name, size in rows}
 
 
+def free_memory(meminfo: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Returns how many bytes of memory this process may still take, in a container too; None if the system is silent.
+
+    What a container holds of files counts as free, as it does in MemAvailable.
+    """
+    free = memory_sizes(meminfo).get("MemAvailable")
+    try:
+        used, limit = int((group / "memory.current").read_text()), int((group / "memory.max").read_text())
+        files = re.search(r"^inactive_file (\d+)$", (group / "memory.stat").read_text(), re.MULTILINE)
+    except (OSError, ValueError):  # no container, or one without a limit ("max")
+        return free
+    left = limit - used + (int(files[1]) if files else 0)
+    return left if free is None else min(free, left)
+
+
 def has_nvidia_driver() -> bool:
     """Returns whether an NVIDIA driver is installed, as far as can be seen without CUDA."""
     return Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
@@ -53,7 +71,8 @@ def speedups() -> dict[str, float]:
     slow without VNNI. The measurement takes about a second, and is kept in the cache for this processor and this
     version of OpenVINO. A precision that the processor does not have is left out.
     """
-    key, folder = f"{processor_name()}, OpenVINO {metadata.version('openvino')}", cache_folder()
+    cores, folder = os.cpu_count() or 1, cache_folder()
+    key = f"{processor_name()}, {cores} cores, OpenVINO {metadata.version('openvino')}"
     kept = _kept(folder)
     if key not in kept:
         kept[key] = _measured()
@@ -71,22 +90,32 @@ def _kept(folder: Path | None) -> dict[str, dict[str, float]]:
         return {}
     try:
         data = json.loads((folder / _KEPT).read_text())
-        return {str(key): {str(name): float(x) for name, x in row.items()} for key, row in data.items()}
+        rows = {str(key): {str(name): float(x) for name, x in row.items()} for key, row in data.items()}
     except (OSError, ValueError, AttributeError, TypeError):
         return {}
+    return {key: row for key, row in rows.items() if QUANTIZED in row and all(0 < x < inf for x in row.values())}
 
 
+@cache
 def _measured() -> dict[str, float]:
     import openvino  # noqa: PLC0415  (takes 0.2 s, and the result is usually in the cache)
 
     core = openvino.Core()
     has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    seconds = {name: _seconds(openvino, core, name) for name in ("fp32", QUANTIZED, *(["bf16"] if has_bf16 else []))}
-    return {name: seconds["fp32"] / seconds[name] for name in seconds if name != "fp32"}
+    requests = {name: _request(openvino, core, name) for name in ("fp32", QUANTIZED, *(["bf16"] if has_bf16 else []))}
+    feeds = [np.random.RandomState(_LAYERS).standard_normal((_ROWS, _WIDTH)).astype(np.float32)]
+    seconds: dict[str, list[float]] = {name: [] for name in requests}
+    for _ in range(_RUNS + 1):  # in turns, so that other work hits all of them
+        for name, request in requests.items():
+            started = time.perf_counter()
+            request.infer(feeds)
+            seconds[name].append(time.perf_counter() - started)
+    least = {name: min(times[1:]) for name, times in seconds.items()}  # the first run packs the weights
+    return {name: least["fp32"] / least[name] for name in least if name != "fp32"}
 
 
-def _seconds(openvino: Any, core: Any, precision: str) -> float:
-    """Returns the least time of a few layers that are as wide as half a 2B transformer."""
+def _request(openvino: Any, core: Any, precision: str) -> Any:
+    """Returns a compiled request of a few layers that are half as wide as a 2B transformer."""
     operators = openvino.opset13
     x = inputs = operators.parameter([_ROWS, _WIDTH], np.float32)
     for seed in range(_LAYERS):
@@ -101,11 +130,4 @@ def _seconds(openvino: Any, core: Any, precision: str) -> float:
         x = operators.matmul(x, square, False, False)
     hint = "bf16" if precision == "bf16" else "f32"
     settings = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY", GROUP: QUANTIZED_BLOCK}
-    request = core.compile_model(openvino.Model([x], [inputs]), "CPU", settings).create_infer_request()
-    feeds = [np.random.RandomState(_LAYERS).standard_normal((_ROWS, _WIDTH)).astype(np.float32)]
-    seconds = []
-    for _ in range(_RUNS + 1):
-        started = time.perf_counter()
-        request.infer(feeds)
-        seconds.append(time.perf_counter() - started)
-    return min(seconds[1:])  # the first run packs the weights
+    return core.compile_model(openvino.Model([x], [inputs]), "CPU", settings).create_infer_request()

@@ -153,21 +153,30 @@ def test_precisions_are_the_usual_ones_unless_asked_for(ltx_export, exported, ex
     (*_, usual, _, _), (*_, but_one, _, _) = exports
     assert tuple(usual.precisions) == tuple(but_one.precisions) == build.DEFAULT_PRECISIONS
     assert (usual.of_component, but_one.of_component) == ({}, {"vae_decoder": ["fp32"]})
+    assert not (usual.quantize or but_one.quantize)
 
 
-def test_a_transformer_has_a_q8_graph_where_openvino_will_run_it(ltx_export, exported, exports, monkeypatch):
-    release = exported("0.9.0")
+@pytest.mark.parametrize(
+    ("asked", "installed", "quantized"),
+    [
+        ([], True, True),
+        ([], False, False),
+        (["--precision", "vae_decoder=fp32"], True, True),
+        (["--precision", "fp32"], True, False),
+    ],
+    ids=str,
+)
+def test_a_transformer_has_a_q8_graph_where_openvino_will_run_it(
+    ltx_export, exported, exports, monkeypatch, asked, installed, quantized
+):
     monkeypatch.setattr(processor, "has_nvidia_driver", lambda: False)
     find_spec = importlib.util.find_spec
-    for spec in (object(), None):
-        monkeypatch.setattr(
-            importlib.util, "find_spec", lambda name, spec=spec: spec if name == "openvino" else find_spec(name)
-        )
-        assert ltx_export("onnx", "0.9.0", "--weights", str(release.weights))[0] == 0
-    (*_, on_cpu, _, _), (*_, without_openvino, _, _) = exports
-    assert tuple(on_cpu.precisions) == build.DEFAULT_PRECISIONS
-    assert on_cpu.of_component == {"transformer": ["fp32", "bf16", "q8"]}
-    assert without_openvino.of_component == {}
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: (installed or None) if name == "openvino" else find_spec(name)
+    )
+    assert ltx_export("onnx", "0.9.0", "--weights", str(exported("0.9.0").weights), *asked)[0] == 0
+    ((*_, options, _, _),) = exports
+    assert options.quantize == quantized
 
 
 def test_every_option_reaches_the_exporter(ltx_export, exported, exports, tmp_path):

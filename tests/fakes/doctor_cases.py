@@ -54,7 +54,14 @@ def engine(component, problem=""):
     )
 
 
-def folder(chosen="cpu", components=("transformer", "vae_decoder"), problem="", engines=(), **different):
+def folder(
+    chosen="cpu",
+    components=("transformer", "vae_decoder"),
+    problem="",
+    engines=(),
+    precisions=("fp32", "bf16", "q8"),
+    **different,
+):
     """Returns a version folder of the demo whose components run on one backend, except those in `different`."""
 
     def component(name):
@@ -64,7 +71,7 @@ def folder(chosen="cpu", components=("transformer", "vae_decoder"), problem="", 
             Saying("cpu", True, f"{name}.onnx"),
         )
         own = tuple(one for one in engines if one.component == name)
-        return ComponentFacts(name, ("fp32", "bf16"), sayings, backend, own)
+        return ComponentFacts(name, precisions, sayings, backend, own)
 
     made = () if problem else tuple(component(name) for name in components)
     return FolderFacts("engines/demo", "demo", 1_500_000_000, problem, made)

@@ -1,5 +1,7 @@
 """Laws of q8: weights within half a step, the graph of exactly those weights, in a file that stands alone."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import onnx
 import pytest
@@ -7,6 +9,7 @@ from safetensors import safe_open
 from samples.demo import DEMO, folder_with_demo
 from samples.tiny import sources_of
 
+from ltx_export import build
 from ltx_export.build import ExportOptions, export_version
 from ltx_export.checkpoints.blocks import Q8, quantized
 from ltx_export.checkpoints.checkpoint import open_safetensors
@@ -113,6 +116,33 @@ def test_openvino_runs_it_within_its_error(folder):
             actual = session.run(feeds)["velocity"]
         (expected,) = run_graph(folder / entry.graphs["fp32"], folder, entry.signature, [feeds])
         assert relative_l2(actual, expected) < 3e-2
+
+
+def test_what_cannot_be_quantized_has_the_usual_graphs(tmp_path):
+    sources = sources_of(DEMO, folder_with_demo() / "weights")
+    export_version(DEMO, sources, tmp_path / "out", ExportOptions(("q8",)), lambda line: None)
+    graphs = {name: set(entry.graphs) for name, entry in read_manifest(tmp_path / "out").components.items()}
+    assert graphs.pop("transformer") == {"q8"}
+    assert all(precisions == {"fp32", "bf16"} for precisions in graphs.values())
+
+
+def test_a_transformer_is_quantized_by_default_only_if_that_is_possible_and_it_is_not_named():
+    transformer, decoder = (SimpleNamespace(component=SimpleNamespace(name=name)) for name in ("transformer", "vae"))
+    transformer.quantizable, decoder.quantizable = {"weight"}, set()
+    usual = ExportOptions(("fp32",), quantize=True)
+    assert list(usual.precisions_of(transformer)) == ["fp32", "q8"]
+    assert list(usual.precisions_of(decoder)) == ["fp32"]
+    named = ExportOptions(("fp32",), {"transformer": ("bf16",)}, quantize=True)
+    assert list(named.precisions_of(transformer)) == ["bf16"]
+    transformer.quantizable = set()  # such as one from a GGUF
+    assert list(usual.precisions_of(transformer)) == ["fp32"]
+
+
+def test_a_graph_that_is_of_no_use_is_refused(folder, monkeypatch):
+    monkeypatch.setattr(build, "_QUANTIZED_LIMIT", 1e-6)
+    entry = read_manifest(folder).components["transformer"]
+    with pytest.raises(LtxError, match=r"the q8 graph of transformer differs from fp32 by .* - name the precisions"):
+        build._quantized_error(entry.signature, folder, entry.graphs["q8"], entry.recorded, print)
 
 
 def test_it_is_refused_by_name_for_a_network_without_repeated_blocks(tmp_path):

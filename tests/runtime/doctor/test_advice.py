@@ -18,6 +18,11 @@ NO_GPU = ""  # nothing to type: the CPU is fine
 # Situation -> (machine, its folders, commands that help).
 SITUATIONS = {
     "cpu only": (machine(), WHOLE, [NO_GPU]),
+    "cpu and no q8 graph": (
+        machine(),
+        (folder(precisions=("fp32", "bf16")),),
+        [NO_GPU, export_command("demo")],
+    ),
     "cpu without OpenVINO": (
         machine(absent=["openvino"]),
         WHOLE,

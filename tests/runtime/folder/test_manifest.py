@@ -10,6 +10,7 @@ import pytest
 from fakes.stages import ROPE
 
 from ltx_runtime.errors import LtxError
+from ltx_runtime.folder import manifest as manifest_file
 from ltx_runtime.folder.manifest import (
     MANIFEST,
     ComponentEntry,
@@ -24,6 +25,7 @@ from ltx_runtime.folder.manifest import (
     write_manifest,
 )
 from ltx_runtime.spec.components import text_encoder, transformer, vae_decoder
+from ltx_runtime.spec.encodings import Rope
 from ltx_runtime.spec.presets import SD3, Schedule
 
 MIB = 1 << 20
@@ -238,6 +240,27 @@ def test_a_position_embedding_that_is_no_numbers_of_three_axes_is_refused(folder
     edit(folder, lambda data: data.update(rope=rope))
     with pytest.raises(LtxError, match=r"manifest\.json is damaged .* - run: ltx-export "):
         read_manifest(folder)
+
+
+@pytest.mark.parametrize(
+    ("frequencies", "position"),
+    [
+        ((), 1.0),
+        ((1.0,), 1.0),
+        ((1.0, 2.0, 3.0), 1.0),
+        ((1.0, float("nan")), 1.0),
+        ((1.0, float("inf")), 1.0),
+        ((1.0, 2.0), 0.0),
+    ],
+    ids=str,
+)
+def test_a_position_embedding_that_does_not_fill_the_width_or_is_not_positive_is_no_position_embedding(
+    frequencies, position
+):
+    signature = transformer(4, 6, 12)
+    manifest_file._check_rope(Rope((1.0, 2.0), (20.0, 1.0, 1.0)), signature)
+    with pytest.raises(ValueError, match="rope has"):
+        manifest_file._check_rope(Rope(frequencies, (20.0, position, 1.0)), signature)
 
 
 @pytest.mark.parametrize("field", [field.name for field in fields(Manifest)])

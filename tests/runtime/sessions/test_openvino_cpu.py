@@ -14,7 +14,7 @@ from samples.onnx_bytes import graph_that_adds
 
 from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.manifest import ComponentEntry, Engines, FileEntry, Manifest
-from ltx_runtime.sessions import find, open_session, openvino_cpu
+from ltx_runtime.sessions import UnsupportedError, find, open_session, openvino_cpu
 from ltx_runtime.sessions.openvino_cpu import OpenVinoRunner, check_preferable
 from ltx_runtime.spec.components import text_encoder, transformer
 from ltx_runtime.spec.presets import Schedule
@@ -38,7 +38,7 @@ def engines(tmp_path):
 @pytest.fixture
 def big(engines, monkeypatch):
     """Returns a found transformer of the 2B release, on a machine with 16 GB free where bf16 is twice as fast."""
-    monkeypatch.setattr(openvino_cpu, "memory_sizes", lambda: {"MemAvailable": 16 * 10**9})
+    monkeypatch.setattr(openvino_cpu, "free_memory", lambda: 16 * 10**9)
     monkeypatch.setattr(openvino_cpu, "speedups", lambda: {"bf16": 2.0, "q8": 3.5})
     found = find(engines, "text_encoder", "openvino")
     return replace(found, component=transformer(4, 6, 12), parameters=LARGE)
@@ -63,17 +63,21 @@ def test_results_of_a_run_stay_what_they_are_after_the_next(engines):
         np.testing.assert_array_equal(first, [[2, 2, 2]])
 
 
-def test_weights_that_the_folder_only_links_to_are_found(engines, tmp_path):
-    (tmp_path / "elsewhere" / "sub").mkdir(parents=True)
-    (tmp_path / "elsewhere" / "sub" / "t5.data").write_bytes(b"1")
-    linked = replace(engines.manifest, linked={"sub/t5.data": str(tmp_path / "elsewhere")})
+def test_weights_that_the_folder_only_links_to_have_a_copy_of_the_graph_beside_them_while_it_is_read(engines, tmp_path):
+    """tests/export/graphs/test_openvino.py runs such a folder with weights."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    linked = replace(engines.manifest, linked={"sub/t5.data": str(elsewhere)})
     found = find(Engines(engines.folder, linked), "text_encoder", "openvino")
     with openvino_cpu._beside_weights(found) as graph:
         assert graph.read_bytes() == found.path.read_bytes()
-        assert (graph.parent / "sub" / "t5.data").read_bytes() == b"1"
-    assert not graph.exists()
+        assert graph.parent == found.weights == elsewhere
+    assert not any(elsewhere.iterdir())
     with open_session(found) as session:
         session.run(feeds_of(SIGNATURE.inputs, {"batch": 1, "text_tokens": 2}))
+    elsewhere.rmdir()
+    with pytest.raises(UnsupportedError, match=r"cannot copy text_encoder.bf16.onnx to .*elsewhere, beside its"):
+        openvino_cpu.load(found)
 
 
 def test_a_graph_that_cannot_be_read_is_a_sentence(engines):
@@ -124,7 +128,8 @@ class EndlessRequest:
         self.cancelled.set()
 
     def wait(self):
-        assert self.cancelled.is_set()
+        if self.cancelled.is_set():
+            raise RuntimeError("Infer Request was canceled")
 
 
 def test_ctrl_c_ends_a_run_instead_of_waiting_for_it():
@@ -138,6 +143,15 @@ def test_ctrl_c_ends_a_run_instead_of_waiting_for_it():
 class FullRequest:
     def start_async(self):
         raise RuntimeError("Check failed: std::bad_alloc")
+
+
+def test_too_little_memory_to_load_is_a_reason_for_another_backend(engines, monkeypatch):
+    def full(found):
+        raise RuntimeError("Exception from src/core: std::bad_alloc")
+
+    monkeypatch.setattr(openvino_cpu, "OpenVinoRunner", full)
+    with pytest.raises(UnsupportedError, match="there is too little memory"):
+        openvino_cpu.load(find(engines, "text_encoder", "openvino"))
 
 
 def test_too_little_memory_is_told_from_other_failures():
@@ -170,6 +184,12 @@ def test_elsewhere_the_reason_is_told(big, monkeypatch):
     monkeypatch.setattr(openvino_cpu, "speedups", dict)
     refused(big, "this processor has no bf16 arithmetic")
 
+    def broken():
+        raise ImportError("libopenvino.so: cannot open")
+
+    monkeypatch.setattr(openvino_cpu, "speedups", broken)
+    refused(big, r"OpenVINO cannot be used \(libopenvino.so: cannot open\)")
+
 
 def test_what_is_asked_for_is_not_measured(big, monkeypatch):
     monkeypatch.setattr(openvino_cpu, "speedups", dict)
@@ -179,7 +199,7 @@ def test_what_is_asked_for_is_not_measured(big, monkeypatch):
 
 
 def test_where_free_memory_is_unknown_it_is_no_reason(big, monkeypatch):
-    monkeypatch.setattr(openvino_cpu, "memory_sizes", dict)
+    monkeypatch.setattr(openvino_cpu, "free_memory", lambda: None)
     check_preferable(replace(big, parameters=13_000_000_000), measure=True)
 
 

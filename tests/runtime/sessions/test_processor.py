@@ -1,12 +1,15 @@
 """Laws of what is found out about the processor: read as Linux tells it, and measured once."""
 
 import json
+import os
 
 import pytest
 
 from ltx_runtime.sessions import processor
-from ltx_runtime.sessions.processor import memory_sizes, processor_name, speedups
+from ltx_runtime.sessions.processor import free_memory, memory_sizes, processor_name, speedups
 
+KEY = f"{processor_name()}, {os.cpu_count()} cores, OpenVINO 1.0 of openvino"
+DAMAGED = tuple(f'{{"{KEY}": {row}}}' for row in ("{}", '{"q8": NaN}', '{"q8": 0}', '{"bf16": 2}'))
 ONE, TWO, THREE = {"bf16": 2.0, "q8": 3.5}, {"q8": 0.5}, {"bf16": 4.0, "q8": 1.0}
 
 
@@ -41,12 +44,28 @@ def test_a_processor_is_measured_once_for_each_version_of_the_library(measured, 
     assert speedups() == THREE
 
 
-@pytest.mark.parametrize("content", ["", "[1]", "{", '{"a": 1}', '{"a": {"bf16": null}}'])
+@pytest.mark.parametrize("content", ["", "[1]", "{", '{"a": 1}', '{"a": {"bf16": null}}', *DAMAGED])
 def test_a_damaged_measurement_is_made_again(measured, tmp_path, content):
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "speedups.json").write_text(content)
     assert [speedups(), speedups()] == [ONE, ONE]
     assert list(json.loads((tmp_path / "cache" / "speedups.json").read_text()).values()) == [ONE]
+
+
+def test_memory_is_what_the_machine_and_the_container_leave(tmp_path):
+    meminfo, group = tmp_path / "meminfo", tmp_path / "group"
+    meminfo.write_text("MemAvailable:    8000 kB\n")
+    assert free_memory(meminfo, group) == 8000 << 10
+    assert free_memory(tmp_path / "none", group) is None
+    group.mkdir()
+    (group / "memory.current").write_text("5000000\n")
+    (group / "memory.stat").write_text("anon 1\ninactive_file 1000000\nactive_file 2\n")
+    (group / "memory.max").write_text("max\n")
+    assert free_memory(meminfo, group) == 8000 << 10
+    (group / "memory.max").write_text("6000000\n")
+    assert free_memory(meminfo, group) == free_memory(tmp_path / "none", group) == 2_000_000
+    (group / "memory.max").write_text("60000000000\n")
+    assert free_memory(meminfo, group) == 8000 << 10
 
 
 def test_without_a_place_to_keep_it_every_call_measures(measured, monkeypatch, tmp_path):

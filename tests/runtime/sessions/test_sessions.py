@@ -190,8 +190,8 @@ def test_a_mode_of_the_cpu_says_which_backends_for_it_are_tried_and_whether_they
 
     module.check_preferable = check_preferable
     BACKENDS.clear()
-    slow = Backend("three_backends", "extra", preferable=False)
-    BACKENDS.update(openvino_q8=slow, openvino=slow, cpu=Backend("three_backends", "extra"))
+    slow = Backend("three_backends", "extra", on_cpu=True, always_preferable=False)
+    BACKENDS.update(openvino_q8=slow, openvino=slow, cpu=Backend("three_backends", "extra", on_cpu=True))
     modes = {mode: find(engines, "text_encoder", cpu_mode=mode).backend for mode in CPU_MODES}
     assert modes == {"auto": "cpu", "exact": "cpu", "bf16": "openvino", "q8": "openvino_q8"}
     assert measured == [("openvino_q8", True), ("openvino", True), ("openvino", False), ("openvino_q8", False)]
@@ -199,6 +199,11 @@ def test_a_mode_of_the_cpu_says_which_backends_for_it_are_tried_and_whether_they
     assert find(engines, "text_encoder", after="openvino_q8", cpu_mode="q8").backend == "openvino"
     reasons = find(engines, "text_encoder").reasons
     assert reasons == ("openvino_q8: openvino_q8 is slower", "openvino: openvino is slower")
+    three["cpu"] = "no fp32 graph"
+    assert find(engines, "text_encoder").backend == "openvino_q8"  # better than none
+    three.update(openvino_q8="no q8 graph", openvino="no bf16 graph")
+    with pytest.raises(LtxError, match="^no fp32 graph$"):
+        find(engines, "text_encoder")
 
 
 def test_where_no_backend_can_the_last_one_says_why(three, tmp_path):
