@@ -17,7 +17,12 @@ from ltx_runtime.planning.plan import Plan
 from ltx_runtime.sessions import AUTO, BACKENDS, Found, FoundEngine, find
 from ltx_runtime.spec.components import ComponentName
 from ltx_runtime.spec.geometry import Grid
-from ltx_runtime.vae.tile_sizes import UnservedError
+from ltx_runtime.vae.tile_sizes import (
+    BYTES_PER_PIXEL,
+    HALF_BYTES_PER_PIXEL,
+    OPENVINO_BYTES_PER_PIXEL,
+    UnservedError,
+)
 from ltx_runtime.vae.tiling import Tiling
 
 # Optional component -> what needs it, and advice for a version folder without it.
@@ -80,12 +85,19 @@ class Chosen:
             return self.options.tiling(
                 grid,
                 encoding=encoding,
-                half=found.precision != "fp32",
+                bytes_per_pixel=self.bytes_per_pixel(name),
                 served=found.profiles,
                 gpu_bytes=found.activation_bytes,
             )
         except UnservedError:
             raise self._refusal(name, {"batch": 1, **asdict(grid)}) from None
+
+    def bytes_per_pixel(self, name: ComponentName) -> int:
+        """Returns the estimated memory that the VAE's encoder or decoder takes for each pixel, see tile_sizes."""
+        found = self.found[name]
+        if found.backend.startswith("openvino"):
+            return OPENVINO_BYTES_PER_PIXEL
+        return BYTES_PER_PIXEL if found.precision == "fp32" else HALF_BYTES_PER_PIXEL
 
     def check_passes(self, planned: Plan, added_frames: int, *, conditioned: bool) -> None:
         """Checks what each step of the transformer needs, and the sizes of upsamplers and decoder.

@@ -15,7 +15,7 @@ from ltx_runtime.noise.noise import RNGS
 from ltx_runtime.sessions import AUTO, CPU_MODES
 from ltx_runtime.spec.geometry import Grid
 from ltx_runtime.tensors import check_place
-from ltx_runtime.vae.tile_sizes import BYTES_PER_PIXEL, HALF_BYTES_PER_PIXEL, tiling_for
+from ltx_runtime.vae.tile_sizes import BYTES_PER_PIXEL, tiling_for
 from ltx_runtime.vae.tiling import Tiling
 
 # Tiles of 73 frames of 512x512 pixels, for `tiled` where the whole video would fit into memory.
@@ -80,7 +80,7 @@ class RunOptions:
         grid: Grid,
         *,
         encoding: bool = False,
-        half: bool = False,
+        bytes_per_pixel: int = BYTES_PER_PIXEL,
         served: Sequence[Profile] = (),
         gpu_bytes: int | None = None,
     ) -> Tiling:
@@ -89,7 +89,7 @@ class RunOptions:
         Args:
             grid: the grid of all latents.
             encoding: whether to encode instead of decode.
-            half: whether the VAE computes in 16 bits.
+            bytes_per_pixel: estimated memory for activations, see tile_sizes.
             served: the sizes that an engine serves; empty if it serves all.
             gpu_bytes: estimated GPU memory for activations; None on a CPU.
 
@@ -106,7 +106,7 @@ class RunOptions:
             grid,
             self.memory_bytes or gpu_bytes or CPU_MEMORY_BYTES,
             encoding=encoding,
-            bytes_per_pixel=HALF_BYTES_PER_PIXEL if half else BYTES_PER_PIXEL,
+            bytes_per_pixel=bytes_per_pixel,
             serves=serves,
             or_smallest=bool(served),
         )

@@ -17,7 +17,7 @@ from ltx_runtime.sampling.pass_plan import PassPlan
 from ltx_runtime.sessions import BACKENDS, Found
 from ltx_runtime.spec.presets import Guidance
 from ltx_runtime.spec.versions import TransformerSize, find_version
-from ltx_runtime.vae.tile_sizes import BYTES_PER_PIXEL, HALF_BYTES_PER_PIXEL, peak_bytes
+from ltx_runtime.vae.tile_sizes import peak_bytes
 
 _FLOAT_BYTES, _HALF_PRECISIONS = 4, ("bf16", "fp16")
 _WIDE = 12  # (tokens, width) tensors that a block holds at once; the feed-forward's hidden tensor counts as four
@@ -34,7 +34,7 @@ def describe(planned: Plan, chosen: Chosen, manifest: Manifest, frames: Sequence
     """
     request, last = planned.request, planned.passes[-1].grid
     decoded = replace(last, frames=2 * last.frames - 1) if planned.temporal_upscale else last
-    tiling, half = chosen.tiling(decoded), chosen.found["vae_decoder"].precision != "fp32"
+    tiling = chosen.tiling(decoded)
     tile = tiling.window(decoded)
     added = added_frames((one.frame, count) for one, count in zip(request.conditions, frames, strict=False))
     return {
@@ -55,9 +55,7 @@ def describe(planned: Plan, chosen: Chosen, manifest: Manifest, frames: Sequence
         "passes": [_pass(one, find_version(manifest.version).transformer, chosen, added) for one in planned.passes],
         "decode": {
             "tiles": None if tile == decoded else [tile.frames, tile.rows, tile.columns],
-            "activation_bytes": peak_bytes(
-                decoded, tiling, bytes_per_pixel=HALF_BYTES_PER_PIXEL if half else BYTES_PER_PIXEL
-            ),
+            "activation_bytes": peak_bytes(decoded, tiling, bytes_per_pixel=chosen.bytes_per_pixel("vae_decoder")),
             "tone_map": planned.ending.tone_map,
         },
     }

@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from fakes.requests import default_request
@@ -232,6 +233,15 @@ def test_text_that_is_longer_than_an_engine_takes_is_refused_before_it_is_loaded
     with pytest.raises(LtxError, match="takes 256 tokens of text; got 257 - "):
         chosen.check_text(257)
     Chosen(chosen.options, SIZE, chosen.names, no_engines(chosen)).check_text(257)
+
+
+def test_tiles_are_as_large_as_what_decodes_them_leaves_memory_for(demo):
+    large, tokens = Grid(13, 32, 48), {}
+    for backend, precision in (("cpu", "fp32"), ("cuda", "bf16"), ("openvino", "bf16")):
+        found = Found(backend, demo.component("vae_decoder").signature, Path(), Path(), precision)
+        chosen = Chosen(RunOptions(memory_bytes=4 * 10**9), SIZE, ("vae_decoder",), {"vae_decoder": found})
+        tokens[backend] = chosen.tiling(large).window(large).tokens
+    assert tokens["openvino"] < tokens["cpu"] < tokens["cuda"]
 
 
 def test_activations_have_what_a_gpu_has_beside_the_engine(demo, tmp_path):

@@ -59,5 +59,5 @@ def test_what_is_not_said_takes_nothing_from_files_and_keeps_nothing():
 def test_the_memory_is_what_was_asked_for_or_the_gpu_s_or_a_fixed_one():
     size = Grid(16, 28, 50)
     assert RunOptions().tiling(size) == RunOptions(memory_bytes=8_000_000_000).tiling(size) != Tiling()
-    assert RunOptions().tiling(size, half=True, gpu_bytes=40 * 10**9) == Tiling()
-    assert RunOptions(memory_bytes=8_000_000_000).tiling(size, half=True, gpu_bytes=40 * 10**9) != Tiling()
+    assert RunOptions().tiling(size, bytes_per_pixel=95, gpu_bytes=40 * 10**9) == Tiling()
+    assert RunOptions(memory_bytes=8_000_000_000).tiling(size, bytes_per_pixel=95, gpu_bytes=40 * 10**9) != Tiling()

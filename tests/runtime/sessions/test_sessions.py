@@ -202,7 +202,7 @@ def test_a_mode_of_the_cpu_says_which_backends_for_it_are_tried_and_whether_they
     three["cpu"] = "no fp32 graph"
     assert find(engines, "text_encoder").backend == "openvino_q8"  # better than none
     three.update(openvino_q8="no q8 graph", openvino="no bf16 graph")
-    with pytest.raises(LtxError, match="^no fp32 graph$"):
+    with pytest.raises(LtxError, match=r"^no fp32 graph$"):
         find(engines, "text_encoder")
 
 
