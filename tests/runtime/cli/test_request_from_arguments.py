@@ -67,7 +67,7 @@ OF_OPTIONS: dict[str, tuple[object, str, object]] = {
     "save_embeddings": (FILE, "save_embeddings", FILE),
     "save_latents": (FILE, "save_latents", FILE),
     "backend": ("fake", "backend", "fake"),
-    "cpu_mode": ("q8", "cpu_mode", "q8"),
+    "cpu_mode": ("exact", "cpu_mode", "exact"),
     "gpu_memory": (6.5, "gpu_memory_bytes", 6_500_000_000),
     "threads": (3, "threads", 3),
     "low_memory": (True, "low_memory", True),

@@ -1,11 +1,12 @@
-"""Laws of run options: tiles are cut if the memory requires it, or if they are requested."""
+"""Laws of run options: tiles are cut if the memory requires it or if they are requested, and modes mean something."""
 
 from dataclasses import FrozenInstanceError, fields
 
 import pytest
 
 from ltx_runtime.errors import LtxError
-from ltx_runtime.planning.options import RunOptions
+from ltx_runtime.planning import options
+from ltx_runtime.planning.options import RunOptions, check_options
 from ltx_runtime.sessions import AUTO
 from ltx_runtime.spec.geometry import Grid
 from ltx_runtime.vae.tile_sizes import peak_bytes
@@ -61,3 +62,17 @@ def test_the_memory_is_what_was_asked_for_or_the_gpu_s_or_a_fixed_one():
     assert RunOptions().tiling(size) == RunOptions(memory_bytes=8_000_000_000).tiling(size) != Tiling()
     assert RunOptions().tiling(size, bytes_per_pixel=95, gpu_bytes=40 * 10**9) == Tiling()
     assert RunOptions(memory_bytes=8_000_000_000).tiling(size, bytes_per_pixel=95, gpu_bytes=40 * 10**9) != Tiling()
+
+
+def test_a_mode_of_the_cpu_that_is_unknown_without_effect_or_without_its_library_is_refused(monkeypatch):
+    def refused(match, **asked):
+        with pytest.raises(LtxError, match=match):
+            check_options(RunOptions(**asked))
+
+    monkeypatch.setattr(options, "find_spec", lambda name: None)
+    refused("unknown cpu-mode 'int4' - use one of auto, exact, bf16, q8", cpu_mode="int4")
+    refused("cpu-mode exact has no effect on backend cpu - leave one of them out", cpu_mode="exact", backend="cpu")
+    refused(r"cpu-mode q8 needs OpenVINO, .* - run: pip install 'ltx-engines\[openvino\]'", cpu_mode="q8")
+    assert check_options(RunOptions(cpu_mode="exact")).cpu_mode == "exact"
+    monkeypatch.setattr(options, "find_spec", lambda name: object())
+    assert check_options(RunOptions(cpu_mode="q8")).cpu_mode == "q8"
