@@ -58,7 +58,7 @@ def _about() -> str:
     from ltx_runtime.sessions import BACKENDS
 
     packages = {"tensorrt_rtx": "tensorrt-rtx", "cuda": "onnxruntime-gpu", "cpu": "onnxruntime"}
-    packages["openvino_q8"] = "openvino"
+    packages |= {"openvino_q8": "openvino"}
     lines = [f"ltx-run {__version__}"]
     for name, backend in BACKENDS.items():
         package = packages.get(name, name)

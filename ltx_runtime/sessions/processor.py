@@ -1,4 +1,4 @@
-"""What this machine's processor and memory are, and in which precision its products of matrices are fastest."""
+"""Finds out this machine's processor and memory, and in which precision it multiplies matrices fastest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What networks take in place of times and places: sinusoids of noise levels, and rotations by positions.
+"""Encodes noise levels as sinusoids, and positions of tokens as rotations: networks take these in their place.
 
 They are computed here in float32 and are inputs of the graphs, because both are sines of angles of up to 1,000 and
 15,000 radians: a backend that computes in bf16 throughout would get them wrong by a quarter turn and more.

@@ -107,7 +107,7 @@ def test_the_q8_graph_needs_no_other_file_of_weights(folder):
 
 
 def test_openvino_runs_it_within_its_error(folder):
-    pytest.importorskip("openvino")
+    pytest.importorskip("openvino", reason="OpenVINO is not installed, as in the environment with .[cpu] alone")
     engines = open_engines(folder)
     entry = engines.component("transformer")
     for sizes in SIZES:

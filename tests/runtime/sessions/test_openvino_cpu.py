@@ -26,7 +26,7 @@ LARGE = 1_900_000_000
 @pytest.fixture
 def engines(tmp_path):
     """Returns a version folder whose text encoder adds its inputs, with a graph for OpenVINO."""
-    pytest.importorskip("openvino")
+    pytest.importorskip("openvino", reason="OpenVINO is not installed, as in the environment with .[cpu] alone")
     (tmp_path / "engines").mkdir()
     (tmp_path / "engines" / "text_encoder.bf16.onnx").write_bytes(graph_that_adds("ids", "mask", output="text"))
     entry = ComponentEntry(SIGNATURE, ("sub/t5.data",), {"bf16": "text_encoder.bf16.onnx"})
