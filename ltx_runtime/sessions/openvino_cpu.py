@@ -6,10 +6,13 @@ OpenVINO's own cache of compiled models is never used: with our graphs it return
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +22,9 @@ from ltx_runtime.errors import LtxError, explaining
 from ltx_runtime.files import amount
 from ltx_runtime.folder.manifest import QUANTIZED, QUANTIZED_BLOCK, Engines
 from ltx_runtime.sessions import Arrays, Found, UnsupportedError, graph_found
+from ltx_runtime.sessions.openvino_pieces import Piece, pieces_of
 from ltx_runtime.sessions.processor import GROUP, free_memory, speedups
-from ltx_runtime.spec.components import ComponentName
+from ltx_runtime.spec.components import CONSTANT_INPUTS, ComponentName
 
 _INSTALL = "pip install 'ltx-engines[openvino]'"
 # Precisions of the graphs that a backend runs, the first that the folder has; q8 is of transformers and text encoders.
@@ -87,6 +91,48 @@ def _check_speed(precision: str) -> None:
         raise LtxError(f"this processor computes in bf16 at {bf16:.1f} times the speed of fp32, in q8 at {speedup:.1f}")
 
 
+@dataclass
+class _Compiled:
+    """A piece that is compiled.
+
+    Attributes:
+        request: openvino.InferRequest of the piece.
+        fixed: whether its inputs usually stay the same from run to run.
+        inputs: a name of each input.
+        outputs: all names of all outputs.
+        seen: the inputs of its last run.
+    """
+
+    request: Any
+    fixed: bool
+    inputs: Sequence[str]
+    outputs: Sequence[str]
+    seen: Sequence[Any] = ()
+
+    def run(self, inputs: Sequence[Any], tensor: Any) -> None:
+        """Runs the piece; Ctrl-C ends the run.
+
+        Args:
+            inputs: arrays, or tensors of OpenVINO.
+            tensor: class of such tensors.
+        """
+        self.seen = ()
+        for name, value in zip(self.inputs, inputs, strict=True):
+            # Arrays are copied: OpenVINO refuses to share memory of those that are read-only.
+            is_array = isinstance(value, np.ndarray)
+            self.request.set_tensor(name, tensor(np.ascontiguousarray(value)) if is_array else value)
+        self.request.start_async()
+        try:
+            while not self.request.wait_for(_POLL_MS):
+                pass
+        except BaseException:
+            self.request.cancel()
+            with suppress(RuntimeError):  # it raises that the run was cancelled
+                self.request.wait()
+            raise
+        self.seen = inputs
+
+
 class OpenVinoRunner:
     """One graph compiled for the CPU, with its weights packed in private memory."""
 
@@ -100,31 +146,35 @@ class OpenVinoRunner:
         }
         if found.threads is not None:
             settings["INFERENCE_NUM_THREADS"] = found.threads
+        core = openvino.Core()
+
+        def compiled(piece: Piece) -> _Compiled:
+            model = core.compile_model(piece.model, "CPU", settings)
+            inputs = [value.get_any_name() for value in model.inputs]
+            outputs = [name for value in model.outputs for name in value.get_names()]
+            return _Compiled(model.create_infer_request(), piece.fixed, inputs, outputs)
+
         with _beside_weights(found) as graph:
-            compiled = openvino.Core().compile_model(str(graph), "CPU", settings)
+            model = core.read_model(str(graph))
+        self.outputs: Sequence[str] = [output.get_any_name() for output in model.outputs]
+        with ThreadPoolExecutor(found.threads or os.cpu_count()) as threads:
+            self._pieces = list(threads.map(compiled, pieces_of(model, CONSTANT_INPUTS)))
         self._tensor = openvino.Tensor
-        self._request: Any = compiled.create_infer_request()
-        self.outputs: Sequence[str] = [output.get_any_name() for output in compiled.outputs]
 
     def run(self, feeds: Arrays, wanted: Sequence[str]) -> dict[str, np.ndarray[Any, Any]]:
-        """Runs the graph once; Ctrl-C ends the run.
+        """Runs the graph once; Ctrl-C ends the run. What depends only on the same text as before is not run again.
 
         Raises:
             MemoryError: there is too little memory.
         """
+        values: dict[str, Any] = dict(feeds)
         try:
-            for name, array in feeds.items():  # copied: it refuses to share memory of arrays that are read-only
-                self._request.set_tensor(name, self._tensor(np.ascontiguousarray(array)))
-            self._request.start_async()
-            try:
-                while not self._request.wait_for(_POLL_MS):
-                    pass
-            except BaseException:
-                self._request.cancel()
-                with suppress(RuntimeError):  # it raises that the run was cancelled
-                    self._request.wait()
-                raise
-            return {name: np.array(self._request.get_tensor(name).data) for name in wanted}
+            for piece in self._pieces:
+                inputs = [values[name] for name in piece.inputs]
+                if not (piece.fixed and _are_same(inputs, piece.seen)):
+                    piece.run(inputs, self._tensor)
+                values |= {name: piece.request.get_tensor(name) for name in piece.outputs}
+            return {name: np.array(values[name].data) for name in wanted}
         except RuntimeError as error:
             if _NO_MEMORY.search(str(error)):
                 raise MemoryError(str(error)) from error
@@ -132,7 +182,14 @@ class OpenVinoRunner:
 
     def close(self) -> None:
         """Frees weights and buffers."""
-        self._request = None
+        self._pieces = []
+
+
+def _are_same(inputs: Sequence[Any], seen: Sequence[Any]) -> bool:
+    """Returns whether arrays are the objects that they were, and read-only, so that nobody can have changed them."""
+    return len(inputs) == len(seen) and all(
+        now is before and not now.flags.writeable for now, before in zip(inputs, seen, strict=True)
+    )
 
 
 @contextmanager

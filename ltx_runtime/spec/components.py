@@ -24,6 +24,8 @@ ComponentName = Literal["text_encoder", "vae_encoder", "transformer", "upsampler
 COMPONENT_NAMES: tuple[ComponentName, ...] = get_args(ComponentName)  # in the order in which a run uses them
 # Networks whose layers have tensors of different sizes, so that the next layer cannot reuse memory that one has freed.
 UNEVEN: tuple[ComponentName, ...] = ("vae_encoder", "vae_decoder")
+# Inputs that are the same for all steps of a video, and on which a large part of the transformer depends alone.
+CONSTANT_INPUTS = frozenset({"text", "text_mask"})
 OPTIONAL: tuple[ComponentName, ...] = ("vae_encoder", "upsampler", "temporal_upsampler")
 
 _LINE = re.compile(r"(?:(?P<factor>\d+)\*)?(?P<name>[a-z_]+)(?P<offset>[+-]\d+)?")

@@ -15,7 +15,7 @@ from samples.onnx_bytes import graph_that_adds
 from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.manifest import ComponentEntry, Engines, FileEntry, Manifest
 from ltx_runtime.sessions import UnsupportedError, find, open_session, openvino_cpu
-from ltx_runtime.sessions.openvino_cpu import OpenVinoRunner, check_preferable
+from ltx_runtime.sessions.openvino_cpu import OpenVinoRunner, _Compiled, check_preferable
 from ltx_runtime.spec.components import text_encoder, transformer
 from ltx_runtime.spec.presets import Schedule
 
@@ -111,6 +111,13 @@ def test_threads_are_passed_on_and_compiled_models_are_never_cached(engines, mon
     assert all("CACHE" not in name for settings in asked for name in settings)
 
 
+def runner_of(request):
+    """Returns a runner with one piece, which has no inputs."""
+    runner = OpenVinoRunner.__new__(OpenVinoRunner)
+    runner._pieces, runner._tensor = [_Compiled(request, False, [], [])], None
+    return runner
+
+
 class EndlessRequest:
     """Request that runs until it is cancelled."""
 
@@ -133,11 +140,10 @@ class EndlessRequest:
 
 
 def test_ctrl_c_ends_a_run_instead_of_waiting_for_it():
-    runner = OpenVinoRunner.__new__(OpenVinoRunner)
-    runner._request = EndlessRequest()
+    runner = runner_of(EndlessRequest())
     with pytest.raises(KeyboardInterrupt):
         runner.run({}, [])
-    assert runner._request.cancelled.is_set()
+    assert runner._pieces[0].request.cancelled.is_set()
 
 
 class FullRequest:
@@ -155,8 +161,7 @@ def test_too_little_memory_to_load_is_a_reason_for_another_backend(engines, monk
 
 
 def test_too_little_memory_is_told_from_other_failures():
-    runner = OpenVinoRunner.__new__(OpenVinoRunner)
-    runner._request = FullRequest()
+    runner = runner_of(FullRequest())
     with pytest.raises(MemoryError, match="bad_alloc"):
         runner.run({}, [])
 
