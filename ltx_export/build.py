@@ -35,6 +35,7 @@ from ltx_runtime.folder.manifest import (
     Manifest,
     Parity,
     Preview,
+    Quantized,
     describe_files,
     write_manifest,
 )
@@ -243,14 +244,17 @@ def _export_part(part: Part, place: Placed, folder: Path, precisions: Sequence[s
             _save(whole, precision, place, folder / graphs[precision])
     checked = folder / graphs[_CHECKED_PRECISION]
     record(checked, place.folder, part.component, folder / recorded)
-    error = _quantized_error(part.component, folder, graphs[QUANTIZED], recorded, report) if quantized else None
+    own: dict[str, Quantized] = {}
+    if quantized:
+        error = _quantized_error(part.component, folder, graphs[QUANTIZED], recorded, report)
+        own[QUANTIZED] = Quantized(tuple(quantized.names.values()), error)
     preview = _preview(checked, place, part.component) if name == "vae_encoder" else None
     if _CHECKED_PRECISION not in precisions:
         checked.unlink()
         del graphs[_CHECKED_PRECISION]
     report(f"{name}: {', '.join(graphs.values())}, {time.perf_counter() - started:.1f} s in all")
-    names, own = tuple(place.names.values()), next(iter(quantized.names.values())) if quantized else None
-    return ComponentEntry(part.component, names, graphs, parity, recorded, preview, part.parameters, own, error)
+    names = tuple(place.names.values())
+    return ComponentEntry(part.component, names, graphs, parity, recorded, preview, part.parameters, own)
 
 
 def _quantized(part: Part, place: Placed, folder: Path) -> Placed:

@@ -200,6 +200,51 @@ def check(
 
 @app.command()
 @reported()
+def calibrate(
+    version: VersionName,
+    engines: EnginesRoot = Path("engines"),
+    prompts: Annotated[
+        Path | None, typer.Option(help="Text file with a prompt on each line; the last one is only tested.")
+    ] = None,
+    size: Annotated[str, typer.Option(help="HEIGHTxWIDTHxFRAMES of the videos that are denoised.")] = "256x384x25",
+    error: Annotated[
+        float, typer.Option(help="Largest relative L2 of a step to fp32; the worst products stay q8 to keep it.")
+    ] = 0.025,
+) -> None:
+    """Measure a transformer's activations for a few prompts, and add its int8 graph for --cpu-mode int8."""
+    release = find_version(version)
+    _need("onnx_ir", "onnxruntime", "filelock")
+    from ltx_export.calibration.calibrate import PROMPTS
+    from ltx_export.calibration.calibrate import calibrate as add_int8
+    from ltx_runtime.cli.progress import display
+    from ltx_runtime.folder.manifest import find_folder, open_engines
+    from ltx_runtime.spec.geometry import size_of
+
+    opened = open_engines(find_folder(engines, release.name))
+    with display() as progress:
+        add_int8(
+            opened,
+            print,
+            prompts=_lines_of(prompts) or PROMPTS,
+            size=size_of(size, "--size"),
+            limit=error,
+            progress=progress,
+        )
+    print(f"{opened.folder} has an int8 graph: ltx-run --version {release.name} --cpu-mode int8")
+
+
+def _lines_of(path: Path | None) -> list[str]:
+    """Returns the lines of a text file that are not empty; none without a file."""
+    from ltx_runtime.errors import explaining
+
+    if path is None:
+        return []
+    with explaining(f"read {path}"):
+        return [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+
+
+@app.command()
+@reported()
 def random_weights(
     version: VersionName,
     folder: Annotated[Path | None, typer.Argument(help="Target folder (default: weights/VERSION).")] = None,

@@ -6,11 +6,12 @@ text -> media -> [ first pass -> upsampler -> ] last pass -> [ temporal upsample
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from time import perf_counter
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +28,7 @@ from ltx_runtime.progress import Progress
 from ltx_runtime.sampling import denoise
 from ltx_runtime.sampling.start import Encoded, Media, encode_for, start_of
 from ltx_runtime.sampling.velocity import make_latents
-from ltx_runtime.sessions import Session, UnsupportedError
-from ltx_runtime.sessions.pool import SessionPool
+from ltx_runtime.sessions import Found, Session, UnsupportedError
 from ltx_runtime.spec.components import ComponentName
 from ltx_runtime.spec.geometry import Grid, latents_of
 from ltx_runtime.spec.versions import Version
@@ -107,6 +107,12 @@ def _read_only(array: Floats) -> Floats:
     return view
 
 
+class Sessions(Protocol):
+    """Opens the sessions of a run; a SessionPool is one."""
+
+    def session(self, found: Found) -> AbstractContextManager[Session]: ...
+
+
 @dataclass(frozen=True)
 class Road:
     """Everything that the stages share: sessions, the decisions of the plan, and where progress is shown.
@@ -126,7 +132,7 @@ class Road:
     version: Version
     options: RunOptions
     chosen: Chosen
-    sessions: SessionPool
+    sessions: Sessions
     progress: Progress
     note: Callable[[str], None]
     seconds: dict[str, float] = field(default_factory=dict)

@@ -26,7 +26,7 @@ ROOMS = {
     ),
     "ltx_export": (
         *("recorded", "preview", "checkpoints", "sources", "models", "networks", "weights"),
-        *("graphs", "engines", "inspection", "random_weights", "build", "cli"),
+        *("graphs", "calibration", "engines", "inspection", "random_weights", "build", "cli"),
     ),
 }
 # In the rooms text, vae and sampling only these files hold sessions; all others know arrays alone.

@@ -6,7 +6,6 @@ the same command continues from there.
 
 from __future__ import annotations
 
-import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -39,13 +38,12 @@ from ltx_runtime.planning.plan import grids_of
 from ltx_runtime.sessions import engine_found
 from ltx_runtime.sessions.trt.library import LIBRARIES, load_library, maker_of, title_of
 from ltx_runtime.spec.components import COMPONENT_NAMES
-from ltx_runtime.spec.geometry import grid_of
+from ltx_runtime.spec.geometry import grid_of, size_of
 from ltx_runtime.spec.versions import Version, find_version
 
 Report = Callable[[str], None]
 
 _MAX_EMBEDDED_BYTES = 8_000_000_000  # larger weights are kept out of the engine, to save disk and memory
-_STATIC = re.compile(r"(\d+)x(\d+)x(\d+)", re.ASCII)
 _LARGEST = (1600, 1600, 257)  # height, width and frames up to which engines serve videos
 
 
@@ -152,12 +150,10 @@ def limits_of(
         LtxError: the model cannot make a video of this size, or both `most` and `static` are given.
     """
     if static is not None:
-        match = _STATIC.fullmatch(static)
-        if match is None:
-            raise LtxError(f"--static must be HEIGHTxWIDTHxFRAMES; got {static!r}", "use 704x1216x121")
+        only = size_of(static, "--static")
         if any(size is not None for size in most):
             raise LtxError("--static is one size and --max-height, --max-width, --max-frames are many", "leave one out")
-        return Limits(tuple(grids_of(grid_of(*map(int, match.groups())), version, single_pass=single_pass)), exact=True)
+        return Limits(tuple(grids_of(grid_of(*only), version, single_pass=single_pass)), exact=True)
     if all(size is None for size in most):
         return None
     height, width, num_frames = (end if size is None else size for size, end in zip(most, _LARGEST, strict=True))

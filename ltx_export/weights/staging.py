@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from ltx_runtime.errors import LtxError
@@ -21,6 +21,16 @@ def refuse_foreign(folder: Path) -> None:
             f"{folder} exists and was not written by an export, which would replace it",
             "move it away, or choose another root with --engines",
         )
+
+
+def writing(folder: Path) -> AbstractContextManager[None]:
+    """Holds the lock of a version folder, so that only one process writes it.
+
+    Raises:
+        LtxError: another process holds it.
+    """
+    folder = folder.resolve()
+    return locked(folder.with_name(f".{folder.name}.lock"), f"export is writing {folder}")
 
 
 @contextmanager
@@ -44,7 +54,7 @@ def staged(folder: Path) -> Iterator[Path]:
             shutil.rmtree(leftover, ignore_errors=True)
 
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with locked(folder.with_name(f".{folder.name}.lock"), f"export is writing {folder}"):
+    with writing(folder):
         bring_back()
         staging.mkdir()
         try:

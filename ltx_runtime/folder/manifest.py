@@ -22,9 +22,11 @@ from ltx_runtime.spec.presets import Schedule
 from ltx_runtime.spec.versions import VERSIONS
 
 MANIFEST = "manifest.json"
-FORMAT = 5
+FORMAT = 6
 # Precision of graphs whose matrices are integers of 8 bits, with a scale for so many consecutive weights of a row.
 QUANTIZED, QUANTIZED_BLOCK = "q8", 128
+# Precision of graphs in which most products multiply integers, with one scale for all activations: it was calibrated.
+CALIBRATED = "int8"
 
 _WHOLE_BYTES = 64 << 20
 _SAMPLE_BYTES = 1 << 20
@@ -68,6 +70,20 @@ class Preview:
 
 
 @dataclass(frozen=True)
+class Quantized:
+    """A graph whose matrices are integers.
+
+    Attributes:
+        weights: names of the weight files to which it refers.
+        error: relative L2 of its output to the fp32 graph's: of q8 on the recorded inputs, of int8 on those of a prompt
+            that it was not calibrated with.
+    """
+
+    weights: tuple[str, ...]
+    error: float
+
+
+@dataclass(frozen=True)
 class ComponentEntry:
     """One component of a version folder.
 
@@ -79,8 +95,7 @@ class ComponentEntry:
         recorded: name of the file with inputs and the output that the fp32 graph computed for them at export.
         preview: linear map from the VAE encoder's latents to colours; None for other components.
         parameters: number of its parameters.
-        quantized: name of the file with all weights of its q8 graph, which uses no others; None without one.
-        quantized_error: relative L2 of that graph's output to the fp32 graph's, on the recorded inputs.
+        quantized: its graphs of integers, by precision.
     """
 
     signature: Component
@@ -90,16 +105,16 @@ class ComponentEntry:
     recorded: str | None = None
     preview: Preview | None = None
     parameters: int = 0
-    quantized: str | None = None
-    quantized_error: float | None = None
+    quantized: dict[str, Quantized] = field(default_factory=dict)
 
     def weights_of(self, precision: str) -> tuple[str, ...]:
         """Returns the names of the weight files of one graph."""
-        return (self.quantized,) if precision == QUANTIZED and self.quantized is not None else self.weights
+        return self.quantized[precision].weights if precision in self.quantized else self.weights
 
     def files(self) -> set[str]:
         """Returns the names of all files of the component."""
-        return {*self.weights, *self.graphs.values(), *filter(None, [self.recorded, self.quantized])}
+        own = [name for graph in self.quantized.values() for name in graph.weights]
+        return {*self.weights, *self.graphs.values(), *filter(None, [self.recorded]), *own}
 
 
 @dataclass(frozen=True)
@@ -261,7 +276,6 @@ def _parse_component(entry: dict[str, Any]) -> ComponentEntry:
     preview = entry.get("preview")  # missing in folders of earlier releases
     if preview is not None:
         preview = _parse_preview(preview)
-    error = entry.get("quantized_error")
     return ComponentEntry(
         signature,
         tuple(entry["weights"]),
@@ -270,8 +284,7 @@ def _parse_component(entry: dict[str, Any]) -> ComponentEntry:
         entry["recorded"],
         preview,
         int(entry["parameters"]),
-        entry.get("quantized"),
-        None if error is None else float(error),
+        {name: Quantized(tuple(graph["weights"]), float(graph["error"])) for name, graph in entry["quantized"].items()},
     )
 
 

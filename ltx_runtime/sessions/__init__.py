@@ -167,6 +167,7 @@ BACKENDS: dict[str, Backend] = {
     "tensorrt": Backend("ltx_runtime.sessions.trt.session", "tensorrt"),
     "tensorrt_rtx": Backend("ltx_runtime.sessions.trt.session", "tensorrt-rtx"),
     "cuda": Backend("ltx_runtime.sessions.onnxruntime_cuda", "gpu"),
+    "openvino_int8": Backend("ltx_runtime.sessions.openvino_cpu", "openvino", True, False, False),
     "openvino_q8": Backend("ltx_runtime.sessions.openvino_cpu", "openvino", True, False, False),
     "openvino": Backend("ltx_runtime.sessions.openvino_cpu", "openvino", True, False, False),
     "cpu": Backend("ltx_runtime.sessions.onnxruntime_cpu", "cpu", True),
@@ -178,6 +179,7 @@ CPU_MODES: dict[str, frozenset[str]] = {
     "exact": frozenset({"cpu"}),
     "bf16": frozenset({"openvino", "cpu"}),
     "q8": frozenset({"openvino_q8", "openvino", "cpu"}),
+    "int8": frozenset({"openvino_int8", "openvino_q8", "openvino", "cpu"}),
 }
 
 

@@ -20,20 +20,29 @@ import numpy as np
 
 from ltx_runtime.errors import LtxError, explaining
 from ltx_runtime.files import amount
-from ltx_runtime.folder.manifest import QUANTIZED, QUANTIZED_BLOCK, Engines
+from ltx_runtime.folder.manifest import CALIBRATED, QUANTIZED, QUANTIZED_BLOCK, Engines
 from ltx_runtime.sessions import Arrays, Found, UnsupportedError, graph_found
 from ltx_runtime.sessions.openvino_pieces import Piece, pieces_of
 from ltx_runtime.sessions.processor import GROUP, free_memory, speedups
 from ltx_runtime.spec.components import CONSTANT_INPUTS, ComponentName
 
 _INSTALL = "pip install 'ltx-engines[openvino]'"
-# Precisions of the graphs that a backend runs, the first that the folder has; q8 is of transformers and text encoders.
-_PRECISIONS = {"openvino_q8": (QUANTIZED, "bf16"), "openvino": ("bf16",)}
-_HINTS = {QUANTIZED: "f32", "bf16": "bf16"}  # precision of everything that the graph computes in float32
+# Precisions of the graphs that a backend runs, the first that the folder has; q8 is of transformers and text encoders,
+# int8 of transformers.
+_PRECISIONS = {
+    "openvino_int8": (CALIBRATED, QUANTIZED, "bf16"),
+    "openvino_q8": (QUANTIZED, "bf16"),
+    "openvino": ("bf16",),
+}
+_HINTS = {
+    CALIBRATED: "f32",
+    QUANTIZED: "f32",
+    "bf16": "bf16",
+}  # precision of everything that the graph computes in float32
 # Least number of parameters and least speedup over fp32 for which the seconds that it takes to compile pay off.
 _LEAST_PARAMETERS, _LEAST_SPEEDUP = 20_000_000, 1.25
 # Private memory of a network: its parameters as they are packed for the processor, and its activations.
-_BYTES_PER_PARAMETER, _ACTIVATION_BYTES = {QUANTIZED: 1.5, "bf16": 2.3}, 1_000_000_000
+_BYTES_PER_PARAMETER, _ACTIVATION_BYTES = {CALIBRATED: 1.5, QUANTIZED: 1.5, "bf16": 2.3}, 1_000_000_000
 _NO_MEMORY = re.compile(r"allocate memory|bad.?alloc|out of memory", re.IGNORECASE)
 _POLL_MS = 50
 
@@ -63,7 +72,8 @@ def check_preferable(found: Found, *, measure: bool) -> None:
     if found.parameters < _LEAST_PARAMETERS:
         raise LtxError("the network is too small to be worth compiling")
     if found.precision != precision:
-        raise LtxError(f"no {precision} graph of {name}")
+        made_by = ", which ltx-export calibrate makes" if precision == CALIBRATED and name == "transformer" else ""
+        raise LtxError(f"no {precision} graph of {name}{made_by}")
     if name == "text_encoder":
         raise LtxError("ONNX Runtime encodes a prompt before OpenVINO has loaded the text encoder")
     if measure:

@@ -6,6 +6,7 @@ This module knows nothing about models.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from ltx_runtime.errors import LtxError
 SPATIAL_SCALE = 32
 TEMPORAL_SCALE = 8
 _LARGEST = 16_384  # pixels or frames; the model's positions reach 2048 pixels and 20 seconds
+_SIZE = re.compile(r"(\d+)x(\d+)x(\d+)", re.ASCII)
 _LEAST_FPS, _MOST_FPS = 0.01, 10_000.0
 
 
@@ -56,6 +58,19 @@ def grid_of(height: int, width: int, num_frames: int) -> Grid:
     _check("width", width, SPATIAL_SCALE, 0, f"a multiple of {SPATIAL_SCALE}")
     _check("num-frames", num_frames, TEMPORAL_SCALE, 1, f"{TEMPORAL_SCALE}n+1")
     return Grid((num_frames - 1) // TEMPORAL_SCALE + 1, height // SPATIAL_SCALE, width // SPATIAL_SCALE)
+
+
+def size_of(text: str, name: str) -> tuple[int, int, int]:
+    """Parses height, width and number of frames, as in 704x1216x121; the error message names the argument.
+
+    Raises:
+        LtxError: the text has another form.
+    """
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise LtxError(f"{name} must be HEIGHTxWIDTHxFRAMES; got {text!r}", "use 704x1216x121")
+    height, width, num_frames = map(int, match.groups())
+    return height, width, num_frames
 
 
 def _check(name: str, value: int, step: int, offset: int, rule: str) -> None:

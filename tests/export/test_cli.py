@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from samples.demo import folder_with_demo
 
 from ltx_export import build, cli
 from ltx_export.graphs.precision import PRECISIONS
@@ -265,3 +266,42 @@ def test_help_names_every_command(ltx_export):
     assert code == 0
     for command in ("onnx", "download", "check", "random-weights", "engine"):
         assert f" {command} " in out
+
+
+@pytest.fixture
+def calibrations(monkeypatch, tmp_path):
+    """Returns the arguments of every calibration, which does nothing; there is a folder to calibrate."""
+    from ltx_export.calibration import calibrate
+
+    asked = []
+    monkeypatch.setattr(calibrate, "calibrate", lambda engines, report, **named: asked.append((engines, named)))
+    shutil.copytree(folder_with_demo() / "engines", tmp_path / "engines")
+    return asked
+
+
+def test_a_calibration_gets_prompts_size_and_limit(ltx_export, calibrations, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a fox\n\n  a boat \nrain\n")
+    asked = ["--prompts", "prompts.txt", "--size", "64x96x9", "--error", "0.1"]
+    code, out, _ = ltx_export("calibrate", "demo", *asked)
+    assert code == 0 and "ltx-run --version demo --cpu-mode int8" in out
+    assert ltx_export("calibrate", "demo")[0] == 0
+    (engines, given), (_, usual) = calibrations
+    assert engines.folder == Path("engines/demo")
+    assert {**given, "progress": None} == {
+        **{"prompts": ["a fox", "a boat", "rain"], "size": (64, 96, 9), "limit": 0.1, "progress": None},
+    }
+    assert len(usual["prompts"]) >= 3 and usual["size"] == (256, 384, 25) and usual["limit"] == 0.025
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        (["--prompts", "none.txt"], "cannot read none.txt"),
+        (["--size", "64x96"], "--size must be HEIGHTxWIDTHxFRAMES; got '64x96'"),
+        (["--engines", "elsewhere"], "elsewhere"),
+    ],
+    ids=str,
+)
+def test_a_calibration_that_cannot_begin_is_refused(ltx_export, calibrations, asked, told):
+    assert told in one_line(ltx_export("calibrate", "demo", *asked))
+    assert calibrations == []

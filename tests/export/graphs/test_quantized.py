@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from safetensors import safe_open
-from samples.demo import DEMO, folder_with_demo
+from samples.demo import DEMO, folder_with_demo, folder_with_quantized_demo
 from samples.tiny import sources_of
 
 from ltx_export import build
@@ -35,13 +35,16 @@ def test_a_weight_is_within_half_a_step_of_its_block(rows):
     assert (blocks.codes[:, :QUANTIZED_BLOCK] == 0).all()
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+@pytest.fixture
+def folder():
     """Returns the demo with a q8 graph of every component that can have one: its transformer is wide enough."""
-    sources = sources_of(DEMO, folder_with_demo() / "weights")
-    out = tmp_path_factory.mktemp("q8") / "demo"
-    export_version(DEMO, sources, out, ExportOptions(("fp32", "q8")), lambda line: None)
-    return out
+    return folder_with_quantized_demo()
+
+
+def file_of(entry):
+    """Returns the name of the only weight file of a q8 graph."""
+    (name,) = entry.quantized["q8"].weights
+    return name
 
 
 def test_only_networks_of_repeated_blocks_of_wide_matrices_have_a_q8_graph(folder):
@@ -52,7 +55,7 @@ def test_only_networks_of_repeated_blocks_of_wide_matrices_have_a_q8_graph(folde
 
 def test_only_matrices_of_repeated_blocks_are_integers(folder):
     entry = read_manifest(folder).components["transformer"]
-    stored = open_safetensors(folder / entry.quantized).tensors
+    stored = open_safetensors(folder / file_of(entry)).tensors
     integers = {name for name, tensor in stored.items() if tensor.dtype == "I8"}
     assert integers and all(
         name.startswith("transformer_blocks.") and len(stored[name].shape) == 2 for name in integers
@@ -63,11 +66,11 @@ def test_only_matrices_of_repeated_blocks_are_integers(folder):
 def test_the_q8_graph_is_the_fp32_graph_of_the_weights_that_its_file_holds(folder, tmp_path):
     manifest = read_manifest(folder)
     entry = manifest.components["transformer"]
-    stored = open_safetensors(folder / entry.quantized).tensors
+    stored = open_safetensors(folder / file_of(entry)).tensors
     matrices = [name for name in stored if f"{name}.scales" in stored]
     assert matrices
     state = {name: float32_of(stored[name]) for name in stored if name not in matrices}
-    with safe_open(folder / entry.quantized, "np") as file:
+    with safe_open(folder / file_of(entry), "np") as file:
         for name in matrices:
             codes, scales = file.get_tensor(name), file.get_tensor(f"{name}.scales")
             state[name] = np.ascontiguousarray((codes * np.repeat(scales, QUANTIZED_BLOCK, axis=0)).T)
@@ -94,16 +97,16 @@ def test_its_error_is_in_the_manifest(folder):
     feeds = random_feeds(entry.signature, SIZES[0])
     graphs = [folder / entry.graphs[precision] for precision in ("q8", "fp32")]
     outputs = [run_graph(graph, folder, entry.signature, [feeds])[0] for graph in graphs]
-    assert entry.quantized_error == pytest.approx(relative_l2(*outputs), rel=1e-3)
-    assert 0 < entry.quantized_error < 2e-2
-    assert manifest.components["vae_decoder"].quantized_error is None
+    assert entry.quantized["q8"].error == pytest.approx(relative_l2(*outputs), rel=1e-3)
+    assert 0 < entry.quantized["q8"].error < 2e-2
+    assert manifest.components["vae_decoder"].quantized == {}
 
 
 def test_the_q8_graph_needs_no_other_file_of_weights(folder):
     entry = read_manifest(folder).components["transformer"]
     model = onnx.load(folder / entry.graphs["q8"], load_external_data=False)
     files = {value.value for one in model.graph.initializer for value in one.external_data if value.key == "location"}
-    assert files == {entry.quantized}
+    assert files == {file_of(entry)}
 
 
 def test_openvino_runs_it_within_its_error(folder):

@@ -198,12 +198,12 @@ def test_what_is_not_json_is_refused(folder, content):
         read_manifest(folder)
 
 
-@pytest.mark.parametrize("content", ["[]", "4", "{}", '{"format": 4}', '{"format": "5"}', '{"format": 6}'])
+@pytest.mark.parametrize("content", ["[]", "6", "{}", '{"format": 5}', '{"format": "6"}', '{"format": 7}'])
 def test_another_format_is_refused(folder, content):
     (folder / MANIFEST).write_text(content)
     with pytest.raises(
         LtxError,
-        match=r"manifest\.json has another format than 5 - run: ltx-export .* demo$",
+        match=r"manifest\.json has another format than 6 - run: ltx-export .* demo$",
     ):
         read_manifest(folder)
 

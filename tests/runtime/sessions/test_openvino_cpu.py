@@ -13,7 +13,7 @@ from fakes.stages import ROPE
 from samples.onnx_bytes import graph_that_adds
 
 from ltx_runtime.errors import LtxError
-from ltx_runtime.folder.manifest import ComponentEntry, Engines, FileEntry, Manifest
+from ltx_runtime.folder.manifest import ComponentEntry, Engines, FileEntry, Manifest, Quantized
 from ltx_runtime.sessions import UnsupportedError, find, open_session, openvino_cpu
 from ltx_runtime.sessions.openvino_cpu import OpenVinoRunner, _Compiled, check_preferable
 from ltx_runtime.spec.components import text_encoder, transformer
@@ -211,7 +211,7 @@ def test_where_free_memory_is_unknown_it_is_no_reason(big, monkeypatch):
 def test_a_quantized_graph_is_found_with_its_own_file_in_the_version_folder(engines, tmp_path):
     entry = engines.manifest.components["text_encoder"]
     graphs = entry.graphs | {"q8": "text_encoder.q8.onnx"}
-    entry = replace(entry, graphs=graphs, quantized="text_encoder.q8.safetensors")
+    entry = replace(entry, graphs=graphs, quantized={"q8": Quantized(("text_encoder.q8.safetensors",), 0.01)})
     manifest = replace(
         engines.manifest,
         components={"text_encoder": entry},

@@ -191,10 +191,12 @@ def test_a_mode_of_the_cpu_says_which_backends_for_it_are_tried_and_whether_they
     module.check_preferable = check_preferable
     BACKENDS.clear()
     slow = Backend("three_backends", "extra", on_cpu=True, always_preferable=False)
-    BACKENDS.update(openvino_q8=slow, openvino=slow, cpu=Backend("three_backends", "extra", on_cpu=True))
+    BACKENDS.update(openvino_int8=slow, openvino_q8=slow, openvino=slow)
+    BACKENDS.update(cpu=Backend("three_backends", "extra", on_cpu=True))
     modes = {mode: find(engines, "text_encoder", cpu_mode=mode).backend for mode in CPU_MODES}
-    assert modes == {"auto": "cpu", "exact": "cpu", "bf16": "openvino", "q8": "openvino_q8"}
-    assert measured == [("openvino_q8", True), ("openvino", True), ("openvino", False), ("openvino_q8", False)]
+    assert modes == {"auto": "cpu", "exact": "cpu", "bf16": "openvino", "q8": "openvino_q8", "int8": "openvino_int8"}
+    asked = [("openvino", False), ("openvino_q8", False), ("openvino_int8", False)]
+    assert measured == [("openvino_q8", True), ("openvino", True), *asked]
     assert find(engines, "text_encoder", "openvino").backend == "openvino"  # asked for by name: nothing is checked
     assert find(engines, "text_encoder", after="openvino_q8", cpu_mode="q8").backend == "openvino"
     reasons = find(engines, "text_encoder").reasons

@@ -1,0 +1,171 @@
+"""Adds an int8 graph of the transformer to a version folder: measure activations, choose scales, keep what is exact.
+
+The folder is complete at every moment: new files are written beside it, and the manifest names them last.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import onnx_ir as ir
+
+from ltx_export.calibration.measure import measure
+from ltx_export.calibration.products import add_measurements, products_of, stored_matrix
+from ltx_export.calibration.smoothing import chosen_smoothing
+from ltx_export.calibration.trial import GRAPH, WEIGHTS, Calibrated, Report, Step, Trial, place_of
+from ltx_export.checkpoints.values import float32_of
+from ltx_export.weights.placing import place_file
+from ltx_export.weights.staging import writing
+from ltx_runtime.errors import LtxError
+from ltx_runtime.folder.manifest import (
+    CALIBRATED,
+    QUANTIZED,
+    ComponentEntry,
+    Engines,
+    Quantized,
+    describe_files,
+    write_manifest,
+)
+from ltx_runtime.progress import Progress, silent
+
+# The last one is for tests, the one before it for the errors of products, the others for ranges.
+PROMPTS = (
+    "A red fox trots through fresh snow between dark fir trees at dawn, mist in the valley, the camera follows it",
+    "A woman with short grey hair laughs in a bright kitchen, steam rises from a cup in her hands, shallow focus",
+    "Heavy waves break over black rocks below a lighthouse at night, its beam sweeps through the rain",
+    "An old fisherman in a yellow coat mends a net on a wooden pier, gulls circle above the calm harbour",
+    "A yellow tram turns into a narrow street of an old town in the evening, its windows glow, people step aside",
+)
+_LEAST_PROMPTS = 3
+SIZE = (256, 384, 25)
+LIMIT = 0.025
+
+
+def calibrate(
+    engines: Engines,
+    report: Report,
+    *,
+    prompts: Sequence[str] = PROMPTS,
+    size: tuple[int, int, int] = SIZE,
+    limit: float = LIMIT,
+    progress: Progress = silent,
+) -> None:
+    """Writes the int8 graph of a version folder's transformer, or leaves the folder as it was.
+
+    Args:
+        engines: the version folder.
+        report: receives a line for each thing that is done.
+        prompts: at least three; the last one is only tested, and decides about the error.
+        size: height, width and number of frames of the videos that are denoised.
+        limit: largest relative L2 of a step's output to the fp32 graph's.
+        progress: shows how far the steps are.
+
+    Raises:
+        LtxError: the folder lacks an fp32 or q8 graph, there are too few prompts, or the limit cannot be kept.
+    """
+    entry = _checked(engines, prompts)
+    with writing(engines.folder), _beside(engines.folder) as work:
+        calibrated, steps = _calibrated(engines, work, prompts, size, report, progress)
+        for name in entry.quantized[QUANTIZED].weights:
+            place_file(engines.folder / name, work / name, silent)
+        kept, error = Trial(engines, calibrated, work, steps).chosen(limit, report)
+        for line in _table(calibrated.errors(), kept):
+            report(line)
+        _put_into_place(engines, entry, work, error)
+    report(f"transformer: {len(kept)} of {len(calibrated.stored)} products are int8, relative L2 {error:.1e} to fp32")
+
+
+def _calibrated(
+    engines: Engines,
+    work: Path,
+    prompts: Sequence[str],
+    size: tuple[int, int, int],
+    report: Report,
+    progress: Progress,
+) -> tuple[Calibrated, list[Step]]:
+    """Measures activations and chooses scales; returns them, with some steps that were held out."""
+    graphs, weights = engines.component("transformer").graphs, engines.weights_folder("transformer")
+    matrices = products_of(ir.load(engines.folder / graphs[QUANTIZED]).graph)
+    exact = ir.load(engines.folder / graphs["fp32"])
+    stored = {name: stored_matrix(exact.graph, name, weights) for names in matrices.values() for name in names}
+    add_measurements(exact.graph, {x: stored[names[0]].shape[1] for x, names in matrices.items()})
+    ir.save(exact, work / "measuring.onnx")
+    measuring = measure(engines, work / "measuring.onnx", [*matrices], prompts, size, report, progress)
+    seen, smoothing = measuring.seen(), {}
+    with progress("scales", len(matrices)) as advance:
+        for x, names in matrices.items():
+            smoothing[x] = chosen_smoothing(seen[x], [float32_of(stored[name]) for name in names])
+            advance(1)
+    return Calibrated(matrices, stored, smoothing), _some(measuring.steps)
+
+
+def _checked(engines: Engines, prompts: Sequence[str]) -> ComponentEntry:
+    entry = engines.component("transformer")
+    lacking = [precision for precision in ("fp32", QUANTIZED) if precision not in entry.graphs]
+    if lacking:
+        raise LtxError(
+            f"{engines.folder} has no {' and no '.join(lacking)} graph of transformer, which calibration starts from",
+            command=f"ltx-export onnx {engines.manifest.version} --precision transformer=fp32 "
+            "--precision transformer=bf16 --precision transformer=q8",
+        )
+    if len(prompts) < _LEAST_PROMPTS:
+        raise LtxError(f"calibration needs {_LEAST_PROMPTS} prompts or more; got {len(prompts)}", "add some")
+    return entry
+
+
+@contextmanager
+def _beside(folder: Path) -> Iterator[Path]:
+    """Yields a hidden folder inside the version folder, which is removed at the end."""
+    work = folder / ".calibration.partial"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _some(steps: Sequence[Step]) -> list[Step]:
+    """Returns the first step, one in the middle, and the last."""
+    return [steps[i] for i in sorted({0, len(steps) // 2, len(steps) - 1})]
+
+
+def _table(errors: Mapping[str, float], kept: AbstractSet[str]) -> Iterator[str]:
+    """Yields a line for each block with the errors of its products in thousandths; those in brackets stay q8."""
+    blocks: dict[str, list[str]] = {}
+    for name, error in errors.items():
+        block, product = place_of(name)
+        told = f"{1e3 * error:.0f}"
+        blocks.setdefault(block, []).append(f"{product} {told if name in kept else f'({told})'}")
+    yield "block: relative L2 of each product with integers, in thousandths; in brackets: stays q8"
+    for block, products in blocks.items():
+        yield f"{block}: {', '.join(products)}"
+
+
+def _put_into_place(engines: Engines, entry: ComponentEntry, work: Path, error: float) -> None:
+    """Moves the files into the folder; until the manifest names them, and while others are replaced, it has none."""
+    manifest = engines.manifest
+    without = replace(
+        entry,
+        graphs={name: file for name, file in entry.graphs.items() if name != CALIBRATED},
+        quantized={name: graph for name, graph in entry.quantized.items() if name != CALIBRATED},
+    )
+    others = {name: file for name, file in manifest.files.items() if name not in (GRAPH, WEIGHTS)}
+    components = manifest.components | {"transformer": without}
+    write_manifest(engines.folder, replace(manifest, components=components, files=others))
+    for name in (GRAPH, WEIGHTS):
+        (work / name).replace(engines.folder / name)
+    weights = (*entry.quantized[QUANTIZED].weights, WEIGHTS)
+    added = replace(
+        without,
+        graphs={**without.graphs, CALIBRATED: GRAPH},
+        quantized={**without.quantized, CALIBRATED: Quantized(weights, error)},
+    )
+    files = others | describe_files({name: engines.folder / name for name in (GRAPH, WEIGHTS)})
+    components = manifest.components | {"transformer": added}
+    write_manifest(engines.folder, replace(manifest, components=components, files=files))
