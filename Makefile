@@ -73,7 +73,8 @@ test-runtime: demo
 # A step, a decode and whole programs on this CPU against diffusers, with random weights made here: 40 GB of disk, and
 # half an hour on two cores.
 bench: setup
-	$(BIN)/python benchmarks/cpu.py
+	$(BIN)/python -m pip install --quiet --group bench
+	$(BIN)/python benchmarks/cpu.py --plot build/bench/cpu.png
 	$(BIN)/python benchmarks/cpu_whole.py
 
 clean:

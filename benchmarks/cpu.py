@@ -1,11 +1,12 @@
 """Times one step of the transformer and one decode on this CPU: every way to run them here, against diffusers in bf16.
 
-    python benchmarks/cpu.py [--version 0.9.8-2b-distilled] [--size 256x384x25] [--rounds 5] [--compiled]
+    python benchmarks/cpu.py [--version 0.9.8-2b-distilled] [--size 256x384x25] [--rounds 5] [--compiled] [--plot FILE]
 
 Both sides have the same random weights, which are made on the fly. In every round each side runs once, so that what
 else the machine does hits all of them; medians and least times are printed, with the ratio of the medians to diffusers.
 Errors are relative L2 to our exact fp32 graphs. With --outliers, four channels of the input of every self-attention and
-feed-forward are so many times as large as the others, as trained transformers have them. Private memory is what a
+feed-forward are so many times as large as the others, as trained transformers have them. The int8 graph is calibrated
+with prompts on the same weights, which takes a few minutes. Private memory is what a
 side's own process would allocate beside memory-mapped files.
 """
 
@@ -19,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 
 import gpu_reference as reference
@@ -26,8 +28,10 @@ import numpy as np
 import torch
 from gpu_ours import Array, Inputs, inputs_of
 from gpu_weights import with_small_text_encoder
+from plot import draw
 
 from ltx_export.build import ExportOptions, export_version
+from ltx_export.calibration.calibrate import PROMPTS, calibrate
 from ltx_export.checkpoints.checkpoint import open_safetensors
 from ltx_export.random_weights import write_random_weights
 from ltx_export.recorded import relative_l2
@@ -41,10 +45,16 @@ from ltx_runtime.spec.geometry import grid_of
 from ltx_runtime.spec.versions import Version, find_version
 
 COMPONENTS: tuple[ComponentName, ...] = ("transformer", "vae_decoder")
+CALIBRATED_PROMPTS = 4
 PARTS, SCALES, OUTLIERS = 6, (1, 4), 4  # parts of a modulation, which of them are scales, and channels with outliers
 EXACT, DIFFUSERS = "exact: ONNX Runtime, fp32", "diffusers, bf16"
-# Our ways to run a component: name, backend.
-OURS = ((EXACT, "cpu"), ("bf16: OpenVINO", "openvino"), ("q8: OpenVINO", "openvino_q8"))
+# Our ways to run a component: name, backend, and the precision of its graph.
+OURS = (
+    (EXACT, "cpu", "fp32"),
+    ("bf16: OpenVINO", "openvino", "bf16"),
+    ("q8: OpenVINO", "openvino_q8", "q8"),
+    ("int8: OpenVINO, calibrated", "openvino_int8", "int8"),
+)
 
 
 @dataclass
@@ -67,22 +77,27 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--compiled", action="store_true", help="also time diffusers after torch.compile")
     parser.add_argument("--outliers", type=int, default=1, metavar="FACTOR", help="plant channels that are larger")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw the times, as a PNG")
     parser.add_argument("--work", type=Path, default=Path("build/bench"), help="folder for weights and graphs")
     asked = parser.parse_args()
     version, grid = find_version(asked.version), grid_of(*map(int, asked.size.split("x")))
     engines, checkpoint = folder_of(version, asked.work, asked.outliers)
     say(f"{heading()}\n{version.name}, {asked.size}, {asked.rounds} rounds, outliers {asked.outliers}x")
     say(f"load average {os.getloadavg()[0]:.1f}\n")
+    drawn: dict[str, list[tuple[str, float, float]]] = {}
     for component in COMPONENTS:
         with ExitStack() as held:
             inputs = inputs_of(engines, component, version, grid)
-            sides = [side for name, backend in OURS for side in ours(name, backend, engines, component, inputs, held)]
+            sides = [side for way in OURS for side in ours(*way, engines, component, inputs, held)]
             sides += diffusers_sides(component, version, checkpoint, inputs, asked.compiled)
             for _ in range(asked.rounds):
                 for side in sides:
                     side.seconds.append(timed(side.run)[0])
             say("\n".join(table(component, sides)))
+            drawn[component] = [(side.name, statistics.median(side.seconds), min(side.seconds)) for side in sides]
         say(f"load average {os.getloadavg()[0]:.1f}\n")
+    if asked.plot is not None:
+        draw(asked.plot, f"{version.name}, {asked.size}: {heading()}, {date.today()}", drawn, DIFFUSERS)
 
 
 def say(line: str) -> None:
@@ -107,6 +122,7 @@ def folder_of(version: Version, work: Path, outliers: int) -> tuple[Engines, Pat
             without=("vae_encoder", "upsampler", "temporal_upsampler"),
         )
         export_version(small, find_sources(small, weights), folder, options, say)
+        calibrate(open_engines(folder), say, prompts=PROMPTS[-CALIBRATED_PROMPTS:])
         return open_engines(folder), weights / version.checkpoint
 
 
@@ -122,13 +138,19 @@ def plant_outliers(checkpoint: Path, factor: int) -> None:
 
 
 def ours(
-    name: str, backend: str, engines: Engines, component: ComponentName, inputs: Inputs, held: ExitStack
+    name: str,
+    backend: str,
+    precision: str,
+    engines: Engines,
+    component: ComponentName,
+    inputs: Inputs,
+    held: ExitStack,
 ) -> Iterator[Side]:
     """Yields our side on a backend, if it can run the component here."""
     before, started = private_bytes(), time.perf_counter()
     try:
         found = find(engines, component, backend)
-        if backend == "openvino_q8" and found.precision != "q8":
+        if found.precision != precision:  # a wider graph, which has a row of its own
             return
         session = held.enter_context(open_session(found))
     except LtxError as error:

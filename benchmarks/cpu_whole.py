@@ -3,7 +3,7 @@
     python benchmarks/cpu_whole.py [--size 256x384x25] [--rounds 2]
 
 Both have the same random weights of 0.9.6-distilled, T5-XXL included: 16 GB here, and 8 GB more for diffusers. Sides
-alternate. The prompt is new in every run; the last row repeats one whose embeddings are kept in the cache.
+alternate. Prompts are new in every round, but for the rows that repeat one, whose embeddings are in the cache.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
-from cpu import heading, say
+from cpu import DIFFUSERS, heading, say
 from peak_memory import sizes_of
 
 from ltx_export.build import ExportOptions, export_version
@@ -33,21 +35,35 @@ ROOT = Path(__file__).parents[1]
 VERSION, STEPS = "0.9.6-distilled", 8
 PROMPT = "A red fox runs through deep snow at dawn, the camera follows from behind, take {}"
 _INTERVAL_S = 0.05
-# What a user of diffusers writes.
-_PROGRAM = """
-import sys, av, torch
+# What users of diffusers and of our library write: a video of each prompt. They print the seconds of each.
+_DIFFUSERS = """
+import sys, time, av, torch
 from diffusers import LTXPipeline
-folder, prompt, height, width, frames, steps, output = sys.argv[1:]
+folder, height, width, frames, steps, output, *prompts = sys.argv[1:]
 pipe = LTXPipeline.from_pretrained(folder, torch_dtype=torch.bfloat16)
-video = pipe(prompt, height=int(height), width=int(width), num_frames=int(frames), num_inference_steps=int(steps),
-             guidance_scale=1.0, generator=torch.Generator().manual_seed(0)).frames[0]
-with av.open(output, "w") as file:
-    stream = file.add_stream("libx264", rate=25)
-    stream.width, stream.height, stream.pix_fmt = int(width), int(height), "yuv420p"
-    for image in video:
-        file.mux(stream.encode(av.VideoFrame.from_image(image)))
-    file.mux(stream.encode())
+for prompt in prompts:
+    started = time.perf_counter()
+    video = pipe(prompt, height=int(height), width=int(width), num_frames=int(frames), num_inference_steps=int(steps),
+                 guidance_scale=1.0, generator=torch.Generator().manual_seed(0)).frames[0]
+    with av.open(output, "w") as file:
+        stream = file.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = int(width), int(height), "yuv420p"
+        for image in video:
+            file.mux(stream.encode(av.VideoFrame.from_image(image)))
+        file.mux(stream.encode())
+    print(time.perf_counter() - started, flush=True)
 """
+_OURS = """
+import sys, time
+from ltx_runtime import Pipeline
+folder, height, width, frames, output, *prompts = sys.argv[1:]
+with Pipeline(folder, keep_loaded=True) as pipe:
+    for prompt in prompts:
+        started = time.perf_counter()
+        pipe(prompt, height=int(height), width=int(width), num_frames=int(frames)).save(output)
+        print(time.perf_counter() - started, flush=True)
+"""
+WHOLE, SECOND = "command to file", "second prompt of a process that stays"
 
 
 def main() -> None:
@@ -56,34 +72,43 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--work", type=Path, default=Path("build/bench-whole"), help="folder for weights and graphs")
     asked = parser.parse_args()
-    height, width, frames = asked.size.split("x")
-    engines, theirs = prepared(find_version(VERSION), asked.work)
-    size = ["--height", height, "--width", width, "--num-frames", frames]
-    run = [str(Path(sys.executable).absolute().with_name("ltx-run")), "--engines", str(engines.absolute()), *size]
-    diffusers = [str(Path(sys.executable).absolute()), "-c", _PROGRAM, str(theirs.absolute())]
-    rows: dict[str, list[tuple[float, float, float]]] = {}
+    rows: dict[tuple[str, str], list[Run]] = {}
     say(f"{heading()}\n{VERSION}, {asked.size}, {STEPS} steps, {asked.rounds} rounds\n")
+    commands = partial(commands_of, *prepared(find_version(VERSION), asked.work), asked.size.split("x"))
     for number in range(asked.rounds + 1):  # the first round fills the page cache and is not counted
-        prompt = PROMPT.format(f"{number} {time.time()}")
-        for name, command in (
-            ("diffusers, bf16", [*diffusers, prompt, height, width, frames, str(STEPS), "theirs.mp4"]),
-            ("ltx-run", [*run, prompt, "--output", "ours.mp4"]),
-            ("ltx-run, prompt used before", [*run, prompt, "--output", "again.mp4"]),
-            ("ltx-run --cpu-mode exact", [*run, prompt, "--cpu-mode", "exact", "--no-cache", "--output", "exact.mp4"]),
-        ):
-            row = measured(command, asked.work)
-            say(f"  {name}: {row[0]:.1f} s, {row[1]:.2f} GB private, {row[2]:.2f} GB resident")
+        for (what, name), command in commands(f"{number} {time.time()}").items():
+            run = measured(command, asked.work, second=what == SECOND)
+            say(f"  {what}, {name}: {run.seconds:.1f} s, {run.private:.2f} GB private, {run.resident:.2f} GB resident")
             if number:
-                rows.setdefault(name, []).append(row)
-    least = statistics.median(row[0] for row in rows["diffusers, bf16"])
-    say("\n| program | median (least), s | of diffusers | peak private (resident) memory, GB |\n|---|---|---|---|")
-    for name, measurements in rows.items():
-        seconds, private, resident = (list(column) for column in zip(*measurements, strict=True))
-        median = statistics.median(seconds)
+                rows.setdefault((what, name), []).append(run)
+    say("\n| what | program | median (least), s | of diffusers | peak private (resident) memory, GB |")
+    say("|---|---|---|---|---|")
+    for (what, name), runs in rows.items():
+        median = statistics.median(run.seconds for run in runs)
+        theirs = statistics.median(run.seconds for run in rows[what, DIFFUSERS])
         say(
-            f"| {name} | {median:.1f} ({min(seconds):.1f}) | {median / least:.2f} | "
-            f"{max(private):.2f} ({max(resident):.2f}) |"
+            f"| {what} | {name} | {median:.1f} ({min(run.seconds for run in runs):.1f}) | {median / theirs:.2f} | "
+            f"{max(run.private for run in runs):.2f} ({max(run.resident for run in runs):.2f}) |"
         )
+
+
+def commands_of(engines: Path, theirs: Path, size: list[str], take: str) -> dict[tuple[str, str], list[str]]:
+    """Returns every program's command for a prompt that is new in this round, by what it shows and its name."""
+    python, folder = str(Path(sys.executable).absolute()), str(engines.absolute())
+    diffusers = [python, "-c", _DIFFUSERS, str(theirs.absolute()), *size, str(STEPS), "theirs.mp4"]
+    height, width, frames = size
+    run = [str(Path(python).with_name("ltx-run")), "--engines", folder, "--height", height, "--width", width]
+    run += ["--num-frames", frames, "--output", "ours.mp4", PROMPT.format(take)]
+    kept = [python, "-c", _OURS, folder, *size, "kept.mp4"]
+    return {
+        (WHOLE, DIFFUSERS): [*diffusers, PROMPT.format(take)],
+        (WHOLE, "ltx-run"): run,
+        (WHOLE, "ltx-run, prompt used before"): run,
+        (WHOLE, "ltx-run --cpu-mode exact"): [*run, "--cpu-mode", "exact", "--no-cache"],
+        (SECOND, DIFFUSERS): [*diffusers, *(PROMPT.format(f"{take} {part}") for part in "ab")],
+        (SECOND, "Pipeline(keep_loaded=True)"): [*kept, *(PROMPT.format(f"{take} {part}") for part in "cd")],
+        (SECOND, "Pipeline(keep_loaded=True), prompt used before"): [*kept, *[PROMPT.format(f"{take} d")] * 2],
+    }
 
 
 def prepared(version: Version, work: Path) -> tuple[Path, Path]:
@@ -134,20 +159,32 @@ def _write_diffusers(version: Version, weights: Path, folder: Path) -> None:
     (folder / "model_index.json").write_text(json.dumps({"_class_name": "LTXPipeline", **index}))
 
 
-def measured(command: list[str], folder: Path) -> tuple[float, float, float]:
-    """Runs a program in a folder; returns its seconds, and its peak private and resident memory in GB."""
+@dataclass(frozen=True)
+class Run:
+    """Seconds of a run, and its peak private and resident memory in GB."""
+
+    seconds: float
+    private: float
+    resident: float
+
+
+def measured(command: list[str], folder: Path, *, second: bool) -> Run:
+    """Runs a program in a folder; its seconds are those from start to end, or those of the second video it made."""
     started, private, resident = time.perf_counter(), 0, 0
     environment = {**os.environ, "LTX_CACHE": str(folder.absolute() / "cache")}
-    with (folder / "log.txt").open("w") as log:
-        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=environment)
+    with (folder / "log.txt").open("w") as log, (folder / "out.txt").open("w") as out:
+        process = subprocess.Popen(command, cwd=folder, stdout=out, stderr=log, env=environment)
         status = Path(f"/proc/{process.pid}/status")
         while process.poll() is None:
             sizes = sizes_of(status.read_text())
             private, resident = max(private, sizes.get("RssAnon", 0)), max(resident, sizes.get("VmHWM", 0))
             time.sleep(_INTERVAL_S)
+    seconds = time.perf_counter() - started
     if process.returncode:
         raise SystemExit((folder / "log.txt").read_text()[-2000:])
-    return time.perf_counter() - started, private / 1e9, resident / 1e9
+    if second:
+        seconds = float((folder / "out.txt").read_text().split()[-1])
+    return Run(seconds, private / 1e9, resident / 1e9)
 
 
 if __name__ == "__main__":

@@ -25,9 +25,10 @@ from ltx_export.networks.parts import Part, parts_of
 from ltx_export.preview import fit_preview
 from ltx_export.recorded import Array, read_record, record, relative_l2, run_graph
 from ltx_export.sources.find import TOKENIZER_FILE, Sources, open_sources
-from ltx_export.weights.placing import Placed, place_file, place_weights
+from ltx_export.weights.placing import Placed, place_weights
 from ltx_export.weights.rewrite import BlockWeight, Weight, rewrite
 from ltx_export.weights.staging import refuse_foreign, staged
+from ltx_export.weights.streaming import place_file
 from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.manifest import (
     QUANTIZED,

@@ -57,7 +57,8 @@ class Pipeline:
         version: the release to use, if the folder holds several.
         backend: a name of BACKENDS, such as cuda or cpu; auto chooses, for each network, the first that runs it.
         cpu_mode: how networks compute that run on the CPU with backend auto: exact in fp32 by ONNX Runtime; bf16 or q8
-            by OpenVINO, with errors of about 1 %; auto takes the fastest that was measured on this processor.
+            by OpenVINO, with errors of about 1 %; int8 by OpenVINO, if it was calibrated; auto takes the fastest of the
+            first three that was measured on this processor.
         memory: GB for the activations of the VAE; larger videos are decoded in tiles. None for 8, or what the GPU has.
         gpu_memory: GB of GPU memory to plan with; None for all that is free.
         threads: number of CPU threads; None for one per core.

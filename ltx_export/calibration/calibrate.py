@@ -19,8 +19,8 @@ from ltx_export.calibration.products import add_measurements, products_of, store
 from ltx_export.calibration.smoothing import chosen_smoothing
 from ltx_export.calibration.trial import GRAPH, WEIGHTS, Calibrated, Report, Step, Trial, place_of
 from ltx_export.checkpoints.values import float32_of
-from ltx_export.weights.placing import place_file
 from ltx_export.weights.staging import writing
+from ltx_export.weights.streaming import place_file
 from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.manifest import (
     CALIBRATED,

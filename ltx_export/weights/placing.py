@@ -7,7 +7,6 @@ several networks may share: the VAE's encoder and decoder have some tensors in c
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from ltx_export.checkpoints.checkpoint import StoredTensor
 from ltx_export.checkpoints.lora import Lora
 from ltx_export.networks.parts import Part
 from ltx_export.weights.rewrite import BlockWeight, Weight, must_be_rewritten, rewrite
-from ltx_export.weights.streaming import copy_file
+from ltx_export.weights.streaming import place_file
 from ltx_runtime.errors import LtxError
 from ltx_runtime.progress import Progress
 
@@ -157,18 +156,3 @@ def _refuse_namesakes(placed: Sequence[Placed]) -> None:
                     f"{places[name] / name} and {place.folder / name} have the same name, so they cannot be linked",
                     "leave --link out",
                 )
-
-
-def place_file(source: Path, target: Path, progress: Progress) -> None:
-    """Creates a hard link where the file system allows one, so that nothing is copied, or else a copy.
-
-    Raises:
-        FileExistsError: the target exists.
-        LtxError: the disk is full.
-    """
-    try:
-        os.link(source.resolve(), target)
-    except FileExistsError:
-        raise  # copying over it could overwrite a checkpoint that it is a hard link to
-    except OSError:
-        copy_file(source, target, progress)

@@ -1,4 +1,4 @@
-"""Writes safetensors files tensor by tensor and copies files in pieces, so that no whole file is held in memory."""
+"""Writes safetensors files tensor by tensor and links or copies files, so that no whole file is held in memory."""
 
 from __future__ import annotations
 
@@ -111,3 +111,18 @@ def copy_file(source: Path, target: Path, progress: Progress = silent) -> None:
         while chunk := reader.read(COPY_BYTES):
             writer.write(chunk)
             advance(len(chunk))
+
+
+def place_file(source: Path, target: Path, progress: Progress) -> None:
+    """Creates a hard link where the file system allows one, so that nothing is copied, or else a copy.
+
+    Raises:
+        FileExistsError: the target exists.
+        LtxError: the disk is full.
+    """
+    try:
+        os.link(source.resolve(), target)
+    except FileExistsError:
+        raise  # copying over it could overwrite a checkpoint that it is a hard link to
+    except OSError:
+        copy_file(source, target, progress)

@@ -184,10 +184,10 @@ class Arguments:
     ] = None
     backend: Annotated[
         str,
-        _option(_RUN, "tensorrt, tensorrt_rtx, cuda, openvino_q8, openvino or cpu; auto: the best that works."),
+        _option(_RUN, "tensorrt, tensorrt_rtx, cuda, openvino, openvino_q8, openvino_int8 or cpu; auto: the best."),
     ] = "auto"
     cpu_mode: Annotated[
-        str, _option(_RUN, "On a CPU: exact, bf16 or q8 (about 1 % off); auto takes the fastest here.")
+        str, _option(_RUN, "On a CPU: exact; bf16 or q8 (about 1 % off); int8 if calibrated; auto: the fastest.")
     ] = "auto"
     gpu_memory: Annotated[
         float | None,

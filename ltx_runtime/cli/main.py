@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -155,4 +156,7 @@ def _free_name(folder: Path, prompt: str, seed: int) -> Path:
 
 def main() -> None:
     """Runs the `ltx-run` command."""
+    # NumPy's BLAS would start a thread for every further core, each of which spins for 0.05 s. No stage multiplies
+    # matrices in NumPy, and the backends have threads of their own.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     app()

@@ -6,13 +6,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-
-from rich.console import Console
-from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
+from typing import TYPE_CHECKING
 
 from ltx_runtime.files import amount
 from ltx_runtime.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
 
 _SPEED_PERIOD_S = 3600.0  # steps may take minutes, and the remaining time is estimated from several
 
@@ -25,11 +25,21 @@ def display(work: Mapping[str, float] | None = None, *, in_bytes: bool = False) 
         work: an estimate of each stage's work by its name, for the bar of the total; without it there is none.
         in_bytes: whether units are bytes; the bars are then removed at the end, and not replaced by lines.
     """
-    console = Console(stderr=True)
-    if not console.is_terminal:
+    if not sys.stderr.isatty():
         yield silent if in_bytes else _line
         return
-    columns = (
+    with _bars(transient=in_bytes) as bars:
+        yield _stages(bars, work or {}, in_bytes)
+
+
+def _bars(*, transient: bool) -> Bars:
+    """Returns bars on standard error; the library that draws them is imported only if there is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    # Lines that are printed meanwhile go above the bars, but stay on standard output if that is a file.
+    return Bars(
         SpinnerColumn(),
         TextColumn("{task.description:10}"),
         BarColumn(),
@@ -37,16 +47,11 @@ def display(work: Mapping[str, float] | None = None, *, in_bytes: bool = False) 
         TimeElapsedColumn(),
         TextColumn("{task.fields[pace]}"),
         TimeRemainingColumn(compact=True),
-    )
-    # Lines that are printed meanwhile go above the bars, but stay on standard output if that is a file.
-    with Bars(
-        *columns,
-        console=console,
-        transient=in_bytes,
+        console=Console(stderr=True),
+        transient=transient,
         redirect_stdout=sys.stdout.isatty(),
         speed_estimate_period=_SPEED_PERIOD_S,
-    ) as bars:
-        yield _stages(bars, work or {}, in_bytes)
+    )
 
 
 def _stages(bars: Bars, work: Mapping[str, float], in_bytes: bool) -> Progress:

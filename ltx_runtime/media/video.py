@@ -14,13 +14,15 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from ltx_runtime.errors import LtxError, explaining
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 Frame = NDArray[np.uint8]
 Write = Callable[[Frame], None]
@@ -65,6 +67,8 @@ def _webm(path: Path, fps: float) -> AbstractContextManager[Write]:
 @contextmanager
 def _gif(path: Path, fps: float) -> Iterator[Write]:
     """Writes a looping GIF with one palette per frame; delays are rounded so that rounding errors do not add up."""
+    from PIL import Image  # noqa: PLC0415
+
     frames: list[Image.Image] = []
 
     def write(frame: Frame) -> None:
@@ -81,6 +85,8 @@ def _gif(path: Path, fps: float) -> Iterator[Write]:
 @contextmanager
 def _png_folder(path: Path, fps: float) -> Iterator[Write]:
     """Writes frame_0000.png, frame_0001.png, ... to a folder; the frame rate is not stored."""
+    from PIL import Image  # noqa: PLC0415
+
     path.unlink()
     path.mkdir()
     count = 0

@@ -1,6 +1,7 @@
 """Progress: bars with a total on a terminal, a line for each stage elsewhere, and nothing on standard output."""
 
 import re
+import sys
 import time
 
 import pytest
@@ -11,10 +12,10 @@ from ltx_runtime.files import amount
 ERASE_LINE = "\x1b[2K"
 
 
-@pytest.fixture
-def terminal(monkeypatch):
-    """Makes rich take standard error for a terminal of 120 columns."""
-    monkeypatch.setenv("FORCE_COLOR", "1")
+def use_terminal(monkeypatch):
+    """Makes standard error a terminal of 120 columns."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
 
 
@@ -28,7 +29,8 @@ def last(lines, name):
     return next(line for line in reversed(lines) if f" {name} " in line)
 
 
-def test_each_stage_is_a_bar_and_the_total_counts_their_work(terminal, capsys):
+def test_each_stage_is_a_bar_and_the_total_counts_their_work(monkeypatch, capsys):
+    use_terminal(monkeypatch)
     with display({"text": 1.0, "denoise": 2.0, "decode": 1.0}) as progress:
         with progress("text", 1) as advance:
             advance(1)
@@ -42,13 +44,15 @@ def test_each_stage_is_a_bar_and_the_total_counts_their_work(terminal, capsys):
     assert " 50 % " in last(lines, "total")  # all of the text, and half of the denoising
 
 
-def test_one_stage_alone_has_no_total(terminal, capsys):
+def test_one_stage_alone_has_no_total(monkeypatch, capsys):
+    use_terminal(monkeypatch)
     with display({"decode": 3.0}) as progress, progress("decode", 2) as advance:
         advance(2)
     assert not any(" total " in line for line in shown(capsys.readouterr().err))
 
 
-def test_bars_of_bytes_are_gone_at_the_end(terminal, capsys):
+def test_bars_of_bytes_are_gone_at_the_end(monkeypatch, capsys):
+    use_terminal(monkeypatch)
     with display(in_bytes=True) as progress, progress("weights", 2_000_000_000) as advance:
         advance(500_000_000)
         time.sleep(0.3)  # bars are drawn ten times a second
@@ -57,8 +61,7 @@ def test_bars_of_bytes_are_gone_at_the_end(terminal, capsys):
     assert "weights" not in text[text.rindex(ERASE_LINE) :]
 
 
-def test_where_there_is_no_terminal_a_stage_is_a_line_once_it_has_ended(monkeypatch, capsys):
-    monkeypatch.delenv("FORCE_COLOR", raising=False)
+def test_where_there_is_no_terminal_a_stage_is_a_line_once_it_has_ended(capsys):
     with display({"text": 1.0, "denoise": 2.0}) as progress:
         with progress("text", 1) as advance:
             advance(1)
@@ -71,8 +74,7 @@ def test_where_there_is_no_terminal_a_stage_is_a_line_once_it_has_ended(monkeypa
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_stage_that_fails_is_no_finished_line(monkeypatch, capsys):
-    monkeypatch.delenv("FORCE_COLOR", raising=False)
+def test_a_stage_that_fails_is_no_finished_line(capsys):
     with pytest.raises(ValueError, match="no"), display() as progress, progress("decode", 9):
         raise ValueError("no")
     assert capsys.readouterr() == ("", "")
