@@ -6,8 +6,8 @@ Both sides have the same random weights, which are made on the fly. In every rou
 else the machine does hits all of them; medians and least times are printed, with the ratio of the medians to diffusers.
 Errors are relative L2 to our exact fp32 graphs. With --outliers, four channels of the input of every self-attention and
 feed-forward are so many times as large as the others, as trained transformers have them. The int8 graph is calibrated
-with prompts on the same weights, which takes a few minutes. Private memory is what a
-side's own process would allocate beside memory-mapped files.
+with prompts on the same weights, which takes a few minutes. Private memory is by how much the process grew when a side
+was loaded and ran once, without memory-mapped files.
 """
 
 from __future__ import annotations
@@ -115,15 +115,19 @@ def folder_of(version: Version, work: Path, outliers: int) -> tuple[Engines, Pat
         if outliers != 1:
             plant_outliers(weights / version.checkpoint, outliers)
     try:
-        return open_engines(folder), weights / version.checkpoint
+        open_engines(folder)
     except LtxError:
         options = ExportOptions(
             of_component={"transformer": ("fp32", "bf16", "q8")},
             without=("vae_encoder", "upsampler", "temporal_upsampler"),
         )
         export_version(small, find_sources(small, weights), folder, options, say)
-        calibrate(open_engines(folder), say, prompts=PROMPTS[-CALIBRATED_PROMPTS:])
-        return open_engines(folder), weights / version.checkpoint
+    if "int8" not in open_engines(folder).component("transformer").graphs:
+        try:
+            calibrate(open_engines(folder), say, prompts=PROMPTS[-CALIBRATED_PROMPTS:])
+        except LtxError as error:
+            say(f"there is no int8 graph: {error}")
+    return open_engines(folder), weights / version.checkpoint
 
 
 def plant_outliers(checkpoint: Path, factor: int) -> None:

@@ -111,7 +111,7 @@ def _runs_on_cpu() -> bool:
 def _precisions(arguments: list[str]) -> tuple[list[str], dict[str, list[str]]]:
     """Parses precisions such as `bf16`, which applies to every component, and `text_encoder=bf16`, for only one."""
     from ltx_export.graphs.precision import PRECISIONS
-    from ltx_runtime.folder.manifest import QUANTIZED
+    from ltx_runtime.folder.manifest import CALIBRATED, QUANTIZED
     from ltx_runtime.spec.components import COMPONENT_NAMES
 
     everywhere: list[str] = []
@@ -122,6 +122,10 @@ def _precisions(arguments: list[str]) -> tuple[list[str], dict[str, list[str]]]:
             raise LtxError(f"unknown component {component!r}", f"use one of {', '.join(COMPONENT_NAMES)}")
         if precision not in (*PRECISIONS, QUANTIZED):
             known = ", ".join((*PRECISIONS, QUANTIZED))
+            if precision == CALIBRATED:
+                raise LtxError(
+                    "int8 graphs are not exported but calibrated", "run ltx-export calibrate after the export"
+                )
             raise LtxError(f"unknown precision {precision!r}", f"use one of {known}")
         (of_component.setdefault(component, []) if component else everywhere).append(precision)
     return everywhere, of_component
@@ -225,22 +229,27 @@ def calibrate(
         add_int8(
             opened,
             print,
-            prompts=_lines_of(prompts) or PROMPTS,
+            prompts=PROMPTS if prompts is None else _lines_of(prompts),
             size=size_of(size, "--size"),
             limit=error,
             progress=progress,
         )
-    print(f"{opened.folder} has an int8 graph: ltx-run --version {release.name} --cpu-mode int8")
+    print(f"{opened.folder} has an int8 graph, which ltx-run uses with --cpu-mode int8")
 
 
-def _lines_of(path: Path | None) -> list[str]:
-    """Returns the lines of a text file that are not empty; none without a file."""
+def _lines_of(path: Path) -> list[str]:
+    """Returns the lines of a text file that are not empty.
+
+    Raises:
+        LtxError: the file cannot be read, or is not UTF-8.
+    """
     from ltx_runtime.errors import explaining
 
-    if path is None:
-        return []
-    with explaining(f"read {path}"):
-        return [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+    try:
+        with explaining(f"read {path}"):
+            return [line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise LtxError(f"{path} is not text in UTF-8 ({error.reason})", "save it as UTF-8") from None
 
 
 @app.command()

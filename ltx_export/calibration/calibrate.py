@@ -5,11 +5,14 @@ The folder is complete at every moment: new files are written beside it, and the
 
 from __future__ import annotations
 
+import math
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 
 import onnx_ir as ir
@@ -22,6 +25,7 @@ from ltx_export.checkpoints.values import float32_of
 from ltx_export.weights.staging import writing
 from ltx_export.weights.streaming import place_file
 from ltx_runtime.errors import LtxError
+from ltx_runtime.files import check_space
 from ltx_runtime.folder.manifest import (
     CALIBRATED,
     QUANTIZED,
@@ -29,6 +33,7 @@ from ltx_runtime.folder.manifest import (
     Engines,
     Quantized,
     describe_files,
+    open_engines,
     write_manifest,
 )
 from ltx_runtime.progress import Progress, silent
@@ -55,24 +60,27 @@ def calibrate(
     limit: float = LIMIT,
     progress: Progress = silent,
 ) -> None:
-    """Writes the int8 graph of a version folder's transformer, or leaves the folder as it was.
+    """Writes the int8 graph of a version folder's transformer. If that fails, the folder works as before without one.
 
     Args:
         engines: the version folder.
         report: receives a line for each thing that is done.
         prompts: at least three; the last one is only tested, and decides about the error.
         size: height, width and number of frames of the videos that are denoised.
-        limit: largest relative L2 of a step's output to the fp32 graph's.
+        limit: largest relative L2 of a step's output to the fp32 graph's, a positive number.
         progress: shows how far the steps are.
 
     Raises:
         LtxError: the folder lacks an fp32 or q8 graph, there are too few prompts, or the limit cannot be kept.
     """
-    entry = _checked(engines, prompts)
+    if not 0 < limit < inf:
+        raise LtxError(f"the limit of the error must be a positive number; got {limit}", f"use {LIMIT}")
     with writing(engines.folder), _beside(engines.folder) as work:
-        calibrated, steps = _calibrated(engines, work, prompts, size, report, progress)
+        engines = open_engines(engines.folder)  # another process may have replaced it before it was locked
+        entry = _checked(engines, prompts)
         for name in entry.quantized[QUANTIZED].weights:
             place_file(engines.folder / name, work / name, silent)
+        calibrated, steps = _calibrated(engines, work, prompts, size, report, progress)
         kept, error = Trial(engines, calibrated, work, steps).chosen(limit, report)
         for line in _table(calibrated.errors(), kept):
             report(line)
@@ -94,6 +102,7 @@ def _calibrated(
     exact = ir.load(engines.folder / graphs["fp32"])
     stored = {name: stored_matrix(exact.graph, name, weights) for names in matrices.values() for name in names}
     add_measurements(exact.graph, {x: stored[names[0]].shape[1] for x, names in matrices.items()})
+    check_space(work, sum(math.prod(matrix.shape) for matrix in stored.values()))
     ir.save(exact, work / "measuring.onnx")
     measuring = measure(engines, work / "measuring.onnx", [*matrices], prompts, size, report, progress)
     seen, smoothing = measuring.seen(), {}
@@ -110,7 +119,7 @@ def _checked(engines: Engines, prompts: Sequence[str]) -> ComponentEntry:
     if lacking:
         raise LtxError(
             f"{engines.folder} has no {' and no '.join(lacking)} graph of transformer, which calibration starts from",
-            command=f"ltx-export onnx {engines.manifest.version} --precision transformer=fp32 "
+            "export it again from float weights, with the options that you used and --precision transformer=fp32 "
             "--precision transformer=bf16 --precision transformer=q8",
         )
     if len(prompts) < _LEAST_PROMPTS:
@@ -140,8 +149,8 @@ def _table(errors: Mapping[str, float], kept: AbstractSet[str]) -> Iterator[str]
     blocks: dict[str, list[str]] = {}
     for name, error in errors.items():
         block, product = place_of(name)
-        told = f"{1e3 * error:.0f}"
-        blocks.setdefault(block, []).append(f"{product} {told if name in kept else f'({told})'}")
+        thousandths = f"{1e3 * error:.0f}"
+        blocks.setdefault(block, []).append(f"{product} {thousandths if name in kept else f'({thousandths})'}")
     yield "block: relative L2 of each product with integers, in thousandths; in brackets: stays q8"
     for block, products in blocks.items():
         yield f"{block}: {', '.join(products)}"
@@ -159,6 +168,8 @@ def _put_into_place(engines: Engines, entry: ComponentEntry, work: Path, error: 
     components = manifest.components | {"transformer": without}
     write_manifest(engines.folder, replace(manifest, components=components, files=others))
     for name in (GRAPH, WEIGHTS):
+        with (work / name).open("rb") as file:
+            os.fsync(file.fileno())  # before the manifest says that it is whole
         (work / name).replace(engines.folder / name)
     weights = (*entry.quantized[QUANTIZED].weights, WEIGHTS)
     added = replace(

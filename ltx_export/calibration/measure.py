@@ -15,9 +15,10 @@ from ltx_export.calibration.products import ROWS, largest_of, rows_of
 from ltx_export.calibration.smoothing import Activations
 from ltx_runtime.folder.manifest import Engines
 from ltx_runtime.planning.backends import Size, choose, needed
+from ltx_runtime.planning.media import frames_of
 from ltx_runtime.planning.options import RunOptions
 from ltx_runtime.planning.plan import Plan, plan
-from ltx_runtime.planning.request import Request
+from ltx_runtime.planning.request import Condition, Request
 from ltx_runtime.progress import Progress
 from ltx_runtime.road import Road, noise_of, run_passes
 from ltx_runtime.sessions import Arrays, CheckedSession, Found, Session, open_session
@@ -29,6 +30,7 @@ Feeds = dict[str, NDArray[Any]]
 
 _ROWS = 16  # tokens of each step whose activations are kept
 _MOST_STEPS = 10  # of a version that takes more by default: levels of noise in between are alike
+_PATCH = 32  # pixels of a square of one colour in pictures
 _OPTIONS = RunOptions(backend="cpu")
 
 
@@ -109,6 +111,8 @@ def measure(
 ) -> Measuring:
     """Denoises a video of each prompt: the last one is for tests, the one before it for errors, the others for ranges.
 
+    The first and the last begin with a picture if the folder has a VAE encoder, since conditioned tokens have no noise.
+
     Args:
         engines: the version folder.
         graph: the transformer's measuring graph.
@@ -127,29 +131,32 @@ def measure(
         for number, prompt in enumerate(prompts):
             left = len(prompts) - number
             measuring.purpose = "tests" if left == 1 else "errors" if left == 2 else "ranges"
-            _denoise(
-                engines, _Sessions(CheckedSession(entry.signature, measuring)), prompt, number, size, note, progress
-            )
+            request = _request(engines, prompt, number, size, with_picture=number == 0 or left == 1)
+            _denoise(engines, _Sessions(CheckedSession(entry.signature, measuring)), request, note, progress)
     finally:
         measuring.close()
     return measuring
 
 
-def _denoise(
-    engines: Engines,
-    sessions: _Sessions,
-    prompt: str,
-    seed: int,
-    size: tuple[int, int, int],
-    note: Callable[[str], None],
-    progress: Progress,
-) -> None:
+def _request(engines: Engines, prompt: str, seed: int, size: tuple[int, int, int], *, with_picture: bool) -> Request:
     height, width, num_frames = size
-    request = Request(prompt, height=height, width=width, num_frames=num_frames, seed=seed, single_pass=True)
+    coarse = np.random.RandomState(seed).randint(0, 256, (height // _PATCH, width // _PATCH, 3))
+    picture = coarse.repeat(_PATCH, 0).repeat(_PATCH, 1).astype(np.uint8)
+    used = with_picture and "vae_encoder" in engines.manifest.components
+    conditions = (Condition(picture),) if used else ()
+    return Request(
+        prompt, height=height, width=width, num_frames=num_frames, seed=seed, single_pass=True, conditions=conditions
+    )
+
+
+def _denoise(
+    engines: Engines, sessions: _Sessions, request: Request, note: Callable[[str], None], progress: Progress
+) -> None:
     planned = _planned(engines, request)
-    chosen = choose(engines, needed(planned, _OPTIONS)[:-1], _OPTIONS, Size(height, width, num_frames, True))
+    size = Size(*planned.ending.size, planned.passes[-1].grid.num_frames, single_pass=True)
+    chosen = choose(engines, needed(planned, _OPTIONS)[:-1], _OPTIONS, size)
     road = Road(engines, find_version(engines.manifest.version), _OPTIONS, chosen, sessions, progress, note)
-    for _ in run_passes(road, planned, (), noise_of(_OPTIONS, seed, {})):
+    for _ in run_passes(road, planned, frames_of(planned), noise_of(_OPTIONS, planned.ending.seed, {})):
         pass
 
 

@@ -1,7 +1,7 @@
 """Edits graphs: finds the products of a transformer's blocks, measures their inputs, and makes them integer products.
 
 An integer product quantizes its input with one scale for all values, and its matrix with one scale for each row. Before
-that, the input's channels are divided by factors by which the columns of the matrix are multiplied.
+that, the input's channels are multiplied by factors by which the columns of the matrix are divided.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class IntegerInput:
 
     Attributes:
         factors: (K,) float32 by which its channels are multiplied.
-        step: (1,) float32, the scale of its codes.
+        step: () float32, the scale of its codes.
     """
 
     factors: StoredTensor
@@ -147,7 +147,7 @@ def use_integers(
         folder: folder of the files of both, and of the graph.
     """
     stored = partial(_stored, graph, folder)
-    zero = _initializer(graph, "integers.zero", [1], ir.tensor(np.zeros(1, np.int8), name="integers.zero"))
+    zero = _initializer(graph, "integers.zero", [], ir.tensor(np.zeros((), np.int8), name="integers.zero"))
     quantized: dict[str, ir.Value] = {}
     for node in list(graph):
         name, x = _matrix_of(node), node.inputs[0] if node.inputs else None
@@ -156,10 +156,10 @@ def use_integers(
         if x.name not in quantized:
             factors = stored(f"{x.name}.factors", inputs[x.name].factors, ir.DataType.FLOAT)
             step = stored(f"{x.name}.step", inputs[x.name].step, ir.DataType.FLOAT)
-            divided = ir.node("Mul", [x, factors], name=f"{x.name}.divided")
-            codes = ir.node("QuantizeLinear", [divided.outputs[0], step, zero], _axis(0), name=f"{x.name}.codes")
-            floats = ir.node("DequantizeLinear", [codes.outputs[0], step, zero], _axis(0), name=f"{x.name}.floats")
-            graph.insert_before(node, [divided, codes, floats])
+            scaled = ir.node("Mul", [x, factors], name=f"{x.name}.scaled")
+            codes = ir.node("QuantizeLinear", [scaled.outputs[0], step, zero], name=f"{x.name}.codes")
+            floats = ir.node("DequantizeLinear", [codes.outputs[0], step, zero], name=f"{x.name}.floats")
+            graph.insert_before(node, [scaled, codes, floats])
             quantized[x.name] = floats.outputs[0]
         _replace_matrix(graph, node, f"{name}.int8", products[name], stored)
         node.replace_input_with(0, quantized[x.name])
@@ -181,7 +181,7 @@ def _replace_matrix(graph: ir.Graph, node: ir.Node, name: str, matrix: IntegerPr
     source = None if old is None else old.producer()
     assert old is not None and source is not None
     weight = [stored(name, matrix.codes, ir.DataType.INT8), stored(f"{name}.scales", matrix.scales, ir.DataType.FLOAT)]
-    floats = ir.node("DequantizeLinear", weight, _axis(1), name=f"{name}.float")
+    floats = ir.node("DequantizeLinear", weight, {"axis": ir.AttrInt64("axis", 1)}, name=f"{name}.float")
     graph.insert_before(source, floats)
     node.replace_input_with(1, floats.outputs[0])
     unused = [value.name for value in source.inputs if value is not None]
@@ -189,7 +189,3 @@ def _replace_matrix(graph: ir.Graph, node: ir.Node, name: str, matrix: IntegerPr
     for initializer in unused:
         assert initializer is not None
         del graph.initializers[initializer]
-
-
-def _axis(number: int) -> dict[str, ir.Attr]:
-    return {"axis": ir.AttrInt64("axis", number)}

@@ -67,7 +67,7 @@ class Trial:
     work: Path
     steps: Sequence[Step]
 
-    def error(self, kept: AbstractSet[str], steps: Sequence[Step] = ()) -> float:
+    def write_and_measure(self, kept: AbstractSet[str], steps: Sequence[Step] = ()) -> float:
         """Writes the graph in which these products are integers; returns its largest relative L2 in the steps."""
         component = self.engines.component("transformer").signature
         model = ir.load(self.engines.folder / self.engines.component("transformer").graphs[QUANTIZED])
@@ -82,6 +82,8 @@ class Trial:
     def chosen(self, limit: float, report: Report) -> tuple[AbstractSet[str], float]:
         """Writes the graph with as many products as the limit allows; returns them and its error.
 
+        The graph of the last attempt is the one that remains.
+
         Products of one kind go together. What a kind adds to the error of a step is measured, since errors that are
         alike in all tokens, as behind the attention to the text, count more than their size.
 
@@ -89,26 +91,31 @@ class Trial:
             LtxError: no kind can be kept.
         """
         every = self.calibrated.errors().keys()
-        error = self.error(every)
+        error = self.write_and_measure(every)
         if error <= limit:
             return every, error
+        if (least := self.write_and_measure(frozenset())) > limit:
+            raise LtxError(
+                f"the q8 graph alone has an error of {least:.1e}; the limit is {limit:g}", "calibrate with a larger one"
+            )
         report(f"transformer: relative L2 {error:.1e} with all products in int8, more than {limit:g}")
         kinds: dict[str, set[str]] = {}
         for name in every:
             kinds.setdefault(place_of(name)[1], set()).add(name)
-        one = self.steps[:1]
+        first = self.steps[:1]
         added = {}
         for kind, names in kinds.items():
-            added[kind] = self.error(names, one)
+            added[kind] = self.write_and_measure(names, first)
             report(f"transformer: relative L2 {added[kind]:.1e} with {kind} of every block in int8")
         order = sorted(kinds, key=added.__getitem__)
         for count in range(len(order) - 1, 0, -1):
             kept = set().union(*(kinds[kind] for kind in order[:count]))
-            if self.error(kept, one) <= limit and (error := self.error(kept)) <= limit:
+            error = self.write_and_measure(kept, first)
+            if error <= limit and (error := self.write_and_measure(kept)) <= limit:
                 return kept, error
         raise LtxError(
-            f"{order[0]} alone in int8 makes an error of {added[order[0]]:.1e}; the limit is {limit:g}",
-            "use --cpu-mode q8, or calibrate with a larger --error",
+            f"{order[0]} alone in int8 makes an error of {error:.1e}; the limit is {limit:g}",
+            "use q8, or calibrate with a larger limit",
         )
 
 
@@ -127,12 +134,13 @@ def _write_weights(
     for x in filter(inputs.__getitem__, inputs):
         smoothing = calibrated.smoothing[x]
         width = len(smoothing.factors)
-        entries = Entry(f"{x}.factors", "F32", (width,)), Entry(f"{x}.step", "F32", (1,))
+        entries = Entry(f"{x}.factors", "F32", (width,)), Entry(f"{x}.step", "F32", ())
         groups.append((entries, partial(_input_bytes, smoothing)))
         for name in sorted(inputs[x]):
             rows, columns = calibrated.stored[name].shape
             entries = Entry(f"{name}.codes", "I8", (columns, rows)), Entry(f"{name}.scales", "F32", (rows,))
             groups.append((entries, partial(_matrix_bytes, calibrated.stored[name], smoothing)))
+    path.unlink(missing_ok=True)  # so that there is never more than one on the disk
     stored = write_safetensors(path, groups)
     return (
         {x: IntegerInput(stored[f"{x}.factors"], stored[f"{x}.step"]) for x, names in inputs.items() if names},

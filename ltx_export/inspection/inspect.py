@@ -259,12 +259,16 @@ def _lora(checkpoint: Checkpoint) -> Facts:
 def _version_folder(path: Path) -> Inspection:
     manifest = read_manifest(path)
     places = {name: manifest.place(path, name) for name in manifest.files}
-    weights = dict.fromkeys(name for entry in manifest.components.values() for name in entry.weights)
-    files = [_file_or_problem(places[name], []) for name in weights if places[name].is_file()]
+    weights = {
+        component: dict.fromkeys(name for precision in entry.graphs for name in entry.weights_of(precision))
+        for component, entry in manifest.components.items()
+    }
+    names = dict.fromkeys(name for of_component in weights.values() for name in of_component)
+    files = [_file_or_problem(places[name], []) for name in names if places[name].is_file()]
     engines = {
         **{"causal_positions": manifest.causal_positions, "linked": manifest.linked, "loras": [*manifest.loras]},
         "precisions": {name: [*entry.graphs] for name, entry in manifest.components.items()},
-        "weights": {name: [*entry.weights] for name, entry in manifest.components.items()},
+        "weights": {name: [*of_component] for name, of_component in weights.items()},
         "size_bytes": {name: file.size_bytes for name, file in manifest.files.items()},
     }
     missing = [str(place) for place in places.values() if not place.is_file()]

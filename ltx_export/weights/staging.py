@@ -30,7 +30,7 @@ def writing(folder: Path) -> AbstractContextManager[None]:
         LtxError: another process holds it.
     """
     folder = folder.resolve()
-    return locked(folder.with_name(f".{folder.name}.lock"), f"export is writing {folder}")
+    return locked(folder.with_name(f".{folder.name}.lock"), f"process is writing {folder}")
 
 
 @contextmanager

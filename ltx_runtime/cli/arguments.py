@@ -187,7 +187,7 @@ class Arguments:
         _option(_RUN, "tensorrt, tensorrt_rtx, cuda, openvino, openvino_q8, openvino_int8 or cpu; auto: the best."),
     ] = "auto"
     cpu_mode: Annotated[
-        str, _option(_RUN, "On a CPU: exact; bf16 or q8 (about 1 % off); int8 if calibrated; auto: the fastest.")
+        str, _option(_RUN, "On a CPU: exact; bf16 or q8 (about 1 % off); int8 after calibration; auto: not int8.")
     ] = "auto"
     gpu_memory: Annotated[
         float | None,

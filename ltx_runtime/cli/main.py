@@ -58,11 +58,10 @@ def _about() -> str:
     from ltx_runtime import __version__
     from ltx_runtime.sessions import BACKENDS
 
-    packages = {"tensorrt_rtx": "tensorrt-rtx", "cuda": "onnxruntime-gpu", "cpu": "onnxruntime"}
-    packages |= {"openvino_q8": "openvino"}
+    packages = {"gpu": "onnxruntime-gpu", "cpu": "onnxruntime"}  # by extra; the others are called like their extra
     lines = [f"ltx-run {__version__}"]
     for name, backend in BACKENDS.items():
-        package = packages.get(name, name)
+        package = packages.get(backend.extra, backend.extra)
         try:
             lines.append(f"{name}: {package} {metadata.version(package)}")
         except metadata.PackageNotFoundError:

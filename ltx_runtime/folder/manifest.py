@@ -75,8 +75,8 @@ class Quantized:
 
     Attributes:
         weights: names of the weight files to which it refers.
-        error: relative L2 of its output to the fp32 graph's: of q8 on the recorded inputs, of int8 on those of a prompt
-            that it was not calibrated with.
+        error: relative L2 of its output to the fp32 graph's: of q8 on the recorded inputs, of int8 on steps of a prompt
+            from which no scale was taken.
     """
 
     weights: tuple[str, ...]

@@ -42,6 +42,7 @@ class Found:
         parameters: number of parameters of the component.
         file_bytes: size of each weight file, or of the engine and of each file with weights that are its inputs;
             components may share files.
+        packed_bytes: memory of the backend's own copy of the weights; 0 if it maps the files.
         gpu_bytes: total memory of the GPU that runs it; None on a CPU.
         gpu_memory_bytes: how much of the GPU's memory may be used; None for all that is free.
         threads: number of CPU threads; None for one per core.
@@ -55,6 +56,7 @@ class Found:
     precision: str = "fp32"
     parameters: int = 0
     file_bytes: Mapping[Path, int] = field(default_factory=dict, compare=False)
+    packed_bytes: int = 0
     gpu_bytes: int | None = None
     gpu_memory_bytes: int | None = None
     threads: int | None = None
@@ -69,6 +71,11 @@ class Found:
     def weights_bytes(self) -> int:
         """Size of all weight files, or of the engine and the weights that are its inputs."""
         return sum(self.file_bytes.values())
+
+    @property
+    def held_bytes(self) -> Mapping[Path, int]:
+        """Memory of the weights while the component is open: of its own copy, or of files that others may share."""
+        return {self.path: self.packed_bytes} if self.packed_bytes else self.file_bytes
 
     @property
     def usable_gpu_bytes(self) -> int | None:
@@ -162,7 +169,7 @@ class Backend:
     stores_scores: bool = True
 
 
-# Backends in the order in which they are tried.
+# Backends in the order in which they are tried; openvino_int8 only where it is asked for, see CPU_MODES.
 BACKENDS: dict[str, Backend] = {
     "tensorrt": Backend("ltx_runtime.sessions.trt.session", "tensorrt"),
     "tensorrt_rtx": Backend("ltx_runtime.sessions.trt.session", "tensorrt-rtx"),

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from ltx_runtime.files import amount
 from ltx_runtime.folder.manifest import CALIBRATED, QUANTIZED, QUANTIZED_BLOCK, Engines
 from ltx_runtime.sessions import Arrays, Found, UnsupportedError, graph_found
 from ltx_runtime.sessions.openvino_pieces import Piece, pieces_of
-from ltx_runtime.sessions.processor import GROUP, free_memory, speedups
+from ltx_runtime.sessions.processor import GROUP, free_memory, saturates, speedups
 from ltx_runtime.spec.components import CONSTANT_INPUTS, ComponentName
 
 _INSTALL = "pip install 'ltx-engines[openvino]'"
@@ -48,14 +48,15 @@ _POLL_MS = 50
 
 
 def find(engines: Engines, name: ComponentName, backend: str) -> Found:
-    """Returns the q8 or bf16 graph of a component.
+    """Returns a component's graph for this backend, or else one with more exact products.
 
     Raises:
         LtxError: OpenVINO is not installed, or the version folder lacks the component or such a graph of it.
     """
     if importlib.util.find_spec("openvino") is None:
         raise LtxError("openvino is not installed", command=_INSTALL)
-    return graph_found(engines, name, backend, _PRECISIONS[backend])
+    found = graph_found(engines, name, backend, _PRECISIONS[backend])
+    return replace(found, packed_bytes=int(_BYTES_PER_PARAMETER[found.precision] * found.parameters))
 
 
 def check_preferable(found: Found, *, measure: bool) -> None:
@@ -76,13 +77,22 @@ def check_preferable(found: Found, *, measure: bool) -> None:
         raise LtxError(f"no {precision} graph of {name}{made_by}")
     if name == "text_encoder":
         raise LtxError("ONNX Runtime encodes a prompt before OpenVINO has loaded the text encoder")
-    if measure:
+    if precision == CALIBRATED:
+        _check_integers(measure)
+    elif measure:
         _check_memory(found)
         _check_speed(precision)
 
 
+def _check_integers(measure: bool) -> None:
+    if measure:
+        raise LtxError("int8 is used only where it is asked for")
+    if saturates():
+        raise LtxError("this processor has no exact products of 8-bit integers")
+
+
 def _check_memory(found: Found) -> None:
-    needed, free = int(_BYTES_PER_PARAMETER[found.precision] * found.parameters) + _ACTIVATION_BYTES, free_memory()
+    needed, free = found.packed_bytes + _ACTIVATION_BYTES, free_memory()
     if free is not None and needed > free:
         raise LtxError(f"{found.component.name} takes {amount(needed, 1)} of memory, and {amount(free, 1)} are free")
 
@@ -131,13 +141,13 @@ class _Compiled:
             # Arrays are copied: OpenVINO refuses to share memory of those that are read-only.
             is_array = isinstance(value, np.ndarray)
             self.request.set_tensor(name, tensor(np.ascontiguousarray(value)) if is_array else value)
-        self.request.start_async()
         try:
+            self.request.start_async()
             while not self.request.wait_for(_POLL_MS):
                 pass
         except BaseException:
-            self.request.cancel()
             with suppress(RuntimeError):  # it raises that the run was cancelled
+                self.request.cancel()
                 self.request.wait()
             raise
         self.seen = inputs

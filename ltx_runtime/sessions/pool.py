@@ -85,7 +85,7 @@ class SessionPool:
 
     def _keeps(self, found: Found) -> bool:
         """Whether a session stays open after use: not one that exceeds the limit alone."""
-        fits = self._limit is None or found.weights_bytes <= self._limit
+        fits = self._limit is None or sum(found.held_bytes.values()) <= self._limit
         return fits and (self._keep or self._holders > 0)
 
     def _opened(self, found: Found, opened: ExitStack) -> Session:
@@ -105,11 +105,11 @@ class SessionPool:
                 return
 
     def _bytes_with(self, found: Found) -> int:
-        """Size of the weights of all kept sessions and of `found`; files that several share count once."""
-        files = dict(found.file_bytes)
+        """Memory of the weights of all kept sessions and of `found`; files that several share count once."""
+        held = dict(found.held_bytes)
         for kept in self._kept.values():
-            files |= kept.found.file_bytes
-        return sum(files.values())
+            held |= kept.found.held_bytes
+        return sum(held.values())
 
     def close_one(self) -> bool:
         """Closes the kept session that comes first on the road of those in no use; returns False if there is none."""

@@ -114,6 +114,24 @@ def _measured() -> dict[str, float]:
     return {name: least["fp32"] / least[name] for name in least if name != "fp32"}
 
 
+@cache
+def saturates() -> bool:
+    """Returns whether products of two 8-bit integers are wrong here, as they may be where sums have 16 bits."""
+    import openvino  # noqa: PLC0415  (takes 0.2 s)
+
+    operators, (rows, width) = openvino.opset13, (16, 256)
+    x = operators.parameter([rows, width], np.float32)
+    ends = [operators.constant(np.float32(value)) for value in (-128, 127)]
+    codes = operators.convert(operators.constant(np.full((width, width), 127, np.int8)), "f32")
+    matrix = operators.multiply(codes, operators.constant(np.ones((width, 1), np.float32)))
+    product = operators.matmul(operators.fake_quantize(x, *ends, *ends, 256), matrix, False, True)
+    settings = {"INFERENCE_PRECISION_HINT": "f32"}
+    request = openvino.Core().compile_model(openvino.Model([product], [x]), "CPU", settings).create_infer_request()
+    results = [request.infer([np.full((rows, width), value, np.float32)])[0] for value in (-128, 127)]
+    expected = [value * 127 * width for value in (-128, 127)]
+    return not all(np.allclose(result, value) for result, value in zip(results, expected, strict=True))
+
+
 def _request(openvino: Any, core: Any, precision: str) -> Any:
     """Returns a compiled request of a few layers that are half as wide as a 2B transformer."""
     operators = openvino.opset13

@@ -264,7 +264,7 @@ def test_an_interrupted_export_ends_with_130_and_one_line(ltx_export, exported, 
 def test_help_names_every_command(ltx_export):
     code, out, _ = ltx_export("--help")
     assert code == 0
-    for command in ("onnx", "download", "check", "random-weights", "engine"):
+    for command in ("onnx", "download", "inspect", "check", "calibrate", "random-weights", "engine"):
         assert f" {command} " in out
 
 
@@ -283,7 +283,7 @@ def test_a_calibration_gets_prompts_size_and_limit(ltx_export, calibrations, tmp
     (tmp_path / "prompts.txt").write_text("a fox\n\n  a boat \nrain\n")
     asked = ["--prompts", "prompts.txt", "--size", "64x96x9", "--error", "0.1"]
     code, out, _ = ltx_export("calibrate", "demo", *asked)
-    assert code == 0 and "ltx-run --version demo --cpu-mode int8" in out
+    assert code == 0 and "which ltx-run uses with --cpu-mode int8" in out
     assert ltx_export("calibrate", "demo")[0] == 0
     (engines, given), (_, usual) = calibrations
     assert engines.folder == Path("engines/demo")
@@ -297,11 +297,13 @@ def test_a_calibration_gets_prompts_size_and_limit(ltx_export, calibrations, tmp
     ("asked", "told"),
     [
         (["--prompts", "none.txt"], "cannot read none.txt"),
+        (["--prompts", "latin.txt"], "latin.txt is not text in UTF-8"),
         (["--size", "64x96"], "--size must be HEIGHTxWIDTHxFRAMES; got '64x96'"),
         (["--engines", "elsewhere"], "elsewhere"),
     ],
     ids=str,
 )
-def test_a_calibration_that_cannot_begin_is_refused(ltx_export, calibrations, asked, told):
+def test_a_calibration_that_cannot_begin_is_refused(ltx_export, calibrations, tmp_path, asked, told):
+    (tmp_path / "latin.txt").write_bytes("ein Fuchs l\xe4uft".encode("latin-1"))
     assert told in one_line(ltx_export("calibrate", "demo", *asked))
     assert calibrations == []

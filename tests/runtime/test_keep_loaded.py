@@ -94,6 +94,23 @@ def test_files_that_components_share_count_once_and_what_exceeds_the_limit_alone
     pool.close()
 
 
+def test_a_backend_s_own_copy_of_the_weights_counts_in_place_of_shared_files(spiece, diary):
+    engines = engines_of(DEMO, spiece)
+
+    def found(name, size):
+        shared = {Path("checkpoint"): 5}
+        return replace(
+            graph_found(engines, name, "fake", ["fp32"]), file_bytes=shared, path=Path(name), packed_bytes=size
+        )
+
+    pool = SessionPool(keep=True, limit_bytes=20)
+    for name, size in (("transformer", 12), ("vae_decoder", 8), ("upsampler", 1)):
+        with pool.session(found(name, size)):
+            pass
+    assert diary == ["open transformer", "open vae_decoder", "close transformer", "open upsampler"]
+    pool.close()
+
+
 def test_a_pipeline_that_is_closed_ends_what_runs_on_it_as_usual_and_keeps_nothing(spiece, diary):
     with Pipeline(engines_of(DEMO, spiece), backend="fake", keep_loaded=True) as pipe:
         video = pipe("a fox", **SMALL)

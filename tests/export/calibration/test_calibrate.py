@@ -5,13 +5,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from samples.demo import folder_with_quantized_demo
+from samples.demo import DEMO, folder_with_demo, folder_with_quantized_demo
+from samples.tiny import sources_of
 
+from ltx_export.build import ExportOptions, export_version
 from ltx_export.calibration import calibrate as calibration
 from ltx_export.calibration.calibrate import calibrate
+from ltx_export.calibration.trial import Trial
 from ltx_export.recorded import SIZES, random_feeds, relative_l2
 from ltx_runtime.errors import LtxError
-from ltx_runtime.folder.manifest import MANIFEST, open_engines
+from ltx_runtime.folder.manifest import open_engines, write_manifest
 from ltx_runtime.sessions import find, open_session
 
 SIZE = (64, 96, 9)
@@ -50,8 +53,7 @@ def test_the_transformer_gets_an_int8_graph_whose_error_is_within_the_limit(fold
 
 
 def test_the_int8_graph_runs_where_the_others_do(folder):
-    openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed, as in the environment with .[cpu]")
-    assert openvino
+    pytest.importorskip("openvino", reason="OpenVINO is not installed, as in the environment with .[cpu] alone")
     calibrated(folder)
     engines = open_engines(folder)
     found = find(engines, "transformer", "openvino_int8")
@@ -75,12 +77,21 @@ def test_kinds_that_add_most_stay_q8_where_the_limit_asks_for_it(folder):
     assert len({tuple("(" in product for product in products.split(", ")) for products in stayed}) == 1
 
 
-def test_a_limit_that_cannot_be_kept_leaves_the_folder_as_it_was(folder):
+@pytest.mark.parametrize(
+    ("limit", "measured", "refusal"),
+    [
+        (1e-6, None, r"the q8 graph alone has an error of .*e-.*; the limit is 1e-06 - calibrate with a larger one"),
+        (0.03, 0.05, r"attn1.to_q alone in int8 makes an error of 5.0e-02; the limit is 0.03 - use q8, or calibrate"),
+        (0.0, None, r"the limit of the error must be a positive number; got 0.0 - use 0.025"),
+        (float("nan"), None, r"must be a positive number; got nan"),
+    ],
+)
+def test_a_limit_that_cannot_be_kept_leaves_the_folder_as_it_was(folder, monkeypatch, limit, measured, refusal):
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".safetensors"}
-    with pytest.raises(
-        LtxError, match=r"alone in int8 makes an error of .*e-.*; the limit is 1e-06 - use --cpu-mode q8"
-    ):
-        calibrated(folder, limit=1e-6)
+    if measured is not None:
+        monkeypatch.setattr(Trial, "write_and_measure", lambda self, kept, steps=(): measured if kept else 0.01)
+    with pytest.raises(LtxError, match=refusal):
+        calibrated(folder, limit=limit)
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".safetensors"} == before
     assert not any(path.name.startswith(".") for path in folder.parent.iterdir())
 
@@ -106,15 +117,14 @@ def test_a_calibration_that_is_interrupted_leaves_a_folder_that_works(folder, mo
 def test_what_calibration_needs_is_told(folder):
     with pytest.raises(LtxError, match="needs 3 prompts or more; got 2 - add some"):
         calibrated(folder, prompts=PROMPTS[:2])
+    with pytest.raises(LtxError, match="height must be a multiple of 32; got 65"):
+        calibrate(open_engines(folder), print, prompts=PROMPTS, size=(65, 96, 9))
     engines = open_engines(folder)
     entry = engines.component("transformer")
     entry = replace(entry, graphs={"fp32": entry.graphs["fp32"]}, quantized={})
-    lacking = replace(engines, manifest=replace(engines.manifest, components={"transformer": entry}))
-    with pytest.raises(LtxError, match=r"has no q8 graph of transformer, .* run: ltx-export onnx demo --precision "):
-        calibrate(lacking, print, prompts=PROMPTS, size=SIZE)
-    with pytest.raises(LtxError, match="height must be a multiple of 32; got 65"):
-        calibrate(engines, print, prompts=PROMPTS, size=(65, 96, 9))
-    assert MANIFEST in names_in(folder)
+    write_manifest(folder, replace(engines.manifest, components={"transformer": entry}))
+    with pytest.raises(LtxError, match=r"has no q8 graph of transformer, .* - export it again from float weights"):
+        calibrated(folder)
 
 
 def test_measured_steps_are_those_of_the_exact_graph(folder):
@@ -135,3 +145,16 @@ def test_measured_steps_are_those_of_the_exact_graph(folder):
     with open_session(find(engines, "transformer", "cpu")) as exact:
         for feeds, velocity in kept[:2]:
             np.testing.assert_allclose(exact.run(feeds)["velocity"], velocity, rtol=1e-4, atol=1e-5)
+
+
+def test_a_folder_that_links_to_its_weights_is_calibrated_through_a_link_to_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("LTX_CACHE", "")
+    sources = sources_of(DEMO, folder_with_demo() / "weights")
+    options = ExportOptions(("fp32", "q8"), link=True)
+    export_version(DEMO, sources, tmp_path / "demo", options, lambda line: None)
+    (tmp_path / "link").symlink_to("demo")
+    calibrated(tmp_path / "link")
+    engines = open_engines(tmp_path / "demo")
+    assert engines.weights_folder("transformer") != engines.folder
+    assert "int8" in engines.component("transformer").graphs
+    assert not any(path.name.startswith(".") for path in (*tmp_path.iterdir(), *engines.folder.iterdir()))

@@ -57,7 +57,7 @@ def test_a_second_export_of_the_same_folder_is_refused_and_leaves_the_first_alon
     with staged(tmp_path / "0.9.5") as staging:
         (staging / MANIFEST).write_text("first")
         with pytest.raises(
-            LtxError, match=r"another export is writing .*0\.9\.5 \(it holds .*\) - wait until it has ended"
+            LtxError, match=r"another process is writing .*0\.9\.5 \(it holds .*\) - wait until it has ended"
         ):
             write(tmp_path / "0.9.5", "second")
         with staged(tmp_path / "0.9.6") as other:

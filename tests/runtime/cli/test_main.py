@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 import av
@@ -245,6 +246,9 @@ def test_about_names_the_program_and_every_backend(run):
     assert first == f"ltx-run {__version__}"
     assert [line.partition(":")[0] for line in backends] == list(BACKENDS)
     assert f"cpu: onnxruntime {metadata.version('onnxruntime')}" in backends
+    if find_spec("openvino") is not None:
+        told = [line for line in backends if line.startswith("openvino")]
+        assert len(told) == 3 and all(line.endswith(metadata.version("openvino")) for line in told)
 
 
 def test_what_was_made_is_told_to_programs(run, engines, tmp_path):

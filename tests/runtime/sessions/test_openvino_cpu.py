@@ -41,7 +41,7 @@ def big(engines, monkeypatch):
     monkeypatch.setattr(openvino_cpu, "free_memory", lambda: 16 * 10**9)
     monkeypatch.setattr(openvino_cpu, "speedups", lambda: {"bf16": 2.0, "q8": 3.5})
     found = find(engines, "text_encoder", "openvino")
-    return replace(found, component=transformer(4, 6, 12), parameters=LARGE)
+    return replace(found, component=transformer(4, 6, 12), parameters=LARGE, packed_bytes=int(2.3 * LARGE))
 
 
 def test_a_graph_is_computed_by_port_names_for_every_size(engines):
@@ -150,6 +150,9 @@ class FullRequest:
     def start_async(self):
         raise RuntimeError("Check failed: std::bad_alloc")
 
+    def cancel(self):
+        raise RuntimeError("nothing to cancel")
+
 
 def test_too_little_memory_to_load_is_a_reason_for_another_backend(engines, monkeypatch):
     def full(found):
@@ -183,7 +186,7 @@ def test_elsewhere_the_reason_is_told(big, monkeypatch):
     refused(replace(big, component=text_encoder(6)), "encodes a prompt before")
     refused(replace(big, parameters=1000), "too small to be worth compiling")
     refused(replace(big, backend="openvino_q8"), "no q8 graph of transformer")
-    refused(replace(big, parameters=13_000_000_000), r"transformer takes 30.9 GB of memory, and 16.0 GB are free")
+    refused(replace(big, packed_bytes=29_900_000_000), r"transformer takes 30.9 GB of memory, and 16.0 GB are free")
     monkeypatch.setattr(openvino_cpu, "speedups", lambda: {"bf16": 0.8})
     refused(big, r"computes in bf16 at 0.8 times the speed of fp32")
     monkeypatch.setattr(openvino_cpu, "speedups", dict)
@@ -196,16 +199,37 @@ def test_elsewhere_the_reason_is_told(big, monkeypatch):
     refused(big, r"OpenVINO cannot be used \(libopenvino.so: cannot open\)")
 
 
+def test_int8_is_used_only_where_it_is_asked_for_and_comes_out_right(big, monkeypatch):
+    int8 = replace(big, backend="openvino_int8", precision="int8")
+    monkeypatch.setattr(openvino_cpu, "saturates", lambda: False)
+    check_preferable(int8, measure=False)
+    with pytest.raises(LtxError, match="only where it is asked for"):
+        check_preferable(int8, measure=True)
+    with pytest.raises(LtxError, match="no int8 graph of transformer, which ltx-export calibrate makes"):
+        check_preferable(replace(int8, precision="q8"), measure=False)
+    monkeypatch.setattr(openvino_cpu, "saturates", lambda: True)
+    with pytest.raises(LtxError, match="no exact products of 8-bit integers"):
+        check_preferable(int8, measure=False)
+
+
 def test_what_is_asked_for_is_not_measured(big, monkeypatch):
     monkeypatch.setattr(openvino_cpu, "speedups", dict)
-    check_preferable(replace(big, parameters=13_000_000_000), measure=False)
+    check_preferable(replace(big, packed_bytes=29_900_000_000), measure=False)
     with pytest.raises(LtxError, match="too small"):
         check_preferable(replace(big, parameters=1000), measure=False)
 
 
+def test_memory_is_that_of_packed_weights_and_not_of_the_file(engines):
+    entry = replace(engines.manifest.components["text_encoder"], parameters=1000)
+    manifest = replace(engines.manifest, components={"text_encoder": entry})
+    found = find(Engines(engines.folder, manifest), "text_encoder", "openvino")
+    assert found.weights_bytes == 1  # its file in the manifest
+    assert 2000 <= found.packed_bytes == sum(found.held_bytes.values()) <= 3000
+
+
 def test_where_free_memory_is_unknown_it_is_no_reason(big, monkeypatch):
     monkeypatch.setattr(openvino_cpu, "free_memory", lambda: None)
-    check_preferable(replace(big, parameters=13_000_000_000), measure=True)
+    check_preferable(replace(big, packed_bytes=29_900_000_000), measure=True)
 
 
 def test_a_quantized_graph_is_found_with_its_own_file_in_the_version_folder(engines, tmp_path):

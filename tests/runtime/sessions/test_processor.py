@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -81,3 +82,11 @@ def test_the_measurement_is_of_the_precisions_that_the_processor_has():
     measurement = processor._measured()
     assert {"q8"} <= measurement.keys() <= {"q8", "bf16"}
     assert all(0.01 < speedup < 100 for speedup in measurement.values())
+
+
+def test_products_of_8_bit_integers_are_exact_where_sums_have_32_bits():
+    pytest.importorskip("openvino", reason="OpenVINO is not installed, as in the environment with .[cpu] alone")
+    flags = Path("/proc/cpuinfo")
+    if not flags.exists() or not any(name in flags.read_text() for name in ("avx512_vnni", "avx_vnni", "amx_int8")):
+        pytest.skip("this processor has no VNNI, and may add products in 16 bits - nothing can be tested here")
+    assert not processor.saturates()
