@@ -10,7 +10,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup engines demo demo-engines check fix test test-runtime bench clean
+.PHONY: setup engines demo demo-engines check fix test test-runtime bench bench-whole clean
 
 setup: $(VENV)/.ready
 
@@ -70,11 +70,13 @@ test-runtime: demo
 	rm -rf $(VENV)-runtime/moved && cp -r engines/demo $(VENV)-runtime/moved
 	cd $(VENV)-runtime && bin/ltx-run --engines moved --prompt "A red fox" --output fox.png && rm -r fox
 
-# A step, a decode and whole programs on this CPU against diffusers, with random weights made here: 40 GB of disk, and
-# half an hour on two cores.
+# A step and a decode on this CPU against diffusers, with random weights made here: 12 GB of disk, and 15 minutes on two
+# cores. bench-whole does the same with whole programs, T5-XXL included: 28 GB, and half an hour.
 bench: setup
 	$(BIN)/python -m pip install --quiet --group bench
 	$(BIN)/python benchmarks/cpu.py --plot build/bench/cpu.png
+
+bench-whole: setup
 	$(BIN)/python benchmarks/cpu_whole.py
 
 clean:

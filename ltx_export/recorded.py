@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ltx_runtime.errors import LtxError, explaining
-from ltx_runtime.folder.manifest import Engines, export_command
+from ltx_runtime.folder.manifest import QUANTIZED, Engines, export_command
 from ltx_runtime.spec.components import UNEVEN, Component, Port, check_feeds
 from ltx_runtime.spec.encodings import sinusoid_of
 
@@ -128,22 +128,28 @@ def read_record(path: Path, component: Component) -> tuple[Feeds, Array]:
 
 
 def check_folder(engines: Engines, report: Callable[[str], None]) -> None:
-    """Runs every fp32 graph of a verified version folder on the recorded inputs, and compares its output to the record.
+    """Runs the fp32 and q8 graphs of a verified version folder on the recorded inputs, and compares the outputs.
 
     Raises:
-        LtxError: a graph cannot be loaded, or its output differs by more than LIMIT in relative L2.
+        LtxError: a graph cannot be loaded, or its output differs from the record by more in relative L2 than LIMIT, or
+            for q8 by more than that beyond the difference at export.
     """
     for name, entry in engines.manifest.components.items():
-        graph = entry.graphs.get("fp32")
-        if graph is None or entry.recorded is None:
+        limits = {"fp32": LIMIT} if "fp32" in entry.graphs else {}
+        if QUANTIZED in entry.quantized:
+            limits[QUANTIZED] = entry.quantized[QUANTIZED].error + LIMIT
+        if entry.recorded is None or not limits:
             report(f"{name}: no fp32 graph to run here; its files are intact")
             continue
         feeds, expected = read_record(engines.folder / entry.recorded, entry.signature)
-        (actual,) = run_graph(engines.folder / graph, engines.weights_folder(name), entry.signature, [feeds])
-        error = relative_l2(actual, expected)
-        if error > LIMIT:
-            raise LtxError(
-                f"{engines.folder / graph} differs from its record by {error:.1e} relative L2, more than {LIMIT:.0e}",
-                command=export_command(engines.manifest.version),
-            )
-        report(f"{name}: relative L2 {error:.1e} to its record")
+        for precision, limit in limits.items():
+            weights = engines.weights_folder(name) if precision == "fp32" else engines.folder
+            graph = engines.folder / entry.graphs[precision]
+            (actual,) = run_graph(graph, weights, entry.signature, [feeds])
+            error = relative_l2(actual, expected)
+            if error > limit:
+                raise LtxError(
+                    f"{graph} differs from its record by {error:.1e} relative L2, more than {limit:.1e}",
+                    command=export_command(engines.manifest.version),
+                )
+            report(f"{name}: relative L2 {error:.1e} of {precision} to its record")

@@ -1,5 +1,7 @@
 """Laws of q8: weights within half a step, the graph of exactly those weights, in a file that stands alone."""
 
+import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +16,7 @@ from ltx_export.build import ExportOptions, export_version
 from ltx_export.checkpoints.blocks import Q8, quantized
 from ltx_export.checkpoints.checkpoint import open_safetensors
 from ltx_export.checkpoints.values import float32_of
-from ltx_export.recorded import SIZES, random_feeds, relative_l2, run_graph
+from ltx_export.recorded import SIZES, check_folder, random_feeds, relative_l2, run_graph
 from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.manifest import QUANTIZED_BLOCK, open_engines, read_manifest
 from ltx_runtime.sessions import find, open_session
@@ -154,3 +156,18 @@ def test_it_is_refused_by_name_for_a_network_without_repeated_blocks(tmp_path):
     with pytest.raises(LtxError, match=r"vae_decoder has no repeated blocks of float matrices .* --precision vae_dec"):
         export_version(DEMO, sources, tmp_path / "out", options, lambda line: None)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_check_runs_the_q8_graph_too(folder, tmp_path):
+    lines = []
+    check_folder(open_engines(folder), lines.append)
+    (told,) = [line for line in lines if "q8" in line]
+    error = read_manifest(folder).components["transformer"].quantized["q8"].error
+    assert told == f"transformer: relative L2 {error:.1e} of q8 to its record"
+    shutil.copytree(folder, tmp_path / "demo")
+    engines = open_engines(tmp_path / "demo")
+    entry = engines.component("transformer")
+    better = replace(entry, quantized={"q8": replace(entry.quantized["q8"], error=error / 2)})
+    manifest = replace(engines.manifest, components=engines.manifest.components | {"transformer": better})
+    with pytest.raises(LtxError, match=r"transformer.q8.onnx differs from its record by .*, more than "):
+        check_folder(replace(engines, manifest=manifest), lines.append)
