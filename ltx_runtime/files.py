@@ -96,7 +96,7 @@ def check_space(folder: Path, needed_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed_bytes > free:
         raise LtxError(
-            f"{folder} needs {needed_bytes / 1e9:.2f} GB more, but only {free / 1e9:.2f} GB are free",
+            f"{folder} needs {amount(needed_bytes)} more, but only {amount(free)} are free",
             "free some space or choose another disk",
         )
 

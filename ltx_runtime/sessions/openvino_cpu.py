@@ -42,7 +42,7 @@ _HINTS = {
 # Least number of parameters and least speedup over fp32 for which the seconds that it takes to compile pay off.
 _LEAST_PARAMETERS, _LEAST_SPEEDUP = 20_000_000, 1.25
 # Private memory of a network: its parameters as they are packed for the processor, and its activations.
-_BYTES_PER_PARAMETER, _ACTIVATION_BYTES = {CALIBRATED: 1.5, QUANTIZED: 1.5, "bf16": 2.3}, 1_000_000_000
+_BYTES_PER_PARAMETER, _ACTIVATION_BYTES = {CALIBRATED: 1.3, QUANTIZED: 1.3, "bf16": 2.3}, 1_000_000_000
 _NO_MEMORY = re.compile(r"allocate memory|bad.?alloc|out of memory", re.IGNORECASE)
 _POLL_MS = 50
 

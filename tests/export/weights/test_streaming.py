@@ -226,7 +226,7 @@ def test_a_disk_too_small_for_a_file_is_refused_before_a_byte_is_written(tmp_pat
         lambda: copy_file(tmp_path / "source", tmp_path / "copy"),
         lambda: write_safetensors(tmp_path / FILE, [room, ((Entry("more", "U8", (1,)),), lambda: [b"1"])]),
     ):
-        with pytest.raises(LtxError, match=f"{tmp_path} needs 0.00 GB more, but only 0.00 GB are free - free some"):
+        with pytest.raises(LtxError, match=f"{tmp_path} needs 0.00 MB more, but only 0.00 MB are free - free some"):
             write()
     assert [file.name for file in tmp_path.iterdir()] == ["source"]
     write_safetensors(tmp_path / FILE, [room, hole])
