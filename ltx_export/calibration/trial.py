@@ -96,7 +96,9 @@ class Trial:
             return every, error
         if (least := self.write_and_measure(frozenset())) > limit:
             raise LtxError(
-                f"the q8 graph alone has an error of {least:.1e}; the limit is {limit:g}", "calibrate with a larger one"
+                f"all products in int8 make an error of {error:.1e}, and the q8 graph alone {least:.1e}; the limit is "
+                f"{limit:g}",
+                "calibrate with a larger one",
             )
         report(f"transformer: relative L2 {error:.1e} with all products in int8, more than {limit:g}")
         kinds: dict[str, set[str]] = {}

@@ -80,7 +80,11 @@ def test_kinds_that_add_most_stay_q8_where_the_limit_asks_for_it(folder):
 @pytest.mark.parametrize(
     ("limit", "measured", "refusal"),
     [
-        (1e-6, None, r"the q8 graph alone has an error of .*e-.*; the limit is 1e-06 - calibrate with a larger one"),
+        (
+            1e-6,
+            None,
+            r"make an error of .*, and the q8 graph alone .*e-.*; the limit is 1e-06 - calibrate with a larger one",
+        ),
         (0.03, 0.05, r"attn1.to_q alone in int8 makes an error of 5.0e-02; the limit is 0.03 - use q8, or calibrate"),
         (0.0, None, r"the limit of the error must be a positive number; got 0.0 - use 0.025"),
         (float("nan"), None, r"must be a positive number; got nan"),
