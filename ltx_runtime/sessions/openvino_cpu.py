@@ -120,7 +120,7 @@ class _Compiled:
         fixed: whether its inputs usually stay the same from run to run.
         inputs: a name of each input.
         outputs: all names of all outputs.
-        seen: the inputs of its last run.
+        seen: the arrays that its last run was given; empty if that run did not end well.
     """
 
     request: Any
@@ -129,18 +129,10 @@ class _Compiled:
     outputs: Sequence[str]
     seen: Sequence[Any] = ()
 
-    def run(self, inputs: Sequence[Any], tensor: Any) -> None:
-        """Runs the piece; Ctrl-C ends the run.
-
-        Args:
-            inputs: arrays, or tensors of OpenVINO.
-            tensor: class of such tensors.
-        """
-        self.seen = ()
-        for name, value in zip(self.inputs, inputs, strict=True):
-            # Arrays are copied: OpenVINO refuses to share memory of those that are read-only.
-            is_array = isinstance(value, np.ndarray)
-            self.request.set_tensor(name, tensor(np.ascontiguousarray(value)) if is_array else value)
+    def run(self, tensors: Sequence[Any]) -> None:
+        """Runs the piece on tensors of OpenVINO; Ctrl-C ends the run."""
+        for name, tensor in zip(self.inputs, tensors, strict=True):
+            self.request.set_tensor(name, tensor)
         try:
             self.request.start_async()
             while not self.request.wait_for(_POLL_MS):
@@ -150,7 +142,6 @@ class _Compiled:
                 self.request.cancel()
                 self.request.wait()
             raise
-        self.seen = inputs
 
 
 class OpenVinoRunner:
@@ -187,12 +178,15 @@ class OpenVinoRunner:
         Raises:
             MemoryError: there is too little memory.
         """
-        values: dict[str, Any] = dict(feeds)
         try:
+            # Copied, once for all pieces: OpenVINO refuses to share memory of arrays that are read-only.
+            values = {name: self._tensor(np.ascontiguousarray(array)) for name, array in feeds.items()}
             for piece in self._pieces:
-                inputs = [values[name] for name in piece.inputs]
-                if not (piece.fixed and _are_same(inputs, piece.seen)):
-                    piece.run(inputs, self._tensor)
+                given = [feeds[name] for name in piece.inputs if name in feeds]
+                if not (piece.fixed and _are_same(given, piece.seen)):
+                    piece.seen = ()
+                    piece.run([values[name] for name in piece.inputs])
+                    piece.seen = given
                 values |= {name: piece.request.get_tensor(name) for name in piece.outputs}
             return {name: np.array(values[name].data) for name in wanted}
         except RuntimeError as error:
@@ -205,10 +199,10 @@ class OpenVinoRunner:
         self._pieces = []
 
 
-def _are_same(inputs: Sequence[Any], seen: Sequence[Any]) -> bool:
+def _are_same(given: Sequence[Any], seen: Sequence[Any]) -> bool:
     """Returns whether arrays are the objects that they were, and read-only, so that nobody can have changed them."""
-    return len(inputs) == len(seen) and all(
-        now is before and not now.flags.writeable for now, before in zip(inputs, seen, strict=True)
+    return len(given) == len(seen) and all(
+        now is before and not now.flags.writeable for now, before in zip(given, seen, strict=True)
     )
 
 

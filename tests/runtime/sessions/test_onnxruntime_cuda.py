@@ -168,7 +168,7 @@ def test_a_real_gpu_computes_a_graph(tmp_path):
     except LtxError as error:
         pytest.skip(str(error))
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        pytest.skip("this onnxruntime is without CUDA")
+        pytest.skip("this onnxruntime is without CUDA - install .[gpu] instead of .[cpu] to test it")
     path = tmp_path / "text_encoder.bf16.onnx"
     path.write_bytes(graph_that_adds("ids", "mask", output="text"))
     with open_session(Found("cuda", ADDING, path, tmp_path)) as session:
