@@ -8,27 +8,31 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from ltx_runtime.release import RELEASE
+
 if TYPE_CHECKING:
     from ltx_runtime.errors import LtxError as LtxError
+    from ltx_runtime.outputs.record import read_record as read_record
     from ltx_runtime.pipeline import Pipeline as Pipeline
-    from ltx_runtime.pipeline import Result as Result
-    from ltx_runtime.pipeline import Video as Video
     from ltx_runtime.planning.preset import Preset as Preset
     from ltx_runtime.planning.preset import read_preset as read_preset
     from ltx_runtime.planning.request import Condition as Condition
     from ltx_runtime.planning.request import Request as Request
-    from ltx_runtime.road import Step as Step
+    from ltx_runtime.sampling.step import Step as Step
     from ltx_runtime.spec.presets import Guidance as Guidance
     from ltx_runtime.spec.presets import Pass as Pass
     from ltx_runtime.spec.versions import VERSIONS as VERSIONS
+    from ltx_runtime.video import Result as Result
+    from ltx_runtime.video import Video as Video
 
-__version__ = "0.1.0"
+__version__ = RELEASE
 
 _PLACES = {
     "Pipeline": "pipeline",
-    "Video": "pipeline",
-    "Result": "pipeline",
-    "Step": "road",
+    "Video": "video",
+    "Result": "video",
+    "read_record": "outputs.record",
+    "Step": "sampling.step",
     "Request": "planning.request",
     "Condition": "planning.request",
     "Preset": "planning.preset",
@@ -40,7 +44,7 @@ _PLACES = {
 }
 __all__ = [
     *("VERSIONS", "Condition", "Guidance", "LtxError", "Pass", "Pipeline", "Preset", "Request", "Result", "Step"),
-    *("Video", "read_preset"),
+    *("Video", "read_preset", "read_record"),
 ]
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import secrets
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,24 +15,126 @@ from typing import Any
 
 from ltx_runtime.errors import LtxError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 _WAIT_S = 0.2
 _SMALL_BYTES = 100_000_000
 _CACHE_VARIABLE = "LTX_CACHE"
+_PARTIAL = ".ltx-{}.partial"
+_ABANDONED_S = 86_400.0
+_UNLOCKED = -1
+_NO_LINKS = (errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EINVAL)
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`, which is renamed to `path` if the block succeeds and deleted if not.
+def written_whole(path: Path, *, replace: bool = True) -> Iterator[Path]:
+    """Yields a temporary path, which is renamed to `path` if the block succeeds and deleted if not.
 
-    A temporary file left by an interrupted run is deleted first.
+    Args:
+        path: the file, or the folder, to write.
+        replace: whether a file of that name is replaced.
+
+    Raises:
+        FileExistsError: the name is taken, and `replace` is false.
     """
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.unlink(missing_ok=True)
-    try:
+    with partial_folder(path.parent) as folder:
+        temporary = folder / path.name
         yield temporary
-        temporary.replace(path)
+        if replace:
+            temporary.replace(path)
+        else:
+            place_new(temporary, path)
+
+
+@contextmanager
+def partial_folder(parent: Path) -> Iterator[Path]:
+    """Yields a new hidden folder in `parent` under a name of its own, which is deleted with its contents at the end.
+
+    Folders of this kind that killed processes have left in `parent` are deleted first.
+    """
+    _delete_abandoned(parent)
+    lock = None
+    while lock is None:  # another process may take the folder for abandoned before it is locked
+        folder = parent / _PARTIAL.format(secrets.token_hex(4))
+        with suppress(FileExistsError):
+            folder.mkdir()
+            lock = lock_of(folder)
+    try:
+        yield folder
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        unlock(lock)
+
+
+def _delete_abandoned(parent: Path) -> None:
+    """Deletes temporary folders whose process has ended; where that cannot be seen, those unused for a day."""
+    for folder in parent.glob(_PARTIAL.format("*")):
+        lock = None
+        with suppress(OSError):
+            lock = lock_of(folder)
+            if lock is not None and (lock != _UNLOCKED or time.time() - folder.stat().st_mtime > _ABANDONED_S):
+                shutil.rmtree(folder, ignore_errors=True)
+        unlock(lock)
+
+
+def lock_of(path: Path) -> int | None:
+    """Locks an existing file or folder until `unlock` is called or the process ends.
+
+    Returns:
+        What `unlock` takes; None if another process holds the lock or has removed the file. Where files cannot be
+        locked, all callers get the same number, and nobody is kept out.
+    """
+    if fcntl is None:
+        return _UNLOCKED
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(descriptor), path.stat()):
+            return descriptor
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    except OSError:  # a file system without locks
+        os.close(descriptor)
+        return _UNLOCKED
+    os.close(descriptor)
+    return None
+
+
+def unlock(lock: int | None) -> None:
+    """Releases what `lock_of` returned."""
+    if lock is not None and lock != _UNLOCKED:
+        os.close(lock)
+
+
+def place_new(temporary: Path, path: Path) -> None:
+    """Renames a file or a folder to a name that is free; an empty folder counts as free for a folder.
+
+    Raises:
+        FileExistsError: the name is taken, perhaps since a moment ago.
+    """
+    taken = FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+    if temporary.is_dir():
+        try:
+            temporary.rename(path)  # never replaces anything but an empty folder
+        except OSError as error:
+            if os.path.lexists(path):
+                raise taken from error
+            raise
+        return
+    try:
+        os.link(temporary, path)  # unlike a rename, fails if the name is taken
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        with path.open("xb"):  # a file system without hard links
+            pass
+        temporary.replace(path)
 
 
 @contextmanager

@@ -7,9 +7,8 @@ with Pipeline("engines/0.9.8-2b-distilled") as pipe:
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,31 +16,32 @@ from ltx_runtime.declared import declared, path_of
 from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.manifest import Engines, find_folder, open_engines
 from ltx_runtime.media.prepare import count_frames
-from ltx_runtime.media.video import check_output, open_writer
-from ltx_runtime.noise.noise import Noise
+from ltx_runtime.outputs.places import check_readable, places_of
+from ltx_runtime.outputs.unfinished import Unfinished, open_unfinished
 from ltx_runtime.planning.backends import Chosen, Size, choose, needed
 from ltx_runtime.planning.media import frames_of as media_frames_of
 from ltx_runtime.planning.options import RunOptions, bytes_of, check_options
-from ltx_runtime.planning.plan import Plan, plan
-from ltx_runtime.planning.report import describe, lines_of
+from ltx_runtime.planning.plan import plan
 from ltx_runtime.planning.request import Request, resolved
-from ltx_runtime.planning.work import work_of
-from ltx_runtime.progress import Progress, silent
-from ltx_runtime.road import Floats, Frame, Road, Step, channels_of, decoder_feeds, frames_of, noise_of, run_passes
+from ltx_runtime.progress import silent
+from ltx_runtime.road import Road, channels_of, noise_of
 from ltx_runtime.sampling.conditioning import added_frames
 from ltx_runtime.sessions import AUTO, Found
 from ltx_runtime.sessions.pool import pool_of
 from ltx_runtime.spec.components import ComponentName
 from ltx_runtime.spec.geometry import TEMPORAL_SCALE, Grid
 from ltx_runtime.spec.versions import find_version
-from ltx_runtime.vae.saved_latents import Ending, read_initial, read_latents
+from ltx_runtime.vae.saved_latents import read_latents
+from ltx_runtime.video import Result, Video
 
 _REQUEST_FIELDS = tuple(one.name for one in fields(Request))
 # Fields of RunOptions that are set for the pipeline, and so not for a single video.
 _PIPELINE_FIELDS = ("backend", "cpu_mode", "memory_bytes", "gpu_memory_bytes", "threads")
 _RUN_FIELDS = tuple(one.name for one in fields(RunOptions) if one.name not in _PIPELINE_FIELDS)
 # Fields of RunOptions that matter for latents that were saved, of which nothing is left to do but decode them.
-_DECODE_FIELDS = ("rng", "noise", "tiled", "save_noise")
+_DECODE_FIELDS = ("rng", "noise", "tiled", "save_noise", "overwrite", "metadata")
+# Fields of RunOptions that can be changed for a run that goes on.
+_RESUMED_FIELDS = ("tiled", "low_memory", "overwrite", "metadata")
 
 Note = Callable[[str], None]
 Name = Callable[[int, "Video"], "Path | str"]  # the file of one of many videos, by its number
@@ -133,23 +133,70 @@ class Pipeline:
         request, options = self._changed(request if isinstance(request, Request) else Request(request), changes)
         if not request.prompt and options.embeddings is None:
             raise LtxError("there is no prompt", "give a prompt, or the file of its embeddings")
-        if request.video is not None and request.num_frames is None:
+        if request.video is not None and request.num_frames is None and request.duration is None:
             frames = count_frames(request.video)
             request = replace(request, num_frames=max(1, (frames - 1) // TEMPORAL_SCALE * TEMPORAL_SCALE + 1))
+        return self._planned(request, options)
+
+    def _planned(self, request: Request, options: RunOptions, unfinished: Unfinished | None = None) -> Video:
+        """Plans a video, or the rest of one that is unfinished."""
         manifest = self.engines.manifest
         planned = plan(resolved(request, self.version), self.version, manifest.schedule, manifest.allowed_sigmas)
         # A preset of one pass needs what --single-pass does of a version of two.
         single_pass = request.single_pass or len(planned.passes) < len(self.version.passes)
         size = Size(*planned.ending.size, planned.passes[-1].grid.num_frames, single_pass)
         chosen = choose(self.engines, needed(planned, options), options, size, self._found)
-        options.check_places()
+        check_readable(options)
+        places = places_of(self.engines, request, options)
+        # Files of a run that goes on are its own, and there already.
+        (places if unfinished is None else replace(places, overwrite=True)).check()
         if "vae_encoder" in chosen.names:
             for one in planned.passes:
                 chosen.tiling(one.grid, encoding=True)
         used = media_frames_of(planned)
         added = added_frames(zip((one.frame for one in request.conditions), used, strict=True))
         chosen.check_passes(planned, added, conditioned=bool(request.conditions))
-        return Video(self, chosen, planned.ending, planned, used)
+        return Video(self._road(chosen), places, planned.ending, planned, used, unfinished)
+
+    def resume(self, unfinished: Unfinished | Path | str, **changes: Any) -> Video:
+        """Returns the video of a run that was interrupted; saving it goes on from its last finished step.
+
+        Args:
+            unfinished: the file that `Video.save` left beside its output.
+            changes: fields of RunOptions by name; only some can be changed.
+
+        Raises:
+            LtxError: the file is damaged, its run is still under way, or what it was made from has changed.
+        """
+        if not isinstance(unfinished, Unfinished):
+            unfinished = open_unfinished(path_of(unfinished, "unfinished"))
+        try:
+            _check_known(changes, _RESUMED_FIELDS)
+            recorded, run = unfinished.recorded()
+            own = {name: value for name, value in {**recorded.options, **run}.items() if name in _RUN_FIELDS}
+            options = self._options_with({**own, **changes}, _RUN_FIELDS)
+            for path in recorded.changed_inputs():
+                raise LtxError(f"{path} is not what it was when the run began", "put it back, or start again")
+            video = self._planned(recorded.request, options, unfinished)
+            for name in recorded.changed_weights(video.weights):
+                raise LtxError(
+                    f"{name} in {self.engines.folder} is not the one with which the run began",
+                    "use the same version folder and backend, or start again",
+                )
+        except BaseException:
+            unfinished.release()
+            raise
+        return video
+
+    def _road(self, chosen: Chosen) -> Road:
+        return Road(
+            self.engines, self.version, chosen.options, chosen, self._sessions, silent, self._note, self._note_once
+        )
+
+    def _note_once(self, line: str) -> None:
+        if line not in self._noted:
+            self._noted.add(line)
+            self._note(line)
 
     def _changed(self, request: Request, changes: dict[str, Any]) -> tuple[Request, RunOptions]:
         """Returns the request and the pipeline's options with some fields changed."""
@@ -159,9 +206,7 @@ class Pipeline:
 
     def _options_with(self, changes: dict[str, Any], known: Sequence[str]) -> RunOptions:
         """Returns the pipeline's options with some fields changed; `known` lists all valid names, for the message."""
-        unknown = sorted(changes.keys() - {*known})
-        if unknown:
-            raise LtxError(f"there is nothing called {unknown[0]!r} to ask for", f"use one of {', '.join(known)}")
+        _check_known(changes, known)
         return check_options(replace(self._options, **changes))
 
     def decode(self, path: Path | str, **changes: Any) -> Video:
@@ -181,9 +226,11 @@ class Pipeline:
         grid = Grid(*latents.shape[2:])
         size = Size(*ending.size, ending.num_frames, single_pass=ending.size == (grid.height, grid.width))
         chosen = choose(self.engines, ["vae_decoder"], options, size, self._found)
-        options.check_places()
+        check_readable(options)
+        places = places_of(self.engines, None, options).adding(reads={"the file of latents": path_of(path, "path")})
+        places.check()
         chosen.tiling(grid)
-        video = Video(self, chosen, ending)
+        video = Video(self._road(chosen), places, ending)
         video._use(latents, noise_of(options, ending.seed, {}))
         return video
 
@@ -220,180 +267,8 @@ class Pipeline:
             return Result(index, error=error)
 
 
-class Video:
-    """A video that is planned and not made yet.
-
-    It is denoised once, when its frames or its latents are first asked for, and decoded every time its frames are.
-
-    Attributes:
-        plan: passes, steps, guidance and sizes; None for latents that were saved.
-        ending: size, length, frame rate and seed of what is written.
-        seconds: what each stage took, by its name; filled as stages end.
-    """
-
-    def __init__(
-        self, pipeline: Pipeline, chosen: Chosen, ending: Ending, planned: Plan | None = None, media: Sequence[int] = ()
-    ) -> None:
-        self.plan = planned
-        self.ending = ending
-        self.seconds: dict[str, float] = {}
-        self._pipeline, self._chosen, self._media = pipeline, chosen, media
-        self._latents: Floats | None = None
-        self._noise: Noise | None = None
-        self._feeds: dict[str, Floats] | None = None
-
-    @property
-    def backends(self) -> dict[ComponentName, str]:
-        """The backend of each network, in the order in which they run."""
-        return {name: self._chosen.found[name].backend for name in self._chosen.names}
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width in pixels."""
-        left, right, top, bottom = self.ending.crop
-        return self.ending.size[0] - top - bottom, self.ending.size[1] - left - right
-
-    def report(self) -> dict[str, Any]:
-        """The plan as plain data: steps, guidance, backends, tiles and estimates of memory."""
-        if self.plan is None:
-            return asdict(self.ending) | {"backends": self.backends}
-        return describe(self.plan, self._chosen, self._pipeline.engines.manifest, self._media)
-
-    def work(self) -> dict[str, float]:
-        """Estimates the floating-point operations of every stage by its name, for the total progress of a run."""
-        if self.plan is None:
-            return {}
-        count = len(self.plan.request.conditions) + (self.plan.request.video is not None)
-        return work_of(self.plan, self._pipeline.version, self._chosen.names, count)
-
-    def steps(self, progress: Progress = silent) -> Generator[Step, None, None]:
-        """Makes the latents, step by step. Leaving the loop early frees the network and leaves nothing behind.
-
-        Args:
-            progress: shows how far each stage is.
-
-        Raises:
-            LtxError: a file cannot be used, or there is too little memory.
-            ValueError: the video is made of saved latents, which have no steps.
-        """
-        if self.plan is None:
-            raise ValueError("latents that were saved have no steps")
-        self._latents = self._feeds = None
-        road = self._road(progress)
-        given = {}
-        if road.options.initial_latents is not None:
-            given["pass1/initial"] = read_initial(road.options.initial_latents, self.plan.passes[0].grid, road.channels)
-        noise = noise_of(road.options, self.ending.seed, given)
-        self._tell_backends(road)
-        self._use((yield from run_passes(road, self.plan, self._media, noise)), noise)
-
-    def _tell_backends(self, road: Road) -> None:
-        """Notes the backend of each network if it was chosen automatically; a pipeline says the same thing once."""
-        for line in self._chosen.lines():
-            if line not in self._pipeline._noted:
-                self._pipeline._noted.add(line)
-                road.note(line)
-
-    def _use(self, latents: Floats, noise: Noise) -> None:
-        """Sets the latents to decode, and the source of the decoder's noise."""
-        self._latents, self._noise = latents, noise
-
-    def latents(self, progress: Progress = silent) -> Floats:
-        """Returns the normalized latents to decode, (1, C, F, H, W) float32; the first call makes them.
-
-        Raises:
-            LtxError: a file cannot be used, or there is too little memory.
-        """
-        if self._latents is None:
-            for _ in self.steps(progress):
-                pass
-        assert self._latents is not None
-        return self._latents
-
-    def frames(self, progress: Progress = silent) -> Generator[Frame, None, None]:
-        """Yields every frame in order, (height, width, 3) uint8 RGB; makes the latents first if need be.
-
-        Raises:
-            LtxError: a file cannot be used, there is too little memory, or the decoder's output is not finite.
-        """
-        latents = self.latents(progress)
-        road = self._road(progress)
-        if self.plan is None:  # otherwise steps has told
-            self._tell_backends(road)
-        if self._feeds is None:
-            assert self._noise is not None
-            self._feeds = decoder_feeds(road, latents, self.ending, self._noise)
-        yield from frames_of(road, self._feeds, self.ending)
-
-    def __iter__(self) -> Iterator[Frame]:
-        return self.frames()
-
-    def report_lines(self) -> list[str]:
-        """The plan as lines of text."""
-        if self.plan is None:
-            ending = self.ending
-            return [f"decode: {ending.num_frames} frames at {ending.fps:g} fps, seed {ending.seed}"]
-        return list(lines_of(self.report()))
-
-    def check_output(self, path: Path | str, *, folder_exists: bool = True) -> Path:
-        """Checks that `save` could write this file, and returns the file, or for .png the folder of frames.
-
-        Args:
-            path: the file, as for `save`.
-            folder_exists: whether the folder of the file must exist already.
-
-        Raises:
-            LtxError: the format is unknown or cannot hold this size or frame rate, or there is no such folder.
-        """
-        return check_output(path_of(path, "path"), *self.size, self.ending.fps, folder_exists=folder_exists)
-
-    def save(self, path: Path | str, progress: Progress = silent) -> Path:
-        """Makes the video and writes it to a file, which appears when it is whole.
-
-        Args:
-            path: .mp4, .webm, .gif, or NAME.png for a folder NAME of frames.
-            progress: shows how far each stage is.
-
-        Returns:
-            The file, or the folder of frames.
-
-        Raises:
-            LtxError: a file cannot be used or written, there is too little memory, or the output is not finite.
-        """
-        path = path_of(path, "path")
-        target = self.check_output(path)
-        # An output that fails closes the frames, which frees the decoder.
-        with open_writer(path, self.ending.fps) as write, closing(self.frames(progress)) as frames:
-            for frame in frames:
-                write(frame)
-        return target
-
-    def _road(self, progress: Progress) -> Road:
-        pipe = self._pipeline
-        return Road(
-            pipe.engines,
-            pipe.version,
-            self._chosen.options,
-            self._chosen,
-            pipe._sessions,
-            progress,
-            pipe._note,
-            self.seconds,
-        )
-
-
-@dataclass(frozen=True)
-class Result:
-    """The result of one of many requests.
-
-    Attributes:
-        index: number of the request, from 0.
-        video: the video, with its latents made; None if the request failed.
-        path: the file that was written; None if there is none.
-        error: why the request failed; None if it did not.
-    """
-
-    index: int
-    video: Video | None = None
-    path: Path | None = None
-    error: Exception | None = None
+def _check_known(changes: dict[str, Any], known: Sequence[str]) -> None:
+    """Raises LtxError if a name is not among those that can be changed."""
+    unknown = sorted(changes.keys() - {*known})
+    if unknown:
+        raise LtxError(f"there is nothing called {unknown[0]!r} to ask for", f"use one of {', '.join(known)}")

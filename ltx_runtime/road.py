@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import islice
 from time import perf_counter
 from typing import Protocol
@@ -17,20 +16,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltx_runtime.errors import LtxError
-from ltx_runtime.folder.manifest import Engines, export_command
+from ltx_runtime.folder.manifest import Engines
 from ltx_runtime.noise.noise import RNGS, FileNoise, GivenNoise, Noise, RecordingNoise
+from ltx_runtime.outputs.unfinished import ReplayedNoise, State
 from ltx_runtime.planning.backends import Chosen
 from ltx_runtime.planning.media import read_media
 from ltx_runtime.planning.options import RunOptions
 from ltx_runtime.planning.plan import Plan
 from ltx_runtime.planning.work import DECODE, FRAME_RATE, MEDIA, TEXT, UPSCALE, denoise_label
 from ltx_runtime.progress import Progress
-from ltx_runtime.sampling import denoise
 from ltx_runtime.sampling.start import Encoded, Media, encode_for, start_of
+from ltx_runtime.sampling.step import Step
 from ltx_runtime.sampling.velocity import make_latents
 from ltx_runtime.sessions import Found, Session, UnsupportedError
 from ltx_runtime.spec.components import ComponentName
-from ltx_runtime.spec.geometry import Grid, latents_of
+from ltx_runtime.spec.geometry import Grid
 from ltx_runtime.spec.versions import Version
 from ltx_runtime.text.cache import EmbeddingsCache
 from ltx_runtime.text.embeddings import Text, read_text, text_of, write_text
@@ -39,7 +39,6 @@ from ltx_runtime.text.tokenizer import Tokenizer
 from ltx_runtime.vae.decode import decode, decode_pixels, ready_to_decode
 from ltx_runtime.vae.encode import Posterior, encode_media
 from ltx_runtime.vae.latents import adain
-from ltx_runtime.vae.preview import pictures_of
 from ltx_runtime.vae.resize import resize_bilinear
 from ltx_runtime.vae.saved_latents import Ending, write_latents
 from ltx_runtime.vae.tiling import Tiling
@@ -47,64 +46,6 @@ from ltx_runtime.vae.upsample import upsample
 
 Frame = NDArray[np.uint8]
 Floats = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step of the denoising loop.
-
-    Attributes:
-        index: number of the step within its pass, from 0.
-        steps: number of steps of the pass.
-        pass_number: 1, or 2 for the pass that refines.
-        passes: number of passes.
-        sigma: the noise level of the latents after the step.
-    """
-
-    index: int
-    steps: int
-    pass_number: int
-    passes: int
-    sigma: float
-    _tokens: denoise.Step = field(repr=False, compare=False)
-    _grid: Grid = field(repr=False)
-    _extra: int = field(repr=False)
-    _engines: Engines = field(repr=False, compare=False)
-
-    @cached_property
-    def latents(self) -> Floats:
-        """The latents after the step, normalized, (1, C, F, H, W) float32; noisy until the last step."""
-        return _read_only(latents_of(self._tokens.tokens[:, self._extra :], self._grid))
-
-    @cached_property
-    def predicted(self) -> Floats:
-        """The noise-free latents that the transformer foresees at this step, shaped like `latents`."""
-        return _read_only(latents_of(self._tokens.predicted()[:, self._extra :], self._grid))
-
-    def preview(self) -> NDArray[np.uint8]:
-        """Pictures of the video as the transformer foresees it at this step, without the VAE: approximate colours.
-
-        Returns:
-            A picture for each latent frame, (F, H, W, 3) uint8 RGB, with a pixel for every 32x32 of the video.
-
-        Raises:
-            LtxError: the version folder was exported without the VAE encoder, or by an earlier release.
-        """
-        encoder = self._engines.manifest.components.get("vae_encoder")
-        if encoder is None or encoder.preview is None:
-            raise LtxError(
-                f"{self._engines.folder} has no colours for previews",
-                "export it with its VAE encoder",
-                export_command(self._engines.manifest.version),
-            )
-        return pictures_of(self.predicted, encoder.preview)
-
-
-def _read_only(array: Floats) -> Floats:
-    """Returns a view that cannot be written to, since the run goes on with these numbers."""
-    view: Floats = array.view()
-    view.flags.writeable = False
-    return view
 
 
 class Sessions(Protocol):
@@ -125,6 +66,7 @@ class Road:
         sessions: opens sessions, and keeps those that stay loaded.
         progress: shows how far each stage is.
         note: is called with each remark that the user should know of.
+        note_once: the same, but a remark that was made for an earlier video is not made again.
         seconds: duration of each finished stage, by its label.
     """
 
@@ -135,6 +77,7 @@ class Road:
     sessions: Sessions
     progress: Progress
     note: Callable[[str], None]
+    note_once: Callable[[str], None]
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
@@ -163,6 +106,11 @@ class Road:
                 session = opened.enter_context(self.sessions.session(found))
             yield session
 
+    def tell_backends(self) -> None:
+        """Notes the backend of each network if it was chosen automatically."""
+        for line in self.chosen.lines():
+            self.note_once(line)
+
     @property
     def channels(self) -> int:
         """Number of channels of the latents."""
@@ -184,8 +132,12 @@ def noise_of(options: RunOptions, seed: int, given: Mapping[str, Floats]) -> Noi
     return noise if options.save_noise is None else RecordingNoise(noise)
 
 
-def run_passes(road: Road, planned: Plan, media_frames: Sequence[int], noise: Noise) -> Generator[Step, None, Floats]:
+def run_passes(
+    road: Road, planned: Plan, media_frames: Sequence[int], noise: Noise, state: State
+) -> Generator[Step, None, Floats]:
     """Makes the latents: text, media, all passes, temporal upscale. What is to be saved is saved as soon as it is made.
+
+    What `state` holds is not computed again.
 
     Yields:
         Every step of every pass.
@@ -196,29 +148,39 @@ def run_passes(road: Road, planned: Plan, media_frames: Sequence[int], noise: No
     Raises:
         LtxError: a file cannot be used, or a size does not fit an engine.
     """
-    media = read_media(planned, media_frames, road.options.crf)
-    text = _text(road, planned)
-    encoded = _encoded(road, planned, media)
-    made: dict[str, Floats] = {}
+    listed = ReplayedNoise(noise, state.drawn)
 
-    def keep(name: str, latents: Floats) -> Floats:
-        made[name] = latents
+    def finish(name: str, latents: Floats) -> None:
+        state.finished(name, latents, listed.drawn)
         if road.options.save_latents is not None:
-            write_latents(road.options.save_latents, made, planned.ending)
-        return latents
+            write_latents(road.options.save_latents, state.latents, planned.ending)
 
-    latents = keep("pass1", (yield from _run_pass(road, planned, 1, text, None, media, encoded[0], noise)))
-    for number in range(2, len(planned.passes) + 1):
-        with road.stage(UPSCALE, 1, "upsampler") as (session, done):
-            before = adain(upsample(session, latents), latents)
-            done()
-        latents = yield from _run_pass(road, planned, number, text, before, media, encoded[number - 1], noise)
-        keep(f"pass{number}", latents)
-    if planned.temporal_upscale:
+    names = [f"pass{number}" for number in range(1, len(planned.passes) + 1)]
+    if names[-1] not in state.latents:
+        media = read_media(planned, media_frames, road.options.crf)
+        state.text = text = state.text or _text(road, planned)
+        encoded = _encoded(road, planned, media)
+        state.keep()
+        for number, name in enumerate(names, start=1):
+            if name in state.latents:
+                continue
+            before = None if number == 1 else _upscaled(road, state.latents[names[number - 2]])
+            run = _run_pass(road, planned, number, text, before, media, encoded[number - 1], listed, state)
+            finish(name, (yield from run))
+        state.text = None
+    if planned.temporal_upscale and "temporal" not in state.latents:
         with road.stage(FRAME_RATE, 1, "temporal_upsampler") as (session, done):
-            latents = keep("temporal", upsample(session, latents))
+            finish("temporal", upsample(session, state.latents[names[-1]]))
             done()
-    return latents
+    return state.latents["temporal" if planned.temporal_upscale else names[-1]]
+
+
+def _upscaled(road: Road, latents: Floats) -> Floats:
+    """Returns the latents of a pass at twice their height and width, from which the next pass begins."""
+    with road.stage(UPSCALE, 1, "upsampler") as (session, done):
+        upscaled = adain(upsample(session, latents), latents)
+        done()
+    return upscaled
 
 
 def _text(road: Road, planned: Plan) -> Text:
@@ -296,34 +258,33 @@ def _run_pass(
     media: Media,
     encoded: Encoded,
     noise: Noise,
+    state: State,
 ) -> Generator[Step, None, Floats]:
     """Yields the steps of one pass and returns its latents (1, C, F, H, W).
 
     The pass starts from noise, or from the upscaled latents `before` of the first pass.
     """
     one, count = planned.passes[number - 1], len(planned.passes)
-    grid = one.grid
+    grid, manifest = one.grid, road.engines.manifest
 
     def draw(name: str, shape: tuple[int, ...]) -> Floats:
         return noise.draw(f"pass{number}/{name}", shape)
 
-    start = start_of(
-        one,
-        planned.settings,
-        (1, road.channels, grid.frames, grid.rows, grid.columns),
-        before,
-        media,
-        encoded,
-        draw,
-        causal=road.engines.manifest.causal_positions,
-        sampled=road.options.sample_posterior,
-    )
+    shape = (1, road.channels, grid.frames, grid.rows, grid.columns)
+    causal, sampled = manifest.causal_positions, road.options.sample_posterior
+    start = start_of(one, planned.settings, shape, before, media, encoded, draw, causal=causal, sampled=sampled)
     with road.stage(denoise_label(number, count), len(one.sigmas), "transformer") as (session, done):
-        rope, low_memory = road.engines.manifest.rope, road.options.low_memory
-        made = make_latents(session, text, rope, start, one, planned.settings, draw, low_memory=low_memory)
+        for _ in range(state.steps):
+            done()
+        resumed = None if state.tokens is None else (state.steps, state.tokens)
+        low_memory = road.options.low_memory
+        inputs = (text, manifest.rope, start, one, planned.settings)
+        made = make_latents(session, *inputs, draw, low_memory=low_memory, resumed=resumed)
         for each in made:
             step = Step(each.index, len(one.sigmas), number, count, each.sigma, each, grid, start.extra, road.engines)
             done()
+            if each.index + 1 < len(one.sigmas):  # after the last one, the pass is kept as a whole
+                state.stepped(each.tokens, each.index + 1)
             yield step
     return step.latents
 

@@ -69,20 +69,6 @@ def names_in(path: Path) -> list[str]:
         return sorted(file.keys())
 
 
-def check_place(path: Path) -> None:
-    """Checks early that `write_tensors` can write to a path much later.
-
-    Raises:
-        LtxError: the path cannot be written, or is a folder.
-    """
-    if not path.name or path.is_dir():
-        raise LtxError(f"cannot write {path}: it is a folder", "give a file name")
-    temporary = path.with_name(f".{path.name}.partial")
-    with explaining(f"write {path}"):
-        temporary.touch()
-        temporary.unlink()
-
-
 def write_tensors(path: Path, tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None = None) -> None:
     """Writes a safetensors file under a temporary name, then renames it to `path` and replaces any existing file.
 
@@ -94,10 +80,15 @@ def write_tensors(path: Path, tensors: Mapping[str, NDArray[Any]], metadata: Map
     Raises:
         LtxError: the path cannot be written or the disk is full; no partial file is left.
     """
-    arrays = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
-    raw = save(arrays, dict(metadata) if metadata else None)
+    raw = packed(tensors, metadata)
     with explaining(f"write {path}"), written_whole(path) as temporary:
         temporary.write_bytes(raw)
+
+
+def packed(tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None = None) -> bytes:
+    """Returns the bytes of a safetensors file, see `write_tensors`."""
+    arrays = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
+    return bytes(save(arrays, dict(metadata) if metadata else None))
 
 
 def _open(path: Path) -> Any:

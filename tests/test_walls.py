@@ -21,8 +21,9 @@ NAMELESS = {"util", "utils", "common", "helper", "helpers", "manager", "misc", "
 # import each other without a cycle.
 ROOMS = {
     "ltx_runtime": (
-        *("errors", "declared", "files", "progress", "spec", "folder", "tensors", "sessions", "noise"),
-        *("media", "text", "vae", "sampling", "planning", "road", "pipeline", "doctor", "cli"),
+        *("release", "errors", "declared", "files", "progress", "spec", "folder", "tensors", "sessions", "noise"),
+        *("media", "text", "vae", "sampling", "planning", "outputs", "road", "video"),
+        *("pipeline", "doctor", "cli"),
     ),
     "ltx_export": (
         *("recorded", "preview", "checkpoints", "sources", "models", "networks", "weights"),

@@ -43,6 +43,10 @@ class Arguments:
     ] = None
     prompt: Annotated[str | None, _option(_WHAT, "The prompt, given as an option.", "--prompt", "-p")] = None
     negative_prompt: Annotated[str | None, _option(_WHAT, "What the video must not show.")] = None
+    from_file: Annotated[
+        Path | None,
+        _option(_WHAT, "Make a video of ltx-run again, from what its file says; other options change it.", "--from"),
+    ] = None
     image: Annotated[Path | None, _option(_WHAT, "Image for the first frame; same as --condition FILE@0.")] = None
     condition: Annotated[
         list[str] | None,
@@ -76,6 +80,7 @@ class Arguments:
     height: Annotated[int | None, _option(_SIZE, "Height in pixels, a multiple of 32.")] = None
     width: Annotated[int | None, _option(_SIZE, "Width in pixels, a multiple of 32.")] = None
     num_frames: Annotated[int | None, _option(_SIZE, "Frames, a multiple of 8 plus 1, e.g. 97.")] = None
+    duration: Annotated[float | None, _option(_SIZE, "Length in seconds, in place of --num-frames.")] = None
     fps: Annotated[float | None, _option(_SIZE, "Frames per second; also affects motion.", "--fps", "--frame-rate")] = (
         None
     )
@@ -175,6 +180,11 @@ class Arguments:
         ),
     ] = None
     output_dir: Annotated[Path | None, _option(_FILES, "Folder for a file named automatically.")] = None
+    overwrite: Annotated[bool, _option(_FILES, "Replace files that exist.", "--overwrite")] = False
+    metadata: Annotated[
+        bool, _expert(_FILES, "Store in the file how it was made, for --from.", "--metadata/--no-metadata")
+    ] = True
+    resume: Annotated[Path | None, _expert(_FILES, "Go on with an interrupted run, from its .unfinished file.")] = None
 
     engines: Annotated[
         Path, _option(_RUN, "Folder of exported versions, or one version's folder.", envvar="LTX_ENGINES")
@@ -202,7 +212,7 @@ class Arguments:
         bool,
         _option(_RUN, "Check this machine: what it has, which engines fit, and what to install or build.", "--doctor"),
     ] = False
-    json: Annotated[bool, _option(_RUN, "Print result, plan or report as JSON.", "--json")] = False
+    json: Annotated[bool, _expert(_RUN, "Print result, plan or report as JSON.", "--json")] = False
 
     about: Annotated[bool, _option(_RUN, "Show the versions of this program and its backends.", "--about")] = False
     help_all: Annotated[

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import re
+import shlex
+import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +20,13 @@ from ltx_runtime.cli.arguments import Arguments, command_of
 from ltx_runtime.errors import LtxError, printable, reported
 
 if TYPE_CHECKING:
-    from ltx_runtime.pipeline import Video
+    from ltx_runtime.outputs.record import Recorded
+    from ltx_runtime.video import Video
 
 app = typer.Typer(pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})
 
 
-@reported()
+@reported("no half-written video was left")
 def _run(typed: Arguments) -> None:
     """Make a video from a prompt and optional images and clips: ltx-run "A red fox runs through deep snow" -o fox.mp4
 
@@ -40,10 +43,16 @@ def _run(typed: Arguments) -> None:
         wanted = find_version(typed.version).name if typed.version else None
         print(lines.run(typed.engines, wanted, as_json=typed.json))
         return
+    if typed.resume is not None and (ended := _ended_run(typed.resume)) is not None:
+        print(
+            json.dumps({"file": str(ended)}) if typed.json else f"{printable(str(ended))} is whole: its run has ended"
+        )
+        return
     if typed.words is not None and typed.prompt is not None:
         raise LtxError("the prompt was given twice", "leave --prompt out")
     typed = replace(typed, prompt=typed.prompt if typed.words is None else typed.words, words=None)
-    if typed.prompt is None and typed.embeddings_file is None and typed.latents is None:
+    sources = (typed.prompt, typed.embeddings_file, typed.latents, typed.from_file, typed.resume)
+    if all(source is None for source in sources):
         raise LtxError("there is no prompt", "give a prompt in quotes, or --embeddings-file FILE")
     _make(typed)
 
@@ -69,27 +78,112 @@ def _about() -> str:
     return "\n".join(lines)
 
 
-def _make(typed: Arguments) -> None:
-    """Writes the video of a request or of saved latents to a file; with --plan, only prints the plan."""
-    from ltx_runtime.cli import request_from_arguments as asked
-    from ltx_runtime.cli.progress import display
-    from ltx_runtime.pipeline import Pipeline
+def _ended_run(resumed: Path) -> Path | None:
+    """Returns the video of a run that was to go on but has ended; None if it has not."""
+    from ltx_runtime.media.video import target_of
+    from ltx_runtime.outputs.unfinished import SUFFIX
 
-    request = asked.request_of(typed)
-    with Pipeline(typed.engines, typed.version, **asked.pipeline_options_of(typed), note=_note) as pipe:
-        if typed.latents is None:
-            video = pipe(request, **asked.run_options_of(typed))
-        else:
-            video = pipe.decode(typed.latents, **asked.decode_options_of(typed))
-        title = (typed.prompt or "video") if typed.latents is None else typed.latents.stem
-        output = _output_of(typed, title, video.ending.seed)
-        target = video.check_output(output, folder_exists=typed.output_dir is None)
+    if resumed.exists() or resumed.suffix != SUFFIX:
+        return None
+    target = target_of(resumed.with_suffix(""))
+    return target if target.exists() else None
+
+
+def _make(typed: Arguments) -> None:
+    """Writes the video of a request, of saved latents or of an interrupted run; with --plan, only prints the plan."""
+    with _planned(typed) as (video, outputs):
+        output = next(outputs)
         if typed.plan:
+            if typed.output is not None:
+                video.check_output(output)
             print(json.dumps(video.report(), indent=1) if typed.json else "\n".join(video.report_lines()))
             return
-        with _folder_of(output) if typed.output_dir else nullcontext(), display(video.work()) as progress:
-            video.save(output, progress)
+        with _folder_of(typed.output_dir):
+            target = _save(video, chain([output], outputs))
     print(json.dumps(_result(video, target)) if typed.json else _told(video, target))
+
+
+@contextmanager
+def _planned(typed: Arguments) -> Iterator[tuple[Video, Iterator[Path]]]:
+    """Yields the video that was asked for, and the names for it in the order in which they are tried."""
+    from ltx_runtime.cli import request_from_arguments as asked
+    from ltx_runtime.outputs.record import Recorded, read_record
+    from ltx_runtime.outputs.unfinished import open_unfinished
+    from ltx_runtime.pipeline import Pipeline
+
+    if typed.output is not None and typed.output_dir is not None:
+        raise LtxError("--output and --output-dir cannot be combined", "leave one of them out")
+    if typed.resume is not None:
+        changes, unfinished = asked.resumed_options_of(typed), open_unfinished(typed.resume)
+        engines = unfinished.engines if typed.engines == Arguments().engines else typed.engines
+        options = asked.pipeline_options_of(typed, unfinished.options)
+        with Pipeline(engines, **options, note=_note) as pipe:
+            yield pipe.resume(unfinished, **changes), iter([typed.output or unfinished.output])
+    elif typed.latents is not None:
+        changes, options = asked.decode_options_of(typed), asked.pipeline_options_of(typed)
+        with Pipeline(typed.engines, typed.version, **options, note=_note) as pipe:
+            video = pipe.decode(typed.latents, **changes)
+            yield video, _outputs_of(typed, typed.latents.stem, video)
+    else:
+        recorded = Recorded() if typed.from_file is None else read_record(typed.from_file)
+        request, options = asked.request_of(typed, recorded.request), recorded.options
+        version = typed.version or recorded.version or None
+        with Pipeline(typed.engines, version, **asked.pipeline_options_of(typed, options), note=_note) as pipe:
+            video = pipe(request, **asked.run_options_of(typed, options))
+            _tell_changes(recorded, video)
+            yield video, _outputs_of(typed, request.prompt or "video", video)
+
+
+def _outputs_of(typed: Arguments, title: str, video: Video) -> Iterator[Path]:
+    """Yields the file that was typed, or names after a title."""
+    from ltx_runtime.outputs.names import names_for
+
+    if typed.output is not None:
+        return iter([typed.output])
+    return names_for(typed.output_dir or Path(), title, video.ending.seed)
+
+
+def _tell_changes(recorded: Recorded, video: Video) -> None:
+    """Notes what is no longer as it was when a video was made for the first time."""
+    for path in recorded.changed_inputs():
+        _note(f"{path} is not what it was for the first video")
+    for name in recorded.changed_weights(video.weights):
+        _note(f"{name} is another one than for the first video, so the new one will differ")
+
+
+def _save(video: Video, outputs: Iterator[Path]) -> Path:
+    """Makes a video and saves it under the first name that is free; tells how to go on if this is interrupted.
+
+    Raises:
+        TakenError: none of the names is free.
+    """
+    from ltx_runtime.cli.progress import display
+    from ltx_runtime.media.video import TakenError
+
+    kept: list[Path] = []
+
+    def tell(path: Path) -> None:
+        kept.append(path)
+        _note(f"if this is interrupted, go on with: {_resuming(path)}")
+
+    try:
+        with display(video.work()) as progress:
+            for output in outputs:
+                try:
+                    return video.save(output, progress, unfinished=tell)
+                except TakenError as error:
+                    refused = error
+        raise refused
+    except BaseException:
+        if kept and kept[-1].exists():
+            _note(f"what is finished is kept; go on with: {_resuming(kept[-1])}")
+        raise
+
+
+def _resuming(path: Path) -> str:
+    """Returns the command that goes on from a file, as a shell takes it."""
+    words = ["ltx-run", "--resume", str(path)]
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 
 def _result(video: Video, target: Path) -> dict[str, Any]:
@@ -115,42 +209,23 @@ def _told(video: Video, target: Path) -> str:
     return f"{printable(str(target))}: {size}, seed {ending.seed}; {seconds}"
 
 
-def _output_of(typed: Arguments, title: str, seed: int) -> Path:
-    """Returns the file to write: the one that was typed, or one named after the title."""
-    if typed.output is not None:
-        if typed.output_dir is not None:
-            raise LtxError("--output and --output-dir cannot be combined", "leave one of them out")
-        return typed.output
-    return _free_name(typed.output_dir or Path(), title, seed)
-
-
 @contextmanager
-def _folder_of(output: Path) -> Iterator[None]:
-    """Creates the folder of the output, and removes it at the end if it is still empty."""
-    new = [folder for folder in (output.parent, *output.parent.parents) if not folder.exists()]
-    for folder in reversed(new):
-        folder.mkdir()
+def _folder_of(folder: Path | None) -> Iterator[None]:
+    """Creates the folder that was asked for, and removes it at the end if it is still empty."""
+    folder = folder or Path()
+    new = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    for parent in reversed(new):
+        parent.mkdir(exist_ok=True)  # another run may create it as well
     try:
         yield
     finally:
-        for folder in new:
-            if not any(folder.iterdir()):
-                folder.rmdir()
+        for parent in new:
+            with suppress(OSError):  # not empty
+                parent.rmdir()
 
 
 def _note(text: str) -> None:
     print(f"note: {printable(text)}", file=sys.stderr)
-
-
-def _free_name(folder: Path, prompt: str, seed: int) -> Path:
-    """Returns a file that does not exist yet, named after the prompt's first words and the seed."""
-    words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40].rstrip("-") or "video"
-    number = 1
-    while True:
-        path = folder / (f"{words}-{seed}{'' if number == 1 else f'-{number}'}.mp4")
-        if not path.exists():
-            return path
-        number += 1
 
 
 def main() -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from ltx_runtime.cli.arguments import Arguments
@@ -17,7 +18,7 @@ _Parsed = TypeVar("_Parsed", int, float)
 _PLACE = re.compile(r"(?P<frame>-?\d{1,9})(?::(?P<strength>[^:@]*))?", re.ASCII)
 # Fields of Request that have the same name as their option.
 _SAME_NAMES = (
-    *("height", "width", "num_frames", "fps", "seed"),
+    *("height", "width", "num_frames", "duration", "fps", "seed"),
     *("steps", "skip_initial_steps", "skip_final_steps", "guidance_scale", "stg_scale", "rescaling_scale", "stg_mode"),
     *("cfg_star", "single_pass", "pad", "video", "strength", "decode_timestep", "decode_noise_scale"),
     "temporal_upscale",
@@ -25,12 +26,23 @@ _SAME_NAMES = (
 # Options that matter for saved latents.
 _FOR_LATENTS = (
     *("latents", "rng", "noise_file", "save_noise", "memory", "vae_tiling", "vae_slicing", "output", "output_dir"),
-    *("engines", "version", "backend", "cpu_mode", "gpu_memory", "threads", "plan", "json"),
+    *("engines", "version", "backend", "cpu_mode", "gpu_memory", "threads", "plan", "json", "overwrite", "metadata"),
 )
+# Options that can be changed for a run that goes on.
+_FOR_RESUMED = (
+    *("resume", "memory", "vae_tiling", "vae_slicing", "output", "engines", "gpu_memory", "threads", "low_memory"),
+    *("plan", "json", "overwrite", "metadata"),
+)
+# Fields of Request that say the same thing in different ways: one that is typed replaces all of its group.
+_ALTERNATIVES = (("num_frames", "duration"), ("steps", "timesteps"), ("strength", "skip_initial_steps"))
 
 
-def request_of(typed: Arguments) -> Request:
-    """Returns the request that was typed; None for what was left out.
+def request_of(typed: Arguments, recorded: Request = Request()) -> Request:
+    """Returns the request that was typed.
+
+    Args:
+        typed: the options.
+        recorded: a request that the typed options change.
 
     Raises:
         LtxError: a list, a condition or a preset cannot be read, or a prompt is not valid text.
@@ -38,7 +50,7 @@ def request_of(typed: Arguments) -> Request:
     given = [parse_condition(one) for one in typed.condition or ()]
     if typed.image is not None:
         given.insert(0, Condition(typed.image))
-    return Request(
+    request = Request(
         prompt=_text("prompt", typed.prompt or ""),
         negative_prompt=None if typed.negative_prompt is None else _text("negative prompt", typed.negative_prompt),
         preset=None if typed.preset is None else read_preset(typed.preset),
@@ -50,6 +62,18 @@ def request_of(typed: Arguments) -> Request:
         tone_map=typed.tone_map_compression_ratio,
         **{name: getattr(typed, name) for name in _SAME_NAMES},
     )
+    return _changed(recorded, request)
+
+
+def _changed(recorded: Request, typed: Request) -> Request:
+    """Returns a recorded request with the fields that were typed in place of its own."""
+    usual = Request()
+    changes = {field.name: getattr(typed, field.name) for field in fields(Request)}
+    changes = {name: value for name, value in changes.items() if value != getattr(usual, name)}
+    for group in _ALTERNATIVES:
+        if changes.keys() & {*group}:
+            changes = {name: getattr(usual, name) for name in group} | changes
+    return replace(recorded, **changes)
 
 
 def parse_condition(text: str) -> Condition:
@@ -76,17 +100,40 @@ def parse_condition(text: str) -> Condition:
     return Condition(Path(name), frame, value)
 
 
-def pipeline_options_of(typed: Arguments) -> dict[str, Any]:
-    """Returns the options of the whole Pipeline, by the names of its arguments."""
-    return {name: getattr(typed, name) for name in ("backend", "cpu_mode", "memory", "gpu_memory", "threads")}
+def pipeline_options_of(typed: Arguments, recorded: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+    """Returns the options of the whole Pipeline, by the names of its arguments.
+
+    Args:
+        typed: the options.
+        recorded: fields of RunOptions by name, for those that were not typed.
+    """
+    names = ("backend", "cpu_mode", "memory", "gpu_memory", "threads")
+    options = _recorded_unless_typed(typed, dict(zip(names, names, strict=True)), recorded)
+    for name in ("memory", "gpu_memory"):
+        if options[name] is None and (size := recorded.get(f"{name}_bytes")) is not None:
+            options[name] = size / 1e9
+    return options
 
 
-def run_options_of(typed: Arguments) -> dict[str, Any]:
-    """Returns the options of a single run, by the names of the fields of RunOptions."""
+def run_options_of(typed: Arguments, recorded: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+    """Returns the options of a single run, by the names of the fields of RunOptions; see `pipeline_options_of`."""
     renamed = {"tiled": "vae_tiling", "embeddings": "embeddings_file", "noise": "noise_file"}
     renamed |= {"initial_latents": "initial_latents_file"}
-    same = ("rng", "low_memory", "crf", "sample_posterior", "cache", "save_embeddings", "save_latents", "save_noise")
-    return {name: getattr(typed, option) for name, option in (renamed | dict(zip(same, same, strict=True))).items()}
+    same = (
+        *("rng", "low_memory", "crf", "sample_posterior", "cache", "save_embeddings", "save_latents", "save_noise"),
+        *("overwrite", "metadata"),
+    )
+    return _recorded_unless_typed(typed, renamed | dict(zip(same, same, strict=True)), recorded)
+
+
+def _recorded_unless_typed(typed: Arguments, options: Mapping[str, str], recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns values by the name of their field; `options` has the name of the option for each field."""
+    usual = {field.name: field.default for field in fields(Arguments)}
+    values = {}
+    for name, option in options.items():
+        value = getattr(typed, option)
+        values[name] = recorded.get(name, value) if value == usual[option] else value
+    return values
 
 
 def decode_options_of(typed: Arguments) -> dict[str, Any]:
@@ -95,12 +142,31 @@ def decode_options_of(typed: Arguments) -> dict[str, Any]:
     Raises:
         LtxError: an option was typed that has no effect on latents that were saved.
     """
-    for field in fields(Arguments):
-        if field.name not in _FOR_LATENTS and getattr(typed, field.name) != field.default:
-            option = "the prompt" if field.name == "prompt" else f"--{field.name.replace('_', '-')}"
-            raise LtxError(f"{option} has no effect on saved latents, which are only decoded", "leave it out")
+    _refuse_others(typed, _FOR_LATENTS, "saved latents, which are only decoded")
     names = {"rng": "rng", "noise": "noise_file", "tiled": "vae_tiling", "save_noise": "save_noise"}
+    names |= {"overwrite": "overwrite", "metadata": "metadata"}
     return {name: getattr(typed, option) for name, option in names.items()}
+
+
+def resumed_options_of(typed: Arguments) -> dict[str, Any]:
+    """Returns the typed options of a run that goes on, by the names of the fields of RunOptions.
+
+    Raises:
+        LtxError: an option was typed that would make it another run.
+    """
+    _refuse_others(typed, _FOR_RESUMED, "a run that goes on")
+    names = {"tiled": "vae_tiling", "low_memory": "low_memory", "overwrite": "overwrite", "metadata": "metadata"}
+    usual = {field.name: field.default for field in fields(Arguments)}
+    return {name: value for name, option in names.items() if (value := getattr(typed, option)) != usual[option]}
+
+
+def _refuse_others(typed: Arguments, names: Sequence[str], what: str) -> None:
+    """Raises LtxError if an option was typed that is not in `names`, and so has no effect."""
+    for field in fields(Arguments):
+        if field.name not in names and getattr(typed, field.name) != field.default:
+            spelled = {"prompt": "the prompt", "from_file": "--from"}
+            option = spelled.get(field.name, f"--{field.name.replace('_', '-')}")
+            raise LtxError(f"{option} has no effect on {what}", "leave it out")
 
 
 def _text(option: str, typed: str) -> str:

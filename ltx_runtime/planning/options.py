@@ -8,13 +8,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ltx_runtime.declared import declared, number_of
-from ltx_runtime.errors import LtxError, explaining
+from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.profiles import Profile, profile_for
 from ltx_runtime.media.prepare import CRF, LARGEST_CRF
 from ltx_runtime.noise.noise import RNGS
 from ltx_runtime.sessions import AUTO, CPU_MODES
 from ltx_runtime.spec.geometry import Grid
-from ltx_runtime.tensors import check_place
 from ltx_runtime.vae.tile_sizes import BYTES_PER_PIXEL, tiling_for
 from ltx_runtime.vae.tiling import Tiling
 
@@ -45,6 +44,8 @@ class RunOptions:
         cache: whether embeddings of prompts are read from, and kept in, the cache on disk; see text.cache.
         embeddings, initial_latents, noise: files to read these from instead of computing them.
         save_embeddings, save_latents, save_noise: files to save them to.
+        overwrite: whether files that exist are replaced: the output, and those to save to.
+        metadata: whether the video's file says how it was made.
     """
 
     backend: str = AUTO
@@ -64,16 +65,8 @@ class RunOptions:
     save_embeddings: Path | None = None
     save_latents: Path | None = None
     save_noise: Path | None = None
-
-    def check_places(self) -> None:
-        """Raises LtxError if a file to read cannot be opened, or a file to save cannot be written to its path."""
-        for path in (self.embeddings, self.initial_latents, self.noise):
-            if path is not None:
-                with explaining(f"read {path}"), path.open("rb"):
-                    pass
-        for place in (self.save_embeddings, self.save_latents, self.save_noise):
-            if place is not None:
-                check_place(place)
+    overwrite: bool = False
+    metadata: bool = True
 
     def tiling(
         self,

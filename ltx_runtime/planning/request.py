@@ -6,11 +6,14 @@ import secrets
 from dataclasses import dataclass, fields
 from typing import Any
 
+from ltx_runtime.errors import LtxError
 from ltx_runtime.media.pictures import Source
 from ltx_runtime.planning.preset import Preset
+from ltx_runtime.spec.geometry import TEMPORAL_SCALE
 from ltx_runtime.spec.versions import Version
 
 IMAGE_NOISE_SCALE = 0.15
+_MOST_FRAMES = 1e6
 _RANDOM_SEED_BITS = 32  # few enough digits to type the seed again
 
 
@@ -55,6 +58,7 @@ class Request:
         tone_map: how strongly large latent values are compressed before decoding, 0 to 1.
         temporal_upscale: double the frame rate at the end.
         preset: passes and their settings, in place of the version's; the fields above take precedence over it.
+        duration: length in seconds, in place of `num_frames`; the nearest that can be made is taken.
     """
 
     prompt: str = ""
@@ -86,6 +90,7 @@ class Request:
     tone_map: float | None = None
     temporal_upscale: bool = False
     preset: Preset | None = None
+    duration: float | None = None
 
 
 @dataclass(frozen=True)
@@ -104,13 +109,30 @@ def resolved(request: Request, version: Version) -> Resolved:
     """Returns the request with the version's size, number of frames, frame rate and negative prompt where it has none.
 
     A request without a seed gets a random seed of 32 bits.
+
+    Raises:
+        LtxError: the duration cannot be used.
     """
     defaults: dict[str, Any] = {
         name: getattr(version, name) for name in ("negative_prompt", "height", "width", "num_frames", "fps")
     }
     given = {one.name: getattr(request, one.name) for one in fields(Request)}
+    if request.duration is not None:
+        fps = defaults["fps"] if request.fps is None else request.fps
+        given |= {"num_frames": _frames_in(request.duration, fps, request), "duration": None}
     for name, value in defaults.items():
         given[name] = value if given[name] is None else given[name]
     if given["seed"] is None:
         given["seed"] = secrets.randbits(_RANDOM_SEED_BITS)
     return Resolved(**given)
+
+
+def _frames_in(duration: float, fps: float, request: Request) -> int:
+    """Returns the number of frames nearest to a duration; one of a multiple of 8 plus 1, unless `pad` allows any."""
+    if request.num_frames is not None:
+        raise LtxError("duration and num-frames set the same thing", "leave one of them out")
+    if not 0 < duration * fps <= _MOST_FRAMES:
+        raise LtxError(f"duration must be a positive number of seconds; got {duration:g}", "use 4")
+    if request.pad:
+        return max(1, round(duration * fps))
+    return TEMPORAL_SCALE * round((duration * fps - 1) / TEMPORAL_SCALE) + 1

@@ -55,6 +55,7 @@ def denoise(
     stochastic: bool = False,
     mask: NDArray[np.float32] | None = None,
     image_noise_scale: float = 0.0,
+    resumed: tuple[int, Tokens] | None = None,
 ) -> Iterator[Step]:
     """Yields one Step per sigma; the last one, at sigma 0, holds the result.
 
@@ -66,10 +67,16 @@ def denoise(
         stochastic: whether to go to the predicted data and add fresh noise, instead of Euler steps.
         mask: (1, N) in 0..1, the conditioning strength of each token; a token changes only while sigma <= 1 - mask.
         image_noise_scale: scale of the noise that fully conditioned tokens get before every step, times sigma squared.
+        resumed: number of finished steps, and the tokens after them; their noise is drawn as well.
     """
     initial = tokens
-    for index, sigma in enumerate(sigmas):
-        if mask is not None and image_noise_scale > 0:
+    finished, tokens = resumed or (0, tokens)
+    renoised = mask is not None and image_noise_scale > 0
+    for index in range(finished):
+        for name in ("image",) * renoised + ("step",) * stochastic:
+            draw(f"{name}_{index}", tokens.shape)
+    for index, sigma in [*enumerate(sigmas)][finished:]:
+        if mask is not None and renoised:
             noise = draw(f"image_{index}", tokens.shape)
             tokens = renoise_image_tokens(tokens, initial, mask, noise, image_noise_scale, float(sigma))
         timesteps = token_timesteps(float(sigma), mask)

@@ -34,6 +34,7 @@ def make_latents(
     draw: Callable[[str, tuple[int, ...]], Floats],
     *,
     low_memory: bool = False,
+    resumed: tuple[int, Floats] | None = None,
 ) -> Iterator[Step]:
     """Runs one pass and yields its steps; the last one has the result as tokens (B, E + N, C) float32.
 
@@ -46,6 +47,7 @@ def make_latents(
         settings: settings of all passes.
         draw: (name, shape) -> fresh noise of this pass.
         low_memory: whether to run conditions one after another instead of in one batch.
+        resumed: a number of steps that are finished already, and the tokens after them.
     """
     half = session.component.input("cosines").axes[-1]
     assert isinstance(half, int)
@@ -59,6 +61,7 @@ def make_latents(
         stochastic=one.stochastic,
         mask=start.mask,
         image_noise_scale=settings.image_noise_scale,
+        resumed=resumed,
     )
 
 

@@ -74,7 +74,8 @@ def decode_saved(engines: Engines, path, sink, progress=silent, options=None, no
 
 
 def make(engines: Engines, request: Request, **options) -> Made:
-    """Runs a request on the fake stages, which the fixture `diary` installs."""
+    """Runs a request on the fake stages, which the fixture `diary` installs; files that exist are replaced."""
     made = Made()
-    generate(engines, request, made.frames.append, made.progress, RunOptions("fake", **options), made.notes.append)
+    run = RunOptions("fake", **{"overwrite": True, **options})
+    generate(engines, request, made.frames.append, made.progress, run, made.notes.append)
     return made

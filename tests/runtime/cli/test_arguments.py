@@ -17,6 +17,7 @@ TYPED: dict[str, tuple[list[str], object]] = {
     "words": (["a dog"], "a dog"),
     "prompt": (["--prompt", "a cat"], "a cat"),
     "negative_prompt": (["--negative-prompt", ""], ""),
+    "from_file": (["--from", "a.mp4"], Path("a.mp4")),
     "image": (["--image", "a.png"], Path("a.png")),
     "condition": (["--condition", "a.png@0", "--condition", "b:c.mp4@8:0.5"], ["a.png@0", "b:c.mp4@8:0.5"]),
     "video": (["--video", "a.mp4"], Path("a.mp4")),
@@ -27,6 +28,7 @@ TYPED: dict[str, tuple[list[str], object]] = {
     "height": (["--height", "64"], 64),
     "width": (["--width", "96"], 96),
     "num_frames": (["--num-frames", "9"], 9),
+    "duration": (["--duration", "4"], 4.0),
     "fps": (["--fps", "12.5"], 12.5),
     "pad": (["--pad"], True),
     "single_pass": (["--single-pass"], True),
@@ -61,6 +63,9 @@ TYPED: dict[str, tuple[list[str], object]] = {
     "save_latents": (["--save-latents", "l.safetensors"], Path("l.safetensors")),
     "output": (["--output", "a.mp4"], Path("a.mp4")),
     "output_dir": (["--output-dir", "videos"], Path("videos")),
+    "overwrite": (["--overwrite"], True),
+    "metadata": (["--no-metadata"], False),
+    "resume": (["--resume", "a.mp4.unfinished"], Path("a.mp4.unfinished")),
     "engines": (["--engines", "elsewhere"], Path("elsewhere")),
     "version": (["--version", "demo"], "demo"),
     "backend": (["--backend", "fake"], "fake"),
@@ -94,12 +99,16 @@ def typed(*words, environment=None):
     return got, ended
 
 
+def option_of(name):
+    return "--from" if name == "from_file" else f"--{name.replace('_', '-')}"
+
+
 def test_every_field_is_an_option_of_the_same_name_and_every_one_is_tested():
     assert list(TYPED) == NAMES
     for name, (words, _) in TYPED.items():
         if name == "words":
             continue  # typed without an option
-        assert words[0].removeprefix("--").removeprefix("no-") == name.replace("_", "-")
+        assert words[0].replace("--no-", "--") == option_of(name)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -138,7 +147,7 @@ def test_help_tells_every_option_and_what_the_command_does():
         got, ended = typed(how)
         assert (got, ended.exit_code) == ([], 0)
         assert "Hands them over." in ended.output
-        shown[how] = {name for name in NAMES if re.search(rf"--{name.replace('_', '-')}(?![\w-])", ended.output)}
+        shown[how] = {name for name in NAMES if re.search(rf"{option_of(name)}(?![\w-])", ended.output)}
     assert shown["--help-all"] == {*NAMES} - {"words"}
     assert {"prompt", "seed", "output", "plan"} < shown["--help"]
     assert {"rng", "skip_blocks", "save_noise"} & shown["--help"] == set()

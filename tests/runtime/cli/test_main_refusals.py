@@ -7,7 +7,7 @@ import pytest
 from fakes.stages import CHANNELS, TEXT_CHANNELS
 from PIL import Image
 
-from ltx_runtime.media.video import open_writer
+from ltx_runtime.media.video import save_video
 from ltx_runtime.spec.versions import VERSIONS
 from ltx_runtime.tensors import write_tensors
 
@@ -42,9 +42,8 @@ def media(tmp_path):
     """Writes good and bad images and clips to the folder of the run."""
     Image.new("RGB", (96, 64), (200, 40, 10)).save(tmp_path / "image.png")
     whole = (tmp_path / "image.png").read_bytes()
-    with open_writer(tmp_path / "clip.mp4", 24.0) as write:
-        for shade in range(10):
-            write(np.full((64, 96, 3), 20 * shade, np.uint8))
+    frames = [np.full((64, 96, 3), 20 * shade, np.uint8) for shade in range(10)]
+    save_video(frames, tmp_path / "clip.mp4", (64, 96), 24.0)
     film = (tmp_path / "clip.mp4").read_bytes()
     for name, content in (
         ("text.png", b"This is no picture."),
@@ -124,7 +123,7 @@ BAD_MEDIA = [
     (("--image", "text.safetensors"), "text.safetensors is not a complete safetensors file"),
     (("--condition", "text.mp4@0"), "text.mp4 is damaged or not a clip of a known format"),
     (("--condition", "empty.mp4@0"), "empty.mp4 is damaged or not a clip of a known format"),
-    (("--condition", "half.mp4@0"), "half.mp4 is damaged or not a clip of a known format"),
+    (("--condition", "half.mp4@0"), "half.mp4 has no frames that can be read"),
     (("--condition", "clip.mp4@3"), "a clip must begin at a multiple of 8; got frame 3"),
     (("--condition", "clip.mp4@17"), "cannot begin at frame 17 of 17"),
     (("--condition", "image.png@17"), "cannot begin at frame 17 of 17 - use 0 to 16"),
@@ -142,7 +141,7 @@ BAD_MEDIA = [
     (("--image", "image.png", "--image-cond-noise-scale", "-1"), "image-cond-noise-scale must be at least 0"),
     (("--video", "missing.mp4"), "cannot read missing.mp4: no such file or directory"),
     (("--video", "text.mp4"), "text.mp4 is damaged or not a clip"),
-    (("--video", "half.mp4"), "half.mp4 is damaged or not a clip"),
+    (("--video", "half.mp4"), "half.mp4 has no frames that can be read"),
     (("--video", "clip.mp4"), "clip.mp4 has 10 frames, but the new video needs 17 - use --num-frames 9 or fewer"),
     (("--video", "image.png", "--num-frames", "9"), "image.png has 1 frames, but the new video needs 9"),
     (("--video", "clip.mp4", "--num-frames", "9", "--strength", "2"), "strength must be at least 0 and at most 1"),

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ltx_runtime.media.video import WRITERS, open_writer, target_of
+from ltx_runtime.media.video import WRITERS, save_video
 
 EVERY_WRITER = pytest.mark.parametrize("suffix", WRITERS)
 EVERY_VIDEO = pytest.mark.parametrize("suffix", [".mp4", ".webm"])
@@ -19,11 +19,7 @@ def flat(colour):
 
 def write(output, frames, fps=24.0):
     """Writes frames and returns the path of the file or folder."""
-    target = target_of(output)
-    with open_writer(output, fps) as write_frame:
-        for frame in frames:
-            write_frame(frame)
-    return target
+    return save_video(frames, output, frames[0].shape[:2], fps, overwrite=True)
 
 
 def read(target):

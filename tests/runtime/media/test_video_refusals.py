@@ -13,20 +13,22 @@ import numpy as np
 import pytest
 
 from ltx_runtime.errors import LtxError
-from ltx_runtime.media import video
-from ltx_runtime.media.video import FPS_RANGES, WRITERS, open_writer, target_of
+from ltx_runtime.media.video import FPS_RANGES, WRITERS, TakenError, save_video, target_of
 
 EVERY_WRITER = pytest.mark.parametrize("suffix", WRITERS)
 BLACK = np.zeros((64, 96, 3), np.uint8)
+ROOT = Path(__file__).parents[3]
 
 
-def write(output, fps=24.0):
-    """Writes two black frames and returns the path of the file or folder."""
-    target = target_of(output)
-    with open_writer(output, fps) as write_frame:
-        write_frame(BLACK)
-        write_frame(BLACK)
-    return target
+def write(output, fps=24.0, frames=(BLACK, BLACK), **how):
+    """Writes black frames, or others, and returns the path of the file or folder."""
+    return save_video(frames, output, BLACK.shape[:2], fps, **how)
+
+
+def failing(error):
+    """Yields a frame, and then raises an error."""
+    yield BLACK
+    raise error
 
 
 def placed(folder):
@@ -43,44 +45,150 @@ def test_only_the_target_is_left_and_it_is_the_one_announced(tmp_path, suffix):
 @EVERY_WRITER
 def test_nothing_stands_under_the_name_before_the_end(tmp_path, suffix):
     target = target_of(tmp_path / f"clip{suffix}")
-    with open_writer(tmp_path / f"clip{suffix}", 24.0) as write_frame:
+
+    def frames():
         for _ in range(8):
-            write_frame(BLACK)
+            yield BLACK
             assert not target.exists()
+
+    write(tmp_path / f"clip{suffix}", frames=frames())
     assert target.exists()
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, LtxError])
 @EVERY_WRITER
 def test_an_exception_leaves_nothing_and_comes_through(tmp_path, suffix, error):
-    with pytest.raises(error, match="stop"), open_writer(tmp_path / f"clip{suffix}", 24.0) as write_frame:
-        write_frame(BLACK)
-        raise error("stop")
+    with pytest.raises(error, match="stop"):
+        write(tmp_path / f"clip{suffix}", frames=failing(error("stop")))
     assert placed(tmp_path) == []
 
 
-@pytest.mark.parametrize("suffix", [suffix for suffix in WRITERS if suffix != ".png"])
-def test_an_existing_file_is_kept_on_an_exception_and_replaced_on_success(tmp_path, suffix):
-    output = tmp_path / f"clip{suffix}"
-    output.write_bytes(b"before")
-    with pytest.raises(RuntimeError), open_writer(output, 24.0) as write_frame:
-        write_frame(BLACK)
-        raise RuntimeError
-    assert output.read_bytes() == b"before"
-    assert write(output).read_bytes()[:6] != b"before"
+def existing(output):
+    """Makes what an earlier run has left under the name of an output, and returns it with its content."""
+    target = write(output, frames=[BLACK + 40])
+    return target, content(target)
+
+
+def content(target):
+    """Returns the bytes of a file, or of every file in a folder."""
+    return [path.read_bytes() for path in (sorted(target.iterdir()) if target.is_dir() else [target])]
 
 
 @EVERY_WRITER
-def test_what_an_interrupted_run_left_does_not_stand_in_the_way(tmp_path, suffix, monkeypatch):
+def test_what_exists_is_replaced_only_if_that_is_asked_for_and_only_by_a_whole_video(tmp_path, suffix):
     output = tmp_path / f"clip{suffix}"
-    with monkeypatch.context() as patch:
-        patch.setattr(video, "_remove", lambda path: None)  # as after a power failure
-        with pytest.raises(RuntimeError), open_writer(output, 24.0) as write_frame:
-            write_frame(BLACK)
-            raise RuntimeError
-    assert placed(tmp_path) != []
-    target = write(output)
+    target, before = existing(output)
+    with pytest.raises(TakenError, match=r"clip.* exists - choose another name, or add --overwrite to replace it"):
+        write(output, frames=(pytest.fail("a frame was made") for _ in range(1)))
+    with pytest.raises(RuntimeError):
+        write(output, frames=failing(RuntimeError()), overwrite=True)
+    assert content(target) == before
+    assert write(output, overwrite=True) == target
+    assert content(target) != before
     assert list(tmp_path.iterdir()) == [target]
+
+
+@EVERY_WRITER
+def test_a_name_that_was_taken_meanwhile_is_left_alone_and_the_video_gets_the_next_one(tmp_path, suffix):
+    output = tmp_path / f"clip{suffix}"
+
+    def frames():
+        yield BLACK
+        taken.append(existing(output))
+        existing(output.with_stem("clip-2"))
+
+    taken = []
+    written = write(output, frames=frames())
+    target, before = taken[0]
+    assert content(target) == before
+    assert written == target.with_stem("clip-3")
+    assert content(written) == content(write(tmp_path / f"alone{suffix}", frames=[BLACK]))
+
+
+def test_a_link_is_kept_and_what_it_leads_to_is_replaced(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "film.mp4").write_bytes(b"before")
+    (tmp_path / "clip.mp4").symlink_to(tmp_path / "disk" / "film.mp4")
+    write(tmp_path / "clip.mp4", overwrite=True)
+    assert (tmp_path / "clip.mp4").is_symlink()
+    assert (tmp_path / "disk" / "film.mp4").read_bytes()[:6] != b"before"
+    assert placed(tmp_path) == ["clip.mp4", "disk", "disk/film.mp4"]
+
+
+ABANDON = """
+import os, sys
+from pathlib import Path
+import numpy as np
+from ltx_runtime.media.video import save_video
+black = np.zeros((64, 96, 3), np.uint8)
+def frames():
+    yield black
+    yield black
+    os._exit(9)
+save_video(frames(), Path(sys.argv[1]), (64, 96), 24.0)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="without locks on files, a day must pass before that")
+@EVERY_WRITER
+def test_what_a_killed_run_left_is_deleted_by_the_next_one_in_that_folder(tmp_path, suffix):
+    command = [sys.executable, "-c", ABANDON, str(tmp_path / f"clip{suffix}")]
+    assert subprocess.run(command, cwd=ROOT, timeout=120, check=False).returncode == 9
+    assert placed(tmp_path) != []
+    target = write(tmp_path / f"another{suffix}")
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@EVERY_WRITER
+def test_what_a_run_that_is_under_way_has_written_is_not_deleted_by_another(tmp_path, suffix):
+    def frames():
+        yield BLACK
+        write(tmp_path / f"other{suffix}")
+        yield BLACK
+
+    target = write(tmp_path / f"clip{suffix}", frames=frames())
+    assert content(target) == content(target_of(tmp_path / f"other{suffix}"))
+
+
+# Names that a library could take for a protocol, a pattern, an option or a list; and the longest that are allowed.
+NAMES = [
+    *("12:30", "take:2", "file:x", "pipe:1", "http:", "concat:a|b", "-y", "%03d", "a[0-9]*?", "tee:[f=mp4]b", "a\nb"),
+    *("~", "$HOME", "a b", "über 狐", "\udcff", "x" * 250, "a.mp4.", ".hidden"),
+]
+
+
+@pytest.mark.parametrize("name", NAMES, ids=ascii)
+@EVERY_WRITER
+def test_a_name_is_a_name_whatever_it_looks_like(tmp_path, suffix, name):
+    for folder in (tmp_path, tmp_path / name):
+        folder.mkdir(exist_ok=True)
+        target = write(folder / f"{name}{suffix}")
+        assert target == target_of(folder / f"{name}{suffix}")
+        assert target in list(folder.iterdir())
+
+
+@EVERY_WRITER
+def test_a_name_that_is_too_long_is_refused_before_the_first_frame(tmp_path, suffix):
+    assert "choose a shorter name" in refused_before_the_first_frame(tmp_path / f"{'x' * 260}{suffix}")
+
+
+@EVERY_WRITER
+def test_whatever_the_library_of_a_format_refuses_is_found_before_the_first_frame(tmp_path, suffix, monkeypatch):
+    writer = WRITERS[suffix]
+
+    @contextmanager
+    def refusing(path, fps, comment):
+        with writer(path, fps, comment) as write_frame:
+
+            def write_to_file(frame):
+                write_frame(frame)
+                raise ValueError("this codec was built without threads")
+
+            yield write_to_file
+
+    monkeypatch.setitem(WRITERS, suffix, refusing)
+    assert "this codec was built without threads" in refused_before_the_first_frame(tmp_path / f"clip{suffix}")
+    assert placed(tmp_path) == []
 
 
 @pytest.mark.parametrize("name", ["clip", "clip.avi", "clip.mp4.txt", ".mp4"])
@@ -97,12 +205,15 @@ def test_a_folder_in_the_place_of_a_file_is_refused(tmp_path):
         write(tmp_path / "clip.mp4")
 
 
-def test_pngs_are_not_mixed_with_what_is_already_in_the_folder(tmp_path):
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", ["notes.txt", "frame_0000.jpg", "frame_1.png"])
+def test_frames_never_replace_a_folder_of_other_things(tmp_path, name, overwrite):
     (tmp_path / "clip").mkdir()
     (tmp_path / "clip" / "frame_0000.png").touch()
-    with pytest.raises(LtxError, match="exists and is not empty - choose another name"):
-        write(tmp_path / "clip.png")
-    assert placed(tmp_path) == ["clip", "clip/frame_0000.png"]
+    (tmp_path / "clip" / name).touch()
+    with pytest.raises(LtxError, match="choose another name"):
+        write(tmp_path / "clip.png", overwrite=overwrite)
+    assert placed(tmp_path) == ["clip", *sorted(["clip/frame_0000.png", f"clip/{name}"])]
 
 
 def test_pngs_go_into_a_folder_that_is_there_and_empty(tmp_path):
@@ -134,8 +245,8 @@ def locked(request):
 
 
 def refused_before_the_first_frame(output):
-    with pytest.raises(LtxError, match="cannot write") as refused, open_writer(output, 24.0):
-        pytest.fail("the writer was opened")
+    with pytest.raises(LtxError, match="cannot write") as refused:
+        write(output, frames=(pytest.fail("a frame was made") for _ in range(1)))
     assert output.stem in str(refused.value)
     return str(refused.value)
 
@@ -167,11 +278,12 @@ def test_a_frame_rate_outside_what_a_format_takes_is_refused_with_the_range(tmp_
 
 def test_a_full_disk_is_explained_and_leaves_nothing(tmp_path, monkeypatch):
     @contextmanager
-    def full(path, fps):
+    def full(path, fps, comment):
         path.write_bytes(b"half")
 
         def write_frame(frame):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if path.parent.name != "trial":
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
         yield write_frame
 
@@ -183,9 +295,8 @@ def test_a_full_disk_is_explained_and_leaves_nothing(tmp_path, monkeypatch):
 
 @EVERY_WRITER
 def test_a_missing_file_of_another_stage_is_not_blamed_on_the_output(tmp_path, suffix):
-    with pytest.raises(FileNotFoundError) as raised, open_writer(tmp_path / f"clip{suffix}", 24.0) as write_frame:
-        write_frame(BLACK)
-        (tmp_path / "transformer.data").read_bytes()
+    with pytest.raises(FileNotFoundError) as raised:
+        write(tmp_path / f"clip{suffix}", frames=failing(FileNotFoundError(errno.ENOENT, "", "transformer.data")))
     assert raised.value.filename.endswith("transformer.data")
 
 
@@ -194,13 +305,13 @@ import resource, signal, sys
 from pathlib import Path
 import numpy as np
 from ltx_runtime.errors import reported
-from ltx_runtime.media.video import open_writer
+from ltx_runtime.media.video import save_video
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 random = np.random.RandomState(0)
-with reported(), open_writer(Path(sys.argv[1]), 24.0) as write:
-    for _ in range(20):
-        write(random.randint(0, 256, (128, 192, 3)).astype(np.uint8))
+frames = (random.randint(0, 256, (128, 192, 3)).astype(np.uint8) for _ in range(20))
+with reported():
+    save_video(frames, Path(sys.argv[1]), (128, 192), 24.0)
 """
 
 
@@ -211,8 +322,7 @@ with reported(), open_writer(Path(sys.argv[1]), 24.0) as write:
 @EVERY_WRITER
 def test_a_disk_that_takes_no_more_bytes_ends_in_one_line_and_leaves_nothing(tmp_path, suffix):
     command = [sys.executable, "-c", LIMITED, str(tmp_path / f"clip{suffix}")]
-    root = Path(video.__file__).parents[2]
-    ended = subprocess.run(command, capture_output=True, text=True, cwd=root, timeout=120)
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert ended.returncode == 2
     assert ended.stderr.splitlines()[-1].startswith("error: cannot write ")
     assert "Traceback" not in ended.stderr

@@ -1,0 +1,122 @@
+"""Checks, before anything runs, that every file to read is there and that no file to write is any other of the run."""
+
+from __future__ import annotations
+
+import os
+import sys
+import unicodedata
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ltx_runtime.errors import LtxError, explaining
+from ltx_runtime.files import partial_folder
+from ltx_runtime.folder.manifest import Engines
+from ltx_runtime.media.video import TakenError
+from ltx_runtime.planning.options import RunOptions
+from ltx_runtime.planning.request import Request
+
+_Identity = tuple[object, ...]
+
+
+@dataclass(frozen=True)
+class Places:
+    """The files of a run.
+
+    Attributes:
+        engines: the version folder, into which nothing is written.
+        reads: files to read, by what they are for the user.
+        writes: files, or folders of frames, to write.
+        overwrite: whether files to write may exist.
+    """
+
+    engines: Engines
+    reads: Mapping[str, Path]
+    writes: Mapping[str, Path]
+    overwrite: bool = False
+
+    def check(self) -> None:
+        """Raises LtxError if a file to write exists, cannot be written, or is another file of the run."""
+        self.check_distinct()
+        for path in self.writes.values():
+            self._check_writable(path)
+
+    def _check_writable(self, path: Path) -> None:
+        """Raises LtxError unless a file can be written under this name, which is tried."""
+        if not path.name or path.is_dir():
+            raise LtxError(f"cannot write {path}: it is a folder", "give a file name")
+        if os.path.lexists(path) and not self.overwrite:
+            raise TakenError(f"{path} exists", "choose another name, or add --overwrite to replace it")
+        with explaining(f"write {path}"), partial_folder(path.parent) as folder:
+            (folder / path.name).touch()
+
+    def check_distinct(self) -> None:
+        """Raises LtxError if a file to write is also read, is written twice, or is in a folder that must be left alone.
+
+        Files are compared by what they are on the disk, whatever their spelling and the links that lead to them.
+        """
+        read = {_identity(path): label for label, path in self._all_reads()}
+        version_folder = _identity(self.engines.folder)
+        written: dict[_Identity, str] = {}
+        for label, path in self.writes.items():
+            identity = _identity(path)
+            if identity in read:
+                raise LtxError(f"{path} would be both {read[identity]} and {label}", "give another name")
+            if identity in written:
+                raise LtxError(f"{path} would be both {written[identity]} and {label}", "give another name")
+            written[identity] = label
+        for label, path in self.writes.items():
+            for parent in map(_identity, Path(os.path.realpath(path)).parents):
+                if parent == version_folder:
+                    raise LtxError(f"{label} would be in the version folder: {path}", "choose another folder")
+                if parent in written:
+                    raise LtxError(f"{label} would be inside {written[parent]}: {path}", "choose another folder")
+
+    def _all_reads(self) -> Iterator[tuple[str, Path]]:
+        manifest = self.engines.manifest
+        for name in manifest.files:
+            yield f"a file of {self.engines.folder}", manifest.place(self.engines.folder, name)
+        yield from self.reads.items()
+
+    def adding(self, writes: Mapping[str, Path] | None = None, reads: Mapping[str, Path] | None = None) -> Places:
+        """Returns the places with further files to write or to read."""
+        return replace(self, reads={**self.reads, **(reads or {})}, writes={**self.writes, **(writes or {})})
+
+
+def check_readable(options: RunOptions) -> None:
+    """Raises LtxError if a file of embeddings, latents or noise cannot be opened."""
+    for path in (options.embeddings, options.initial_latents, options.noise):
+        if path is not None:
+            with explaining(f"read {path}"), path.open("rb"):
+                pass
+
+
+def places_of(engines: Engines, request: Request | None, options: RunOptions) -> Places:
+    """Returns the files of a request, without its output; `request` is None for latents that were saved."""
+    saved = {"embeddings": options.embeddings, "initial latents": options.initial_latents, "noise": options.noise}
+    reads = {f"the file of {name}": path for name, path in saved.items() if path is not None}
+    if request is not None:
+        sources = [*(one.media for one in request.conditions), request.video]
+        media = [Path(source) for source in sources if isinstance(source, (str, Path))]
+        reads |= {f"the image or clip {path}": path for path in media}
+    kept = {
+        "embeddings": options.save_embeddings,
+        "latents": options.save_latents,
+        "noise": options.save_noise,
+    }
+    writes = {f"the file for {name}": path for name, path in kept.items() if path is not None}
+    return Places(engines, reads, writes, options.overwrite)
+
+
+def _identity(path: Path) -> _Identity:
+    """Identifies a file: by device and number if it exists, else by its folder and its name."""
+    real = Path(os.path.realpath(path))
+    try:
+        status = real.stat()
+        return status.st_dev, status.st_ino
+    except (OSError, ValueError):
+        pass
+    name = unicodedata.normalize("NFC", real.name)
+    if sys.platform in ("darwin", "win32"):  # their file systems take names that differ in case for the same
+        name = name.casefold()
+    return (*_identity(real.parent), name) if real.parent != real else (name,)

@@ -1,0 +1,247 @@
+"""The record of a video: everything that is needed to make it again, as JSON that is stored in its file.
+
+{"ltx-engines": "0.1.0", "version": "0.9.5", "request": {...}, "options": {...}, "weights": {...}, "inputs": {...}}
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+
+from ltx_runtime.declared import declared
+from ltx_runtime.errors import LtxError, explaining
+from ltx_runtime.folder.manifest import Engines
+from ltx_runtime.media.comments import read_comment
+from ltx_runtime.media.pictures import Source
+from ltx_runtime.planning.backends import Chosen
+from ltx_runtime.planning.options import RunOptions
+from ltx_runtime.planning.preset import Preset
+from ltx_runtime.planning.request import Condition, Request, Resolved
+from ltx_runtime.spec.presets import Guidance, Pass, Schedule
+from ltx_runtime.spec.versions import Version, find_version
+
+KEY = "ltx-engines"
+_DIGEST_CHARACTERS = 16
+_CHUNK_BYTES = 1 << 20
+# Options that may change the pixels; all others say where files go and how much of the machine is used.
+OPTIONS = (
+    *("backend", "cpu_mode", "rng", "low_memory", "memory_bytes", "tiled", "crf", "sample_posterior"),
+    *("embeddings", "initial_latents", "noise"),
+)
+# Fields of Request and Preset that hold other dataclasses.
+_NESTED: dict[str, type] = {
+    "conditions": Condition,
+    "preset": Preset,
+    "passes": Pass,
+    "guidance": Guidance,
+    "schedule": Schedule,
+}
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What a record says; without arguments, a record that says nothing.
+
+    Attributes:
+        version: name of the release.
+        request: the video.
+        options: fields of RunOptions by name, those that are not the defaults.
+        weights: the first characters of the checksum of each network's files, by its name.
+        inputs: checksum of each file that was read, by its path.
+    """
+
+    version: str = ""
+    request: Request = field(default_factory=Request)
+    options: dict[str, Any] = field(default_factory=dict)
+    weights: dict[str, str] = field(default_factory=dict)
+    inputs: dict[Path, str] = field(default_factory=dict)
+
+    def changed_inputs(self) -> list[Path]:
+        """Returns the files that were read and are now others, or are gone."""
+        return [path for path, digest in self.inputs.items() if not path.is_file() or _digest_of_file(path) != digest]
+
+    def changed_weights(self, weights: Mapping[str, str]) -> list[str]:
+        """Returns the networks whose files differ from `weights`, which `weights_of` returns for the present ones."""
+        return [name for name, digest in self.weights.items() if name in weights and weights[name] != digest]
+
+
+def record_of(
+    request: Resolved, options: RunOptions, version: Version, weights: Mapping[str, str], folder: Path, program: str
+) -> str:
+    """Returns the record of a video as JSON.
+
+    Args:
+        request: the request with all defaults filled in.
+        options: how it is run.
+        version: the release that makes it.
+        weights: what `weights_of` returns.
+        folder: the folder of the video, to which paths in the record are relative.
+        program: the version of this program.
+    """
+    asked = _differing(request, Request())
+    if request.negative_prompt == version.negative_prompt:
+        del asked["negative_prompt"]
+    run = {name: value for name, value in _differing(options, RunOptions()).items() if name in OPTIONS}
+    inputs = {_name_of(source, folder): _digest(source) for source in _sources(request, options)}
+    record = {
+        KEY: program,
+        "version": version.name,
+        "request": _plain(asked, folder),
+        "options": _plain(run, folder),
+        "weights": dict(weights),
+        "inputs": inputs,
+    }
+    return json.dumps({name: value for name, value in record.items() if value != {}}, ensure_ascii=False)
+
+
+def weights_of(engines: Engines, chosen: Chosen) -> dict[str, str]:
+    """Returns the first characters of the checksum of the weights and graph of each network that runs, by its name."""
+    checksums: dict[str, str] = {}
+    for name in chosen.names:
+        entry, precision = engines.component(name), chosen.found[name].precision
+        files = (*entry.weights_of(precision), *filter(None, [entry.graphs.get(precision)]))
+        listed = [engines.manifest.files[file].checksum for file in files if file in engines.manifest.files]
+        checksums[name] = hashlib.sha256("".join(listed).encode()).hexdigest()[:_DIGEST_CHARACTERS]
+    return checksums
+
+
+def read_record(path: Path) -> Recorded:
+    """Reads the record that is stored in a video.
+
+    Raises:
+        LtxError: the file cannot be read or has no record, or the record is damaged.
+    """
+    return parse_record(read_comment(path), path)
+
+
+def parse_record(text: str, path: Path) -> Recorded:
+    """Returns what a record says; `path` is the file that holds it, and to whose folder its paths are relative.
+
+    Raises:
+        LtxError: the text is no record, or has a field that this release does not know.
+    """
+    try:
+        record = json.loads(text)
+        program = record[KEY]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise LtxError(
+            f"{path} does not say how it was made", "give a video that ltx-run made without --no-metadata"
+        ) from None
+    folder = path.parent
+    try:
+        version = find_version(record["version"]).name
+        request = _built(Request, _with_paths(record.get("request", {}), folder))
+        options = _with_paths(record.get("options", {}), folder)
+        unknown = sorted(options.keys() - {*OPTIONS})
+        if unknown:
+            raise LtxError(f"it has an option {unknown[0]!r}")
+        checked = declared(replace(RunOptions(), **options))
+        options = {name: getattr(checked, name) for name in options}
+        inputs = {folder / name: str(digest) for name, digest in record.get("inputs", {}).items()}
+        weights = {str(name): str(digest) for name, digest in record.get("weights", {}).items()}
+        return Recorded(version, declared(request), options, weights, inputs)
+    except (LtxError, TypeError, KeyError, ValueError, AttributeError, RecursionError) as error:
+        problem = error.problem if isinstance(error, LtxError) else repr(error)
+        raise LtxError(
+            f"the record in {path}, written by release {program}, cannot be used: {problem}", "type the options instead"
+        ) from None
+
+
+def _differing(given: Any, usual: Any) -> dict[str, Any]:
+    """Returns the fields of a dataclass that differ from those of another, by name."""
+    return {
+        one.name: value
+        for one in fields(usual)
+        if not _same(value := getattr(given, one.name), getattr(usual, one.name))
+    }
+
+
+def _same(one: Any, other: Any) -> bool:
+    return type(one) is type(other) and not isinstance(one, np.ndarray) and bool(one == other)
+
+
+def _plain(value: Any, folder: Path) -> Any:
+    """Returns a value as plain data for JSON."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return _plain(_set_fields(value), folder)
+    if isinstance(value, Mapping):
+        return {name: _plain(item, folder) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, folder) for item in value]
+    if isinstance(value, (str, int, float, bool, type(None))):
+        return value
+    return {"path": _name_of(value, folder)}  # a path, or pictures in memory
+
+
+def _set_fields(value: Any) -> dict[str, Any]:
+    """Returns the fields of a dataclass that differ from their defaults, by name."""
+    given = {one.name: getattr(value, one.name) for one in fields(value)}
+    return {one.name: given[one.name] for one in fields(value) if not _same(given[one.name], one.default)}
+
+
+def _sources(request: Request, options: RunOptions) -> Iterator[Source]:
+    """Yields everything that a run reads, whether a file or pictures in memory."""
+    yield from (one.media for one in request.conditions)
+    given = (request.video, options.embeddings, options.initial_latents, options.noise)
+    yield from (source for source in given if source is not None)
+
+
+def _name_of(source: Source, folder: Path) -> str:
+    """Returns the path of a file relative to a folder, with slashes; pictures in memory get a name in brackets."""
+    if not isinstance(source, (str, Path)):
+        return f"<{type(source).__name__} {_digest(source)}>"
+    path = Path(os.path.abspath(source))
+    try:
+        return PurePath(os.path.relpath(path, os.path.abspath(folder))).as_posix()
+    except ValueError:  # on another drive
+        return path.as_posix()
+
+
+def _digest(source: Source) -> str:
+    """Returns the first characters of the SHA-256 of a file, or of pictures in memory."""
+    if isinstance(source, (str, Path)):
+        return _digest_of_file(Path(source))
+    return hashlib.sha256(np.ascontiguousarray(source).tobytes()).hexdigest()[:_DIGEST_CHARACTERS]
+
+
+def _digest_of_file(path: Path) -> str:
+    digest = hashlib.sha256()
+    with explaining(f"read {path}"), path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()[:_DIGEST_CHARACTERS]
+
+
+def _with_paths(value: Any, folder: Path) -> Any:
+    """Returns plain data with {"path": ...} replaced by paths."""
+    if isinstance(value, dict):
+        if value.keys() == {"path"}:
+            name = str(value["path"])
+            if name.startswith("<"):
+                raise LtxError("it was made from pictures in memory, which no file holds")
+            return folder / name
+        return {name: _with_paths(item, folder) for name, item in value.items()}
+    return [_with_paths(item, folder) for item in value] if isinstance(value, list) else value
+
+
+def _built(kind: type, values: Mapping[str, Any]) -> Any:
+    """Returns an instance of a dataclass from plain data."""
+    unknown = sorted(values.keys() - {one.name for one in fields(kind)})
+    if unknown:
+        raise LtxError(f"it has a field {unknown[0]!r}")
+    return kind(**{name: _nested(name, value) for name, value in values.items()})
+
+
+def _nested(name: str, value: Any) -> Any:
+    if name not in _NESTED or value is None:
+        return value
+    if isinstance(value, list):
+        return tuple(_built(_NESTED[name], item) for item in value)
+    return _built(_NESTED[name], value)

@@ -1,0 +1,288 @@
+"""The file beside an output from which a run that was killed goes on; it also claims the output's name.
+
+It is a safetensors file: the state of the run as tensors, and how to make the video as metadata. Its process holds a
+lock on it, so that others can tell an interrupted run from one that is under way.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ltx_runtime.errors import LtxError, explaining
+from ltx_runtime.files import lock_of, unlock, written_whole
+from ltx_runtime.media.video import TakenError
+from ltx_runtime.noise.noise import Noise
+from ltx_runtime.outputs.record import OPTIONS, Recorded, parse_record
+from ltx_runtime.planning.options import RunOptions
+from ltx_runtime.tensors import names_in, packed, read_metadata, read_tensors
+from ltx_runtime.text.embeddings import Text
+
+Floats = NDArray[np.float32]
+
+SUFFIX = ".unfinished"
+_KEY = "ltx-unfinished"
+_LATENTS, _TEXT, _TOKENS = "latents/", "text/", "tokens"
+_TEXT_FIELDS = ("embeddings", "mask", "negative_embeddings", "negative_mask")
+# Writing takes at most this share of the time of a run.
+SHARE_OF_TIME = 0.02
+
+
+@dataclass
+class State:
+    """How far a run is. The run updates it as it goes, and goes on from it if it is not empty.
+
+    Attributes:
+        text: the encoded prompts; None before they are encoded, and after the last pass.
+        latents: normalized latents (1, C, F, H, W) of finished stages, by name: pass1, pass2, temporal.
+        tokens: the latents of the pass under way as tokens (1, N, C), after `steps` of its steps; None at its start.
+        steps: number of finished steps of the pass under way.
+        drawn: key and shape of every random draw of the finished passes, in order.
+        keep: is called whenever the state has changed.
+    """
+
+    text: Text | None = None
+    latents: dict[str, Floats] = field(default_factory=dict)
+    tokens: Floats | None = None
+    steps: int = 0
+    drawn: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)
+    keep: Callable[[], None] = lambda: None
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether there is anything that would have to be computed again."""
+        return self.tokens is not None or bool(self.latents)
+
+    def stepped(self, tokens: Floats, steps: int) -> None:
+        """Sets the tokens of the pass under way after some of its steps."""
+        self.tokens, self.steps = tokens, steps
+        self.keep()
+
+    def finished(self, name: str, latents: Floats, drawn: Sequence[tuple[str, tuple[int, ...]]]) -> None:
+        """Adds the latents of a finished stage, and all draws until then; the tokens of its steps are forgotten."""
+        self.latents[name], self.drawn = latents, [*drawn]
+        self.tokens, self.steps = None, 0
+        self.keep()
+
+
+class ReplayedNoise:
+    """Noise of a run that may go on: the draws of finished passes are repeated at once, and all draws are listed.
+
+    Sources that draw from one stream then continue where they would have been.
+
+    Attributes:
+        drawn: key and shape of all draws, in order.
+    """
+
+    def __init__(self, noise: Noise, drawn: Sequence[tuple[str, tuple[int, ...]]]) -> None:
+        self._noise = noise
+        self.drawn: list[tuple[str, tuple[int, ...]]] = []
+        for key, shape in drawn:
+            self.draw(key, shape)
+
+    def draw(self, key: str, shape: tuple[int, ...]) -> Floats:
+        self.drawn.append((key, shape))
+        return self._noise.draw(key, shape)
+
+
+class Unfinished:
+    """The open file of an unfinished run, locked by this process.
+
+    Attributes:
+        path: the file.
+        about: how the video is made, as plain data.
+        state: how far the run is.
+        note: is called with the problem if the state cannot be written.
+    """
+
+    def __init__(self, path: Path, about: dict[str, Any], state: State, lock: int | None) -> None:
+        self.path, self.about, self.state = path, about, state
+        self.note: Callable[[str], None] = lambda text: None
+        self._lock = lock
+        self._written_at, self._writing_s = -float("inf"), 0.0
+
+    @property
+    def engines(self) -> Path:
+        """The version folder with which the run began."""
+        return Path(self.about["engines"])
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Fields of RunOptions by name, those that are not the defaults."""
+        return dict(self.about["options"])
+
+    def recorded(self) -> tuple[Recorded, dict[str, Any]]:
+        """Returns what is made, and the fields of RunOptions that a record does not hold.
+
+        Raises:
+            LtxError: the file was written by another release, and this one does not understand it.
+        """
+        recorded = parse_record(self.about["record"], self.path)
+        return recorded, {name: value for name, value in self.options.items() if name not in OPTIONS}
+
+    @property
+    def output(self) -> Path:
+        """The file of the video."""
+        return self.path.with_name(self.path.name.removesuffix(SUFFIX))
+
+    def keep(self) -> None:
+        """Writes the state, unless the last time was so short ago that writing would take a noticeable share of time.
+
+        A stage that has ended is always written. A disk that is full does not end the run.
+        """
+        now = time.perf_counter()
+        if self.state.tokens is not None and now - self._written_at < self._writing_s / SHARE_OF_TIME:
+            return
+        try:
+            with explaining(f"write {self.path}"):
+                self.write()
+        except LtxError as error:
+            self.note(f"{error}; the run goes on, but after an interruption only from where it was written last")
+        self._written_at = time.perf_counter()
+        self._writing_s = self._written_at - now
+
+    def write(self, *, replace: bool = True) -> None:
+        """Writes the file under a temporary name and renames it, without giving up the lock.
+
+        Raises:
+            FileExistsError: there is such a file, and `replace` is false.
+            OSError: the file cannot be written.
+        """
+        about = {**self.about, "steps": self.state.steps, "drawn": self.state.drawn}
+        raw = packed(_tensors_of(self.state), {_KEY: json.dumps(about)})
+        with written_whole(self.path, replace=replace) as temporary:
+            temporary.write_bytes(raw)
+            lock = lock_of(temporary)
+        unlock(self._lock)
+        self._lock = lock
+
+    def close(self) -> None:
+        """Gives up the lock, and removes the file if there is nothing in it to go on from."""
+        if not self.state.is_begun:
+            self.path.unlink(missing_ok=True)
+        self.release()
+
+    def remove(self) -> None:
+        """Removes the file, since the video is whole."""
+        self.path.unlink(missing_ok=True)
+        self.release()
+
+    def release(self) -> None:
+        unlock(self._lock)
+        self._lock = None
+
+
+def about_of(record: str, engines: Path, options: RunOptions) -> dict[str, Any]:
+    """Returns how a video is made, as plain data for JSON.
+
+    Args:
+        record: what `record_of` returns.
+        engines: the version folder.
+        options: how it is run.
+    """
+    usual = RunOptions()
+    given = {one.name: getattr(options, one.name) for one in fields(RunOptions)}
+    changed = {name: value for name, value in given.items() if value != getattr(usual, name)}
+    plain = {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in changed.items()}
+    return {"record": record, "engines": str(engines.absolute()), "options": plain}
+
+
+def claim(output: Path, about: dict[str, Any], state: State, *, overwrite: bool) -> Unfinished:
+    """Creates the file of an unfinished run beside its output, which claims the name of the output for this process.
+
+    Args:
+        output: the file of the video.
+        about: how the video is made, as plain data for JSON.
+        state: the state of the run, which is written whenever it says so.
+        overwrite: whether the file of an earlier run that was interrupted is replaced.
+
+    Raises:
+        TakenError: another run makes this output, or was interrupted and `overwrite` is false.
+        LtxError: the file cannot be written.
+    """
+    path = output.with_name(output.name + SUFFIX)
+    unfinished = Unfinished(path, about, state, None)
+    with explaining(f"write {path}"):
+        try:
+            unfinished.write(replace=False)
+        except FileExistsError:
+            unfinished = Unfinished(path, about, state, _locked(path))
+            if not overwrite:
+                unfinished.release()
+                raise TakenError(
+                    f"an earlier run of {output} was interrupted",
+                    "add --overwrite to start again",
+                    f"ltx-run --resume {shlex.quote(str(path))}",
+                ) from None
+            unfinished.write()
+    state.keep = unfinished.keep
+    return unfinished
+
+
+def open_unfinished(path: Path) -> Unfinished:
+    """Opens the file of an interrupted run, to go on from it.
+
+    Args:
+        path: the file, or the output that it belongs to.
+
+    Raises:
+        LtxError: the file cannot be read, is damaged or no such file, or its run is still under way.
+    """
+    beside = path.with_name(path.name + SUFFIX)
+    path = beside if path.suffix != SUFFIX and beside.exists() else path
+    with explaining(f"read {path}"), path.open("rb"):
+        pass
+    lock = _locked(path)
+    try:
+        about = json.loads(read_metadata(path)[_KEY])
+        drawn = [(str(key), tuple(map(int, shape))) for key, shape in about.pop("drawn")]
+        state = _state_of(path, int(about.pop("steps")), drawn)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
+        unlock(lock)
+        raise LtxError(f"{path} is no unfinished run", f"give a file that ends in {SUFFIX}") from None
+    except BaseException:
+        unlock(lock)
+        raise
+    unfinished = Unfinished(path, about, state, lock)
+    state.keep = unfinished.keep
+    return unfinished
+
+
+def _locked(path: Path) -> int:
+    """Locks the file of an unfinished run. Raises TakenError if another process holds the lock."""
+    lock = lock_of(path)
+    if lock is None:
+        raise TakenError(
+            f"another run is making {path.with_suffix('')}", "wait until it has ended, or choose another name"
+        )
+    return lock
+
+
+def _tensors_of(state: State) -> dict[str, NDArray[Any]]:
+    tensors: dict[str, NDArray[Any]] = {f"{_LATENTS}{name}": latents for name, latents in state.latents.items()}
+    if state.tokens is not None:
+        tensors[_TOKENS] = state.tokens
+    if state.text is not None:
+        rows = {name: getattr(state.text, name) for name in _TEXT_FIELDS}
+        tensors |= {f"{_TEXT}{name}": row for name, row in rows.items() if row is not None}
+    return tensors
+
+
+def _state_of(path: Path, steps: int, drawn: list[tuple[str, tuple[int, ...]]]) -> State:
+    tensors = read_tensors(path, names_in(path))
+    rows = {name.removeprefix(_TEXT): tensor for name, tensor in tensors.items() if name.startswith(_TEXT)}
+    return State(
+        text=Text(**rows) if rows else None,
+        latents={name.removeprefix(_LATENTS): one for name, one in tensors.items() if name.startswith(_LATENTS)},
+        tokens=tensors.get(_TOKENS),
+        steps=steps,
+        drawn=drawn,
+    )

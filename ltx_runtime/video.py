@@ -1,0 +1,268 @@
+"""A video: planned and checked when it is asked for, made when its latents, its frames or its file are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ltx_runtime.declared import path_of
+from ltx_runtime.errors import LtxError
+from ltx_runtime.media.comments import read_comment
+from ltx_runtime.media.video import check_output, save_video, target_of
+from ltx_runtime.noise.noise import Noise
+from ltx_runtime.outputs.places import Places
+from ltx_runtime.outputs.record import record_of, weights_of
+from ltx_runtime.outputs.unfinished import SUFFIX, State, Unfinished, about_of, claim
+from ltx_runtime.planning.plan import Plan
+from ltx_runtime.planning.report import describe, lines_of
+from ltx_runtime.planning.work import work_of
+from ltx_runtime.progress import Progress, silent
+from ltx_runtime.release import RELEASE
+from ltx_runtime.road import Floats, Frame, Road, decoder_feeds, frames_of, noise_of, run_passes
+from ltx_runtime.sampling.step import Step
+from ltx_runtime.spec.components import ComponentName
+from ltx_runtime.vae.saved_latents import Ending, read_initial
+
+
+class Video:
+    """A video that is planned and not made yet.
+
+    It is denoised once, when its frames or its latents are first asked for, and decoded every time its frames are.
+
+    Attributes:
+        plan: passes, steps, guidance and sizes; None for latents that were saved.
+        ending: size, length, frame rate and seed of what is written.
+    """
+
+    def __init__(
+        self,
+        road: Road,
+        places: Places,
+        ending: Ending,
+        planned: Plan | None = None,
+        media: Sequence[int] = (),
+        unfinished: Unfinished | None = None,
+    ) -> None:
+        self.plan = planned
+        self.ending = ending
+        self._road, self._places, self._media, self._unfinished = road, places, media, unfinished
+        self._state = State() if unfinished is None else unfinished.state
+        self._is_fresh = True  # whether the next run begins from the state, instead of anew
+        self._latents: Floats | None = None
+        self._noise: Noise | None = None
+        self._feeds: dict[str, Floats] | None = None
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """What each stage took, by its name; filled as stages end."""
+        return self._road.seconds
+
+    @property
+    def backends(self) -> dict[ComponentName, str]:
+        """The backend of each network, in the order in which they run."""
+        chosen = self._road.chosen
+        return {name: chosen.found[name].backend for name in chosen.names}
+
+    @property
+    def weights(self) -> dict[str, str]:
+        """The first characters of the checksum of each network's files, by its name, as a record has them."""
+        return weights_of(self._road.engines, self._road.chosen)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        left, right, top, bottom = self.ending.crop
+        return self.ending.size[0] - top - bottom, self.ending.size[1] - left - right
+
+    def report(self) -> dict[str, Any]:
+        """The plan as plain data: steps, guidance, backends, tiles and estimates of memory."""
+        if self.plan is None:
+            return asdict(self.ending) | {"backends": self.backends}
+        return describe(self.plan, self._road.chosen, self._road.engines.manifest, self._media)
+
+    def work(self) -> dict[str, float]:
+        """Estimates the floating-point operations of every stage by its name, for the total progress of a run."""
+        if self.plan is None:
+            return {}
+        count = len(self.plan.request.conditions) + (self.plan.request.video is not None)
+        return work_of(self.plan, self._road.version, self._road.chosen.names, count)
+
+    def steps(self, progress: Progress = silent) -> Generator[Step, None, None]:
+        """Makes the latents, step by step. Leaving the loop early frees the network and leaves nothing behind.
+
+        Args:
+            progress: shows how far each stage is.
+
+        Raises:
+            LtxError: a file cannot be used, or there is too little memory.
+            ValueError: the video is made of saved latents, which have no steps.
+        """
+        if self.plan is None:
+            raise ValueError("latents that were saved have no steps")
+        self._latents = self._feeds = None
+        road, state = self._running(progress), self._next_state()
+        self._is_fresh = False
+        given = {}
+        if road.options.initial_latents is not None:
+            given["pass1/initial"] = read_initial(road.options.initial_latents, self.plan.passes[0].grid, road.channels)
+        noise = noise_of(road.options, self.ending.seed, given)
+        road.tell_backends()
+        self._use((yield from run_passes(road, self.plan, self._media, noise, state)), noise)
+
+    def _next_state(self) -> State:
+        """Returns the state from which the next run begins: an empty one, except once for a run that goes on."""
+        if not self._is_fresh:
+            self._state, self._is_fresh = State(), True
+        return self._state
+
+    def _use(self, latents: Floats, noise: Noise) -> None:
+        """Sets the latents to decode, and the source of the decoder's noise."""
+        self._latents, self._noise = latents, noise
+
+    def latents(self, progress: Progress = silent) -> Floats:
+        """Returns the normalized latents to decode, (1, C, F, H, W) float32; the first call makes them.
+
+        Raises:
+            LtxError: a file cannot be used, or there is too little memory.
+        """
+        if self._latents is None:
+            for _ in self.steps(progress):
+                pass
+        assert self._latents is not None
+        return self._latents
+
+    def frames(self, progress: Progress = silent) -> Generator[Frame, None, None]:
+        """Yields every frame in order, (height, width, 3) uint8 RGB; makes the latents first if need be.
+
+        Raises:
+            LtxError: a file cannot be used, there is too little memory, or the decoder's output is not finite.
+        """
+        latents = self.latents(progress)
+        road = self._running(progress)
+        if self.plan is None:  # otherwise steps has told
+            road.tell_backends()
+        if self._feeds is None:
+            assert self._noise is not None
+            self._feeds = decoder_feeds(road, latents, self.ending, self._noise)
+        yield from frames_of(road, self._feeds, self.ending)
+
+    def __iter__(self) -> Iterator[Frame]:
+        return self.frames()
+
+    def report_lines(self) -> list[str]:
+        """The plan as lines of text."""
+        if self.plan is None:
+            ending = self.ending
+            return [f"decode: {ending.num_frames} frames at {ending.fps:g} fps, seed {ending.seed}"]
+        return list(lines_of(self.report()))
+
+    def check_output(self, path: Path | str, *, folder_exists: bool = True) -> Path:
+        """Checks that `save` could write this file, and returns the file, or for .png the folder of frames.
+
+        Args:
+            path: the file, as for `save`.
+            folder_exists: whether the folder of the file must exist already.
+
+        Raises:
+            LtxError: the name is taken or that of another file of the run, the format is unknown or cannot hold this
+                size or frame rate, or there is no such folder.
+        """
+        path, overwrite = path_of(path, "path"), self._road.options.overwrite
+        target = check_output(path, *self.size, self.ending.fps, overwrite=overwrite, folder_exists=folder_exists)
+        self._places.adding({"the output": target, "the file to go on from": _beside(path)}).check_distinct()
+        return target
+
+    def save(
+        self, path: Path | str, progress: Progress = silent, *, unfinished: Callable[[Path], None] | None = None
+    ) -> Path:
+        """Makes the video and writes it to a file, which appears when it is whole.
+
+        Args:
+            path: .mp4, .webm, .gif, or NAME.png for a folder NAME of frames.
+            progress: shows how far each stage is.
+            unfinished: is called with a file beside the output that holds the state of the run until the video is
+                whole. If the process is killed or the video cannot be written, `Pipeline.resume` goes on from it.
+                Without this function, there is no such file.
+
+        Returns:
+            The file, or the folder of frames. If the name was taken meanwhile, it ends in -2, -3 and so on.
+
+        Raises:
+            TakenError: the name is taken already, or another run is making this file.
+            LtxError: a file cannot be used or written, there is too little memory, or the output is not finite.
+        """
+        path = path_of(path, "path")
+        record = "" if self.plan is None else self._record(path.parent)
+        comment = record if self._road.options.metadata else ""
+        if self._unfinished is not None and _is_saved(target_of(path), comment):  # killed just before its end
+            self._unfinished.remove()
+            return target_of(path)
+        target = self.check_output(path)
+        with ExitStack() as opened:
+            if unfinished is not None and record:
+                opened.enter_context(self._kept(path, record, unfinished))
+            frames = opened.enter_context(closing(self.frames(progress)))
+            written = save_video(
+                frames, path, self.size, self.ending.fps, comment=comment, overwrite=self._road.options.overwrite
+            )
+        if written != target:
+            self._road.note(f"{target} was made by another program meanwhile; the video is {written}")
+        return written
+
+    def _record(self, folder: Path) -> str:
+        assert self.plan is not None
+        road = self._road
+        return record_of(self.plan.request, road.options, road.version, self.weights, folder, RELEASE)
+
+    @contextmanager
+    def _kept(self, output: Path, record: str, told: Callable[[Path], None]) -> Iterator[None]:
+        """Keeps the state of the run in a file beside the output, until the block succeeds."""
+        road = self._road
+        if self._unfinished is None:
+            about = about_of(record, road.engines.folder, road.options)
+            state = self._state if self._latents is not None else self._next_state()
+            self._unfinished = claim(output, about, state, overwrite=road.options.overwrite)
+        self._unfinished.note = road.note
+        try:
+            told(self._unfinished.path)
+            yield
+            self._unfinished.remove()
+        finally:
+            self._unfinished.close()
+            self._unfinished = None
+
+    def _running(self, progress: Progress) -> Road:
+        return replace(self._road, progress=progress)
+
+
+def _beside(output: Path) -> Path:
+    """Returns the file beside an output from which its run can go on."""
+    return output.with_name(output.name + SUFFIX)
+
+
+def _is_saved(target: Path, comment: str) -> bool:
+    """Returns whether a video exists that says it was made exactly like this one."""
+    try:
+        return bool(comment) and read_comment(target) == comment
+    except LtxError:
+        return False
+
+
+@dataclass(frozen=True)
+class Result:
+    """The result of one of many requests.
+
+    Attributes:
+        index: number of the request, from 0.
+        video: the video, with its latents made; None if the request failed.
+        path: the file that was written; None if there is none.
+        error: why the request failed; None if it did not.
+    """
+
+    index: int
+    video: Video | None = None
+    path: Path | None = None
+    error: Exception | None = None

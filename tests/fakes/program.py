@@ -1,0 +1,52 @@
+"""ltx-run on the fake stages in a process of its own, which can be killed at any of its dealings with files.
+
+Usage: python program.py MOMENT ARGUMENTS. The process kills itself at file event number MOMENT; 0 lets it end. The last
+line of standard error is the number of events.
+"""
+
+import os
+import signal
+import sys
+from types import ModuleType
+
+EVENTS = ("open", "os.rename", "os.link", "os.mkdir", "os.rmdir", "os.remove")
+
+
+def watch(moment: int) -> list[str]:
+    """Lists events from now on, and kills the process at the one with this number."""
+    events: list[str] = []
+
+    def heard(event: str, arguments: tuple[object, ...]) -> None:
+        if event in EVENTS and not (event == "open" and str(arguments[0]).endswith((".py", ".pyc", ".so"))):
+            events.append(event)
+            if len(events) == moment:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(heard)
+    return events
+
+
+def main() -> None:
+    """Installs the fake stages as the only backend, and runs the program."""
+    from fakes.stages import Diary, Stage
+
+    from ltx_runtime.cli import main as cli
+    from ltx_runtime.sessions import BACKENDS, Backend, graph_found
+
+    module, notes = ModuleType("fake_stages"), Diary()
+    module.find = lambda engines, name, backend: graph_found(engines, name, backend, ["fp32"])  # type: ignore[attr-defined]
+    module.load = lambda found: Stage(found.component.name, notes)  # type: ignore[attr-defined]
+    sys.modules["fake_stages"] = module
+    BACKENDS.clear()
+    BACKENDS["cpu"] = Backend("fake_stages", "fake")
+    moment = int(sys.argv.pop(1))
+    sys.argv[0] = "ltx-run"
+    events = watch(moment)
+    try:
+        cli.main()
+    finally:
+        sys.stderr.write(f"{len(events)} events\n")
+
+
+if __name__ == "__main__":
+    main()

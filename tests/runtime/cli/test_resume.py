@@ -1,0 +1,231 @@
+"""Laws of interrupted runs: whatever ended them, the printed command makes the same video, byte for byte."""
+
+import math
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fakes import program
+from fakes import stages as fake_stages
+from PIL import Image
+
+from ltx_runtime.folder.manifest import describe_files, read_manifest, write_manifest
+from ltx_runtime.outputs import unfinished
+from ltx_runtime.spec.versions import VERSIONS
+from ltx_runtime.tensors import packed
+
+DEMO, SINGLE = VERSIONS["demo"], VERSIONS["0.9.5"]
+SMALL = ("a cat", "--seed", "3", "--height", "64", "--width", "96", "--num-frames", "9")
+ROOT = Path(__file__).parents[3]
+MOMENTS = 20
+
+
+def left_behind(folder):
+    return sorted(path.name for path in folder.iterdir() if path.name != "engines")
+
+
+def command_in(err):
+    """Returns the words of the command that was printed last, without the program."""
+    return shlex.split(re.findall(r"go on with: ltx-run (.*)", err)[-1])
+
+
+def content(target):
+    """Returns the bytes of a file, or of every file in a folder."""
+    return [path.read_bytes() for path in (sorted(target.iterdir()) if target.is_dir() else [target])]
+
+
+def interrupting(stage, after):
+    """Returns a stage that works some times and is then interrupted."""
+    original, calls = fake_stages.STAGES[stage], []
+
+    def interrupted(feeds):
+        calls.append(1)
+        if len(calls) > after:
+            raise KeyboardInterrupt
+        return original(feeds)
+
+    return interrupted
+
+
+@pytest.mark.parametrize(
+    ("stage", "after"), [*((stage, 0) for stage in fake_stages.STAGES), *(("transformer", i) for i in (1, 3, 8, 9))]
+)
+def test_ctrl_c_in_any_stage_leaves_no_half_video_and_can_be_gone_on_from(
+    run, engines, tmp_path, monkeypatch, stage, after
+):
+    engines(DEMO)
+    Image.new("RGB", (96, 64)).save(tmp_path / "engines" / "image.png")
+    wishes = (*SMALL, "--temporal-upscale", "--image", "engines/image.png", "--rng", "torch")
+    assert run(*wishes, "--output", "whole.mp4")[0] == 0
+    with monkeypatch.context() as patch:
+        patch.setitem(fake_stages.STAGES, stage, interrupting(stage, after))
+        code, out, err = run(*wishes, "--output", "clip.mp4")
+    assert (code, out) == (130, "")
+    assert err.splitlines()[-1] == "error: interrupted; no half-written video was left"
+    if left_behind(tmp_path) == ["whole.mp4"]:  # nothing was computed that would be lost
+        assert stage in ("text_encoder", "vae_encoder") or (stage, after) == ("transformer", 0)
+        return
+    assert left_behind(tmp_path) == ["clip.mp4.unfinished", "whole.mp4"]
+    assert run(*command_in(err))[0] == 0
+    assert left_behind(tmp_path) == ["clip.mp4", "whole.mp4"]
+    assert content(tmp_path / "clip.mp4") == content(tmp_path / "whole.mp4")
+
+
+def started(moment, *arguments):
+    """Runs ltx-run on the fake stages in another process, which is killed at a moment."""
+    command = [sys.executable, program.__file__, str(moment), *arguments]
+    paths = f"{ROOT}:{ROOT / 'tests'}"
+    environment = {"PYTHONPATH": paths, "LTX_CACHE": "", "PATH": "", "PYTHONDONTWRITEBYTECODE": "1"}
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+    return ended.returncode, ended.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+@pytest.mark.parametrize("output", ["clip.mp4", "clip.png"])
+def test_a_run_that_is_killed_at_any_moment_goes_on_with_the_printed_command(engines, tmp_path, monkeypatch, output):
+    engines(DEMO)
+    monkeypatch.chdir(tmp_path)
+    kept = ("--save-latents", "latents.safetensors", "--rng", "diffusers")
+    code, err = started(0, *SMALL, *kept, "--overwrite", "--output", output.replace("clip", "whole"))
+    assert code == 0, err
+    whole = content(tmp_path / output.replace("clip", "whole").removesuffix(".png"))
+    events = int(re.findall(r"(\d+) events", err)[-1])
+    assert events > 2 * MOMENTS
+    target, gone_on = tmp_path / output.removesuffix(".png"), 0
+    for moment in np.linspace(1, events, MOMENTS, dtype=int):
+        (tmp_path / "latents.safetensors").unlink(missing_ok=True)
+        code, err = started(moment, *SMALL, *kept, "--output", output)
+        assert code == -9
+        if "go on with" not in err:  # nothing has begun
+            assert not target.exists()
+            code, err = started(0, *SMALL, *kept, "--overwrite", "--output", output)
+        else:
+            gone_on += 1
+            code, err = started(0, *command_in(err))
+        assert code == 0, err
+        assert content(target) == whole
+        for path in [target] if target.is_file() else [*target.iterdir(), target]:
+            path.rmdir() if path.is_dir() else path.unlink()
+        assert [name for name in left_behind(tmp_path) if not name.startswith("whole")] == ["latents.safetensors"]
+    assert gone_on > MOMENTS / 2
+
+
+@pytest.fixture
+def interrupted(run, engines, tmp_path, monkeypatch):
+    """Leaves a run of clip.mp4 from image.png that was interrupted after three steps; returns its version folder."""
+    monkeypatch.setattr(unfinished, "SHARE_OF_TIME", math.inf)  # steps take no time, and would not be kept one by one
+    folder = engines(DEMO)
+    Image.new("RGB", (96, 64), (200, 0, 0)).save(tmp_path / "image.png")
+    with monkeypatch.context() as patch:
+        patch.setitem(fake_stages.STAGES, "transformer", interrupting("transformer", 3))
+        assert run(*SMALL, "--image", "image.png", "--output", "clip.mp4")[0] == 130
+    return folder
+
+
+def steps_in(diary):
+    return sum(note.startswith("run transformer") for note in diary)
+
+
+def test_a_finished_step_is_not_computed_again(run, interrupted, diary):
+    diary.clear()
+    assert run("--resume", "clip.mp4.unfinished")[0] == 0
+    assert "open text_encoder" not in diary
+    resumed = steps_in(diary)
+    diary.clear()
+    assert run(*SMALL, "--image", "image.png", "--output", "whole.mp4")[0] == 0
+    assert steps_in(diary) == resumed + 3
+
+
+def test_the_output_names_its_unfinished_run_and_can_get_another_name(run, interrupted, tmp_path):
+    assert run("--resume", "clip.mp4", "--output", "other.webm")[0] == 0
+    assert left_behind(tmp_path) == ["image.png", "other.webm"]
+
+
+def test_a_run_that_has_ended_is_told_and_not_repeated(run, interrupted, diary):
+    assert run("--resume", "clip.mp4.unfinished")[0] == 0
+    diary.clear()
+    code, out, _ = run("--resume", "clip.mp4.unfinished")
+    assert (code, out) == (0, "clip.mp4 is whole: its run has ended\n")
+    assert diary == []
+
+
+def test_an_interrupted_run_is_not_overwritten_unless_that_is_asked_for(run, interrupted, tmp_path):
+    before = content(tmp_path / "clip.mp4.unfinished")
+    code, _, err = run(*SMALL, "--output", "clip.mp4")
+    assert code == 2
+    assert err.splitlines()[-1] == (
+        "error: an earlier run of clip.mp4 was interrupted - run: ltx-run --resume clip.mp4.unfinished, "
+        "or add --overwrite to start again"
+    )
+    assert content(tmp_path / "clip.mp4.unfinished") == before
+    assert run(*SMALL, "--output", "clip.mp4", "--overwrite")[0] == 0
+    assert left_behind(tmp_path) == ["clip.mp4", "image.png"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("image.png", "is not what it was when the run began - put it back, or start again"),
+        ("engines", "is not the one with which the run began"),
+    ],
+)
+def test_what_a_run_was_made_from_must_not_change(run, interrupted, tmp_path, name, message):
+    if name == "image.png":
+        Image.new("RGB", (96, 64), (0, 200, 0)).save(tmp_path / name)
+    else:
+        manifest = read_manifest(interrupted)
+        for path in interrupted.glob("transformer*"):
+            path.write_bytes(b"another checkpoint")
+        files = describe_files({file: interrupted / file for file in manifest.files})
+        write_manifest(interrupted, replace(manifest, files=files))
+    before = content(tmp_path / "clip.mp4.unfinished")
+    code, _, err = run("--resume", "clip.mp4.unfinished")
+    assert code == 2
+    assert message in err.splitlines()[-1]
+    assert content(tmp_path / "clip.mp4.unfinished") == before
+
+
+@pytest.mark.parametrize("option", [("--seed", "4"), ("--steps", "9"), ("--fps", "12"), ("--image", "image.png")])
+def test_what_would_make_it_another_run_is_refused(run, interrupted, option):
+    code, _, err = run("--resume", "clip.mp4.unfinished", *option)
+    assert code == 2
+    assert f"{option[0]} has no effect on a run that goes on" in err
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "half", "other", "folder"])
+def test_a_damaged_file_is_refused_in_one_line(run, interrupted, tmp_path, damage):
+    path = tmp_path / "clip.mp4.unfinished"
+    raw = path.read_bytes()
+    path.unlink()
+    if damage == "folder":
+        path.mkdir()
+    elif damage != "missing":
+        other = packed({"tokens": np.zeros((1, 2, 3), np.float32)}, {"ltx-unfinished": "[1]"})
+        path.write_bytes({"empty": b"", "half": raw[: len(raw) // 2], "other": other}[damage])
+    code, out, err = run("--resume", "clip.mp4.unfinished")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+
+
+def test_latents_are_kept_if_the_decoder_fails(run, engines, tmp_path, monkeypatch):
+    engines(SINGLE)
+    assert run(*SMALL, "--output", "whole.gif")[0] == 0
+    with monkeypatch.context() as patch:
+        patch.setitem(fake_stages.STAGES, "vae_decoder", lambda feeds: (_ for _ in ()).throw(MemoryError()))
+        code, _, err = run(*SMALL, "--output", "clip.gif")
+    assert code == 2
+    assert err.splitlines()[-1].startswith("error: not enough memory")
+    with monkeypatch.context() as patch:
+        patch.setitem(fake_stages.STAGES, "transformer", lambda feeds: pytest.fail("a step was computed again"))
+        assert run(*command_in(err), "--memory", "1", "--threads", "2")[0] == 0
+    with Image.open(tmp_path / "clip.gif") as made, Image.open(tmp_path / "whole.gif") as whole:
+        assert made.n_frames == whole.n_frames
+        for index in range(made.n_frames):
+            made.seek(index), whole.seek(index)
+            assert made.tobytes() == whole.tobytes()
