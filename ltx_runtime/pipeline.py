@@ -16,11 +16,11 @@ from typing import Any
 from ltx_runtime.declared import declared, path_of
 from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.manifest import Engines, find_folder, open_engines
-from ltx_runtime.media.prepare import count_frames
 from ltx_runtime.media.video import check_output, open_writer
 from ltx_runtime.noise.noise import Noise
 from ltx_runtime.planning.backends import Chosen, Size, choose, needed
-from ltx_runtime.planning.media import frames_of as media_frames_of
+from ltx_runtime.planning.choices import FROM_IMAGE
+from ltx_runtime.planning.media import NO_MEDIA, GivenMedia, filled, media_of
 from ltx_runtime.planning.options import RunOptions, bytes_of, check_options
 from ltx_runtime.planning.plan import Plan, plan
 from ltx_runtime.planning.report import describe, lines_of
@@ -28,11 +28,10 @@ from ltx_runtime.planning.request import Request, resolved
 from ltx_runtime.planning.work import work_of
 from ltx_runtime.progress import Progress, silent
 from ltx_runtime.road import Floats, Frame, Road, Step, channels_of, decoder_feeds, frames_of, noise_of, run_passes
-from ltx_runtime.sampling.conditioning import added_frames
 from ltx_runtime.sessions import AUTO, Found
 from ltx_runtime.sessions.pool import pool_of
 from ltx_runtime.spec.components import ComponentName
-from ltx_runtime.spec.geometry import TEMPORAL_SCALE, Grid
+from ltx_runtime.spec.geometry import Grid
 from ltx_runtime.spec.versions import find_version
 from ltx_runtime.vae.saved_latents import Ending, read_initial, read_latents
 
@@ -133,9 +132,7 @@ class Pipeline:
         request, options = self._changed(request if isinstance(request, Request) else Request(request), changes)
         if not request.prompt and options.embeddings is None:
             raise LtxError("there is no prompt", "give a prompt, or the file of its embeddings")
-        if request.video is not None and request.num_frames is None:
-            frames = count_frames(request.video)
-            request = replace(request, num_frames=max(1, (frames - 1) // TEMPORAL_SCALE * TEMPORAL_SCALE + 1))
+        asked, request = request, filled(request, self.version, options.memory_bytes)
         manifest = self.engines.manifest
         planned = plan(resolved(request, self.version), self.version, manifest.schedule, manifest.allowed_sigmas)
         # A preset of one pass needs what --single-pass does of a version of two.
@@ -146,10 +143,9 @@ class Pipeline:
         if "vae_encoder" in chosen.names:
             for one in planned.passes:
                 chosen.tiling(one.grid, encoding=True)
-        used = media_frames_of(planned)
-        added = added_frames(zip((one.frame for one in request.conditions), used, strict=True))
-        chosen.check_passes(planned, added, conditioned=bool(request.conditions))
-        return Video(self, chosen, planned.ending, planned, used)
+        media = media_of(planned, options.memory_bytes, sized=asked.fit == FROM_IMAGE)
+        chosen.check_passes(planned, media.added_frames, conditioned=bool(request.conditions))
+        return Video(self, chosen, planned.ending, planned, media)
 
     def _changed(self, request: Request, changes: dict[str, Any]) -> tuple[Request, RunOptions]:
         """Returns the request and the pipeline's options with some fields changed."""
@@ -232,7 +228,12 @@ class Video:
     """
 
     def __init__(
-        self, pipeline: Pipeline, chosen: Chosen, ending: Ending, planned: Plan | None = None, media: Sequence[int] = ()
+        self,
+        pipeline: Pipeline,
+        chosen: Chosen,
+        ending: Ending,
+        planned: Plan | None = None,
+        media: GivenMedia = NO_MEDIA,
     ) -> None:
         self.plan = planned
         self.ending = ending
@@ -284,12 +285,12 @@ class Video:
         if road.options.initial_latents is not None:
             given["pass1/initial"] = read_initial(road.options.initial_latents, self.plan.passes[0].grid, road.channels)
         noise = noise_of(road.options, self.ending.seed, given)
-        self._tell_backends(road)
-        self._use((yield from run_passes(road, self.plan, self._media, noise)), noise)
+        self._tell(road)
+        self._use((yield from run_passes(road, self.plan, self._media.frames, noise)), noise)
 
-    def _tell_backends(self, road: Road) -> None:
-        """Notes the backend of each network if it was chosen automatically; a pipeline says the same thing once."""
-        for line in self._chosen.lines():
+    def _tell(self, road: Road) -> None:
+        """Notes the backends that were chosen automatically and what differs of given media, each thing once."""
+        for line in (*self._chosen.lines(), *self._media.lines()):
             if line not in self._pipeline._noted:
                 self._pipeline._noted.add(line)
                 road.note(line)
@@ -319,7 +320,7 @@ class Video:
         latents = self.latents(progress)
         road = self._road(progress)
         if self.plan is None:  # otherwise steps has told
-            self._tell_backends(road)
+            self._tell(road)
         if self._feeds is None:
             assert self._noise is not None
             self._feeds = decoder_feeds(road, latents, self.ending, self._noise)

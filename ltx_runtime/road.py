@@ -207,12 +207,13 @@ def run_passes(road: Road, planned: Plan, media_frames: Sequence[int], noise: No
             write_latents(road.options.save_latents, made, planned.ending)
         return latents
 
-    latents = keep("pass1", (yield from _run_pass(road, planned, 1, text, None, media, encoded[0], noise)))
+    latents = keep("pass1", (yield from _run_pass(road, planned, 1, text, None, media[0], encoded[0], noise)))
     for number in range(2, len(planned.passes) + 1):
         with road.stage(UPSCALE, 1, "upsampler") as (session, done):
             before = adain(upsample(session, latents), latents)
             done()
-        latents = yield from _run_pass(road, planned, number, text, before, media, encoded[number - 1], noise)
+        of_pass = media[number - 1], encoded[number - 1]
+        latents = yield from _run_pass(road, planned, number, text, before, *of_pass, noise)
         keep(f"pass{number}", latents)
     if planned.temporal_upscale:
         with road.stage(FRAME_RATE, 1, "temporal_upsampler") as (session, done):
@@ -272,9 +273,9 @@ def _encoder_of(road: Road) -> str:
     return repr((found.backend, found.precision, checksums))
 
 
-def _encoded(road: Road, planned: Plan, media: Media) -> list[Encoded]:
-    """Encodes the media at the size of every pass, with one session of the encoder."""
-    count = len(media.clips) + (media.whole is not None)
+def _encoded(road: Road, planned: Plan, media: Sequence[Media]) -> list[Encoded]:
+    """Encodes the media of every pass at its size, with one session of the encoder."""
+    count = len(media[0].clips) + (media[0].whole is not None)
     if not count:
         return [Encoded()] * len(planned.passes)
     with road.stage(MEDIA, count * len(planned.passes), "vae_encoder") as (session, done):
@@ -284,7 +285,7 @@ def _encoded(road: Road, planned: Plan, media: Media) -> list[Encoded]:
             done()
             return posterior
 
-        return [encode_for(media, one.grid, encode) for one in planned.passes]
+        return [encode_for(of_pass, one.grid, encode) for of_pass, one in zip(media, planned.passes, strict=True)]
 
 
 def _run_pass(

@@ -15,7 +15,7 @@ from ltx_export.calibration.products import ROWS, largest_of, rows_of
 from ltx_export.calibration.smoothing import Activations
 from ltx_runtime.folder.manifest import Engines
 from ltx_runtime.planning.backends import Size, choose, needed
-from ltx_runtime.planning.media import frames_of
+from ltx_runtime.planning.media import media_of
 from ltx_runtime.planning.options import RunOptions
 from ltx_runtime.planning.plan import Plan, plan
 from ltx_runtime.planning.request import Condition, Request
@@ -156,7 +156,7 @@ def _denoise(
     size = Size(*planned.ending.size, planned.passes[-1].grid.num_frames, single_pass=True)
     chosen = choose(engines, needed(planned, _OPTIONS)[:-1], _OPTIONS, size)
     road = Road(engines, find_version(engines.manifest.version), _OPTIONS, chosen, sessions, progress, note)
-    for _ in run_passes(road, planned, frames_of(planned), noise_of(_OPTIONS, planned.ending.seed, {})):
+    for _ in run_passes(road, planned, media_of(planned).frames, noise_of(_OPTIONS, planned.ending.seed, {})):
         pass
 
 

@@ -54,6 +54,9 @@ class Arguments:
     ] = None
     video: Annotated[Path | None, _option(_WHAT, "A clip to change (video-to-video).")] = None
     strength: Annotated[float | None, _option(_WHAT, "How much of --video may change, 0 to 1 (default: 0.6).")] = None
+    fit: Annotated[
+        str, _option(_WHAT, "How images get the video's shape: crop, pad (black bars), or size-from-image.")
+    ] = "crop"
     image_cond_noise_scale: Annotated[
         float, _expert(_WHAT, "Noise added to given images at every step, which helps motion.")
     ] = 0.15
