@@ -27,7 +27,7 @@ class Facts:
     """An image or clip as its file describes it, and as far as it was read.
 
     Attributes:
-        height, width: size of a picture in pixels, upright and with square pixels.
+        height, width: size of a picture in pixels, with square pixels, and upright if one was read.
         frames: number of frames; as far as it was read it is exact, beyond that it is what the file says. None if the
             file does not say it.
         seen: number of frames that were read.

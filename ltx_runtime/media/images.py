@@ -92,9 +92,8 @@ def opened_image(image: Image.Image, name: str) -> Opened:
         raise LtxError(f"{name} stores more than 8 bits per channel", "save it with 8 bits per channel")
     first, count = _first_frame(image), _frames_in(image)
     frames: int | None = count if count is None else count - first
-    turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-    width, height = reversed(image.size) if turned else image.size
-    facts = Facts(height, width, frames, bits=_bits(image), profile=_profile(image))
+    # Not turned upright yet, since Pillow decodes a PNG to know its orientation.
+    facts = Facts(image.height, image.width, frames, bits=_bits(image), profile=_profile(image))
     return Opened(facts, _frames(image, first, count))
 
 
@@ -147,6 +146,8 @@ def _upright(image: Image.Image) -> Image.Image:
 def _rgb(image: Image.Image) -> Picture:
     """Returns the pixels in sRGB, over black where they are transparent."""
     image = over_black(image)
+    if image.mode == "P":
+        image = image.convert("RGB")
     in_srgb = _to_srgb(image)
     if in_srgb is not None:
         image = in_srgb.apply(image)
@@ -159,11 +160,17 @@ def over_black(image: Image.Image) -> Image.Image:
 
     if not _can_be_transparent(image):
         return image
-    image = image.convert("RGBA")
+    image = _rgba(image)
     black = Image.new("RGB", image.size)
     black.paste(image, mask=image.getchannel("A"))
     black.info = image.info
     return black
+
+
+def _rgba(image: Image.Image) -> Image.Image:
+    if image.mode == "La":  # which Pillow converts to one mode only
+        image = image.convert("LA")
+    return image.convert("RGBA")
 
 
 def _can_be_transparent(image: Image.Image) -> bool:
@@ -175,7 +182,7 @@ def _transparent(image: Image.Image) -> bool:
     """Whether a pixel is not opaque."""
     if not _can_be_transparent(image):
         return False
-    lowest: Any = image.convert("RGBA").getchannel("A").getextrema()[0]
+    lowest: Any = _rgba(image).getchannel("A").getextrema()[0]
     return bool(lowest < (1 << _MOST_BITS) - 1)
 
 
