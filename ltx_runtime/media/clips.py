@@ -29,7 +29,6 @@ _OPTIONS = {"format_whitelist": ",".join(_FORMATS), "protocol_whitelist": "none"
 _TRANSFERS = {16: "PQ", 18: "HLG"}
 # Decoders that see the transparency of WebM; FFmpeg's own do not.
 _TRANSPARENT_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
-_ATTACHED_PICTURE = 0x400  # FFmpeg's AV_DISPOSITION_ATTACHED_PIC, the cover of a song or film
 
 
 @contextmanager
@@ -45,9 +44,9 @@ def open_clip(path: Path) -> Iterator[Opened]:
     # FFmpeg gets a file without a name: it would let the suffix decide, and read a:b.mp4 as a protocol and an address.
     with (
         open(os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0)), "rb") as file,
-        av.open(file, metadata_errors="ignore", options=_OPTIONS) as container,
+        av.open(file, metadata_errors="ignore", container_options=_OPTIONS) as container,
     ):
-        streams = [one for one in container.streams.video if not int(one.disposition) & _ATTACHED_PICTURE]
+        streams = [one for one in container.streams.video if not _is_cover(one)]
         if not streams:
             raise LtxError(f"{path} has no video stream", "give a clip with pictures")
         stream = streams[0]
@@ -56,6 +55,13 @@ def open_clip(path: Path) -> Iterator[Opened]:
         stream.thread_type = "AUTO"
         facts = _facts(container, stream)
         yield Opened(facts, _frames(container, stream, facts.pixel_aspect))
+
+
+def _is_cover(stream: Any) -> bool:
+    """Whether a stream is the attached picture of a song or film; PyAV before 15 does not say."""
+    import av  # noqa: PLC0415
+
+    return hasattr(stream, "disposition") and bool(stream.disposition & av.stream.Disposition.attached_pic)
 
 
 def _facts(container: Any, stream: Any) -> Facts:
