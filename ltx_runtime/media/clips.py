@@ -107,7 +107,8 @@ def _frames(container: Any, stream: Any, aspect: Fraction) -> Iterator[Frame]:
         height, width = size if matrix is None or not _lies_down(matrix) else size[::-1]
         begins_s = None if frame.time is None else float(frame.time)
         convert.push(frame)
-        yield Frame(height, width, partial(convert.picture, size, matrix), begins_s, convert.transparent)
+        picture, interlaced = partial(convert.picture, size, matrix), bool(frame.interlaced_frame)
+        yield Frame(height, width, picture, begins_s, interlaced, convert.transparent)
 
 
 def _decoded(container: Any, stream: Any) -> Iterator[Any]:

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 Picture = NDArray[np.uint8]
 
 _UNEVEN = 0.25  # part of the usual time between frames by which a frame of a steady clip may be early or late
-_TICK_S = 0.002  # WebM and GIF round times to 1 and 10 milliseconds
-_SAME_RATE = 0.02
+_TICK_S = 0.0105  # GIF rounds times to hundredths of a second
+_SAME_RATE = 0.02  # part by which rates may differ and still be told as the same, such as 23.976 and 24
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Facts:
         sound: whether there is sound beside the pictures.
         stored_size: height and width as stored, if the pixels are not square.
         pixel_aspect: width of a pixel divided by its height.
+        interlaced: whether a frame that was read has lines of two moments.
         transfer: PQ or HLG for HDR; empty for other pictures.
         bits: bits per channel.
         transparent: whether parts of a picture that was read are transparent.
@@ -54,6 +55,7 @@ class Facts:
     sound: bool = False
     stored_size: tuple[int, int] | None = None
     pixel_aspect: Fraction = Fraction(1)
+    interlaced: bool = False
     transfer: str = ""
     bits: int = 8
     transparent: bool = False
@@ -74,6 +76,7 @@ class Frame:
         height, width: size of its picture.
         picture: converts it to RGB.
         begins_s: when it is shown, in seconds; None if that is unknown.
+        interlaced: whether it has lines of two moments.
         transparent: says whether a part of it is transparent, which takes a look at all its pixels.
     """
 
@@ -81,6 +84,7 @@ class Frame:
     width: int
     picture: Callable[[], Picture]
     begins_s: float | None = None
+    interlaced: bool = False
     transparent: Callable[[], bool] = field(default=lambda: False)
 
 
@@ -103,8 +107,8 @@ def seen(opened: Opened, most_frames: int | None = None) -> Facts:
     for frame in islice(opened.frames, most_frames):
         if not count:
             facts = replace(facts, height=frame.height, width=frame.width)
-        if not facts.transparent:
-            facts = replace(facts, transparent=frame.transparent())
+        transparent, interlaced = facts.transparent or frame.transparent(), facts.interlaced or frame.interlaced
+        facts = replace(facts, transparent=transparent, interlaced=interlaced)
         count += 1
         if frame.begins_s is not None:
             times.append(frame.begins_s)

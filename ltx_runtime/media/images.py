@@ -122,11 +122,13 @@ def _frames(image: Image.Image, first: int, count: int | None) -> Iterator[Frame
             with _any_size():
                 if count != 1:
                     image.seek(index)
-                image.load()
+                turned = _upright(image)
+                turned.load()
         except EOFError:
             return
-        turned = _upright(image)
-        yield Frame(turned.height, turned.width, partial(_rgb, turned), begins_s, partial(_transparent, turned))
+        yield Frame(
+            turned.height, turned.width, partial(_rgb, turned), begins_s, transparent=partial(_transparent, turned)
+        )
         lasts_ms = image.info.get("duration")
         begins_s = begins_s + lasts_ms / 1000 if begins_s is not None and lasts_ms else None
         index += 1

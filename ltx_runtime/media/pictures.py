@@ -59,6 +59,8 @@ def file_of(source: Path | str) -> Path:
         url = re.sub(":/+", "://", str(source), count=1)  # Path has made one slash of two
         shown = url if len(url) <= _LONGEST_URL else f"{url[:_LONGEST_URL]}..."
         raise LtxError(f"{shown} is a URL", "give a file; download it first")
+    if there and not path.is_file() and not path.is_dir():  # a pipe could be read only once, and might never end
+        raise LtxError(f"{path} is a pipe or a device", "give a file")
     with explaining(f"read {path}"), path.open("rb"):
         pass
     return path
@@ -157,7 +159,7 @@ def _opened_array(array: NDArray[Any]) -> Opened:
     facts = Facts(height, width, len(frames))
     return Opened(
         facts,
-        (Frame(height, width, partial(_rgb, one), None, partial(_transparent, one)) for one in frames),
+        (Frame(height, width, partial(_rgb, one), transparent=partial(_transparent, one)) for one in frames),
     )
 
 

@@ -14,7 +14,7 @@ from ltx_runtime.errors import LtxError
 from ltx_runtime.files import amount
 from ltx_runtime.media.facts import Facts
 from ltx_runtime.media.pictures import Source, label_of
-from ltx_runtime.media.prepare import PAD, crop_of, fit_of, levels_of, load_media, look_at, prepared_media, scaled
+from ltx_runtime.media.prepare import CROP, PAD, crop_of, fit_of, levels_of, load_media, look_at, prepared_media, scaled
 from ltx_runtime.planning.choices import FROM_IMAGE, check_fit, check_number
 from ltx_runtime.planning.options import CPU_MEMORY_BYTES
 from ltx_runtime.planning.plan import Plan
@@ -116,7 +116,7 @@ def filled(request: Request, version: Version, memory_bytes: int | None = None) 
         if (value := getattr(request, name)) is not None:
             raise LtxError(
                 f"{name} is {value}, but fit {FROM_IMAGE} takes the size from the image",
-                f"leave height and width out, or use --fit crop or {PAD}",
+                f"leave height and width out, or use --fit {CROP} or {PAD}",
             )
     sources = [*(given.media for given in request.conditions), *([] if request.video is None else [request.video])]
     if not sources:
@@ -124,7 +124,7 @@ def filled(request: Request, version: Version, memory_bytes: int | None = None) 
     facts = _look_at(sources[0], 1, memory_bytes)
     step = _EVEN if request.pad else SPATIAL_SCALE
     height, width = _size_like(facts.height, facts.width, version.height * version.width, step)
-    return replace(request, height=height, width=width, fit="crop")
+    return replace(request, height=height, width=width, fit=CROP)
 
 
 def _length_of(clip: Source, memory_bytes: int | None) -> int:
@@ -275,7 +275,7 @@ def _remarks(request: Resolved, facts: Facts, frames: int, sized: bool) -> Itera
     if frames > 1:
         yield from _speed_remarks(request, facts)
     yield from _shape_remarks(request, facts)
-    yield from _colour_remarks(facts)
+    yield from _pixel_remarks(facts)
 
 
 def _speed_remarks(request: Resolved, facts: Facts) -> Iterator[str]:
@@ -306,7 +306,9 @@ def _shape_remarks(request: Resolved, facts: Facts) -> Iterator[str]:
             yield f"loses {lost} at the {side} to the shape of the video"
 
 
-def _colour_remarks(facts: Facts) -> Iterator[str]:
+def _pixel_remarks(facts: Facts) -> Iterator[str]:
+    if facts.interlaced:
+        yield "is interlaced, which shows as combs where something moves: deinterlace it first"
     if facts.bits > 8:
         yield f"{facts.bits} bits per channel become 8"
     if facts.transfer:

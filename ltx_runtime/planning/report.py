@@ -77,6 +77,7 @@ def _given(one: Given, fps: float) -> dict[str, Any]:
         "fps_varies": facts.varying,
         "speed": facts.speed_at(fps) if one.frames > 1 else 1.0,
         "sound": facts.sound,
+        "interlaced": facts.interlaced,
         "bits": facts.bits,
         "hdr": facts.transfer or None,
         "transparent": facts.transparent,

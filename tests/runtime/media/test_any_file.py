@@ -1,7 +1,9 @@
 """Laws of files of every kind: what a file contains decides how it is read, and nothing else is opened for it."""
 
 import io
+import os
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -12,6 +14,7 @@ from samples.clips import flat, noisy, save_clip, save_image, save_with
 from ltx_runtime.errors import LtxError
 from ltx_runtime.media.pictures import opened
 from ltx_runtime.media.prepare import load_media, look_at
+from ltx_runtime.media.video import open_writer
 from ltx_runtime.tensors import write_tensors
 
 SHADES = [10, 60, 110, 160, 210]
@@ -187,6 +190,12 @@ def test_a_photo_of_tiles_is_refused_where_pillow_cannot_read_it(tmp_path, brand
     )
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no pipes with a path")
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.mp4")
+    assert refusal(tmp_path / "a.mp4") == f"{tmp_path / 'a.mp4'} is a pipe or a device - give a file"
+
+
 # --- names ----------------------------------------------------------------------------------------
 
 
@@ -213,8 +222,6 @@ def test_a_file_whose_name_begins_like_the_home_folder_is_that_file(tmp_path, mo
     ],
 )
 def test_a_url_is_told_as_a_url(url):
-    from pathlib import Path
-
     for given in (url, Path(url)):
         said = refusal(given)
         assert said.endswith(" is a URL - give a file; download it first")
@@ -257,6 +264,15 @@ def test_a_steady_rate_does_not_vary_however_coarse_the_times_are(tmp_path, muxe
     codec = "libvpx-vp9" if muxer == "webm" else "libx264"
     facts = look_at(save_with(tmp_path / "a", FRAMES * 5, muxer, codec, rate=rate))
     assert (facts.varying, facts.fps) == (False, pytest.approx(float(rate), rel=0.005))
+
+
+@pytest.mark.parametrize("fps", [10, 24, 25, 30, 50])
+def test_the_rounded_delays_of_a_gif_do_not_vary(tmp_path, fps):
+    with open_writer(tmp_path / "a.gif", fps) as write:
+        for index in range(25):
+            write(flat(10 * index))
+    facts = look_at(tmp_path / "a.gif", 9)
+    assert not facts.varying and facts.speed_at(fps) == 1
 
 
 def test_sound_is_noticed(tmp_path):

@@ -176,6 +176,13 @@ def test_colours_and_pixels_that_change_are_told(tmp_path):
     ]
 
 
+def test_interlaced_clips_are_told(tmp_path):
+    for name, options in (("a.mp4", {"x264-params": "interlaced=1"}), ("b.mp4", {})):
+        said = told(save_with(tmp_path / name, [ALIKE] * 9, "mp4", "libx264", **options))
+        comb = "is interlaced, which shows as combs where something moves: deinterlace it first"
+        assert said == ([comb] if options else [])
+
+
 def test_a_16_bit_png_is_told(tmp_path):
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
