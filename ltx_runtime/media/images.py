@@ -234,7 +234,7 @@ def _transform(profile: bytes, mode: str) -> _ToSrgb | None:
         given = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         transform = ImageCms.buildTransform(given, ImageCms.createProfile("sRGB"), mode, "RGB")
         name = ImageCms.getProfileDescription(given).strip()
-    except (ImageCms.PyCMSError, OSError, ValueError):  # damaged, or made for other colours than the image has
+    except (ImageCms.PyCMSError, OSError, ValueError, ImportError):  # damaged, for other colours, or no LittleCMS
         return None
     if mode != "CMYK":
         shades = np.linspace(0, 255, _SHADES).astype(np.uint8)

@@ -49,12 +49,11 @@ def file_of(source: Path | str) -> Path:
         LtxError: there is no such file, it cannot be read, or a URL was given.
     """
     path = Path(source)
-    there = False
-    with suppress(OSError):  # such as a name that is too long
-        there = path.exists()
+    there = _is_there(path)
     if not there and str(path).startswith("~"):
         with suppress(RuntimeError):  # a user without a home
             path = path.expanduser()
+        there = _is_there(path)
     if not there and _URL.match(str(source)):
         url = re.sub(":/+", "://", str(source), count=1)  # Path has made one slash of two
         shown = url if len(url) <= _LONGEST_URL else f"{url[:_LONGEST_URL]}..."
@@ -64,6 +63,13 @@ def file_of(source: Path | str) -> Path:
     with explaining(f"read {path}"), path.open("rb"):
         pass
     return path
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # such as a name that is too long
+        return False
 
 
 @contextmanager
