@@ -12,6 +12,7 @@ from ltx_runtime.release import RELEASE
 
 if TYPE_CHECKING:
     from ltx_runtime.errors import LtxError as LtxError
+    from ltx_runtime.media.video import TakenError as TakenError
     from ltx_runtime.outputs.record import read_record as read_record
     from ltx_runtime.pipeline import Pipeline as Pipeline
     from ltx_runtime.planning.preset import Preset as Preset
@@ -32,6 +33,7 @@ _PLACES = {
     "Video": "video",
     "Result": "video",
     "read_record": "outputs.record",
+    "TakenError": "media.video",
     "Step": "sampling.step",
     "Request": "planning.request",
     "Condition": "planning.request",
@@ -44,7 +46,7 @@ _PLACES = {
 }
 __all__ = [
     *("VERSIONS", "Condition", "Guidance", "LtxError", "Pass", "Pipeline", "Preset", "Request", "Result", "Step"),
-    *("Video", "read_preset", "read_record"),
+    *("TakenError", "Video", "read_preset", "read_record"),
 ]
 
 

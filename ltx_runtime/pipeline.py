@@ -15,21 +15,20 @@ from typing import Any
 from ltx_runtime.declared import declared, path_of
 from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.manifest import Engines, find_folder, open_engines
-from ltx_runtime.media.prepare import count_frames
 from ltx_runtime.outputs.places import check_readable, places_of
 from ltx_runtime.outputs.unfinished import Unfinished, open_unfinished
 from ltx_runtime.planning.backends import Chosen, Size, choose, needed
-from ltx_runtime.planning.media import frames_of as media_frames_of
+from ltx_runtime.planning.choices import FROM_IMAGE
+from ltx_runtime.planning.media import filled, media_of
 from ltx_runtime.planning.options import RunOptions, bytes_of, check_options
 from ltx_runtime.planning.plan import plan
 from ltx_runtime.planning.request import Request, resolved
 from ltx_runtime.progress import silent
 from ltx_runtime.road import Road, channels_of, noise_of
-from ltx_runtime.sampling.conditioning import added_frames
 from ltx_runtime.sessions import AUTO, Found
 from ltx_runtime.sessions.pool import pool_of
 from ltx_runtime.spec.components import ComponentName
-from ltx_runtime.spec.geometry import TEMPORAL_SCALE, Grid
+from ltx_runtime.spec.geometry import Grid
 from ltx_runtime.spec.versions import find_version
 from ltx_runtime.vae.saved_latents import read_latents
 from ltx_runtime.video import Result, Video
@@ -133,13 +132,13 @@ class Pipeline:
         request, options = self._changed(request if isinstance(request, Request) else Request(request), changes)
         if not request.prompt and options.embeddings is None:
             raise LtxError("there is no prompt", "give a prompt, or the file of its embeddings")
-        if request.video is not None and request.num_frames is None and request.duration is None:
-            frames = count_frames(request.video)
-            request = replace(request, num_frames=max(1, (frames - 1) // TEMPORAL_SCALE * TEMPORAL_SCALE + 1))
-        return self._planned(request, options)
+        asked, request = request, filled(request, self.version, options.memory_bytes)
+        return self._planned(request, options, sized=asked.fit == FROM_IMAGE)
 
-    def _planned(self, request: Request, options: RunOptions, unfinished: Unfinished | None = None) -> Video:
-        """Plans a video, or the rest of one that is unfinished."""
+    def _planned(
+        self, request: Request, options: RunOptions, unfinished: Unfinished | None = None, *, sized: bool = False
+    ) -> Video:
+        """Plans a video, or the rest of one that is unfinished; `sized` says that an image has decided its size."""
         manifest = self.engines.manifest
         planned = plan(resolved(request, self.version), self.version, manifest.schedule, manifest.allowed_sigmas)
         # A preset of one pass needs what --single-pass does of a version of two.
@@ -153,10 +152,9 @@ class Pipeline:
         if "vae_encoder" in chosen.names:
             for one in planned.passes:
                 chosen.tiling(one.grid, encoding=True)
-        used = media_frames_of(planned)
-        added = added_frames(zip((one.frame for one in request.conditions), used, strict=True))
-        chosen.check_passes(planned, added, conditioned=bool(request.conditions))
-        return Video(self._road(chosen), places, planned.ending, planned, used, unfinished)
+        media = media_of(planned, options.memory_bytes, sized=sized)
+        chosen.check_passes(planned, media.added_frames, conditioned=bool(request.conditions))
+        return Video(self._road(chosen), places, planned.ending, planned, media, unfinished)
 
     def resume(self, unfinished: Unfinished | Path | str, **changes: Any) -> Video:
         """Returns the video of a run that was interrupted; saving it goes on from its last finished step.

@@ -106,11 +106,6 @@ class Road:
                 session = opened.enter_context(self.sessions.session(found))
             yield session
 
-    def tell_backends(self) -> None:
-        """Notes the backend of each network if it was chosen automatically."""
-        for line in self.chosen.lines():
-            self.note_once(line)
-
     @property
     def channels(self) -> int:
         """Number of channels of the latents."""
@@ -165,7 +160,8 @@ def run_passes(
             if name in state.latents:
                 continue
             before = None if number == 1 else _upscaled(road, state.latents[names[number - 2]])
-            run = _run_pass(road, planned, number, text, before, media, encoded[number - 1], listed, state)
+            of_pass = media[number - 1], encoded[number - 1]
+            run = _run_pass(road, planned, number, text, before, *of_pass, listed, state)
             finish(name, (yield from run))
         state.text = None
     if planned.temporal_upscale and "temporal" not in state.latents:
@@ -234,9 +230,9 @@ def _encoder_of(road: Road) -> str:
     return repr((found.backend, found.precision, checksums))
 
 
-def _encoded(road: Road, planned: Plan, media: Media) -> list[Encoded]:
-    """Encodes the media at the size of every pass, with one session of the encoder."""
-    count = len(media.clips) + (media.whole is not None)
+def _encoded(road: Road, planned: Plan, media: Sequence[Media]) -> list[Encoded]:
+    """Encodes the media of every pass at its size, with one session of the encoder."""
+    count = len(media[0].clips) + (media[0].whole is not None)
     if not count:
         return [Encoded()] * len(planned.passes)
     with road.stage(MEDIA, count * len(planned.passes), "vae_encoder") as (session, done):
@@ -246,7 +242,7 @@ def _encoded(road: Road, planned: Plan, media: Media) -> list[Encoded]:
             done()
             return posterior
 
-        return [encode_for(media, one.grid, encode) for one in planned.passes]
+        return [encode_for(of_pass, one.grid, encode) for of_pass, one in zip(media, planned.passes, strict=True)]
 
 
 def _run_pass(

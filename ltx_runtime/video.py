@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from ltx_runtime.noise.noise import Noise
 from ltx_runtime.outputs.places import Places
 from ltx_runtime.outputs.record import record_of, weights_of
 from ltx_runtime.outputs.unfinished import SUFFIX, State, Unfinished, about_of, claim
+from ltx_runtime.planning.media import NO_MEDIA, GivenMedia
 from ltx_runtime.planning.plan import Plan
 from ltx_runtime.planning.report import describe, lines_of
 from ltx_runtime.planning.work import work_of
@@ -43,7 +44,7 @@ class Video:
         places: Places,
         ending: Ending,
         planned: Plan | None = None,
-        media: Sequence[int] = (),
+        media: GivenMedia = NO_MEDIA,
         unfinished: Unfinished | None = None,
     ) -> None:
         self.plan = planned
@@ -109,8 +110,13 @@ class Video:
         if road.options.initial_latents is not None:
             given["pass1/initial"] = read_initial(road.options.initial_latents, self.plan.passes[0].grid, road.channels)
         noise = noise_of(road.options, self.ending.seed, given)
-        road.tell_backends()
-        self._use((yield from run_passes(road, self.plan, self._media, noise, state)), noise)
+        self._tell(road)
+        self._use((yield from run_passes(road, self.plan, self._media.frames, noise, state)), noise)
+
+    def _tell(self, road: Road) -> None:
+        """Notes the backends that were chosen automatically and what differs of given media, each thing once."""
+        for line in (*road.chosen.lines(), *self._media.lines()):
+            road.note_once(line)
 
     def _next_state(self) -> State:
         """Returns the state from which the next run begins: an empty one, except once for a run that goes on."""
@@ -143,7 +149,7 @@ class Video:
         latents = self.latents(progress)
         road = self._running(progress)
         if self.plan is None:  # otherwise steps has told
-            road.tell_backends()
+            self._tell(road)
         if self._feeds is None:
             assert self._noise is not None
             self._feeds = decoder_feeds(road, latents, self.ending, self._noise)
@@ -158,6 +164,19 @@ class Video:
             ending = self.ending
             return [f"decode: {ending.num_frames} frames at {ending.fps:g} fps, seed {ending.seed}"]
         return list(lines_of(self.report()))
+
+    def reads_also(self, label: str, path: Path) -> None:
+        """Adds a file that was read for this video to those that it must not write.
+
+        Args:
+            label: what the file is for the user.
+            path: the file.
+
+        Raises:
+            LtxError: the video is to write it.
+        """
+        self._places = self._places.adding(reads={label: path})
+        self._places.check_distinct()
 
     def check_output(self, path: Path | str, *, folder_exists: bool = True) -> Path:
         """Checks that `save` could write this file, and returns the file, or for .png the folder of frames.

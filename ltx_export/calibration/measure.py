@@ -16,7 +16,7 @@ from ltx_export.calibration.smoothing import Activations
 from ltx_runtime.folder.manifest import Engines
 from ltx_runtime.outputs.unfinished import State
 from ltx_runtime.planning.backends import Size, choose, needed
-from ltx_runtime.planning.media import frames_of
+from ltx_runtime.planning.media import media_of
 from ltx_runtime.planning.options import RunOptions
 from ltx_runtime.planning.plan import Plan, plan
 from ltx_runtime.planning.request import Condition, Request
@@ -158,7 +158,7 @@ def _denoise(
     chosen = choose(engines, needed(planned, _OPTIONS)[:-1], _OPTIONS, size)
     road = Road(engines, find_version(engines.manifest.version), _OPTIONS, chosen, sessions, progress, note, note)
     noise = noise_of(_OPTIONS, planned.ending.seed, {})
-    for _ in run_passes(road, planned, frames_of(planned), noise, State()):
+    for _ in run_passes(road, planned, media_of(planned).frames, noise, State()):
         pass
 
 

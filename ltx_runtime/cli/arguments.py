@@ -58,6 +58,9 @@ class Arguments:
     ] = None
     video: Annotated[Path | None, _option(_WHAT, "A clip to change (video-to-video).")] = None
     strength: Annotated[float | None, _option(_WHAT, "How much of --video may change, 0 to 1 (default: 0.6).")] = None
+    fit: Annotated[
+        str, _option(_WHAT, "How images get the video's shape: crop, pad (black bars), or size-from-image.")
+    ] = "crop"
     image_cond_noise_scale: Annotated[
         float, _expert(_WHAT, "Noise added to given images at every step, which helps motion.")
     ] = 0.15
@@ -214,7 +217,7 @@ class Arguments:
     ] = False
     json: Annotated[bool, _expert(_RUN, "Print result, plan or report as JSON.", "--json")] = False
 
-    about: Annotated[bool, _option(_RUN, "Show the versions of this program and its backends.", "--about")] = False
+    about: Annotated[bool, _expert(_RUN, "Show the versions of this program and its backends.", "--about")] = False
     help_all: Annotated[
         bool, _option(_RUN, "Show every option and exit.", "--help-all", callback=_show_all, is_eager=True)
     ] = False

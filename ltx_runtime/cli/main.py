@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,7 @@ def _run(typed: Arguments) -> None:
     """
     from ltx_runtime.spec.versions import find_version
 
+    typed = _at_home(typed)
     if typed.about:
         print(_about())
         return
@@ -55,6 +56,16 @@ def _run(typed: Arguments) -> None:
     if all(source is None for source in sources):
         raise LtxError("there is no prompt", "give a prompt in quotes, or --embeddings-file FILE")
     _make(typed)
+
+
+def _at_home(typed: Arguments) -> Arguments:
+    """Returns the arguments with the home folder for `~`, which shells leave in --output=~/fox.mp4."""
+    changes: dict[str, Any] = {}
+    for field in fields(typed):
+        if isinstance(value := getattr(typed, field.name), Path):
+            with suppress(RuntimeError):  # a user without a home
+                changes[field.name] = value.expanduser()
+    return replace(typed, **changes)
 
 
 app.command()(command_of(_run, Arguments))
@@ -130,6 +141,8 @@ def _planned(typed: Arguments) -> Iterator[tuple[Video, Iterator[Path]]]:
         version = typed.version or recorded.version or None
         with Pipeline(typed.engines, version, **asked.pipeline_options_of(typed, options), note=_note) as pipe:
             video = pipe(request, **asked.run_options_of(typed, options))
+            if typed.preset is not None:
+                video.reads_also("the preset", typed.preset)
             _tell_changes(recorded, video)
             yield video, _outputs_of(typed, request.prompt or "video", video)
 

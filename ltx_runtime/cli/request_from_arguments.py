@@ -20,7 +20,7 @@ _PLACE = re.compile(r"(?P<frame>-?\d{1,9})(?::(?P<strength>[^:@]*))?", re.ASCII)
 _SAME_NAMES = (
     *("height", "width", "num_frames", "duration", "fps", "seed"),
     *("steps", "skip_initial_steps", "skip_final_steps", "guidance_scale", "stg_scale", "rescaling_scale", "stg_mode"),
-    *("cfg_star", "single_pass", "pad", "video", "strength", "decode_timestep", "decode_noise_scale"),
+    *("cfg_star", "single_pass", "pad", "video", "strength", "fit", "decode_timestep", "decode_noise_scale"),
     "temporal_upscale",
 )
 # Options that matter for saved latents.

@@ -1,15 +1,17 @@
-"""Reads images and clips as upright pictures, one after another and only as many as are requested.
+"""Opens images and clips by what they contain, not by their names: files, PIL images and arrays alike.
 
-READERS maps a suffix to its reader; a file with any other suffix is read as an image. This module knows nothing about
-models or generated videos.
+Frames are upright, have square pixels, and are read one after another and only as many as are requested. This module
+knows nothing about models or generated videos.
 """
 
 from __future__ import annotations
 
-import itertools
-import struct
+import re
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -17,105 +19,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltx_runtime.errors import LtxError, explaining
+from ltx_runtime.media.clips import open_clip
+from ltx_runtime.media.facts import Facts, Frame, Opened, Picture
+from ltx_runtime.media.images import open_image, open_weakly_marked, opened_image, over_black
 
 if TYPE_CHECKING:
     from PIL import Image
 
-# (height, width, 3) uint8 RGB
-Picture = NDArray[np.uint8]
-# A file, a PIL image, or an array of frames (F, H, W, 3) or of one picture (H, W, 3), uint8 or float in 0..1.
+# A file, a PIL image, or an array of frames (F, H, W, 3) or of one picture (H, W, 3), uint8 or float in 0..1. A fourth
+# channel is opacity.
 Source: TypeAlias = "Path | str | Image.Image | NDArray[np.generic]"
-Reader = Callable[[Path], Iterator[Picture]]
 
-
-def _image(path: Path) -> Iterator[Picture]:
-    """Yields the picture of an image file, rotated as its EXIF orientation says.
-
-    The official code does not rotate it, so a photo taken upright would be animated lying on its side.
-    """
-    from PIL import Image  # noqa: PLC0415
-
-    with Image.open(path) as image:
-        yield _rgb(_turned_upright(image), str(path))
-
-
-def _turned_upright(picture: Image.Image) -> Image.Image:
-    """Returns the picture rotated and mirrored as its EXIF orientation says."""
-    from PIL import ImageOps  # noqa: PLC0415
-
-    return ImageOps.exif_transpose(picture)
-
-
-def _gif(path: Path) -> Iterator[Picture]:
-    """Yields every frame of an animated GIF."""
-    from PIL import Image  # noqa: PLC0415
-
-    with Image.open(path) as image:
-        for index in itertools.count():
-            try:
-                image.seek(index)
-            except EOFError:
-                return
-            yield _rgb(image, str(path))
-
-
-def _rgb(picture: Image.Image, name: str) -> Picture:
-    if picture.mode[0] in "IF":  # Pillow would clip such values to white or black
-        raise LtxError(f"{name} stores more than 8 bits per channel", "save it with 8 bits per channel")
-    return np.asarray(picture.convert("RGB"))
-
-
-def _clip(path: Path) -> Iterator[Picture]:
-    """Yields every stored frame of a video, whatever its frame rate, rotated as the file says."""
-    import av  # noqa: PLC0415
-
-    matrix: bytes | None = None
-    graph: Any = None
-    # FFmpeg would read a relative name such as a:b.mp4 as a protocol and an address.
-    with av.open(str(path.absolute()), metadata_errors="ignore") as container:
-        if not container.streams.video:
-            raise LtxError(f"{path} has no video stream", "give a clip with pictures")
-        stream = container.streams.video[0]
-        if stream.codec_context is None:  # unknown codec: decoding would crash the process
-            raise ValueError
-        stream.thread_type = "AUTO"
-        for frame in _frames(container, stream):
-            if graph is None:  # converts colours like the ffmpeg command, 10-bit ones too
-                graph = av.filter.Graph()
-                nodes = graph.add_buffer(template=stream), graph.add("format", "rgb24"), graph.add("buffersink")
-                graph.link_nodes(*nodes).configure()
-            stored_matrix: Any = frame.side_data.get("DISPLAYMATRIX")
-            matrix = matrix if stored_matrix is None else bytes(stored_matrix)
-            graph.push(frame)
-            pixels = graph.pull().to_ndarray()
-            yield pixels if matrix is None else _oriented(pixels, matrix)
-
-
-def _frames(container: Any, stream: Any) -> Iterator[Any]:
-    for packet in container.demux(stream):
-        if packet.is_corrupt:  # decoders would invent the missing pixels
-            raise EOFError
-        yield from packet.decode()
-
-
-def _oriented(pixels: Picture, matrix: bytes) -> Picture:
-    """Rotates a picture by quarter turns and mirrors it, as a display matrix says."""
-    right_to_x, right_to_y, _, down_to_x, down_to_y = struct.unpack("=5i", matrix[:20])
-    if abs(right_to_x) < abs(right_to_y):
-        pixels, right_to_x, down_to_y = pixels.transpose(1, 0, 2), down_to_x, right_to_y
-    return pixels[:: -1 if down_to_y < 0 else 1, :: -1 if right_to_x < 0 else 1]
-
-
-_CHANNELS = 3
-
-READERS: dict[str, Reader] = {
-    ".mp4": _clip,
-    ".avi": _clip,
-    ".mov": _clip,
-    ".mkv": _clip,
-    ".webm": _clip,
-    ".gif": _gif,
-}
+_RGB, _RGBA = 3, 4
+_LONGEST_URL = 200  # characters that a message shows
+# A drive of Windows has one letter.
+_URL = re.compile(r"data:|[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"avif", b"avis")
 
 
 def label_of(source: Source) -> str:
@@ -123,55 +42,143 @@ def label_of(source: Source) -> str:
     return str(source) if isinstance(source, (str, Path)) else f"the given {type(source).__name__}"
 
 
-def pictures_of(source: Source) -> Iterator[Picture]:
-    """Yields the frames of an image or clip, (height, width, 3) uint8 RGB, lazily and whatever its frame rate.
+def file_of(source: Path | str) -> Path:
+    """Returns the path of a file that is there to be read; `~` at its start is the home folder.
 
     Raises:
-        LtxError: the file does not exist, is damaged in the part that is read, has another format than its suffix
-            says or has no pictures; or an array has another shape, dtype or range.
+        LtxError: there is no such file, it cannot be read, or a URL was given.
     """
-    if isinstance(source, (str, Path)):
-        yield from _pictures_in(Path(source))
-    elif isinstance(source, np.ndarray):
-        yield from _frames_of_array(source)
-    else:
-        yield _rgb(_turned_upright(source), label_of(source))
-
-
-def _frames_of_array(array: NDArray[Any]) -> Picture:
-    """Returns the frames of an array as (F, H, W, 3) uint8; floats are scaled from 0..1 and rounded."""
-    frames = array[None] if array.ndim == 3 else array
-    if frames.ndim != 4 or frames.shape[-1] != _CHANNELS or 0 in frames.shape:
-        raise LtxError(f"an array of pictures must be (F, H, W, 3) or (H, W, 3); got {array.shape}", "move its axes")
-    if frames.dtype == np.uint8:
-        return frames
-    if not np.issubdtype(frames.dtype, np.floating):
-        raise LtxError(f"an array of pictures must be uint8, or float from 0 to 1; got {array.dtype}", "convert it")
-    lowest, highest = float(frames.min()), float(frames.max())
-    if not 0 <= lowest <= highest <= 1:
-        raise LtxError(f"an array of float pictures must be from 0 to 1; got {lowest:g} to {highest:g}", "scale it")
-    return np.round(frames * 255).astype(np.uint8)
-
-
-def _pictures_in(path: Path) -> Iterator[Picture]:
+    path = Path(source)
+    there = _is_there(path)
+    if not there and str(path).startswith("~"):
+        with suppress(RuntimeError):  # a user without a home
+            path = path.expanduser()
+        there = _is_there(path)
+    if not there and _URL.match(str(source)):
+        url = re.sub(":/+", "://", str(source), count=1)  # Path has made one slash of two
+        shown = url if len(url) <= _LONGEST_URL else f"{url[:_LONGEST_URL]}..."
+        raise LtxError(f"{shown} is a URL", "give a file; download it first")
+    if there and not path.is_file() and not path.is_dir():  # a pipe could be read only once, and might never end
+        raise LtxError(f"{path} is a pipe or a device", "give a file")
     with explaining(f"read {path}"), path.open("rb"):
         pass
-    reader = READERS.get(path.suffix.lower(), _image)
-    pictures = reader(path)
-    for index in itertools.count():
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of large images and odd tags; if they matter, an error follows
-                picture = next(pictures, None)
-        except (LtxError, MemoryError, ImportError):
+    return path
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # such as a name that is too long
+        return False
+
+
+@contextmanager
+def opened(source: Source) -> Iterator[Opened]:
+    """Yields an image or clip of which nothing but the header was read.
+
+    Raises:
+        LtxError: the file does not exist, is no image or clip, is damaged in the part that is read or has no pictures;
+            or an array has another shape, dtype or range. Reading frames raises it, too.
+    """
+    if isinstance(source, np.ndarray):
+        yield _opened_array(source)
+        return
+    name = label_of(source)
+    with ExitStack() as stack:
+        with _explained(name):
+            if isinstance(source, (str, Path)):
+                found = _opened_file(file_of(source), stack)
+            else:
+                found = opened_image(source, name)
+        yield replace(found, frames=_checked(found.frames, name))
+
+
+def _opened_file(path: Path, stack: ExitStack) -> Opened:
+    image = stack.enter_context(open_image(path))
+    if image is not None:
+        return image
+    with path.open("rb") as file:
+        head = file.read(12)
+    if head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS:  # FFmpeg would show one of the tiles of a photo
+        raise LtxError(
+            f"{path} is damaged, or a HEIF or AVIF image that this Pillow cannot read", "save it as PNG or JPEG"
+        )
+    try:
+        return stack.enter_context(open_clip(path))
+    except (OSError, ValueError):
+        image = stack.enter_context(open_weakly_marked(path))
+        if image is None:
             raise
-        except Exception as error:  # decoders raise nearly any exception for a damaged file
-            kind, advice = "a clip", "convert it to .mp4"
-            if reader is _image:
-                kind, advice = "an image", "save it as PNG or JPEG"
-            raise LtxError(f"{path} is damaged or not {kind} of a known format", advice) from error
-        if picture is None and not index:
-            raise LtxError(f"{path} has no frames that can be read", "give another clip")
-        if picture is None:
-            return
-        yield picture
+        return image
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Turns whatever decoders raise for a damaged file, which is nearly any exception, into one sentence."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd tags; if they matter, an error follows
+            yield
+    except (LtxError, MemoryError, ImportError):
+        raise
+    except Exception as error:
+        raise LtxError(
+            f"{name} is damaged or not an image or clip of a known format", "convert it to .png or .mp4"
+        ) from error
+
+
+def _checked(frames: Iterator[Frame], name: str) -> Iterator[Frame]:
+    """Yields frames that explain what is wrong with them, and at least one."""
+    count = 0
+    while True:
+        with _explained(name):
+            frame = next(frames, None)
+        if frame is None:
+            break
+        convert, look = partial(_called, frame.picture, name), partial(_called, frame.transparent, name)
+        yield replace(frame, picture=convert, transparent=look)
+        count += 1
+    if not count:
+        raise LtxError(f"{name} has no frames that can be read", "give another clip")
+
+
+def _called(read: Callable[[], Any], name: str) -> Any:
+    with _explained(name):
+        return read()
+
+
+def _opened_array(array: NDArray[Any]) -> Opened:
+    """Returns the frames of an array; floats are scaled from 0..1 and rounded."""
+    frames = array[None] if array.ndim == 3 else array
+    if frames.ndim != 4 or frames.shape[-1] not in (_RGB, _RGBA) or 0 in frames.shape:
+        raise LtxError(
+            f"an array of pictures must be (F, H, W, 3) or (H, W, 3); got {array.shape}",
+            "move its axes; a fourth channel may be opacity",
+        )
+    if frames.dtype != np.uint8:
+        if not np.issubdtype(frames.dtype, np.floating):
+            raise LtxError(f"an array of pictures must be uint8, or float from 0 to 1; got {array.dtype}", "convert it")
+        lowest, highest = float(frames.min()), float(frames.max())
+        if not 0 <= lowest <= highest <= 1:
+            raise LtxError(f"an array of float pictures must be from 0 to 1; got {lowest:g} to {highest:g}", "scale it")
+    height, width = frames.shape[1:3]
+    facts = Facts(height, width, len(frames))
+    return Opened(
+        facts,
+        (Frame(height, width, partial(_rgb, one), transparent=partial(_transparent, one)) for one in frames),
+    )
+
+
+def _rgb(frame: NDArray[Any]) -> Picture:
+    from PIL import Image  # noqa: PLC0415
+
+    if frame.dtype != np.uint8:
+        frame = np.round(frame * 255).astype(np.uint8)
+    if frame.shape[-1] == _RGB:
+        return frame
+    return np.asarray(over_black(Image.fromarray(np.ascontiguousarray(frame))))
+
+
+def _transparent(frame: NDArray[Any]) -> bool:
+    opaque = 255 if frame.dtype == np.uint8 else 1
+    return frame.shape[-1] == _RGBA and bool((frame[..., -1] < opaque).any())

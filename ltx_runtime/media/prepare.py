@@ -9,40 +9,72 @@ from __future__ import annotations
 import io
 import itertools
 import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ltx_runtime.errors import LtxError
-from ltx_runtime.media.pictures import Picture, Source, label_of, pictures_of
+from ltx_runtime.media.facts import Facts, Picture, seen
+from ltx_runtime.media.pictures import Source, file_of, label_of, opened
 
 Pixels = NDArray[np.float32]
+Levels: TypeAlias = "NDArray[np.uint8] | NDArray[np.float32]"
+Padding = tuple[int, int, int, int]
 
 CRF = 29
-PREPARED = ".safetensors"
 LARGEST_CRF = 51
+CROP, PAD = "crop", "pad"
+NO_PADDING: Padding = (0, 0, 0, 0)
+_HEADER_AT = 8  # bytes before the JSON header of a safetensors file
+_LONGEST_HEADER = 100_000_000  # bytes, the limit of the format
 _SMALLEST_SIDE = 2  # the blur mirrors pixels at the border, and H.264 stores one colour for each 2x2 pixels
 _BAND_ROWS = 32
 
 
-def count_frames(source: Source, most_frames: int | None = None) -> int:
-    """Counts the frames of an image or clip by reading them, up to `most_frames`.
+def look_at(source: Source, most_frames: int | None = None, check: Callable[[Facts], None] | None = None) -> Facts:
+    """Returns the facts about an image or clip after reading its frames, up to `most_frames`.
+
+    Args:
+        source: the image or clip.
+        most_frames: the most frames to read.
+        check: is called with what the header says, before any frame is read.
 
     Raises:
-        LtxError: the image or clip cannot be read, see `load_media`.
+        LtxError: the image or clip cannot be read, see `load_media`; or `check` raises it.
     """
     if (path := _prepared_file(source)) is not None:
-        frames: int = _prepared(path).shape[2]
-        return frames if most_frames is None else min(frames, most_frames)
-    return sum(1 for _ in itertools.islice(pictures_of(source), most_frames))
+        frames, height, width = _prepared(path).shape[2:]
+        read = frames if most_frames is None else min(frames, most_frames)
+        return Facts(height, width, frames, seen=read, prepared=True)
+    with opened(source) as pictures:
+        if check is not None:
+            check(pictures.facts)
+        return seen(pictures, most_frames)
 
 
 def _prepared_file(source: Source) -> Path | None:
     """Returns the path of a source that is a file of prepared media, or None for any other source."""
-    path = Path(source) if isinstance(source, (str, Path)) else None
-    return path if path is not None and path.suffix.lower() == PREPARED else None
+    if not isinstance(source, (str, Path)):
+        return None
+    path = file_of(source)
+    with path.open("rb") as file:
+        head = file.read(_HEADER_AT + 1)
+    # A safetensors file begins with the length of its JSON header.
+    is_tensors = head[_HEADER_AT:] == b"{" and int.from_bytes(head[:_HEADER_AT], "little") <= _LONGEST_HEADER
+    return path if is_tensors else None
+
+
+def prepared_media(source: Source, most_frames: int) -> Pixels | None:
+    """Returns the media (1, 3, F, H, W) of a file of prepared media, cut to `most_frames`; None for other sources.
+
+    Raises:
+        LtxError: the file holds other tensors, or values outside [-1, 1].
+    """
+    path = _prepared_file(source)
+    return None if path is None else _prepared(path)[:, :, :most_frames]
 
 
 def load_media(
@@ -52,43 +84,94 @@ def load_media(
     *,
     most_frames: int,
     resize: bool,
-    padding: tuple[int, int, int, int] = (0, 0, 0, 0),
+    padding: Padding = NO_PADDING,
     crf: int = CRF,
     blur: bool = True,
-) -> NDArray[np.float32]:
+    fit: str = CROP,
+) -> Pixels:
     """Reads and prepares an image or clip as (1, 3, F, H, W) float32 in [-1, 1], with F at most `most_frames`.
 
-    Frames are center-cropped to the aspect ratio of `height` x `width`. A .safetensors file holds prepared media as a
-    tensor `media` of the same shape and range, which is only cut to `most_frames`.
-
-    Args:
-        source: path of an image, clip (see pictures.READERS) or .safetensors file, or pictures in memory, see Source.
-        height, width: size of the video in pixels, without padding.
-        most_frames: the most frames to read.
-        resize: whether to resize to `height` x `width`, as in video-to-video; otherwise frames keep their own size.
-        padding: pixels of mid-grey to add on the left, right, top and bottom of frames, resized or not.
-        crf: constant rate factor of the H.264 compression; 0 for no compression.
-        blur: whether to blur by a Gaussian of standard deviation 1 over 3x3 pixels.
+    A .safetensors file holds prepared media as a tensor `media` of the same shape and range, which is only cut to
+    `most_frames`. For the arguments see `levels_of`; `padding` is of mid-grey, in pixels on the left, right, top and
+    bottom of frames, resized or not.
 
     Raises:
         LtxError: the file cannot be read as media, a frame is too small or of another size, or crf is not in 0..51.
     """
-    _check(height, width, crf)
-    if (path := _prepared_file(source)) is not None:
-        return _prepared(path)[:, :, :most_frames]
-    left, right, top, bottom = padding
+    prepared = prepared_media(source, most_frames)
+    if prepared is not None:
+        return prepared
     media = np.zeros((3, 0, 0, 0), np.float32)
     count = 0
-    for picture in itertools.islice(pictures_of(source), most_frames):
-        frame = _frame_of(_cropped(picture, height, width, resize, label_of(source)), crf, blur, keep_size=resize)
-        frame = np.pad(frame, ((0, 0), (top, bottom), (left, right)))
-        if not count:
-            media = np.zeros((3, most_frames, *frame.shape[1:]), np.float32)
-        if media[:, 0].shape != frame.shape:
-            raise LtxError(f"the frames of {label_of(source)} differ in size", "convert it to .mp4")
-        media[:, count] = frame
+    frames = levels_of(source, height, width, most_frames=most_frames, resize=resize, crf=crf, blur=blur, fit=fit)
+    for levels in frames:
+        for channel in range(3):
+            plane = scaled(levels[..., channel], padding)
+            if not media.size:
+                media = np.zeros((3, most_frames, *plane.shape), np.float32)
+            media[channel, count] = plane
         count += 1
     return media[None, :, :count]
+
+
+def levels_of(
+    source: Source,
+    height: int,
+    width: int,
+    *,
+    most_frames: int,
+    resize: bool,
+    crf: int = CRF,
+    blur: bool = True,
+    fit: str = CROP,
+) -> Iterator[Levels]:
+    """Yields the frames of an image or clip, blurred and compressed, one at a time.
+
+    Args:
+        source: a file of any format, or pictures in memory, see Source.
+        height, width: size of the video in pixels, without padding.
+        most_frames: the most frames to read.
+        resize: whether to resize to `height` x `width`, as in video-to-video; otherwise frames keep their own size.
+        crf: constant rate factor of the H.264 compression; 0 for no compression.
+        blur: whether to blur by a Gaussian of standard deviation 1 over 3x3 pixels.
+        fit: CROP cuts frames to the aspect ratio of the video; PAD scales them to fit into it and adds black.
+
+    Yields:
+        (H, W, 3), uint8 with compression and float32 in 0..1 without; `scaled` makes pixels of it.
+
+    Raises:
+        LtxError: the source cannot be read as media, a frame is too small or of another size, or crf is not in 0..51.
+    """
+    _check(height, width, crf)
+    name, size = label_of(source), None
+    with opened(source) as pictures:
+        for frame in itertools.islice(pictures.frames, most_frames):
+            # All under one name, so that a picture, which may be large, is freed before it is compressed.
+            levels: Any = frame.picture()
+            levels = _fitted(levels, height, width, name, fit, resize=resize)
+            fitted = levels.shape
+            levels = _blurred(levels, blur, in_bytes=crf > 0)
+            if crf:
+                levels = _compressed(levels, crf)
+            if resize or fit == PAD:
+                levels = _filled(levels, fitted)
+            if levels.shape != (size or levels.shape):
+                raise LtxError(f"the frames of {name} differ in size", "convert it to .mp4")
+            size = levels.shape
+            yield levels
+
+
+def scaled(plane: NDArray[Any], padding: Padding = NO_PADDING) -> Pixels:
+    """Returns one channel of a frame of `levels_of`, (H, W), as float32 in [-1, 1] with mid-grey around it."""
+    in_bytes = plane.dtype == np.uint8
+    unit = np.arange(256, dtype=np.float32) / np.float32(255.0) if in_bytes else plane
+    pixels: Pixels = unit * np.float32(255.0) / np.float32(127.5) - np.float32(1.0)
+    if in_bytes:  # computed for the 256 levels that there are
+        pixels = pixels[plane]
+    if not any(padding):
+        return pixels
+    left, right, top, bottom = padding
+    return np.pad(pixels, ((top, bottom), (left, right)))
 
 
 def _check(height: int, width: int, crf: int) -> None:
@@ -112,23 +195,48 @@ def _prepared(path: Path) -> NDArray[np.float32]:
     return media
 
 
-def _cropped(picture: Picture, height: int, width: int, resize: bool, name: str) -> Picture:
-    """Returns the largest centered part with the aspect ratio of `height` x `width`, resized to that if `resize`."""
-    own_height, own_width = picture.shape[:2]
+def crop_of(own_height: int, own_width: int, height: int, width: int) -> tuple[int, int]:
+    """Returns the size of the largest part of a picture that has the aspect ratio of `height` x `width`."""
     aspect_ratio = width / height
-    new_width, new_height = own_width, own_height
     if own_width / own_height > aspect_ratio:
-        new_width = int(own_height * aspect_ratio)
-    else:
-        new_height = int(own_width / aspect_ratio)
+        return own_height, int(own_height * aspect_ratio)
+    return int(own_width / aspect_ratio), own_width
+
+
+def fit_of(own_height: int, own_width: int, height: int, width: int) -> tuple[int, int]:
+    """Returns the size of a picture that is scaled to fit into `height` x `width`, in whole pixels."""
+    scale = min(height / own_height, width / own_width)
+    return min(height, max(1, round(own_height * scale))), min(width, max(1, round(own_width * scale)))
+
+
+def _fitted(picture: Picture, height: int, width: int, name: str, fit: str, *, resize: bool) -> Picture:
+    """Returns a picture in the aspect ratio of `height` x `width`, see `levels_of`."""
+    if fit == PAD:
+        return _letterboxed(picture, height, width)
+    part = _cropped(picture, height, width, name)
+    return _resized(part, height, width) if resize else part
+
+
+def _cropped(picture: Picture, height: int, width: int, name: str) -> Picture:
+    """Returns the largest centered part with the aspect ratio of `height` x `width`."""
+    own_height, own_width = picture.shape[:2]
+    new_height, new_width = crop_of(own_height, own_width, height, width)
     if min(new_width, new_height) < _SMALLEST_SIDE:
         raise LtxError(
             f"{name} is {own_width}x{own_height} pixels, too small to crop to the aspect ratio of {width}x{height}",
             "give a larger picture",
         )
     x, y = (own_width - new_width) // 2, (own_height - new_height) // 2
-    part = picture[y : y + new_height, x : x + new_width]
-    return _resized(part, height, width) if resize else part
+    return picture[y : y + new_height, x : x + new_width]
+
+
+def _letterboxed(picture: Picture, height: int, width: int) -> Picture:
+    """Returns the whole picture, scaled to fit into `height` x `width` and centered on black."""
+    new_height, new_width = fit_of(picture.shape[0], picture.shape[1], height, width)
+    x, y = (width - new_width) // 2, (height - new_height) // 2
+    whole = np.zeros((height, width, 3), np.uint8)
+    whole[y : y + new_height, x : x + new_width] = _resized(picture, new_height, new_width)
+    return whole
 
 
 def _resized(picture: Picture, height: int, width: int) -> Picture:
@@ -137,63 +245,65 @@ def _resized(picture: Picture, height: int, width: int) -> Picture:
     return np.asarray(Image.fromarray(np.ascontiguousarray(picture)).resize((width, height)))
 
 
-def _frame_of(picture: Picture, crf: int, blur: bool, keep_size: bool) -> Pixels:
-    """Returns a picture blurred, compressed and scaled, as (3, H, W) float32 in [-1, 1].
-
-    Compression drops an odd last row and column; with `keep_size`, copies of the row and column before replace them.
-    """
-    pixels = _compressed(_blurred(picture, blur), crf)
-    if keep_size:
-        dropped = np.subtract(picture.shape, pixels.shape)
-        pixels = np.pad(pixels, ((0, dropped[0]), (0, dropped[1]), (0, 0)), "edge")
-    scaled: Pixels = (pixels * np.float32(255.0) / np.float32(127.5) - np.float32(1.0)).transpose(2, 0, 1)
-    return scaled
+def _filled(levels: Levels, shape: tuple[int, ...]) -> Levels:
+    """Returns a frame of this shape: copies of the row and column before replace those that compression dropped."""
+    dropped = np.subtract(shape, levels.shape)
+    filled: Any = np.pad(levels, ((0, dropped[0]), (0, dropped[1]), (0, 0)), "edge") if dropped.any() else levels
+    whole: Levels = filled
+    return whole
 
 
-def _blurred(picture: Picture, blur: bool) -> Pixels:
-    """Returns a picture as (H, W, 3) float32 in 0..1, blurred by a Gaussian over 3x3 pixels, mirrored at the border.
+def _blurred(picture: Picture, blur: bool, *, in_bytes: bool) -> Levels:
+    """Returns a picture blurred by a Gaussian over 3x3 pixels, mirrored at the border, as (H, W, 3).
 
     Each product is added before it is rounded, in the order of the official convolution. Pixels are floored to bytes
-    later: with other rounding, every fifth shade of a flat area would end one level off.
+    at the end: with other rounding, every fifth shade of a flat area would end one level off.
+
+    Returns:
+        float32 in 0..1, or with `in_bytes` 255 times that, floored to uint8.
     """
-    pixels: Pixels = picture.astype(np.float32) / np.float32(255.0)
-    if not blur:
-        return pixels
-    gaussian = np.array([math.exp(-0.5), 1.0, math.exp(-0.5)])
-    gaussian = (gaussian / gaussian.sum()).astype(np.float32)
-    kernel = np.outer(gaussian, gaussian)
-    mirrored = np.pad(pixels, ((1, 1), (1, 1), (0, 0)), "reflect")
-    blurred = np.zeros_like(pixels)
-    height, width = pixels.shape[:2]
-    for first in range(0, height, _BAND_ROWS):  # in bands, so that the float64 values stay in the CPU cache
-        band = blurred[first : first + _BAND_ROWS]
-        around = mirrored[first : first + len(band) + 2].astype(np.float64)
-        for i, j in itertools.product(range(3), repeat=2):
-            band[:] = around[i : i + len(band), j : j + width] * np.float64(kernel[i, j]) + band
+    blurred: Levels = np.empty(picture.shape, np.uint8 if in_bytes else np.float32)
+    mirrored = np.pad(picture, ((1, 1), (1, 1), (0, 0)), "reflect") if blur else picture
+    for first in range(0, len(picture), _BAND_ROWS):  # in bands, so that the float64 values stay in the CPU cache
+        rows = len(blurred[first : first + _BAND_ROWS])
+        band = mirrored[first : first + rows + (2 if blur else 0)].astype(np.float32) / np.float32(255.0)
+        if blur:
+            band = _blurred_band(band)
+        blurred[first : first + rows] = band * np.float32(255.0) if in_bytes else band
     return blurred
 
 
-def _compressed(pixels: Pixels, crf: int) -> Pixels:
-    """Compresses (H, W, 3) float32 in 0..1 as one frame of H.264 and decodes it; an odd last row or column is dropped.
+def _blurred_band(around: Pixels) -> Pixels:
+    """Blurs rows of a picture, given with one more pixel on every side."""
+    gaussian = np.array([math.exp(-0.5), 1.0, math.exp(-0.5)])
+    gaussian = (gaussian / gaussian.sum()).astype(np.float32)
+    kernel = np.outer(gaussian, gaussian)
+    height, width = around.shape[0] - 2, around.shape[1] - 2
+    band = np.zeros((height, width, 3), np.float32)
+    wide = around.astype(np.float64)
+    for i, j in itertools.product(range(3), repeat=2):
+        band[:] = wide[i : i + height, j : j + width] * np.float64(kernel[i, j]) + band
+    return band
+
+
+def _compressed(frame: NDArray[np.uint8], crf: int) -> NDArray[np.uint8]:
+    """Compresses (H, W, 3) as one frame of H.264 and decodes it; an odd last row or column is dropped.
 
     x264 divides a frame into as many slices as there are processors, so the result depends on the machine, as it does
     in the official code.
     """
-    if crf == 0:
-        return pixels
     import av  # noqa: PLC0415
 
-    height, width = (side // 2 * 2 for side in pixels.shape[:2])
-    frame = (pixels[:height, :width] * np.float32(255.0)).astype(np.uint8)
+    height, width = (side // 2 * 2 for side in frame.shape[:2])
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
         stream: Any = container.add_stream("libx264", rate=1, options={"crf": str(crf), "preset": "veryfast"})
         stream.height, stream.width = height, width
-        picture = av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(format="yuv420p")
+        even = np.ascontiguousarray(frame[:height, :width])
+        picture = av.VideoFrame.from_ndarray(even, format="rgb24").reformat(format="yuv420p")
         container.mux(stream.encode(picture))
         container.mux(stream.encode())
     file.seek(0)
     with av.open(file) as container:
-        decoded = next(container.decode(video=0)).to_ndarray(format="rgb24")
-    restored: Pixels = decoded.astype(np.float32) / np.float32(255.0)
-    return restored
+        decoded: NDArray[np.uint8] = next(container.decode(video=0)).to_ndarray(format="rgb24")
+    return decoded

@@ -168,7 +168,7 @@ def _check_free(target: Path, *, overwrite: bool, of_frames: bool) -> None:
     if of_frames and names == []:
         return
     if not overwrite:
-        raise TakenError(f"{target} exists", "choose another name, or add --overwrite to replace it")
+        raise TakenError(f"{target} exists", "choose another name, or add --overwrite (in Python: overwrite=True)")
     if of_frames and (names is None or not all(map(_FRAME_NAME.fullmatch, names))):
         raise LtxError(f"{target} holds other things than frames, which are not replaced", "choose another name")
     if not of_frames and target.exists() and not target.is_file():

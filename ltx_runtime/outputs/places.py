@@ -12,6 +12,7 @@ from pathlib import Path
 from ltx_runtime.errors import LtxError, explaining
 from ltx_runtime.files import partial_folder
 from ltx_runtime.folder.manifest import Engines
+from ltx_runtime.media.pictures import file_of
 from ltx_runtime.media.video import TakenError
 from ltx_runtime.planning.options import RunOptions
 from ltx_runtime.planning.request import Request
@@ -46,7 +47,7 @@ class Places:
         if not path.name or path.is_dir():
             raise LtxError(f"cannot write {path}: it is a folder", "give a file name")
         if os.path.lexists(path) and not self.overwrite:
-            raise TakenError(f"{path} exists", "choose another name, or add --overwrite to replace it")
+            raise TakenError(f"{path} exists", "choose another name, or add --overwrite (in Python: overwrite=True)")
         with explaining(f"write {path}"), partial_folder(path.parent) as folder:
             (folder / path.name).touch()
 
@@ -92,12 +93,16 @@ def check_readable(options: RunOptions) -> None:
 
 
 def places_of(engines: Engines, request: Request | None, options: RunOptions) -> Places:
-    """Returns the files of a request, without its output; `request` is None for latents that were saved."""
+    """Returns the files of a request, without its output; `request` is None for latents that were saved.
+
+    Raises:
+        LtxError: an image or clip is not there.
+    """
     saved = {"embeddings": options.embeddings, "initial latents": options.initial_latents, "noise": options.noise}
     reads = {f"the file of {name}": path for name, path in saved.items() if path is not None}
     if request is not None:
         sources = [*(one.media for one in request.conditions), request.video]
-        media = [Path(source) for source in sources if isinstance(source, (str, Path))]
+        media = [file_of(source) for source in sources if isinstance(source, (str, Path))]
         reads |= {f"the image or clip {path}": path for path in media}
     kept = {
         "embeddings": options.save_embeddings,

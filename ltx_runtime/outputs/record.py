@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from ltx_runtime.declared import declared
+from ltx_runtime.declared import declared, path_of
 from ltx_runtime.errors import LtxError, explaining
 from ltx_runtime.folder.manifest import Engines
 from ltx_runtime.media.comments import read_comment
-from ltx_runtime.media.pictures import Source
+from ltx_runtime.media.pictures import Source, file_of
 from ltx_runtime.planning.backends import Chosen
 from ltx_runtime.planning.options import RunOptions
 from ltx_runtime.planning.preset import Preset
@@ -112,12 +112,13 @@ def weights_of(engines: Engines, chosen: Chosen) -> dict[str, str]:
     return checksums
 
 
-def read_record(path: Path) -> Recorded:
-    """Reads the record that is stored in a video.
+def read_record(path: Path | str) -> Recorded:
+    """Reads the record that is stored in a video, or in a folder of frames.
 
     Raises:
         LtxError: the file cannot be read or has no record, or the record is damaged.
     """
+    path = path_of(path, "path")
     return parse_record(read_comment(path), path)
 
 
@@ -188,16 +189,16 @@ def _set_fields(value: Any) -> dict[str, Any]:
 
 def _sources(request: Request, options: RunOptions) -> Iterator[Source]:
     """Yields everything that a run reads, whether a file or pictures in memory."""
-    yield from (one.media for one in request.conditions)
-    given = (request.video, options.embeddings, options.initial_latents, options.noise)
-    yield from (source for source in given if source is not None)
+    media = (*(one.media for one in request.conditions), request.video)
+    files = (options.embeddings, options.initial_latents, options.noise)
+    yield from (source for source in (*media, *files) if source is not None)
 
 
 def _name_of(source: Source, folder: Path) -> str:
     """Returns the path of a file relative to a folder, with slashes; pictures in memory get a name in brackets."""
     if not isinstance(source, (str, Path)):
         return f"<{type(source).__name__} {_digest(source)}>"
-    path = Path(os.path.abspath(source))
+    path = Path(os.path.abspath(file_of(source)))
     try:
         return PurePath(os.path.relpath(path, os.path.abspath(folder))).as_posix()
     except ValueError:  # on another drive
@@ -207,7 +208,7 @@ def _name_of(source: Source, folder: Path) -> str:
 def _digest(source: Source) -> str:
     """Returns the first characters of the SHA-256 of a file, or of pictures in memory."""
     if isinstance(source, (str, Path)):
-        return _digest_of_file(Path(source))
+        return _digest_of_file(file_of(source))
     return hashlib.sha256(np.ascontiguousarray(source).tobytes()).hexdigest()[:_DIGEST_CHARACTERS]
 
 

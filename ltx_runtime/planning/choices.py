@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ltx_runtime.errors import LtxError
+from ltx_runtime.media.prepare import CROP, PAD
 from ltx_runtime.spec.presets import STG_MODES, StgMode
 
 _LARGEST_SCALE = 100.0
@@ -19,6 +20,9 @@ _LIMITS = {
     "from_sigma": (0.0, 1.0, "use 0 for all steps"),
     "downscale_factor": (0.1, 1.0, "use 0.6666666"),
 }
+# How images and clips of another shape become that of the video, or the video becomes theirs.
+FROM_IMAGE = "size-from-image"
+FITS = (CROP, PAD, FROM_IMAGE)
 _RESIDUAL = "stg_r"
 _STG_NAMES: dict[str, StgMode] = {
     "stg_av": "attention_values",
@@ -60,3 +64,9 @@ def stg_mode_of(name: str) -> StgMode:
     if name not in _STG_NAMES:
         raise LtxError(f"unknown stg-mode {name!r}", f"use one of {', '.join(STG_MODES)}")
     return _STG_NAMES[name]
+
+
+def check_fit(name: str) -> None:
+    """Raises LtxError if there is no such way to fit images and clips into the video."""
+    if name not in FITS:
+        raise LtxError(f"unknown fit {name!r}", f"use one of {', '.join(FITS)}")

@@ -36,7 +36,8 @@ class RunOptions:
         rng: a name of RNGS, the source of noise unless `noise` is given.
         low_memory: run the conditions of guidance one after another instead of in one batch.
         memory_bytes: memory that the VAE's activations may take; tiles are sized to stay within it. None for what the
-            GPU has left, and for CPU_MEMORY_BYTES on a CPU, so that a seed makes the same pixels on every CPU.
+            GPU has left, and for CPU_MEMORY_BYTES on a CPU, so that a seed makes the same pixels on every CPU. Also
+            the main memory that images and clips may take; None for CPU_MEMORY_BYTES.
         tiled: cut tiles even where the whole video would fit.
         crf: constant rate factor of the H.264 compression that makes images and clips resemble the model's training
             data; 0 for no compression.

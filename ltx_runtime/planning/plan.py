@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from ltx_runtime.errors import LtxError
 from ltx_runtime.noise.noise import check_seed
-from ltx_runtime.planning.choices import check_number, stg_mode_of
+from ltx_runtime.planning.choices import check_fit, check_number, stg_mode_of
 from ltx_runtime.planning.preset import Preset, check_preset
 from ltx_runtime.planning.request import Request, Resolved, resolved
 from ltx_runtime.sampling.guidance import guidance_at
@@ -75,6 +75,7 @@ def _plan(
     check_fps(request.fps)
     check_seed(request.seed)
     _check_numbers(request)
+    check_fit(request.fit)
     preset = request.preset or Preset(version.passes)
     check_preset(preset)
     stg_mode = stg_mode_of(_named(request.stg_mode, preset.stg_mode, "attention_values"))

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
-from itertools import groupby, zip_longest
+from itertools import groupby
 from typing import Any
 
 from ltx_runtime.files import amount
 from ltx_runtime.folder.manifest import Manifest
-from ltx_runtime.media.pictures import label_of
 from ltx_runtime.planning.backends import Chosen
+from ltx_runtime.planning.media import NO_MEDIA, Given, GivenMedia
 from ltx_runtime.planning.plan import Plan
-from ltx_runtime.sampling.conditioning import added_frames
 from ltx_runtime.sampling.pass_plan import PassPlan
 from ltx_runtime.sessions import BACKENDS, Found
 from ltx_runtime.spec.presets import Guidance
@@ -23,20 +22,19 @@ _FLOAT_BYTES, _HALF_PRECISIONS = 4, ("bf16", "fp16")
 _WIDE = 12  # (tokens, width) tensors that a block holds at once; the feed-forward's hidden tensor counts as four
 
 
-def describe(planned: Plan, chosen: Chosen, manifest: Manifest, frames: Sequence[int] = ()) -> dict[str, Any]:
+def describe(planned: Plan, chosen: Chosen, manifest: Manifest, media: GivenMedia = NO_MEDIA) -> dict[str, Any]:
     """Returns the plan as plain data: the output, every step of every pass, backends, and memory in bytes.
 
     Args:
         planned: the plan of the request.
         chosen: the backend of each component.
         manifest: manifest of the version folder.
-        frames: how many frames of each image and clip are used.
+        media: what is used of the request's images and clips.
     """
     request, last = planned.request, planned.passes[-1].grid
     decoded = replace(last, frames=2 * last.frames - 1) if planned.temporal_upscale else last
     tiling = chosen.tiling(decoded)
     tile = tiling.window(decoded)
-    added = added_frames((one.frame, count) for one, count in zip(request.conditions, frames, strict=False))
     return {
         "version": manifest.version,
         "seed": request.seed,
@@ -48,16 +46,45 @@ def describe(planned: Plan, chosen: Chosen, manifest: Manifest, frames: Sequence
         },
         "components": {name: _component(chosen.found[name]) for name in chosen.names},
         "given": [
-            {"file": label_of(one.media), "frame": one.frame, "frames": count, "strength": one.strength}
-            for one, count in zip_longest(request.conditions, frames)
+            {"frame": one.condition.frame, "strength": one.condition.strength} | _given(one, request.fps)
+            for one in media.conditions
         ],
-        "video": None if request.video is None else label_of(request.video),
-        "passes": [_pass(one, find_version(manifest.version).transformer, chosen, added) for one in planned.passes],
+        "video": None if media.video is None else _given(media.video, request.fps),
+        "media_bytes": media.peak_bytes,
+        "passes": [
+            _pass(one, find_version(manifest.version).transformer, chosen, media.added_frames) for one in planned.passes
+        ],
         "decode": {
             "tiles": None if tile == decoded else [tile.frames, tile.rows, tile.columns],
             "activation_bytes": peak_bytes(decoded, tiling, bytes_per_pixel=chosen.bytes_per_pixel("vae_decoder")),
             "tone_map": planned.ending.tone_map,
         },
+    }
+
+
+def _given(one: Given, fps: float) -> dict[str, Any]:
+    """Returns what an image or clip has, what is used of it, and what differs; `fps` is that of the video."""
+    facts = one.facts
+    return {
+        "file": one.label,
+        "frames": one.frames,
+        "stored_frames": facts.frames,
+        "stored_frames_estimated": facts.about,
+        "width": facts.width,
+        "height": facts.height,
+        "pixel_aspect_ratio": float(facts.pixel_aspect),
+        "fps": facts.fps,
+        "fps_varies": facts.varying,
+        "speed": facts.speed_at(fps) if one.frames > 1 else 1.0,
+        "sound": facts.sound,
+        "interlaced": facts.interlaced,
+        "bits": facts.bits,
+        "hdr": facts.transfer or None,
+        "transparent": facts.transparent,
+        "converted_profile": facts.profile or None,
+        "kept_bytes": one.kept_bytes,
+        "read_bytes": one.read_bytes,
+        "remarks": list(one.remarks),
     }
 
 
@@ -115,8 +142,12 @@ def lines_of(described: dict[str, Any]) -> Iterator[str]:
     )
     for given in described["given"]:
         yield f"condition: {given['file']} from frame {given['frame']}, strength {given['strength']:g}"
+        yield from _remarks(given)
     if described["video"]:
-        yield f"video-to-video from: {described['video']}"
+        yield f"video-to-video from: {described['video']['file']}"
+        yield from _remarks(described["video"])
+    if described["media_bytes"]:
+        yield f"images and clips: about {amount(described['media_bytes'])} while they are read"
     for number, one in enumerate(described["passes"], start=1):
         yield (
             f"pass {number}: {one['width']}x{one['height']}, {one['tokens']}{_added(one)} tokens, {len(one['steps'])} "
@@ -133,6 +164,10 @@ def lines_of(described: dict[str, Any]) -> Iterator[str]:
     yield f"decode: {tiles}, about {amount(decode['activation_bytes'])} of activations"
     for name, one in described["components"].items():
         yield f"{name}: {one['backend']} in {one['precision']}, {amount(one['weights_bytes'])} of weights on disk"
+
+
+def _remarks(given: dict[str, Any]) -> Iterator[str]:
+    yield from (f"  {remark}" for remark in given["remarks"])
 
 
 def _step_lines(steps: list[dict[str, Any]]) -> Iterator[str]:

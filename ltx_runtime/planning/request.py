@@ -8,6 +8,7 @@ from typing import Any
 
 from ltx_runtime.errors import LtxError
 from ltx_runtime.media.pictures import Source
+from ltx_runtime.media.prepare import CROP
 from ltx_runtime.planning.preset import Preset
 from ltx_runtime.spec.geometry import TEMPORAL_SCALE
 from ltx_runtime.spec.versions import Version
@@ -23,7 +24,7 @@ class Condition:
 
     Attributes:
         media: the path of a file, a PIL image, or an array of frames (F, H, W, 3) or of one picture (H, W, 3), uint8
-            or float in 0..1.
+            or float in 0..1; a fourth channel is opacity. A file is read by what it contains, whatever its suffix.
         frame: the frame of the video at which it begins.
         strength: conditioning strength in 0..1; at 1 it is shown unchanged, below 1 it may change.
     """
@@ -51,7 +52,11 @@ class Request:
         single_pass: use one pass at full size, even if the version has two passes.
         pad: make the next larger size that the model supports, and crop it to the requested size.
         conditions: images and clips that condition parts of the video.
-        video: a clip to start from instead of noise; `strength` (0 to 1) is how far it is moved towards noise.
+        video: a clip to start from instead of noise, in any form that Condition.media takes; `strength` (0 to 1) is
+            how far it is moved towards noise.
+        fit: how images and clips get the shape of the video: crop cuts off what is too much, as the official code does;
+            pad scales them to fit into the video and adds black; size-from-image makes a video of the shape of the
+            first one, for which height and width must be None.
         image_noise_scale: scale of the noise that fully conditioned tokens get before every step.
         decode_timestep, decode_noise_scale: noise level passed to the decoder, and how much noise is mixed into the
             latents before decoding.
@@ -84,6 +89,7 @@ class Request:
     conditions: tuple[Condition, ...] = ()
     video: Source | None = None
     strength: float | None = None
+    fit: str = CROP
     image_noise_scale: float = IMAGE_NOISE_SCALE
     decode_timestep: float | None = None
     decode_noise_scale: float | None = None

@@ -17,7 +17,7 @@ from ltx_runtime.errors import LtxError
 
 SPATIAL_SCALE = 32
 TEMPORAL_SCALE = 8
-_LARGEST = 16_384  # pixels or frames; the model's positions reach 2048 pixels and 20 seconds
+LARGEST = 16_384  # pixels or frames; the model's positions reach 2048 pixels and 20 seconds
 _SIZE = re.compile(r"(\d+)x(\d+)x(\d+)", re.ASCII)
 _LEAST_FPS, _MOST_FPS = 0.01, 10_000.0
 
@@ -75,8 +75,8 @@ def size_of(text: str, name: str) -> tuple[int, int, int]:
 
 def _check(name: str, value: int, step: int, offset: int, rule: str) -> None:
     smallest = offset or step
-    if value > _LARGEST:
-        raise LtxError(f"{name} must be at most {_LARGEST}; got {value}", "use less")
+    if value > LARGEST:
+        raise LtxError(f"{name} must be at most {LARGEST}; got {value}", "use less")
     if value >= smallest and value % step == offset:
         return
     below = (value - offset) // step * step + offset

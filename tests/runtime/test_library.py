@@ -67,6 +67,8 @@ def test_pictures_are_files_images_or_arrays_alike(spiece, diary, tmp_path):
     Image.fromarray(pixels).save(tmp_path / "fox.png")
     given = (tmp_path / "fox.png", str(tmp_path / "fox.png"), Image.fromarray(pixels), pixels, pixels[None])
     given += (pixels.astype(np.float32) / 255, pixels.astype(np.float64) / 255)
+    opaque = np.dstack([pixels, np.full((64, 96), 255, np.uint8)])
+    given += (opaque, opaque[None] / 255, Image.fromarray(opaque))
     with Pipeline(engines_of(SINGLE, spiece), backend="fake") as pipe:
         videos = [pipe("a fox", conditions=(Condition(one),), steps=2, **SMALL).latents() for one in given]
     for video in videos[1:]:

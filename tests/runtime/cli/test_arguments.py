@@ -22,6 +22,7 @@ TYPED: dict[str, tuple[list[str], object]] = {
     "condition": (["--condition", "a.png@0", "--condition", "b:c.mp4@8:0.5"], ["a.png@0", "b:c.mp4@8:0.5"]),
     "video": (["--video", "a.mp4"], Path("a.mp4")),
     "strength": (["--strength", "0.3"], 0.3),
+    "fit": (["--fit", "pad"], "pad"),
     "image_cond_noise_scale": (["--image-cond-noise-scale", "0"], 0.0),
     "crf": (["--crf", "0"], 0),
     "sample_posterior": (["--sample-posterior"], True),

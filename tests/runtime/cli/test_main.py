@@ -125,6 +125,45 @@ def test_an_image_a_clip_and_a_clip_to_make_over_are_read_from_files(run, engine
     assert "9 frames" in out
 
 
+def test_what_differs_from_the_given_media_is_noted_once_and_planned(run, engines):
+    engines(SINGLE)
+    Image.new("RGBA", (96, 96), (200, 40, 10, 99)).save("logo.png")
+    said = ["what is transparent becomes black"]
+    said.insert(0, "loses 32 of 96 pixels (33%) at the top and bottom to the shape of the video")
+    code, out, err = run(*SMALL, "--image", "logo.png", "--condition", "logo.png@5", "--output", "a.mp4")
+    assert code == 0
+    assert [line for line in err.splitlines() if "logo" in line] == [f"note: logo.png: {line}" for line in said]
+    code, out, err = run(*SMALL, "--image", "logo.png", "--plan")
+    lines = out.splitlines()
+    place = lines.index("condition: logo.png from frame 0, strength 1")
+    assert lines[place + 1 : place + 3] == [f"  {line}" for line in said]
+    assert re.fullmatch(r"images and clips: about \d+\.\d\d MB while they are read", lines[place + 3])
+    assert "logo" not in err
+    planned = json.loads(run(*SMALL, "--image", "logo.png", "--plan", "--json")[1])
+    assert planned["given"][0]["remarks"] == said
+
+
+def test_a_fit_shows_the_whole_image_or_makes_a_video_of_its_size(run, engines, diary):
+    engines(SINGLE)
+    Image.new("RGB", (64, 64), (255,) * 3).save("white.png")
+    for fit, shade in (("crop", 1), ("pad", 1 / 3)):
+        assert run(*SMALL, "--image", "white.png", "--fit", fit, "--output", f"{fit}.png")[0] == 0
+        assert diary.fed("vae_encoder")[-1]["video"].mean() == pytest.approx(shade, abs=0.05)
+    _, out, _ = run(*PROMPT, "--num-frames", "9", "--image", "white.png", "--fit", "size-from-image", "--plan")
+    side = round((SINGLE.height * SINGLE.width) ** 0.5 / 32) * 32
+    assert f"  gives the video its size: 64x64 becomes {side}x{side}" in out.splitlines()
+    assert run(*SMALL, "--image", "white.png", "--fit", "size-from-image")[0] == 2
+
+
+@pytest.mark.parametrize("option", ["--image", "--video", "--condition"])
+def test_a_url_is_told_as_one(run, engines, option):
+    engines(SINGLE)
+    url = "https://example.org/fox.mp4"
+    code, out, err = run(*SMALL, option, f"{url}@0" if option == "--condition" else url)
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1] == f"error: {url} is a URL - give a file; download it first"
+
+
 def test_an_image_is_the_first_condition_wherever_it_stands(run, engines, diary):
     engines(SINGLE)
     for name, colour in (("black", 0), ("white", 255)):

@@ -28,6 +28,7 @@ OF_REQUEST: dict[str, tuple[object, str, object]] = {
     "condition": (["b@c.png@8:0.5"], "conditions", (Condition(Path("b@c.png"), 8, 0.5),)),
     "video": (Path("a.mp4"), "video", Path("a.mp4")),
     "strength": (0.0, "strength", 0.0),
+    "fit": ("pad", "fit", "pad"),
     "image_cond_noise_scale": (0.0, "image_noise_scale", 0.0),
     "height": (64, "height", 64),
     "width": (96, "width", 96),

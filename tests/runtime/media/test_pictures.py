@@ -8,12 +8,13 @@ import pytest
 from PIL import Image
 from samples.clips import flat, save_clip, save_image, stripes
 
-from ltx_runtime.media.pictures import READERS, pictures_of
+from ltx_runtime.media.pictures import opened
 
 RED, GREEN, BLUE, GREY = (200, 40, 40), (40, 200, 40), (40, 40, 200), (128, 128, 128)
+CLIPS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".gif")
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 SHADES = [10, 60, 110, 160, 210]
-EVERY_CLIP = pytest.mark.parametrize("suffix", READERS)
+EVERY_CLIP = pytest.mark.parametrize("suffix", CLIPS)
 # Quarter turns to the left -> directions of a pixel's right and lower neighbour, (x, y, x, y).
 TURNS = {0: (1, 0, 0, 1), 1: (0, -1, 1, 0), 2: (-1, 0, 0, -1), 3: (0, 1, -1, 0)}
 
@@ -25,7 +26,8 @@ def quarters():
 
 def read(path):
     """Reads all frames as (F, H, W, 3) uint8."""
-    return np.stack(list(pictures_of(path)))
+    with opened(path) as pictures:
+        return np.stack([frame.picture() for frame in pictures.frames])
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "CMYK", "1"])

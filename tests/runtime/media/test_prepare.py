@@ -5,8 +5,9 @@ import pytest
 from PIL import Image
 from samples.clips import flat, noisy, save_clip, save_image, stripes
 
-from ltx_runtime.media.pictures import READERS
-from ltx_runtime.media.prepare import count_frames, load_media
+from ltx_runtime.media import pictures
+from ltx_runtime.media.facts import Facts, Frame, Opened
+from ltx_runtime.media.prepare import load_media, look_at
 from ltx_runtime.tensors import write_tensors
 
 RED, GREEN, BLUE, GREY = (200, 40, 40), (40, 200, 40), (40, 40, 200), (128, 128, 128)
@@ -135,7 +136,7 @@ def test_a_flat_colour_survives_all_preparation_within_a_few_levels(tmp_path, co
 
 def test_a_clip_is_cut_to_the_number_of_frames_that_are_wanted(tmp_path):
     path = save_clip(tmp_path / "a.mp4", [flat(shade) for shade in SHADES])
-    assert (count_frames(path), count_frames(path, 3), count_frames(path, 9)) == (5, 3, 5)
+    assert [look_at(path, most).seen for most in (None, 3, 9)] == [5, 3, 5]
     loaded = bytes_of(load_media(path, 32, 48, **{**PLAIN, "most_frames": 3}))
     np.testing.assert_allclose(loaded.mean((1, 2, 3)), SHADES[:3], atol=4)
 
@@ -152,14 +153,14 @@ def test_every_frame_of_a_clip_is_prepared_as_an_image_would_be(tmp_path):
 
 
 def test_a_clip_is_not_read_beyond_what_is_wanted(tmp_path, monkeypatch):
-    def frames(path):
+    def frames():
         for shade in SHADES[:3]:
-            yield flat(shade)
+            yield Frame(32, 48, lambda shade=shade: flat(shade))
         raise AssertionError("a fourth frame was read")
 
-    monkeypatch.setitem(READERS, ".mp4", frames)
+    monkeypatch.setattr(pictures, "_opened_file", lambda path, stack: Opened(Facts(32, 48, 5), frames()))
     (tmp_path / "a.mp4").touch()
-    assert count_frames(tmp_path / "a.mp4", 3) == 3
+    assert look_at(tmp_path / "a.mp4", 3).seen == 3
     assert load_media(tmp_path / "a.mp4", 32, 48, **{**PLAIN, "most_frames": 3}).shape[2] == 3
 
 
@@ -170,7 +171,7 @@ def test_a_prepared_item_is_taken_as_it_stands_but_for_its_number_of_frames(tmp_
     given = np.random.RandomState(0).uniform(-1, 1, (1, 3, 5, 6, 7)).astype(np.float32)
     path = tmp_path / "a.safetensors"
     write_tensors(path, {"media": given})
-    assert (count_frames(path), count_frames(path, 3), count_frames(path, 9)) == (5, 3, 5)
+    assert [look_at(path, most).seen for most in (None, 3, 9)] == [5, 3, 5]
     for most in (3, 5, 9):
         loaded = load_media(path, 64, 96, padding=(1, 2, 3, 4), most_frames=most, resize=True)
         np.testing.assert_array_equal(loaded, given[:, :, :most])

@@ -78,7 +78,7 @@ def content(target):
 def test_what_exists_is_replaced_only_if_that_is_asked_for_and_only_by_a_whole_video(tmp_path, suffix):
     output = tmp_path / f"clip{suffix}"
     target, before = existing(output)
-    with pytest.raises(TakenError, match=r"clip.* exists - choose another name, or add --overwrite to replace it"):
+    with pytest.raises(TakenError, match=r"clip.* exists - choose another name, or add --overwrite"):
         write(output, frames=(pytest.fail("a frame was made") for _ in range(1)))
     with pytest.raises(RuntimeError):
         write(output, frames=failing(RuntimeError()), overwrite=True)

@@ -38,10 +38,10 @@ def test_the_default_request_is_the_version_s_own(version):
     request = default_request(version, "a cat", 7)
     own = (version.height, version.width, version.num_frames, version.fps, version.negative_prompt)
     assert (request.height, request.width, request.num_frames, request.fps, request.negative_prompt) == own
-    assert (request.prompt, request.seed, request.image_noise_scale) == ("a cat", 7, 0.15)
+    assert (request.prompt, request.seed, request.image_noise_scale, request.fit) == ("a cat", 7, 0.15, "crop")
     asked = {field.name for field in fields(request) if getattr(request, field.name) not in (None, (), False)}
     own = {"prompt", "negative_prompt", "height", "width", "num_frames", "fps", "seed"}
-    assert asked == own | {"image_noise_scale"}
+    assert asked == own | {"image_noise_scale", "fit"}
     with pytest.raises(FrozenInstanceError):
         request.seed = 8
 

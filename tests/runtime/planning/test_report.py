@@ -12,8 +12,10 @@ from fakes.stages import ROPE
 
 from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.manifest import ComponentEntry, Engines, FileEntry, Manifest
+from ltx_runtime.media.facts import Facts
 from ltx_runtime.planning import report
 from ltx_runtime.planning.backends import Size, choose, needed
+from ltx_runtime.planning.media import NO_MEDIA, Given, GivenMedia
 from ltx_runtime.planning.options import RunOptions
 from ltx_runtime.planning.plan import Plan, plan
 from ltx_runtime.planning.report import _transformer_bytes, describe
@@ -50,6 +52,18 @@ EVERYTHING = {
     "temporal_upscale": True,
 }
 
+# What is known of EVERYTHING's image and clip.
+IMAGE = Given(EVERYTHING["conditions"][0], Facts(704, 1216, 1, 1, transparent=True), 1, 3 * GB, 1 * GB, ())
+CLIP = Given(
+    EVERYTHING["conditions"][1],
+    Facts(704, 1216, 99, 97, fps=60.0, sound=True, transfer="PQ"),
+    25,
+    5 * GB,
+    2 * GB,
+    ("its sound is dropped",),
+)
+MEDIA = GivenMedia((IMAGE, CLIP))
+
 
 def manifest_of(name: str) -> Manifest:
     version = VERSIONS[name]
@@ -67,12 +81,12 @@ def asked(name: str, **changes) -> tuple[Plan, Request]:
 
 
 def described(
-    name: str, options: RunOptions | None = None, manifest: Manifest | None = None, frames=(), **changes
+    name: str, options: RunOptions | None = None, manifest: Manifest | None = None, media=NO_MEDIA, **changes
 ) -> dict:
     planned, manifest, options = asked(name, **changes)[0], manifest or manifest_of(name), options or RunOptions()
     engines = Engines(Path("engines"), manifest)
     chosen = choose(engines, needed(planned, options), replace(options, backend="cpu"), Size(1, 1, 1, False))
-    return describe(planned, chosen, manifest, frames)
+    return describe(planned, chosen, manifest, media)
 
 
 def lines_of(name: str, options: RunOptions | None = None, **changes) -> list[str]:
@@ -177,13 +191,23 @@ def test_a_plan_that_needs_what_the_folder_lacks_is_refused(lacking):
 
 
 def test_what_is_given_is_told_with_its_place_and_strength_and_the_tokens_it_adds():
-    said = described("0.9.5", frames=(1, 25), **LARGE, **EVERYTHING)
-    assert said["given"] == [
+    said = described("0.9.5", media=MEDIA, **LARGE, **EVERYTHING)
+    assert [{name: one[name] for name in ("file", "frame", "frames", "strength")} for one in said["given"]] == [
         {"file": "first.png", "frame": 0, "frames": 1, "strength": 1},
         {"file": "clip.mp4", "frame": 8, "frames": 25, "strength": 0.5},
     ]
     assert [(one["tokens"], one["extra_tokens"]) for one in said["passes"]] == [(13376, 2 * 22 * 38)]
-    assert (said["video"], described("0.9.5", video=Path("old.mp4"))["video"]) == (None, "old.mp4")
+    assert said["video"] is None
+    assert described("0.9.5", media=replace(MEDIA, video=CLIP))["video"]["file"] == "clip.mp4"
+
+
+def test_the_json_says_of_each_image_and_clip_what_it_has_and_what_differs():
+    said = described("0.9.5", media=MEDIA, fps=24.0, **EVERYTHING)
+    image, clip = said["given"]
+    assert (image["fps"], image["speed"], image["transparent"], image["remarks"]) == (None, 1, True, [])
+    assert (clip["stored_frames"], clip["fps"], clip["speed"], clip["sound"], clip["hdr"]) == (99, 60, 0.4, True, "PQ")
+    assert clip["remarks"] == ["its sound is dropped"]
+    assert said["media_bytes"] == 3 * GB + 5 * GB + 2 * GB  # both are kept, and are read one after another
 
 
 @EVERY_VERSION
@@ -305,11 +329,15 @@ def test_a_single_step_is_told_with_its_one_level():
 
 
 def test_images_clips_and_a_video_to_start_from_have_their_lines():
-    lines = lines_of("0.9.5", video=Path("old.mp4"), **EVERYTHING)
-    assert lines[1:4] == [
+    lines = lines_of("0.9.5", media=replace(MEDIA, video=replace(CLIP, remarks=("a", "b"))), **EVERYTHING)
+    assert lines[1:8] == [
         "condition: first.png from frame 0, strength 1",
         "condition: clip.mp4 from frame 8, strength 0.5",
-        "video-to-video from: old.mp4",
+        "  its sound is dropped",
+        "video-to-video from: clip.mp4",
+        "  a",
+        "  b",
+        "images and clips: about 15.00 GB while they are read",
     ]
 
 

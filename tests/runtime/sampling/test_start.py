@@ -7,11 +7,12 @@ import pytest
 from fakes.sessions import session_of
 from fakes.stages import CHANNELS, posterior
 from PIL import Image
+from samples.clips import save_clip
 
 from ltx_runtime.errors import LtxError
 from ltx_runtime.media.prepare import load_media
 from ltx_runtime.noise.noise import SeededNoise
-from ltx_runtime.planning.media import frames_of, read_media
+from ltx_runtime.planning.media import media_of, read_media
 from ltx_runtime.planning.plan import plan
 from ltx_runtime.planning.request import Condition, Request
 from ltx_runtime.sampling.start import Clip, Media, encode_for, start_of
@@ -20,6 +21,7 @@ from ltx_runtime.spec.geometry import Grid, coords_of, tokens_of
 from ltx_runtime.spec.versions import VERSIONS
 from ltx_runtime.tensors import write_tensors
 from ltx_runtime.vae.encode import encode_media
+from ltx_runtime.vae.resize import resize_bilinear
 from ltx_runtime.vae.tiling import Tiling
 
 REQUEST = Request("a cat", "blurry", 96, 160, 25, 24.0, seed=7)
@@ -62,7 +64,8 @@ def clip(tmp_path):
 def read(version=SINGLE, **changes):
     request = replace(REQUEST, **changes)
     planned = plan(request, version)
-    return read_media(planned, frames_of(planned), crf=0)
+    (media,) = read_media(planned, media_of(planned).frames, crf=0)
+    return media
 
 
 # --- which frames are used ------------------------------------------------------------------------
@@ -141,11 +144,11 @@ PADDED = {"height": 90, "width": 150, "num_frames": 1, "pad": True}
 MARGINS = (5, 5, 3, 3)  # left, right, top and bottom, which pad to 96x160
 
 
-def test_images_are_cut_to_the_shape_asked_for_in_their_own_size_and_padded_as_the_video_is(noisy):
+def test_images_are_cut_and_padded_in_their_own_size_and_then_resized_to_that_of_the_pass(noisy):
     (made,) = read(conditions=(Condition(noisy, 0),), **PADDED).clips
     expected = load_media(noisy, 90, 150, most_frames=1, resize=False, crf=0, padding=MARGINS)
-    assert made.video.shape == (1, 3, 1, 180 + 3 + 3, 300 + 5 + 5)
-    np.testing.assert_array_equal(made.video, expected)
+    assert expected.shape == (1, 3, 1, 180 + 3 + 3, 300 + 5 + 5)
+    np.testing.assert_array_equal(made.video, resize_bilinear(expected, 96, 160))
 
 
 def test_what_is_made_over_is_resized_to_the_size_asked_for_and_padded(noisy):
@@ -159,10 +162,23 @@ def test_what_is_made_over_is_resized_to_the_size_asked_for_and_padded(noisy):
 def test_media_are_compressed_as_is_asked_for(noisy, crf):
     request = replace(REQUEST, num_frames=1, conditions=(Condition(noisy, 0),), video=noisy, strength=0.5)
     planned = plan(request, SINGLE)
-    media = read_media(planned, frames_of(planned), crf)
+    (media,) = read_media(planned, media_of(planned).frames, crf)
     for made, resize in ((media.clips[0].video, False), (media.whole, True)):
         expected = load_media(noisy, 96, 160, most_frames=1, resize=resize, crf=crf)
-        np.testing.assert_array_equal(made, expected)
+        np.testing.assert_array_equal(made, resize_bilinear(expected, 96, 160))
+
+
+@pytest.mark.parametrize("crf", [0, 29])
+def test_a_clip_has_the_size_of_each_pass_to_the_bit_of_resizing_it_whole(tmp_path, crf):
+    frames = [np.roll(np.random.RandomState(1).randint(0, 256, (150, 250, 3), np.uint8), n, 1) for n in range(9)]
+    path = save_clip(tmp_path / "a.mp4", frames)
+    planned = plan(replace(REQUEST, conditions=(Condition(path, 0),)), VERSIONS["0.9.8-2b-distilled"])
+    whole = load_media(path, 96, 160, most_frames=9, resize=False, crf=crf)
+    read = read_media(planned, media_of(planned).frames, crf)
+    assert len(read) == len(planned.passes) == 2
+    for media, one in zip(read, planned.passes, strict=True):
+        expected = resize_bilinear(whole, one.grid.height, one.grid.width)
+        np.testing.assert_array_equal(media.clips[0].video, expected)
 
 
 def test_clips_have_room_in_the_video_that_is_kept_not_in_its_padding(clip):
