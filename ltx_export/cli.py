@@ -9,6 +9,7 @@ import typer
 
 from ltx_export.engines.arguments import Asked
 from ltx_runtime.cli.arguments import command_of
+from ltx_runtime.cli.streams import escape_what_cannot_be_encoded
 from ltx_runtime.errors import LtxError, reported
 from ltx_runtime.spec.versions import find_version
 
@@ -297,4 +298,5 @@ def _need(*modules: str, extra: str = "export") -> None:
 
 def main() -> None:
     """Runs the `ltx-export` command."""
+    escape_what_cannot_be_encoded()
     app()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ltx_runtime.cli.arguments import Arguments, command_of
+from ltx_runtime.cli.streams import escape_what_cannot_be_encoded
 from ltx_runtime.errors import LtxError, printable, reported
 
 if TYPE_CHECKING:
@@ -246,4 +247,5 @@ def main() -> None:
     # NumPy's BLAS would start a thread for every further core, each of which spins for 0.05 s. No stage multiplies
     # matrices in NumPy, and the backends have threads of their own.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    escape_what_cannot_be_encoded()
     app()

@@ -1,6 +1,7 @@
 """ltx-export as a user runs it: mistakes end with exit code 2 and one line, never with a traceback."""
 
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -46,6 +47,20 @@ def one_line(ended: tuple[int, str, str]) -> str:
     assert err.count("\n") == 1
     assert "Traceback" not in err
     return err
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_paths_and_help_are_told_in_any_encoding(tmp_path, encoding):
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    for words, code in ((("--help",), 0), (("onnx", "--help"), 0), (("inspect", "狐"), 2), (("check", "狐"), 2)):
+        command = [sys.executable, "-c", "from ltx_export.cli import main; main()", *words]
+        ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, timeout=120, check=False)
+        assert (ended.returncode, b"Traceback" in ended.stderr) == (code, False), ended.stderr
+    (tmp_path / "狐.safetensors").write_bytes((8).to_bytes(8, "little") + b'{"a":0} ')
+    command[-2:] = ["inspect", "狐.safetensors"]
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, timeout=120, check=False)
+    assert b"Traceback" not in ended.stderr
+    assert b"\\u72d0" in ended.stdout + ended.stderr
 
 
 @pytest.mark.parametrize("command", ["onnx", "random-weights", "download"])
