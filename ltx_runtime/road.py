@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltx_runtime.errors import LtxError
-from ltx_runtime.folder.manifest import Engines, export_command
+from ltx_runtime.folder.manifest import Engines
 from ltx_runtime.noise.noise import RNGS, FileNoise, GivenNoise, Noise, RecordingNoise
 from ltx_runtime.planning.backends import Chosen
 from ltx_runtime.planning.media import read_media
@@ -95,7 +95,7 @@ class Step:
             raise LtxError(
                 f"{self._engines.folder} has no colours for previews",
                 "export it with its VAE encoder",
-                export_command(self._engines.manifest.version),
+                self._engines.export_command(),
             )
         return pictures_of(self.predicted, encoder.preview)
 
