@@ -51,7 +51,7 @@ def find_upscaler(version: Version, folder: Path, kind: UpscalerKind) -> Path | 
     official = folder / version.upscaler
     if kind == "spatial" and official.is_file():
         return official
-    return only_match(folder, _NAMES[kind], OPTIONS[kind])
+    return only_match((folder,), _NAMES[kind], OPTIONS[kind])
 
 
 def has_upscaler(folder: Path, kind: UpscalerKind) -> bool:

@@ -274,7 +274,7 @@ DAMAGED = ("[]", "{", '{"lora_alpha": "x"}', '{"lora_alpha": NaN}', '{"alpha_pat
 OTHERS = [("DoRA", key) for key in (".dora_scale", ".lora_magnitude_vector", ".lora_magnitude_vector.default.weight")]
 OTHERS += [("LoHa", ".hada_w1_a"), ("LoKr", ".lokr_w1"), ("convolutions", ".lora_mid.weight")]
 OTHERS += [("biases", key) for key in (".lora_B.bias", ".lora_B.default.bias", ".lora_up.bias")]
-OTHERS += [("differences", key) for key in (".diff", ".diff_b", ".set_weight")]
+OTHERS += [("own", ".set_weight")]
 REFUSED += [(PLAIN | {f"{TO_Q}{key}": ONE}, rf"holds .*{kind}.* \(\S*{key}\)") for kind, key in OTHERS]
 
 
