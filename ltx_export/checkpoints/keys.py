@@ -34,7 +34,7 @@ _MARKS: tuple[tuple[re.Pattern[str], NetworkName], ...] = (
     (re.compile(r"(.+\.)?initial_conv\.weight"), "upsampler"),
 )
 # Parts of names that training wrappers of torch put anywhere.
-_WRAPPERS = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+WRAPPERS = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 # A moving average of the weights beside them, which trainers keep under a name of its own.
 _AVERAGE = re.compile(r"(.+\.)?([a-z]+_)*ema(_[a-z]+)*\..+")
 # Tensors of repacked files that no network of ours has: a number that ComfyUI stores with T5, and T5's tokenizer.
@@ -143,7 +143,7 @@ class _Split:
 
 def _split(checkpoint: Checkpoint) -> _Split:
     tensors = with_scales(checkpoint)
-    names = {name: _WRAPPERS.sub("", name) for name in tensors}
+    names = {name: WRAPPERS.sub("", name) for name in tensors}
     roots, averaged = _roots(checkpoint, names.values())
     prefixes = sorted({**dict(_PREFIXES), **roots}.items(), key=lambda row: len(row[0]), reverse=True)
     split = _Split()

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltx_export.checkpoints.checkpoint import StoredTensor, open_safetensors
-from ltx_export.checkpoints.keys import DIFFUSERS_WORDS, first
+from ltx_export.checkpoints.keys import DIFFUSERS_WORDS, WRAPPERS, first
 from ltx_export.checkpoints.lora_adapter import find_factors, open_adapter_config
 from ltx_export.checkpoints.values import float32_of
 from ltx_runtime.errors import LtxError
@@ -264,7 +264,8 @@ def _differences(
 
 
 def _plain(module: str) -> str:
-    return _without_prefix(module).replace(".processor.", ".")
+    """Returns a module's name in a file without the words that trainers and wrappers put into it."""
+    return _without_prefix(WRAPPERS.sub("", module)).replace(".processor.", ".")
 
 
 def _foreign_modules(path: Path, modules: Sequence[str]) -> LtxError:

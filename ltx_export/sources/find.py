@@ -16,7 +16,7 @@ from typing import Any
 from ltx_export.checkpoints.checkpoint import Checkpoint
 from ltx_export.checkpoints.keys import NetworkName, Tensors, averages_in, first, networks_in, tensors_of
 from ltx_export.checkpoints.readers import is_whole, kind_of, open_weights
-from ltx_export.sources.layouts import Places, places_beside, places_in
+from ltx_export.sources.layouts import Places, places_beside, places_in, snapshot_of
 from ltx_export.sources.matching import matching, only, only_match
 from ltx_export.sources.upscalers import Upscaler, UpscalerKind, find_upscaler, open_upscaler
 from ltx_runtime.errors import LtxError, explaining
@@ -101,6 +101,7 @@ def find_sources(
     for path in (weights, vae, t5, tokenizer, upscaler, temporal_upscaler):
         if path is not None and not path.exists():
             raise LtxError(f"{path} not found", "check the path", _command(version) if path is weights else "")
+    vae, t5 = vae and _network_in(vae, "vae"), t5 and _network_in(t5, "text_encoder")
     if weights.is_file():
         kind_of(weights)  # reports an unknown format before files missing beside it
     places = places_in(version, weights) if weights.is_dir() else places_beside(weights)
@@ -151,6 +152,12 @@ def has_text_encoder(folder: Path) -> bool:
 def has_tokenizer(folder: Path) -> bool:
     """Returns whether a weights folder has a tokenizer."""
     return any((folder / name).is_file() for name in _TOKENIZER_NAMES)
+
+
+def _network_in(path: Path, name: str) -> Path:
+    """Returns the folder of one network if a path is a diffusers layout or a cached repository, or else the path."""
+    folder = snapshot_of(path)
+    return folder / name if (folder / name).is_dir() else folder
 
 
 def _holds_text_encoder(checkpoint: Path) -> bool:

@@ -33,6 +33,7 @@ SUFFIXES = (
     (".lora.down.weight", ".lora.up.weight"),
 )
 PREFIXES = ("", "diffusion_model.", "transformer.", "model.diffusion_model.", "base_model.model.")
+PREFIXES += ("module.", "base_model.model._orig_mod.", "_orig_mod.transformer.", "transformer.module.")
 FILES = ("x.safetensors", "C:\\x.safetensors", "C:/x.safetensors", "a:b/x.safetensors", "a.safetensors:b/x")
 FILES += ("a.safetensors:2.safetensors", "take:1_000", "a:b:c", "nan")
 ALPHA_DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32]

@@ -97,6 +97,17 @@ def test_a_cached_diffusers_repository_is_a_layout_and_t5_may_be_in_the_reposito
     assert bits_of(open_sources(sources)) == bits_of(open_sources(release.sources))
 
 
+def test_networks_of_their_own_may_be_repositories_in_the_cache_or_layouts(exported, tmp_path):
+    release = exported(RELEASE)
+    layout = write_diffusers(release.version, release.weights, tmp_path / "layout")
+    repository = cached(tmp_path / "hub", "someone/t5", all_files(layout))
+    save_file(bare(load_file(release.sources.checkpoint), OFFICIAL), tmp_path / "transformer.safetensors")
+    for folder in (layout, repository):
+        named = {"t5": folder, "vae": folder, "tokenizer": release.sources.tokenizer}
+        sources = find_sources(release.version, tmp_path / "transformer.safetensors", **named)
+        assert bits_of(open_sources(sources)) == bits_of(open_sources(release.sources))
+
+
 def test_of_several_snapshots_the_main_branchs_is_taken_or_one_is_to_be_chosen(exported, tmp_path):
     release, other = exported(RELEASE), COMMIT[::-1]
     hub = tmp_path / "hub"
