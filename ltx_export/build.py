@@ -19,7 +19,7 @@ from ltx_export.graphs.attach import attach
 from ltx_export.graphs.onnx_from_torch import onnx_from_torch
 from ltx_export.graphs.parity import check_parity
 from ltx_export.graphs.precision import at_precision
-from ltx_export.networks.header import effective_header, refuse_another_version, schedule_of, transformer_config
+from ltx_export.networks.header import checked_header, fine_tune_notes, schedule_of, transformer_config
 from ltx_export.networks.header_fields import allowed_sigmas, flag
 from ltx_export.networks.parts import Part, parts_of
 from ltx_export.preview import fit_preview
@@ -122,13 +122,13 @@ def export_version(
     """
     refuse_foreign(folder)
     opened = open_sources(sources)
-    header = effective_header(version, opened)
-    refuse_another_version(version, header)
+    header = checked_header(version, opened)
     schedule = schedule_of(version, header)
     causal = flag("transformer", header["transformer"], "causal_temporal_positioning", version.causal_positions)
     rope = transformer_config(header["transformer"]).rope
     sigmas = allowed_sigmas(header, version.allowed_sigmas)
     parts = options.kept(parts_of(version, header, opened, stg=options.stg))
+    _report_notes((*opened.notes, *fine_tune_notes(version, header)), report)
     _report_lacking(version, parts, options, report)
     _refuse_misfits(parts, sources, folder, options)
     loras = _open_loras(parts, options.loras)
@@ -140,10 +140,15 @@ def export_version(
         linked = {name: str(place.folder) for place in placed if place.linked for name in place.names.values()}
         merged = tuple(f"{lora.file.name}:{lora.scale:g}" for lora in loras)
         manifest = Manifest(
-            version.name, causal, schedule, rope, TOKENIZER_FILE, entries, files, linked, merged, allowed_sigmas=sigmas
+            version.name, causal, schedule, rope, TOKENIZER_FILE, entries, files, linked, merged, sigmas
         )
         write_manifest(staging, manifest)
     return manifest
+
+
+def _report_notes(notes: Sequence[str], report: Report) -> None:
+    for note in notes:
+        report(note)
 
 
 def _report_lacking(version: Version, parts: Sequence[Part], options: ExportOptions, report: Report) -> None:

@@ -21,7 +21,8 @@ _File = Path | None
 Weights = Annotated[
     _File,
     typer.Option(
-        help="Checkpoint file, diffusers folder, GGUF transformer, or a folder with one (default: weights/VERSION)."
+        help="Checkpoint file, diffusers folder, GGUF transformer, or a folder with one, also the hub's cache or "
+        "ComfyUI's models (default: weights/VERSION)."
     ),
 ]
 Upscaler = Annotated[_File, typer.Option(help="File or folder of the spatial upscaler, for a second pass.")]
@@ -31,7 +32,13 @@ TemporalUpscaler = Annotated[
 Vae = Annotated[
     _File, typer.Option(help="File or folder of the VAE (default: the one in the checkpoint or beside it).")
 ]
-T5 = Annotated[_File, typer.Option(help="Text encoder (T5): safetensors file, folder or index of shards, or GGUF.")]
+T5 = Annotated[
+    _File,
+    typer.Option(
+        help="Text encoder (T5): safetensors file, folder or index of shards, or GGUF (default: the one in the "
+        "checkpoint or beside it)."
+    ),
+]
 Precisions = Annotated[
     list[str] | None,
     typer.Option(

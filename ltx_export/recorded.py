@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ltx_runtime.errors import LtxError, explaining
-from ltx_runtime.folder.manifest import QUANTIZED, Engines, export_command
+from ltx_runtime.folder.manifest import QUANTIZED, Engines
 from ltx_runtime.spec.components import UNEVEN, Component, Port, check_feeds
 from ltx_runtime.spec.encodings import sinusoid_of
 
@@ -150,6 +150,6 @@ def check_folder(engines: Engines, report: Callable[[str], None]) -> None:
             if error > limit:
                 raise LtxError(
                     f"{graph} differs from its record by {error:.1e} relative L2, more than {limit:.1e}",
-                    command=export_command(engines.manifest.version),
+                    command=engines.export_command(),
                 )
             report(f"{name}: relative L2 {error:.1e} of {precision} to its record")

@@ -27,6 +27,7 @@ _PARTIAL = ".ltx-{}.partial"
 _ABANDONED_S = 86_400.0
 _UNLOCKED = -1
 _NO_LINKS = (errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EINVAL)
+_POINTER_START, _POINTER_BYTES = b"version https://git-lfs.github.com/spec/", 1024  # a pointer is smaller
 
 
 @contextmanager
@@ -177,6 +178,16 @@ def acquired_lock(lock: Path, wait_s: float) -> Any:
 def _remove(lock: Path) -> None:
     with suppress(OSError):  # Windows does not delete an open file; the next run locks the remaining file again
         lock.unlink()
+
+
+def refuse_pointer(path: Path) -> None:
+    """Raises LtxError if a file is a Git LFS pointer, which a clone without Git LFS has in place of the file."""
+    with suppress(OSError):  # whoever reads the file tells why it cannot be read
+        if path.is_file() and path.stat().st_size < _POINTER_BYTES:
+            with path.open("rb") as file:
+                start = file.read(len(_POINTER_START))
+            if start == _POINTER_START:
+                raise LtxError(f"{path} is a Git LFS pointer, not the file", command="git lfs pull")
 
 
 def cache_folder() -> Path | None:

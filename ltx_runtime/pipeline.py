@@ -15,6 +15,7 @@ from typing import Any
 from ltx_runtime.declared import declared, path_of
 from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.manifest import Engines, find_folder, open_engines
+from ltx_runtime.folder.release import release_of
 from ltx_runtime.outputs.places import check_readable, places_of
 from ltx_runtime.outputs.unfinished import Unfinished, open_unfinished
 from ltx_runtime.planning.backends import Chosen, Size, choose, needed
@@ -103,7 +104,7 @@ class Pipeline:
             name = None if version is None else find_version(version).name
             # Absolute, so that the pipeline still finds its files if the program changes its working directory.
             self.engines = open_engines(find_folder(path_of(folder, "folder"), name).absolute())
-        self.version = find_version(self.engines.manifest.version)
+        self.version = release_of(self.engines.manifest)
         self._sessions = pool_of(keep_loaded)
         self._found: dict[ComponentName, Found] = {}
         self._noted: set[str] = set()

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from ltx_runtime.errors import LtxError, explaining
-from ltx_runtime.files import written_whole
+from ltx_runtime.files import refuse_pointer, written_whole
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _INTEGERS = ("I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL")
@@ -96,6 +96,7 @@ def _open(path: Path) -> Any:
     # The OSErrors that safetensors raises have no errno, from which `explaining` takes its advice.
     with explaining(f"read {path}"), path.open("rb"):
         pass
+    refuse_pointer(path)
     try:
         return safe_open(path, framework="numpy")
     except (SafetensorError, OSError) as error:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ltx_export.calibration.products import ROWS, largest_of, rows_of
 from ltx_export.calibration.smoothing import Activations
 from ltx_runtime.folder.manifest import Engines
+from ltx_runtime.folder.release import release_of
 from ltx_runtime.outputs.unfinished import State
 from ltx_runtime.planning.backends import Size, choose, needed
 from ltx_runtime.planning.media import media_of
@@ -24,7 +25,6 @@ from ltx_runtime.progress import Progress
 from ltx_runtime.road import Road, noise_of, run_passes
 from ltx_runtime.sessions import Arrays, CheckedSession, Found, Session, open_session
 from ltx_runtime.sessions.onnxruntime_cpu import CpuRunner
-from ltx_runtime.spec.versions import find_version
 
 Floats = NDArray[np.float32]
 Feeds = dict[str, NDArray[Any]]
@@ -156,7 +156,7 @@ def _denoise(
     planned = _planned(engines, request)
     size = Size(*planned.ending.size, planned.passes[-1].grid.num_frames, single_pass=True)
     chosen = choose(engines, needed(planned, _OPTIONS)[:-1], _OPTIONS, size)
-    road = Road(engines, find_version(engines.manifest.version), _OPTIONS, chosen, sessions, progress, note, note)
+    road = Road(engines, release_of(engines.manifest), _OPTIONS, chosen, sessions, progress, note, note)
     noise = noise_of(_OPTIONS, planned.ending.seed, {})
     for _ in run_passes(road, planned, media_of(planned).frames, noise, State()):
         pass
@@ -165,7 +165,7 @@ def _denoise(
 def _planned(engines: Engines, request: Request) -> Plan:
     """Returns the plan of a request, with fewer steps if the version takes many."""
     manifest = engines.manifest
-    version = find_version(manifest.version)
+    version = release_of(manifest)
     planned = plan(request, version, manifest.schedule, manifest.allowed_sigmas)
     if sum(len(one.sigmas) for one in planned.passes) > _MOST_STEPS:
         planned = plan(replace(request, steps=_MOST_STEPS), version, manifest.schedule, manifest.allowed_sigmas)

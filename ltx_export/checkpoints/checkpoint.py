@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltx_runtime.errors import LtxError, explaining
+from ltx_runtime.files import refuse_pointer
 
 # Bytes per element of the safetensors dtypes whose elements are whole bytes.
 ITEM_BYTES = {
@@ -25,6 +26,7 @@ ITEM_BYTES = {
     **{"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1},
 }
 INDEX_SUFFIX = ".safetensors.index"
+_PARTS = ("transformer", "vae", "scheduler")  # parts of a configuration that are read
 _MAX_HEADER_BYTES = 100 << 20
 _MAX_DIMENSIONS = 8
 
@@ -33,7 +35,9 @@ _MAX_DIMENSIONS = 8
 class StoredTensor:
     """Place of a tensor's bytes: `length` bytes at `offset` in `file`.
 
-    The dtype has safetensors' name, or is a GGUF block type.
+    Attributes:
+        dtype: safetensors' name, or a GGUF block type.
+        scale: tensor by which the stored values are multiplied, as in scaled fp8; None if they are the weights.
     """
 
     file: Path
@@ -41,6 +45,7 @@ class StoredTensor:
     length: int
     dtype: str
     shape: tuple[int, ...]
+    scale: StoredTensor | None = None
 
     def mapped(self) -> NDArray[np.uint8]:
         """Returns the tensor's bytes, (length,) in C order and little-endian, memory-mapped as copy-on-write."""
@@ -76,18 +81,27 @@ class Checkpoint:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """Configuration of the networks: the JSON under `config`, which other programs may have written too.
+        """Configuration of the networks: the JSON object under `config`, empty if there is none.
+
+        Other programs write a `config` too: null, an empty text or the name of a file says nothing of the networks. A
+        part that is null is left out.
 
         Raises:
-            LtxError: the configuration, or its `transformer`, `vae` or `scheduler`, is not a JSON object.
+            LtxError: the object is damaged, or its `transformer`, `vae` or `scheduler` is not an object.
         """
-        try:
-            config: dict[str, Any] = json.loads(self.metadata.get("config", "{}"))
-            parts = [config[name] for name in ("transformer", "vae", "scheduler") if name in config]
-            if not all(isinstance(part, dict) for part in (config, *parts)):
-                raise ValueError("its config is not an object of objects")
-        except (ValueError, TypeError, RecursionError) as error:
-            raise _damaged(self.path, _first_line(error)) from None
+        config = self.metadata.get("config")
+        if isinstance(config, str):
+            if not config.lstrip().startswith("{"):
+                return {}
+            try:
+                config = json.loads(config)
+            except (ValueError, RecursionError) as error:
+                raise _damaged(self.path, _first_line(error)) from None
+        if not isinstance(config, dict):
+            return {}
+        config = {name: value for name, value in config.items() if name not in _PARTS or value is not None}
+        if not all(isinstance(config[name], dict) for name in _PARTS if name in config):
+            raise _damaged(self.path, "its config is not an object of objects")
         return config
 
 
@@ -97,6 +111,7 @@ def open_safetensors(path: Path) -> Checkpoint:
     Raises:
         LtxError: the file is missing, not a safetensors file, truncated, or its header contradicts itself.
     """
+    refuse_pointer(path)
     with explaining(f"read {path}"), path.open("rb") as file:
         size = path.stat().st_size
         start = file.read(8)
@@ -166,6 +181,7 @@ def open_shards(index: Path) -> Checkpoint:
         LtxError: the index is damaged, a shard is missing or damaged, or its tensors are not those that the index
             lists for it.
     """
+    refuse_pointer(index)
     with explaining(f"read {index}"):
         raw = index.read_bytes()
     try:

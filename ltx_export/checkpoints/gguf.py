@@ -18,6 +18,7 @@ from typing import BinaryIO
 from ltx_export.checkpoints.blocks import BLOCK_TYPES
 from ltx_export.checkpoints.checkpoint import ITEM_BYTES, StoredTensor
 from ltx_runtime.errors import LtxError, explaining
+from ltx_runtime.files import refuse_pointer
 
 MAGIC = b"GGUF"
 # All types of the format, by number, so that unsupported ones can be refused by name; "-" is a withdrawn number.
@@ -119,6 +120,7 @@ def open_gguf(path: Path) -> GgufFile:
         LtxError: the file is missing, not a GGUF, truncated, of another version or byte order, has tensors of a type
             that is not in SIZES, or contradicts itself.
     """
+    refuse_pointer(path)
     with explaining(f"read {path}"), path.open("rb") as file:
         header = _Header(path, file)
         _check_start(header)

@@ -1,40 +1,49 @@
 """State dict keys in files -> our parameter names, which are the official ones; renames those of diffusers and GGUF.
 
-Every name has to match. This module knows nothing of models, and the caller passes the names and shapes it expects; it
-does not import torch. Sources: diffusers' conversion of the official files, and llama.cpp's names of a T5 encoder.
+What stands before a network's names is found, not listed: it is what precedes a name that only this network has. Every
+name has to match. This module knows nothing of models, and the caller passes the names and shapes it expects; it does
+not import torch. Sources: diffusers' conversion of the official files, and llama.cpp's names of a T5 encoder.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 from ltx_export.checkpoints.checkpoint import Checkpoint, StoredTensor
+from ltx_export.checkpoints.values import with_scales
 from ltx_runtime.errors import LtxError
 
 NetworkName = Literal["transformer", "vae", "text_encoder", "upsampler"]
 Tensors = dict[str, StoredTensor]
 
-# Prefixes of names in files that hold several networks, or that say which network they hold.
+# Prefixes of names in files that hold several networks, for networks that lack the names they are known by.
 _PREFIXES: tuple[tuple[str, NetworkName], ...] = (
     ("model.diffusion_model.", "transformer"),
     ("diffusion_model.", "transformer"),
     ("transformer.", "transformer"),
     ("vae.", "vae"),
 )
-# Names that identify the network of a file without prefixes.
+# Names that only one network has. What precedes them in a file, if anything, precedes all names of this network.
 _MARKS: tuple[tuple[re.Pattern[str], NetworkName], ...] = (
-    (re.compile(r"(patchify_proj|proj_in)\.weight"), "transformer"),
-    (re.compile(r"encoder\.block\.0\.|enc\.blk\.0\."), "text_encoder"),
-    (re.compile(r"(decoder|encoder)\.conv_in\.conv\.weight"), "vae"),
-    (re.compile(r"initial_conv\.weight"), "upsampler"),
+    (re.compile(r"(.+\.)?(patchify_proj|proj_in)\.weight"), "transformer"),
+    (re.compile(r"(.+\.)?(encoder\.block|enc\.blk)\.0\..+"), "text_encoder"),
+    (re.compile(r"(.+\.)?(decoder|encoder)\.conv_in\.conv\.weight"), "vae"),
+    (re.compile(r"(.+\.)?initial_conv\.weight"), "upsampler"),
 )
-# Tensors in files that no network of ours has: unused statistics, a T5's decoder, the tokenizer in some repacked files.
+# Parts of names that training wrappers of torch put anywhere.
+WRAPPERS = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+# A moving average of the weights beside them, which trainers keep under a name of its own.
+_AVERAGE = re.compile(r"(.+\.)?([a-z]+_)*ema(_[a-z]+)*\..+")
+# Tensors of repacked files that no network of ours has: a number that ComfyUI stores with T5, and T5's tokenizer.
+_STRAYS = re.compile(r"(.+\.)?(logit_scale|spiece_model)")
+# Tensors in files that no network of ours has: unused statistics, a T5's decoder.
 _UNUSED: dict[NetworkName, tuple[str, ...]] = {
     "transformer": (),
     "vae": ("per_channel_statistics.channel", "per_channel_statistics.mean-of-stds"),
-    "text_encoder": ("decoder.", "dec.", "lm_head.", "output.weight", "spiece_model"),
+    "text_encoder": ("decoder.", "dec.", "lm_head.", "output.weight"),
     "upsampler": (),
 }
 
@@ -85,32 +94,96 @@ _GGUF_T5 = {
 }
 _GGUF_BLOCK = re.compile(r"enc\.blk\.(\d+)\.(\w+)")
 _EMBEDDING, _EMBEDDING_ALIAS = "shared.weight", "encoder.embed_tokens.weight"
-_SCALES = (".scale_weight", ".scale_input", "scaled_fp8")  # names in files whose fp8 values need a scale
 _MAX_SHOWN = 4
 _ADVICE = "check that the file is for this version"
 
 
 def networks_in(checkpoint: Checkpoint) -> dict[NetworkName, Tensors]:
-    """Returns the networks in a checkpoint, with their tensors under our names.
+    """Returns the networks in a checkpoint, with their tensors under our names, and with their scales.
 
     Raises:
-        LtxError: the checkpoint has tensors of no known network, or two tensors for one name.
+        LtxError: the checkpoint has tensors of no known network, a network twice, two tensors for one name, or weights
+            in a quantized format that is not read.
     """
-    parts: dict[NetworkName, Tensors] = {}
-    default_part = _network_by_marks(checkpoint.tensors)
-    unknown_names: list[str] = []
-    for name, tensor in checkpoint.tensors.items():
-        prefix, part = next((row for row in _PREFIXES if name.startswith(row[0])), ("", default_part))
-        if part is None:
-            unknown_names.append(name)
-        else:
-            parts.setdefault(part, {})[name.removeprefix(prefix)] = tensor
-    if unknown_names:
+    split = _split(checkpoint)
+    if split.unknown:
         raise LtxError(
-            f"{checkpoint.path} has {some(unknown_names)} not belonging to any known network",
+            f"{checkpoint.path} has {some(split.unknown)} not belonging to any known network",
             "give an LTX-Video or T5 file",
         )
-    return {part: _renamed(checkpoint, part, tensors) for part, tensors in parts.items()}
+    return {part: _renamed(checkpoint, part, tensors) for part, tensors in split.parts.items()}
+
+
+def names_of_no_network(checkpoint: Checkpoint) -> list[str]:
+    """Returns the names of tensors that belong to no known network.
+
+    Raises:
+        LtxError: the checkpoint has a network twice, or weights in a quantized format that is not read.
+    """
+    return _split(checkpoint).unknown
+
+
+def averages_in(checkpoint: Checkpoint) -> list[str]:
+    """Returns the names of moving averages (EMA) of weights that are in the checkpoint too; they are not used.
+
+    Raises:
+        LtxError: the checkpoint has a network twice, or weights in a quantized format that is not read.
+    """
+    return _split(checkpoint).averages
+
+
+@dataclass
+class _Split:
+    """Tensors of a file by network, without prefixes; names of no network; names of averages beside the weights."""
+
+    parts: dict[NetworkName, Tensors] = field(default_factory=dict)
+    unknown: list[str] = field(default_factory=list)
+    averages: list[str] = field(default_factory=list)
+
+
+def _split(checkpoint: Checkpoint) -> _Split:
+    tensors = with_scales(checkpoint)
+    names = {name: WRAPPERS.sub("", name) for name in tensors}
+    roots, averaged = _roots(checkpoint, names.values())
+    prefixes = sorted({**dict(_PREFIXES), **roots}.items(), key=lambda row: len(row[0]), reverse=True)
+    split = _Split()
+    for original, name in names.items():
+        if averaged and _AVERAGE.fullmatch(name):
+            split.averages.append(original)
+            continue
+        if _STRAYS.fullmatch(name):
+            continue
+        prefix, part = next((row for row in prefixes if name.startswith(row[0])), ("", None))
+        if part is None:
+            split.unknown.append(original)
+            continue
+        network = split.parts.setdefault(part, {})
+        if name.removeprefix(prefix) in network:
+            raise _twice(checkpoint, name)
+        network[name.removeprefix(prefix)] = tensors[original]
+    return split
+
+
+def _roots(checkpoint: Checkpoint, names: Iterable[str]) -> tuple[dict[str, NetworkName], bool]:
+    """Returns what precedes the names of each network, and whether a network's moving averages are beside it.
+
+    Raises:
+        LtxError: the checkpoint has a network twice.
+    """
+    roots: dict[str, NetworkName] = {}
+    for name in names:
+        for mark, part in _MARKS:
+            if match := mark.fullmatch(name):
+                roots.setdefault(match[1] or "", part)
+    averages = {root for root in roots if _AVERAGE.fullmatch(f"{root}x")}
+    plain = {root: part for root, part in roots.items() if root not in averages}
+    for part in dict.fromkeys(plain.values()):
+        places = sorted(root for root in plain if plain[root] == part)
+        if len(places) > 1:
+            listed = " and ".join(repr(root) if root else "no prefix" for root in places)
+            raise LtxError(f"{checkpoint.path} holds a {part} under {listed}", "give a file with one of them")
+    lone = {root: part for root, part in roots.items() if part not in plain.values()}
+    return plain | lone, not lone and bool(plain)
 
 
 def tensors_of(checkpoint: Checkpoint, part: NetworkName) -> Tensors:
@@ -126,14 +199,6 @@ def tensors_of(checkpoint: Checkpoint, part: NetworkName) -> Tensors:
     return networks[part]
 
 
-def _network_by_marks(names: Iterable[str]) -> NetworkName | None:
-    for name in names:
-        for mark, part in _MARKS:
-            if mark.match(name):
-                return part
-    return None
-
-
 def _renamed(checkpoint: Checkpoint, part: NetworkName, tensors: Tensors) -> Tensors:
     rename = _renamer(part, tensors)
     renamed: Tensors = {}
@@ -142,9 +207,13 @@ def _renamed(checkpoint: Checkpoint, part: NetworkName, tensors: Tensors) -> Ten
             continue
         new_name = rename(name)
         if new_name in renamed and (new_name != _EMBEDDING or renamed[new_name].shape != tensor.shape):
-            raise LtxError(f"{checkpoint.path} has two tensors for {new_name}", "give a file in one layout")
+            raise _twice(checkpoint, new_name)
         renamed.setdefault(new_name, tensor)
     return renamed
+
+
+def _twice(checkpoint: Checkpoint, name: str) -> LtxError:
+    return LtxError(f"{checkpoint.path} has two tensors for {name}", "give a file in one layout")
 
 
 def _renamer(part: NetworkName, names: Iterable[str]) -> Callable[[str], str]:
@@ -209,10 +278,6 @@ def check_names(network: str, expected: Mapping[str, tuple[int, ...]], found: Ma
     if missing:
         raise LtxError(f"{network} lacks {some(missing)} in {file}", _ADVICE)
     extra = [name for name in found if name not in expected]
-    if any(name.endswith(_SCALES) for name in extra):
-        raise LtxError(
-            f"{file} is scaled fp8 ({first(extra)}), which is not supported", "give plain fp8, fp16, bf16 or GGUF"
-        )
     if extra:
         raise LtxError(f"{network} has {some(extra, 'unexpected tensor')} in {file}", _ADVICE)
     misshapen = [

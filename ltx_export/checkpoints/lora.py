@@ -1,8 +1,9 @@
-"""A LoRA file -> low-rank changes to the transformer's weights, under our names; merged one weight at a time.
+"""A LoRA file -> changes to the transformer's weights, under our names; merged one weight at a time.
 
-Opening reads headers and alphas only; merging a weight reads its two factors. Trainers agree on the mathematics and
-differ in state dict keys, so most of this file is about keys. It knows nothing of graphs, of where weights are written,
-or of torch.
+Most changes are of low rank; ComfyUI also stores whole differences, of biases and norms too. Opening reads headers and
+alphas only; merging a weight reads its two factors or its difference. Trainers agree on the mathematics and differ in
+state dict keys, so most of this file is about keys. It knows nothing of graphs, of where weights are written, or of
+torch.
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ltx_export.checkpoints.checkpoint import StoredTensor, open_safetensors
-from ltx_export.checkpoints.keys import DIFFUSERS_WORDS, first
+from ltx_export.checkpoints.keys import DIFFUSERS_WORDS, WRAPPERS, first
 from ltx_export.checkpoints.lora_adapter import find_factors, open_adapter_config
 from ltx_export.checkpoints.values import float32_of
 from ltx_runtime.errors import LtxError
@@ -27,19 +28,21 @@ _NO_NUMBER = re.compile(r"[+-]?(nan|inf|infinity)", re.IGNORECASE)
 _SUFFIX = ".safetensors"
 
 # Prefixes that trainers put before a module's path, with dots, and before a path whose dots became underscores.
-_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "base_model.model.", "transformer.")
+_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "base_model.model.", "transformer.", "module.")
 _FLAT_PREFIXES = ("lora_unet_", "lora_transformer_", "lycoris_")
 
 # Keys of peft (with or without the adapter's name), kohya and Comfy, diffusers, and diffusers before it used peft.
 _KEY = re.compile(r"(.+?)(?:\.lora_([AB])(?:\.\w+)?\.weight|(?:\.lora_|\.lora\.|_lora\.)(down|up)\.weight|\.(alpha))")
 _PART = {"A": "down", "down": "down", "B": "up", "up": "up", "alpha": "alpha"}
+# Keys of whole differences: of a module's weight, or of a parameter that is named itself; and of a module's bias.
+_DIFFERENCE = re.compile(r"(.+)\.(diff|diff_b)")
 _OTHER_KINDS = {
     "a LoRA of a text encoder": re.compile(r"(text_encoders?|te)\d?[._]|lora_(te|t5|clip)"),
     "DoRA scales": re.compile(r".*(\.dora_scale$|lora_magnitude_vector)"),
     "LoHa factors": re.compile(r".*\.hada_"),
     "LoKr factors": re.compile(r".*\.lokr_"),
     "LoRA biases": re.compile(r".*(lora_bias|lora_[AB](\.\w+)?\.bias$|lora[._](down|up)\.bias$)"),
-    "whole weight differences": re.compile(r".*\.(diff|diff_b|set_weight)$"),
+    "weights that replace the model's own": re.compile(r".*\.set_weight$"),
     "a LoRA of convolutions": re.compile(r".*lora_mid"),
 }
 
@@ -66,11 +69,21 @@ class LoraPair:
 
 @dataclass(frozen=True)
 class Lora:
-    """All weight changes of one LoRA file, by our name of the weight, to be multiplied by `scale`."""
+    """All changes of one LoRA file, by our name of the parameter, to be multiplied by `scale`.
+
+    Attributes:
+        pairs: changes of low rank.
+        differences: whole differences, in the shapes of the parameters; no alpha applies to them.
+    """
 
     file: Path
     scale: float
     pairs: dict[str, LoraPair]
+    differences: dict[str, StoredTensor] = field(default_factory=dict)
+
+    def changes(self, name: str) -> bool:
+        """Returns whether the LoRA changes a parameter."""
+        return name in self.pairs or name in self.differences
 
 
 def parse_lora(text: str) -> tuple[Path, float]:
@@ -103,14 +116,17 @@ def open_lora(path: Path, scale: float, expected: Mapping[str, tuple[int, ...]])
         expected: our names of the transformer's parameters, and their shapes.
 
     Raises:
-        LtxError: the file is not a plain LoRA of linear layers, was made for another transformer, or was saved by peft
-            and lacks its configuration.
+        LtxError: the file is not a plain LoRA, was made for another transformer, or was saved by peft and lacks its
+            configuration.
     """
     _finite(scale, f"the scale of {path}", scale)
     path = find_factors(path)
     file = open_safetensors(path)
     _check_keys(path, file.tensors)
-    layers = _parts_by_weight(path, file.tensors, expected)
+    names = {spelling: name for name in expected for spelling in _spellings(name)}
+    low_rank = {key: tensor for key, tensor in file.tensors.items() if not _DIFFERENCE.fullmatch(key)}
+    whole = {key: tensor for key, tensor in file.tensors.items() if key not in low_rank}
+    layers = _parts_by_weight(path, low_rank, expected, names)
     config = open_adapter_config(file, has_alphas=all("alpha" in parts for parts in layers.values()))
     pairs = {}
     for name, parts in layers.items():
@@ -118,36 +134,43 @@ def open_lora(path: Path, scale: float, expected: Mapping[str, tuple[int, ...]])
         tensor = parts.get("alpha")
         alpha = config.alpha(name, _modules(name), down.shape[0]) if tensor is None else _read_alpha(path, name, tensor)
         pairs[name] = LoraPair(down, up, alpha)
-    return Lora(path, scale, pairs)
+    return Lora(path, scale, pairs, _differences(path, whole, expected, names))
 
 
 def merge(weight: NDArray[np.float32], name: str, loras: Sequence[Lora]) -> None:
     """Adds scale * alpha / rank * up @ down of each LoRA to a weight, in place, in the order of `loras`.
 
-    The formula is that of arXiv:2106.09685, section 4.1.
+    The formula is that of arXiv:2106.09685, section 4.1. Of a whole difference, scale * difference is added, as in
+    ComfyUI.
 
     Args:
-        weight: (out, in) float32, contiguous or not; may have any shape if no LoRA changes it.
+        weight: (out, in) float32, contiguous or not; may have any shape if no LoRA has factors for it.
         name: our name of the weight.
         loras: LoRAs opened for a transformer that has this weight in this shape.
 
     Raises:
-        LtxError: a factor has values that are not finite.
+        LtxError: a factor or difference has values that are not finite.
     """
     for lora in loras:
+        difference = lora.differences.get(name)
+        if difference is not None and lora.scale != 0:
+            weight += np.float32(lora.scale) * _finite_values(lora, name, difference)
         pair = lora.pairs.get(name)
         factor = 0.0 if pair is None else lora.scale * pair.factor
         if pair is None or factor == 0:  # adding a change of zero would still turn -0.0 into 0.0
             continue
-        down, up = float32_of(pair.down), float32_of(pair.up)
-        if not (np.isfinite(down).all() and np.isfinite(up).all()):
-            raise LtxError(
-                f"{lora.file} has values for {name} that are not finite", "use another copy or training step"
-            )
+        down, up = _finite_values(lora, name, pair.down), _finite_values(lora, name, pair.up)
         up = up * np.float32(factor)
         rows = max(1, _BLOCK_BYTES // (4 * weight.shape[1]))  # up @ down of a whole weight of 13B would take 256 MiB
         for start in range(0, len(weight), rows):
             weight[start : start + rows] += up[start : start + rows] @ down
+
+
+def _finite_values(lora: Lora, name: str, tensor: StoredTensor) -> NDArray[np.float32]:
+    values = float32_of(tensor)
+    if not np.isfinite(values).all():
+        raise LtxError(f"{lora.file} has values for {name} that are not finite", "use another copy or training step")
+    return values
 
 
 def _finite(value: float, what: str, original: object, advice: str = "give one such as 0.8") -> float:
@@ -161,7 +184,7 @@ def _check_keys(path: Path, keys: Mapping[str, StoredTensor]) -> None:
         matches = [key for key in keys if pattern.match(_without_prefix(key))]
         if matches:
             raise LtxError(f"{path} holds {kind} ({first(matches)})", "give a plain LoRA of the transformer's layers")
-    unknown_keys = [key for key in keys if not _KEY.fullmatch(key)]
+    unknown_keys = [key for key in keys if not (_KEY.fullmatch(key) or _DIFFERENCE.fullmatch(key))]
     if len(unknown_keys) == len(keys):
         raise LtxError(f"{path} holds no LoRA ({first(unknown_keys) or 'no tensors'})", "give a file with LoRA keys")
     if unknown_keys:
@@ -175,14 +198,16 @@ def _without_prefix(key: str) -> str:
 
 
 def _parts_by_weight(
-    path: Path, tensors: Mapping[str, StoredTensor], expected: Mapping[str, tuple[int, ...]]
+    path: Path,
+    tensors: Mapping[str, StoredTensor],
+    expected: Mapping[str, tuple[int, ...]],
+    names: Mapping[str, str],
 ) -> dict[str, dict[str, StoredTensor]]:
     """Groups a LoRA's tensors by our name of the weight that they change, and by part: down, up or alpha.
 
     Raises:
         LtxError: a part appears twice, the transformer lacks a module, or a tensor changes no linear layer's weight.
     """
-    names = {spelling: name for name in expected for spelling in _spellings(name)}
     parts: dict[str, dict[str, StoredTensor]] = {}
     unknown_modules: dict[str, None] = {}
     for key, tensor in tensors.items():
@@ -190,19 +215,65 @@ def _parts_by_weight(
         assert match is not None  # _check_keys has checked every key
         module, *part_names = match.groups()
         part = _PART[next(filter(None, part_names))]
-        name = names.get(_without_prefix(module).replace(".processor.", "."))
+        name = names.get(_plain(module))
         if name is None:
             unknown_modules[module] = None
         elif parts.setdefault(name, {}).setdefault(part, tensor) is not tensor:
             raise LtxError(f"{path} has {part} of {name} twice, the second as {key}", "give a file with one LoRA")
     if unknown_modules:
-        raise LtxError(
-            f"the transformer lacks modules of {path} ({first([*unknown_modules])})", "give a LoRA for this version"
-        )
+        raise _foreign_modules(path, [*unknown_modules])
     unmergeable = [name for name in parts if len(expected[name]) != 2 or not name.endswith(".weight")]
     if unmergeable:
         raise LtxError(f"{path} changes biases, norms or tables ({first(unmergeable)})", _LINEAR_ADVICE)
     return parts
+
+
+def _differences(
+    path: Path,
+    tensors: Mapping[str, StoredTensor],
+    expected: Mapping[str, tuple[int, ...]],
+    names: Mapping[str, str],
+) -> dict[str, StoredTensor]:
+    """Returns whole differences by our name of the parameter that they change.
+
+    Raises:
+        LtxError: a parameter has two, the transformer lacks it, or it has another shape or dtype.
+    """
+    differences: dict[str, StoredTensor] = {}
+    unknown_modules: dict[str, None] = {}
+    for key, tensor in tensors.items():
+        match = _DIFFERENCE.fullmatch(key)
+        assert match is not None  # only such keys are given
+        module, kind = match.groups()
+        name = names.get(_plain(module))
+        if name is not None and kind == "diff_b":
+            name = f"{name.removesuffix('.weight')}.bias"
+        if name is None or name not in expected:
+            unknown_modules[module] = None
+            continue
+        if tensor.dtype not in _FACTOR_DTYPES:
+            raise _unread_dtype(path, name, tensor)
+        if tensor.shape != expected[name]:
+            sizes = f"a difference {list(tensor.shape)} for {name} of {list(expected[name])}"
+            raise LtxError(f"{path} has {sizes}: it was made for another model size", "give a LoRA for this version")
+        if differences.setdefault(name, tensor) is not tensor:
+            raise LtxError(f"{path} has a difference of {name} twice, the second as {key}", "give a file with one LoRA")
+    if unknown_modules:
+        raise _foreign_modules(path, [*unknown_modules])
+    return differences
+
+
+def _plain(module: str) -> str:
+    """Returns a module's name in a file without the words that trainers and wrappers put into it."""
+    return _without_prefix(WRAPPERS.sub("", module)).replace(".processor.", ".")
+
+
+def _foreign_modules(path: Path, modules: Sequence[str]) -> LtxError:
+    return LtxError(f"the transformer lacks modules of {path} ({first(modules)})", "give a LoRA for this version")
+
+
+def _unread_dtype(path: Path, name: str, tensor: StoredTensor) -> LtxError:
+    return LtxError(f"{path} stores {name} as {tensor.dtype}", f"give a LoRA in {', '.join(_FACTOR_DTYPES)}")
 
 
 def _spellings(name: str) -> Iterator[str]:
@@ -236,7 +307,7 @@ def _factors(
     down, up = parts["down"], parts["up"]
     for tensor in (down, up):
         if tensor.dtype not in _FACTOR_DTYPES:
-            raise LtxError(f"{path} stores {name} as {tensor.dtype}", f"give a LoRA in {', '.join(_FACTOR_DTYPES)}")
+            raise _unread_dtype(path, name, tensor)
         if len(tensor.shape) != 2:
             raise LtxError(f"{path} has a convolution's LoRA for {name}: {list(tensor.shape)}", _LINEAR_ADVICE)
     if down.shape[0] != up.shape[1] or not down.shape[0]:

@@ -17,6 +17,7 @@ from typing import Any
 
 from ltx_export.checkpoints.checkpoint import Checkpoint
 from ltx_runtime.errors import LtxError, explaining
+from ltx_runtime.files import refuse_pointer
 
 FACTORS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
@@ -103,6 +104,7 @@ def open_adapter_config(file: Checkpoint, has_alphas: bool) -> AdapterConfig:
     if not config_path.is_file():
         problem = f"{file.path} has peft keys but no alpha, so its strength is unknown"
         raise LtxError(f"{problem}", f"put the {CONFIG_FILE} it was saved with beside it")
+    refuse_pointer(config_path)
     with explaining(f"read {config_path}"), config_path.open("rb") as stream:
         raw = stream.read(_MAX_CONFIG_BYTES + 1)
     if len(raw) > _MAX_CONFIG_BYTES:

@@ -9,6 +9,7 @@ from pathlib import Path
 from ltx_export.checkpoints.checkpoint import INDEX_SUFFIX, Checkpoint, open_safetensors, open_shards
 from ltx_export.checkpoints.gguf import MAGIC, open_gguf
 from ltx_runtime.errors import LtxError, explaining
+from ltx_runtime.files import refuse_pointer
 
 # File names, without suffix, that diffusers and transformers give the weights in a component's folder.
 _STEMS = ("diffusion_pytorch_model", "model")
@@ -39,6 +40,7 @@ def kind_of(file: Path) -> str:
     suffix = file.suffix.lower()
     if suffix in READERS:
         return suffix
+    refuse_pointer(file)
     with explaining(f"read {file}"), file.open("rb") as stream:
         start = stream.read(9)
     if start.startswith(MAGIC):

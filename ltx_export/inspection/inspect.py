@@ -16,19 +16,19 @@ from typing import Any
 
 from ltx_export.checkpoints.blocks import BLOCK_FORMATS
 from ltx_export.checkpoints.checkpoint import Checkpoint
-from ltx_export.checkpoints.keys import NetworkName, Tensors, networks_in
+from ltx_export.checkpoints.keys import NetworkName, Tensors, averages_in, names_of_no_network, networks_in
 from ltx_export.checkpoints.readers import has_shards, kind_of, open_weights, variants_in, weights_file
 from ltx_export.checkpoints.shapes import RESAMPLED, transformer_part, vae_part
 from ltx_export.checkpoints.values import FLOAT_DTYPES, float32_of
 from ltx_export.inspection.facts import KINDS, Facts, File, Inspection
 from ltx_export.inspection.needs import memory_of, missing_for
+from ltx_export.sources.layouts import snapshot_of
 from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.manifest import MANIFEST, read_manifest
 from ltx_runtime.spec.versions import VERSIONS, Version
 
 _FOLDERS = ("transformer", "vae", "text_encoder", "latent_upsampler")
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.")
-_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.", "vae.")
 _RESAMPLING_NAMES = {(True, False): "spatial", (False, True): "temporal", (True, True): "spatial and temporal"}
 _FIELDS = {  # field of a header -> its name in the results
     **{"num_layers": "layers", "num_attention_heads": "heads", "attention_head_dim": "head_dim"},
@@ -52,6 +52,8 @@ _KNOWN_NAME = re.compile(
     r"|(last_)?scale_shift_table|\w+-of-means|per_channel_scale[12]|timestep_scale_multiplier)|scale_shift_table"
 )
 # Key of a LoRA's down factor (rank, in): the trainer's prefix, the module, and the factor's suffix.
+_LORA_NAME = re.compile(r"[._]lora[._](up|down|[AB])\.|\.(alpha|diff|diff_b)$")
+_LORA_DIFFERENCE = re.compile(r".+\.diff(_b)?")
 _LORA_DOWN = re.compile(r"((?:\w*model\.|transformer\.|lora_[a-z]+_)*).+?([._]lora[._](?:A.*|down)\.weight)")
 
 
@@ -66,6 +68,7 @@ def inspect(path: Path) -> Inspection:
     path = path.parent if path.name in (MANIFEST, "model_index.json") else path
     if not path.exists():
         raise LtxError(f"{path} not found", "check the path")
+    path = snapshot_of(path)
     if (path / MANIFEST).exists() or any(path.glob("[!.]*.onnx")):
         return _version_folder(path)
     if path.is_file() and _SHARD.search(path.name):
@@ -118,24 +121,30 @@ def _file(path: Path, variants: list[str]) -> File:
     path = weights_file(path, "".join(variants[:1])) if path.is_dir() else path
     checkpoint = open_weights(path)
     tensors, lora = checkpoint.tensors, _lora(checkpoint)
-    foreign_names = {name for name in tensors if lora and not re.search(r"[._]lora[._](up|down|[AB])\.|\.alpha$", name)}
-    try:
-        parts = {} if lora else networks_in(checkpoint)
-    except LtxError:
-        foreign_names = {name for name in tensors if not name.startswith(_PREFIXES)}
-        parts = networks_in(
-            replace(checkpoint, tensors={name: tensors[name] for name in tensors if name not in foreign_names})
-        )
-    unknown_ids = {
-        id(tensor) for part in parts.values() for name, tensor in part.items() if not _KNOWN_NAME.fullmatch(name)
+    foreign_names = {name for name in tensors if lora and not _LORA_NAME.search(name)}
+    parts: dict[NetworkName, Tensors] = {}
+    if not lora:
+        foreign_names = {*names_of_no_network(checkpoint), *averages_in(checkpoint)}
+        known = {name: tensor for name, tensor in tensors.items() if name not in foreign_names}
+        parts = networks_in(replace(checkpoint, tensors=known))
+    unknown_places = {
+        (tensor.file, tensor.offset)
+        for part in parts.values()
+        for name, tensor in part.items()
+        if not _KNOWN_NAME.fullmatch(name)
     }
-    unknown_names = [name for name, tensor in tensors.items() if name in foreign_names or id(tensor) in unknown_ids]
+    unknown_names = [
+        name
+        for name, tensor in tensors.items()
+        if name in foreign_names or (tensor.file, tensor.offset) in unknown_places
+    ]
     networks = [_network(part, part_tensors) for part, part_tensors in parts.items()]
     kinds = " and ".join(
         f"{network['sizes'].get('resamples', '')} {KINDS[network['name']]}".strip() for network in networks
     )
     kind = f"GGUF {kinds}" if kind_of(path) == ".gguf" else kinds
     kind = "official single file" if {"transformer", "vae"} <= parts.keys() else kind
+    kind = "all-in-one file" if {"transformer", "vae", "text_encoder"} <= parts.keys() else kind
     kind = "LoRA" if lora else kind if len(unknown_names) < len(tensors) else "unknown"
     size_bytes = sum(file.stat().st_size for file in {tensor.file for tensor in tensors.values()})
     header = _distinguishing_facts(checkpoint.config) if {"transformer", "vae"} & parts.keys() else {}
@@ -230,7 +239,10 @@ def _is_named(version: Version, files: Sequence[str], folder: Path) -> bool:
 
 
 def _lora(checkpoint: Checkpoint) -> Facts:
-    """Returns keys, ranks and alphas of a LoRA, and the releases that its widths fit; empty for another file."""
+    """Returns keys, ranks, alphas and whole differences of a LoRA, and the releases that its widths fit.
+
+    The result is empty for another file.
+    """
     matrices = {name: tensor for name, tensor in checkpoint.tensors.items() if len(tensor.shape) == 2}
     downs = {name: match for name in matrices if (match := _LORA_DOWN.fullmatch(name))}
     scalars = [
@@ -245,9 +257,13 @@ def _lora(checkpoint: Checkpoint) -> Facts:
         name: {256, release["channels"], release["text_channels"], *(release["width"] * k for k in (1, 4, 6))}
         for name, release in _RELEASES.items()
     }
-    return downs and {
+    differences = sum(_LORA_DIFFERENCE.fullmatch(name) is not None for name in checkpoint.tensors)
+    if not downs and not differences:
+        return {}
+    return {
         "keys": sorted({f"{match[1]}*{match[2]}" for match in downs.values()}),
         "modules": len(downs),
+        **({"differences": differences} if differences else {}),
         "ranks": dict(Counter(str(matrices[name].shape[0]) for name in downs)),
         "alphas": dict(Counter(alphas)),
         "versions": [

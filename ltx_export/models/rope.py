@@ -34,7 +34,8 @@ def in_pieces(cosines: Tensor, sines: Tensor, batch: int) -> tuple[Tensor, Tenso
     of all tokens become one sequence. This is exact: only adjacent channels are rotated with each other.
     """
     half = cosines.shape[-1]
-    piece = half // -(-2 * half // _MAX_PIECE_CHANNELS)
+    fewest = -(-2 * half // _MAX_PIECE_CHANNELS)
+    piece = half // next(pieces for pieces in range(fewest, half + 1) if half % pieces == 0)
     return cosines.reshape(1, -1, piece).repeat(1, batch, 1), sines.reshape(1, -1, piece).repeat(1, batch, 1)
 
 

@@ -6,7 +6,7 @@ and without a header.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields
 from typing import Any, cast, get_args
 
@@ -21,7 +21,7 @@ from ltx_runtime.errors import LtxError
 from ltx_runtime.sampling.schedule import GRIDS, SHIFTS
 from ltx_runtime.spec.encodings import TIMESTEP_SCALE
 from ltx_runtime.spec.presets import Schedule
-from ltx_runtime.spec.versions import Version
+from ltx_runtime.spec.versions import VERSIONS, Version
 
 Json = dict[str, Any]
 
@@ -57,6 +57,7 @@ _VAE_ASSUMED: Json = {
 _A_LAYERS = (4, 3, 3, 3, 4)
 _DECODER_LAYERS = {"B": (5, 6, 7, 8), "C": (5, 5, 5, 5)}
 _C_ENCODER = ((4, "space"), (6, "time"), (6, "all"), (2, "all"))
+_SMALLEST_WIDTH = 6  # a pair of channels for time, rows and columns
 _SCHEDULE_FIELDS = {field.name for field in fields(Schedule)}
 
 
@@ -119,6 +120,19 @@ def _vae_blocks(version: Version) -> Json:
     return {"encoder_blocks": [*encoder, ["res_x", {"num_layers": layers(2)}]], "decoder_blocks": decoder}
 
 
+def checked_header(version: Version, opened: Opened) -> Json:
+    """Returns the effective header of files that can be exported as this version.
+
+    Raises:
+        LtxError: a network is another release's, its number of heads is unknown, or a file lacks a tensor from which a
+            size is read.
+    """
+    header = effective_header(version, opened)
+    refuse_another_version(version, header)
+    refuse_unknown_heads(version, opened)
+    return header
+
+
 def effective_header(version: Version, opened: Opened) -> Json:
     """Returns the files' header; where it lacks a part, tensor shapes and the version's table complete it.
 
@@ -136,27 +150,78 @@ def effective_header(version: Version, opened: Opened) -> Json:
 
 
 def refuse_another_version(version: Version, header: Mapping[str, Any]) -> None:
-    """Refuses a checkpoint whose header describes another network than that of the named version.
+    """Refuses a checkpoint with a network of another release; a fine-tune's, which no release has, is accepted.
 
     Raises:
-        LtxError: a field differs; the message names it, both values and what to do.
+        LtxError: the transformer or the VAE is another release's; the message names a field, both values and what to
+            do.
     """
-    expected = header_config(version)
-    facts = {
-        f"transformer.{field}": (header["transformer"].get(field), expected["transformer"][field])
-        for field in ("num_layers", "num_attention_heads", "attention_head_dim")
-    }
-    for field, read in (
-        ("vae.timestep_conditioning", lambda config: vae_config(config).timestep),
-        ("vae.decoder_blocks", lambda config: [(b.kind, b.inject_noise) for b in vae_config(config).blocks]),
-    ):
-        facts[field] = (read(header["vae"]), read(expected["vae"]))
-    for field, (actual, wanted) in facts.items():
-        if actual != wanted:
+    for part, differences in _differences(version, header).items():
+        facts = _facts(part, header)
+        others = [other.name for other in VERSIONS.values() if _facts(part, header_config(other)) == facts]
+        if differences and others:
+            field, actual, wanted = differences[0]
             raise LtxError(
                 f"the checkpoint's {field} is {actual!r}, but {version.name} has {wanted!r}",
-                "use the checkpoint's own version name",
+                f"use the checkpoint's own version name, such as {others[0]}",
             )
+
+
+def refuse_unknown_heads(version: Version, opened: Opened) -> None:
+    """Refuses a transformer without configuration whose width is not the version's: weights do not show its heads.
+
+    Raises:
+        LtxError: the number of heads is unknown.
+    """
+    if "transformer" in opened.config or opened.heads is not None:
+        return
+    width = transformer_part(opened.transformer, 1)["cross_attention_dim"]
+    if width != version.transformer.width:
+        raise LtxError(
+            f"the checkpoint has no configuration, and its width is {width}, not the {version.transformer.width} of "
+            f"{version.name}, so its number of attention heads is unknown",
+            "give a file with its configuration in the header, or a diffusers folder with its config.json",
+        )
+
+
+def fine_tune_notes(version: Version, header: Mapping[str, Any]) -> Iterator[str]:
+    """Yields a line for each fact in which the networks are not the version's, and one if its presets do not fit."""
+    for differences in _differences(version, header).values():
+        for field, actual, wanted in differences:
+            yield f"a fine-tune: {field} is {actual!r}, where {version.name} has {wanted!r}"
+    layers = header["transformer"]["num_layers"]
+    skipped = {block for one in version.passes for entry in one.guidance for block in entry.skip_blocks}
+    if skipped and max(skipped) >= layers:
+        yield (
+            f"the presets of {version.name} skip block {max(skipped)} of {layers}: ltx-run will need --skip-blocks, or "
+            "--stg-scale 0"
+        )
+
+
+def _differences(version: Version, header: Mapping[str, Any]) -> dict[str, list[tuple[str, Any, Any]]]:
+    """Returns, for transformer and VAE, the facts that are not the version's: field, value and the version's value."""
+    expected = header_config(version)
+    return {
+        part: [
+            (field, actual, wanted)
+            for (field, actual), wanted in zip(
+                _facts(part, header).items(), _facts(part, expected).values(), strict=True
+            )
+            if actual != wanted
+        ]
+        for part in ("transformer", "vae")
+    }
+
+
+def _facts(part: str, header: Mapping[str, Any]) -> Json:
+    """Returns the fields that tell the networks of releases apart, for one part of a header."""
+    config = header[part]
+    if part == "transformer":
+        fields = ("num_layers", "num_attention_heads", "attention_head_dim")
+        return {f"transformer.{field}": config.get(field) for field in fields}
+    vae = vae_config(config)
+    blocks = [(block.kind, block.inject_noise) for block in vae.blocks]
+    return {"vae.timestep_conditioning": vae.timestep, "vae.decoder_blocks": blocks}
 
 
 def schedule_of(version: Version, header: Mapping[str, Any]) -> Schedule:
@@ -200,6 +265,12 @@ def transformer_config(config: Mapping[str, Any]) -> DitConfig:
         max_position=_max_position(config.get("positional_embedding_max_pos", MAX_POSITION)),
     )
     refuse_others("transformer", config, {"out_channels": dit.channels, "cross_attention_dim": dit.width})
+    if dit.width % 2 or dit.width < _SMALLEST_WIDTH:
+        raise LtxError(
+            f"the checkpoint's transformer has {dit.heads} heads of {dit.head_dim} channels, but its positions rotate "
+            f"pairs of channels, so that its width must be even and at least {_SMALLEST_WIDTH}",
+            "use an official file",
+        )
     return dit
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ltx_export.checkpoints.blocks import BLOCK_FORMATS, Q8
+from ltx_export.checkpoints.blocks import Q8
 from ltx_export.checkpoints.checkpoint import StoredTensor
 from ltx_export.checkpoints.keys import check_names
 from ltx_export.checkpoints.shapes import has_encoder
-from ltx_export.checkpoints.values import check_dtype, float32_of
+from ltx_export.checkpoints.values import check_dtype, float32_of, is_quantized
 from ltx_export.models.dit import DitConfig, Transformer
 from ltx_export.models.network import Network, build_empty
 from ltx_export.models.t5 import T5Config, TextEncoder
@@ -68,7 +68,7 @@ class Part:
         What stands before and after the repeated blocks is small, and more sensitive.
         """
         prefix = f"{self.network.path}."
-        if not self.network.path or any(tensor.dtype in BLOCK_FORMATS for tensor in self.tensors.values()):
+        if not self.network.path or any(map(is_quantized, self.tensors.values())):
             return frozenset()
         matrices = {
             name: tensor.shape

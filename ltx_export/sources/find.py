@@ -2,22 +2,25 @@
 
 A weights folder holds an official single file, a diffusers layout, or a GGUF transformer, and beside it a T5, its
 tokenizer, and optional upscalers; each of these can also be given by its own path. The VAE of a lone transformer lies
-beside it.
+beside it. An all-in-one file holds its T5 itself.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ltx_export.checkpoints.checkpoint import Checkpoint
-from ltx_export.checkpoints.keys import NetworkName, Tensors, networks_in, tensors_of
+from ltx_export.checkpoints.keys import NetworkName, Tensors, averages_in, first, networks_in, tensors_of
 from ltx_export.checkpoints.readers import is_whole, kind_of, open_weights
-from ltx_export.sources.matching import matching, only_match
-from ltx_export.sources.upscalers import Upscaler, find_upscaler, open_upscaler
+from ltx_export.sources.layouts import Places, places_beside, places_in, snapshot_of
+from ltx_export.sources.matching import matching, only, only_match
+from ltx_export.sources.upscalers import Upscaler, UpscalerKind, find_upscaler, open_upscaler
 from ltx_runtime.errors import LtxError, explaining
+from ltx_runtime.files import refuse_pointer
 from ltx_runtime.spec.versions import VERSIONS, Version
 
 TEXT_ENCODER_FILE = "text_encoder.safetensors"
@@ -27,6 +30,9 @@ _T5_NAMES = ("text_encoder.safetensors", "text_encoder", "t5*.safetensors", "*t5
 _TOKENIZER_NAMES = (TOKENIZER_FILE, "tokenizer/spiece.model", "spiece.model")
 _TRANSFORMER_NAMES = ("*ltx*.gguf",)
 _VAE_NAMES = ("vae", "*[vV][aA][eE]*.safetensors")
+# Names of our files among those of other models.
+_MIXED_TRANSFORMER_NAMES = ("*[lL][tT][xX]*.safetensors", "*[lL][tT][xX]*.gguf")
+_MIXED_VAE_NAMES = ("*[lL][tT][xX]*.safetensors",)
 _FP8 = "-fp8"
 _LAYOUT_FOLDERS = ("transformer", "vae", "text_encoder")
 _ARCHITECTURES: dict[NetworkName, tuple[str, ...]] = {"transformer": ("ltxv",), "text_encoder": ("t5", "t5encoder")}
@@ -40,7 +46,7 @@ class Sources:
 
     Attributes:
         checkpoint: an official single file, a folder in diffusers' layout, or the transformer alone.
-        text_encoder: a file, an index of shards, or the folder that holds them.
+        text_encoder: a file, an index of shards, or the folder that holds them; the checkpoint if it holds a T5 too.
         tokenizer: T5's SentencePiece model.
         vae: file or folder of the VAE; None for the VAE in the checkpoint or, if it has none, the one beside it.
         variant: which weights of folders to open, e.g. `bf16`.
@@ -63,6 +69,7 @@ class Opened:
     Attributes:
         config: configuration from the headers of the checkpoint and of the VAE's file.
         heads: number of attention heads from a diffusers configuration of the transformer, if there is one.
+        notes: lines that say which tensors of the files are not used, where that is a choice.
     """
 
     transformer: Tensors
@@ -72,6 +79,7 @@ class Opened:
     heads: int | None = None
     upscaler: Upscaler | None = None
     temporal_upscaler: Upscaler | None = None
+    notes: tuple[str, ...] = ()
 
 
 def find_sources(
@@ -93,23 +101,27 @@ def find_sources(
     for path in (weights, vae, t5, tokenizer, upscaler, temporal_upscaler):
         if path is not None and not path.exists():
             raise LtxError(f"{path} not found", "check the path", _command(version) if path is weights else "")
+    vae, t5 = vae and _network_in(vae, "vae"), t5 and _network_in(t5, "text_encoder")
     if weights.is_file():
         kind_of(weights)  # reports an unknown format before files missing beside it
-    folder = weights if weights.is_dir() else weights.parent
-    checkpoint = _checkpoint_in(version, weights) if weights.is_dir() else weights
+    places = places_in(version, weights) if weights.is_dir() else places_beside(weights)
+    checkpoint = _checkpoint_in(version, places) if weights.is_dir() else weights
     release = _release_by_file_name(checkpoint)
     if release is not None and release.name != version.name:
         raise LtxError(
             f"{checkpoint} has the file name of {release.name}, not of {version.name}",
             "use the checkpoint's own version name",
         )
+    if t5 is None and _holds_text_encoder(checkpoint):
+        t5 = checkpoint
     if t5 is None:
-        not_found = LtxError(f"no T5 encoder in {folder}", "name one with --t5", _command(version))
-        t5 = _required_match(folder, _T5_NAMES, not_found, "--t5")
+        place = places.text_encoders[0]
+        not_found = LtxError(f"no T5 encoder in {place}", "name one with --t5", _command(version))
+        t5 = _required_match(places.text_encoders, _T5_NAMES, not_found, "--t5")
     if tokenizer is None:
-        tokenizer = _tokenizer_near(version, folder, t5)
-    upscaler = upscaler or find_upscaler(version, folder, "spatial")
-    temporal_upscaler = temporal_upscaler or find_upscaler(version, folder, "temporal")
+        tokenizer = _tokenizer_near(version, places, t5)
+    upscaler = upscaler or _upscaler_in(version, places, "spatial")
+    temporal_upscaler = temporal_upscaler or _upscaler_in(version, places, "temporal")
     return Sources(checkpoint, t5, tokenizer, vae, variant, upscaler, temporal_upscaler)
 
 
@@ -142,10 +154,29 @@ def has_tokenizer(folder: Path) -> bool:
     return any((folder / name).is_file() for name in _TOKENIZER_NAMES)
 
 
-def _checkpoint_in(version: Version, folder: Path) -> Path:
-    for path in _official_in(version, folder):
+def _network_in(path: Path, name: str) -> Path:
+    """Returns the folder of one network if a path is a diffusers layout or a cached repository, or else the path."""
+    folder = snapshot_of(path)
+    return folder / name if (folder / name).is_dir() else folder
+
+
+def _holds_text_encoder(checkpoint: Path) -> bool:
+    """Returns whether a file holds a T5; what is wrong with a file is told when it is opened for the export."""
+    if checkpoint.is_dir():
+        return False
+    try:
+        return "text_encoder" in networks_in(open_weights(checkpoint))
+    except LtxError:
+        return False
+
+
+def _checkpoint_in(version: Version, places: Places) -> Path:
+    folder = places.checkpoints[0]
+    for path in (path for place in places.checkpoints for path in _official_in(version, place)):
         if path.is_file():
             return path
+    if places.is_mixed:
+        return _transformer_among(version, places.checkpoints)
     if (folder / "transformer").is_dir():
         return folder
     resolved = folder.resolve()
@@ -161,7 +192,20 @@ def _checkpoint_in(version: Version, folder: Path) -> Path:
             "give --weights the file itself if it has another name",
             _command(version),
         )
-    return _required_match(folder, _TRANSFORMER_NAMES, not_found, "--weights")
+    return _required_match((folder,), _TRANSFORMER_NAMES, not_found, "--weights")
+
+
+def _transformer_among(version: Version, folders: Sequence[Path]) -> Path:
+    """Returns the only transformer in folders that also hold other models, and other releases of this one."""
+    paths = [path for folder in folders for path in matching(folder, _MIXED_TRANSFORMER_NAMES)]
+    releases = {path: _release_by_file_name(path) for path in paths}
+    others = {path for path, release in releases.items() if release is not None and release.name != version.name}
+    path = only([path for path in paths if path not in others], "--weights")
+    if path is None:
+        places = ", ".join(map(str, folders))
+        advice = "give --weights the file itself if it has another name"
+        raise LtxError(f"{version.checkpoint} is not in {places}", advice, _command(version))
+    return path
 
 
 def _official_in(version: Version, folder: Path) -> tuple[Path, Path]:
@@ -179,16 +223,21 @@ def _release_by_file_name(checkpoint: Path) -> Version | None:
     return next((version for version in VERSIONS.values() if Path(version.checkpoint).stem in stems), None)
 
 
-def _tokenizer_near(version: Version, folder: Path, t5: Path) -> Path:
-    for place in (folder, t5, t5.parent):
+def _tokenizer_near(version: Version, places: Places, t5: Path) -> Path:
+    for place in (*places.tokenizers, t5, t5.parent):
         for name in _TOKENIZER_NAMES:
             if (place / name).is_file():
                 return place / name
-    raise LtxError(f"no {' or '.join(_TOKENIZER_NAMES)} in {folder}", "name it with --tokenizer", _command(version))
+    place = places.tokenizers[0]
+    raise LtxError(f"no {' or '.join(_TOKENIZER_NAMES)} in {place}", "name it with --tokenizer", _command(version))
 
 
-def _required_match(folder: Path, patterns: tuple[str, ...], not_found: LtxError, option: str) -> Path:
-    path = only_match(folder, patterns, option)
+def _upscaler_in(version: Version, places: Places, kind: UpscalerKind) -> Path | None:
+    return next(filter(None, (find_upscaler(version, place, kind) for place in places.upscalers)), None)
+
+
+def _required_match(folders: Sequence[Path], patterns: tuple[str, ...], not_found: LtxError, option: str) -> Path:
+    path = only_match(folders, patterns, option)
     if path is None:
         raise not_found
     return path
@@ -203,28 +252,54 @@ def open_sources(sources: Sources) -> Opened:
     """Opens every file, reading headers only, and finds its networks.
 
     Raises:
-        LtxError: a file is damaged, has an unknown format or another architecture, or lacks its network.
+        LtxError: a file is damaged, has an unknown format or another architecture, or lacks its network; or a variant
+            is named but nothing is a folder.
     """
+    _refuse_unused_variant(sources)
     is_layout = sources.checkpoint.is_dir()
     main = _open(sources.checkpoint / "transformer" if is_layout else sources.checkpoint, sources.variant)
     _check_architecture(main, "transformer")
     transformer = tensors_of(main, "transformer")
     holds_vae = "vae" in networks_in(main)
     vae = main if holds_vae and sources.vae is None else _open(_vae_path(sources, is_layout), sources.variant)
-    text_encoder = _open(sources.text_encoder, sources.variant)
-    _check_architecture(text_encoder, "text_encoder")
+    text_encoder = main
+    if sources.text_encoder != sources.checkpoint:
+        text_encoder = _open(sources.text_encoder, sources.variant)
+        _check_architecture(text_encoder, "text_encoder")
     config = dict(main.config)
     if vae is not main:
         if holds_vae:
             config.pop("vae", None)  # it describes the checkpoint's own VAE, which is not used
         config |= {name: part for name, part in vae.config.items() if name == "vae"}
     heads = _heads(sources.checkpoint / "transformer" / "config.json") if is_layout else None
-    upscalers = [
+    upscaler, temporal_upscaler = (
         open_upscaler(path, sources.variant) if path else None for path in (sources.upscaler, sources.temporal_upscaler)
-    ]
-    return Opened(
-        transformer, tensors_of(vae, "vae"), tensors_of(text_encoder, "text_encoder"), config, heads, *upscalers
     )
+    return Opened(
+        transformer,
+        tensors_of(vae, "vae"),
+        tensors_of(text_encoder, "text_encoder"),
+        config,
+        heads,
+        upscaler,
+        temporal_upscaler,
+        notes=tuple(_notes({file.path: file for file in (main, vae, text_encoder)}.values())),
+    )
+
+
+def _refuse_unused_variant(sources: Sources) -> None:
+    paths = (sources.checkpoint, sources.vae, sources.text_encoder, sources.upscaler, sources.temporal_upscaler)
+    if sources.variant and not any(path is not None and path.is_dir() for path in paths):
+        raise LtxError(
+            f"--variant {sources.variant} chooses among the files of a folder, but all weights are single files",
+            "leave it out, or give a folder in diffusers' layout",
+        )
+
+
+def _notes(files: Iterable[Checkpoint]) -> Iterator[str]:
+    for file in files:
+        if averages := averages_in(file):
+            yield f"{file.path}: moving averages beside the weights are not used ({first(averages)})"
 
 
 def _open(path: Path, variant: str) -> Checkpoint:
@@ -241,7 +316,11 @@ def _vae_path(sources: Sources, is_layout: bool) -> Path:
     not_found = LtxError(
         f"{sources.checkpoint} holds no VAE, and there is none beside it", "name its file or folder with --vae"
     )
-    return _required_match(sources.checkpoint.parent, _VAE_NAMES, not_found, "--vae")
+    places = places_beside(sources.checkpoint)
+    if places.is_mixed:
+        beside = only_match(places.vaes[:1], _VAE_NAMES, "--vae")
+        return beside or _required_match(places.vaes[1:], _MIXED_VAE_NAMES, not_found, "--vae")
+    return _required_match(places.vaes, _VAE_NAMES, not_found, "--vae")
 
 
 def _check_architecture(checkpoint: Checkpoint, part: NetworkName) -> None:
@@ -254,17 +333,16 @@ def _check_architecture(checkpoint: Checkpoint, part: NetworkName) -> None:
 
 
 def _heads(path: Path) -> int | None:
-    """Returns the number of attention heads in a diffusers configuration of a transformer; None without a file.
+    """Returns the number of attention heads in a diffusers configuration of a transformer; None if it has none.
 
     The scheduler's configuration beside it is meant for diffusers' pipelines and not read: the schedule of a release
     comes from its version.
 
     Raises:
-        LtxError: the file is damaged, or has no positive number of heads.
+        LtxError: the file is damaged, or its number of heads is not a positive integer.
     """
-    config = _json(path)
-    heads = config.get("num_attention_heads")
-    if config and (type(heads) is not int or heads < 1):
+    heads = _json(path).get("num_attention_heads")
+    if heads is not None and (type(heads) is not int or heads < 1):
         raise LtxError(f"{path} has num_attention_heads {heads!r}, not a positive integer", "download it again")
     return heads
 
@@ -272,12 +350,13 @@ def _heads(path: Path) -> int | None:
 def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
+    refuse_pointer(path)
     with explaining(f"read {path}"):
         raw = path.read_bytes()
     try:
         data = json.loads(raw)
+        if not isinstance(data, dict | None):
+            raise ValueError("not an object")
     except (ValueError, RecursionError):
-        data = None
-    if not isinstance(data, dict):
-        raise LtxError(f"{path} is not a JSON object", "download it again")
-    return data
+        raise LtxError(f"{path} is not a JSON object", "download it again") from None
+    return data or {}

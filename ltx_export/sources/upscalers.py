@@ -13,6 +13,7 @@ from typing import Any, Literal
 from ltx_export.checkpoints.keys import Tensors, tensors_of
 from ltx_export.checkpoints.readers import is_whole, open_weights
 from ltx_export.checkpoints.shapes import upsampler_part
+from ltx_export.sources.layouts import snapshot_of
 from ltx_export.sources.matching import matching, only_match
 from ltx_runtime.spec.versions import Version
 
@@ -51,7 +52,7 @@ def find_upscaler(version: Version, folder: Path, kind: UpscalerKind) -> Path | 
     official = folder / version.upscaler
     if kind == "spatial" and official.is_file():
         return official
-    return only_match(folder, _NAMES[kind], OPTIONS[kind])
+    return only_match((folder,), _NAMES[kind], OPTIONS[kind])
 
 
 def has_upscaler(folder: Path, kind: UpscalerKind) -> bool:
@@ -69,7 +70,7 @@ def temporal_upscaler_of(version: Version) -> str | None:
 
 
 def open_upscaler(path: Path, variant: str) -> Upscaler:
-    """Opens an upscaler, given its file, its folder, or the folder of the pipeline.
+    """Opens an upscaler, given its file, its folder, or the folder of the pipeline, also in the hub's cache.
 
     Fields that its header lacks get the official class's defaults; without a header, the configuration is derived from
     tensor shapes.
@@ -77,8 +78,9 @@ def open_upscaler(path: Path, variant: str) -> Upscaler:
     Raises:
         LtxError: the file is damaged, or holds no upscaler.
     """
-    subfolder = path / _FOLDER
-    checkpoint = open_weights(subfolder if subfolder.is_dir() else path, variant if path.is_dir() else "")
+    folder = snapshot_of(path)
+    place = folder / _FOLDER if (folder / _FOLDER).is_dir() else folder
+    checkpoint = open_weights(place, variant if place.is_dir() else "")
     tensors = tensors_of(checkpoint, "upsampler")
     if checkpoint.config.keys() & _DEFAULTS:
         return Upscaler(path, tensors, {**_DEFAULTS, **checkpoint.config})

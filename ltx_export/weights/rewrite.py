@@ -1,11 +1,13 @@
 """Rewrites weights whose stored bytes no graph can use into a new file, in one pass, tensor by tensor.
 
-fp8 is cast, LoRAs are merged, floats are converted if another dtype is requested, and block-quantized matrices become
-integers with block scales. Knows nothing of graphs: `graphs/attach_blocks.py` puts those integers into one.
+fp8 is cast, and multiplied by its scale if it has one, LoRAs are merged, floats are converted if another dtype is
+requested, and quantized matrices become integers with block scales. Knows nothing of graphs: `graphs/attach_blocks.py`
+puts those integers into one.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
@@ -18,11 +20,12 @@ from numpy.typing import NDArray
 from ltx_export.checkpoints.blocks import BLOCK_FORMATS, Q8, BlockFormat, Blocks, pack_int4, quantized, split_blocks
 from ltx_export.checkpoints.checkpoint import StoredTensor
 from ltx_export.checkpoints.lora import Lora, merge
-from ltx_export.checkpoints.values import FLOAT_DTYPES, float32_of, rows_of, stored_as
+from ltx_export.checkpoints.values import FLOAT_DTYPES, float32_of, is_quantized, row_scales, rows_of, stored_as
 from ltx_export.weights.streaming import COPY_BYTES, Chunk, Entry, write_safetensors
 from ltx_runtime.progress import Progress, silent
 
 _MIN_CODE = -128
+_SMALLEST_BLOCK = 16  # smallest block that runtimes fuse with a product
 # Replaces a scale of zero. Any positive value would do, because the codes of such a block are set to mean zero.
 _ANY_SCALE = np.float32(2.0**-14)
 
@@ -54,7 +57,10 @@ Weight = StoredTensor | BlockWeight
 def must_be_rewritten(tensors: Mapping[str, StoredTensor], store: str | None, loras: Sequence[Lora]) -> bool:
     """Returns whether any tensor's bytes cannot stay as they are."""
     return any(
-        tensor.dtype != (store or tensor.dtype) or tensor.dtype not in FLOAT_DTYPES or _is_changed(name, loras)
+        tensor.dtype != (store or tensor.dtype)
+        or tensor.dtype not in FLOAT_DTYPES
+        or tensor.scale is not None
+        or _is_changed(name, loras)
         for name, tensor in tensors.items()
     )
 
@@ -108,11 +114,21 @@ def rewrite(
 
 def _is_matrix(name: str, tensor: StoredTensor) -> bool:
     """Returns whether a tensor is quantized and the weight of a linear layer or a table; only those stay integers."""
-    return tensor.dtype in BLOCK_FORMATS and len(tensor.shape) == 2 and name.endswith(".weight")
+    return (
+        is_quantized(tensor) and len(tensor.shape) == 2 and name.endswith(".weight") and _format_of(tensor) is not None
+    )
+
+
+def _format_of(tensor: StoredTensor) -> BlockFormat | None:
+    """Returns the form of a quantized matrix's codes; None if its columns are no whole number of blocks."""
+    if tensor.dtype in BLOCK_FORMATS:
+        return BLOCK_FORMATS[tensor.dtype]
+    block = math.gcd(tensor.shape[1] // row_scales(tensor, 0, 1).shape[1], Q8.block)
+    return replace(Q8, block=block) if block >= _SMALLEST_BLOCK else None
 
 
 def _is_changed(name: str, loras: Sequence[Lora]) -> bool:
-    return any(name in lora.pairs for lora in loras)
+    return any(lora.changes(name) for lora in loras)
 
 
 def _float_group(
@@ -122,7 +138,7 @@ def _float_group(
     entry = Entry(name, dtype, tensor.shape)
     if _is_changed(name, loras):
         return (entry,), lambda: _merged(name, tensor, dtype, loras)
-    if dtype == tensor.dtype:
+    if dtype == tensor.dtype and tensor.scale is None:
         return (entry,), lambda: _copied(tensor)
     return (entry,), lambda: _cast(name, tensor, dtype)
 
@@ -130,12 +146,12 @@ def _float_group(
 def _default_dtype(tensor: StoredTensor, is_changed: bool) -> str:
     """Returns the dtype in which a tensor is stored if none is requested.
 
-    BF16 for fp8, which is a cast of bf16 weights. F32 for block-quantized tensors, which it holds exactly, but BF16 for
-    those that a LoRA changes.
+    BF16 for fp8, which is a cast of bf16 weights; the product with a scale is rounded, sixteen times finer than fp8 is.
+    F32 for quantized tensors, which it holds exactly, but BF16 for those that a LoRA changes.
     """
     if tensor.dtype in FLOAT_DTYPES:
         return tensor.dtype
-    return "F32" if tensor.dtype in BLOCK_FORMATS and not is_changed else "BF16"
+    return "F32" if is_quantized(tensor) and not is_changed else "BF16"
 
 
 def _copied(tensor: StoredTensor) -> Iterator[Chunk]:
@@ -168,7 +184,8 @@ def _layout(tensor: StoredTensor, is_table: bool) -> BlockFormat:
     A table's codes become float16, which every runtime can look up. With an odd number of rows, 4-bit codes become
     8-bit, because only pairs can be packed.
     """
-    source_format = BLOCK_FORMATS[tensor.dtype]
+    source_format = _format_of(tensor)
+    assert source_format is not None  # as _is_matrix has checked
     if is_table:
         return replace(source_format, bits=16, offset=0)
     return replace(source_format, bits=8) if tensor.shape[0] % 2 else source_format
@@ -196,11 +213,23 @@ def _blocks_of(tensor: StoredTensor) -> Iterator[tuple[slice, Blocks]]:
     rows, columns = tensor.shape
     row_bytes = tensor.length // rows
     for start, stop in _row_slices(tensor):
-        if tensor.dtype not in BLOCK_FORMATS:
+        if not is_quantized(tensor):
             yield slice(start, stop), quantized(float32_of(tensor, start, stop).reshape(-1, columns))
             continue
         raw = tensor.read(start * row_bytes, stop * row_bytes).reshape(stop - start, row_bytes)
-        yield slice(start, stop), split_blocks(raw, tensor.dtype)
+        if tensor.dtype in BLOCK_FORMATS:
+            yield slice(start, stop), split_blocks(raw, tensor.dtype)
+        else:
+            yield slice(start, stop), _scaled_integers(tensor, raw, start, stop)
+
+
+def _scaled_integers(tensor: StoredTensor, raw: NDArray[np.uint8], start: int, stop: int) -> Blocks:
+    """Returns rows of integers with a scale for a whole row or more as blocks, each with that scale."""
+    block_format = _format_of(tensor)
+    assert block_format is not None
+    scales = row_scales(tensor, start, stop)
+    repeats = raw.shape[1] // block_format.block // scales.shape[1]
+    return Blocks(raw.view(np.int8).copy(), scales.repeat(repeats, axis=1), None, block_format)
 
 
 def _table(tensor: StoredTensor) -> Iterator[Chunk]:

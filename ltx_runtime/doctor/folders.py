@@ -14,7 +14,7 @@ from typing import cast
 from ltx_runtime.doctor.machine import reason_of
 from ltx_runtime.errors import LtxError, explaining
 from ltx_runtime.folder.address import EngineAddress, check_engine
-from ltx_runtime.folder.manifest import MANIFEST, Engines, Manifest, export_command, read_manifest
+from ltx_runtime.folder.manifest import MANIFEST, Engines, Manifest, read_manifest
 from ltx_runtime.folder.profiles import Profile, Span
 from ltx_runtime.folder.sidecar import ENGINE_PRECISIONS, Maker, Sidecar, read_sidecar
 from ltx_runtime.sessions import BACKENDS, find_preferable
@@ -126,7 +126,7 @@ def look_at(folder: Path, makers: Mapping[str, Maker]) -> FolderFacts:
     size = sum(entry.size_bytes for entry in manifest.files.values())
     problem = _problem(folder, manifest)
     if problem:
-        return FolderFacts(str(folder), manifest.version, size, problem, command=export_command(manifest.version))
+        return FolderFacts(str(folder), manifest.version, size, problem, command=engines.export_command())
     components = tuple(_component(engines, name, makers) for name in manifest.components)
     return FolderFacts(str(folder), manifest.version, size, "", components)
 

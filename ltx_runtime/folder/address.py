@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ltx_runtime.errors import LtxError
-from ltx_runtime.folder.manifest import Engines, checksum, export_command
+from ltx_runtime.folder.manifest import Engines, checksum, onnx_command
 from ltx_runtime.folder.sidecar import ENGINE_PRECISIONS, Maker, Sidecar, read_sidecar
 
 _MISFITS = {
@@ -55,9 +55,10 @@ class EngineAddress:
         graph = self.engines.component(self.component).graphs.get(self.precision)
         if graph is None:
             version = self.engines.manifest.version
-            command = export_command(version)
+            command = self.engines.export_command()
             if self.precision != ENGINE_PRECISIONS[0]:
-                command = f"ltx-export onnx {version} --precision fp32 --precision {self.precision}"
+                precisions = f"--precision fp32 --precision {self.precision}"
+                command = onnx_command(version, self.engines.folder.parent, precisions)
             raise LtxError(f"{self.engines.folder} has no {self.precision} graph of {self.component}", command=command)
         return graph
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from math import inf
@@ -15,13 +16,14 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from ltx_runtime.errors import LtxError
-from ltx_runtime.files import written_whole
+from ltx_runtime.files import refuse_pointer, written_whole
 from ltx_runtime.spec.components import Component, Port
 from ltx_runtime.spec.encodings import Rope
 from ltx_runtime.spec.presets import Schedule
 from ltx_runtime.spec.versions import VERSIONS
 
 MANIFEST = "manifest.json"
+_DEFAULT_ROOT = Path("engines")
 FORMAT = 6
 # Precision of graphs whose matrices are integers of 8 bits, with a scale for so many consecutive weights of a row.
 QUANTIZED, QUANTIZED_BLOCK = "q8", 128
@@ -165,16 +167,31 @@ class Engines:
         """Returns the entry of a component; raises LtxError if the folder lacks it."""
         entry = self.manifest.components.get(name)
         if entry is None:
-            raise LtxError(f"{self.folder} has no {name}", command=export_command(self.manifest.version))
+            raise LtxError(f"{self.folder} has no {name}", command=self.export_command())
         return entry
 
+    def export_command(self) -> str:
+        """Returns the command that exports the version again, into the same root of version folders."""
+        return export_command(self.manifest.version, self.folder.parent)
 
-def export_command(version: str) -> str:
-    """Returns the command that exports a version again, and that first downloads or makes missing weights."""
+
+def export_command(version: str, root: Path | None = None) -> str:
+    """Returns the command that exports a version again, and that first downloads or makes missing weights.
+
+    Args:
+        version: name of the version.
+        root: root of the version folders; None for the default one.
+    """
     release = VERSIONS.get(version)
-    if release is not None and release.repository is None:
-        return f"ltx-export random-weights {version} && ltx-export onnx {version}"
-    return f"ltx-export download {version} --missing && ltx-export onnx {version}"
+    makes_weights = release is not None and release.repository is None
+    weights = f"ltx-export random-weights {version}" if makes_weights else f"ltx-export download {version} --missing"
+    return f"{weights} && {onnx_command(version, root)}"
+
+
+def onnx_command(version: str, root: Path | None = None, options: str = "") -> str:
+    """Returns the command that exports a version into a root of version folders, None for the default one."""
+    into = "" if root is None or root.resolve() == _DEFAULT_ROOT.resolve() else f" --engines {shlex.quote(str(root))}"
+    return f"ltx-export onnx {version}{options and f' {options}'}{into}"
 
 
 def checksum(path: Path) -> str:
@@ -215,17 +232,18 @@ def read_manifest(folder: Path) -> Manifest:
         LtxError: there is no manifest, it is damaged, or this release does not read its format.
     """
     path = folder / MANIFEST
+    refuse_pointer(path)
     try:
         data: dict[str, Any] = json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
         raise LtxError(
             f"{folder} holds no {MANIFEST}: it is missing or its export was interrupted",
-            command=export_command(folder.name),
+            command=export_command(folder.name, folder.parent),
         ) from None
     except (ValueError, RecursionError):
-        raise LtxError(f"{path} is not valid JSON", command=export_command(folder.name)) from None
+        raise LtxError(f"{path} is not valid JSON", command=export_command(folder.name, folder.parent)) from None
     if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise LtxError(f"{path} has another format than {FORMAT}", command=export_command(folder.name))
+        raise LtxError(f"{path} has another format than {FORMAT}", command=export_command(folder.name, folder.parent))
     try:
         manifest = _parse(data)
         if (transformer := manifest.components.get("transformer")) is not None:
@@ -239,7 +257,7 @@ def read_manifest(folder: Path) -> Manifest:
             _refuse_outside(name)
             manifest.files[name]
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-        raise LtxError(f"{path} is damaged ({error})", command=export_command(folder.name)) from None
+        raise LtxError(f"{path} is damaged ({error})", command=export_command(folder.name, folder.parent)) from None
     return manifest
 
 
@@ -323,17 +341,23 @@ def open_engines(folder: Path) -> Engines:
         path = manifest.place(folder, name)
         if not path.is_file() and name in manifest.linked:
             raise LtxError(
-                f"{path} is gone, and {folder} only links to it", "put it back", export_command(manifest.version)
+                f"{path} is gone, and {folder} only links to it",
+                "put it back",
+                export_command(manifest.version, folder.parent),
             )
         if not path.is_file():
-            raise LtxError(f"{path} is missing", command=export_command(manifest.version))
+            raise LtxError(f"{path} is missing", command=export_command(manifest.version, folder.parent))
+        refuse_pointer(path)
         size = path.stat().st_size
         if size != entry.size_bytes:
             raise LtxError(
-                f"{path} has {size} bytes instead of {entry.size_bytes}", command=export_command(manifest.version)
+                f"{path} has {size} bytes instead of {entry.size_bytes}",
+                command=export_command(manifest.version, folder.parent),
             )
         if checksum(path) != entry.checksum:
-            raise LtxError(f"{path} has changed since the export", command=export_command(manifest.version))
+            raise LtxError(
+                f"{path} has changed since the export", command=export_command(manifest.version, folder.parent)
+            )
     return Engines(folder, manifest)
 
 
@@ -352,7 +376,7 @@ def find_folder(engines: Path, version: str | None) -> Path:
         if not (engines / version).is_dir():
             versions = ", ".join(_versions_in(engines)) or "none"
             raise LtxError(
-                f"no engines for {version} in {engines} (found: {versions})", command=export_command(version)
+                f"no engines for {version} in {engines} (found: {versions})", command=export_command(version, engines)
             )
         return engines / version
     names = _versions_in(engines)

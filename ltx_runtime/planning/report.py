@@ -9,13 +9,14 @@ from typing import Any
 
 from ltx_runtime.files import amount
 from ltx_runtime.folder.manifest import Manifest
+from ltx_runtime.folder.release import release_of
 from ltx_runtime.planning.backends import Chosen
 from ltx_runtime.planning.media import NO_MEDIA, Given, GivenMedia
 from ltx_runtime.planning.plan import Plan
 from ltx_runtime.sampling.pass_plan import PassPlan
 from ltx_runtime.sessions import BACKENDS, Found
 from ltx_runtime.spec.presets import Guidance
-from ltx_runtime.spec.versions import TransformerSize, find_version
+from ltx_runtime.spec.versions import TransformerSize
 from ltx_runtime.vae.tile_sizes import peak_bytes
 
 _FLOAT_BYTES, _HALF_PRECISIONS = 4, ("bf16", "fp16")
@@ -51,9 +52,7 @@ def describe(planned: Plan, chosen: Chosen, manifest: Manifest, media: GivenMedi
         ],
         "video": None if media.video is None else _given(media.video, request.fps),
         "media_bytes": media.peak_bytes,
-        "passes": [
-            _pass(one, find_version(manifest.version).transformer, chosen, media.added_frames) for one in planned.passes
-        ],
+        "passes": [_pass(one, release_of(manifest).transformer, chosen, media.added_frames) for one in planned.passes],
         "decode": {
             "tiles": None if tile == decoded else [tile.frames, tile.rows, tile.columns],
             "activation_bytes": peak_bytes(decoded, tiling, bytes_per_pixel=chosen.bytes_per_pixel("vae_decoder")),

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltx_runtime.errors import LtxError
-from ltx_runtime.folder.manifest import Engines, export_command
+from ltx_runtime.folder.manifest import Engines
 from ltx_runtime.sampling import denoise
 from ltx_runtime.spec.geometry import Grid, latents_of
 from ltx_runtime.vae.preview import pictures_of
@@ -63,7 +63,7 @@ class Step:
             raise LtxError(
                 f"{self._engines.folder} has no colours for previews",
                 "export it with its VAE encoder",
-                export_command(self._engines.manifest.version),
+                self._engines.export_command(),
             )
         return pictures_of(self.predicted, encoder.preview)
 

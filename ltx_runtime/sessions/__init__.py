@@ -13,7 +13,7 @@ import numpy as np
 
 from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.address import EngineAddress
-from ltx_runtime.folder.manifest import Engines, export_command
+from ltx_runtime.folder.manifest import Engines
 from ltx_runtime.folder.profiles import Profile
 from ltx_runtime.folder.sidecar import Sidecar
 from ltx_runtime.spec.components import Component, ComponentName, check_feeds
@@ -301,7 +301,7 @@ def graph_found(engines: Engines, name: ComponentName, backend: str, precisions:
             return Found(backend, entry.signature, path, weights, precision, entry.parameters, sizes)
     raise LtxError(
         f"{engines.folder} has no {' or '.join(precisions)} graph of {name}, which backend {backend} needs",
-        command=export_command(engines.manifest.version),
+        command=engines.export_command(),
     )
 
 

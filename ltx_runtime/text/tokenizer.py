@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltx_runtime.errors import LtxError
+from ltx_runtime.files import refuse_pointer
 
 PAD_ID = 0
 END_ID = 1
@@ -24,6 +25,7 @@ class Tokenizer:
         """Raises LtxError if the file is not a SentencePiece model with T5's special ids."""
         import sentencepiece  # noqa: PLC0415  (2 MB of native code, loaded only when text is encoded)
 
+        refuse_pointer(model_file)
         self._max_tokens = max_tokens
         try:
             self._pieces = sentencepiece.SentencePieceProcessor(model_file=str(model_file))

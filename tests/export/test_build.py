@@ -279,20 +279,43 @@ def test_the_checkpoint_of_another_release_without_a_header_is_refused(exported,
     assert not (tmp_path / "out").exists()
 
 
-CONTRADICTIONS = {
-    "transformer.num_layers": ("transformer", {"num_layers": 3}),
-    "transformer.attention_head_dim": ("transformer", {"attention_head_dim": 18}),
-    "vae.timestep_conditioning": ("vae", {"timestep_conditioning": False}),
-    "vae.decoder_blocks": ("vae", {"decoder_blocks": [["res_x", {"num_layers": 1}]]}),
-}
+# Changes of a header, by part, that its tensors contradict, and how they are refused; no release has such networks.
+CONTRADICTIONS = [
+    ("transformer", {"num_layers": 3}, r"transformer lacks 25 tensors \(transformer_blocks\.2\."),
+    ("transformer", {"num_layers": 1}, r"transformer has 25 unexpected tensors \(transformer_blocks\.1\."),
+    ("transformer", {"attention_head_dim": 18}, r"transformer\.cross_attention_dim is 32, but only 36 is supported"),
+    (
+        "transformer",
+        {"attention_head_dim": 18, "cross_attention_dim": 36},
+        r"transformer has \d+ wrongly shaped tensors \(scale_shift_table \[2, 32\] instead of \[2, 36\]",
+    ),
+    ("vae", {"timestep_conditioning": False}, r"vae_decoder has 26 unexpected tensors \(decoder\.last_scale_shift_"),
+    ("vae", {"decoder_blocks": [["res_x", {"num_layers": 1}]]}, r"vae_decoder has 33 unexpected tensors \("),
+]
 
 
-@pytest.mark.parametrize("field", CONTRADICTIONS)
-def test_a_checkpoint_of_another_version_is_refused_by_the_field_that_differs(exported, tmp_path, field):
+@pytest.mark.parametrize(("part", "change", "told"), CONTRADICTIONS)
+def test_a_header_that_its_tensors_contradict_is_refused_by_what_does_not_fit(exported, tmp_path, part, change, told):
     release = exported("0.9.5")
-    part, change = CONTRADICTIONS[field]
     sources = with_header(release, tmp_path, lambda header: {**header, part: {**header[part], **change}})
-    with pytest.raises(LtxError, match=f"{field} is .*, but 0.9.5 has .* - use the checkpoint's own version name"):
+    with pytest.raises(LtxError, match=told):
+        export(release.version, sources, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "field"),
+    [
+        ("transformer", {"num_layers": 28, "num_attention_heads": 32, "attention_head_dim": 64}, "num_layers"),
+        ("transformer", {"num_layers": 48, "num_attention_heads": 32, "attention_head_dim": 128}, "num_layers"),
+    ],
+)
+def test_a_header_of_another_release_is_refused_by_the_field_that_differs(exported, tmp_path, part, change, field):
+    release = exported("0.9.5")
+    sources = with_header(release, tmp_path, lambda header: {**header, part: {**header[part], **change}})
+    with pytest.raises(
+        LtxError, match=f"{field} is .*, but 0.9.5 has .* - use the checkpoint's own version name, such"
+    ):
         export(release.version, sources, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltx_runtime.errors import LtxError, explaining
-from ltx_runtime.folder.manifest import export_command
 from ltx_runtime.folder.sidecar import Sidecar, WeightInput, refit_graph_path
 from ltx_runtime.sessions import FoundEngine
 from ltx_runtime.sessions.cuda.device import Device
@@ -58,12 +57,12 @@ class WeightInputs:
         Raises:
             LtxError: a file is missing or too short, or there is too little memory.
         """
-        version = found.address.engines.manifest.version
+        export = found.address.engines.export_command()
         inputs = found.sidecar.weight_inputs
-        files = {file: _mapped(found.weights / file, version) for file in {weight.file for weight in inputs.values()}}
+        files = {file: _mapped(found.weights / file, export) for file in {weight.file for weight in inputs.values()}}
         for name, weight in inputs.items():
             if weight.offset + weight.size_bytes > files[weight.file].size:
-                raise LtxError(f"{found.weights / weight.file} ends before {name}", command=export_command(version))
+                raise LtxError(f"{found.weights / weight.file} ends before {name}", command=export)
         *places, size = _places(inputs)
         self._device = device
         self._buffer = device.allocate(size, f"the weights of {found.component.name}", advice)
@@ -91,12 +90,12 @@ def _wait_and_free(device: Device, buffer: Buffer) -> None:
         device.free(buffer)
 
 
-def _mapped(path: Path, version: str) -> NDArray[np.uint8]:
+def _mapped(path: Path, export: str) -> NDArray[np.uint8]:
     try:
         with explaining(f"read {path}"):
             return np.memmap(path, np.uint8, "r")
     except ValueError:  # an empty file cannot be mapped
-        raise LtxError(f"{path} is empty", command=export_command(version)) from None
+        raise LtxError(f"{path} is empty", command=export) from None
 
 
 def plan_path(found: FoundEngine) -> Path:

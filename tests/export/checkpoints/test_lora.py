@@ -33,6 +33,7 @@ SUFFIXES = (
     (".lora.down.weight", ".lora.up.weight"),
 )
 PREFIXES = ("", "diffusion_model.", "transformer.", "model.diffusion_model.", "base_model.model.")
+PREFIXES += ("module.", "base_model.model._orig_mod.", "_orig_mod.transformer.", "transformer.module.")
 FILES = ("x.safetensors", "C:\\x.safetensors", "C:/x.safetensors", "a:b/x.safetensors", "a.safetensors:b/x")
 FILES += ("a.safetensors:2.safetensors", "take:1_000", "a:b:c", "nan")
 ALPHA_DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32]
@@ -274,7 +275,7 @@ DAMAGED = ("[]", "{", '{"lora_alpha": "x"}', '{"lora_alpha": NaN}', '{"alpha_pat
 OTHERS = [("DoRA", key) for key in (".dora_scale", ".lora_magnitude_vector", ".lora_magnitude_vector.default.weight")]
 OTHERS += [("LoHa", ".hada_w1_a"), ("LoKr", ".lokr_w1"), ("convolutions", ".lora_mid.weight")]
 OTHERS += [("biases", key) for key in (".lora_B.bias", ".lora_B.default.bias", ".lora_up.bias")]
-OTHERS += [("differences", key) for key in (".diff", ".diff_b", ".set_weight")]
+OTHERS += [("own", ".set_weight")]
 REFUSED += [(PLAIN | {f"{TO_Q}{key}": ONE}, rf"holds .*{kind}.* \(\S*{key}\)") for kind, key in OTHERS]
 
 

@@ -129,13 +129,13 @@ def test_the_configuration_in_a_gguf_file_counts_as_that_of_a_safetensors_header
     assert open_weights(path).config == config
     assert effective_header(release.version, opened(release, path))["transformer"] == config["transformer"]
     assert inspect(path).files[0].header["layers"] == release.version.transformer.layers
-    config["transformer"]["num_layers"] = 48
+    config["transformer"] |= {"num_layers": 48, "num_attention_heads": 32, "attention_head_dim": 128}
     gguf_file(path, transformer_of(release), config=json.dumps(config))
     header = effective_header(release.version, opened(release, path))
     assert "transformer.num_layers is 48, but 0.9.5 has 2" in refusal(refuse_another_version, release.version, header)
 
 
-@pytest.mark.parametrize("config", ["{", "[]", '{"vae": 3}'])
+@pytest.mark.parametrize("config", ["{", '{"vae": 3}'])
 def test_a_configuration_that_is_none_matters_only_where_it_would_count(exported, tmp_path, config):
     release = exported("0.9.5")
     text = gguf_t5_state(load_file(release.sources.text_encoder), 2)

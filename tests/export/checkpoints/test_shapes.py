@@ -5,10 +5,8 @@ from dataclasses import replace
 from functools import cache
 from itertools import product
 
-import numpy as np
 import pytest
-import torch
-from oracles.networks import RELATIVE_L2, distance, tensor
+from oracles.diffusers_graphs import assert_computes_as_diffusers
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from samples.layouts import diffusers_models, opened_shapes, stored_shapes
@@ -16,7 +14,9 @@ from samples.tiny import TEXT, export, sources_of, tiny
 
 from ltx_export.checkpoints.shapes import transformer_part, vae_part
 from ltx_export.networks.header import (
+    checked_header,
     effective_header,
+    fine_tune_notes,
     header_config,
     refuse_another_version,
     transformer_config,
@@ -25,12 +25,8 @@ from ltx_export.networks.header import (
 from ltx_export.networks.parts import parts_of, t5_config
 from ltx_export.networks.vae_encoder import encoder_config
 from ltx_export.random_weights import write_random_weights
-from ltx_export.recorded import SIZES, Feeds, random_feeds, run_graph
 from ltx_export.sources.find import Opened, open_sources
 from ltx_runtime.errors import LtxError
-from ltx_runtime.folder.manifest import open_engines
-from ltx_runtime.spec.components import Component
-from ltx_runtime.spec.encodings import Rope, sinusoid_of
 from ltx_runtime.spec.versions import SIZE_2B, VERSIONS, TransformerSize, VaeSize, Version
 
 EVERY_RELEASE = pytest.mark.parametrize("name", [name for name in VERSIONS if name != "demo"])
@@ -83,8 +79,9 @@ def test_other_sizes_are_read_off_the_shapes(name):
 def test_how_the_width_is_split_into_heads_is_the_configurations_to_say():
     opened = replace(headerless(VERSIONS["0.9.5"]), heads=16)
     assert effective_header(VERSIONS["0.9.5"], opened)["transformer"]["attention_head_dim"] == 128
-    with pytest.raises(LtxError, match=r"transformer\.num_attention_heads is 16, but 0\.9\.5 has 32"):
-        refuse_another_version(VERSIONS["0.9.5"], effective_header(VERSIONS["0.9.5"], opened))
+    checked = checked_header(VERSIONS["0.9.5"], opened)  # a fine-tune: no release has 16 heads
+    told = "transformer.num_attention_heads is 16, where 0.9.5 has 32"
+    assert any(told in line for line in fine_tune_notes(VERSIONS["0.9.5"], checked))
 
 
 @pytest.mark.parametrize("given", RELEASES, ids=lambda version: version.name)
@@ -103,7 +100,6 @@ def test_a_release_is_taken_for_another_exactly_if_their_networks_are_the_same(g
 @pytest.mark.parametrize(
     ("given", "meant", "field"),
     [
-        ("0.9.5", "0.9.7-dev", "transformer.attention_head_dim"),
         ("0.9.0", "0.9.5", "vae.timestep_conditioning"),
         ("0.9.1", "0.9.0", "vae.timestep_conditioning"),
         ("0.9.5", "0.9.1", "vae.decoder_blocks"),
@@ -135,60 +131,7 @@ def test_the_sizes_and_positions_of_a_header_are_those_of_the_graphs(tmp_path):
     models = {name: model.float() for name, model in diffusers_models(other, tmp_path).items()}
     rope = models["transformer"].rope
     rope.theta, (rope.base_num_frames, rope.base_height, rope.base_width) = 500.0, (4, 512, 300)
-    compare_with_diffusers(tmp_path / "out", models)
-
-
-def compare_with_diffusers(folder, models) -> None:
-    engines = open_engines(folder)
-    expected = {"text_encoder": text_of, "vae_encoder": posterior_of, "transformer": velocity_of}
-    expected["vae_decoder"] = video_of
-    for name, entry in engines.manifest.components.items():
-        feeds, plain = request_of(entry.signature, engines.manifest.rope)
-        (actual,) = run_graph(folder / entry.graphs["fp32"], engines.weights_folder(name), entry.signature, [feeds])
-        with torch.no_grad():
-            theirs = expected[name](models, {port: tensor(values) for port, values in plain.items()})
-        assert distance(actual, theirs) <= RELATIVE_L2, name
-
-
-def request_of(component: Component, rope: Rope) -> tuple[Feeds, Feeds]:
-    """Returns random inputs as the graph takes them, and as diffusers does: timesteps and coordinates as they are."""
-    feeds, random = random_feeds(component, SIZES[1]), np.random.RandomState(0)
-    plain = dict(feeds)
-    if "sinusoid" in feeds:
-        plain["timestep"] = random.uniform(0, 1, feeds["sinusoid"].shape[:-1]).astype(np.float32)
-        feeds["sinusoid"] = sinusoid_of(plain["timestep"])
-    if "cosines" in feeds:
-        tokens, half = feeds["cosines"].shape
-        coords = (random.uniform(0, 1, (1, 3, tokens)) * [[5], [704], [1216]]).astype(np.float32)
-        plain["coords"] = coords.repeat(SIZES[1]["batch"], 0)
-        feeds["cosines"], feeds["sines"] = rope.rotation(coords, 2 * half)
-    return feeds, plain
-
-
-def text_of(models, feeds) -> np.ndarray:
-    return models["text_encoder"](feeds["ids"], feeds["mask"])[0].numpy()
-
-
-def velocity_of(models, feeds) -> np.ndarray:
-    inputs = (feeds["latents"], feeds["text"], 1000 * feeds["timestep"], feeds["text_mask"])
-    return models["transformer"](*inputs, video_coords=feeds["coords"], return_dict=False)[0].numpy()
-
-
-def posterior_of(models, feeds) -> np.ndarray:
-    posterior = models["vae"].encode(feeds["video"]).latent_dist
-    mean, deviation = statistics_of(models["vae"])
-    return torch.cat([(posterior.mean - mean) / deviation, posterior.std / deviation], dim=1).numpy()
-
-
-def statistics_of(vae) -> tuple[torch.Tensor, torch.Tensor]:
-    mean, deviation = (values.reshape(1, -1, 1, 1, 1) for values in (vae.latents_mean, vae.latents_std))
-    return mean, deviation
-
-
-def video_of(models, feeds) -> np.ndarray:
-    vae = models["vae"]
-    mean, deviation = statistics_of(vae)
-    return vae.decode(feeds["latents"] * deviation + mean, feeds["timestep"], return_dict=False)[0].numpy()
+    assert_computes_as_diffusers(tmp_path / "out", models)
 
 
 # Fields of published headers, or of the classes they configure, that do not affect the networks.

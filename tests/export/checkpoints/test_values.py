@@ -11,7 +11,9 @@ from ltx_export.checkpoints.checkpoint import StoredTensor
 from ltx_export.checkpoints.values import FLOAT_DTYPES, READ_DTYPES, float32_of, rows_of, stored_as
 from ltx_runtime.errors import LtxError
 
-TORCH = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn}
+TORCH = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+TORCH |= {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
+FP8_DTYPES = pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E5M2"])
 NUMBERS = np.arange(1 << 16, dtype=np.uint16)
 HALF_DTYPES = pytest.mark.parametrize("dtype", ["F16", "BF16"])
 
@@ -50,18 +52,20 @@ def assert_same_codes(values: np.ndarray, dtype: str) -> None:
     np.testing.assert_array_equal(ours >> 15, values.view(np.uint32) >> 31)
 
 
-def test_every_code_of_fp8_is_read_as_torch_reads_it(stored):
+@FP8_DTYPES
+def test_every_code_of_fp8_is_read_as_torch_reads_it(stored, dtype):
     codes = np.arange(256, dtype=np.uint8)
-    expected = torch.from_numpy(codes).view(torch.float8_e4m3fn).float().numpy()
-    values = float32_of(stored(codes, "F8_E4M3", 16, 16)).reshape(-1)
+    expected = torch.from_numpy(codes).view(TORCH[dtype]).float().numpy()
+    values = float32_of(stored(codes, dtype, 16, 16)).reshape(-1)
     np.testing.assert_array_equal(values, expected, strict=True)
     np.testing.assert_array_equal(np.signbit(values), codes >= 128)
-    assert np.isnan(values).sum() == 2
+    assert np.isnan(values).sum() == {"F8_E4M3": 2, "F8_E5M2": 6}[dtype]
 
 
-def test_bf16_holds_every_code_of_fp8_exactly(stored):
+@FP8_DTYPES
+def test_bf16_holds_every_code_of_fp8_exactly(stored, dtype):
     codes = np.arange(256, dtype=np.uint8)
-    values = float32_of(stored(codes, "F8_E4M3", 256))
+    values = float32_of(stored(codes, dtype, 256))
     kept = float32_of(stored(stored_as(values, "BF16", "x"), "BF16", 256))
     np.testing.assert_array_equal(kept, values, strict=True)
     assert_same_codes(values, "BF16")
@@ -158,7 +162,7 @@ def test_a_single_number_has_no_axes(stored, dtype):
     assert (value.shape, float(value)) == ((), 2.5)
 
 
-@pytest.mark.parametrize("dtype", ["I64", "U8", "F64", "F8_E5M2", "BOOL"])
+@pytest.mark.parametrize("dtype", ["I64", "I8", "U8", "F64", "F8_E8M0", "BOOL"])
 def test_what_no_weights_are_stored_in_is_refused_with_all_that_is_read(stored, dtype):
     with pytest.raises(LtxError) as refused:
         float32_of(stored(np.zeros(8, np.uint8), dtype, 1))

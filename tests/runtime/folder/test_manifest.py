@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -181,7 +182,9 @@ def test_weights_that_are_not_linked_are_in_the_folder_itself(folder):
 
 def test_a_folder_without_a_manifest_is_incomplete_and_the_message_says_how_to_make_it(tmp_path):
     for folder in (tmp_path, tmp_path / "0.9.5"):
-        with pytest.raises(LtxError, match=rf"holds no manifest\.json.*ltx-export onnx {folder.name}$"):
+        with pytest.raises(
+            LtxError, match=rf"holds no manifest\.json.*ltx-export onnx {folder.name} --engines {folder.parent}$"
+        ):
             read_manifest(folder)
 
 
@@ -203,7 +206,7 @@ def test_another_format_is_refused(folder, content):
     (folder / MANIFEST).write_text(content)
     with pytest.raises(
         LtxError,
-        match=r"manifest\.json has another format than 6 - run: ltx-export .* demo$",
+        match=r"manifest\.json has another format than 6 - run: ltx-export .* demo --engines .*$",
     ):
         read_manifest(folder)
 
@@ -373,4 +376,6 @@ def test_a_place_without_versions_is_refused_with_the_command_that_makes_one(tmp
 
 def test_the_command_that_makes_a_folder_needs_nothing_but_the_exporter():
     assert export_command("demo") == "ltx-export random-weights demo && ltx-export onnx demo"
+    assert export_command("demo", Path("engines").absolute()) == export_command("demo")
+    assert export_command("demo", Path("my engines")) == f"{export_command('demo')} --engines 'my engines'"
     assert export_command("0.9.5") == "ltx-export download 0.9.5 --missing && ltx-export onnx 0.9.5"

@@ -67,7 +67,8 @@ MEDIA = GivenMedia((IMAGE, CLIP))
 
 def manifest_of(name: str) -> Manifest:
     version = VERSIONS[name]
-    signatures = (text_encoder(6), vae_encoder(4), transformer(4, 6, 12), upsampler(4), temporal_upsampler(4))
+    dit = transformer(4, 6, version.transformer.width)
+    signatures = (text_encoder(6), vae_encoder(4), dit, upsampler(4), temporal_upsampler(4))
     signatures += (vae_decoder(4, timestep=True),)
     components = {s.name: ComponentEntry(s, WEIGHTS[s.name], {"fp32": f"{s.name}.fp32.onnx"}) for s in signatures}
     files = {file: FileEntry(size * GB, "") for file, size in SIZES.items()}
