@@ -29,9 +29,11 @@ from ltx_export.networks.upsampler import upsampler_config, upsampler_header
 from ltx_export.networks.vae_encoder import encoder_config
 from ltx_export.sources.find import TEXT_ENCODER_FILE, TOKENIZER_FILE
 from ltx_export.weights.streaming import Entry, write_safetensors
+from ltx_runtime.errors import LtxError
 from ltx_runtime.files import written_whole
 from ltx_runtime.spec.encodings import TIMESTEP_SCALE
 from ltx_runtime.spec.versions import TextEncoderSize, Version
+from ltx_runtime.tensors import read_metadata
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -45,6 +47,7 @@ _CORPUS = (
     "A cat plays with a ball of yarn on a wooden floor in the warm sun.",
     "worst quality, inconsistent motion, blurry, jittery, distorted",
 )
+_MARK = {"weights": "random"}  # in the headers of all files that are written here
 _T5_QUERY = "SelfAttention.q.weight"
 _T5_HEAD_DIM = 64
 _SPECIAL_PIECES = 3
@@ -59,7 +62,12 @@ def write_random_weights(version: Version, folder: Path, *, seed: int = 0, spars
         folder: created if missing; each file appears under its name only when it is complete.
         seed: seed of the values; the same seed gives the same bytes.
         sparse: whether to write zeros that take no disk space instead of random values, to measure large versions.
+
+    Raises:
+        LtxError: a file exists and was not written by this function, or the disk is full.
     """
+    if version.repository is not None:  # otherwise there are no others
+        _refuse_real_weights(version, folder)
     folder.mkdir(parents=True, exist_ok=True)
     header = header_config(version)
     transformer = build_empty(lambda: Transformer(transformer_config(header["transformer"])), torch.bfloat16)
@@ -79,9 +87,32 @@ def write_random_weights(version: Version, folder: Path, *, seed: int = 0, spars
         *([_upscaler(version, version.upscaler)] if version.upscaler else []),
     ):
         groups = [((Entry(key, "BF16", shape),), _source(key, shape, seed, sparse)) for key, shape in shapes.items()]
-        write_safetensors(folder / name, groups, file_metadata)
+        write_safetensors(folder / name, groups, file_metadata | _MARK)
     with written_whole(folder / TOKENIZER_FILE) as temporary:
         temporary.write_bytes(_tokenizer(version.text_encoder.vocabulary))
+
+
+def _refuse_real_weights(version: Version, folder: Path) -> None:
+    """Raises LtxError if a file would be replaced that is not marked as random: it may be a download of hours.
+
+    A tokenizer cannot be marked; it is taken to belong to the checkpoint.
+    """
+    names = [version.checkpoint, TEXT_ENCODER_FILE, *filter(None, [version.upscaler])]
+    real = [name for name in names if (folder / name).exists() and not _is_marked(folder / name)]
+    if (folder / TOKENIZER_FILE).exists() and not (folder / version.checkpoint).exists():
+        real.append(TOKENIZER_FILE)
+    if real:
+        raise LtxError(
+            f"{folder / real[0]} was not made by random-weights, which would replace it",
+            "choose another folder, or move it away",
+        )
+
+
+def _is_marked(path: Path) -> bool:
+    try:
+        return read_metadata(path).items() >= _MARK.items()
+    except LtxError:  # damaged, or no safetensors file
+        return False
 
 
 def _upscaler(version: Version, name: str) -> tuple[str, Shapes, dict[str, str]]:

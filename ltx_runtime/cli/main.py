@@ -8,7 +8,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import fields, replace
 from itertools import chain
 from pathlib import Path
@@ -46,9 +46,8 @@ def _run(typed: Arguments) -> None:
         print(lines.run(typed.engines, wanted, as_json=typed.json))
         return
     if typed.resume is not None and (ended := _ended_run(typed.resume)) is not None:
-        print(
-            json.dumps({"file": str(ended)}) if typed.json else f"{printable(str(ended))} is whole: its run has ended"
-        )
+        told = f"{printable(str(ended))} is whole: its run has ended"
+        print(json.dumps({"file": str(ended)}) if typed.json else told)
         return
     if typed.words is not None and typed.prompt is not None:
         raise LtxError("the prompt was given twice", "leave --prompt out")
@@ -103,11 +102,13 @@ def _ended_run(resumed: Path) -> Path | None:
 
 def _make(typed: Arguments) -> None:
     """Writes the video of a request, of saved latents or of an interrupted run; with --plan, only prints the plan."""
+    from ltx_runtime.media.video import TakenError
+
     with _planned(typed) as (video, outputs):
         output = next(outputs)
         if typed.plan:
-            if typed.output is not None:
-                video.check_output(output)
+            with suppress(TakenError) if typed.output is None else nullcontext():  # then the next name would be taken
+                video.check_output(output, folder_exists=typed.output_dir is None)
             print(json.dumps(video.report(), indent=1) if typed.json else "\n".join(video.report_lines()))
             return
         with _folder_of(typed.output_dir):

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from ltx_export.checkpoints.keys import networks_in
 from ltx_export.networks.header import header_config
 from ltx_export.random_weights import random_weight, write_random_weights
 from ltx_export.sources.find import TEXT_ENCODER_FILE, TOKENIZER_FILE
+from ltx_runtime.errors import LtxError
 from ltx_runtime.spec.versions import NEGATIVE_PROMPT, VERSIONS
 from ltx_runtime.text.tokenizer import END_ID, PAD_ID, Tokenizer
 
@@ -167,3 +169,18 @@ def test_a_vae_has_the_tensors_and_parameters_of_the_released_one(name, tmp_path
     assert len(vae) == VAE_TENSORS[version.vae]
     encoder = {name: math.prod(tensor.shape) for name, tensor in vae.items() if name.startswith("encoder.")}
     assert sum(encoder.values()) == ENCODER_PARAMETERS[version.vae]
+
+
+def test_weights_that_are_not_random_are_never_replaced(tmp_path):
+    version = replace(tiny("0.9.5"), repository="Lightricks/LTX-Video")
+    write_random_weights(version, tmp_path)
+    write_random_weights(version, tmp_path, seed=1)  # its own files may be
+    names = sorted(path.name for path in tmp_path.iterdir())
+    for name in names:
+        folder = tmp_path / f"with {name}"
+        folder.mkdir()
+        (folder / name).write_bytes(b"a download of hours")
+        with pytest.raises(LtxError, match="was not made by random-weights, which would replace it"):
+            write_random_weights(version, folder)
+        assert [path.name for path in folder.iterdir()] == [name]
+        assert (folder / name).read_bytes() == b"a download of hours"
