@@ -37,7 +37,8 @@ weights/demo/demo-spatial-upscaler.safetensors: | setup
 
 demo:
 	$(MAKE) engines VERSION=demo
-	$(BIN)/ltx-run --version demo --prompt "A red fox runs through deep snow at dawn" --seed 7 --output demo.mp4
+	$(BIN)/ltx-run --version demo --prompt "A red fox runs through deep snow at dawn" --seed 7 --output demo.mp4 \
+		--overwrite
 
 # Every engine of the demo for all sizes: in both half precisions, with the weights inside and outside. Needs no GPU.
 demo-engines: setup weights/demo/demo-spatial-upscaler.safetensors

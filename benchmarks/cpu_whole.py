@@ -60,7 +60,8 @@ folder, height, width, frames, output, *prompts = sys.argv[1:]
 with Pipeline(folder, keep_loaded=True) as pipe:
     for prompt in prompts:
         started = time.perf_counter()
-        pipe(prompt, height=int(height), width=int(width), num_frames=int(frames)).save(output)
+        video = pipe(prompt, height=int(height), width=int(width), num_frames=int(frames), overwrite=True)
+        video.save(output)
         print(time.perf_counter() - started, flush=True)
 """
 WHOLE, SECOND = "command to file", "second prompt of a process that stays"
@@ -98,7 +99,7 @@ def commands_of(engines: Path, theirs: Path, size: list[str], take: str) -> dict
     diffusers = [python, "-c", _DIFFUSERS, str(theirs.absolute()), *size, str(STEPS), "theirs.mp4"]
     height, width, frames = size
     run = [str(Path(python).with_name("ltx-run")), "--engines", folder, "--height", height, "--width", width]
-    run += ["--num-frames", frames, "--output", "ours.mp4", PROMPT.format(take)]
+    run += ["--num-frames", frames, "--output", "ours.mp4", "--overwrite", PROMPT.format(take)]
     kept = [python, "-c", _OURS, folder, *size, "kept.mp4"]
     return {
         (WHOLE, DIFFUSERS): [*diffusers, PROMPT.format(take)],
