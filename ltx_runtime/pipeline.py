@@ -254,10 +254,10 @@ class Video:
         return self.ending.size[0] - top - bottom, self.ending.size[1] - left - right
 
     def report(self) -> dict[str, Any]:
-        """The plan as plain data: steps, guidance, backends, tiles and estimates of memory."""
+        """The plan as plain data: prompts, steps, guidance, backends, tiles and estimates of memory."""
         if self.plan is None:
             return asdict(self.ending) | {"backends": self.backends}
-        return describe(self.plan, self._chosen, self._pipeline.engines.manifest, self._media)
+        return describe(self.plan, self._chosen, self._pipeline.engines, self._media)
 
     def work(self) -> dict[str, float]:
         """Estimates the floating-point operations of every stage by its name, for the total progress of a run."""
