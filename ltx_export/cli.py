@@ -10,13 +10,20 @@ import typer
 from ltx_export.engines.arguments import Asked
 from ltx_runtime.cli.arguments import command_of
 from ltx_runtime.errors import LtxError, reported
+from ltx_runtime.files import engines_folder
+from ltx_runtime.packages import install_command
 from ltx_runtime.spec.versions import find_version
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 
 VersionName = Annotated[str, typer.Argument(metavar="VERSION", help="A release, e.g. 0.9.8-2b-distilled, or demo.")]
-EnginesRoot = Annotated[Path, typer.Option(envvar="LTX_ENGINES", help="Folder of exported versions.")]
 _File = Path | None
+EnginesRoot = Annotated[
+    _File,
+    typer.Option(
+        envvar="LTX_ENGINES", help="Folder of exported versions (default: ./engines, else the user's data folder)."
+    ),
+]
 Weights = Annotated[
     _File,
     typer.Option(
@@ -64,7 +71,7 @@ def onnx(
     upscaler: Upscaler = None,
     temporal_upscaler: TemporalUpscaler = None,
     variant: Annotated[str, typer.Option(help="Variant of the files in a diffusers folder, e.g. bf16.")] = "",
-    engines: EnginesRoot = Path("engines"),
+    engines: EnginesRoot = None,
     precision: Precisions = None,
     lora: Loras = None,
     store: Annotated[str | None, typer.Option(help="Convert all weights to fp32, fp16 or bf16.")] = None,
@@ -85,12 +92,12 @@ def onnx(
     precisions = everywhere or build.DEFAULT_PRECISIONS
     quantize = _runs_on_cpu() and not (precision and everywhere)
     options = build.ExportOptions(precisions, of_component, _store_dtype(store), merged, link, stg, left_out, quantize)
-    folder = weights or Path("weights") / release.name
+    folder, target = weights or Path("weights") / release.name, engines_folder(engines) / release.name
     paths = {"vae": vae, "t5": t5, "upscaler": upscaler, "temporal_upscaler": temporal_upscaler}
     sources = find_sources(release, folder, **paths, tokenizer=tokenizer, variant=variant)
     with display(in_bytes=True) as progress:
-        build.export_version(release, sources, engines / release.name, options, print, progress)
-    print(f"{engines / release.name} is complete")
+        build.export_version(release, sources, target, options, print, progress)
+    print(f"{target} is complete")
 
 
 def _store_dtype(store: str | None) -> str | None:
@@ -103,7 +110,7 @@ def _runs_on_cpu() -> bool:
     """Returns whether OpenVINO will run the transformer on this machine, as far as can be seen."""
     from importlib.util import find_spec
 
-    from ltx_runtime.sessions.processor import has_nvidia_driver
+    from ltx_runtime.sessions.cuda.driver import has_nvidia_driver
 
     return find_spec("openvino") is not None and not has_nvidia_driver()
 
@@ -187,9 +194,12 @@ def inspect(
 @app.command()
 @reported()
 def check(
-    folder: Annotated[Path, typer.Argument(help="A version folder, or a folder of exported versions.")] = Path(
-        "engines"
-    ),
+    folder: Annotated[
+        _File,
+        typer.Argument(
+            help="A version folder, or a folder of exported versions (default: ./engines, else the user's data folder)."
+        ),
+    ] = None,
     version: Annotated[str | None, typer.Option(help="Version to check, if the folder has several.")] = None,
 ) -> None:
     """Verify a version folder that was copied: checksums, and the fp32 graphs' results against those at export."""
@@ -197,7 +207,7 @@ def check(
     from ltx_export.recorded import check_folder
     from ltx_runtime.folder.manifest import find_folder, open_engines
 
-    engines = open_engines(find_folder(folder, find_version(version).name if version else None))
+    engines = open_engines(find_folder(engines_folder(folder), find_version(version).name if version else None))
     print(f"{engines.folder}: {len(engines.manifest.files)} files are intact")
     check_folder(engines, print)
 
@@ -206,7 +216,7 @@ def check(
 @reported()
 def calibrate(
     version: VersionName,
-    engines: EnginesRoot = Path("engines"),
+    engines: EnginesRoot = None,
     prompts: Annotated[
         Path | None, typer.Option(help="Text file with a prompt on each line; the last one is only tested.")
     ] = None,
@@ -224,7 +234,7 @@ def calibrate(
     from ltx_runtime.folder.manifest import find_folder, open_engines
     from ltx_runtime.spec.geometry import size_of
 
-    opened = open_engines(find_folder(engines, release.name))
+    opened = open_engines(find_folder(engines_folder(engines), release.name))
     with display() as progress:
         add_int8(
             opened,
@@ -292,7 +302,7 @@ def _need(*modules: str, extra: str = "export") -> None:
 
     absent = [name for name in modules if importlib.util.find_spec(name) is None]
     if absent:
-        raise LtxError(f"{', '.join(absent)} not installed", command=f"pip install 'ltx-engines[{extra}]'")
+        raise LtxError(f"{', '.join(absent)} not installed", command=install_command(extra))
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ NAMELESS = {"util", "utils", "common", "helper", "helpers", "manager", "misc", "
 # import each other without a cycle.
 ROOMS = {
     "ltx_runtime": (
-        *("errors", "declared", "files", "progress", "spec", "folder", "tensors", "sessions", "noise"),
+        *("errors", "packages", "declared", "files", "progress", "spec", "folder", "tensors", "sessions", "noise"),
         *("media", "text", "vae", "sampling", "planning", "road", "pipeline", "doctor", "cli"),
     ),
     "ltx_export": (

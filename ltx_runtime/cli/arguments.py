@@ -177,8 +177,13 @@ class Arguments:
     output_dir: Annotated[Path | None, _option(_FILES, "Folder for a file named automatically.")] = None
 
     engines: Annotated[
-        Path, _option(_RUN, "Folder of exported versions, or one version's folder.", envvar="LTX_ENGINES")
-    ] = Path("engines")
+        Path | None,
+        _option(
+            _RUN,
+            "Folder of exported versions, or one version's folder (default: ./engines, else the user's data folder).",
+            envvar="LTX_ENGINES",
+        ),
+    ] = None
     version: Annotated[
         str | None, _option(_RUN, "Version to use, if there are several.", "--version", "--ltxv-version")
     ] = None

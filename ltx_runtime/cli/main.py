@@ -16,6 +16,7 @@ import typer
 
 from ltx_runtime.cli.arguments import Arguments, command_of
 from ltx_runtime.errors import LtxError, printable, reported
+from ltx_runtime.files import engines_folder
 
 if TYPE_CHECKING:
     from ltx_runtime.pipeline import Video
@@ -38,7 +39,7 @@ def _run(typed: Arguments) -> None:
         from ltx_runtime.doctor import lines
 
         wanted = find_version(typed.version).name if typed.version else None
-        print(lines.run(typed.engines, wanted, as_json=typed.json))
+        print(lines.run(engines_folder(typed.engines), wanted, as_json=typed.json))
         return
     if typed.words is not None and typed.prompt is not None:
         raise LtxError("the prompt was given twice", "leave --prompt out")
@@ -56,6 +57,7 @@ def _about() -> str:
     from importlib import metadata
 
     from ltx_runtime import __version__
+    from ltx_runtime.packages import install_command
     from ltx_runtime.sessions import BACKENDS
 
     packages = {"gpu": "onnxruntime-gpu", "cpu": "onnxruntime"}  # by extra; the others are called like their extra
@@ -65,7 +67,8 @@ def _about() -> str:
         try:
             lines.append(f"{name}: {package} {metadata.version(package)}")
         except metadata.PackageNotFoundError:
-            lines.append(f"{name}: not installed - run: pip install 'ltx-engines[{backend.extra}]'")
+            absent = LtxError(f"{name}: not installed", command=install_command(backend.extra))
+            lines.append(str(absent))
     return "\n".join(lines)
 
 
@@ -76,7 +79,7 @@ def _make(typed: Arguments) -> None:
     from ltx_runtime.pipeline import Pipeline
 
     request = asked.request_of(typed)
-    with Pipeline(typed.engines, typed.version, **asked.pipeline_options_of(typed), note=_note) as pipe:
+    with Pipeline(engines_folder(typed.engines), typed.version, **asked.pipeline_options_of(typed), note=_note) as pipe:
         if typed.latents is None:
             video = pipe(request, **asked.run_options_of(typed))
         else:

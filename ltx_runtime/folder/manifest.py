@@ -15,7 +15,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from ltx_runtime.errors import LtxError
-from ltx_runtime.files import written_whole
+from ltx_runtime.files import engines_folder, written_whole
 from ltx_runtime.spec.components import Component, Port
 from ltx_runtime.spec.encodings import Rope
 from ltx_runtime.spec.presets import Schedule
@@ -361,7 +361,10 @@ def find_folder(engines: Path, version: str | None) -> Path:
     if names:
         raise LtxError(f"{engines} holds several versions", f"choose one with --version: {', '.join(names)}")
     if not engines.is_dir():
-        raise LtxError(f"{engines} is not a folder", "check the path", export_command("demo"))
+        missing = f"{engines} is not a folder"
+        if engines == engines_folder(None):
+            missing = f"there are no exported versions: neither ./engines nor {engines} is a folder"
+        raise LtxError(missing, "check the path", export_command("demo"))
     raise LtxError(f"{engines} holds no complete version folder", command=export_command("demo"))
 
 
