@@ -11,7 +11,7 @@ from ltx_export.engines.arguments import Asked
 from ltx_runtime.cli.arguments import command_of
 from ltx_runtime.errors import LtxError, reported
 from ltx_runtime.files import engines_folder
-from ltx_runtime.packages import install_command
+from ltx_runtime.packages import need
 from ltx_runtime.spec.versions import find_version
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
@@ -81,7 +81,7 @@ def onnx(
 ) -> None:
     """Export a version's networks as ONNX graphs that use the checkpoint's weights."""
     release = find_version(version)
-    _need("torch", "onnxscript", "onnxruntime")
+    need("torch", "onnxscript", "onnxruntime", extra="export")
     from ltx_export import build
     from ltx_export.checkpoints import lora as loras
     from ltx_export.sources.find import find_sources
@@ -166,12 +166,28 @@ def download(
 ) -> None:
     """Download a version's checkpoint, upscaler, T5 and tokenizer from Hugging Face, except files already there."""
     release = find_version(version)
-    _need("huggingface_hub")
+    need("huggingface_hub", "filelock", extra="download")
     from ltx_export.sources.download import download as fetch
 
     target = folder or Path("weights") / release.name
     fetch(release, target, t5, print, only_missing=missing, temporal_upscaler=temporal_upscaler)
     print(f"{target} is complete")
+
+
+@app.command("publish")
+@reported("what was uploaded is not uploaded again")
+def publish_folder(
+    folder: Annotated[Path, typer.Argument(help="A version folder.")],
+    repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Repository; created if missing.")],
+    private: Annotated[bool, typer.Option("--private", help="Let only the owner see a new repository.")] = False,
+) -> None:
+    """Upload a version folder to Hugging Face, where ltx-run --fetch gets it; engines are left out."""
+    need("huggingface_hub", extra="download")
+    from ltx_export.publish import publish
+    from ltx_runtime.folder.manifest import find_folder, open_engines
+
+    address = publish(open_engines(find_folder(folder, None)), repository, print, private=private)
+    print(f"{address} is complete - get it with: ltx-run --fetch {repository}")
 
 
 @app.command()
@@ -203,7 +219,7 @@ def check(
     version: Annotated[str | None, typer.Option(help="Version to check, if the folder has several.")] = None,
 ) -> None:
     """Verify a version folder that was copied: checksums, and the fp32 graphs' results against those at export."""
-    _need("onnxruntime")
+    need("onnxruntime", extra="cpu")
     from ltx_export.recorded import check_folder
     from ltx_runtime.folder.manifest import find_folder, open_engines
 
@@ -227,7 +243,7 @@ def calibrate(
 ) -> None:
     """Measure a transformer's activations for a few prompts, and add its int8 graph for --cpu-mode int8."""
     release = find_version(version)
-    _need("onnx_ir", "onnxruntime", "filelock")
+    need("onnx_ir", "onnxruntime", "filelock", extra="export")
     from ltx_export.calibration.calibrate import PROMPTS
     from ltx_export.calibration.calibrate import calibrate as add_int8
     from ltx_runtime.cli.progress import display
@@ -274,7 +290,7 @@ def random_weights(
 ) -> None:
     """Write random weights in the official file formats; the version `demo` has no other weights."""
     release = find_version(version)
-    _need("torch")
+    need("torch", extra="export")
     from ltx_export.random_weights import write_random_weights
 
     target = folder or Path("weights") / release.name
@@ -285,7 +301,7 @@ def random_weights(
 @reported("complete engines are kept, and not built again")
 def _engine(options: Asked) -> None:
     """Build TensorRT or TensorRT-RTX engines from a version's bf16 or fp16 graphs; needs no PyTorch."""
-    _need("onnx", "filelock", extra="tensorrt-rtx")
+    need("onnx", "filelock", extra="tensorrt-rtx")
     from functools import partial
 
     from ltx_export.engines.command import run_command
@@ -294,15 +310,6 @@ def _engine(options: Asked) -> None:
 
 
 app.command("engine")(command_of(_engine, Asked))
-
-
-def _need(*modules: str, extra: str = "export") -> None:
-    """Raises LtxError if a module is not installed; the message names the extra that brings it."""
-    import importlib.util
-
-    absent = [name for name in modules if importlib.util.find_spec(name) is None]
-    if absent:
-        raise LtxError(f"{', '.join(absent)} not installed", command=install_command(extra))
 
 
 def main() -> None:

@@ -14,19 +14,27 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
+from ltx_runtime.errors import LtxError
+
 DISTRIBUTION = "ltx-engines"
 _CHECKOUT = Path(__file__).parents[1]
 
 
 def install_command(extra: str, *options: str) -> str:
-    """Returns the command that installs what an extra brings; empty if the extra brings nothing for this system.
+    """Returns the command that installs what an extra brings.
 
     Args:
         extra: the extra's name in pyproject.toml.
         options: options of `pip install`, such as --force-reinstall.
     """
-    requirements = requirements_of(extra)
-    return pip_command("install", *options, *requirements) if requirements else ""
+    return pip_command("install", *options, *requirements_of(extra))
+
+
+def need(*modules: str, extra: str) -> None:
+    """Raises LtxError if a module is not installed, with the command that installs the extra that brings it."""
+    absent = [name for name in modules if find_spec(name) is None]
+    if absent:
+        raise LtxError(f"{', '.join(absent)} not installed", command=install_command(extra))
 
 
 def replace_command(packages: tuple[str, ...], extra: str) -> str:
@@ -37,22 +45,22 @@ def replace_command(packages: tuple[str, ...], extra: str) -> str:
 def requirements_of(extra: str) -> list[str]:
     """Returns the packages that an extra of this project brings on this system, as pip takes them.
 
-    They are read from the metadata of the installed project; where it was copied instead of installed, its checkout is
-    the only requirement.
+    They are read from the metadata of the installed project; where it was copied instead of installed, or installed
+    before there was such an extra, its checkout is the only requirement.
     """
     from packaging.requirements import Requirement  # noqa: PLC0415  (20 ms, for messages only)
 
     try:
         stated = metadata.requires(DISTRIBUTION) or []
     except metadata.PackageNotFoundError:
-        return [f"{_CHECKOUT}[{extra}]"]
+        stated = []
     requirements = []
     for requirement in map(Requirement, stated):
         marker = requirement.marker
         if marker is not None and marker.evaluate({"extra": extra}) and not marker.evaluate({"extra": ""}):
             requirement.marker = None
             requirements.append(str(requirement))
-    return requirements
+    return requirements or [f"{_CHECKOUT}[{extra}]"]
 
 
 def pip_command(action: str, *arguments: str) -> str:

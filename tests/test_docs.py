@@ -9,6 +9,8 @@ import pytest
 from samples.demo import folder_with_demo
 
 from ltx_runtime import Pipeline
+from ltx_runtime.files import amount
+from ltx_runtime.spec.versions import find_version
 
 ROOT = Path(__file__).parents[1]
 
@@ -46,6 +48,15 @@ def test_the_readme_s_program_runs_on_any_folder(demo, monkeypatch):
 def test_no_other_page_holds_python_that_nobody_runs():
     pages = [page for page in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")) if "```python" in page.read_text()]
     assert {str(page.relative_to(ROOT)) for page in pages} == {"README.md", "docs/python.md"}
+
+
+def test_the_readme_s_sizes_of_downloads_are_the_table_s():
+    table = (ROOT / "README.md").read_text().partition("| download |")[2].partition("\n\n")[0]
+    rows = re.findall(r"^\| (`0\.9.*?) \| ([\d.]+ GB) \|", table, re.MULTILINE)
+    names = [(name, size) for row, size in rows for name in re.findall(r"`(.*?)`", row)]
+    assert len(names) > 5
+    for name, size in names:
+        assert amount(find_version(name).download_bytes, 1) == size, name
 
 
 def test_many_videos_in_one_process_take_no_more_memory_than_a_few(demo):

@@ -21,12 +21,24 @@ NAMELESS = {"util", "utils", "common", "helper", "helpers", "manager", "misc", "
 # import each other without a cycle.
 ROOMS = {
     "ltx_runtime": (
-        *("errors", "packages", "declared", "files", "progress", "spec", "folder", "tensors", "sessions", "noise"),
+        *(
+            "errors",
+            "packages",
+            "declared",
+            "files",
+            "progress",
+            "spec",
+            "folder",
+            "hub",
+            "tensors",
+            "sessions",
+            "noise",
+        ),
         *("media", "text", "vae", "sampling", "planning", "road", "pipeline", "doctor", "cli"),
     ),
     "ltx_export": (
         *("recorded", "preview", "checkpoints", "sources", "models", "networks", "weights"),
-        *("graphs", "calibration", "engines", "inspection", "random_weights", "build", "cli"),
+        *("graphs", "calibration", "engines", "inspection", "random_weights", "build", "publish", "cli"),
     ),
 }
 # In the rooms text, vae and sampling only these files hold sessions; all others know arrays alone.

@@ -202,6 +202,14 @@ class Arguments:
     low_memory: Annotated[
         bool, _expert(_RUN, "Use less memory: compute the predictions for guidance one by one.", "--low-memory")
     ] = False
+    fetch: Annotated[
+        str | None,
+        _option(
+            _RUN,
+            "Download a published version folder from Hugging Face into the folder of versions.",
+            metavar="OWNER/NAME",
+        ),
+    ] = None
     plan: Annotated[bool, _option(_RUN, "Show what would be done; do nothing.", "--plan")] = False
     doctor: Annotated[
         bool,

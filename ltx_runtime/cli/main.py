@@ -41,6 +41,11 @@ def _run(typed: Arguments) -> None:
         wanted = find_version(typed.version).name if typed.version else None
         print(lines.run(engines_folder(typed.engines), wanted, as_json=typed.json))
         return
+    if typed.fetch is not None:
+        from ltx_runtime.hub.version_folder import fetch_version
+
+        print(f"{fetch_version(typed.fetch, engines_folder(typed.engines), print)} is complete")
+        return
     if typed.words is not None and typed.prompt is not None:
         raise LtxError("the prompt was given twice", "leave --prompt out")
     typed = replace(typed, prompt=typed.prompt if typed.words is None else typed.words, words=None)

@@ -15,7 +15,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from ltx_runtime.errors import LtxError
-from ltx_runtime.files import engines_folder, written_whole
+from ltx_runtime.files import amount, engines_folder, written_whole
 from ltx_runtime.spec.components import Component, Port
 from ltx_runtime.spec.encodings import Rope
 from ltx_runtime.spec.presets import Schedule
@@ -175,6 +175,17 @@ def export_command(version: str) -> str:
     if release is not None and release.repository is None:
         return f"ltx-export random-weights {version} && ltx-export onnx {version}"
     return f"ltx-export download {version} --missing && ltx-export onnx {version}"
+
+
+def _fetch_advice(version: str) -> str:
+    """Returns what to do in place of an export, and how large its download is."""
+    release = VERSIONS.get(version)
+    if release is None or release.repository is None:
+        return ""
+    return (
+        f"get an exported one with ltx-run --fetch OWNER/NAME (the first downloads {amount(release.download_bytes, 1)} "
+        "and needs PyTorch, the second needs neither weights nor PyTorch)"
+    )
 
 
 def checksum(path: Path) -> str:
@@ -352,7 +363,9 @@ def find_folder(engines: Path, version: str | None) -> Path:
         if not (engines / version).is_dir():
             versions = ", ".join(_versions_in(engines)) or "none"
             raise LtxError(
-                f"no engines for {version} in {engines} (found: {versions})", command=export_command(version)
+                f"no engines for {version} in {engines} (found: {versions})",
+                _fetch_advice(version),
+                export_command(version),
             )
         return engines / version
     names = _versions_in(engines)

@@ -311,7 +311,9 @@ def test_a_calibration_that_cannot_begin_is_refused(ltx_export, calibrations, tm
     assert calibrations == []
 
 
-@pytest.mark.parametrize("module", ["engines.command", "calibration.calibrate", "inspection.inspect"])
-def test_engines_calibration_and_inspection_need_no_torch(module):
+@pytest.mark.parametrize(
+    "module", ["engines.command", "calibration.calibrate", "inspection.inspect", "sources.download", "publish", "cli"]
+)
+def test_all_but_the_export_itself_needs_no_torch(module):
     code = f"import sys; sys.modules['torch'] = None; import ltx_export.{module}"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -148,6 +148,18 @@ def test_a_sparse_checkpoint_of_full_size_takes_no_space(tmp_path):
             assert not file.get_tensor(name).any()
 
 
+@pytest.mark.parametrize(("name", "times"), [("0.9.0", 2), ("0.9.1", 1), ("0.9.6-dev", 1), ("0.9.8-13b-dev", 1)])
+def test_the_table_s_sizes_of_downloads_are_those_of_the_files(tmp_path, name, times):
+    """The checkpoint of 0.9.0 is in fp32, twice as large as ours; upscalers are in fp32, T5 in 8.5 bits a weight."""
+    version = VERSIONS[name]
+    write_random_weights(version, tmp_path, sparse=True)
+    size = times * (tmp_path / version.checkpoint).stat().st_size
+    assert size == pytest.approx(version.checkpoint_bytes, rel=0.01)
+    size += (tmp_path / TEXT_ENCODER_FILE).stat().st_size * 8.5 / 16
+    size += 2 * (tmp_path / version.upscaler).stat().st_size if version.upscaler else 0
+    assert size == pytest.approx(version.download_bytes, rel=0.01)
+
+
 def test_a_folder_holds_nothing_half_written(tmp_path, monkeypatch):
     def fails(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
         if name.startswith("vae."):

@@ -49,8 +49,7 @@ def test_every_extra_is_spelled_out_as_packages_of_its_own():
 def test_packages_that_are_for_another_system_are_left_out(stated):
     assert requirements_of("tensorrt-rtx") == (["tensorrt-rtx>=1.7"] if sys.platform != "darwin" else [])
     assert requirements_of("gpu") == ["onnxruntime-gpu[cuda,cudnn]>=1.23"]
-    assert requirements_of("nothing") == []
-    assert install_command("nothing") == ""
+    assert requirements_of("nothing") == [f"{ROOT}[nothing]"]
 
 
 def test_a_copy_that_was_never_installed_is_installed_from_where_it_lies(monkeypatch, pip):

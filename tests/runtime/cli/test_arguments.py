@@ -68,6 +68,7 @@ TYPED: dict[str, tuple[list[str], object]] = {
     "gpu_memory": (["--gpu-memory", "6.5"], 6.5),
     "threads": (["--threads", "3"], 3),
     "low_memory": (["--low-memory"], True),
+    "fetch": (["--fetch", "owner/name"], "owner/name"),
     "plan": (["--plan"], True),
     "doctor": (["--doctor"], True),
     "json": (["--json"], True),
