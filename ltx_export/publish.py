@@ -16,7 +16,7 @@ from ltx_runtime.errors import LtxError
 from ltx_runtime.files import amount
 from ltx_runtime.folder.manifest import MANIFEST, Engines, write_manifest
 from ltx_runtime.hub.environment import prepare
-from ltx_runtime.hub.remote import UnreachableError, refusal, status_of
+from ltx_runtime.hub.remote import UnreachableError, check_name, refusal, status_of
 
 
 def publish(engines: Engines, repository: str, report: Callable[[str], None], *, private: bool = False) -> str:
@@ -33,6 +33,7 @@ def publish(engines: Engines, repository: str, report: Callable[[str], None], *,
     Raises:
         LtxError: the hub cannot be reached or refuses the upload, or a file has changed meanwhile.
     """
+    check_name(repository)
     prepare()
     from huggingface_hub import HfApi, constants  # noqa: PLC0415  (takes 0.5 s, only the hub needs it)
     from huggingface_hub.errors import HTTPError  # noqa: PLC0415

@@ -147,6 +147,7 @@ def test_another_export_of_the_same_version_is_not_replaced(hub, exported, root)
         exported.manifest.files[SPIECE.name], checksum="0" * 64)})  # fmt: skip
     write_manifest(root / "demo", other)
     assert "demo is another export of demo - move it away, or add --engines OTHER" in refusal(root)
+    assert [path.name for path in root.iterdir()] == ["demo"]
 
 
 def test_a_newer_state_of_the_repository_takes_what_it_can_of_an_interrupted_older_one(hub, exported, root):
@@ -208,14 +209,16 @@ def test_a_manifest_that_this_release_does_not_read_is_refused(hub, exported, ro
     changed(hub, **changes)
     sentence = refusal(root)
     assert REPOSITORY in sentence and told in sentence
+    assert list(root.iterdir()) == []
 
 
 def test_a_repository_that_is_none_is_refused(hub, root):
     assert "tests/none does not exist or is private - " in refusal(root, "tests/none")
     hub.publish("tests/other", "README.md", b"a model")
     assert "tests/other has no file manifest.json: it holds no version folder - " in refusal(root, "tests/other")
-    for name in ("", "a b", "a/b/c", "../x", "--"):
+    for name in ("", "fox", "a b", "a/b/c", "../x", "--"):
         assert f"{name!r} is not the name of a repository - write it as OWNER/NAME" in refusal(root, name)
+    assert not root.exists()
 
 
 def test_space_is_looked_for_before_anything_large_is_fetched(hub, exported, root, monkeypatch):
@@ -263,6 +266,10 @@ def test_both_programs_tell_what_comes_next(hub, exported, root, monkeypatch, ca
     code, out, err = called(monkeypatch, capsys, "ltx-run", runner.main, *given)
     assert (code, out.splitlines()[-1]) == (0, f"{root / 'demo'} is complete"), err
     assert read_manifest(root / "demo").version == "demo"
+    code, _, err = called(monkeypatch, capsys, "ltx-run", runner.main, "a fox", *given)
+    assert (code, err) == (2, "error: --fetch only downloads a version and makes no video - leave the prompt out\n")
+    code, _, err = called(monkeypatch, capsys, "ltx-export", exporter.main, "publish", exported.folder, "fox")
+    assert (code, err) == (2, "error: 'fox' is not the name of a repository - write it as OWNER/NAME\n")
 
 
 def test_what_the_hub_needs_is_named_where_it_is_missing(exported, root, monkeypatch, capsys):

@@ -44,6 +44,8 @@ def _run(typed: Arguments) -> None:
     if typed.fetch is not None:
         from ltx_runtime.hub.version_folder import fetch_version
 
+        if typed.words is not None or typed.prompt is not None:
+            raise LtxError("--fetch only downloads a version and makes no video", "leave the prompt out")
         print(f"{fetch_version(typed.fetch, engines_folder(typed.engines), print)} is complete")
         return
     if typed.words is not None and typed.prompt is not None:

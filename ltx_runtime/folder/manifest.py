@@ -374,10 +374,13 @@ def find_folder(engines: Path, version: str | None) -> Path:
     if names:
         raise LtxError(f"{engines} holds several versions", f"choose one with --version: {', '.join(names)}")
     if not engines.is_dir():
-        missing = f"{engines} is not a folder"
         if engines == engines_folder(None):
-            missing = f"there are no exported versions: neither ./engines nor {engines} is a folder"
-        raise LtxError(missing, "check the path", export_command("demo"))
+            raise LtxError(
+                f"there are no exported versions: neither ./engines nor {engines} is a folder",
+                "add --version and a release to see how to get it",
+                export_command("demo"),
+            )
+        raise LtxError(f"{engines} is not a folder", "check the path", export_command("demo"))
     raise LtxError(f"{engines} holds no complete version folder", command=export_command("demo"))
 
 

@@ -22,6 +22,7 @@ from ltx_runtime.hub.environment import proxy_of
 T = TypeVar("T")
 
 _CHECKSUM = re.compile(r"[0-9a-f]{64}|[0-9a-f]{40}")
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _SHA256_DIGITS = 64
 _WAITS_S = (1, 2, 4)
 _BLOCK_BYTES = 1 << 20
@@ -62,6 +63,12 @@ class UnreachableError(LtxError):
 
 class AbsentError(LtxError):
     """Error of a repository without the file."""
+
+
+def check_name(repository: str) -> None:
+    """Raises LtxError if a text is not the name of a repository and its owner."""
+    if not _NAME.fullmatch(repository):
+        raise LtxError(f"{repository!r} is not the name of a repository", "write it as OWNER/NAME")
 
 
 def ask(file: RemoteFile, revision: str = "main") -> Published:
@@ -240,6 +247,4 @@ def refusal(error: Exception, repository: str, doing: str, name: str = "") -> Lt
         return AbsentError(f"{page} has no file {name}", "check whether HF_ENDPOINT names a complete mirror")
     if status in (401, 403):
         return LtxError(f"{page} refuses {name} ({reason})", "set HF_TOKEN to a valid token that may read it")
-    if isinstance(error, errors.HFValidationError):
-        return LtxError(f"{repository!r} is not the name of a repository", "write it as OWNER/NAME")
     return LtxError(f"cannot {doing}: {reason}", "check HF_ENDPOINT and HF_TOKEN")

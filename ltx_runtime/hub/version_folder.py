@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from pathlib import Path, PurePosixPath
 
@@ -13,11 +12,13 @@ from ltx_runtime.errors import LtxError, explaining
 from ltx_runtime.folder.manifest import MANIFEST, Manifest, open_engines, read_manifest
 from ltx_runtime.hub.environment import influences, prepare
 from ltx_runtime.hub.folder import STATE, Report, complete, filling
-from ltx_runtime.hub.remote import AbsentError, Published, RemoteFile, UnreachableError, ask
+from ltx_runtime.hub.remote import AbsentError, Published, RemoteFile, UnreachableError, ask, check_name
 from ltx_runtime.packages import need
 from ltx_runtime.spec.versions import find_version
 
-_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+
+class _UnusableError(LtxError):
+    """Error of a repository of which nothing is worth keeping."""
 
 
 def fetch_version(repository: str, root: Path, report: Report) -> Path:
@@ -37,8 +38,7 @@ def fetch_version(repository: str, root: Path, report: Report) -> Path:
             manifest's.
     """
     need("huggingface_hub", "filelock", extra="download")
-    if not _NAME.fullmatch(repository):
-        raise LtxError(f"{repository!r} is not the name of a repository", "write it as OWNER/NAME")
+    check_name(repository)
     prepare()
     staging = (root / f".{repository.replace('/', '--')}.fetched").absolute()
     try:
@@ -47,6 +47,9 @@ def fetch_version(repository: str, root: Path, report: Report) -> Path:
             target = root / _filled(published, staging, root, report)
     except UnreachableError as error:
         raise LtxError(f"{error}", f"check {influences()}, then run the command again to go on") from None
+    except _UnusableError:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
     except AbsentError as error:
         raise LtxError(f"{error.problem}: it holds no version folder", "use one of ltx-export publish") from None
     with explaining(f"write {target}"):
@@ -103,13 +106,13 @@ def _read(repository: str, folder: Path) -> Manifest:
         find_version(manifest.version)
     except LtxError as error:
         shown = error.problem.replace(f"{folder}/", "").replace(str(folder), repository)
-        raise LtxError(
+        raise _UnusableError(
             f"{repository} cannot be used here: {shown}", "update this program, or ask for a newer export"
         ) from None
     outside = [name for name in manifest.files if not _is_inside(name)]
     if outside or manifest.linked:
         name = (outside or list(manifest.linked))[0]
-        raise LtxError(f"{repository} names {name!r}, which is outside its folder", "do not use it")
+        raise _UnusableError(f"{repository} names {name!r}, which is outside its folder", "do not use it")
     return manifest
 
 
@@ -123,7 +126,9 @@ def _is_inside(name: str) -> bool:
 def _check_same(target: Path, manifest: Manifest) -> None:
     """Raises LtxError unless a folder is an intact copy of the export that a manifest describes."""
     if read_manifest(target).files != manifest.files:
-        raise LtxError(f"{target} is another export of {manifest.version}", "move it away, or add --engines OTHER")
+        raise _UnusableError(
+            f"{target} is another export of {manifest.version}", "move it away, or add --engines OTHER"
+        )
     open_engines(target)
 
 
