@@ -7,13 +7,15 @@ from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fakes.hub_server import Fault, lent_hub
 from fakes.stages import engines_of
+from samples.demo import folder_with_demo
 
 from ltx_export import cli as exporter
 from ltx_export.publish import publish
-from ltx_runtime import packages
+from ltx_runtime import Pipeline, packages
 from ltx_runtime.cli import main as runner
 from ltx_runtime.errors import LtxError
 from ltx_runtime.files import locked
@@ -94,6 +96,16 @@ def test_what_is_fetched_is_what_was_published_without_engines_and_links(hub, ex
     for name in exported.manifest.files:
         assert (folder / name).read_bytes() == exported.manifest.place(exported.folder, name).read_bytes(), name
     assert [path.name for path in root.iterdir()] == ["demo"]
+
+
+def test_a_fetched_version_makes_the_video_of_the_exported_one(hub, root):
+    exported = open_engines(folder_with_demo() / "engines" / "demo")
+    published(exported)
+    made = []
+    for folder in (exported.folder, fetched(root)[0]):
+        with Pipeline(folder, backend="cpu", note=lambda note: None) as pipe:
+            made.append(np.stack(list(pipe("a fox", height=64, width=96, num_frames=9, seed=7))))
+    np.testing.assert_array_equal(*made)
 
 
 def test_publishing_is_one_commit_and_uploads_nothing_that_is_there(hub, exported):
@@ -202,7 +214,7 @@ def test_a_manifest_cannot_name_files_outside_its_folder(hub, exported, root, na
         ({"components": lambda _: None}, "manifest.json is damaged"),
         ({"linked": lambda _: {"a": "/etc"}}, "names 'a', which is outside its folder - do not use it"),
     ],
-    ids=str,
+    ids=["outside", "unknown", "format", "damaged", "linked"],
 )
 def test_a_manifest_that_this_release_does_not_read_is_refused(hub, exported, root, changes, told):
     published(exported)

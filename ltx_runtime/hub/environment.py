@@ -47,6 +47,11 @@ def influences() -> str:
     return ", ".join(["the network", *(name for name in names if os.environ.get(name))])
 
 
+def settings() -> str:
+    """Returns the names of the library's own variables that are set, for advice where no reason is known."""
+    return ", ".join(name for name in os.environ if name.startswith("HF_")) or f"{_ENDPOINT} and {_TOKEN}"
+
+
 def proxy_of(address: str) -> str:
     """Returns what says that requests to an address go through a proxy: a variable, or the system; may be empty."""
     parts = urlsplit(address)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ltx_runtime.errors import LtxError
-from ltx_runtime.hub.environment import proxy_of
+from ltx_runtime.hub.environment import proxy_of, settings
 
 T = TypeVar("T")
 
@@ -247,4 +247,4 @@ def refusal(error: Exception, repository: str, doing: str, name: str = "") -> Lt
         return AbsentError(f"{page} has no file {name}", "check whether HF_ENDPOINT names a complete mirror")
     if status in (401, 403):
         return LtxError(f"{page} refuses {name} ({reason})", "set HF_TOKEN to a valid token that may read it")
-    return LtxError(f"cannot {doing}: {reason}", "check HF_ENDPOINT and HF_TOKEN")
+    return LtxError(f"cannot {doing}: {reason}", f"check {settings()}")
