@@ -147,7 +147,8 @@ def _folders(folders: Sequence[FolderFacts], version: str | None) -> Iterator[Ad
     if not folders:
         export_version = version or _DEFAULT_VERSION
         of_version = f" of {version}" if version else ""
-        yield Advice(f"there is no version folder{of_version} yet", export_command(export_version))
+        reason = f"there is no version folder{of_version} yet; ltx-run --fetch OWNER/NAME gets a published one"
+        yield Advice(reason, export_command(export_version))
 
 
 def _engines(machine: Machine, folders: Sequence[FolderFacts]) -> Iterator[Advice]:

@@ -15,7 +15,8 @@ import ltx_runtime
 from ltx_runtime import packages
 from ltx_runtime.packages import install_command, pip_command, replace_command, requirements_of
 
-ROOT = Path(ltx_runtime.__file__).parents[1]
+ROOT = Path(ltx_runtime.__file__).parents[1]  # of the installed packages
+REPOSITORY = Path(__file__).parents[2]
 STATED = [
     "numpy>=1.26",
     'onnxruntime>=1.23; extra == "cpu"',
@@ -87,9 +88,9 @@ def test_a_shell_takes_every_command_as_it_was_meant(stated, monkeypatch, place)
 
 def test_no_message_names_the_project_to_pip_or_a_makefile():
     wrong = re.compile(r"ltx-engines\[|\bpip3? install\b|\bmake [a-z-]+")
-    targets = {*re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)}
+    targets = {*re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)}
     found = []
-    for path in (*(ROOT / "ltx_runtime").rglob("*.py"), *(ROOT / "ltx_export").rglob("*.py")):
+    for path in (*(REPOSITORY / "ltx_runtime").rglob("*.py"), *(REPOSITORY / "ltx_export").rglob("*.py")):
         if path.name == "packages.py":
             continue
         tree = ast.parse(path.read_text())
@@ -102,5 +103,5 @@ def test_no_message_names_the_project_to_pip_or_a_makefile():
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value not in docstrings:
                 for said in wrong.findall(node.value):
                     if not said.startswith("make ") or said.removeprefix("make ") in targets:
-                        found.append(f"{path.relative_to(ROOT)}: {node.value}")
+                        found.append(f"{path.relative_to(REPOSITORY)}: {node.value}")
     assert found == []
