@@ -23,6 +23,9 @@ from ltx_runtime.folder.manifest import QUANTIZED, QUANTIZED_BLOCK
 GROUP = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
 _ROWS, _WIDTH, _LAYERS, _RUNS = 256, 1024, 4, 12
 _KEPT = "speedups.json"
+# Files of a container's memory in control groups of version 2 and 1: used, limit, statistics, and its row of files.
+_VERSION_1 = "memory/memory.usage_in_bytes", "memory/memory.limit_in_bytes", "memory/memory.stat", "total_inactive_file"
+_CONTROL_GROUPS = (("memory.current", "memory.max", "memory.stat", "inactive_file"), _VERSION_1)
 
 
 def processor_name(file: Path = Path("/proc/cpuinfo")) -> str:
@@ -48,13 +51,14 @@ def free_memory(group: Path = Path("/sys/fs/cgroup")) -> int:
     What a container holds of files counts as free, as it does for the whole machine.
     """
     _, free = memory_bytes()
-    try:
-        used, limit = int((group / "memory.current").read_text()), int((group / "memory.max").read_text())
-        files = re.search(r"^inactive_file (\d+)$", (group / "memory.stat").read_text(), re.MULTILINE)
-    except (OSError, ValueError):  # no container, or one without a limit ("max")
-        return free
-    left = limit - used + (int(files[1]) if files else 0)
-    return min(free, left)
+    for used_name, limit_name, stat_name, files_name in _CONTROL_GROUPS:
+        try:
+            used, limit = int((group / used_name).read_text()), int((group / limit_name).read_text())
+            files = re.search(rf"^{files_name} (\d+)$", (group / stat_name).read_text(), re.MULTILINE)
+        except (OSError, ValueError):  # no container, or one without a limit ("max")
+            continue
+        free = min(free, limit - used + (int(files[1]) if files else 0))
+    return free
 
 
 def speedups() -> dict[str, float]:

@@ -57,19 +57,24 @@ def test_the_machine_s_memory_is_told_on_every_system():
     assert not told.exists() or ["MemTotal:", str(total >> 10), "kB"] == told.read_text().splitlines()[0].split()
 
 
-def test_memory_is_what_the_machine_and_the_container_leave(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("used", "limit", "files", "none"),
+    [
+        ("memory.current", "memory.max", "inactive_file", "max"),
+        ("memory/memory.usage_in_bytes", "memory/memory.limit_in_bytes", "total_inactive_file", str(2**63 - 4096)),
+    ],
+    ids=["version 2", "version 1"],
+)
+def test_memory_is_what_the_machine_and_the_container_leave(tmp_path, monkeypatch, used, limit, files, none):
     group = tmp_path / "group"
     monkeypatch.setattr(processor, "memory_bytes", lambda: (16 << 20, 8000 << 10))
     assert free_memory(group) == 8000 << 10
-    group.mkdir()
-    (group / "memory.current").write_text("5000000\n")
-    (group / "memory.stat").write_text("anon 1\ninactive_file 1000000\nactive_file 2\n")
-    (group / "memory.max").write_text("max\n")
-    assert free_memory(group) == 8000 << 10
-    (group / "memory.max").write_text("6000000\n")
-    assert free_memory(group) == 2_000_000
-    (group / "memory.max").write_text("60000000000\n")
-    assert free_memory(group) == 8000 << 10
+    (group / used).parent.mkdir(parents=True)
+    (group / used).write_text("5000000\n")
+    (group / used).with_name("memory.stat").write_text(f"anon 1\n{files} 1000000\nactive_file 2\n")
+    for text, free in ((none, 8000 << 10), ("6000000", 2_000_000), ("60000000000", 8000 << 10)):
+        (group / limit).write_text(f"{text}\n")
+        assert free_memory(group) == free
 
 
 def test_without_a_place_to_keep_it_every_call_measures(measured, monkeypatch, tmp_path):
