@@ -6,9 +6,16 @@ WEIGHTS ?=
 T5 ?=
 UPSCALER ?=
 BUILDER ?= auto
-PYTHON ?= python3
 VENV ?= .venv
-BIN := $(VENV)/bin
+# On Windows, GNU make needs a POSIX shell, such as that of Git for Windows.
+ifeq ($(OS),Windows_NT)
+PYTHON ?= python
+PROGRAMS := Scripts
+else
+PYTHON ?= python3
+PROGRAMS := bin
+endif
+BIN := $(VENV)/$(PROGRAMS)
 
 .PHONY: setup engines demo demo-engines check fix test test-runtime bench bench-whole clean
 
@@ -64,12 +71,12 @@ test: setup
 # The runtime as it is on a machine without PyTorch, in an environment and a place of its own.
 test-runtime: demo
 	$(PYTHON) -m venv $(VENV)-runtime
-	$(VENV)-runtime/bin/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(VENV)-runtime/bin/python -m pip install --quiet ".[cpu]" pytest filelock
-	! $(VENV)-runtime/bin/python -c "import torch" 2>/dev/null
-	$(VENV)-runtime/bin/python -m pytest tests/runtime tests/test_walls.py
+	$(VENV)-runtime/$(PROGRAMS)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(VENV)-runtime/$(PROGRAMS)/python -m pip install --quiet ".[cpu]" pytest filelock
+	! $(VENV)-runtime/$(PROGRAMS)/python -c "import torch" 2>/dev/null
+	$(VENV)-runtime/$(PROGRAMS)/python -m pytest tests/runtime tests/test_walls.py
 	rm -rf $(VENV)-runtime/moved && cp -r engines/demo $(VENV)-runtime/moved
-	cd $(VENV)-runtime && bin/ltx-run --engines moved --prompt "A red fox" --output fox.png && rm -r fox
+	cd $(VENV)-runtime && $(PROGRAMS)/ltx-run --engines moved --prompt "A red fox" --output fox.png && rm -r fox
 
 # A step and a decode on this CPU against diffusers, with random weights made here: 12 GB of disk, and 15 minutes on two
 # cores. bench-whole does the same with whole programs, T5-XXL included: 28 GB, and half an hour.

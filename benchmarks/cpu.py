@@ -39,7 +39,7 @@ from ltx_export.sources.find import find_sources
 from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.manifest import Engines, open_engines
 from ltx_runtime.sessions import find, open_session
-from ltx_runtime.sessions.processor import memory_sizes, processor_name
+from ltx_runtime.sessions.processor import memory_bytes, processor_name
 from ltx_runtime.spec.components import ComponentName
 from ltx_runtime.spec.geometry import grid_of
 from ltx_runtime.spec.versions import Version, find_version
@@ -222,7 +222,7 @@ def table(component: str, sides: list[Side]) -> Iterator[str]:
 
 def heading() -> str:
     """Returns the machine, for the reader of a figure."""
-    memory = memory_sizes().get("MemTotal", 0) / 1e9
+    memory = memory_bytes()[0] / 1e9
     threads = torch.get_num_threads()
     return f"{processor_name()}, {os.cpu_count()} cores, {memory:.0f} GB, torch {torch.__version__}, {threads} threads"
 

@@ -11,13 +11,20 @@ from ltx_export.engines.arguments import Asked
 from ltx_runtime.cli.arguments import command_of
 from ltx_runtime.cli.streams import escape_what_cannot_be_encoded
 from ltx_runtime.errors import LtxError, reported
+from ltx_runtime.files import engines_folder
+from ltx_runtime.packages import need
 from ltx_runtime.spec.versions import find_version
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 
 VersionName = Annotated[str, typer.Argument(metavar="VERSION", help="A release, e.g. 0.9.8-2b-distilled, or demo.")]
-EnginesRoot = Annotated[Path, typer.Option(envvar="LTX_ENGINES", help="Folder of exported versions.")]
 _File = Path | None
+EnginesRoot = Annotated[
+    _File,
+    typer.Option(
+        envvar="LTX_ENGINES", help="Folder of exported versions (default: ./engines, else the user's data folder)."
+    ),
+]
 Weights = Annotated[
     _File,
     typer.Option(
@@ -72,7 +79,7 @@ def onnx(
     upscaler: Upscaler = None,
     temporal_upscaler: TemporalUpscaler = None,
     variant: Annotated[str, typer.Option(help="Variant of the files in a diffusers folder, e.g. bf16.")] = "",
-    engines: EnginesRoot = Path("engines"),
+    engines: EnginesRoot = None,
     precision: Precisions = None,
     lora: Loras = None,
     store: Annotated[str | None, typer.Option(help="Convert all weights to fp32, fp16 or bf16.")] = None,
@@ -82,7 +89,7 @@ def onnx(
 ) -> None:
     """Export a version's networks as ONNX graphs that use the checkpoint's weights."""
     release = find_version(version)
-    _need("torch", "onnxscript", "onnxruntime")
+    need("torch", "onnxscript", "onnxruntime", extra="export")
     from ltx_export import build
     from ltx_export.checkpoints import lora as loras
     from ltx_export.sources.find import find_sources
@@ -93,12 +100,12 @@ def onnx(
     precisions = everywhere or build.DEFAULT_PRECISIONS
     quantize = _runs_on_cpu() and not (precision and everywhere)
     options = build.ExportOptions(precisions, of_component, _store_dtype(store), merged, link, stg, left_out, quantize)
-    folder = weights or Path("weights") / release.name
+    folder, target = weights or Path("weights") / release.name, engines_folder(engines) / release.name
     paths = {"vae": vae, "t5": t5, "upscaler": upscaler, "temporal_upscaler": temporal_upscaler}
     sources = find_sources(release, folder, **paths, tokenizer=tokenizer, variant=variant)
     with display(in_bytes=True) as progress:
-        build.export_version(release, sources, engines / release.name, options, print, progress)
-    print(f"{engines / release.name} is complete")
+        build.export_version(release, sources, target, options, print, progress)
+    print(f"{target} is complete")
 
 
 def _store_dtype(store: str | None) -> str | None:
@@ -111,7 +118,7 @@ def _runs_on_cpu() -> bool:
     """Returns whether OpenVINO will run the transformer on this machine, as far as can be seen."""
     from importlib.util import find_spec
 
-    from ltx_runtime.sessions.processor import has_nvidia_driver
+    from ltx_runtime.sessions.cuda.driver import has_nvidia_driver
 
     return find_spec("openvino") is not None and not has_nvidia_driver()
 
@@ -167,12 +174,28 @@ def download(
 ) -> None:
     """Download a version's checkpoint, upscaler, T5 and tokenizer from Hugging Face, except files already there."""
     release = find_version(version)
-    _need("huggingface_hub")
+    need("huggingface_hub", "filelock", extra="download")
     from ltx_export.sources.download import download as fetch
 
     target = folder or Path("weights") / release.name
     fetch(release, target, t5, print, only_missing=missing, temporal_upscaler=temporal_upscaler)
     print(f"{target} is complete")
+
+
+@app.command("publish")
+@reported("what was uploaded is not uploaded again")
+def publish_folder(
+    folder: Annotated[Path, typer.Argument(help="A version folder.")],
+    repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Repository; created if missing.")],
+    private: Annotated[bool, typer.Option("--private", help="Let only the owner see a new repository.")] = False,
+) -> None:
+    """Upload a version folder to Hugging Face, where ltx-run --fetch gets it; engines are left out."""
+    need("huggingface_hub", extra="download")
+    from ltx_export.publish import publish
+    from ltx_runtime.folder.manifest import find_folder, open_engines
+
+    address = publish(open_engines(find_folder(folder, None)), repository, print, private=private)
+    print(f"{address} is complete - get it with: ltx-run --fetch {repository}")
 
 
 @app.command()
@@ -195,17 +218,20 @@ def inspect(
 @app.command()
 @reported()
 def check(
-    folder: Annotated[Path, typer.Argument(help="A version folder, or a folder of exported versions.")] = Path(
-        "engines"
-    ),
+    folder: Annotated[
+        _File,
+        typer.Argument(
+            help="A version folder, or a folder of exported versions (default: ./engines, else the user's data folder)."
+        ),
+    ] = None,
     version: Annotated[str | None, typer.Option(help="Version to check, if the folder has several.")] = None,
 ) -> None:
     """Verify a version folder that was copied: checksums, and the fp32 graphs' results against those at export."""
-    _need("onnxruntime")
+    need("onnxruntime", extra="cpu")
     from ltx_export.recorded import check_folder
     from ltx_runtime.folder.manifest import find_folder, open_engines
 
-    engines = open_engines(find_folder(folder, find_version(version).name if version else None))
+    engines = open_engines(find_folder(engines_folder(folder), find_version(version).name if version else None))
     print(f"{engines.folder}: {len(engines.manifest.files)} files are intact")
     check_folder(engines, print)
 
@@ -214,7 +240,7 @@ def check(
 @reported()
 def calibrate(
     version: VersionName,
-    engines: EnginesRoot = Path("engines"),
+    engines: EnginesRoot = None,
     prompts: Annotated[
         Path | None, typer.Option(help="Text file with a prompt on each line; the last one is only tested.")
     ] = None,
@@ -225,14 +251,14 @@ def calibrate(
 ) -> None:
     """Measure a transformer's activations for a few prompts, and add its int8 graph for --cpu-mode int8."""
     release = find_version(version)
-    _need("onnx_ir", "onnxruntime", "filelock")
+    need("onnx_ir", "onnxruntime", "filelock", extra="export")
     from ltx_export.calibration.calibrate import PROMPTS
     from ltx_export.calibration.calibrate import calibrate as add_int8
     from ltx_runtime.cli.progress import display
     from ltx_runtime.folder.manifest import find_folder, open_engines
     from ltx_runtime.spec.geometry import size_of
 
-    opened = open_engines(find_folder(engines, release.name))
+    opened = open_engines(find_folder(engines_folder(engines), release.name))
     with display() as progress:
         add_int8(
             opened,
@@ -272,7 +298,7 @@ def random_weights(
 ) -> None:
     """Write random weights in the official file formats; the version `demo` has no other weights."""
     release = find_version(version)
-    _need("torch")
+    need("torch", extra="export")
     from ltx_export.random_weights import write_random_weights
 
     target = folder or Path("weights") / release.name
@@ -283,7 +309,7 @@ def random_weights(
 @reported("complete engines are kept, and not built again")
 def _engine(options: Asked) -> None:
     """Build TensorRT or TensorRT-RTX engines from a version's bf16 or fp16 graphs; needs no PyTorch."""
-    _need("onnx", "filelock", extra="tensorrt-rtx")
+    need("onnx", "filelock", extra="tensorrt-rtx")
     from functools import partial
 
     from ltx_export.engines.command import run_command
@@ -292,15 +318,6 @@ def _engine(options: Asked) -> None:
 
 
 app.command("engine")(command_of(_engine, Asked))
-
-
-def _need(*modules: str, extra: str = "export") -> None:
-    """Raises LtxError if a module is not installed; the message names the extra that brings it."""
-    import importlib.util
-
-    absent = [name for name in modules if importlib.util.find_spec(name) is None]
-    if absent:
-        raise LtxError(f"{', '.join(absent)} not installed", command=f"pip install 'ltx-engines[{extra}]'")
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import string
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -37,7 +38,7 @@ from ltx_runtime.tensors import read_metadata
 
 Shapes = dict[str, tuple[int, ...]]
 
-# Enough text to train a small vocabulary; byte fallback covers everything else.
+# Enough text to train a small vocabulary.
 _CORPUS = (
     "A red fox runs through deep snow at dawn, the camera follows from behind.",
     "Waves break on black rocks under a cloudy sky, slow motion, cinematic light.",
@@ -50,8 +51,12 @@ _CORPUS = (
 _MARK = {"weights": "random"}  # in the headers of all files that are written here
 _T5_QUERY = "SelfAttention.q.weight"
 _T5_HEAD_DIM = 64
-_SPECIAL_PIECES = 3
-_BYTE_PIECES = 256
+_SPECIAL_PIECES = 4  # padding, end, unknown, and the mark of a space
+_WORD_PIECES = 120
+# T5's real vocabulary has single letters for English, German, French and Romanian; other scripts are unknown to it, and
+# so they are to a small one.
+_PUNCTUATION = "!\"#$%&'()*+,-./:;=>?@[]_|£€«»°–—‘’“”„•"  # noqa: RUF001  (dashes and quotation marks are meant)
+_LETTERS = string.ascii_letters + string.digits + _PUNCTUATION + "ßàáâäçèéêîóôöùûüÉÎÜăşţșț"
 
 
 def write_random_weights(version: Version, folder: Path, *, seed: int = 0, sparse: bool = False) -> None:
@@ -165,13 +170,13 @@ def random_weight(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
 def _tokenizer(vocabulary: int) -> bytes:
     """Trains a SentencePiece model with T5's special ids and at most `vocabulary` pieces, and returns its bytes."""
     model = io.BytesIO()
-    letters = len({letter for sentence in _CORPUS for letter in sentence})
+    letters = len({*_LETTERS, *"".join(_CORPUS)} - {" "})
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(_CORPUS),
         model_writer=model,
         model_type="bpe",
-        vocab_size=min(vocabulary, _SPECIAL_PIECES + _BYTE_PIECES + letters + 60),
-        byte_fallback=True,
+        vocab_size=min(vocabulary, _SPECIAL_PIECES + letters + _WORD_PIECES),
+        required_chars=_LETTERS,
         pad_id=0,
         eos_id=1,
         unk_id=2,

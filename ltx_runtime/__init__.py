@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from ltx_runtime.release import RELEASE
+from ltx_runtime.packages import RELEASE
 
 if TYPE_CHECKING:
     from ltx_runtime.errors import LtxError as LtxError

@@ -1,4 +1,4 @@
-"""Atomic writes, lock files, free disk space, the folder of caches, and sizes in bytes formatted for people."""
+"""Atomic writes, lock files, free disk space, the folders of caches and engines, and sizes formatted for people."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import errno
 import os
 import secrets
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -26,6 +25,7 @@ _CACHE_VARIABLE = "LTX_CACHE"
 _PARTIAL = ".ltx-{}.partial"
 _ABANDONED_S = 86_400.0
 _UNLOCKED = -1
+_PROGRAM, _ENGINES = "ltx-engines", "engines"
 _NO_LINKS = (errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EINVAL)
 _POINTER_START, _POINTER_BYTES = b"version https://git-lfs.github.com/spec/", 1024  # a pointer is smaller
 
@@ -192,19 +192,24 @@ def refuse_pointer(path: Path) -> None:
 
 def cache_folder() -> Path | None:
     """Returns the folder of caches: LTX_CACHE, or else the system's usual place; None if LTX_CACHE is empty."""
+    import platformdirs  # noqa: PLC0415  (importing the runtime loads no library)
+
     named = os.environ.get(_CACHE_VARIABLE)
     if named is not None:
         return Path(named) if named else None
-    try:
-        home = Path.home()
-    except RuntimeError:  # a user without a home, as in some containers
-        return None
-    places = {
-        "darwin": home / "Library" / "Caches",
-        "win32": Path(os.environ.get("LOCALAPPDATA", home / "AppData" / "Local")),
-    }
-    place = places.get(sys.platform, Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache"))
-    return place / "ltx-engines"
+    place = platformdirs.user_cache_path(_PROGRAM, appauthor=False)
+    return place if place.is_absolute() else None  # a user without a home, as in some containers
+
+
+def engines_folder(given: Path | None) -> Path:
+    """Returns the folder of version folders: the given one, else ./engines if there is one, else the user's own."""
+    import platformdirs  # noqa: PLC0415
+
+    here = Path(_ENGINES)
+    if given is not None or here.exists():
+        return given or here
+    place = platformdirs.user_data_path(_PROGRAM, appauthor=False)
+    return place / _ENGINES if place.is_absolute() else here
 
 
 def check_space(folder: Path, needed_bytes: int) -> None:

@@ -180,7 +180,7 @@ def _upscaled(road: Road, latents: Floats) -> Floats:
 
 
 def _text(road: Road, planned: Plan) -> Text:
-    options, request = road.options, planned.request
+    options = road.options
     if options.embeddings is not None:
         channels = road.engines.component("transformer").signature.input("text").axes[-1]
         assert isinstance(channels, int)
@@ -189,14 +189,11 @@ def _text(road: Road, planned: Plan) -> Text:
         if len(text.embeddings) > 1:
             raise LtxError(f"{options.embeddings} has {len(text.embeddings)} prompts", "give one, for one video")
     else:
-        most = road.version.text_tokens
-        tokenizer = Tokenizer(road.engines.folder / road.engines.manifest.tokenizer, most)
-        negative = request.negative_prompt if planned.uses_negative_prompt else None
-        for prompt in filter(None, (request.prompt, negative)):
-            if (tokens := tokenizer.count(prompt)) > most:
-                road.note(f"the prompt {prompt[:30]!r}... has {tokens} tokens; the model sees the first {most}")
-        prompts = [request.prompt] if negative is None else [request.prompt, negative]
-        text = text_of(_embeddings(road, [tokenizer.tokens(prompt) for prompt in prompts]))
+        tokenizer = Tokenizer(road.engines.folder / road.engines.manifest.tokenizer, road.version.text_tokens)
+        for name, prompt in planned.prompts.items():
+            for note in tokenizer.read(prompt).notes(name):
+                road.note(note)
+        text = text_of(_embeddings(road, [tokenizer.tokens(prompt) for prompt in planned.prompts.values()]))
     if options.save_embeddings is not None:
         write_text(options.save_embeddings, text)
     return text

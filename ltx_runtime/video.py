@@ -16,12 +16,12 @@ from ltx_runtime.noise.noise import Noise
 from ltx_runtime.outputs.places import Places
 from ltx_runtime.outputs.record import record_of, weights_of
 from ltx_runtime.outputs.unfinished import SUFFIX, State, Unfinished, about_of, claim
+from ltx_runtime.packages import RELEASE
 from ltx_runtime.planning.media import NO_MEDIA, GivenMedia
 from ltx_runtime.planning.plan import Plan
 from ltx_runtime.planning.report import describe, lines_of
 from ltx_runtime.planning.work import work_of
 from ltx_runtime.progress import Progress, silent
-from ltx_runtime.release import RELEASE
 from ltx_runtime.road import Floats, Frame, Road, decoder_feeds, frames_of, noise_of, run_passes
 from ltx_runtime.sampling.step import Step
 from ltx_runtime.spec.components import ComponentName
@@ -82,7 +82,7 @@ class Video:
         """The plan as plain data: steps, guidance, backends, tiles and estimates of memory."""
         if self.plan is None:
             return asdict(self.ending) | {"backends": self.backends}
-        return describe(self.plan, self._road.chosen, self._road.engines.manifest, self._media)
+        return describe(self.plan, self._road.chosen, self._road.engines, self._media)
 
     def work(self) -> dict[str, float]:
         """Estimates the floating-point operations of every stage by its name, for the total progress of a run."""

@@ -4,7 +4,9 @@ import os
 import shutil
 import signal
 import tempfile
+from pathlib import Path
 
+import platformdirs
 import pytest
 from samples.shared_graphs import FOLDER
 
@@ -25,9 +27,10 @@ def pytest_unconfigure():
 
 
 @pytest.fixture(autouse=True)
-def no_cache(monkeypatch):
-    """Keeps runs from the cache of embeddings in the user's home; a test that wants one names a folder."""
+def nothing_of_the_user(monkeypatch):
+    """Keeps runs from the caches and engines in the user's home; a test that wants a folder names it."""
     monkeypatch.setenv("LTX_CACHE", "")
+    monkeypatch.setattr(platformdirs, "user_data_path", lambda *_, **__: Path("user-data").absolute())
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -4,10 +4,13 @@ import re
 import shutil
 from pathlib import Path
 
+import psutil
 import pytest
 from samples.demo import folder_with_demo
 
 from ltx_runtime import Pipeline
+from ltx_runtime.files import amount
+from ltx_runtime.spec.versions import find_version
 
 ROOT = Path(__file__).parents[1]
 
@@ -48,15 +51,21 @@ def test_no_other_page_holds_python_that_nobody_runs():
     assert {str(page.relative_to(ROOT)) for page in pages} == {"README.md", "docs/python.md"}
 
 
+def test_the_readme_s_sizes_of_downloads_are_the_table_s():
+    table = (ROOT / "README.md").read_text().partition("| download |")[2].partition("\n\n")[0]
+    rows = re.findall(r"^\| (`0\.9.*?) \| ([\d.]+ GB) \|", table, re.MULTILINE)
+    names = [(name, size) for row, size in rows for name in re.findall(r"`(.*?)`", row)]
+    assert len(names) > 5
+    for name, size in names:
+        assert amount(find_version(name).download_bytes, 1) == size, name
+
+
 def test_many_videos_in_one_process_take_no_more_memory_than_a_few(demo):
     """Compares the process's resident memory after each video; the first ones fill caches and thread pools."""
-    resident = Path("/proc/self/statm")
-    if not resident.exists():
-        pytest.skip("this system does not tell what a process holds")
     held = []
     with Pipeline(demo / "engines" / "demo", keep_loaded=True) as pipe:
         for seed in range(24):
             for frame in pipe("a fox", height=64, width=96, num_frames=9, seed=seed):
                 assert frame.shape == (64, 96, 3)
-            held.append(int(resident.read_text().split()[1]))
+            held.append(psutil.Process().memory_info().rss)
     assert max(held[-3:]) < 1.05 * max(held[2:5])

@@ -21,13 +21,13 @@ NAMELESS = {"util", "utils", "common", "helper", "helpers", "manager", "misc", "
 # import each other without a cycle.
 ROOMS = {
     "ltx_runtime": (
-        *("release", "errors", "declared", "files", "progress", "spec", "folder", "tensors", "sessions", "noise"),
-        *("media", "text", "vae", "sampling", "planning", "outputs", "road", "video"),
+        *("errors", "packages", "declared", "files", "progress", "spec", "folder", "hub", "tensors"),
+        *("sessions", "noise", "media", "text", "vae", "sampling", "planning", "outputs", "road", "video"),
         *("pipeline", "doctor", "cli"),
     ),
     "ltx_export": (
         *("recorded", "preview", "checkpoints", "sources", "models", "networks", "weights"),
-        *("graphs", "calibration", "engines", "inspection", "random_weights", "build", "cli"),
+        *("graphs", "calibration", "engines", "inspection", "random_weights", "build", "publish", "cli"),
     ),
 }
 # In the rooms text, vae and sampling only these files hold sessions; all others know arrays alone.

@@ -17,8 +17,13 @@ class Asked:
 
     version: Annotated[str, typer.Argument(metavar="VERSION", help="A release, e.g. 0.9.8-2b-distilled, or demo.")]
     engines: Annotated[
-        Path, typer.Option(envvar="LTX_ENGINES", help="Folder of exported versions, or one version's folder.")
-    ] = Path("engines")
+        Path | None,
+        typer.Option(
+            envvar="LTX_ENGINES",
+            help="Folder of exported versions, or one version's folder (default: ./engines, else the user's data "
+            "folder).",
+        ),
+    ] = None
     builder: Annotated[str, typer.Option(help="Library that builds the engines: auto, tensorrt or tensorrt_rtx.")] = (
         AUTO
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 from ltx_export.engines.arguments import AUTO
 from ltx_runtime.errors import LtxError
+from ltx_runtime.packages import install_command
 from ltx_runtime.sessions.cuda import gpu as cuda_gpu
 from ltx_runtime.sessions.cuda.gpu import Gpu
 from ltx_runtime.sessions.trt.library import LIBRARIES, RTX_CAPABILITIES, load_library, maker_of, refuse_unserved
@@ -35,9 +36,7 @@ def choose_builder(asked: str) -> tuple[str, Gpu | None, str]:
             continue
         return builder, gpu, f" ({'; '.join(reasons)})" if reasons else f" (for {gpu.name})" if gpu else ""
     advice = LIBRARIES["tensorrt" if gpu and gpu.compute_capability not in RTX_CAPABILITIES else "tensorrt_rtx"]
-    raise LtxError(
-        f"there is no builder of engines here ({'; '.join(reasons)})", command=f"pip install 'ltx-engines[{advice}]'"
-    )
+    raise LtxError(f"there is no builder of engines here ({'; '.join(reasons)})", command=install_command(advice))
 
 
 def _gpu() -> tuple[Gpu | None, LtxError | None]:

@@ -13,8 +13,8 @@ from ltx_export.engines.graph import Prepared
 from ltx_runtime.errors import LtxError
 from ltx_runtime.files import amount
 from ltx_runtime.folder.sidecar import Weights
+from ltx_runtime.sessions.processor import free_memory
 
-MEMINFO = Path("/proc/meminfo")
 # Kernels take 15 to 44 kB per node and profile in TensorRT-RTX 1.7 engines of the demo version.
 _CODE_BYTES = 48_000
 # Private memory of builds: 6.9 GB for 3.8 GB of embedded weights, and 16.3 GB for 9.5 GB. With the weights of 48 layers
@@ -40,30 +40,20 @@ def check_disk(folder: Path, needed_bytes: int) -> None:
 
 
 def check_memory(prepared: Sequence[tuple[str, Prepared, Weights]]) -> None:
-    """Raises LtxError if a build, given with its component's name, needs more memory than is known to be available."""
+    """Raises LtxError if a build, given with its component's name, needs more memory than is free."""
     for name, graph, weights in prepared:
         if weights != "inputs" and not is_enough(graph.weights_bytes):
             raise LtxError(
                 f"building {name} with its weights in the engine takes {amount(_needed(graph.weights_bytes), 1)} of "
-                f"memory, and {amount(available_bytes() or 0, 1)} are free",
+                f"memory, and {amount(free_memory(), 1)} are free",
                 "add --weights inputs, or close other programs",
             )
 
 
 def is_enough(weights_bytes: int) -> bool:
-    """Returns whether memory suffices to build an engine that contains these weights; True if that is unknown."""
-    available = available_bytes()
-    return available is None or _needed(weights_bytes) <= available
+    """Returns whether memory suffices to build an engine that contains these weights."""
+    return _needed(weights_bytes) <= free_memory()
 
 
 def _needed(weights_bytes: int) -> int:
     return _FIXED_BYTES + int(_MEMORY_FACTOR * weights_bytes)
-
-
-def available_bytes() -> int | None:
-    """Returns the memory that is available to programs; None if the system does not report it."""
-    try:
-        rows = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines())
-        return 1024 * int(rows["MemAvailable"].split()[0])
-    except (OSError, ValueError, KeyError, IndexError):
-        return None

@@ -1,37 +1,24 @@
 """The Hugging Face hub -> a release's weights folder: fetches missing files and checks the existing ones.
 
-The export reads that folder. This module knows which files a release needs and which of them the folder has, and gives
-a file its final name only when its checksum is the hub's. `hub.py` transfers the bytes.
+The export reads that folder. This module knows which files a release needs and which of them the folder has;
+`ltx_runtime/hub` fetches and checks them.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from ltx_export.checkpoints.checkpoint import open_safetensors
 from ltx_export.sources.find import has_checkpoint, has_text_encoder, has_tokenizer
-from ltx_export.sources.hub import (
-    Published,
-    RemoteFile,
-    UnreachableError,
-    ask,
-    cached,
-    checksum_like,
-    fetch,
-    load_hub_library,
-)
 from ltx_export.sources.upscalers import has_upscaler, temporal_upscaler_of
-from ltx_runtime.errors import LtxError, explaining
-from ltx_runtime.files import amount, check_space, locked
+from ltx_runtime.errors import LtxError
+from ltx_runtime.hub.environment import influences, prepare
+from ltx_runtime.hub.folder import Report, complete, filling, is_available_offline
+from ltx_runtime.hub.remote import RemoteFile, UnreachableError, ask
 from ltx_runtime.spec.versions import Version
-
-Report = Callable[[str], None]
 
 TOKENIZER = "tokenizer/spiece.model"
 TEXT_ENCODER_INDEX = "text_encoder/model.safetensors.index.json"
@@ -41,9 +28,6 @@ _QUANTIZATIONS = ("Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q
 T5_CHOICES = {"bf16": TEXT_ENCODER_INDEX} | {name: f"t5-v1_1-xxl-encoder-{name}.gguf" for name in _QUANTIZATIONS}
 NO_T5 = "none"
 
-# Also the place of `hf download --local-dir`'s records, so that each program trusts the files that the other fetched.
-_STATE = Path(".cache", "huggingface", "download")
-_CLOCK_SLACK_S = 1  # as in huggingface_hub: file systems round times, and network file systems have their own clocks
 _SHARD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors")
 _PRECISIONS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -100,17 +84,14 @@ def download(
         if not files:
             report(f"{folder} has every file")
             return
-    load_hub_library()
-    lock = folder / _STATE / "ltx-export.lock"
-    with explaining(f"download to {folder}"):
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        with locked(lock, f"download is writing to {folder}"):  # two downloads would append to the same partial files
-            try:
-                shards = _complete_with_hub(files, folder, report)
-            except UnreachableError as error:
-                shards = _complete_without_hub(files, folder, str(error), report)
-            if shards:
-                _report_precision(shards, folder, report)
+    prepare()
+    with filling(folder, "download"):
+        try:
+            shards = _complete_with_hub(files, folder, report)
+        except UnreachableError as error:
+            shards = _complete_without_hub(files, folder, str(error), report)
+        if shards:
+            _report_precision(shards, folder, report)
 
 
 def _folder_has(version: Version, file: RemoteFile, folder: Path) -> bool:
@@ -133,9 +114,9 @@ def _complete_with_hub(files: Sequence[RemoteFile], folder: Path, report: Report
     """
     all_published = [ask(file) for file in files]
     index = [published for published in all_published if published.file.name == TEXT_ENCODER_INDEX]
-    _complete(index, folder, report)
+    complete(index, folder, report)
     shards = [shard for published in index for shard in _shards(published.file, folder)]
-    _complete(
+    complete(
         [published for published in all_published if published not in index] + [ask(shard) for shard in shards],
         folder,
         report,
@@ -149,13 +130,13 @@ def _complete_without_hub(files: Sequence[RemoteFile], folder: Path, reason: str
     Raises:
         LtxError: a file is neither in the folder nor in the cache.
     """
-    missing = [file for file in files if not _is_available_offline(file, folder, report)]
+    missing = [file for file in files if not is_available_offline(file, folder, report)]
     index = [file for file in files if file.name == TEXT_ENCODER_INDEX and file not in missing]
     shards = [shard for file in index for shard in _shards(file, folder)]
-    missing += [shard for shard in shards if not _is_available_offline(shard, folder, report)]
+    missing += [shard for shard in shards if not is_available_offline(shard, folder, report)]
     if missing:
         names = ", ".join(file.target for file in missing)
-        raise LtxError(f"{reason}, and {folder} lacks {names}", "check the network, HF_ENDPOINT and HF_HUB_OFFLINE")
+        raise LtxError(f"{reason}, and {folder} lacks {names}", f"check {influences()}")
     report(f"{reason}: the {len(files) + len(shards)} files in {folder} could not be checked against the hub")
     return shards
 
@@ -178,134 +159,6 @@ def _shards(index: RemoteFile, folder: Path) -> list[RemoteFile]:
         ) from None
     parent = index.name.rpartition("/")[0]
     return [RemoteFile(index.repository, f"{parent}/{name}", f"{parent}/{name}") for name in names]
-
-
-def _complete(files: Sequence[Published], folder: Path, report: Report) -> None:
-    missing = [
-        published
-        for published in files
-        if not _is_current(published, folder, report) and not _take_from_cache(published, folder, report)
-    ]
-    check_space(folder, sum(published.size - _kept_bytes(published, folder) for published in missing))
-    for published in missing:
-        partial, kept_bytes = _partial(published, folder), _kept_bytes(published, folder)
-        report(
-            f"{published.file.target}: {amount(published.size - kept_bytes)} of {amount(published.size)} "
-            f"from {published.file.repository}"
-        )
-        fetch(published, partial)
-        if not _has_right_checksum(partial, published, report):
-            partial.unlink()
-            raise LtxError(
-                f"{published.file.target} arrived with a wrong checksum and was deleted", "run the command again"
-            )
-        _move_into_place(published, partial, folder)
-
-
-def _has_right_checksum(path: Path, published: Published, report: Report) -> bool:
-    report(f"{published.file.target}: computing its checksum")  # takes a minute for the largest file
-    return checksum_like(path, like=published.checksum) == published.checksum
-
-
-def _kept_bytes(published: Published, folder: Path) -> int:
-    """Returns the size of the partial file of an interrupted download; deletes partial files that cannot be resumed."""
-    partial = _partial(published, folder)
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    _drop_partials(published, folder, keep=partial)
-    if partial.is_file() and partial.stat().st_size > published.size:
-        partial.unlink()
-    return partial.stat().st_size if partial.is_file() else 0
-
-
-def _drop_partials(published: Published, folder: Path, keep: Path | None = None) -> None:
-    pattern = re.compile(re.escape(Path(published.file.target).name) + r"\.[0-9a-f]+\.incomplete")
-    for path in _partial(published, folder).parent.iterdir():
-        if pattern.fullmatch(path.name) and path != keep:
-            path.unlink()
-
-
-def _is_current(published: Published, folder: Path, report: Report) -> bool:
-    """Returns whether the folder has the hub's file; computes the checksum only if no current record of it exists."""
-    path = folder / published.file.target
-    if not path.is_file():
-        return False
-    if path.stat().st_size == published.size:
-        if _is_recorded(published, folder):
-            report(f"{published.file.target}: already present")
-            return True
-        if _has_right_checksum(path, published, report):
-            _record(published, folder)
-            report(f"{published.file.target}: already present, checksum verified")
-            return True
-    report(f"{published.file.target}: is not the hub's and will be replaced")
-    return False
-
-
-def _is_recorded(published: Published, folder: Path) -> bool:
-    try:
-        _, recorded, time_s = _record_file(published.file, folder).read_text().split()
-        return recorded == published.checksum and (
-            (folder / published.file.target).stat().st_mtime - _CLOCK_SLACK_S <= float(time_s)
-        )
-    except (FileNotFoundError, ValueError):
-        return False
-
-
-def _record(published: Published, folder: Path) -> None:
-    """Records the checksum of a file in the folder, in huggingface_hub's format."""
-    path = _record_file(published.file, folder)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"{published.commit}\n{published.checksum}\n{time.time()}\n")
-
-
-def _record_file(file: RemoteFile, folder: Path) -> Path:
-    return folder / _STATE / f"{file.target}.metadata"
-
-
-def _partial(published: Published, folder: Path) -> Path:
-    """Returns the path of a partial file; the checksum in it keeps two versions of a file from being mixed."""
-    return folder / _STATE / f"{published.file.target}.{published.checksum}.incomplete"
-
-
-def _is_available_offline(file: RemoteFile, folder: Path, report: Report) -> bool:
-    """Returns whether the folder has the file or gets it from the shared cache, without asking the hub."""
-    if (folder / file.target).is_file():
-        return True
-    cached_copy = cached(file, "main")
-    return cached_copy is not None and _take_from_cache(cached_copy[1], folder, report)
-
-
-def _take_from_cache(published: Published, folder: Path, report: Report) -> bool:
-    """Links or copies a file from the shared cache into the folder; returns False if the cache has no intact copy."""
-    cached_copy = cached(published.file, published.commit)
-    if cached_copy is None or (cached_copy[1].checksum, cached_copy[1].size) != (published.checksum, published.size):
-        return False
-    # Not the partial file's name: a resumed download would append to the link, and so to the file in the cache.
-    temporary = _partial(published, folder).with_suffix(".taken")
-    temporary.parent.mkdir(parents=True, exist_ok=True)
-    temporary.unlink(missing_ok=True)
-    try:
-        try:
-            os.link(cached_copy[0], temporary)
-        except OSError:
-            check_space(folder, published.size)
-            shutil.copyfile(cached_copy[0], temporary)
-        if not _has_right_checksum(temporary, published, report):
-            return False
-        _move_into_place(published, temporary, folder)
-    finally:
-        temporary.unlink(missing_ok=True)
-    report(f"{published.file.target}: taken from {cached_copy[0]}")
-    return True
-
-
-def _move_into_place(published: Published, complete: Path, folder: Path) -> None:
-    """Moves a checked file to its final name, and records its checksum."""
-    path = folder / published.file.target
-    path.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(complete, path)
-    _record(published, folder)
-    _drop_partials(published, folder)
 
 
 def _report_precision(shards: Sequence[RemoteFile], folder: Path, report: Report) -> None:

@@ -190,8 +190,13 @@ class Arguments:
     resume: Annotated[Path | None, _expert(_FILES, "Go on with an interrupted run, from its .unfinished file.")] = None
 
     engines: Annotated[
-        Path, _option(_RUN, "Folder of exported versions, or one version's folder.", envvar="LTX_ENGINES")
-    ] = Path("engines")
+        Path | None,
+        _option(
+            _RUN,
+            "Folder of exported versions, or one version's folder (default: ./engines, else the user's data folder).",
+            envvar="LTX_ENGINES",
+        ),
+    ] = None
     version: Annotated[
         str | None, _option(_RUN, "Version to use, if there are several.", "--version", "--ltxv-version")
     ] = None
@@ -210,6 +215,14 @@ class Arguments:
     low_memory: Annotated[
         bool, _expert(_RUN, "Use less memory: compute the predictions for guidance one by one.", "--low-memory")
     ] = False
+    fetch: Annotated[
+        str | None,
+        _option(
+            _RUN,
+            "Download a published version folder from Hugging Face into the folder of versions.",
+            metavar="OWNER/NAME",
+        ),
+    ] = None
     plan: Annotated[bool, _option(_RUN, "Show what would be done; do nothing.", "--plan")] = False
     doctor: Annotated[
         bool,

@@ -19,6 +19,7 @@ import typer
 from ltx_runtime.cli.arguments import Arguments, command_of
 from ltx_runtime.cli.streams import escape_what_cannot_be_encoded
 from ltx_runtime.errors import LtxError, printable, reported
+from ltx_runtime.files import engines_folder
 
 if TYPE_CHECKING:
     from ltx_runtime.outputs.record import Recorded
@@ -43,7 +44,14 @@ def _run(typed: Arguments) -> None:
         from ltx_runtime.doctor import lines
 
         wanted = find_version(typed.version).name if typed.version else None
-        print(lines.run(typed.engines, wanted, as_json=typed.json))
+        print(lines.run(engines_folder(typed.engines), wanted, as_json=typed.json))
+        return
+    if typed.fetch is not None:
+        from ltx_runtime.hub.version_folder import fetch_version
+
+        if typed.words is not None or typed.prompt is not None:
+            raise LtxError("--fetch only downloads a version and makes no video", "leave the prompt out")
+        print(f"{fetch_version(typed.fetch, engines_folder(typed.engines), print)} is complete")
         return
     if typed.resume is not None and (ended := _ended_run(typed.resume)) is not None:
         told = f"{printable(str(ended))} is whole: its run has ended"
@@ -76,6 +84,7 @@ def _about() -> str:
     from importlib import metadata
 
     from ltx_runtime import __version__
+    from ltx_runtime.packages import install_command
     from ltx_runtime.sessions import BACKENDS
 
     packages = {"gpu": "onnxruntime-gpu", "cpu": "onnxruntime"}  # by extra; the others are called like their extra
@@ -85,7 +94,8 @@ def _about() -> str:
         try:
             lines.append(f"{name}: {package} {metadata.version(package)}")
         except metadata.PackageNotFoundError:
-            lines.append(f"{name}: not installed - run: pip install 'ltx-engines[{backend.extra}]'")
+            absent = LtxError(f"{name}: not installed", command=install_command(backend.extra))
+            lines.append(str(absent))
     return "\n".join(lines)
 
 
@@ -128,20 +138,21 @@ def _planned(typed: Arguments) -> Iterator[tuple[Video, Iterator[Path]]]:
         raise LtxError("--output and --output-dir cannot be combined", "leave one of them out")
     if typed.resume is not None:
         changes, unfinished = asked.resumed_options_of(typed), open_unfinished(typed.resume)
-        engines = unfinished.engines if typed.engines == Arguments().engines else typed.engines
+        engines = typed.engines or unfinished.engines
         options = asked.pipeline_options_of(typed, unfinished.options)
         with Pipeline(engines, **options, note=_note) as pipe:
             yield pipe.resume(unfinished, **changes), iter([typed.output or unfinished.output])
     elif typed.latents is not None:
         changes, options = asked.decode_options_of(typed), asked.pipeline_options_of(typed)
-        with Pipeline(typed.engines, typed.version, **options, note=_note) as pipe:
+        with Pipeline(engines_folder(typed.engines), typed.version, **options, note=_note) as pipe:
             video = pipe.decode(typed.latents, **changes)
             yield video, _outputs_of(typed, typed.latents.stem, video)
     else:
         recorded = Recorded() if typed.from_file is None else read_record(typed.from_file)
         request, options = asked.request_of(typed, recorded.request), recorded.options
         version = typed.version or recorded.version or None
-        with Pipeline(typed.engines, version, **asked.pipeline_options_of(typed, options), note=_note) as pipe:
+        folder, options_of = engines_folder(typed.engines), asked.pipeline_options_of(typed, options)
+        with Pipeline(folder, version, **options_of, note=_note) as pipe:
             video = pipe(request, **asked.run_options_of(typed, options))
             if typed.preset is not None:
                 video.reads_also("the preset", typed.preset)

@@ -12,7 +12,9 @@ from pathlib import Path
 from ltx_runtime.doctor.folders import ComponentFacts, FolderFacts
 from ltx_runtime.doctor.machine import CUDA_PROVIDER, GpuFacts, Library, Machine
 from ltx_runtime.folder.address import engines_option
-from ltx_runtime.folder.manifest import QUANTIZED, export_command
+from ltx_runtime.folder.commands import export_command
+from ltx_runtime.folder.manifest import QUANTIZED
+from ltx_runtime.packages import install_command, pip_command, replace_command
 from ltx_runtime.sessions.trt.library import LEAST_CAPABILITY, LIBRARIES, RTX_CAPABILITIES
 
 _ESSENTIAL = ("numpy", "av", "sentencepiece")
@@ -47,14 +49,14 @@ def _broken(machine: Machine) -> Iterator[Advice]:
         extra = "gpu" if _has_gpu(machine) else "cpu"
         yield Advice(
             f"{' and '.join(machine.clashing)} overwrite each other's files",
-            f"pip uninstall --yes {' '.join(machine.clashing)} && pip install 'ltx-engines[{extra}]'",
+            replace_command(machine.clashing, extra),
         )
     for module in _ESSENTIAL:
         library = machine.library(module)
         if not library.loads:
             yield Advice(
                 f"{library.name} {_failure_of(library)}, and every run needs it",
-                f"pip install --force-reinstall {library.package}",
+                pip_command("install", "--force-reinstall", library.package),
             )
 
 
@@ -63,16 +65,16 @@ def _failure_of(library: Library) -> str:
 
 
 def _has_gpu(machine: Machine) -> bool:
-    """Returns whether there is a GPU that CUDA finds, or at least an NVIDIA driver."""
+    """Returns whether there is a GPU, or at least an NVIDIA driver."""
     return machine.gpu.compute_capability is not None or machine.system.nvidia_driver
 
 
 def _libraries(machine: Machine) -> Iterator[Advice]:
     capability = machine.gpu.compute_capability
     runtime = machine.library("onnxruntime")
-    if capability is not None:
+    if capability is not None and not machine.gpu.problem:
         yield from _gpu_libraries(machine, capability)
-    elif machine.system.nvidia_driver:
+    elif _has_gpu(machine):
         yield _unseen_gpu(machine.gpu, machine.library("cuda.bindings.runtime"))
     elif runtime.loads:
         yield Advice(_SLOW)
@@ -89,16 +91,22 @@ def _libraries(machine: Machine) -> Iterator[Advice]:
 
 
 def _unseen_gpu(gpu: GpuFacts, bindings: Library) -> Advice:
+    there_is = f"there is {gpu.name}" if gpu.name else "an NVIDIA driver is installed"
     if bindings.loads:
-        return Advice(f"an NVIDIA driver is installed, but CUDA finds no GPU ({gpu.problem})")
-    return Advice(
-        f"an NVIDIA driver is installed, but {bindings.name} {_failure_of(bindings)}", _install_command(bindings, "gpu")
-    )
+        return Advice(f"{there_is}, but CUDA finds no GPU ({gpu.problem})")
+    extra = "gpu"  # each extra for a GPU brings the bindings
+    if gpu.compute_capability is not None and gpu.compute_capability >= LEAST_CAPABILITY:
+        extra = LIBRARIES[_library_for(gpu.compute_capability)]
+    return Advice(f"{there_is}, but {bindings.name} {_failure_of(bindings)}", _install_command(bindings, extra))
+
+
+def _library_for(capability: tuple[int, int]) -> str:
+    """Returns the module of the library that serves a GPU best, which TensorRT knows."""
+    return "tensorrt_rtx" if capability in RTX_CAPABILITIES else "tensorrt"
 
 
 def _install_command(library: Library, extra: str) -> str:
-    force = "--force-reinstall " if library.installed and not library.loads else ""
-    return f"pip install {force}'ltx-engines[{extra}]'"
+    return install_command(extra, *(["--force-reinstall"] if library.installed and not library.loads else []))
 
 
 def _gpu_libraries(machine: Machine, capability: tuple[int, int]) -> Iterator[Advice]:
@@ -109,13 +117,14 @@ def _gpu_libraries(machine: Machine, capability: tuple[int, int]) -> Iterator[Ad
     runtime = machine.library("onnxruntime")
     if capability < LEAST_CAPABILITY:
         if CUDA_PROVIDER not in runtime.providers and not machine.clashing:
-            yield Advice(f"{gpu} is too old for TensorRT; ONNX Runtime can use it", _replace_command(runtime, "gpu"))
+            command = replace_command(("onnxruntime",), "gpu") if runtime.installed else install_command("gpu")
+            yield Advice(f"{gpu} is too old for TensorRT; ONNX Runtime can use it", command)
         return
-    module = "tensorrt_rtx" if capability in RTX_CAPABILITIES else "tensorrt"
+    module = _library_for(capability)
     library = machine.library(module)
     if library.loads and library.serves_gpu is False:
         yield Advice(
-            f"{library.name} {library.version} does not support {gpu}", f"pip install --upgrade '{library.package}'"
+            f"{library.name} {library.version} does not support {gpu}", install_command(LIBRARIES[module], "--upgrade")
         )
         return
     refused = [candidate.name for candidate in machine.libraries if candidate.loads and candidate.serves_gpu is False]
@@ -124,12 +133,6 @@ def _gpu_libraries(machine: Machine, capability: tuple[int, int]) -> Iterator[Ad
         f"{gpu}{remark} is fastest with {library.name}, which {_failure_of(library)}",
         _install_command(library, LIBRARIES[module]),
     )
-
-
-def _replace_command(runtime: Library, extra: str) -> str:
-    """Returns the command that installs another package of ONNX Runtime; the present one must be removed first."""
-    remove = "pip uninstall --yes onnxruntime && " if runtime.installed else ""
-    return f"{remove}pip install 'ltx-engines[{extra}]'"
 
 
 def usable_builder(machine: Machine) -> str:
@@ -145,7 +148,8 @@ def _folders(folders: Sequence[FolderFacts], version: str | None) -> Iterator[Ad
     if not folders:
         export_version = version or _DEFAULT_VERSION
         of_version = f" of {version}" if version else ""
-        yield Advice(f"there is no version folder{of_version} yet", export_command(export_version))
+        reason = f"there is no version folder{of_version} yet; ltx-run --fetch OWNER/NAME gets a published one"
+        yield Advice(reason, export_command(export_version))
 
 
 def _engines(machine: Machine, folders: Sequence[FolderFacts]) -> Iterator[Advice]:

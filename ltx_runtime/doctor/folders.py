@@ -13,6 +13,7 @@ from typing import cast
 
 from ltx_runtime.doctor.machine import reason_of
 from ltx_runtime.errors import LtxError, explaining
+from ltx_runtime.files import engines_folder
 from ltx_runtime.folder.address import EngineAddress, check_engine
 from ltx_runtime.folder.manifest import MANIFEST, Engines, Manifest, read_manifest
 from ltx_runtime.folder.profiles import Profile, Span
@@ -98,10 +99,11 @@ def folders_in(root: Path, version: str | None) -> list[Path]:
     A root that does not exist yet has none.
 
     Raises:
-        LtxError: the root is not a folder, cannot be read, or neither it nor its parent folder exists.
+        LtxError: the root is not a folder, cannot be read, or neither it nor its parent folder exists, and it is not
+            the default.
     """
     if not root.is_dir():
-        if root.exists() or not root.absolute().parent.is_dir():
+        if root.exists() or not (root.absolute().parent.is_dir() or root == engines_folder(None)):
             raise LtxError(f"{root} is not a folder", "check the path")
         return []
     with explaining(f"read {root}"):

@@ -52,10 +52,8 @@ def _lines(report: Report) -> Iterator[str]:
 
 def _machine_lines(machine: Machine) -> Iterator[str]:
     system = machine.system
-    memory = "" if system.memory_bytes is None else f", {amount(system.memory_bytes)} memory"
-    if system.available_bytes is not None:
-        memory += f" ({amount(system.available_bytes)} available)"
-    yield f"system: {system.os}, {system.processor}, {system.cores} cores{memory}, Python {system.python}"
+    memory = f"{amount(system.memory_bytes)} memory ({amount(system.available_bytes)} available)"
+    yield f"system: {system.os}, {system.processor}, {system.cores} cores, {memory}, Python {system.python}"
     yield f"GPU: {_gpu(machine.gpu)}"
     yield "libraries:"
     for library in machine.libraries:
@@ -71,7 +69,7 @@ def _gpu(gpu: GpuFacts) -> str:
     free = "" if gpu.free_bytes is None else f" ({amount(gpu.free_bytes)} free)"
     return (
         f"{gpu.name}, compute capability {major}.{minor}, {amount(gpu.memory_bytes)} memory{free}, "
-        f"driver for CUDA {gpu.driver}"
+        f"driver for CUDA {gpu.driver}{f'; not usable: {gpu.problem}' if gpu.problem else ''}"
     )
 
 

@@ -15,15 +15,17 @@ from importlib import metadata
 from typing import Any
 
 from ltx_runtime.errors import LtxError
+from ltx_runtime.packages import install_command
+from ltx_runtime.sessions.cuda.driver import driver_gpu, has_nvidia_driver
 from ltx_runtime.sessions.cuda.gpu import Gpu
-from ltx_runtime.sessions.processor import has_nvidia_driver, memory_sizes, processor_name
+from ltx_runtime.sessions.processor import memory_bytes, processor_name
 from ltx_runtime.sessions.trt.library import LIBRARIES, serves_gpu, title_of
 
 CUDA_PROVIDER = "CUDAExecutionProvider"
 # All of these packages contain the module `onnxruntime`, and the one installed last overwrites the others.
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino", "onnxruntime-qnn")
 _CUDA = "cuda.bindings.runtime"
-_NO_CUDA_ERROR = 0
+_NO_CUDA_ERROR, _BUS_ID_BYTES = 0, 32
 # Module -> its name for people, and its pip package.
 _PLAIN_LIBRARIES = {
     _CUDA: ("cuda-bindings", "cuda-bindings"),
@@ -42,7 +44,7 @@ class System:
     Attributes:
         os, processor: names for people.
         cores: number of cores that this process may use.
-        memory_bytes, available_bytes: total and unused memory; None if the system does not tell.
+        memory_bytes, available_bytes: total memory, and what programs may still take of it.
         python: version of Python.
         nvidia_driver: whether an NVIDIA driver is installed, as far as can be seen without CUDA.
     """
@@ -50,20 +52,21 @@ class System:
     os: str
     processor: str
     cores: int
-    memory_bytes: int | None
-    available_bytes: int | None
+    memory_bytes: int
+    available_bytes: int
     python: str
     nvidia_driver: bool
 
 
 @dataclass(frozen=True)
 class GpuFacts:
-    """Facts about the GPU that a run would use.
+    """Facts about the GPU that a run would use, or could use if CUDA could.
 
     Attributes:
+        compute_capability: major and minor number; None if there is no GPU.
         driver: the CUDA version that the driver supports.
         free_bytes: free memory; None if it is unknown.
-        problem: why there is no usable GPU; empty if there is one.
+        problem: why CUDA has no GPU; empty if it has one.
     """
 
     name: str = ""
@@ -123,6 +126,9 @@ def look() -> tuple[Machine, Gpu | None]:
     facts = GpuFacts(problem=problem)
     if gpu is not None:
         facts = GpuFacts(gpu.name, gpu.compute_capability, gpu.driver, gpu.memory_bytes, _free_bytes())
+    elif (told := driver_gpu()) is not None:
+        seen = told.gpu
+        facts = GpuFacts(seen.name, seen.compute_capability, seen.driver, seen.memory_bytes, told.free_bytes, problem)
     builders = [_builder(module, gpu) for module in LIBRARIES]
     return Machine(
         _system(), facts, (*builders, *(_plain_library(module) for module in _PLAIN_LIBRARIES)), _clashing()
@@ -135,7 +141,7 @@ def _gpu() -> tuple[Gpu | None, str]:
     except LtxError as error:
         return None, str(error)
     except ModuleNotFoundError as error:
-        return None, f"{error.name} is not installed - run: pip install 'ltx-engines[gpu]'"
+        return None, str(LtxError(f"{error.name} is not installed", command=install_command("gpu")))
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # an incomplete driver may raise anything
@@ -145,22 +151,22 @@ def _gpu() -> tuple[Gpu | None, str]:
 
 
 def _free_bytes() -> int | None:
+    """Returns the GPU's free memory as the driver tells it: CUDA itself would first take some of it for a context."""
     runtime, _ = _loaded(_CUDA)
     try:
-        status, free, _ = runtime.cudaMemGetInfo()
-        return int(free) if int(status) == _NO_CUDA_ERROR else None
+        status, bus_id = runtime.cudaDeviceGetPCIBusId(_BUS_ID_BYTES, 0)
+        told = driver_gpu(bus_id.rstrip(b"\0")) if int(status) == _NO_CUDA_ERROR else None
     except Exception:
         return None
+    return None if told is None else told.free_bytes
 
 
 def _builder(module: str, gpu: Gpu | None) -> Library:
     loaded, problem = _loaded(module)
     if loaded is None:
-        return Library(title_of(module), module, f"ltx-engines[{LIBRARIES[module]}]", problem != "", "", problem)
+        return Library(title_of(module), module, LIBRARIES[module], problem != "", "", problem)
     serves = None if gpu is None else serves_gpu(loaded, gpu.compute_capability)
-    return Library(
-        title_of(module), module, f"ltx-engines[{LIBRARIES[module]}]", True, _version(loaded, module), "", serves
-    )
+    return Library(title_of(module), module, LIBRARIES[module], True, _version(loaded, module), "", serves)
 
 
 def _plain_library(module: str) -> Library:
@@ -212,13 +218,13 @@ def _clashing(packages: Sequence[str] = RUNTIMES) -> tuple[str, ...]:
 
 
 def _system() -> System:
-    sizes = memory_sizes()
+    total_bytes, available_bytes = memory_bytes()
     return System(
         os=f"{platform.system()} {platform.release()}".strip(),
         processor=processor_name(),
         cores=_cores(),
-        memory_bytes=sizes.get("MemTotal"),
-        available_bytes=sizes.get("MemAvailable"),
+        memory_bytes=total_bytes,
+        available_bytes=available_bytes,
         python=platform.python_version(),
         nvidia_driver=has_nvidia_driver(),
     )

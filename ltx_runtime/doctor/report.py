@@ -16,7 +16,7 @@ from ltx_runtime.doctor.machine import Machine, look
 from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.sidecar import Maker
 from ltx_runtime.sessions.cuda.gpu import Gpu
-from ltx_runtime.sessions.trt.library import load_library, maker_of
+from ltx_runtime.sessions.trt.library import LIBRARIES, load_library, maker_of
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def _makers(machine: Machine, gpu: Gpu | None) -> Mapping[str, Maker]:
     """Returns the libraries that build and run engines here, by builder."""
     makers = {}
     for library in machine.libraries:
-        if library.loads and library.package.startswith("ltx-engines["):
+        if library.loads and library.module in LIBRARIES:
             try:
                 makers[library.module] = maker_of(library.module, load_library(library.module), gpu)
             except LtxError:
@@ -68,6 +68,7 @@ def _makers(machine: Machine, gpu: Gpu | None) -> Mapping[str, Maker]:
 
 def _free_bytes(root: Path) -> int | None:
     try:
-        return shutil.disk_usage(root if root.exists() else root.absolute().parent).free
+        place = next(path for path in (root, *root.absolute().parents) if path.exists())
+        return shutil.disk_usage(place).free
     except OSError:
         return None

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ltx_runtime.errors import LtxError
-from ltx_runtime.folder.manifest import Engines, checksum, onnx_command
+from ltx_runtime.files import engines_folder
+from ltx_runtime.folder.commands import onnx_command
+from ltx_runtime.folder.manifest import Engines, checksum
 from ltx_runtime.folder.sidecar import ENGINE_PRECISIONS, Maker, Sidecar, read_sidecar
 
 _MISFITS = {
@@ -88,8 +90,8 @@ class EngineAddress:
 
 
 def engines_option(folder: Path, version: str) -> str:
-    """Returns the `--engines` option for a version folder, with a leading space; empty for engines/<version>."""
-    if folder.resolve() == Path("engines", version).resolve():
+    """Returns the `--engines` option for a version folder, with a leading space; empty in the default folder."""
+    if folder.resolve() == (engines_folder(None) / version).resolve():
         return ""
     return f" --engines {shlex.quote(str(folder))}"
 

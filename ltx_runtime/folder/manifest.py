@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from math import inf
@@ -16,14 +15,13 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from ltx_runtime.errors import LtxError
-from ltx_runtime.files import refuse_pointer, written_whole
+from ltx_runtime.files import engines_folder, refuse_pointer, written_whole
+from ltx_runtime.folder.commands import export_command, fetch_advice
 from ltx_runtime.spec.components import Component, Port
 from ltx_runtime.spec.encodings import Rope
 from ltx_runtime.spec.presets import Schedule
-from ltx_runtime.spec.versions import VERSIONS
 
 MANIFEST = "manifest.json"
-_DEFAULT_ROOT = Path("engines")
 FORMAT = 6
 # Precision of graphs whose matrices are integers of 8 bits, with a scale for so many consecutive weights of a row.
 QUANTIZED, QUANTIZED_BLOCK = "q8", 128
@@ -173,25 +171,6 @@ class Engines:
     def export_command(self) -> str:
         """Returns the command that exports the version again, into the same root of version folders."""
         return export_command(self.manifest.version, self.folder.parent)
-
-
-def export_command(version: str, root: Path | None = None) -> str:
-    """Returns the command that exports a version again, and that first downloads or makes missing weights.
-
-    Args:
-        version: name of the version.
-        root: root of the version folders; None for the default one.
-    """
-    release = VERSIONS.get(version)
-    makes_weights = release is not None and release.repository is None
-    weights = f"ltx-export random-weights {version}" if makes_weights else f"ltx-export download {version} --missing"
-    return f"{weights} && {onnx_command(version, root)}"
-
-
-def onnx_command(version: str, root: Path | None = None, options: str = "") -> str:
-    """Returns the command that exports a version into a root of version folders, None for the default one."""
-    into = "" if root is None or root.resolve() == _DEFAULT_ROOT.resolve() else f" --engines {shlex.quote(str(root))}"
-    return f"ltx-export onnx {version}{options and f' {options}'}{into}"
 
 
 def checksum(path: Path) -> str:
@@ -376,7 +355,9 @@ def find_folder(engines: Path, version: str | None) -> Path:
         if not (engines / version).is_dir():
             versions = ", ".join(_versions_in(engines)) or "none"
             raise LtxError(
-                f"no engines for {version} in {engines} (found: {versions})", command=export_command(version, engines)
+                f"no engines for {version} in {engines} (found: {versions})",
+                fetch_advice(version),
+                export_command(version, engines),
             )
         return engines / version
     names = _versions_in(engines)
@@ -385,6 +366,12 @@ def find_folder(engines: Path, version: str | None) -> Path:
     if names:
         raise LtxError(f"{engines} holds several versions", f"choose one with --version: {', '.join(names)}")
     if not engines.is_dir():
+        if engines == engines_folder(None):
+            raise LtxError(
+                f"there are no exported versions: neither ./engines nor {engines} is a folder",
+                "add --version and a release to see how to get it",
+                export_command("demo"),
+            )
         raise LtxError(f"{engines} is not a folder", "check the path", export_command("demo"))
     raise LtxError(f"{engines} holds no complete version folder", command=export_command("demo"))
 

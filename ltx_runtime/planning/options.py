@@ -12,6 +12,7 @@ from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.profiles import Profile, profile_for
 from ltx_runtime.media.prepare import CRF, LARGEST_CRF
 from ltx_runtime.noise.noise import RNGS
+from ltx_runtime.packages import install_command
 from ltx_runtime.sessions import AUTO, CPU_MODES
 from ltx_runtime.spec.geometry import Grid
 from ltx_runtime.vae.tile_sizes import BYTES_PER_PIXEL, tiling_for
@@ -144,7 +145,7 @@ def check_options(options: RunOptions) -> RunOptions:
     if options.cpu_mode not in (AUTO, "exact") and find_spec("openvino") is None:
         raise LtxError(
             f"cpu-mode {options.cpu_mode} needs OpenVINO, which is not installed",
-            command="pip install 'ltx-engines[openvino]'",
+            command=install_command("openvino"),
         )
     if options.rng not in RNGS:
         raise LtxError(f"unknown rng {options.rng!r}", f"use one of {', '.join(RNGS)}")

@@ -49,6 +49,12 @@ class Plan:
     def uses_negative_prompt(self) -> bool:
         return any(step.uses_cfg for one in self.passes for step in one.guidance)
 
+    @property
+    def prompts(self) -> dict[str, str]:
+        """The prompts to encode by their names: the prompt and, if a step uses it, the negative prompt."""
+        negative = {"negative prompt": self.request.negative_prompt} if self.uses_negative_prompt else {}
+        return {"prompt": self.request.prompt, **negative}
+
 
 def plan(
     request: Request,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import groupby
 from typing import Any
 
 from ltx_runtime.files import amount
-from ltx_runtime.folder.manifest import Manifest
+from ltx_runtime.folder.manifest import Engines
 from ltx_runtime.folder.release import release_of
 from ltx_runtime.planning.backends import Chosen
 from ltx_runtime.planning.media import NO_MEDIA, Given, GivenMedia
@@ -16,28 +16,33 @@ from ltx_runtime.planning.plan import Plan
 from ltx_runtime.sampling.pass_plan import PassPlan
 from ltx_runtime.sessions import BACKENDS, Found
 from ltx_runtime.spec.presets import Guidance
-from ltx_runtime.spec.versions import TransformerSize
+from ltx_runtime.spec.versions import TransformerSize, Version
+from ltx_runtime.text.tokenizer import Tokenizer
 from ltx_runtime.vae.tile_sizes import peak_bytes
 
 _FLOAT_BYTES, _HALF_PRECISIONS = 4, ("bf16", "fp16")
 _WIDE = 12  # (tokens, width) tensors that a block holds at once; the feed-forward's hidden tensor counts as four
 
 
-def describe(planned: Plan, chosen: Chosen, manifest: Manifest, media: GivenMedia = NO_MEDIA) -> dict[str, Any]:
+def describe(planned: Plan, chosen: Chosen, engines: Engines, media: GivenMedia = NO_MEDIA) -> dict[str, Any]:
     """Returns the plan as plain data: the output, every step of every pass, backends, and memory in bytes.
 
     Args:
         planned: the plan of the request.
         chosen: the backend of each component.
-        manifest: manifest of the version folder.
+        engines: the version folder, whose tokenizer reads the prompts.
         media: what is used of the request's images and clips.
+
+    Raises:
+        LtxError: the tokenizer cannot be read.
     """
     request, last = planned.request, planned.passes[-1].grid
+    version = release_of(engines.manifest)
     decoded = replace(last, frames=2 * last.frames - 1) if planned.temporal_upscale else last
     tiling = chosen.tiling(decoded)
     tile = tiling.window(decoded)
     return {
-        "version": manifest.version,
+        "version": version.name,
         "seed": request.seed,
         "output": {
             "width": request.width,
@@ -45,6 +50,7 @@ def describe(planned: Plan, chosen: Chosen, manifest: Manifest, media: GivenMedi
             "frames": planned.ending.num_frames,
             "fps": planned.ending.fps,
         },
+        "prompts": _prompts(planned, engines, version) if "text_encoder" in chosen.names else [],
         "components": {name: _component(chosen.found[name]) for name in chosen.names},
         "given": [
             {"frame": one.condition.frame, "strength": one.condition.strength} | _given(one, request.fps)
@@ -52,7 +58,7 @@ def describe(planned: Plan, chosen: Chosen, manifest: Manifest, media: GivenMedi
         ],
         "video": None if media.video is None else _given(media.video, request.fps),
         "media_bytes": media.peak_bytes,
-        "passes": [_pass(one, release_of(manifest).transformer, chosen, media.added_frames) for one in planned.passes],
+        "passes": [_pass(one, version.transformer, chosen, media.added_frames) for one in planned.passes],
         "decode": {
             "tiles": None if tile == decoded else [tile.frames, tile.rows, tile.columns],
             "activation_bytes": peak_bytes(decoded, tiling, bytes_per_pixel=chosen.bytes_per_pixel("vae_decoder")),
@@ -85,6 +91,16 @@ def _given(one: Given, fps: float) -> dict[str, Any]:
         "read_bytes": one.read_bytes,
         "remarks": list(one.remarks),
     }
+
+
+def _prompts(planned: Plan, engines: Engines, version: Version) -> list[dict[str, Any]]:
+    """Returns how much of each prompt the text encoder reads, with the notes that a run would print."""
+    tokenizer = Tokenizer(engines.folder / engines.manifest.tokenizer, version.text_tokens)
+    readings = {name: tokenizer.read(prompt) for name, prompt in planned.prompts.items()}
+    return [
+        {"name": name, **asdict(one), "unknown": [*one.unknown], "notes": [*one.notes(name)]}
+        for name, one in readings.items()
+    ]
 
 
 def _component(found: Found) -> dict[str, Any]:
@@ -139,6 +155,9 @@ def lines_of(described: dict[str, Any]) -> Iterator[str]:
         f"{described['version']}: {output['width']}x{output['height']}, {output['frames']} frames at "
         f"{output['fps']:g} fps, seed {described['seed']}"
     )
+    for prompt in described["prompts"]:
+        yield f"{prompt['name']}: {prompt['tokens']} of at most {prompt['most']} tokens"
+        yield from (f"  {note}" for note in prompt["notes"])
     for given in described["given"]:
         yield f"condition: {given['file']} from frame {given['frame']}, strength {given['strength']:g}"
         yield from _remarks(given)

@@ -16,6 +16,7 @@ from ltx_runtime.folder.address import EngineAddress
 from ltx_runtime.folder.manifest import Engines
 from ltx_runtime.folder.profiles import Profile
 from ltx_runtime.folder.sidecar import Sidecar
+from ltx_runtime.packages import install_command
 from ltx_runtime.spec.components import Component, ComponentName, check_feeds
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
@@ -331,4 +332,4 @@ def _module(backend: str) -> Any:
     try:
         return importlib.import_module(row.module)
     except ModuleNotFoundError as error:
-        raise LtxError(f"{error.name} is not installed", command=f"pip install 'ltx-engines[{row.extra}]'") from error
+        raise LtxError(f"{error.name} is not installed", command=install_command(row.extra)) from error

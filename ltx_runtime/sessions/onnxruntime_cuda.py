@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.manifest import Engines
+from ltx_runtime.packages import install_command, replace_command
 from ltx_runtime.sessions import Arrays, Found, UnsupportedError, graph_found
 from ltx_runtime.sessions.cuda.gpu import find_gpu
 from ltx_runtime.sessions.cuda.memory import GpuMemoryError
@@ -26,7 +27,6 @@ from ltx_runtime.spec.components import ComponentName
 # values fit into fp16.
 _PRECISIONS, _CONVOLUTION_PRECISIONS = ("bf16", "fp16", "fp32"), ("fp32", "bf16", "fp16")
 _FIRST_BF16 = (8, 0)
-_INSTALL = "pip install 'ltx-engines[gpu]'"
 _PROVIDER, _DEVICE = "CUDAExecutionProvider", "cuda"
 _NO_MEMORY = re.compile(r"allocate memory|bad.?alloc|out of memory|available memory", re.IGNORECASE)
 _SILENT = 4
@@ -40,7 +40,7 @@ def find(engines: Engines, name: ComponentName, backend: str) -> Found:
     """
     providers = _onnxruntime().get_available_providers()
     if _PROVIDER not in providers:
-        raise LtxError("this onnxruntime is without CUDA", command=f"pip uninstall onnxruntime; {_INSTALL}")
+        raise LtxError("this onnxruntime is without CUDA", command=replace_command(("onnxruntime",), "gpu"))
     gpu = find_gpu()
     precisions: tuple[str, ...] = _PRECISIONS if name in ("text_encoder", "transformer") else _CONVOLUTION_PRECISIONS
     if gpu.compute_capability < _FIRST_BF16:
@@ -57,7 +57,7 @@ def _onnxruntime() -> Any:
     try:
         import onnxruntime  # noqa: PLC0415  (so that the error names the missing package)
     except ImportError:
-        raise LtxError("onnxruntime is not installed", command=_INSTALL) from None
+        raise LtxError("onnxruntime is not installed", command=install_command("gpu")) from None
     return onnxruntime
 
 
@@ -96,7 +96,9 @@ class CudaRunner:
                 f"ONNX Runtime cannot run {found.path} on the GPU ({_one_line(error)})", "use --backend cpu"
             ) from None
         if _PROVIDER not in self._session.get_providers():  # it continues without it and only logs that
-            raise UnsupportedError("ONNX Runtime finds no CUDA and cuDNN to use", "use --backend cpu", _INSTALL)
+            raise UnsupportedError(
+                "ONNX Runtime finds no CUDA and cuDNN to use", "use --backend cpu", install_command("gpu")
+            )
         self.outputs: Sequence[str] = [output.name for output in self._session.get_outputs()]
         self._binding: Any = self._session.io_binding()
         self._kept: dict[str, tuple[NDArray[Any], Any]] = {}

@@ -21,12 +21,12 @@ import numpy as np
 from ltx_runtime.errors import LtxError, explaining
 from ltx_runtime.files import amount
 from ltx_runtime.folder.manifest import CALIBRATED, QUANTIZED, QUANTIZED_BLOCK, Engines
+from ltx_runtime.packages import install_command
 from ltx_runtime.sessions import Arrays, Found, UnsupportedError, graph_found
 from ltx_runtime.sessions.openvino_pieces import Piece, pieces_of
 from ltx_runtime.sessions.processor import GROUP, free_memory, saturates, speedups
 from ltx_runtime.spec.components import CONSTANT_INPUTS, ComponentName
 
-_INSTALL = "pip install 'ltx-engines[openvino]'"
 # Precisions of the graphs that a backend runs, the first that the folder has; q8 is of transformers and text encoders,
 # int8 of transformers.
 _PRECISIONS = {
@@ -54,7 +54,7 @@ def find(engines: Engines, name: ComponentName, backend: str) -> Found:
         LtxError: OpenVINO is not installed, or the version folder lacks the component or such a graph of it.
     """
     if importlib.util.find_spec("openvino") is None:
-        raise LtxError("openvino is not installed", command=_INSTALL)
+        raise LtxError("openvino is not installed", command=install_command("openvino"))
     found = graph_found(engines, name, backend, _PRECISIONS[backend])
     return replace(found, packed_bytes=int(_BYTES_PER_PARAMETER[found.precision] * found.parameters))
 
@@ -93,7 +93,7 @@ def _check_integers(measure: bool) -> None:
 
 def _check_memory(found: Found) -> None:
     needed, free = found.packed_bytes + _ACTIVATION_BYTES, free_memory()
-    if free is not None and needed > free:
+    if needed > free:
         raise LtxError(f"{found.component.name} takes {amount(needed, 1)} of memory, and {amount(free, 1)} are free")
 
 

@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import re
-import shutil
 import time
 from contextlib import suppress
 from functools import cache
@@ -24,6 +23,9 @@ from ltx_runtime.folder.manifest import QUANTIZED, QUANTIZED_BLOCK
 GROUP = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
 _ROWS, _WIDTH, _LAYERS, _RUNS = 256, 1024, 4, 12
 _KEPT = "speedups.json"
+# Files of a container's memory in control groups of version 2 and 1: used, limit, statistics, and its row of files.
+_VERSION_1 = "memory/memory.usage_in_bytes", "memory/memory.limit_in_bytes", "memory/memory.stat", "total_inactive_file"
+_CONTROL_GROUPS = (("memory.current", "memory.max", "memory.stat", "inactive_file"), _VERSION_1)
 
 
 def processor_name(file: Path = Path("/proc/cpuinfo")) -> str:
@@ -35,33 +37,28 @@ def processor_name(file: Path = Path("/proc/cpuinfo")) -> str:
     return platform.processor() or platform.machine()
 
 
-def memory_sizes(file: Path = Path("/proc/meminfo")) -> dict[str, int]:
-    """Returns the sizes in /proc/meminfo in bytes, by name; empty if the system has no such file."""
-    try:
-        rows = re.findall(r"^(\w+):\s+(\d+) kB$", file.read_text(), re.MULTILINE)
-    except OSError:
-        return {}
-    return {name: int(size) << 10 for name, size in rows}
+def memory_bytes() -> tuple[int, int]:
+    """Returns how many bytes of memory the machine has, and how many of them programs may still take."""
+    import psutil  # noqa: PLC0415  (native code, which only those who ask need)
+
+    memory = psutil.virtual_memory()
+    return int(memory.total), int(memory.available)
 
 
-def free_memory(meminfo: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Returns how many bytes of memory this process may still take, in a container too; None if the system is silent.
+def free_memory(group: Path = Path("/sys/fs/cgroup")) -> int:
+    """Returns how many bytes of memory this process may still take, in a container of Linux too.
 
-    What a container holds of files counts as free, as it does in MemAvailable.
+    What a container holds of files counts as free, as it does for the whole machine.
     """
-    free = memory_sizes(meminfo).get("MemAvailable")
-    try:
-        used, limit = int((group / "memory.current").read_text()), int((group / "memory.max").read_text())
-        files = re.search(r"^inactive_file (\d+)$", (group / "memory.stat").read_text(), re.MULTILINE)
-    except (OSError, ValueError):  # no container, or one without a limit ("max")
-        return free
-    left = limit - used + (int(files[1]) if files else 0)
-    return left if free is None else min(free, left)
-
-
-def has_nvidia_driver() -> bool:
-    """Returns whether an NVIDIA driver is installed, as far as can be seen without CUDA."""
-    return Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
+    _, free = memory_bytes()
+    for used_name, limit_name, stat_name, files_name in _CONTROL_GROUPS:
+        try:
+            used, limit = int((group / used_name).read_text()), int((group / limit_name).read_text())
+            files = re.search(rf"^{files_name} (\d+)$", (group / stat_name).read_text(), re.MULTILINE)
+        except (OSError, ValueError):  # no container, or one without a limit ("max")
+            continue
+        free = min(free, limit - used + (int(files[1]) if files else 0))
+    return free
 
 
 def speedups() -> dict[str, float]:

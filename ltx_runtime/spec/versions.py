@@ -77,13 +77,15 @@ class Version:
     """One release. `passes` has one entry, or two if the second pass refines upsampled latents.
 
     The first of two passes works at `first_pass_scale` of the requested size. `allowed_sigmas` are those that a
-    distilled transformer was trained on; empty if every sigma is allowed. Defaults are those of 0.9.5 and later.
+    distilled transformer was trained on; empty if every sigma is allowed. `checkpoint_bytes` is computed from the
+    number of weights and their type in the checkpoint. Defaults are those of 0.9.5 and later.
     """
 
     name: str
     transformer: TransformerSize
     passes: tuple[Pass, ...]
     checkpoint: str
+    checkpoint_bytes: int = 0
     vae: VaeGeneration = "C"
     causal_positions: bool = True
     schedule: Schedule = LINEAR_QUADRATIC
@@ -110,9 +112,17 @@ class Version:
     def uses_stg(self) -> bool:
         return any(pass_.uses_stg for pass_ in self.passes)
 
+    @property
+    def download_bytes(self) -> int:
+        """Size of what `ltx-export download` fetches for the release: checkpoint, spatial upscaler, T5 in Q8_0."""
+        return self.checkpoint_bytes + _T5_BYTES + (_UPSCALER_BYTES if self.upscaler else 0)
+
 
 SIZE_2B = TransformerSize(layers=28, heads=32, head_dim=64)
 SIZE_13B = TransformerSize(layers=48, heads=32, head_dim=128)
+
+_2B_BYTES, _13B_BYTES = 6_340_000_000, 28_600_000_000  # of 0.9.5 and later, in bf16
+_UPSCALER_BYTES, _T5_BYTES = 505_000_000, 5_060_000_000
 
 _ALL = (
     Version(
@@ -124,6 +134,7 @@ _ALL = (
         schedule=SD3,
         passes=(BASE,),
         checkpoint="ltx-video-2b-v0.9.safetensors",
+        checkpoint_bytes=9_370_000_000,
         diffusers_repository="diffusers/LTX-Video-0.9.0",
     ),
     Version(
@@ -135,6 +146,7 @@ _ALL = (
         schedule=SD3,
         passes=(BASE,),
         checkpoint="ltx-video-2b-v0.9.1.safetensors",
+        checkpoint_bytes=5_720_000_000,
         diffusers_repository="Lightricks/LTX-Video-0.9.1",
     ),
     Version(
@@ -143,6 +155,7 @@ _ALL = (
         transformer=SIZE_2B,
         passes=(BASE,),
         checkpoint="ltx-video-2b-v0.9.5.safetensors",
+        checkpoint_bytes=_2B_BYTES,
         diffusers_repository="Lightricks/LTX-Video-0.9.5",
     ),
     Version(
@@ -151,6 +164,7 @@ _ALL = (
         transformer=SIZE_2B,
         passes=(BASE,),
         checkpoint="ltxv-2b-0.9.6-dev-04-25.safetensors",
+        checkpoint_bytes=_2B_BYTES,
     ),
     Version(
         name="0.9.6-distilled",
@@ -159,6 +173,7 @@ _ALL = (
         passes=(DISTILLED_SINGLE,),
         allowed_sigmas=DISTILLED_SIGMAS,
         checkpoint="ltxv-2b-0.9.6-distilled-04-25.safetensors",
+        checkpoint_bytes=_2B_BYTES,
     ),
     Version(
         name="0.9.7-dev",
@@ -166,6 +181,7 @@ _ALL = (
         transformer=SIZE_13B,
         passes=DEV_13B,
         checkpoint="ltxv-13b-0.9.7-dev.safetensors",
+        checkpoint_bytes=_13B_BYTES,
         diffusers_repository="Lightricks/LTX-Video-0.9.7-dev",
         upscaler="ltxv-spatial-upscaler-0.9.7.safetensors",
     ),
@@ -176,6 +192,7 @@ _ALL = (
         passes=distilled(),
         allowed_sigmas=DISTILLED_SIGMAS,
         checkpoint="ltxv-13b-0.9.7-distilled.safetensors",
+        checkpoint_bytes=_13B_BYTES,
         diffusers_repository="Lightricks/LTX-Video-0.9.7-distilled",
         upscaler="ltxv-spatial-upscaler-0.9.7.safetensors",
     ),
@@ -186,6 +203,7 @@ _ALL = (
         passes=distilled(),
         allowed_sigmas=DISTILLED_SIGMAS,
         checkpoint="ltxv-2b-0.9.8-distilled.safetensors",
+        checkpoint_bytes=_2B_BYTES,
         upscaler="ltxv-spatial-upscaler-0.9.8.safetensors",
     ),
     Version(
@@ -194,6 +212,7 @@ _ALL = (
         transformer=SIZE_13B,
         passes=DEV_13B,
         checkpoint="ltxv-13b-0.9.8-dev.safetensors",
+        checkpoint_bytes=_13B_BYTES,
         upscaler="ltxv-spatial-upscaler-0.9.8.safetensors",
     ),
     Version(
@@ -203,6 +222,7 @@ _ALL = (
         passes=distilled(tone_map=0.6),
         allowed_sigmas=DISTILLED_SIGMAS,
         checkpoint="ltxv-13b-0.9.8-distilled.safetensors",
+        checkpoint_bytes=_13B_BYTES,
         diffusers_repository="Lightricks/LTX-Video-0.9.8-13B-distilled",
         upscaler="ltxv-spatial-upscaler-0.9.8.safetensors",
     ),

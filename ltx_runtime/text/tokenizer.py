@@ -5,7 +5,9 @@ This module knows nothing about the text encoder.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +18,58 @@ from ltx_runtime.files import refuse_pointer
 
 PAD_ID = 0
 END_ID = 1
+UNKNOWN_ID = 2
+_T5_PIECES = 32_000
+# What the official tokenizer reads as tokens of their own, wherever they are typed. T5's sentinels are numbered
+# downwards behind its pieces; a smaller vocabulary has none.
+_SPECIAL_IDS = {"<pad>": PAD_ID, "</s>": END_ID, "<unk>": UNKNOWN_ID}
+_SENTINEL_IDS = {f"<extra_id_{number}>": _T5_PIECES + 99 - number for number in range(100)}
+_WORD_START = "\u2581"  # SentencePiece's mark of a space
+_MOST_SHOWN, _MOST_CHARACTERS = 3, 30
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How much of a prompt reaches the text encoder.
+
+    Attributes:
+        prompt: the prompt.
+        tokens: number of its tokens with `</s>`, before truncation.
+        most: number of tokens that the model sees.
+        pieces: number of pieces of text that the tokenizer makes of it.
+        unknown: the pieces that are not in the vocabulary; all of them have the same token.
+    """
+
+    prompt: str
+    tokens: int
+    most: int
+    pieces: int
+    unknown: tuple[str, ...]
+
+    def notes(self, name: str) -> Iterator[str]:
+        """Yields what the text encoder does not see of the prompt; `name` is "prompt" or "negative prompt"."""
+        if self.tokens > self.most:
+            shown = repr(self.prompt[:_MOST_CHARACTERS])
+            yield f"the {name} {shown}... has {self.tokens} tokens; the model sees the first {self.most}"
+        if self.unknown:
+            different = [*dict.fromkeys(self.unknown)]
+            shown = ", ".join(_shortened(piece) for piece in different[:_MOST_SHOWN])
+            more = f" and {len(different) - _MOST_SHOWN} more" if len(different) > _MOST_SHOWN else ""
+            yield (
+                f"{len(self.unknown)} of {self.pieces} pieces of the {name} are unknown to the text encoder: "
+                f"{shown}{more}; it cannot tell them apart, so describe them in English"
+            )
+
+
+def _shortened(piece: str) -> str:
+    return repr(piece) if len(piece) <= _MOST_CHARACTERS else f"{piece[:_MOST_CHARACTERS]!r}..."
 
 
 class Tokenizer:
-    """A T5 tokenizer: SentencePiece tokens, then `</s>`, padded on the right with id 0."""
+    """A T5 tokenizer: SentencePiece tokens, then `</s>`, padded on the right with id 0.
+
+    The ids are those of the official pipeline's tokenizer, transformers' T5Tokenizer with SentencePiece.
+    """
 
     def __init__(self, model_file: Path, max_tokens: int) -> None:
         """Raises LtxError if the file is not a SentencePiece model with T5's special ids."""
@@ -27,6 +77,7 @@ class Tokenizer:
 
         refuse_pointer(model_file)
         self._max_tokens = max_tokens
+        self._special = dict(_SPECIAL_IDS)
         try:
             self._pieces = sentencepiece.SentencePieceProcessor(model_file=str(model_file))
             fits = (self._pieces.pad_id(), self._pieces.eos_id()) == (PAD_ID, END_ID)
@@ -36,23 +87,42 @@ class Tokenizer:
             raise LtxError(
                 f"{model_file} is not T5's SentencePiece model", "export the version with T5's SentencePiece model"
             )
+        if self.pieces == _T5_PIECES:
+            self._special |= _SENTINEL_IDS
 
     @property
     def pieces(self) -> int:
         """Size of the vocabulary."""
         return int(self._pieces.get_piece_size())
 
-    def count(self, prompt: str) -> int:
-        """Returns the number of tokens of a prompt with `</s>`, before truncation."""
-        return len(self._pieces.encode(prompt.strip())) + 1
+    def read(self, prompt: str) -> Reading:
+        """Returns how many tokens a prompt has, and which of its pieces are unknown."""
+        pieces = self._pieces_of(prompt)
+        ids = [token for token, _ in pieces]
+        unknown = tuple(text.replace(_WORD_START, " ").strip() for token, text in pieces if token == UNKNOWN_ID)
+        return Reading(prompt, len(_ended(ids)), self._max_tokens, len(pieces), unknown)
 
     def tokens(self, prompt: str) -> list[int]:
         """Returns the token ids of a prompt, the last of which is `</s>`.
 
         The prompt is stripped, and truncated to `max_tokens` tokens.
         """
-        pieces: list[int] = self._pieces.encode(prompt.strip())
-        return [*pieces[: self._max_tokens - 1], END_ID]
+        return _ended([token for token, _ in self._pieces_of(prompt)][: self._max_tokens - 1])
+
+    def _pieces_of(self, prompt: str) -> list[tuple[int, str]]:
+        """Returns the id and the text of every piece of a prompt; special tokens stand between parts of text."""
+        pieces: list[tuple[int, str]] = []
+        for part in re.split(f"({'|'.join(map(re.escape, self._special))})", prompt.strip()):
+            if part in self._special:
+                pieces.append((self._special[part], part))
+            else:
+                pieces += zip(self._pieces.encode(part), self._pieces.encode(part, out_type=str), strict=True)
+        return pieces
+
+
+def _ended(ids: list[int]) -> list[int]:
+    """Returns token ids with `</s>` at their end, where the official tokenizer does not repeat it."""
+    return ids if ids[-1:] == [END_ID] else [*ids, END_ID]
 
 
 def padded(prompts: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -325,8 +325,8 @@ def test_a_tokenizer_that_is_none_or_knows_more_than_the_text_encoder_is_refused
     (tmp_path / "text").write_text("no model")
     with pytest.raises(LtxError, match="is not T5's SentencePiece model"):
         export(release.version, replace(release.sources, tokenizer=tmp_path / "text"), tmp_path / "out")
-    small = replace(release.version, text_encoder=replace(release.version.text_encoder, vocabulary=300))
+    small = replace(release.version, text_encoder=replace(release.version.text_encoder, vocabulary=200))
     write_random_weights(small, tmp_path / "small")
     sources = replace(release.sources, text_encoder=tmp_path / "small" / TEXT_ENCODER_FILE)
-    with pytest.raises(LtxError, match="pieces, but the text encoder knows 300"):
+    with pytest.raises(LtxError, match="pieces, but the text encoder knows 200"):
         export(release.version, sources, tmp_path / "out")

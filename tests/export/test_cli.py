@@ -18,7 +18,7 @@ from ltx_export.sources import download
 from ltx_export.sources.find import TEXT_ENCODER_FILE, TOKENIZER_FILE, Sources
 from ltx_runtime.folder.manifest import MANIFEST, describe_files, read_manifest, write_manifest
 from ltx_runtime.progress import silent
-from ltx_runtime.sessions import processor
+from ltx_runtime.sessions.cuda import driver
 from ltx_runtime.spec.components import COMPONENT_NAMES, OPTIONAL
 from ltx_runtime.spec.versions import VERSIONS
 
@@ -164,7 +164,7 @@ def test_weights_and_precisions_reach_the_exporter(ltx_export, exported, exports
 
 def test_precisions_are_the_usual_ones_unless_asked_for(ltx_export, exported, exports, monkeypatch):
     release = exported("0.9.0")
-    monkeypatch.setattr(processor, "has_nvidia_driver", lambda: True)
+    monkeypatch.setattr(driver, "has_nvidia_driver", lambda: True)
     for asked in ([], ["--precision", "vae_decoder=fp32"]):
         assert ltx_export("onnx", "0.9.0", "--weights", str(release.weights), *asked)[0] == 0
     (*_, usual, _, _), (*_, but_one, _, _) = exports
@@ -186,7 +186,7 @@ def test_precisions_are_the_usual_ones_unless_asked_for(ltx_export, exported, ex
 def test_a_transformer_has_a_q8_graph_where_openvino_will_run_it(
     ltx_export, exported, exports, monkeypatch, asked, installed, quantized
 ):
-    monkeypatch.setattr(processor, "has_nvidia_driver", lambda: False)
+    monkeypatch.setattr(driver, "has_nvidia_driver", lambda: False)
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: (installed or None) if name == "openvino" else find_spec(name)
@@ -205,6 +205,7 @@ def test_every_option_reaches_the_exporter(ltx_export, exported, exports, tmp_pa
     asked += ["--temporal-upscaler", "time", "--without", "vae_encoder", "--without", "upsampler"]
     for precision in ("fp16", "bf16", "text_encoder=fp32", "text_encoder=fp16", "vae_decoder=bf16"):
         asked += ["--precision", precision]
+    (tmp_path / "engines").mkdir()
     assert ltx_export("onnx", "0.9.0", "--weights", str(release.weights), *asked)[0] == 0
     ((_, sources, folder, options, _, _),) = exports
     assert folder == Path("engines/0.9.0")
@@ -325,7 +326,9 @@ def test_a_calibration_that_cannot_begin_is_refused(ltx_export, calibrations, tm
     assert calibrations == []
 
 
-@pytest.mark.parametrize("module", ["engines.command", "calibration.calibrate", "inspection.inspect"])
-def test_engines_calibration_and_inspection_need_no_torch(module):
+@pytest.mark.parametrize(
+    "module", ["engines.command", "calibration.calibrate", "inspection.inspect", "sources.download", "publish", "cli"]
+)
+def test_all_but_the_export_itself_needs_no_torch(module):
     code = f"import sys; sys.modules['torch'] = None; import ltx_export.{module}"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

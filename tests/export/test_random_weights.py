@@ -121,16 +121,17 @@ def test_the_demo_is_small(tmp_path):
     assert sum(len(data) for data in bytes_in(tmp_path).values()) < MAX_DEMO_BYTES
 
 
-def test_the_tokenizer_knows_t5s_special_ids_and_encodes_anything_within_the_vocabulary(tmp_path):
+def test_the_tokenizer_knows_t5s_special_ids_and_reads_the_letters_that_t5_reads(tmp_path):
     for name in ("demo", "0.9.0"):
         version = VERSIONS[name] if name == "demo" else tiny(name)
         write_random_weights(version, tmp_path / name)
-        prompts = ["a cat walks", NEGATIVE_PROMPT, "Ünïcödé 漢字 🦊 \t !", ""]
+        prompts = ["a cat walks", NEGATIVE_PROMPT, "Über Straße, ça été 漢字 🦊 \t !", ""]
         ids, mask = encoded(Tokenizer(tmp_path / name / TOKENIZER_FILE, 256), prompts)
         assert ids.max() < version.text_encoder.vocabulary
         assert [row[kept - 1] for row, kept in zip(ids, mask.sum(1), strict=True)] == [END_ID] * len(prompts)
         assert (ids[mask == 0] == PAD_ID).all()
-        assert 2 not in ids[mask == 1]  # no token is unknown: single bytes cover everything
+        unknown = [Tokenizer(tmp_path / name / TOKENIZER_FILE, 256).read(prompt).unknown for prompt in prompts]
+        assert unknown == [(), (), ("漢字", "🦊"), ()]  # as in T5's real vocabulary
 
 
 def test_a_sparse_checkpoint_of_full_size_takes_no_space(tmp_path):
@@ -147,6 +148,18 @@ def test_a_sparse_checkpoint_of_full_size_takes_no_space(tmp_path):
         with safe_open(path, "pt") as file:
             name = min(file.keys(), key=len)
             assert not file.get_tensor(name).any()
+
+
+@pytest.mark.parametrize(("name", "times"), [("0.9.0", 2), ("0.9.1", 1), ("0.9.6-dev", 1), ("0.9.8-13b-dev", 1)])
+def test_the_table_s_sizes_of_downloads_are_those_of_the_files(tmp_path, name, times):
+    """The checkpoint of 0.9.0 is in fp32, twice as large as ours; upscalers are in fp32, T5 in 8.5 bits a weight."""
+    version = VERSIONS[name]
+    write_random_weights(version, tmp_path, sparse=True)
+    size = times * (tmp_path / version.checkpoint).stat().st_size
+    assert size == pytest.approx(version.checkpoint_bytes, rel=0.01)
+    size += (tmp_path / TEXT_ENCODER_FILE).stat().st_size * 8.5 / 16
+    size += 2 * (tmp_path / version.upscaler).stat().st_size if version.upscaler else 0
+    assert size == pytest.approx(version.download_bytes, rel=0.01)
 
 
 def test_a_folder_holds_nothing_half_written(tmp_path, monkeypatch):

@@ -11,14 +11,17 @@ PLAIN |= {"sentencepiece": "sentencepiece", "openvino": "openvino"}
 RTX_4090, H100, GTX_1080 = (8, 9), (9, 0), (6, 1)
 
 
-def machine(capability=None, absent=(), broken=(), providers=("CPUExecutionProvider",), clashing=(), driver=None):
+def machine(
+    capability=None, absent=(), broken=(), providers=("CPUExecutionProvider",), clashing=(), driver=None, problem=""
+):
     """Returns a machine with every library but those `absent` or `broken`, and a GPU if `capability` is given.
 
     driver: whether an NVIDIA driver is visible; by default if there is a GPU.
+    problem: why CUDA cannot use the GPU.
     """
     gpu = GpuFacts(problem="there is no NVIDIA GPU")
     if capability:
-        gpu = GpuFacts("NVIDIA Test", capability, "13.0", 24 << 30, 20 << 30)
+        gpu = GpuFacts("NVIDIA Test", capability, "13.0", 24 << 30, 20 << 30, problem)
 
     def library(name, module, package, **told):
         if module in absent:
@@ -27,14 +30,11 @@ def machine(capability=None, absent=(), broken=(), providers=("CPUExecutionProvi
         return Library(name, module, package, True, "1.2", problem, **told)
 
     def serves(module):
-        if capability is None:
+        if capability is None or problem:
             return None
         return capability in RTX_CAPABILITIES if module == "tensorrt_rtx" else capability >= (7, 5)
 
-    libraries = [
-        library(TITLES[m], m, f"ltx-engines[{EXTRAS[m]}]", serves_gpu=None if m in broken else serves(m))
-        for m in EXTRAS
-    ]
+    libraries = [library(TITLES[m], m, EXTRAS[m], serves_gpu=None if m in broken else serves(m)) for m in EXTRAS]
     libraries += [
         library(package, m, package, **({"providers": providers} if m == "onnxruntime" else {}))
         for m, package in PLAIN.items()

@@ -1,8 +1,10 @@
 """A Hugging Face hub on 127.0.0.1 that answers huggingface_hub like the real one, with faults on demand.
 
-Large files (LFS) lie on a second host to which the hub redirects, as with the real hub.
+Large files (LFS) lie on a second host to which the hub redirects, as with the real hub. It takes uploads, and requests
+for any host name, as a proxy does.
 """
 
+import base64
 import gzip
 import hashlib
 import json
@@ -17,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from math import inf
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
@@ -31,6 +33,7 @@ RELEASE = replace(VERSIONS["0.9.8-2b-distilled"], repository="tests/video", text
 UPSCALER = str(RELEASE.upscaler)
 GGUF = T5_CHOICES["Q8_0"]
 WITH_GGUF = (RELEASE.checkpoint, UPSCALER, TOKENIZER, GGUF)
+LFS_BYTES = 1000  # larger files are uploaded to the storage
 SHARDS = tuple(f"text_encoder/model-0000{number}-of-00002.safetensors" for number in (1, 2))
 
 
@@ -88,7 +91,7 @@ class Fault:
 class FakeHub:
     """The two servers and their files. Change `faults`, `send_instead` and the flags to make them misbehave."""
 
-    def __init__(self) -> None:
+    def __init__(self, address: str = "127.0.0.1") -> None:
         self.requests: list[Request] = []
         self.faults: list[Fault] = []
         self.send_instead: dict[str, bytes] = {}  # file name -> bytes that do not match its checksum
@@ -100,11 +103,14 @@ class FakeHub:
         self.contents: dict[str, bytes] = {}  # the release's files by path in the weights folder
         self.stalled, self.closing = threading.Event(), threading.Event()
         self.states: list[dict[str, Stored]] = [{}]
-        self._servers = [_Host(self, name) for name in ("hub", "storage")]
+        self.repositories: dict[str, bool] = {}  # created ones, and whether they are private
+        self.uploaded: dict[str, bytes] = {}  # content of large files by checksum, before they are committed
+        self.hosts: set[str] = set()  # names of the hosts that were asked for
+        self._servers = [_Host(self, "hub", address), _Host(self, "storage", "127.0.0.1")]
         # Two host names, because huggingface_hub tells hosts apart by name.
+        names = (f"[{address}]" if ":" in address else address, "localhost")
         self.url, self.storage_url = (
-            f"http://{name}:{server.server_port}"
-            for name, server in zip(("127.0.0.1", "localhost"), self._servers, strict=True)
+            f"http://{name}:{server.server_port}" for name, server in zip(names, self._servers, strict=True)
         )
         for server in self._servers:
             threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
@@ -153,8 +159,9 @@ class FakeHub:
 class _Host(ThreadingHTTPServer):
     """One of the two servers, which knows its hub and its name."""
 
-    def __init__(self, hub: FakeHub, name: str) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, hub: FakeHub, name: str, address: str) -> None:
+        self.address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        super().__init__((address, 0), _Handler)
         self.hub, self.name = hub, name
 
 
@@ -168,13 +175,80 @@ class _Handler(BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_GET(self) -> None:
+        request = self.received()
+        with suppress(ConnectionError):  # the client may have closed the connection
+            (self.resolve if self.server.name == "hub" else self.store)(request)
+
+    def do_POST(self) -> None:
+        self.take()
+
+    def do_PUT(self) -> None:
+        self.take()
+
+    def received(self) -> Request:
+        """Notes the request; one that comes as to a proxy has the host's name in its path."""
         span, token = self.headers["Range"], self.headers["Authorization"]
         start = int(span.removeprefix("bytes=").rstrip("-")) if span else None
         token = token and token.removeprefix("Bearer ")
-        request = Request(self.server.name, self.command, unquote(self.path), start, token)
+        address = urlsplit(self.path)
+        self.server.hub.hosts.add(address.hostname or self.headers["Host"].rpartition(":")[0])
+        request = Request(self.server.name, self.command, unquote(address.path), start, token)
         self.server.hub.requests.append(request)
-        with suppress(ConnectionError):  # the client may have closed the connection
-            (self.resolve if self.server.name == "hub" else self.store)(request)
+        return request
+
+    def take(self) -> None:
+        """Answers the requests of an upload: a new repository, how and where to upload each file, a commit."""
+        request = self.received()
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        hub = self.server.hub
+        if fault := hub.fault(request, of_body=False):
+            return self.answer(fault.status, fault.headers)
+        if request.host == "storage":
+            hub.uploaded[request.name] = content
+            return self.answer(200, {})
+        kinds = {"create": self.create, "preupload": self.preupload, "batch": self.batch, "commit": self.commit}
+        kind = next(kind for kind in kinds if kind in request.path.split("/"))
+        repository = request.path.removeprefix("/api/models/").partition(f"/{kind}/")[0]
+        self.answer_json(kinds[kind](repository, content))
+
+    def create(self, _: str, content: bytes) -> dict:
+        wanted = json.loads(content)
+        repository = f"{wanted.get('organization') or 'tests'}/{wanted['name']}"
+        self.server.hub.repositories.setdefault(
+            repository, wanted.get("visibility") == "private" or bool(wanted.get("private"))
+        )
+        return {"url": f"{self.server.hub.url}/{repository}"}
+
+    def preupload(self, _: str, content: bytes) -> dict:
+        modes = {one["path"]: "lfs" if one["size"] > LFS_BYTES else "regular" for one in json.loads(content)["files"]}
+        return {"files": [{"path": path, "uploadMode": mode, "shouldIgnore": False} for path, mode in modes.items()]}
+
+    def batch(self, _: str, content: bytes) -> dict:
+        hub = self.server.hub
+        known = {*hub.uploaded, *(stored.checksum for state in hub.states for stored in state.values())}
+        objects = json.loads(content)["objects"]
+        for one in (one for one in objects if one["oid"] not in known):
+            one["actions"] = {"upload": {"href": f"{hub.storage_url}/{one['oid']}"}}
+        return {"objects": objects}
+
+    def commit(self, repository: str, content: bytes) -> dict:
+        hub = self.server.hub
+        state = dict(hub.states[-1])
+        for line in map(json.loads, content.splitlines()):
+            value = line["value"]
+            path = f"{repository}/{value.get('path')}"
+            if line["key"] == "file":
+                state[path] = Stored(base64.b64decode(value["content"]), False)
+            elif line["key"] == "lfsFile":
+                uploaded = hub.uploaded.get(value["oid"])
+                state[path] = hub.blob(value["oid"]) if uploaded is None else Stored(uploaded, True)
+        hub.states.append(state)
+        return {"commitUrl": f"{hub.url}/{repository}/commit/{hub.commit}", "commitOid": hub.commit}
+
+    def answer_json(self, answer: dict) -> None:
+        body = json.dumps(answer).encode()
+        self.answer(200, {"Content-Length": str(len(body)), "Content-Type": "application/json"})
+        self.wfile.write(body)
 
     def resolve(self, request: Request) -> None:
         hub = self.server.hub
@@ -274,6 +348,7 @@ def lent_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHu
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # another way of uploading, which this hub has not
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
     for name in ("HF_TOKEN_PATH", "HF_STORED_TOKENS_PATH", "HF_XET_CACHE"):

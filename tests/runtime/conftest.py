@@ -1,6 +1,7 @@
 """Fixtures shared by the runtime's tests."""
 
 import io
+import string
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +33,8 @@ def spiece(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(SENTENCES * 10),
         model_writer=model,
-        vocab_size=50,
+        vocab_size=120,
+        required_chars=string.ascii_letters + string.digits + string.punctuation,
         pad_id=0,
         eos_id=1,
         unk_id=2,

@@ -269,13 +269,21 @@ def test_the_position_embedding_is_that_of_the_checkpoint(spiece, diary):
 
 def test_a_prompt_longer_than_the_model_sees_is_noted(spiece, diary):
     engines, tokenizer = engines_of(DEMO, spiece), Tokenizer(spiece, 256)
-    texts = {tokenizer.count(text): text for text in ("snow " * count for count in range(1, 400))}
+    texts = {tokenizer.read(text).tokens: text for text in ("snow " * count for count in range(1, 400))}
     seen, longer = max(n for n in texts if n <= 256), min(n for n in texts if n > 256)
     for name in ("prompt", "negative_prompt"):
         assert make(engines, replace(REQUEST, **{name: texts[seen]})).notes == []
         (note,) = make(engines, replace(REQUEST, **{name: texts[longer]})).notes
         assert note.endswith(f"has {longer} tokens; the model sees the first 256")
     assert max(fed["ids"].shape[1] for fed in diary.fed("text_encoder")) == 256
+
+
+def test_text_that_the_text_encoder_cannot_read_is_noted_and_encoded_all_the_same(spiece, diary):
+    engines = engines_of(DEMO, spiece)
+    for name, told in (("prompt", "prompt"), ("negative_prompt", "negative prompt")):
+        (note,) = make(engines, replace(REQUEST, **{name: "雪"})).notes
+        assert note.startswith(f"1 of 2 pieces of the {told} are unknown to the text encoder: '雪'; ")
+    assert all(2 in fed["ids"] for fed in diary.fed("text_encoder"))
 
 
 # --- pixels ---------------------------------------------------------------------------------------

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ltx_runtime.errors import LtxError
+from ltx_runtime.packages import install_command
 
 SUCCESS = 0
-_INSTALL = "pip install 'ltx-engines[gpu]'"
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def cuda_runtime() -> Any:
         return importlib.import_module("cuda.bindings.runtime")
     except Exception as error:  # a package without its shared libraries can raise anything
         reason = " ".join(str(error).split())
-        raise LtxError(f"cuda-bindings cannot be loaded ({reason})", command=_INSTALL) from None
+        raise LtxError(f"cuda-bindings cannot be loaded ({reason})", command=install_command("gpu")) from None
 
 
 def error_name(cudart: Any, error: Any) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.sidecar import PORTABLE, Maker
+from ltx_runtime.packages import install_command
 from ltx_runtime.sessions.cuda.gpu import Gpu
 
 # The extra that installs each library, by builder, which is also the name of its module; in the order of preference.
@@ -37,7 +38,7 @@ def load_library(builder: str) -> Any:
         reason = " ".join(str(error).split())
         raise LtxError(
             f"{_TITLES[builder]} cannot be loaded ({reason})",
-            command=f"pip install 'ltx-engines[{LIBRARIES[builder]}]'",
+            command=install_command(LIBRARIES[builder]),
         ) from None
 
 

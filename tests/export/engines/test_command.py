@@ -18,6 +18,7 @@ from ltx_export.engines.numbers import Numbers
 from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.profiles import profiles
 from ltx_runtime.folder.sidecar import read_sidecar, sidecar_path
+from ltx_runtime.packages import install_command
 from ltx_runtime.sessions.cuda import gpu as cuda_gpu
 from ltx_runtime.sessions.cuda.gpu import Gpu
 from ltx_runtime.spec.components import COMPONENT_NAMES
@@ -142,7 +143,7 @@ def test_precision_place_of_weights_and_the_one_size_are_as_asked(engine, engine
     (("--max-frames", "10"), "num-frames must be 8n+1; got 10 - use 9 or 17"),
     (("--weights", "refit"), "TensorRT-RTX leaves weights out of an engine only where a GPU is - use --weights inputs"),
     (("--weights", "inputs", "--weight-streaming"), "use --weights embedded with --weight-streaming"),
-    (("--builder", "tensorrt"), "pip install 'ltx-engines[tensorrt]'"),
+    (("--builder", "tensorrt"), install_command("tensorrt")),
 ])  # fmt: skip
 def test_a_mistake_is_refused_in_one_line_before_anything_is_written(engine, engines, options, said):
     assert said in refused(engine(*options))
@@ -174,7 +175,7 @@ def test_where_no_builder_is_installed_it_is_said_what_to_install(engine, engine
         monkeypatch.setitem(sys.modules, name, None)
     line = refused(engine())
     assert "there is no builder of engines here (TensorRT cannot be loaded" in line
-    assert line.endswith("run: pip install 'ltx-engines[tensorrt-rtx]'")
+    assert line.endswith(f"run: {install_command('tensorrt-rtx')}")
     code, out, err = engine("--if-possible")
     assert (code, err) == (0, "")
     assert out.startswith("ONNX only: there is no builder of engines here") and out.count("\n") == 1
@@ -248,10 +249,8 @@ def test_an_engine_with_wrong_numbers_is_removed_unless_it_is_wanted_all_the_sam
     assert path.exists()
 
 
-def test_weights_that_do_not_fit_into_memory_become_inputs_by_themselves(engine, engines, tmp_path, monkeypatch):
-    told = tmp_path / "meminfo"
-    told.write_text("MemAvailable: 1000 kB\n")
-    monkeypatch.setattr(preflight, "MEMINFO", told)
+def test_weights_that_do_not_fit_into_memory_become_inputs_by_themselves(engine, engines, monkeypatch):
+    monkeypatch.setattr(preflight, "free_memory", lambda: 1_000_000)
     assert ", weights inputs, " in engine(*SMALLEST, *only("upsampler"))[1]
     assert "add --weights inputs" in refused(engine(*SMALLEST, *only("upsampler"), "--weights", "embedded"))
 

@@ -9,9 +9,9 @@ from dataclasses import replace
 import pytest
 from fakes.hub_server import GGUF, RELEASE, SHARDS, UPSCALER, WITH_GGUF, Fault, bring, checksum_of, found, lent_hub
 
-from ltx_export.sources import download as module
 from ltx_export.sources.download import GGUF_REPOSITORY, T5_CHOICES, TEXT_ENCODER_INDEX, TOKENIZER, download, files_of
 from ltx_runtime.errors import LtxError
+from ltx_runtime.hub import folder as module
 from ltx_runtime.spec.versions import VERSIONS
 
 CHECKPOINT = RELEASE.checkpoint

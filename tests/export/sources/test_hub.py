@@ -223,6 +223,40 @@ def test_an_endpoint_that_the_library_can_not_read_is_refused(hub, folder):
     assert "HF_" in err
 
 
+def test_variables_that_change_other_things_of_the_library_change_nothing_here(hub, folder, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    ended = start(
+        folder,
+        HF_ENDPOINT=f"{hub.url}///",
+        HF_HOME="/proc/none",
+        HF_HUB_CACHE=str(tmp_path / "file"),
+        HF_HUB_ENABLE_HF_TRANSFER="1",
+        HF_XET_HIGH_PERFORMANCE="?",
+        HF_HUB_DISABLE_XET="1",
+        HF_HUB_DISABLE_PROGRESS_BARS="?",
+        REQUESTS_CA_BUNDLE="/none",
+        CURL_CA_BUNDLE="/none",
+    )
+    _, err = ended.communicate(timeout=60)
+    assert ended.returncode == 0, err
+    assert found(folder) == {name: hub.contents[name] for name in WITH_GGUF}
+
+
+@pytest.mark.parametrize("name", ["HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT", "TQDM_MININTERVAL"])
+def test_a_number_that_the_library_cannot_read_is_told_with_its_variable(hub, folder, name):
+    ended = start(folder, HF_ENDPOINT=hub.url, **{name: "soon"})
+    _, err = ended.communicate(timeout=60)
+    assert (ended.returncode, err.count("\n")) == (2, 1)
+    assert err.startswith(f"error: huggingface_hub cannot use the value of {name}: ")
+
+
+def test_a_number_that_only_a_request_cannot_use_is_told_among_the_variables_that_are_set(hub, folder):
+    ended = start(folder, HF_ENDPOINT=hub.url, HF_HUB_ETAG_TIMEOUT="-5")
+    _, err = ended.communicate(timeout=60)
+    assert (ended.returncode, err.startswith("error: cannot download ")) == (2, True)
+    assert "HF_HUB_ETAG_TIMEOUT" in err.splitlines()[0].partition(" - check ")[2]
+
+
 def test_ctrl_c_leaves_a_partial_file_which_the_next_run_completes(hub, folder):
     hub.faults = [Fault(CHECKPOINT, break_at=40_960, stall=True)]
     child = start(folder, "small blocks", HF_ENDPOINT=hub.url)

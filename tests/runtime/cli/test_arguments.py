@@ -74,6 +74,7 @@ TYPED: dict[str, tuple[list[str], object]] = {
     "gpu_memory": (["--gpu-memory", "6.5"], 6.5),
     "threads": (["--threads", "3"], 3),
     "low_memory": (["--low-memory"], True),
+    "fetch": (["--fetch", "owner/name"], "owner/name"),
     "plan": (["--plan"], True),
     "doctor": (["--doctor"], True),
     "json": (["--json"], True),
@@ -152,7 +153,7 @@ def test_help_tells_every_option_and_what_the_command_does():
     assert shown["--help-all"] == {*NAMES} - {"words"}
     assert {"prompt", "seed", "output", "plan"} < shown["--help"]
     assert {"rng", "skip_blocks", "save_noise"} & shown["--help"] == set()
-    assert len(shown["--help"]) <= 26
+    assert len(shown["--help"]) <= 27
 
 
 def test_help_keeps_what_stands_in_brackets():

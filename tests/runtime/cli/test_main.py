@@ -227,6 +227,15 @@ def test_latents_that_a_failing_decoder_left_are_decoded_later_at_their_frame_ra
     assert probe("my-kept-3.mp4") == (96, 64, 9, 12)
 
 
+def test_text_that_nothing_can_read_is_a_note_of_the_run_and_a_line_of_the_plan(run, engines):
+    engines(DEMO)
+    told = "of the prompt are unknown to the text encoder: '雪狐'"
+    code, out, _ = run("雪狐", *SMALL[2:], "--plan")
+    assert (code, told in out) == (0, True)
+    code, _, err = run("雪狐", *SMALL[2:], "--output", "clip.mp4")
+    assert (code, f"{told}; it cannot tell them apart, so describe them in English\n" in err) == (0, True)
+
+
 # --- plans ----------------------------------------------------------------------------------------
 
 

@@ -90,6 +90,7 @@ OF_THE_COMMAND = {
     "version",
     "plan",
     "doctor",
+    "fetch",
     "json",
 }
 OF_THE_COMMAND |= {"vae_slicing"}

@@ -6,7 +6,8 @@ import pytest
 from fakes.doctor_cases import EXTRAS, GTX_1080, H100, RTX_4090, engine, folder, machine
 
 from ltx_runtime.doctor.advice import advice_of, usable_builder
-from ltx_runtime.folder.manifest import export_command
+from ltx_runtime.folder.commands import export_command
+from ltx_runtime.packages import install_command, pip_command, replace_command
 from ltx_runtime.sessions.trt.library import RTX_CAPABILITIES
 
 CUDA = ("CUDAExecutionProvider", "CPUExecutionProvider")
@@ -26,13 +27,13 @@ SITUATIONS = {
     "cpu without OpenVINO": (
         machine(absent=["openvino"]),
         WHOLE,
-        [NO_GPU, "pip install 'ltx-engines[openvino]'"],
+        [NO_GPU, install_command("openvino")],
     ),
-    "cpu without onnxruntime": (machine(absent=["onnxruntime"]), WHOLE, ["pip install 'ltx-engines[cpu]'"]),
+    "cpu without onnxruntime": (machine(absent=["onnxruntime"]), WHOLE, [install_command("cpu")]),
     "cpu with a broken onnxruntime": (
         machine(broken=["onnxruntime"]),
         WHOLE,
-        ["pip install --force-reinstall 'ltx-engines[cpu]'"],
+        [install_command("cpu", "--force-reinstall")],
     ),
     "no folders": (
         machine(),
@@ -42,14 +43,30 @@ SITUATIONS = {
     "a driver and no cuda-bindings": (
         machine(driver=True, absent=[BINDINGS]),
         WHOLE,
-        ["pip install 'ltx-engines[gpu]'"],
+        [install_command("gpu")],
     ),
+    "RTX without cuda-bindings": (
+        machine(RTX_4090, absent=[BINDINGS], problem="cuda-bindings cannot be loaded"),
+        WHOLE,
+        [install_command("tensorrt-rtx")],
+    ),
+    "H100 without cuda-bindings": (
+        machine(H100, absent=[BINDINGS, *BOTH], problem="cuda-bindings cannot be loaded"),
+        WHOLE,
+        [install_command("tensorrt")],
+    ),
+    "GTX without cuda-bindings": (
+        machine(GTX_1080, absent=[BINDINGS], problem="cuda-bindings cannot be loaded"),
+        WHOLE,
+        [install_command("gpu")],
+    ),
+    "RTX that CUDA cannot use": (machine(RTX_4090, problem="the GPU cannot be used"), WHOLE, [""]),
     "a driver and no GPU": (machine(driver=True), WHOLE, [""]),
-    "RTX without a builder": (machine(RTX_4090, absent=BOTH), WHOLE, ["pip install 'ltx-engines[tensorrt-rtx]'"]),
+    "RTX without a builder": (machine(RTX_4090, absent=BOTH), WHOLE, [install_command("tensorrt-rtx")]),
     "RTX with a broken builder": (
         machine(RTX_4090, absent=["tensorrt"], broken=["tensorrt_rtx"]),
         WHOLE,
-        ["pip install --force-reinstall 'ltx-engines[tensorrt-rtx]'"],
+        [install_command("tensorrt-rtx", "--force-reinstall")],
     ),
     "RTX with a builder and no engines": (
         machine(RTX_4090, absent=["tensorrt"]),
@@ -63,28 +80,28 @@ SITUATIONS = {
         ["ltx-export engine demo --component vae_decoder --builder tensorrt_rtx"],
     ),
     "RTX with all engines": (machine(RTX_4090, absent=["tensorrt"]), (folder("tensorrt_rtx"),), []),
-    "H100 without a builder": (machine(H100, absent=BOTH), WHOLE, ["pip install 'ltx-engines[tensorrt]'"]),
-    "H100 with TensorRT-RTX": (machine(H100, absent=["tensorrt"]), WHOLE, ["pip install 'ltx-engines[tensorrt]'"]),
+    "H100 without a builder": (machine(H100, absent=BOTH), WHOLE, [install_command("tensorrt")]),
+    "H100 with TensorRT-RTX": (machine(H100, absent=["tensorrt"]), WHOLE, [install_command("tensorrt")]),
     "H100 with TensorRT": (machine(H100), WHOLE, ["ltx-export engine demo --builder tensorrt"]),
-    "B200 with nothing": (machine((10, 0), absent=BOTH), WHOLE, ["pip install 'ltx-engines[tensorrt]'"]),
+    "B200 with nothing": (machine((10, 0), absent=BOTH), WHOLE, [install_command("tensorrt")]),
     "GTX": (
         machine(GTX_1080),
         WHOLE,
-        ["pip uninstall --yes onnxruntime && pip install 'ltx-engines[gpu]'"],
+        [replace_command(("onnxruntime",), "gpu")],
     ),
-    "GTX with nothing": (machine(GTX_1080, absent=["onnxruntime"]), WHOLE, ["pip install 'ltx-engines[gpu]'"]),
+    "GTX with nothing": (machine(GTX_1080, absent=["onnxruntime"]), WHOLE, [install_command("gpu")]),
     "GTX with CUDA": (machine(GTX_1080, providers=CUDA), WHOLE, []),
     "two runtimes": (
         machine(RTX_4090, clashing=["onnxruntime", "onnxruntime-gpu"]),
         (folder("tensorrt"),),
-        ["pip uninstall --yes onnxruntime onnxruntime-gpu && pip install 'ltx-engines[gpu]'"],
+        [replace_command(("onnxruntime", "onnxruntime-gpu"), "gpu")],
     ),
     "two runtimes and no GPU": (
         machine(clashing=["onnxruntime", "onnxruntime-gpu"]),
         WHOLE,
-        ["pip uninstall --yes onnxruntime onnxruntime-gpu && pip install 'ltx-engines[cpu]'", NO_GPU],
+        [replace_command(("onnxruntime", "onnxruntime-gpu"), "cpu"), NO_GPU],
     ),
-    "no PyAV": (machine(absent=["av"]), WHOLE, ["pip install --force-reinstall av", NO_GPU]),
+    "no PyAV": (machine(absent=["av"]), WHOLE, [pip_command("install", "--force-reinstall", "av"), NO_GPU]),
     "a damaged folder": (
         machine(),
         (folder(problem="engines/demo/a.onnx is missing"),),
@@ -99,7 +116,7 @@ SITUATIONS = {
         machine(RTX_4090, absent=BOTH),
         (),
         [
-            "pip install 'ltx-engines[tensorrt-rtx]'",
+            install_command("tensorrt-rtx"),
             export_command("0.9.8-2b-distilled"),
         ],
     ),
@@ -124,7 +141,7 @@ def test_advice_says_why_and_breaks_no_line(situation):
 def test_every_gpu_that_tensorrt_knows_is_told_to_install_the_one_that_serves_it(capability):
     (only,) = advice_of(machine(capability, absent=BOTH), WHOLE)
     extra = "tensorrt-rtx" if capability in RTX_CAPABILITIES else "tensorrt"
-    assert only.command == f"pip install 'ltx-engines[{extra}]'"
+    assert only.command == install_command(extra)
     assert f"{capability[0]}.{capability[1]}" in only.reason
 
 
@@ -137,7 +154,7 @@ def test_a_library_that_is_older_than_the_gpu_is_told_to_be_upgraded():
     found = machine(RTX_4090, absent=["tensorrt"])
     old = tuple(replace(one, serves_gpu=False) if one.module == "tensorrt_rtx" else one for one in found.libraries)
     (only,) = advice_of(replace(found, libraries=old), WHOLE)
-    assert only.command == "pip install --upgrade 'ltx-engines[tensorrt-rtx]'"
+    assert only.command == install_command("tensorrt-rtx", "--upgrade")
 
 
 def test_the_version_that_was_asked_about_is_the_one_to_make():

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from types import ModuleType, SimpleNamespace
 
 import pytest
+from stand_ins.nvml import nvml
 
 from ltx_runtime.doctor import machine as doctor_machine
-from ltx_runtime.doctor.machine import look
+from ltx_runtime.doctor.machine import GpuFacts, look
 from ltx_runtime.errors import LtxError
 from ltx_runtime.sessions.cuda.gpu import Gpu
 from ltx_runtime.sessions.trt.library import RTX_CAPABILITIES, serves_gpu
@@ -84,17 +85,32 @@ def rtx(*targets, version="1.7"):
 
 
 def test_a_gpu_is_told_as_it_was_found(gpu, install):
-    install(RUNTIME, module_of("runtime", cudaMemGetInfo=lambda: (0, 20 << 30, 24 << 30)))
+    install(RUNTIME, module_of("runtime", cudaDeviceGetPCIBusId=lambda length, device: (0, b"0000:01:00.0\0")))
+    install("pynvml", nvml())
     machine, found = look()
     assert found == GPU
     assert (machine.gpu.name, machine.gpu.compute_capability, machine.gpu.driver) == ("NVIDIA Test", (8, 9), "13.0")
     assert (machine.gpu.free_bytes, machine.gpu.memory_bytes, machine.gpu.problem) == (20 << 30, 24 << 30, "")
 
 
-@pytest.mark.parametrize("asked", [lambda: (2, 0, 0), raising(RuntimeError("no context")), lambda: None])
+@pytest.mark.parametrize(
+    "asked",
+    [lambda *_: (2, None), lambda *_: (0, b"0000:09:00.0"), raising(RuntimeError("no device")), lambda *_: None],
+    ids=["an error", "another GPU", "raises", "nothing"],
+)
 def test_free_memory_that_cannot_be_told_is_left_out(gpu, install, asked):
-    install(RUNTIME, module_of("runtime", cudaMemGetInfo=asked))
+    install("pynvml", nvml())
+    install(RUNTIME, module_of("runtime", cudaDeviceGetPCIBusId=asked))
     assert look()[0].gpu.free_bytes is None
+
+
+def test_a_gpu_that_cuda_cannot_use_is_told_as_the_driver_tells_it(gpu, install):
+    gpu(raising(LtxError("cuda-bindings cannot be loaded")))
+    install("pynvml", nvml())
+    machine, found = look()
+    assert found is None
+    assert machine.gpu == GpuFacts("NVIDIA Test", (8, 9), "13.0", 24 << 30, 20 << 30, "cuda-bindings cannot be loaded")
+    assert machine.system.nvidia_driver
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from fakes.stages import ROPE
 
 from ltx_runtime.errors import LtxError
 from ltx_runtime.folder import manifest as manifest_file
+from ltx_runtime.folder.commands import export_command
 from ltx_runtime.folder.manifest import (
     MANIFEST,
     ComponentEntry,
@@ -19,7 +20,6 @@ from ltx_runtime.folder.manifest import (
     Parity,
     checksum,
     describe_files,
-    export_command,
     find_folder,
     open_engines,
     read_manifest,
@@ -361,7 +361,7 @@ def test_of_several_versions_one_must_be_named(folder):
 def test_a_version_that_was_not_made_is_refused_with_those_that_were(folder):
     with pytest.raises(
         LtxError,
-        match=r"no engines for 0\.9\.1 .*found: demo.*ltx-export download 0\.9\.1",
+        match=r"no engines for 0\.9\.1 .*found: demo.*ltx-export download 0\.9\.1.*--fetch .* downloads 10\.8 GB",
     ):
         find_folder(folder.parent, "0.9.1")
 

@@ -212,6 +212,7 @@ def test_the_command_that_rebuilds_has_the_options_that_the_engine_was_built_wit
 
 def test_a_command_names_the_folder_only_where_the_exporter_would_look_elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    Path("engines").mkdir()
     for folder in (Path("engines/demo"), tmp_path / "engines" / "demo"):
         assert engines_option(folder, "demo") == ""
     assert engines_option(Path("engines/mine"), "demo") == " --engines engines/mine"

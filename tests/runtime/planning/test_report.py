@@ -32,6 +32,7 @@ from ltx_runtime.spec.components import (
 )
 from ltx_runtime.spec.versions import VERSIONS
 
+T5 = Path(__file__).parents[2] / "golden" / "t5"  # the folder of the tokenizer
 EVERY_VERSION = pytest.mark.parametrize("name", VERSIONS)
 GB = 10**9
 # Component -> the files of its weights, whose sizes are in SIZES. Three components share the checkpoint.
@@ -85,9 +86,9 @@ def described(
     name: str, options: RunOptions | None = None, manifest: Manifest | None = None, media=NO_MEDIA, **changes
 ) -> dict:
     planned, manifest, options = asked(name, **changes)[0], manifest or manifest_of(name), options or RunOptions()
-    engines = Engines(Path("engines"), manifest)
+    engines = Engines(T5, manifest)
     chosen = choose(engines, needed(planned, options), replace(options, backend="cpu"), Size(1, 1, 1, False))
-    return describe(planned, chosen, manifest, media)
+    return describe(planned, chosen, engines, media)
 
 
 def lines_of(name: str, options: RunOptions | None = None, **changes) -> list[str]:
@@ -331,7 +332,7 @@ def test_a_single_step_is_told_with_its_one_level():
 
 def test_images_clips_and_a_video_to_start_from_have_their_lines():
     lines = lines_of("0.9.5", media=replace(MEDIA, video=replace(CLIP, remarks=("a", "b"))), **EVERYTHING)
-    assert lines[1:8] == [
+    assert lines[3:10] == [
         "condition: first.png from frame 0, strength 1",
         "condition: clip.mp4 from frame 8, strength 0.5",
         "  its sound is dropped",
@@ -340,6 +341,24 @@ def test_images_clips_and_a_video_to_start_from_have_their_lines():
         "  b",
         "images and clips: about 15.00 GB while they are read",
     ]
+
+
+def test_each_prompt_that_is_encoded_is_told_with_what_the_text_encoder_does_not_see():
+    long = "the " * 300
+    said = described("0.9.5", prompt="a fox, 雪", negative_prompt=long)["prompts"]
+    assert [(one["name"], one["prompt"], one["unknown"]) for one in said] == [
+        ("prompt", "a fox, 雪", ["雪"]),
+        ("negative prompt", long, []),
+    ]
+    lines = lines_of("0.9.5", prompt="a fox, 雪", negative_prompt=long)
+    assert lines[1] == f"prompt: {said[0]['tokens']} of at most 256 tokens"
+    assert lines[2].startswith("  1 of 7 pieces of the prompt are unknown to the text encoder: '雪'; ")
+    assert lines[3:5] == [
+        "negative prompt: 301 of at most 256 tokens",
+        f"  the negative prompt {long[:30]!r}... has 301 tokens; the model sees the first 256",
+    ]
+    assert described("0.9.5", RunOptions(embeddings=Path("text.safetensors")))["prompts"] == []
+    assert [one["name"] for one in described("0.9.8-2b-distilled")["prompts"]] == ["prompt"]  # it has no CFG
 
 
 @pytest.mark.parametrize("tiled", [False, True])

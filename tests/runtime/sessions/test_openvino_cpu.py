@@ -89,7 +89,7 @@ def test_a_graph_that_cannot_be_read_is_a_sentence(engines):
 
 def test_without_the_library_that_is_said(engines, monkeypatch):
     monkeypatch.setattr(openvino_cpu.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(LtxError, match=r"openvino is not installed - run: pip install 'ltx-engines\[openvino\]'"):
+    with pytest.raises(LtxError, match=r"openvino is not installed - run: .*pip install .*openvino"):
         find(engines, "text_encoder", "openvino")
 
 
@@ -225,11 +225,6 @@ def test_memory_is_that_of_packed_weights_and_not_of_the_file(engines):
     found = find(Engines(engines.folder, manifest), "text_encoder", "openvino")
     assert found.weights_bytes == 1  # its file in the manifest
     assert 2000 <= found.packed_bytes == sum(found.held_bytes.values()) <= 3000
-
-
-def test_where_free_memory_is_unknown_it_is_no_reason(big, monkeypatch):
-    monkeypatch.setattr(openvino_cpu, "free_memory", lambda: None)
-    check_preferable(replace(big, packed_bytes=29_900_000_000), measure=True)
 
 
 def test_a_quantized_graph_is_found_with_its_own_file_in_the_version_folder(engines, tmp_path):

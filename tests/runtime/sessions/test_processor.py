@@ -7,23 +7,20 @@ from pathlib import Path
 import pytest
 
 from ltx_runtime.sessions import processor
-from ltx_runtime.sessions.processor import free_memory, memory_sizes, processor_name, speedups
+from ltx_runtime.sessions.processor import free_memory, memory_bytes, processor_name, speedups
 
 KEY = f"{processor_name()}, {os.cpu_count()} cores, OpenVINO 1.0 of openvino"
 DAMAGED = tuple(f'{{"{KEY}": {row}}}' for row in ("{}", '{"q8": NaN}', '{"q8": 0}', '{"bf16": 2}'))
 ONE, TWO, THREE = {"bf16": 2.0, "q8": 3.5}, {"q8": 0.5}, {"bf16": 4.0, "q8": 1.0}
 
 
-def test_memory_and_processor_are_read_as_linux_tells_them(tmp_path):
-    told = tmp_path / "meminfo"
-    told.write_text("MemTotal:       2048 kB\nMemAvailable:    1024 kB\nHugePages_Total:       0\n")
-    assert memory_sizes(told) == {"MemTotal": 2 << 20, "MemAvailable": 1 << 20}
+def test_the_processor_is_read_as_linux_tells_it(tmp_path):
+    told = tmp_path / "cpuinfo"
     told.write_text("processor\t: 0\nmodel name\t: AMD EPYC 7\nmodel name\t: other\n")
     assert processor_name(told) == "AMD EPYC 7"
 
 
 def test_where_linux_tells_nothing_the_architecture_is_told(tmp_path):
-    assert memory_sizes(tmp_path / "none") == {}
     assert processor_name(tmp_path / "none") != ""
 
 
@@ -53,20 +50,31 @@ def test_a_damaged_measurement_is_made_again(measured, tmp_path, content):
     assert list(json.loads((tmp_path / "cache" / "speedups.json").read_text()).values()) == [ONE]
 
 
-def test_memory_is_what_the_machine_and_the_container_leave(tmp_path):
-    meminfo, group = tmp_path / "meminfo", tmp_path / "group"
-    meminfo.write_text("MemAvailable:    8000 kB\n")
-    assert free_memory(meminfo, group) == 8000 << 10
-    assert free_memory(tmp_path / "none", group) is None
-    group.mkdir()
-    (group / "memory.current").write_text("5000000\n")
-    (group / "memory.stat").write_text("anon 1\ninactive_file 1000000\nactive_file 2\n")
-    (group / "memory.max").write_text("max\n")
-    assert free_memory(meminfo, group) == 8000 << 10
-    (group / "memory.max").write_text("6000000\n")
-    assert free_memory(meminfo, group) == free_memory(tmp_path / "none", group) == 2_000_000
-    (group / "memory.max").write_text("60000000000\n")
-    assert free_memory(meminfo, group) == 8000 << 10
+def test_the_machine_s_memory_is_told_on_every_system():
+    total, free = memory_bytes()
+    assert 0 < free <= total
+    told = Path("/proc/meminfo")
+    assert not told.exists() or ["MemTotal:", str(total >> 10), "kB"] == told.read_text().splitlines()[0].split()
+
+
+@pytest.mark.parametrize(
+    ("used", "limit", "files", "none"),
+    [
+        ("memory.current", "memory.max", "inactive_file", "max"),
+        ("memory/memory.usage_in_bytes", "memory/memory.limit_in_bytes", "total_inactive_file", str(2**63 - 4096)),
+    ],
+    ids=["version 2", "version 1"],
+)
+def test_memory_is_what_the_machine_and_the_container_leave(tmp_path, monkeypatch, used, limit, files, none):
+    group = tmp_path / "group"
+    monkeypatch.setattr(processor, "memory_bytes", lambda: (16 << 20, 8000 << 10))
+    assert free_memory(group) == 8000 << 10
+    (group / used).parent.mkdir(parents=True)
+    (group / used).write_text("5000000\n")
+    (group / used).with_name("memory.stat").write_text(f"anon 1\n{files} 1000000\nactive_file 2\n")
+    for text, free in ((none, 8000 << 10), ("6000000", 2_000_000), ("60000000000", 8000 << 10)):
+        (group / limit).write_text(f"{text}\n")
+        assert free_memory(group) == free
 
 
 def test_without_a_place_to_keep_it_every_call_measures(measured, monkeypatch, tmp_path):

@@ -138,7 +138,7 @@ def test_a_component_that_is_not_there_is_refused(tmp_path):
 def test_a_backend_whose_library_is_not_installed_is_refused_with_the_command_that_installs_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)  # importing it raises ModuleNotFoundError
     monkeypatch.delitem(sys.modules, BACKENDS["cpu"].module, raising=False)
-    with pytest.raises(LtxError, match=r"is not installed - run: pip install 'ltx-engines\[cpu\]'"):
+    with pytest.raises(LtxError, match=r"is not installed - run: .*pip install .*onnxruntime"):
         find(engines_in(tmp_path, "fp32"), "text_encoder", "cpu")
 
 

@@ -1,11 +1,12 @@
 """Laws of the cache of embeddings: the same bits for the same prompt and encoder, bounded, and never a failure."""
 
 import os
+from pathlib import Path
 
 import numpy as np
+import platformdirs
 import pytest
 
-from ltx_runtime import files
 from ltx_runtime.files import cache_folder
 from ltx_runtime.text import cache
 from ltx_runtime.text.cache import EmbeddingsCache
@@ -93,11 +94,6 @@ def test_the_folder_is_the_one_that_is_named_or_the_system_s_and_none_if_it_is_e
     EmbeddingsCache("t5").write(IDS, embeddings())
     assert EmbeddingsCache("t5").read(IDS) is None
     monkeypatch.delenv("LTX_CACHE")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    for platform, place in (("linux", ".cache"), ("darwin", "Library/Caches")):
-        monkeypatch.setattr(files.sys, "platform", platform)
-        assert cache_folder() == tmp_path / place / "ltx-engines"
-    monkeypatch.setattr(files.sys, "platform", "linux")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert cache_folder() == tmp_path / "xdg" / "ltx-engines"
+    for place in (tmp_path, Path("~/.cache")):  # the second where the user has no home
+        monkeypatch.setattr(platformdirs, "user_cache_path", lambda name, appauthor, place=place: place / name)
+        assert cache_folder() == (tmp_path / "ltx-engines" if place == tmp_path else None)

@@ -47,7 +47,7 @@ def test_space_around_a_prompt_changes_nothing(tokenizer):
 
 def test_prompts_are_padded_to_the_longest_with_id_0_outside_the_mask(tokenizer):
     ids, mask = encoded(tokenizer, PROMPTS)
-    assert ids.shape == mask.shape == (len(PROMPTS), max(tokenizer.count(prompt) for prompt in PROMPTS))
+    assert ids.shape == mask.shape == (len(PROMPTS), max(tokenizer.read(prompt).tokens for prompt in PROMPTS))
     assert (ids[mask == 0] == 0).all()
     for row, row_mask, prompt in zip(ids, mask, PROMPTS, strict=True):
         alone, _ = encoded(tokenizer, [prompt])
@@ -72,7 +72,7 @@ def test_a_prompt_of_exactly_the_limit_is_not_cut(spiece, tokenizer):
 
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_a_count_tells_the_length_before_cutting(spiece, tokenizer, prompt):
-    assert Tokenizer(spiece, 2).count(prompt) == encoded(tokenizer, [prompt])[0].shape[1]
+    assert Tokenizer(spiece, 2).read(prompt).tokens == encoded(tokenizer, [prompt])[0].shape[1]
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no model", bytes(1000)], ids=["missing", "empty", "text", "zeros"])

@@ -2,28 +2,31 @@
 
 Wraps huggingface_hub, which reads the endpoint, the token and the offline mode from the environment and transfers the
 bytes. Only the partial file is managed here: `hf_hub_download` uses a new one for every attempt and removes it when the
-attempt fails, so that 28 GB would start anew after each interruption. Knows nothing of releases and weights folders.
+attempt fails, so that 28 GB would start anew after each interruption. Knows nothing of releases and folders.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
-from urllib.parse import urlsplit
+from typing import Any, TypeVar
 
 from ltx_runtime.errors import LtxError
+from ltx_runtime.hub.environment import proxy_of, settings
 
 T = TypeVar("T")
 
 _CHECKSUM = re.compile(r"[0-9a-f]{64}|[0-9a-f]{40}")
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _SHA256_DIGITS = 64
 _WAITS_S = (1, 2, 4)
 _BLOCK_BYTES = 1 << 20
+_PROXY_WANTS_NAME = 407
 
 
 @dataclass(frozen=True)
@@ -58,34 +61,37 @@ class UnreachableError(LtxError):
     """Error of a hub that does not answer or is busy, with the reason."""
 
 
-def load_hub_library() -> None:
-    """Imports huggingface_hub, which reads its environment variables only once, while it is imported.
-
-    Raises:
-        LtxError: one of the variables has an invalid value.
-    """
-    try:
-        from huggingface_hub import constants, file_download  # noqa: F401, PLC0415  (takes 0.5 s, only downloads need it)
-
-        _ = urlsplit(constants.ENDPOINT).port  # some releases of the library notice an invalid port only on connecting
-    except ValueError as error:
-        raise LtxError(f"huggingface_hub refuses an HF_... environment variable: {error}", "correct it") from None
+class AbsentError(LtxError):
+    """Error of a repository without the file."""
 
 
-def ask(file: RemoteFile) -> Published:
-    """Asks the hub for a file's current commit, size and checksum.
+def check_name(repository: str) -> None:
+    """Raises LtxError if a text is not the name of a repository and its owner."""
+    if not _NAME.fullmatch(repository):
+        raise LtxError(f"{repository!r} is not the name of a repository", "write it as OWNER/NAME")
+
+
+def ask(file: RemoteFile, revision: str = "main") -> Published:
+    """Asks the hub for a file's commit, size and checksum.
+
+    Args:
+        file: the file.
+        revision: a commit, or "main" for the current one.
 
     Raises:
         LtxError: there is no such file, or the user has no access to it; UnreachableError if the hub does not answer.
     """
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url  # noqa: PLC0415
 
-    answer = _with_retries(lambda: get_hf_file_metadata(hf_hub_url(file.repository, file.name)), file)
+    def attempt() -> Any:
+        return get_hf_file_metadata(hf_hub_url(file.repository, file.name, revision=revision))
+
+    answer = _with_retries(attempt, file)
     if answer.commit_hash is None or answer.size is None or not _CHECKSUM.fullmatch(answer.etag or ""):
         raise LtxError(
             f"{constants.ENDPOINT} returned no size and checksum for {file.repository}/{file.name}, unlike a Hugging "
             "Face hub",
-            "check HF_ENDPOINT and the proxy",
+            f"check HF_ENDPOINT and {proxy_of(constants.ENDPOINT) or 'the network'}",
         )
     return Published(file, answer.commit_hash, answer.etag or "", answer.size)
 
@@ -138,7 +144,7 @@ def cached(file: RemoteFile, commit: str) -> tuple[Path, Published] | None:
 
     for revision in (commit, "main"):
         cached_path = try_to_load_from_cache(file.repository, file.name, revision=revision)
-        if isinstance(cached_path, str) and (link := Path(cached_path)).is_symlink():
+        if isinstance(cached_path, str) and (link := Path(cached_path)).is_symlink() and os.access(link, os.R_OK):
             snapshot = link.parents[file.name.count("/")]
             return link.resolve(), Published(file, snapshot.name, link.readlink().name, link.stat().st_size)
     return None
@@ -168,6 +174,7 @@ def _with_retries(attempt: Callable[[], T], file: RemoteFile, bytes_received: Ca
     Raises:
         LtxError: the failure is permanent; UnreachableError if it is temporary but the retries are used up.
     """
+    from huggingface_hub import constants  # noqa: PLC0415
     from huggingface_hub.errors import HTTPError  # noqa: PLC0415  (that of the HTTP library which huggingface_hub uses)
 
     failures, bytes_before = 0, bytes_received()
@@ -180,8 +187,9 @@ def _with_retries(attempt: Callable[[], T], file: RemoteFile, bytes_received: Ca
             bytes_now = bytes_received()
             failures = 1 if bytes_now > bytes_before else failures + 1
             bytes_before = bytes_now
-            if not _is_temporary(error) or failures > len(_WAITS_S):
-                raise _refusal(error, file) from None
+            if not _is_temporary(error) or _is_untrusted(error) or failures > len(_WAITS_S):
+                page = f"{constants.ENDPOINT}/{file.repository}"
+                raise refusal(error, file.repository, f"download {file.name} from {page}", file.name) from None
         time.sleep(_WAITS_S[failures - 1])
 
 
@@ -189,24 +197,44 @@ def _is_temporary(error: Exception) -> bool:
     """Returns whether a retry may succeed: after a busy or failing server, a broken connection, or a truncated body."""
     from huggingface_hub.errors import HTTPError  # noqa: PLC0415
 
-    status = _status_of(error)
+    status = status_of(error)
     if status is not None:
         return status in (408, 429) or status >= 500
     return isinstance(error, HTTPError) or type(error) is OSError
 
 
-def _status_of(error: Exception) -> int | None:
+def _is_untrusted(error: Exception) -> bool:
+    return "CERTIFICATE_VERIFY_FAILED" in str(error)
+
+
+def status_of(error: Exception) -> int | None:
+    """Returns the status with which a server answered; None if it did not."""
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
-def _refusal(error: Exception, file: RemoteFile) -> LtxError:
-    """Converts an error of huggingface_hub into an LtxError with advice."""
+def refusal(error: Exception, repository: str, doing: str, name: str = "") -> LtxError:
+    """Converts an error of huggingface_hub into an LtxError with advice.
+
+    Args:
+        error: the error.
+        repository: the repository, as "owner/name".
+        doing: what was attempted, as in "download a.onnx from https://...".
+        name: the file's path in the repository; empty if it is about no file of it.
+    """
     from huggingface_hub import constants, errors  # noqa: PLC0415
 
-    page, status = f"{constants.ENDPOINT}/{file.repository}", _status_of(error)
+    page, status = f"{constants.ENDPOINT}/{repository}", status_of(error)
     reason = f"status {status}" if status else " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, errors.OfflineModeIsEnabled):
         return UnreachableError("offline mode is on (HF_HUB_OFFLINE)")
+    proxy = proxy_of(constants.ENDPOINT)
+    if status == _PROXY_WANTS_NAME:
+        return LtxError(
+            f"the proxy in {proxy} wants a name and a password", "add them to its address: http://NAME:PASSWORD@..."
+        )
+    reason += f"; through the proxy in {proxy}" if proxy else ""
+    if _is_untrusted(error):
+        return UnreachableError(f"{constants.ENDPOINT} has a certificate that is not trusted here ({reason})")
     if _is_temporary(error):
         return UnreachableError(f"{constants.ENDPOINT} cannot be reached or is busy ({reason})")
     if isinstance(error, errors.GatedRepoError):
@@ -216,7 +244,7 @@ def _refusal(error: Exception, file: RemoteFile) -> LtxError:
             f"{page} does not exist or is private", "check HF_ENDPOINT, or set HF_TOKEN to a token that may read it"
         )
     if isinstance(error, errors.EntryNotFoundError):
-        return LtxError(f"{page} has no file {file.name}", "check whether HF_ENDPOINT names a complete mirror")
+        return AbsentError(f"{page} has no file {name}", "check whether HF_ENDPOINT names a complete mirror")
     if status in (401, 403):
-        return LtxError(f"{page} refuses {file.name} ({reason})", "set HF_TOKEN to a valid token that may read it")
-    return LtxError(f"cannot download {file.name} from {page}: {reason}", "check HF_ENDPOINT and HF_TOKEN")
+        return LtxError(f"{page} refuses {name} ({reason})", "set HF_TOKEN to a valid token that may read it")
+    return LtxError(f"cannot {doing}: {reason}", f"check {settings()}")

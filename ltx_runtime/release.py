@@ -1,3 +1,0 @@
-"""The version of this program."""
-
-RELEASE = "0.1.0"

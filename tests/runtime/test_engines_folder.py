@@ -1,0 +1,70 @@
+"""The default folder of version folders: ./engines where there is one, else the user's own, for both programs alike."""
+
+from pathlib import Path
+
+import platformdirs
+import pytest
+
+from ltx_runtime.files import engines_folder
+from ltx_runtime.folder.address import engines_option
+from ltx_runtime.folder.manifest import find_folder
+from ltx_runtime.spec.versions import VERSIONS
+
+DEMO = VERSIONS["demo"]
+SMALL = ("a fox", "--height", "64", "--width", "96", "--num-frames", "9", "--seed", "3")
+
+
+@pytest.fixture
+def user(monkeypatch, tmp_path):
+    """Returns the user's folder of engines, which does not exist yet; the working folder is empty."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setattr(platformdirs, "user_data_path", lambda name, appauthor: tmp_path / "data" / name)
+    return tmp_path / "data" / "ltx-engines" / "engines"
+
+
+def test_the_folder_is_the_given_one_or_that_of_the_project_or_that_of_the_user(user):
+    assert engines_folder(None) == user
+    assert engines_folder(Path("mine")) == Path("mine")
+    Path("engines").mkdir()
+    assert engines_folder(None) == Path("engines")
+    assert engines_folder(Path("mine")) == Path("mine")
+
+
+def test_a_user_without_a_home_has_the_working_folder(user, monkeypatch):
+    monkeypatch.setattr(platformdirs, "user_data_path", lambda name, appauthor: Path("~/.local/share") / name)
+    assert engines_folder(None) == Path("engines")
+
+
+def test_commands_name_the_folder_only_where_it_is_not_the_default(user):
+    assert engines_option(user / "demo", "demo") == ""
+    assert engines_option(Path("engines/demo"), "demo") == " --engines engines/demo"
+    Path("engines").mkdir()
+    assert engines_option(Path("engines/demo"), "demo") == ""
+    assert engines_option(user / "demo", "demo") == f" --engines {user / 'demo'}"
+
+
+def test_a_version_of_the_user_is_found_from_any_folder(user, engines, run, monkeypatch):
+    user.parent.mkdir(parents=True)
+    engines(DEMO).parent.rename(user)
+    assert run(*SMALL, "--output", "clip.mp4")[0] == 0
+    code, out, _ = run("--doctor")
+    assert (code, f"folder: {user}," in out) == (0, True)
+
+
+def test_where_there_is_none_both_places_are_named(user, run):
+    code, _, err = run(*SMALL)
+    assert code == 2
+    assert f"neither ./engines nor {user} is a folder - run: ltx-export" in err
+    code, out, _ = run("--doctor")
+    assert (code, f"folder: {user} (does not exist yet), " in out) == (0, True)
+    code, _, err = run("--doctor", "--engines", "no/such")
+    assert (code, "no/such is not a folder" in err) == (2, True)
+
+
+def test_the_folder_in_the_environment_comes_first(user, engines, run, monkeypatch, tmp_path):
+    folder = engines(DEMO)
+    monkeypatch.setenv("LTX_ENGINES", str(folder.parent))
+    monkeypatch.chdir(tmp_path / "work")
+    assert find_folder(folder.parent, None) == folder
+    assert run(*SMALL, "--plan", "--engines", str(folder))[0] == 0
