@@ -4,6 +4,7 @@
 torch. Noise has the same values on both sides; in `torch` cases both draw it from torch's generator.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from ltx_runtime.spec.versions import VERSIONS
 # For comparison: an image noise scale that differs by 0.01 moves latents by 4e-5.
 LATENTS_LIMIT, PSNR_LIMIT_DB = 1e-5, 60
 GOLDEN = golden("pipelines")
+SPIECE = Path(__file__).parent / "golden" / "pipelines.spiece.model"  # the tokenizer of the recorded runs
 _pipelines: dict[str, Pipeline] = {}  # the last one that was used
 
 
@@ -73,7 +75,8 @@ def pipeline(monkeypatch):
         if name not in _pipelines:
             for other in [*_pipelines]:
                 _pipelines.pop(other).close()
-            _pipelines[name] = Pipeline(engines, backend="cpu", threads=1, keep_loaded=True)
+            recorded = replace(engines, manifest=replace(engines.manifest, tokenizer=str(SPIECE)))
+            _pipelines[name] = Pipeline(recorded, backend="cpu", threads=1, keep_loaded=True)
         return _pipelines[name]
 
     return of

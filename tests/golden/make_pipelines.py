@@ -21,6 +21,7 @@ metadata holds, under each case's name, the JSON of the case, its preset, the vi
 """
 
 import re
+import shutil
 import sys
 import tempfile
 import time
@@ -39,6 +40,7 @@ from make_golden import Cases, write  # noqa: E402
 from oracles.pipeline_cases import CASES, VIDEO_STRIDE, Case, deep  # noqa: E402
 
 from ltx_export.random_weights import write_random_weights  # noqa: E402
+from ltx_export.sources.find import TOKENIZER_FILE  # noqa: E402
 
 
 def record(cases: list[Case], folder: Path) -> Cases:
@@ -47,6 +49,8 @@ def record(cases: list[Case], folder: Path) -> Cases:
     for release in dict.fromkeys(case.release for case in cases):
         version, weights = deep(release), folder / release
         write_random_weights(version, weights)
+        # A vocabulary of 330 pieces with single bytes, which random weights had when the runs were recorded.
+        shutil.copy(HERE / "pipelines.spiece.model", weights / TOKENIZER_FILE)
         pipeline = pipelines_official.load(version, weights)
         for case in (case for case in cases if case.release == release):
             start = time.perf_counter()
