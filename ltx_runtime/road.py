@@ -147,9 +147,9 @@ def run_passes(
 
     def finish(name: str, latents: Floats) -> None:
         state.finished(name, latents, listed.drawn)
-        if road.options.save_latents is not None:
-            write_latents(road.options.save_latents, state.latents, planned.ending)
+        _save_latents(road, planned, state)
 
+    _save_latents(road, planned, state)  # a run may have ended between keeping latents and saving them
     names = [f"pass{number}" for number in range(1, len(planned.passes) + 1)]
     if names[-1] not in state.latents:
         media = read_media(planned, media_frames, road.options.crf)
@@ -169,6 +169,11 @@ def run_passes(
             finish("temporal", upsample(session, state.latents[names[-1]]))
             done()
     return state.latents["temporal" if planned.temporal_upscale else names[-1]]
+
+
+def _save_latents(road: Road, planned: Plan, state: State) -> None:
+    if road.options.save_latents is not None and state.latents:
+        write_latents(road.options.save_latents, state.latents, planned.ending)
 
 
 def _upscaled(road: Road, latents: Floats) -> Floats:

@@ -204,7 +204,7 @@ class Video:
             progress: shows how far each stage is.
             unfinished: is called with a file beside the output that holds the state of the run until the video is
                 whole. If the process is killed or the video cannot be written, `Pipeline.resume` goes on from it.
-                Without this function, there is no such file.
+                Without this function, there is no such file, unless the run goes on from one.
 
         Returns:
             The file, or the folder of frames. If the name was taken meanwhile, it ends in -2, -3 and so on.
@@ -214,14 +214,14 @@ class Video:
             LtxError: a file cannot be used or written, there is too little memory, or the output is not finite.
         """
         path = path_of(path, "path")
-        record = "" if self.plan is None else self._record(path.parent)
+        record = "" if self.plan is None else self._record(path)
         comment = record if self._road.options.metadata else ""
         if self._unfinished is not None and _is_saved(target_of(path), comment):  # killed just before its end
             self._unfinished.remove()
             return target_of(path)
         target = self.check_output(path)
         with ExitStack() as opened:
-            if unfinished is not None and record:
+            if record and (unfinished is not None or self._unfinished is not None):
                 opened.enter_context(self._kept(path, record, unfinished))
             frames = opened.enter_context(closing(self.frames(progress)))
             written = save_video(
@@ -231,13 +231,13 @@ class Video:
             self._road.note(f"{target} was made by another program meanwhile; the video is {written}")
         return written
 
-    def _record(self, folder: Path) -> str:
+    def _record(self, output: Path) -> str:
         assert self.plan is not None
-        road = self._road
-        return record_of(self.plan.request, road.options, road.version, self.weights, folder, RELEASE)
+        road, target = self._road, target_of(output)
+        return record_of(self.plan.request, road.options, road.version, self.weights, target, RELEASE)
 
     @contextmanager
-    def _kept(self, output: Path, record: str, told: Callable[[Path], None]) -> Iterator[None]:
+    def _kept(self, output: Path, record: str, told: Callable[[Path], None] | None) -> Iterator[None]:
         """Keeps the state of the run in a file beside the output, until the block succeeds."""
         road = self._road
         if self._unfinished is None:
@@ -246,7 +246,8 @@ class Video:
             self._unfinished = claim(output, about, state, overwrite=road.options.overwrite)
         self._unfinished.note = road.note
         try:
-            told(self._unfinished.path)
+            if told is not None:
+                told(self._unfinished.path)
             yield
             self._unfinished.remove()
         finally:

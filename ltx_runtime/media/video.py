@@ -13,7 +13,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -260,13 +260,15 @@ def _explained(target: Path) -> Iterator[None]:
 def _published(temporary: Path, target: Path, real: Path, *, overwrite: bool) -> Path:
     """Gives a finished video its name, or the next free one after it, and returns that name."""
     if overwrite:
-        if real.is_dir():
-            real.rename(temporary.with_name("replaced"))
-        temporary.replace(real)
-        return target
+        with suppress(LtxError):  # what is never replaced has come there meanwhile
+            _check_free(target, overwrite=True, of_frames=temporary.is_dir())
+            if real.is_dir():
+                real.rename(temporary.with_name("replaced"))
+            temporary.replace(real)
+            return target
     for name in itertools.chain([target], numbered(target)):
         try:
-            place_new(temporary, name)
+            place_new(temporary, real if name == target else name)
             return name
         except FileExistsError:
             continue

@@ -32,8 +32,8 @@ _DIGEST_CHARACTERS = 16
 _CHUNK_BYTES = 1 << 20
 # Options that may change the pixels; all others say where files go and how much of the machine is used.
 OPTIONS = (
-    *("backend", "cpu_mode", "rng", "low_memory", "memory_bytes", "tiled", "crf", "sample_posterior"),
-    *("embeddings", "initial_latents", "noise"),
+    *("backend", "cpu_mode", "threads", "memory_bytes", "gpu_memory_bytes", "rng", "low_memory", "tiled"),
+    *("crf", "sample_posterior", "embeddings", "initial_latents", "noise"),
 )
 # Fields of Request and Preset that hold other dataclasses.
 _NESTED: dict[str, type] = {
@@ -73,7 +73,7 @@ class Recorded:
 
 
 def record_of(
-    request: Resolved, options: RunOptions, version: Version, weights: Mapping[str, str], folder: Path, program: str
+    request: Resolved, options: RunOptions, version: Version, weights: Mapping[str, str], output: Path, program: str
 ) -> str:
     """Returns the record of a video as JSON.
 
@@ -82,10 +82,10 @@ def record_of(
         options: how it is run.
         version: the release that makes it.
         weights: what `weights_of` returns.
-        folder: the folder of the video, to which paths in the record are relative.
+        output: the file of the video; paths in the record are relative to its folder.
         program: the version of this program.
     """
-    asked = _differing(request, Request())
+    asked, folder = _differing(request, Request()), _folder_of(output)
     if request.negative_prompt == version.negative_prompt:
         del asked["negative_prompt"]
     run = {name: value for name, value in _differing(options, RunOptions()).items() if name in OPTIONS}
@@ -98,7 +98,8 @@ def record_of(
         "weights": dict(weights),
         "inputs": inputs,
     }
-    return json.dumps({name: value for name, value in record.items() if value != {}}, ensure_ascii=False)
+    text = json.dumps({name: value for name, value in record.items() if value != {}}, ensure_ascii=False)
+    return text.encode("utf-8", "backslashreplace").decode()  # JSON's escapes for bytes of names that are not UTF-8
 
 
 def weights_of(engines: Engines, chosen: Chosen) -> dict[str, str]:
@@ -135,7 +136,7 @@ def parse_record(text: str, path: Path) -> Recorded:
         raise LtxError(
             f"{path} does not say how it was made", "give a video that ltx-run made without --no-metadata"
         ) from None
-    folder = path.parent
+    folder = _folder_of(path)
     try:
         version = find_version(record["version"]).name
         request = _built(Request, _with_paths(record.get("request", {}), folder))
@@ -198,11 +199,18 @@ def _name_of(source: Source, folder: Path) -> str:
     """Returns the path of a file relative to a folder, with slashes; pictures in memory get a name in brackets."""
     if not isinstance(source, (str, Path)):
         return f"<{type(source).__name__} {_digest(source)}>"
-    path = Path(os.path.abspath(file_of(source)))
+    path = file_of(source)
+    path = Path(os.path.realpath(path.parent), path.name)  # `link/..` is not the folder of the link
     try:
         return PurePath(os.path.relpath(path, os.path.abspath(folder))).as_posix()
     except ValueError:  # on another drive
         return path.as_posix()
+
+
+def _folder_of(path: Path) -> Path:
+    """Returns the folder of a video, to which the paths in its record are relative, whatever links lead to it."""
+    real = Path(os.path.realpath(path))
+    return path.parent if real == Path(os.path.abspath(path)) else real.parent
 
 
 def _digest(source: Source) -> str:

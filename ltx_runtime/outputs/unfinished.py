@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ltx_runtime.errors import LtxError, explaining
 from ltx_runtime.files import lock_of, unlock, written_whole
-from ltx_runtime.media.video import TakenError
+from ltx_runtime.media.video import TakenError, target_of
 from ltx_runtime.noise.noise import Noise
 from ltx_runtime.outputs.record import OPTIONS, Recorded, parse_record
 from ltx_runtime.planning.options import RunOptions
@@ -125,7 +125,7 @@ class Unfinished:
         Raises:
             LtxError: the file was written by another release, and this one does not understand it.
         """
-        recorded = parse_record(self.about["record"], self.path)
+        recorded = parse_record(self.about["record"], target_of(self.output))
         return recorded, {name: value for name, value in self.options.items() if name not in OPTIONS}
 
     @property
@@ -176,6 +176,8 @@ class Unfinished:
         self.release()
 
     def release(self) -> None:
+        """Gives up the lock; the state is written no more, even if its video is made after all."""
+        self.state.keep = lambda: None
         unlock(self._lock)
         self._lock = None
 

@@ -1,6 +1,8 @@
 """Laws of interrupted runs: whatever ended them, the printed command makes the same video, byte for byte."""
 
+import errno
 import math
+import os
 import re
 import shlex
 import subprocess
@@ -16,8 +18,10 @@ from PIL import Image
 
 from ltx_runtime.folder.manifest import describe_files, read_manifest, write_manifest
 from ltx_runtime.outputs import unfinished
+from ltx_runtime.pipeline import Pipeline
 from ltx_runtime.spec.versions import VERSIONS
 from ltx_runtime.tensors import packed
+from ltx_runtime.vae.saved_latents import write_latents
 
 DEMO, SINGLE = VERSIONS["demo"], VERSIONS["0.9.5"]
 SMALL = ("a cat", "--seed", "3", "--height", "64", "--width", "96", "--num-frames", "9")
@@ -144,6 +148,41 @@ def test_a_finished_step_is_not_computed_again(run, interrupted, diary):
 def test_the_output_names_its_unfinished_run_and_can_get_another_name(run, interrupted, tmp_path):
     assert run("--resume", "clip.mp4", "--output", "other.webm")[0] == 0
     assert left_behind(tmp_path) == ["image.png", "other.webm"]
+
+
+def test_a_video_that_goes_on_ends_its_file_even_if_the_caller_does_not_ask_for_one(interrupted, tmp_path):
+    with Pipeline(interrupted, backend="cpu") as pipe:
+        video = pipe.resume("clip.mp4")
+        assert video.save("clip.mp4") == Path("clip.mp4")
+    assert left_behind(tmp_path) == ["clip.mp4", "image.png"]
+
+
+def test_an_output_behind_links_can_be_gone_on_from(run, interrupted, tmp_path):
+    (tmp_path / "disk" / "videos").mkdir(parents=True)
+    (tmp_path / "videos").symlink_to("disk/videos")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(fake_stages.STAGES, "transformer", interrupting("transformer", 3))
+        assert run(*SMALL, "--image", "image.png", "--output", "videos/clip.mp4")[0] == 130
+    code, _, err = run("--resume", "videos/clip.mp4.unfinished")
+    assert code == 0, err
+    assert (tmp_path / "disk" / "videos" / "clip.mp4").is_file()
+
+
+def test_latents_that_could_not_be_saved_are_saved_when_the_run_goes_on(run, engines, tmp_path, monkeypatch):
+    engines(DEMO)
+    assert run(*SMALL, "--save-latents", "whole.safetensors", "--output", "whole.mp4")[0] == 0
+
+    def full(path, latents, ending):
+        if len(latents) > 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        write_latents(path, latents, ending)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ltx_runtime.road.write_latents", full)
+        code, _, err = run(*SMALL, "--save-latents", "latents.safetensors", "--output", "clip.mp4")
+    assert code == 2
+    assert run(*command_in(err))[0] == 0
+    assert (tmp_path / "latents.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
 
 
 def test_a_run_that_has_ended_is_told_and_not_repeated(run, interrupted, diary):

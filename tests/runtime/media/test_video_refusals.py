@@ -105,6 +105,24 @@ def test_a_name_that_was_taken_meanwhile_is_left_alone_and_the_video_gets_the_ne
     assert content(written) == content(write(tmp_path / f"alone{suffix}", frames=[BLACK]))
 
 
+def test_what_others_put_into_a_folder_of_frames_meanwhile_is_not_replaced_with_them(tmp_path):
+    existing(tmp_path / "clip.png")
+
+    def frames():
+        yield BLACK
+        (tmp_path / "clip" / "notes.txt").write_text("hours of work")
+
+    assert write(tmp_path / "clip.png", frames=frames(), overwrite=True) == tmp_path / "clip-2"
+    assert (tmp_path / "clip" / "notes.txt").read_text() == "hours of work"
+
+
+def test_a_link_to_an_empty_folder_is_kept(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "clip").symlink_to("disk")
+    assert write(tmp_path / "clip.png", frames=[BLACK]) == tmp_path / "clip"
+    assert placed(tmp_path) == ["clip", "disk", "disk/frame_0000.png"]
+
+
 def test_a_link_is_kept_and_what_it_leads_to_is_replaced(tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "disk" / "film.mp4").write_bytes(b"before")

@@ -1,6 +1,7 @@
 """Laws of the record in a video: others can read it, it holds all that was asked for, and makes the video again."""
 
 import json
+import os
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -123,6 +124,31 @@ def test_a_video_can_be_moved_together_with_its_images(run, engines, tmp_path):
     assert content(tmp_path / "moved" / "out" / "again.mp4") == before
 
 
+@EVERY_OUTPUT
+def test_links_and_bytes_in_names_do_not_keep_a_video_from_being_made_again(run, engines, tmp_path, output):
+    engines(SINGLE)
+    (tmp_path / "disk" / "videos").mkdir(parents=True)
+    (tmp_path / "videos").symlink_to("disk/videos")
+    Image.new("RGB", (96, 64)).save("caf\udce9.png")
+    (tmp_path / "link.png").symlink_to("caf\udce9.png")
+    for image in ("caf\udce9.png", "videos/../../link.png", str(tmp_path / "link.png")):
+        asked = ("a cat", *SMALL, "--image", image, "--overwrite", "--output", f"videos/{output}")
+        code, _, err = run(*asked)
+        assert code == 0, err
+        target = target_of(f"videos/{output}")
+        before = content(target)
+        target.rename(target.with_stem("moved"))
+        (tmp_path / "moved").unlink(missing_ok=True)
+        (tmp_path / "moved").symlink_to(target.with_stem("moved"))
+        code, _, err = run("--from", "moved", "--output", f"videos/{output}", "--overwrite")
+        assert (code, "first video" in err) == (0, False), err
+        assert content(target) == before
+        for path in [*target.iterdir(), *target.with_stem("moved").iterdir()] if target.is_dir() else []:
+            path.unlink()
+        for path in (target, target.with_stem("moved")):
+            path.rmdir() if path.is_dir() else path.unlink()
+
+
 def test_a_video_made_from_pictures_in_memory_says_so(spiece, diary, tmp_path):
     picture = np.zeros((64, 96, 3), np.uint8)
     with Pipeline(engines_of(DEMO, spiece), backend="fake") as pipe:
@@ -141,7 +167,8 @@ PRESETS = st.builds(
     stg_mode=st.none() | st.just("attention_skip"),
     schedule=st.none() | st.just(SD3),
 )
-PLACES = st.sampled_from(["a.png", "in/b c.mp4", "狐.gif", "../x.png"])
+NAMES = ("a.png", "in/b c.mp4", "狐.gif", "../x.png", "caf\udce9.png")  # the last one is not UTF-8
+PLACES = st.sampled_from(NAMES)
 REQUESTS = st.builds(
     Request,
     prompt=st.text(),
@@ -162,9 +189,9 @@ REQUESTS = st.builds(
 def folder(tmp_path_factory):
     """Returns a folder for videos, with the files that PLACES names."""
     folder = tmp_path_factory.mktemp("records") / "videos"
-    for name in ("a.png", "in/b c.mp4", "狐.gif", "../x.png"):
+    for name in NAMES:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(name.encode())
+        (folder / name).write_bytes(os.fsencode(name))
     return folder
 
 
@@ -172,7 +199,7 @@ def folder(tmp_path_factory):
 def test_every_request_comes_back_from_its_record(folder, request):
     places = tuple(replace(one, media=folder / one.media) for one in request.conditions)
     asked = resolved(replace(request, conditions=places), SINGLE)
-    text = record_of(asked, RunOptions(crf=7, tiled=True), SINGLE, {"transformer": "12"}, folder, "1")
+    text = record_of(asked, RunOptions(crf=7, tiled=True), SINGLE, {"transformer": "12"}, folder / "clip.mp4", "1")
     recorded = parse_record(text, folder / "clip.mp4")
     expected = Request(**{one.name: getattr(asked, one.name) for one in fields(Request)})
     if expected.negative_prompt == SINGLE.negative_prompt:
@@ -181,11 +208,12 @@ def test_every_request_comes_back_from_its_record(folder, request):
     assert (recorded.version, recorded.options) == ("0.9.5", {"crf": 7, "tiled": True})
     assert recorded.weights == {"transformer": "12"}
     assert recorded.changed_inputs() == []
+    assert text.encode()
     assert json.loads(ascii_of(text)) == json.loads(text)
 
 
 def test_every_option_is_recorded_or_known_to_leave_the_pixels_alone():
-    without_effect = {"gpu_memory_bytes", "threads", "cache", "overwrite", "metadata"}
+    without_effect = {"cache", "overwrite", "metadata"}
     saves = {"save_embeddings", "save_latents", "save_noise"}
     assert {*OPTIONS} | without_effect | saves == {one.name for one in fields(RunOptions)}
 
