@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import secrets
 import shutil
@@ -24,7 +25,6 @@ _SMALL_BYTES = 100_000_000
 _CACHE_VARIABLE = "LTX_CACHE"
 _PARTIAL = ".ltx-{}.partial"
 _ABANDONED_S = 86_400.0
-_UNLOCKED = -1
 _PROGRAM, _ENGINES = "ltx-engines", "engines"
 _NO_LINKS = (errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EINVAL)
 _POINTER_START, _POINTER_BYTES = b"version https://git-lfs.github.com/spec/", 1024  # a pointer is smaller
@@ -57,7 +57,7 @@ def partial_folder(parent: Path) -> Iterator[Path]:
     Folders of this kind that killed processes have left in `parent` are deleted first.
     """
     _delete_abandoned(parent)
-    lock = None
+    lock: Lock | None = None
     while lock is None:  # another process may take the folder for abandoned before it is locked
         folder = parent / _PARTIAL.format(secrets.token_hex(4))
         with suppress(FileExistsError):
@@ -67,29 +67,46 @@ def partial_folder(parent: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        unlock(lock)
+        lock.release()
 
 
 def _delete_abandoned(parent: Path) -> None:
     """Deletes temporary folders whose process has ended; where that cannot be seen, those unused for a day."""
     for folder in parent.glob(_PARTIAL.format("*")):
-        lock = None
         with suppress(OSError):
             lock = lock_of(folder)
-            if lock is not None and (lock != _UNLOCKED or time.time() - folder.stat().st_mtime > _ABANDONED_S):
-                shutil.rmtree(folder, ignore_errors=True)
-        unlock(lock)
+            if lock is not None:
+                if lock.keeps_out or time.time() - folder.stat().st_mtime > _ABANDONED_S:
+                    shutil.rmtree(folder, ignore_errors=True)
+                lock.release()
 
 
-def lock_of(path: Path) -> int | None:
-    """Locks an existing file or folder until `unlock` is called or the process ends.
+class Lock:
+    """A lock on a file or folder, until it is released or forgotten, or the process ends.
+
+    Attributes:
+        keeps_out: whether others are kept out; where files cannot be locked, nobody is.
+    """
+
+    def __init__(self, descriptor: int | None) -> None:
+        self._descriptor, self.keeps_out = descriptor, descriptor is not None
+
+    def release(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+        self._descriptor = None
+
+    __del__ = release
+
+
+def lock_of(path: Path) -> Lock | None:
+    """Locks an existing file or folder.
 
     Returns:
-        What `unlock` takes; None if another process holds the lock or has removed the file. Where files cannot be
-        locked, all callers get the same number, and nobody is kept out.
+        The lock; None if another process holds it or has removed the file.
     """
     if fcntl is None:
-        return _UNLOCKED
+        return Lock(None)
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
@@ -97,20 +114,14 @@ def lock_of(path: Path) -> int | None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.path.samestat(os.fstat(descriptor), path.stat()):
-            return descriptor
+            return Lock(descriptor)
     except (BlockingIOError, FileNotFoundError):
         pass
     except OSError:  # a file system without locks
         os.close(descriptor)
-        return _UNLOCKED
+        return Lock(None)
     os.close(descriptor)
     return None
-
-
-def unlock(lock: int | None) -> None:
-    """Releases what `lock_of` returned."""
-    if lock is not None and lock != _UNLOCKED:
-        os.close(lock)
 
 
 def place_new(temporary: Path, path: Path) -> None:
@@ -136,6 +147,22 @@ def place_new(temporary: Path, path: Path) -> None:
         with path.open("xb"):  # a file system without hard links
             pass
         temporary.replace(path)
+
+
+def placed(temporary: Path, path: Path) -> Path:
+    """Renames a file or a folder to a name, or if that is taken to the next free one after it; returns the name."""
+    for name in itertools.chain([path], numbered(path)):
+        try:
+            place_new(temporary, name)
+            return name
+        except FileExistsError:
+            continue
+    raise AssertionError("there is always a free number")
+
+
+def numbered(path: Path) -> Iterator[Path]:
+    """Yields `fox-2.mp4`, `fox-3.mp4` and so on for `fox.mp4`."""
+    return (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in itertools.count(2))
 
 
 @contextmanager

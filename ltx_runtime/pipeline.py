@@ -148,8 +148,7 @@ class Pipeline:
         chosen = choose(self.engines, needed(planned, options), options, size, self._found)
         check_readable(options)
         places = places_of(self.engines, request, options)
-        # Files of a run that goes on are its own, and there already.
-        (places if unfinished is None else replace(places, overwrite=True)).check()
+        places.check(own=() if unfinished is None else unfinished.state.saved)
         if "vae_encoder" in chosen.names:
             for one in planned.passes:
                 chosen.tiling(one.grid, encoding=True)
@@ -183,7 +182,7 @@ class Pipeline:
                     "use the same version folder and backend, or start again",
                 )
         except BaseException:
-            unfinished.release()
+            unfinished.unlock()
             raise
         return video
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from time import perf_counter
 from typing import Protocol
 
@@ -153,7 +154,7 @@ def run_passes(
     names = [f"pass{number}" for number in range(1, len(planned.passes) + 1)]
     if names[-1] not in state.latents:
         media = read_media(planned, media_frames, road.options.crf)
-        state.text = text = state.text or _text(road, planned)
+        state.text = text = state.text or _text(road, planned, state)
         encoded = _encoded(road, planned, media)
         state.keep()
         for number, name in enumerate(names, start=1):
@@ -172,8 +173,28 @@ def run_passes(
 
 
 def _save_latents(road: Road, planned: Plan, state: State) -> None:
-    if road.options.save_latents is not None and state.latents:
-        write_latents(road.options.save_latents, state.latents, planned.ending)
+    if state.latents:
+
+        def write(path: Path, replace: bool) -> Path:
+            return write_latents(path, state.latents, planned.ending, replace=replace)
+
+        _save(road, state, road.options.save_latents, write)
+
+
+def _save(road: Road, state: State, path: Path | None, write: Callable[[Path, bool], Path]) -> None:
+    """Saves a file if that was asked for; under the next free name, if another run has taken the name meanwhile."""
+    if path is None:
+        return
+    name = str(path.absolute())
+    replace = road.options.overwrite or name in state.saved
+    if name not in state.saved:  # said first, so that after an interruption the file is known as this run's own
+        state.saved[name] = name
+        state.keep()
+    written = write(Path(state.saved[name]), replace)
+    if str(written) != state.saved[name]:
+        state.saved[name] = str(written)
+        state.keep()
+        road.note(f"{path} was made by another program meanwhile; it is saved as {written}")
 
 
 def _upscaled(road: Road, latents: Floats) -> Floats:
@@ -184,7 +205,7 @@ def _upscaled(road: Road, latents: Floats) -> Floats:
     return upscaled
 
 
-def _text(road: Road, planned: Plan) -> Text:
+def _text(road: Road, planned: Plan, state: State) -> Text:
     options = road.options
     if options.embeddings is not None:
         channels = road.engines.component("transformer").signature.input("text").axes[-1]
@@ -199,8 +220,7 @@ def _text(road: Road, planned: Plan) -> Text:
             for note in tokenizer.read(prompt).notes(name):
                 road.note(note)
         text = text_of(_embeddings(road, [tokenizer.tokens(prompt) for prompt in planned.prompts.values()]))
-    if options.save_embeddings is not None:
-        write_text(options.save_embeddings, text)
+    _save(road, state, options.save_embeddings, lambda path, replace: write_text(path, text, replace=replace))
     return text
 
 
@@ -287,11 +307,11 @@ def _run_pass(
     return step.latents
 
 
-def decoder_feeds(road: Road, latents: Floats, ending: Ending, noise: Noise) -> dict[str, Floats]:
+def decoder_feeds(road: Road, latents: Floats, ending: Ending, noise: Noise, state: State) -> dict[str, Floats]:
     """Returns all inputs of the decoder for normalized latents, and saves the noise of the run if asked to."""
     feeds = ready_to_decode(latents, ending, road.engines.component("vae_decoder").signature.inputs, noise)
-    if isinstance(noise, RecordingNoise) and road.options.save_noise is not None:
-        noise.save(road.options.save_noise)
+    if isinstance(noise, RecordingNoise):
+        _save(road, state, road.options.save_noise, lambda path, replace: noise.save(path, replace=replace))
     return feeds
 
 

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from ltx_runtime.errors import LtxError, explaining
-from ltx_runtime.files import refuse_pointer, written_whole
+from ltx_runtime.files import partial_folder, placed, refuse_pointer
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _INTEGERS = ("I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL")
@@ -69,20 +69,28 @@ def names_in(path: Path) -> list[str]:
         return sorted(file.keys())
 
 
-def write_tensors(path: Path, tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None = None) -> None:
-    """Writes a safetensors file under a temporary name, then renames it to `path` and replaces any existing file.
+def write_tensors(
+    path: Path, tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None = None, *, replace: bool = True
+) -> Path:
+    """Writes a safetensors file under a temporary name, then renames it to `path`.
 
     Args:
         path: the file to write; its folder must exist.
         tensors: arrays by name, of any shape and with numpy's own dtypes.
         metadata: strings by key, stored in the header.
+        replace: whether a file of that name is replaced.
+
+    Returns:
+        The file: `path`, or if that is taken and not replaced, the next free name after it.
 
     Raises:
         LtxError: the path cannot be written or the disk is full; no partial file is left.
     """
     raw = packed(tensors, metadata)
-    with explaining(f"write {path}"), written_whole(path) as temporary:
+    with explaining(f"write {path}"), partial_folder(path.parent) as folder:
+        temporary = folder / path.name
         temporary.write_bytes(raw)
+        return temporary.replace(path) if replace else placed(temporary, path)
 
 
 def packed(tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None = None) -> bytes:

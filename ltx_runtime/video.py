@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ltx_runtime.declared import path_of
-from ltx_runtime.errors import LtxError
-from ltx_runtime.media.comments import read_comment
-from ltx_runtime.media.video import check_output, save_video, target_of
+from ltx_runtime.media.video import TakenError, check_output, save_video, target_of
 from ltx_runtime.noise.noise import Noise
 from ltx_runtime.outputs.places import Places
 from ltx_runtime.outputs.record import record_of, weights_of
-from ltx_runtime.outputs.unfinished import SUFFIX, State, Unfinished, about_of, claim
+from ltx_runtime.outputs.unfinished import State, Unfinished, about_of, claim, place_beside
 from ltx_runtime.packages import RELEASE
 from ltx_runtime.planning.media import NO_MEDIA, GivenMedia
 from ltx_runtime.planning.plan import Plan
@@ -50,8 +48,7 @@ class Video:
         self.plan = planned
         self.ending = ending
         self._road, self._places, self._media, self._unfinished = road, places, media, unfinished
-        self._state = State() if unfinished is None else unfinished.state
-        self._is_fresh = True  # whether the next run begins from the state, instead of anew
+        self._state = State()
         self._latents: Floats | None = None
         self._noise: Noise | None = None
         self._feeds: dict[str, Floats] | None = None
@@ -104,8 +101,8 @@ class Video:
         if self.plan is None:
             raise ValueError("latents that were saved have no steps")
         self._latents = self._feeds = None
-        road, state = self._running(progress), self._next_state()
-        self._is_fresh = False
+        road = self._running(progress)
+        self._state = state = State() if self._unfinished is None else self._unfinished.state
         given = {}
         if road.options.initial_latents is not None:
             given["pass1/initial"] = read_initial(road.options.initial_latents, self.plan.passes[0].grid, road.channels)
@@ -117,12 +114,6 @@ class Video:
         """Notes the backends that were chosen automatically and what differs of given media, each thing once."""
         for line in (*road.chosen.lines(), *self._media.lines()):
             road.note_once(line)
-
-    def _next_state(self) -> State:
-        """Returns the state from which the next run begins: an empty one, except once for a run that goes on."""
-        if not self._is_fresh:
-            self._state, self._is_fresh = State(), True
-        return self._state
 
     def _use(self, latents: Floats, noise: Noise) -> None:
         """Sets the latents to decode, and the source of the decoder's noise."""
@@ -152,7 +143,7 @@ class Video:
             self._tell(road)
         if self._feeds is None:
             assert self._noise is not None
-            self._feeds = decoder_feeds(road, latents, self.ending, self._noise)
+            self._feeds = decoder_feeds(road, latents, self.ending, self._noise, self._state)
         yield from frames_of(road, self._feeds, self.ending)
 
     def __iter__(self) -> Iterator[Frame]:
@@ -191,7 +182,7 @@ class Video:
         """
         path, overwrite = path_of(path, "path"), self._road.options.overwrite
         target = check_output(path, *self.size, self.ending.fps, overwrite=overwrite, folder_exists=folder_exists)
-        self._places.adding({"the output": target, "the file to go on from": _beside(path)}).check_distinct()
+        self._places.adding({"the output": target, "the file to go on from": place_beside(path)}).check_distinct()
         return target
 
     def save(
@@ -214,22 +205,34 @@ class Video:
             LtxError: a file cannot be used or written, there is too little memory, or the output is not finite.
         """
         path = path_of(path, "path")
-        record = "" if self.plan is None else self._record(path)
-        comment = record if self._road.options.metadata else ""
-        if self._unfinished is not None and _is_saved(target_of(path), comment):  # killed just before its end
+        if self._unfinished is not None and self._unfinished.is_finished():
+            target = target_of(self._unfinished.output)
             self._unfinished.remove()
-            return target_of(path)
+            return target
         target = self.check_output(path)
-        with ExitStack() as opened:
-            if record and (unfinished is not None or self._unfinished is not None):
-                opened.enter_context(self._kept(path, record, unfinished))
-            frames = opened.enter_context(closing(self.frames(progress)))
-            written = save_video(
-                frames, path, self.size, self.ending.fps, comment=comment, overwrite=self._road.options.overwrite
-            )
+        record = "" if self.plan is None else self._record(path)
+        if record and (unfinished is not None or self._unfinished is not None):
+            with self._kept(path, record, unfinished) as finished:
+                written = self._written(path, record, progress, finished)
+        else:
+            written = self._written(path, record, progress, lambda video: None)
         if written != target:
             self._road.note(f"{target} was made by another program meanwhile; the video is {written}")
         return written
+
+    def _written(self, path: Path, record: str, progress: Progress, finished: Callable[[Path], None]) -> Path:
+        options = self._road.options
+        comment = record if options.metadata else ""
+        with closing(self.frames(progress)) as frames:
+            return save_video(
+                frames,
+                path,
+                self.size,
+                self.ending.fps,
+                comment=comment,
+                overwrite=options.overwrite,
+                finished=finished,
+            )
 
     def _record(self, output: Path) -> str:
         assert self.plan is not None
@@ -237,38 +240,48 @@ class Video:
         return record_of(self.plan.request, road.options, road.version, self.weights, target, RELEASE)
 
     @contextmanager
-    def _kept(self, output: Path, record: str, told: Callable[[Path], None] | None) -> Iterator[None]:
-        """Keeps the state of the run in a file beside the output, until the block succeeds."""
+    def _kept(self, output: Path, record: str, told: Callable[[Path], None] | None) -> Iterator[Callable[[Path], None]]:
+        """Keeps the state of the run in a file beside the output, until the block succeeds.
+
+        Yields a function to call with the whole video before it gets its name. After an error, the file stays if
+        something in it would have to be computed again; after an interruption it stays in any case, and if the output
+        exists already, so that a file that is gone means that the run has ended well.
+        """
         road = self._road
+        about = about_of(record, road.engines.folder, road.options, output)
+        if self._unfinished is not None and not self._unfinished.path.exists():
+            self._unfinished = None
         if self._unfinished is None:
-            about = about_of(record, road.engines.folder, road.options)
-            state = self._state if self._latents is not None else self._next_state()
-            self._unfinished = claim(output, about, state, overwrite=road.options.overwrite)
-        self._unfinished.note = road.note
+            state = State() if self._latents is None else self._state
+            self._unfinished = claim(about, state, overwrite=road.options.overwrite)
+        self._unfinished.lock()
+        if self._unfinished.about != about:  # goes on elsewhere, or with other options
+            self._unfinished.about = about
+            self._unfinished.keep()
+        kept = self._unfinished
+        kept.note = road.note_once
         try:
             if told is not None:
-                told(self._unfinished.path)
-            yield
-            self._unfinished.remove()
-        finally:
-            self._unfinished.close()
-            self._unfinished = None
+                told(kept.path)
+            yield kept.finish
+        except BaseException as error:
+            is_refused = isinstance(error, TakenError) or (
+                isinstance(error, Exception) and not target_of(output).exists()
+            )
+            if is_refused and not kept.state.is_begun:
+                kept.remove()
+                self._unfinished = None
+                raise
+            # A folder that has gone, such as that of a disk that was unplugged, takes the file with it.
+            if not kept.path.exists() and kept.moved_to(Path.cwd()) and told is not None:
+                told(kept.path)
+            kept.unlock()
+            raise
+        kept.remove()
+        self._unfinished = None
 
     def _running(self, progress: Progress) -> Road:
         return replace(self._road, progress=progress)
-
-
-def _beside(output: Path) -> Path:
-    """Returns the file beside an output from which its run can go on."""
-    return output.with_name(output.name + SUFFIX)
-
-
-def _is_saved(target: Path, comment: str) -> bool:
-    """Returns whether a video exists that says it was made exactly like this one."""
-    try:
-        return bool(comment) and read_comment(target) == comment
-    except LtxError:
-        return False
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
@@ -73,11 +74,7 @@ class Arguments:
     ] = 29
     sample_posterior: Annotated[
         bool,
-        _expert(
-            _WHAT,
-            "Encode given images and clips with random variation, as the official code does.",
-            "--sample-posterior",
-        ),
+        _expert(_WHAT, "Encode given images and clips with random variation, as the official code does."),
     ] = False
 
     height: Annotated[int | None, _option(_SIZE, "Height in pixels, a multiple of 32.")] = None
@@ -87,13 +84,9 @@ class Arguments:
     fps: Annotated[float | None, _option(_SIZE, "Frames per second; also affects motion.", "--fps", "--frame-rate")] = (
         None
     )
-    pad: Annotated[
-        bool, _expert(_SIZE, "Allow any size and length: make a slightly larger video and crop it.", "--pad")
-    ] = False
-    single_pass: Annotated[
-        bool, _expert(_SIZE, "Use one pass at full size instead of the version's two.", "--single-pass")
-    ] = False
-    temporal_upscale: Annotated[bool, _expert(_SIZE, "Double the frame rate at the end.", "--temporal-upscale")] = False
+    pad: Annotated[bool, _expert(_SIZE, "Allow any size and length: make a slightly larger video and crop it.")] = False
+    single_pass: Annotated[bool, _expert(_SIZE, "Use one pass at full size instead of the version's two.")] = False
+    temporal_upscale: Annotated[bool, _expert(_SIZE, "Double the frame rate at the end.")] = False
 
     preset: Annotated[
         Path | None,
@@ -157,9 +150,7 @@ class Arguments:
             "GB for the VAE besides its weights; larger videos are tiled (default: 8, or what the GPU has left).",
         ),
     ] = None
-    vae_tiling: Annotated[
-        bool, _expert(_DECODING, "Use tiles even if the whole video fits into memory.", "--vae-tiling")
-    ] = False
+    vae_tiling: Annotated[bool, _expert(_DECODING, "Use tiles even if the whole video fits into memory.")] = False
     vae_slicing: Annotated[bool, _expert(_DECODING, "Has no effect; accepted for compatibility.", "--vae-slicing")] = (
         False
     )
@@ -212,9 +203,9 @@ class Arguments:
         _expert(_RUN, "GPU memory to plan with, in GB (default: all that is free)."),
     ] = None
     threads: Annotated[int | None, _expert(_RUN, "Number of CPU threads (default: one per core).")] = None
-    low_memory: Annotated[
-        bool, _expert(_RUN, "Use less memory: compute the predictions for guidance one by one.", "--low-memory")
-    ] = False
+    low_memory: Annotated[bool, _expert(_RUN, "Use less memory: compute the predictions for guidance one by one.")] = (
+        False
+    )
     fetch: Annotated[
         str | None,
         _option(
@@ -237,19 +228,36 @@ class Arguments:
 
 
 _Table = TypeVar("_Table")
+# Names of the options that were typed, or set by the environment, while a command runs.
+_TYPED: ContextVar[frozenset[str] | None] = ContextVar("_TYPED", default=None)
+
+
+def is_typed(arguments: Any, name: str) -> bool:
+    """Returns whether an option was typed, even with its default; outside of a command, whether it differs from it."""
+    typed = _TYPED.get()
+    if typed is not None:
+        return name in typed
+    return bool(getattr(arguments, name) != next(one.default for one in fields(arguments) if one.name == name))
 
 
 def command_of(run: Callable[[_Table], None], table: type[_Table]) -> Callable[..., None]:
     """Returns a function for typer, with one argument per field of a dataclass, that calls `run` with an instance."""
     hints = get_type_hints(table, include_extras=True)
 
-    def command(**typed: Any) -> None:
-        run(table(**typed))
+    def command(_context: typer.Context, **typed: Any) -> None:
+        sources = {name: _context.get_parameter_source(name) for name in typed}
+        given = [name for name, source in sources.items() if source is not None and "DEFAULT" not in source.name]
+        token = _TYPED.set(frozenset(given))
+        try:
+            run(table(**typed))
+        finally:
+            _TYPED.reset(token)
 
     command.__doc__ = run.__doc__
-    command.__annotations__ = hints
+    command.__annotations__ = {"_context": typer.Context, **hints}
     command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [
+        [inspect.Parameter("_context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)]
+        + [
             inspect.Parameter(
                 field.name,
                 inspect.Parameter.KEYWORD_ONLY,

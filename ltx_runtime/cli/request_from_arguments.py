@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from ltx_runtime.cli.arguments import Arguments
+from ltx_runtime.cli.arguments import Arguments, is_typed
 from ltx_runtime.errors import LtxError
 from ltx_runtime.planning.preset import read_preset
 from ltx_runtime.planning.request import Condition, Request
@@ -33,6 +33,12 @@ _FOR_RESUMED = (
     *("resume", "memory", "vae_tiling", "vae_slicing", "output", "engines", "gpu_memory", "threads", "low_memory"),
     *("plan", "json", "overwrite", "metadata"),
 )
+# Files of a recorded run that make no sense beside what is typed: they hold what that would change.
+_REPLACES = {
+    "embeddings": ("words", "prompt", "negative_prompt"),
+    "noise": ("seed", "rng"),
+    "initial_latents": ("seed", "rng", "height", "width", "num_frames", "duration"),
+}
 # Fields of Request that say the same thing in different ways: one that is typed replaces all of its group.
 _ALTERNATIVES = (("num_frames", "duration"), ("steps", "timesteps"), ("strength", "skip_initial_steps"))
 
@@ -50,29 +56,27 @@ def request_of(typed: Arguments, recorded: Request = Request()) -> Request:
     given = [parse_condition(one) for one in typed.condition or ()]
     if typed.image is not None:
         given.insert(0, Condition(typed.image))
-    request = Request(
-        prompt=_text("prompt", typed.prompt or ""),
-        negative_prompt=None if typed.negative_prompt is None else _text("negative prompt", typed.negative_prompt),
-        preset=None if typed.preset is None else read_preset(typed.preset),
-        timesteps=_timesteps(typed.timesteps),
-        skip_blocks=None if typed.skip_blocks is None else tuple(_numbers("skip-blocks", typed.skip_blocks, int)),
-        stochastic=typed.stochastic_sampling,
-        conditions=tuple(given),
-        image_noise_scale=typed.image_cond_noise_scale,
-        tone_map=typed.tone_map_compression_ratio,
-        **{name: getattr(typed, name) for name in _SAME_NAMES},
-    )
-    return _changed(recorded, request)
-
-
-def _changed(recorded: Request, typed: Request) -> Request:
-    """Returns a recorded request with the fields that were typed in place of its own."""
-    usual = Request()
-    changes = {field.name: getattr(typed, field.name) for field in fields(Request)}
-    changes = {name: value for name, value in changes.items() if value != getattr(usual, name)}
+    options = {name: (name, getattr(typed, name)) for name in _SAME_NAMES}
+    options |= {
+        "prompt": ("prompt", _text("prompt", typed.prompt or "")),
+        "preset": ("preset", None if typed.preset is None else read_preset(typed.preset)),
+        "timesteps": ("timesteps", _timesteps(typed.timesteps)),
+        "stochastic": ("stochastic_sampling", typed.stochastic_sampling),
+        "image_noise_scale": ("image_cond_noise_scale", typed.image_cond_noise_scale),
+        "tone_map": ("tone_map_compression_ratio", typed.tone_map_compression_ratio),
+    }
+    if typed.negative_prompt is not None:
+        options["negative_prompt"] = ("negative_prompt", _text("negative prompt", typed.negative_prompt))
+    if typed.skip_blocks is not None:
+        options["skip_blocks"] = ("skip_blocks", tuple(_numbers("skip-blocks", typed.skip_blocks, int)))
+    changes = {name: value for name, (option, value) in options.items() if is_typed(typed, option)}
+    if is_typed(typed, "words"):  # the prompt, typed without its option
+        changes["prompt"] = options["prompt"][1]
+    if given:
+        changes["conditions"] = tuple(given)
     for group in _ALTERNATIVES:
         if changes.keys() & {*group}:
-            changes = {name: getattr(usual, name) for name in group} | changes
+            changes = {name: getattr(Request(), name) for name in group} | changes
     return replace(recorded, **changes)
 
 
@@ -128,11 +132,11 @@ def run_options_of(typed: Arguments, recorded: Mapping[str, Any] = MappingProxyT
 
 def _recorded_unless_typed(typed: Arguments, options: Mapping[str, str], recorded: Mapping[str, Any]) -> dict[str, Any]:
     """Returns values by the name of their field; `options` has the name of the option for each field."""
-    usual = {field.name: field.default for field in fields(Arguments)}
     values = {}
     for name, option in options.items():
         value = getattr(typed, option)
-        values[name] = recorded.get(name, value) if value == usual[option] else value
+        is_replaced = is_typed(typed, option) or any(is_typed(typed, other) for other in _REPLACES.get(name, ()))
+        values[name] = value if is_replaced else recorded.get(name, value)
     return values
 
 
@@ -156,15 +160,14 @@ def resumed_options_of(typed: Arguments) -> dict[str, Any]:
     """
     _refuse_others(typed, _FOR_RESUMED, "a run that goes on")
     names = {"tiled": "vae_tiling", "low_memory": "low_memory", "overwrite": "overwrite", "metadata": "metadata"}
-    usual = {field.name: field.default for field in fields(Arguments)}
-    return {name: value for name, option in names.items() if (value := getattr(typed, option)) != usual[option]}
+    return {name: getattr(typed, option) for name, option in names.items() if is_typed(typed, option)}
 
 
 def _refuse_others(typed: Arguments, names: Sequence[str], what: str) -> None:
     """Raises LtxError if an option was typed that is not in `names`, and so has no effect."""
     for field in fields(Arguments):
-        if field.name not in names and getattr(typed, field.name) != field.default:
-            spelled = {"prompt": "the prompt", "from_file": "--from"}
+        if field.name not in names and is_typed(typed, field.name):
+            spelled = {"prompt": "the prompt", "words": "the prompt", "from_file": "--from"}
             option = spelled.get(field.name, f"--{field.name.replace('_', '-')}")
             raise LtxError(f"{option} has no effect on {what}", "leave it out")
 

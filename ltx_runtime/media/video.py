@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltx_runtime.errors import LtxError, explaining
-from ltx_runtime.files import partial_folder, place_new
+from ltx_runtime.files import partial_folder, place_new, placed
 from ltx_runtime.media.comments import PNG_KEYWORD, ascii_of
 
 if TYPE_CHECKING:
@@ -165,6 +165,8 @@ def _check_free(target: Path, *, overwrite: bool, of_frames: bool) -> None:
     if not of_frames and target.is_dir():
         raise LtxError(f"cannot write {target}: it is a folder", "give a file name")
     names = [entry.name for entry in target.iterdir()] if target.is_dir() else None
+    if of_frames and os.path.ismount(target):
+        raise LtxError(f"cannot write {target}: another disk is mounted there", "give the name of a folder in it")
     if of_frames and names == []:
         return
     if not overwrite:
@@ -197,6 +199,7 @@ def save_video(
     *,
     comment: str = "",
     overwrite: bool = False,
+    finished: Callable[[Path], None] = lambda path: None,
 ) -> Path:
     """Writes frames to a file, which appears under its name when it is whole.
 
@@ -210,6 +213,7 @@ def save_video(
         fps: frames per second.
         comment: a text to store in the file.
         overwrite: whether what exists under that name is replaced.
+        finished: is called with the whole video, a file or a folder, before it gets its name.
 
     Returns:
         The file, or the folder of frames. If the name was taken meanwhile, it ends in -2, -3 and so on.
@@ -227,6 +231,7 @@ def save_video(
             with writer(folder / "trial" / real.name, fps, comment) as write:
                 write(np.zeros((*size, 3), np.uint8))
         _write(frames, writer, folder / real.name, (target, fps, comment))
+        finished(folder / real.name)
         with _explained(target):
             return _published(folder / real.name, target, real, overwrite=overwrite)
 
@@ -260,21 +265,15 @@ def _explained(target: Path) -> Iterator[None]:
 def _published(temporary: Path, target: Path, real: Path, *, overwrite: bool) -> Path:
     """Gives a finished video its name, or the next free one after it, and returns that name."""
     if overwrite:
-        with suppress(LtxError):  # what is never replaced has come there meanwhile
+        # What is never replaced may have come there meanwhile, and a file that is mounted cannot be replaced.
+        with suppress(LtxError, OSError):
             _check_free(target, overwrite=True, of_frames=temporary.is_dir())
             if real.is_dir():
                 real.rename(temporary.with_name("replaced"))
             temporary.replace(real)
             return target
-    for name in itertools.chain([target], numbered(target)):
-        try:
-            place_new(temporary, real if name == target else name)
-            return name
-        except FileExistsError:
-            continue
-    raise AssertionError("there is always a free number")
-
-
-def numbered(path: Path) -> Iterator[Path]:
-    """Yields `fox-2.mp4`, `fox-3.mp4` and so on for `fox.mp4`."""
-    return (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in itertools.count(2))
+    try:
+        place_new(temporary, real)
+        return target
+    except FileExistsError:
+        return placed(temporary, target)

@@ -159,9 +159,13 @@ class RecordingNoise:
         self._drawn[key] = self._noise.draw(key, shape)
         return self._drawn[key]
 
-    def save(self, path: Path) -> None:
-        """Writes the recorded draws to a file for `FileNoise`. Raises LtxError if the path cannot be written."""
-        write_tensors(path, self._drawn)
+    def save(self, path: Path, *, replace: bool = True) -> Path:
+        """Writes the recorded draws to a file for `FileNoise` and returns it, see `write_tensors`.
+
+        Raises:
+            LtxError: the path cannot be written.
+        """
+        return write_tensors(path, self._drawn, replace=replace)
 
 
 RNGS: dict[str, Callable[[int], Noise]] = {"numpy": SeededNoise, "torch": TorchNoise, "diffusers": DiffusersNoise}

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
-from ltx_runtime.media.video import numbered
+from ltx_runtime.files import numbered
 
 _MOST_CHARACTERS = 40
 _MOST_BYTES = 120  # UTF-8; file systems take 255, and other names are made from this one

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -36,17 +36,24 @@ class Places:
     writes: Mapping[str, Path]
     overwrite: bool = False
 
-    def check(self) -> None:
-        """Raises LtxError if a file to write exists, cannot be written, or is another file of the run."""
+    def check(self, own: Collection[str] = ()) -> None:
+        """Checks the files to write.
+
+        Args:
+            own: absolute paths of those that this run may find, since it wrote them before it was interrupted.
+
+        Raises:
+            LtxError: a file exists, cannot be written, or is another file of the run.
+        """
         self.check_distinct()
         for path in self.writes.values():
-            self._check_writable(path)
+            self._check_writable(path, replace=self.overwrite or str(path.absolute()) in own)
 
-    def _check_writable(self, path: Path) -> None:
+    def _check_writable(self, path: Path, *, replace: bool) -> None:
         """Raises LtxError unless a file can be written under this name, which is tried."""
         if not path.name or path.is_dir():
             raise LtxError(f"cannot write {path}: it is a folder", "give a file name")
-        if os.path.lexists(path) and not self.overwrite:
+        if os.path.lexists(path) and not replace:
             raise TakenError(f"{path} exists", "choose another name, or add --overwrite (in Python: overwrite=True)")
         with explaining(f"write {path}"), partial_folder(path.parent) as folder:
             (folder / path.name).touch()

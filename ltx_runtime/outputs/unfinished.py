@@ -6,10 +6,14 @@ lock on it, so that others can tell an interrupted run from one that is under wa
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shlex
 import time
+import zlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -18,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltx_runtime.errors import LtxError, explaining
-from ltx_runtime.files import lock_of, unlock, written_whole
-from ltx_runtime.media.video import TakenError, target_of
+from ltx_runtime.files import Lock, lock_of, written_whole
+from ltx_runtime.media.video import WRITERS, TakenError, target_of
 from ltx_runtime.noise.noise import Noise
 from ltx_runtime.outputs.record import OPTIONS, Recorded, parse_record
 from ltx_runtime.planning.options import RunOptions
@@ -30,6 +34,7 @@ Floats = NDArray[np.float32]
 
 SUFFIX = ".unfinished"
 _KEY = "ltx-unfinished"
+_LONGEST_NAME, _KEPT_CHARACTERS = 255, 50  # bytes, and characters of at most four bytes
 _LATENTS, _TEXT, _TOKENS = "latents/", "text/", "tokens"
 _TEXT_FIELDS = ("embeddings", "mask", "negative_embeddings", "negative_mask")
 # Writing takes at most this share of the time of a run.
@@ -46,6 +51,7 @@ class State:
         tokens: the latents of the pass under way as tokens (1, N, C), after `steps` of its steps; None at its start.
         steps: number of finished steps of the pass under way.
         drawn: key and shape of every random draw of the finished passes, in order.
+        saved: the absolute path of each file that was saved, by the path that was asked for.
         keep: is called whenever the state has changed.
     """
 
@@ -54,6 +60,7 @@ class State:
     tokens: Floats | None = None
     steps: int = 0
     drawn: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)
+    saved: dict[str, str] = field(default_factory=dict)
     keep: Callable[[], None] = lambda: None
 
     @property
@@ -98,16 +105,21 @@ class Unfinished:
 
     Attributes:
         path: the file.
-        about: how the video is made, as plain data.
+        about: how the video is made, as plain data, see `about_of`.
         state: how far the run is.
         note: is called with the problem if the state cannot be written.
     """
 
-    def __init__(self, path: Path, about: dict[str, Any], state: State, lock: int | None) -> None:
+    def __init__(self, path: Path, about: dict[str, Any], state: State, lock: Lock | None) -> None:
         self.path, self.about, self.state = path, about, state
         self.note: Callable[[str], None] = lambda text: None
         self._lock = lock
         self._written_at, self._writing_s = -float("inf"), 0.0
+
+    @property
+    def output(self) -> Path:
+        """The file of the video."""
+        return Path(self.about["output"])
 
     @property
     def engines(self) -> Path:
@@ -128,24 +140,22 @@ class Unfinished:
         recorded = parse_record(self.about["record"], target_of(self.output))
         return recorded, {name: value for name, value in self.options.items() if name not in OPTIONS}
 
-    @property
-    def output(self) -> Path:
-        """The file of the video."""
-        return self.path.with_name(self.path.name.removesuffix(SUFFIX))
-
     def keep(self) -> None:
         """Writes the state, unless the last time was so short ago that writing would take a noticeable share of time.
 
-        A stage that has ended is always written. A disk that is full does not end the run.
+        A stage that has ended is always written. If it cannot be written, the run goes on.
         """
         now = time.perf_counter()
         if self.state.tokens is not None and now - self._written_at < self._writing_s / SHARE_OF_TIME:
             return
         try:
-            with explaining(f"write {self.path}"):
-                self.write()
-        except LtxError as error:
-            self.note(f"{error}; the run goes on, but after an interruption only from where it was written last")
+            self.write()
+        except OSError as error:
+            reason = os.strerror(error.errno).lower() if error.errno else str(error)
+            self.note(
+                f"cannot write {self.path}: {reason}; the run goes on, but after an interruption only from where it "
+                "was written last"
+            )
         self._written_at = time.perf_counter()
         self._writing_s = self._written_at - now
 
@@ -156,53 +166,87 @@ class Unfinished:
             FileExistsError: there is such a file, and `replace` is false.
             OSError: the file cannot be written.
         """
-        about = {**self.about, "steps": self.state.steps, "drawn": self.state.drawn}
-        raw = packed(_tensors_of(self.state), {_KEY: json.dumps(about)})
+        state = {"steps": self.state.steps, "drawn": self.state.drawn, "saved": self.state.saved}
+        raw = packed(_tensors_of(self.state), {_KEY: json.dumps({**self.about, "state": state})})
         with written_whole(self.path, replace=replace) as temporary:
             temporary.write_bytes(raw)
             lock = lock_of(temporary)
-        unlock(self._lock)
+        self.unlock()
         self._lock = lock
 
-    def close(self) -> None:
-        """Gives up the lock, and removes the file if there is nothing in it to go on from."""
-        if not self.state.is_begun:
-            self.path.unlink(missing_ok=True)
-        self.release()
+    def moved_to(self, folder: Path) -> bool:
+        """Writes the state to another folder from now on; returns whether it could be written there."""
+        self.path = folder / self.path.name
+        with suppress(OSError):
+            self.write()
+            return True
+        return False
+
+    def finish(self, video: Path) -> None:
+        """Keeps the checksum of the whole video, before it gets its name: if it is there, the run has ended."""
+        self.about["finished"] = checksum_of(video)
+        self.keep()
+
+    def is_finished(self) -> bool:
+        """Returns whether the video is there, and the run was killed just before its end."""
+        target = target_of(self.output)
+        return "finished" in self.about and target.exists() and checksum_of(target) == self.about["finished"]
 
     def remove(self) -> None:
-        """Removes the file, since the video is whole."""
+        """Removes the file, since the video is whole or nothing is worth to go on from; the state is kept no more."""
         self.path.unlink(missing_ok=True)
-        self.release()
-
-    def release(self) -> None:
-        """Gives up the lock; the state is written no more, even if its video is made after all."""
         self.state.keep = lambda: None
-        unlock(self._lock)
+        self.unlock()
+
+    def lock(self) -> None:
+        """Takes up the lock again. Raises TakenError if another process holds it."""
+        if self._lock is None:
+            self._lock = _locked(self.path)
+
+    def unlock(self) -> None:
+        """Gives up the lock."""
+        if self._lock is not None:
+            self._lock.release()
         self._lock = None
 
 
-def about_of(record: str, engines: Path, options: RunOptions) -> dict[str, Any]:
+def checksum_of(video: Path) -> str:
+    """Returns the SHA-256 of a file, or of all files in a folder by their names."""
+    digest = hashlib.sha256()
+    for path in sorted(video.iterdir()) if video.is_dir() else [video]:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def about_of(record: str, engines: Path, options: RunOptions, output: Path) -> dict[str, Any]:
     """Returns how a video is made, as plain data for JSON.
 
     Args:
         record: what `record_of` returns.
         engines: the version folder.
         options: how it is run.
+        output: the file of the video.
     """
     usual = RunOptions()
     given = {one.name: getattr(options, one.name) for one in fields(RunOptions)}
     changed = {name: value for name, value in given.items() if value != getattr(usual, name)}
     plain = {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in changed.items()}
-    return {"record": record, "engines": str(engines.absolute()), "options": plain}
+    return {"record": record, "engines": str(engines.absolute()), "options": plain, "output": str(output.absolute())}
 
 
-def claim(output: Path, about: dict[str, Any], state: State, *, overwrite: bool) -> Unfinished:
+def place_beside(output: Path) -> Path:
+    """Returns the file beside an output that claims its name; a name that would be too long is cut."""
+    name = target_of(output).name
+    if len(os.fsencode(name)) + len(SUFFIX) > _LONGEST_NAME:
+        name = f"{name[:_KEPT_CHARACTERS]}-{zlib.crc32(os.fsencode(name)):08x}"
+    return output.with_name(name + SUFFIX)
+
+
+def claim(about: dict[str, Any], state: State, *, overwrite: bool) -> Unfinished:
     """Creates the file of an unfinished run beside its output, which claims the name of the output for this process.
 
     Args:
-        output: the file of the video.
-        about: how the video is made, as plain data for JSON.
+        about: what `about_of` returns.
         state: the state of the run, which is written whenever it says so.
         overwrite: whether the file of an earlier run that was interrupted is replaced.
 
@@ -210,7 +254,8 @@ def claim(output: Path, about: dict[str, Any], state: State, *, overwrite: bool)
         TakenError: another run makes this output, or was interrupted and `overwrite` is false.
         LtxError: the file cannot be written.
     """
-    path = output.with_name(output.name + SUFFIX)
+    output = Path(about["output"])
+    path = place_beside(output)
     unfinished = Unfinished(path, about, state, None)
     with explaining(f"write {path}"):
         try:
@@ -218,15 +263,23 @@ def claim(output: Path, about: dict[str, Any], state: State, *, overwrite: bool)
         except FileExistsError:
             unfinished = Unfinished(path, about, state, _locked(path))
             if not overwrite:
-                unfinished.release()
+                unfinished.unlock()
                 raise TakenError(
-                    f"an earlier run of {output} was interrupted",
+                    f"an earlier run of {output.name} was interrupted",
                     "add --overwrite to start again",
-                    f"ltx-run --resume {shlex.quote(str(path))}",
+                    f"ltx-run --resume {shlex.quote(shortest(path))}",
                 ) from None
             unfinished.write()
     state.keep = unfinished.keep
     return unfinished
+
+
+def shortest(path: Path) -> str:
+    """Returns a path as it is typed in the present folder."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
 
 
 def open_unfinished(path: Path) -> Unfinished:
@@ -238,33 +291,30 @@ def open_unfinished(path: Path) -> Unfinished:
     Raises:
         LtxError: the file cannot be read, is damaged or no such file, or its run is still under way.
     """
-    beside = path.with_name(path.name + SUFFIX)
-    path = beside if path.suffix != SUFFIX and beside.exists() else path
+    if path.suffix in WRITERS and place_beside(path).exists():
+        path = place_beside(path)
     with explaining(f"read {path}"), path.open("rb"):
         pass
     lock = _locked(path)
     try:
         about = json.loads(read_metadata(path)[_KEY])
-        drawn = [(str(key), tuple(map(int, shape))) for key, shape in about.pop("drawn")]
-        state = _state_of(path, int(about.pop("steps")), drawn)
+        unfinished = Unfinished(path, about, _state_of(path, about.pop("state")), lock)
+        for name in ("record", "engines", "output"):
+            if not isinstance(about[name], str):
+                raise TypeError(name)
+        dict(about["options"])
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
-        unlock(lock)
         raise LtxError(f"{path} is no unfinished run", f"give a file that ends in {SUFFIX}") from None
-    except BaseException:
-        unlock(lock)
-        raise
-    unfinished = Unfinished(path, about, state, lock)
-    state.keep = unfinished.keep
+    unfinished.state.keep = unfinished.keep
     return unfinished
 
 
-def _locked(path: Path) -> int:
+def _locked(path: Path) -> Lock:
     """Locks the file of an unfinished run. Raises TakenError if another process holds the lock."""
     lock = lock_of(path)
     if lock is None:
-        raise TakenError(
-            f"another run is making {path.with_suffix('')}", "wait until it has ended, or choose another name"
-        )
+        output = path.with_suffix("")
+        raise TakenError(f"another run is making {output}", "wait until it has ended, or choose another name")
     return lock
 
 
@@ -278,13 +328,14 @@ def _tensors_of(state: State) -> dict[str, NDArray[Any]]:
     return tensors
 
 
-def _state_of(path: Path, steps: int, drawn: list[tuple[str, tuple[int, ...]]]) -> State:
+def _state_of(path: Path, stored: dict[str, Any]) -> State:
     tensors = read_tensors(path, names_in(path))
     rows = {name.removeprefix(_TEXT): tensor for name, tensor in tensors.items() if name.startswith(_TEXT)}
     return State(
         text=Text(**rows) if rows else None,
         latents={name.removeprefix(_LATENTS): one for name, one in tensors.items() if name.startswith(_LATENTS)},
         tokens=tensors.get(_TOKENS),
-        steps=steps,
-        drawn=drawn,
+        steps=int(stored["steps"]),
+        drawn=[(str(key), tuple(map(int, shape))) for key, shape in stored["drawn"]],
+        saved={str(asked): str(place) for asked, place in stored["saved"].items()},
     )

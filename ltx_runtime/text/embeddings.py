@@ -103,8 +103,8 @@ def _lengthened(
     return np.pad(embeddings, ((0, 0), (0, added), (0, 0))), np.pad(mask, ((0, 0), (0, added)))
 
 
-def write_text(path: Path, text: Text) -> None:
-    """Writes a file for `read_text`; it appears under its name only when it is complete.
+def write_text(path: Path, text: Text, *, replace: bool = True) -> Path:
+    """Writes a file for `read_text`, see `write_tensors`; it appears under its name only when it is complete.
 
     Raises:
         LtxError: the path cannot be written.
@@ -112,4 +112,4 @@ def write_text(path: Path, text: Text) -> None:
     tensors: dict[str, NDArray[np.generic]] = dict(zip(_PROMPT, (text.embeddings, text.mask), strict=True))
     if text.negative_embeddings is not None and text.negative_mask is not None:
         tensors |= zip(_NEGATIVE, (text.negative_embeddings, text.negative_mask), strict=True)
-    write_tensors(path, tensors, {})
+    return write_tensors(path, tensors, {}, replace=replace)

@@ -48,14 +48,16 @@ class Ending:
     decode_noise_scale: float
 
 
-def write_latents(path: Path, latents: dict[str, NDArray[np.float32]], ending: Ending) -> None:
+def write_latents(path: Path, latents: dict[str, NDArray[np.float32]], ending: Ending, *, replace: bool = True) -> Path:
     """Writes the normalized latents (1, C, F, H, W) of every pass by name; the last ones are those to decode.
+
+    Returns the file, see `write_tensors`.
 
     Raises:
         LtxError: the file cannot be written.
     """
     settings = json.dumps(asdict(ending) | {"decode": [*latents][-1]})
-    write_tensors(path, latents, {_KEY: settings})
+    return write_tensors(path, latents, {_KEY: settings}, replace=replace)
 
 
 def read_latents(path: Path, channels: int) -> tuple[NDArray[np.float32], Ending]:

@@ -162,7 +162,8 @@ def test_help_keeps_what_stands_in_brackets():
 
 
 def test_every_option_has_a_help_and_a_place_in_it():
-    for parameter in inspect.signature(command_of(lambda arguments: None, Arguments)).parameters.values():
+    _, *parameters = inspect.signature(command_of(lambda arguments: None, Arguments)).parameters.values()
+    for parameter in parameters:
         (option,) = parameter.annotation.__metadata__
         assert option.help.endswith(".")
         assert option.rich_help_panel

@@ -71,9 +71,6 @@ def test_ctrl_c_in_any_stage_leaves_no_half_video_and_can_be_gone_on_from(
         code, out, err = run(*wishes, "--output", "clip.mp4")
     assert (code, out) == (130, "")
     assert err.splitlines()[-1] == "error: interrupted; no half-written video was left"
-    if left_behind(tmp_path) == ["whole.mp4"]:  # nothing was computed that would be lost
-        assert stage in ("text_encoder", "vae_encoder") or (stage, after) == ("transformer", 0)
-        return
     assert left_behind(tmp_path) == ["clip.mp4.unfinished", "whole.mp4"]
     assert run(*command_in(err))[0] == 0
     assert left_behind(tmp_path) == ["clip.mp4", "whole.mp4"]
@@ -172,10 +169,10 @@ def test_latents_that_could_not_be_saved_are_saved_when_the_run_goes_on(run, eng
     engines(DEMO)
     assert run(*SMALL, "--save-latents", "whole.safetensors", "--output", "whole.mp4")[0] == 0
 
-    def full(path, latents, ending):
+    def full(path, latents, ending, *, replace):
         if len(latents) > 1:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        write_latents(path, latents, ending)
+        return write_latents(path, latents, ending, replace=replace)
 
     with monkeypatch.context() as patch:
         patch.setattr("ltx_runtime.road.write_latents", full)
