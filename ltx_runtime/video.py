@@ -12,7 +12,7 @@ from ltx_runtime.declared import path_of
 from ltx_runtime.media.video import TakenError, check_output, save_video, target_of
 from ltx_runtime.noise.noise import Noise
 from ltx_runtime.outputs.places import Places
-from ltx_runtime.outputs.record import record_of, weights_of
+from ltx_runtime.outputs.record import check_recordable, record_of, weights_of
 from ltx_runtime.outputs.unfinished import State, Unfinished, about_of, claim, place_beside
 from ltx_runtime.packages import RELEASE
 from ltx_runtime.planning.media import NO_MEDIA, GivenMedia
@@ -248,6 +248,8 @@ class Video:
         exists already, so that a file that is gone means that the run has ended well.
         """
         road = self._road
+        if self.plan is not None:
+            check_recordable(self.plan.request)
         about = about_of(record, road.engines.folder, road.options, output)
         if self._unfinished is not None and not self._unfinished.path.exists():
             self._unfinished = None

@@ -101,13 +101,10 @@ def _about() -> str:
 
 def _ended_run(resumed: Path) -> Path | None:
     """Returns the video of a run that was to go on but has ended; None if it has not."""
-    from ltx_runtime.media.video import target_of
     from ltx_runtime.outputs.unfinished import SUFFIX
 
-    if resumed.exists() or resumed.suffix != SUFFIX:
-        return None
-    target = target_of(resumed.with_suffix(""))
-    return target if target.exists() else None
+    target = resumed.with_suffix("")  # for fox.mp4.unfinished, and for fox.unfinished of a folder of frames
+    return target if resumed.suffix == SUFFIX and not resumed.exists() and target.exists() else None
 
 
 def _make(typed: Arguments) -> None:

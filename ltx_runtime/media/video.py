@@ -138,6 +138,11 @@ def target_of(output: Path) -> Path:
     return output.with_suffix("") if output.suffix.lower() == ".png" else output
 
 
+def is_frame(path: Path) -> bool:
+    """Returns whether a file has the name of one of the frames in a folder."""
+    return _FRAME_NAME.fullmatch(path.name) is not None
+
+
 def check_output(
     output: Path, height: int, width: int, fps: float, *, overwrite: bool = False, folder_exists: bool = True
 ) -> Path:

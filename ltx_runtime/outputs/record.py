@@ -20,6 +20,7 @@ from ltx_runtime.errors import LtxError, explaining
 from ltx_runtime.folder.manifest import Engines
 from ltx_runtime.media.comments import read_comment
 from ltx_runtime.media.pictures import Source, file_of
+from ltx_runtime.media.video import WRITERS, is_frame, target_of
 from ltx_runtime.planning.backends import Chosen
 from ltx_runtime.planning.options import RunOptions
 from ltx_runtime.planning.preset import Preset
@@ -29,6 +30,7 @@ from ltx_runtime.spec.versions import Version, find_version
 
 KEY = "ltx-engines"
 _DIGEST_CHARACTERS = 16
+_SHOWN_CHARACTERS = 40
 _CHUNK_BYTES = 1 << 20
 # Options that may change the pixels; all others say where files go and how much of the machine is used.
 OPTIONS = (
@@ -113,14 +115,26 @@ def weights_of(engines: Engines, chosen: Chosen) -> dict[str, str]:
     return checksums
 
 
+def check_recordable(request: Request) -> None:
+    """Raises LtxError if a request has pictures in memory, from which no other process can go on."""
+    if not all(isinstance(source, Path) for source in _sources(request, RunOptions())):
+        raise LtxError(
+            "a run with pictures in memory cannot be kept in a file to go on from",
+            "save them to files first, or leave unfinished out",
+        )
+
+
 def read_record(path: Path | str) -> Recorded:
-    """Reads the record that is stored in a video, or in a folder of frames.
+    """Reads the record that is stored in a video, in a folder of frames or in one of its frames.
 
     Raises:
         LtxError: the file cannot be read or has no record, or the record is damaged.
     """
     path = path_of(path, "path")
-    return parse_record(read_comment(path), path)
+    if path.suffix.lower() in WRITERS and not path.exists():  # fox.png, as it was typed for the folder fox
+        path = target_of(path)
+    video = path.parent if is_frame(path) else path
+    return parse_record(read_comment(path), video)
 
 
 def parse_record(text: str, path: Path) -> Recorded:
@@ -134,7 +148,8 @@ def parse_record(text: str, path: Path) -> Recorded:
         program = record[KEY]
     except (ValueError, TypeError, KeyError, RecursionError):
         raise LtxError(
-            f"{path} does not say how it was made", "give a video that ltx-run made without --no-metadata"
+            f"{path} does not say how it was made",
+            "give a video that ltx-run made from a prompt, and without --no-metadata",
         ) from None
     folder = _folder_of(path)
     try:
@@ -146,13 +161,16 @@ def parse_record(text: str, path: Path) -> Recorded:
             raise LtxError(f"it has an option {unknown[0]!r}")
         checked = declared(replace(RunOptions(), **options))
         options = {name: getattr(checked, name) for name in options}
-        inputs = {folder / name: str(digest) for name, digest in record.get("inputs", {}).items()}
+        used = {source for source in _sources(request, checked) if isinstance(source, Path)}
+        digests = {folder / name: str(digest) for name, digest in record.get("inputs", {}).items()}
+        inputs = {path: digest for path, digest in digests.items() if path in used}  # others need not be read
         weights = {str(name): str(digest) for name, digest in record.get("weights", {}).items()}
         return Recorded(version, declared(request), options, weights, inputs)
     except (LtxError, TypeError, KeyError, ValueError, AttributeError, RecursionError) as error:
-        problem = error.problem if isinstance(error, LtxError) else repr(error)
+        problem = error.problem if isinstance(error, LtxError) else "it is damaged"
+        release = str(program)[:_SHOWN_CHARACTERS]
         raise LtxError(
-            f"the record in {path}, written by release {program}, cannot be used: {problem}", "type the options instead"
+            f"the record in {path}, written by release {release}, cannot be used: {problem}", "type the options instead"
         ) from None
 
 

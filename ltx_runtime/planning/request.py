@@ -138,7 +138,8 @@ def _frames_in(duration: float, fps: float, request: Request) -> int:
     if request.num_frames is not None:
         raise LtxError("duration and num-frames set the same thing", "leave one of them out")
     if not 0 < duration * fps <= _MOST_FRAMES:
-        raise LtxError(f"duration must be a positive number of seconds; got {duration:g}", "use 4")
+        most = _MOST_FRAMES / fps if fps > 0 else _MOST_FRAMES
+        raise LtxError(f"duration must be more than 0 and at most {most:g} seconds; got {duration:g}", "use 4")
     if request.pad:
         return max(1, round(duration * fps))
     return TEMPORAL_SCALE * round((duration * fps - 1) / TEMPORAL_SCALE) + 1

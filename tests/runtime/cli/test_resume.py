@@ -5,10 +5,12 @@ import math
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from PIL import Image
 
 from ltx_runtime.folder.manifest import describe_files, read_manifest, write_manifest
 from ltx_runtime.outputs import unfinished
+from ltx_runtime.outputs.record import read_record
 from ltx_runtime.pipeline import Pipeline
 from ltx_runtime.spec.versions import VERSIONS
 from ltx_runtime.tensors import packed
@@ -265,3 +268,107 @@ def test_latents_are_kept_if_the_decoder_fails(run, engines, tmp_path, monkeypat
         for index in range(made.n_frames):
             made.seek(index), whole.seek(index)
             assert made.tobytes() == whole.tobytes()
+
+
+@pytest.mark.parametrize("keeps", [(), ("--no-metadata",)])
+@pytest.mark.parametrize("output", ["clip.mp4", "clip.png"])
+def test_a_run_that_was_killed_between_its_video_and_its_end_has_ended(run, engines, monkeypatch, output, keeps):
+    engines(DEMO)
+
+    def killed(held):
+        held.unlock()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(unfinished.Unfinished, "remove", killed)
+        code, _, err = run(*SMALL, *keeps, "--output", output)
+    assert code == 130
+    before = content(Path(output.removesuffix(".png")))
+    assert run(*command_in(err))[0] == 0
+    assert content(Path(output.removesuffix(".png"))) == before
+    assert not list(Path().glob("*.unfinished"))
+
+
+def test_an_older_video_is_never_taken_for_that_of_a_run_that_was_interrupted_at_its_start(run, engines, monkeypatch):
+    engines(DEMO)
+    assert run("yesterday", *SMALL[1:], "--output", "clip.mp4")[0] == 0
+    for error in (KeyboardInterrupt(), MemoryError()):
+        with monkeypatch.context() as patch:
+            patch.setitem(fake_stages.STAGES, "text_encoder", Mock(side_effect=error))
+            code, _, err = run(*SMALL, "--output", "clip.mp4", "--overwrite")
+        assert code in (2, 130)
+        assert run(*command_in(err))[0] == 0
+        assert read_record("clip.mp4").request.prompt == "a cat"
+
+
+def test_what_was_given_anew_holds_for_the_next_interruption_too(run, interrupted, tmp_path, monkeypatch):
+    shutil.copytree(tmp_path / "engines", tmp_path / "moved")
+    shutil.rmtree(tmp_path / "engines")
+    with monkeypatch.context() as patch:
+        patch.setitem(fake_stages.STAGES, "vae_decoder", interrupting("vae_decoder", 0))
+        words = ("--engines", "moved", "--output", "other.webm", "--vae-tiling")
+        code, _, err = run("--resume", "clip.mp4.unfinished", *words)
+    assert code == 130
+    assert run(*command_in(err))[0] == 0
+    assert left_behind(tmp_path) == ["image.png", "moved", "other.webm"]
+    assert read_record("other.webm").options == {"tiled": True}
+
+
+def test_a_file_to_save_that_another_run_has_made_meanwhile_is_left_alone(run, interrupted, tmp_path, monkeypatch):
+    assert run("--resume", "clip.mp4.unfinished")[0] == 0
+    kept = ("--save-noise", "noise.safetensors", "--save-latents", "latents.safetensors")
+    with monkeypatch.context() as patch:
+        patch.setitem(fake_stages.STAGES, "transformer", interrupting("transformer", 3))
+        code, _, err = run(*SMALL, *kept, "--output", "second.mp4")
+    assert code == 130
+    (tmp_path / "latents.safetensors").write_bytes(b"another's")
+    code, _, err = run("--resume", "second.mp4")
+    assert code == 2
+    assert "latents.safetensors exists" in err
+    assert (tmp_path / "latents.safetensors").read_bytes() == b"another's"
+
+
+def test_two_runs_that_save_the_same_file_get_two(run, engines, tmp_path, monkeypatch):
+    engines(DEMO)
+
+    def upsample(feeds):
+        (tmp_path / "noise.safetensors").write_bytes(b"of a run that was faster")
+        return fake_stages.upsample(feeds)
+
+    with monkeypatch.context() as patch:
+        patch.setitem(fake_stages.STAGES, "upsampler", upsample)
+        code, _, err = run(*SMALL, "--save-noise", "noise.safetensors", "--output", "clip.mp4")
+    assert code == 0
+    assert "it is saved as" in err
+    assert (tmp_path / "noise.safetensors").read_bytes() == b"of a run that was faster"
+    assert (tmp_path / "noise-2.safetensors").exists()
+
+
+def test_the_folder_of_an_output_may_go_without_the_state(run, engines, tmp_path, monkeypatch):
+    engines(DEMO)
+    (tmp_path / "disk").mkdir()
+    assert run(*SMALL, "--output", "whole.mp4")[0] == 0
+
+    def unplugged(feeds):
+        shutil.rmtree(tmp_path / "disk")
+        return fake_stages.decode(feeds)
+
+    with monkeypatch.context() as patch:
+        patch.setitem(fake_stages.STAGES, "vae_decoder", unplugged)
+        code, _, err = run(*SMALL, "--output", "disk/clip.mp4")
+    assert code == 2
+    assert left_behind(tmp_path) == ["clip.mp4.unfinished", "whole.mp4"]
+    (tmp_path / "disk").mkdir()
+    assert run(*command_in(err))[0] == 0
+    assert content(tmp_path / "disk" / "clip.mp4") == content(tmp_path / "whole.mp4")
+
+
+def test_a_long_name_is_claimed_by_a_shorter_one(run, engines, tmp_path, monkeypatch):
+    engines(DEMO)
+    name = "狐" * 83 + ".gif"  # 253 bytes
+    with monkeypatch.context() as patch:
+        patch.setitem(fake_stages.STAGES, "vae_decoder", interrupting("vae_decoder", 0))
+        code, _, err = run(*SMALL, "--output", name)
+    assert code == 130
+    assert run(*command_in(err))[0] == 0
+    assert left_behind(tmp_path) == [name]

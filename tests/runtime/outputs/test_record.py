@@ -82,7 +82,9 @@ def test_without_metadata_a_video_tells_nothing(run, engines, output):
     assert all(b"secret" not in raw and b"ltx-engines" not in raw for raw in content(target_of(output)))
     code, _, err = run("--from", str(target_of(output)))
     assert code == 2
-    assert err.endswith("does not say how it was made - give a video that ltx-run made without --no-metadata\n")
+    assert err.endswith(
+        "does not say how it was made - give a video that ltx-run made from a prompt, and without --no-metadata\n"
+    )
 
 
 def test_a_recorded_video_is_changed_by_what_is_typed(run, engines, tmp_path):
@@ -94,6 +96,37 @@ def test_a_recorded_video_is_changed_by_what_is_typed(run, engines, tmp_path):
     assert (request.prompt, request.num_frames, request.fps, request.steps, request.seed) == ("a dog", 17, 12, 5, 3)
     before = replace(read_record(tmp_path / "cat.mp4").request, seed=4)
     assert read_record(tmp_path / "other.mp4").request == before
+
+
+def test_what_is_typed_counts_even_as_a_default_and_replaces_files_that_would_hide_it(run, engines, tmp_path):
+    engines(SINGLE)
+    kept = ("--save-embeddings", "text.safetensors", "--save-noise", "noise.safetensors")
+    assert run("a cat", *SMALL, *kept, "--output", "kept.gif")[0] == 0
+    files = ("--embeddings-file", "text.safetensors", "--noise-file", "noise.safetensors")
+    odd = ("--crf", "20", "--rng", "torch", "--fit", "pad", "--vae-tiling", "--pad")
+    assert run(*SMALL, *files, *odd, "--output", "odd.gif")[0] == 0
+    assert set(read_record("odd.gif").options) == {"crf", "rng", "tiled", "embeddings", "noise"}
+    usual = ("--crf", "29", "--rng", "numpy", "--fit", "crop", "--no-vae-tiling", "--no-pad")
+    assert run("--from", "odd.gif", "a dog", "--seed", "9", *usual, "--output", "plain.gif")[0] == 0
+    assert run("a dog", *SMALL, "--seed", "9", "--output", "direct.gif")[0] == 0
+    assert content(Path("plain.gif")) == content(Path("direct.gif"))
+
+
+def test_a_folder_of_frames_is_named_as_it_was_typed_or_by_a_frame(run, engines, tmp_path):
+    engines(SINGLE)
+    Image.new("RGB", (96, 64)).save("image.png")
+    assert run("a cat", *SMALL, "--image", "image.png", "--output", "cat.png")[0] == 0
+    for number, name in enumerate(("cat", "cat.png", "cat/frame_0005.png")):
+        code, _, err = run("--from", name, "--output", f"again{number}.png")
+        assert code == 0, err
+        assert content(Path(f"again{number}")) == content(Path("cat"))
+
+
+def test_only_files_that_are_used_are_read_again(run, engines, tmp_path):
+    engines(SINGLE)
+    text = json.dumps({"ltx-engines": "1", "version": "0.9.5", "inputs": {"/dev/zero": "0"}})
+    save_video([np.zeros((64, 96, 3), np.uint8)], tmp_path / "clip.webm", (64, 96), 24.0, comment=text)
+    assert read_record(tmp_path / "clip.webm").inputs == {}
 
 
 def test_what_is_another_than_the_first_time_is_told(run, engines, tmp_path):
@@ -154,6 +187,8 @@ def test_a_video_made_from_pictures_in_memory_says_so(spiece, diary, tmp_path):
     with Pipeline(engines_of(DEMO, spiece), backend="fake") as pipe:
         request = Request("a cat", height=64, width=96, num_frames=9, conditions=(Condition(picture),))
         path = pipe(request).save(tmp_path / "clip.mp4")
+        with pytest.raises(LtxError, match="pictures in memory cannot be kept in a file to go on from - save them"):
+            pipe(request).save(tmp_path / "kept.mp4", unfinished=lambda path: None)
     with pytest.raises(LtxError, match="made from pictures in memory, which no file holds - type the options instead"):
         read_record(path)
 
