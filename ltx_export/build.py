@@ -133,15 +133,13 @@ def export_version(
     _refuse_misfits(parts, sources, folder, options)
     loras = _open_loras(parts, options.loras)
     with staged(folder) as staging:
-        place_file(sources.tokenizer, staging / TOKENIZER_FILE, progress)
+        tokenizer = _placed_tokenizer(parts, sources, staging, progress)
         placed = place_weights(parts, staging, options.store, loras, options.link, progress)
         entries = _export_parts(parts, placed, staging, options, report, progress)
-        files = describe_files(_paths(staging, placed, entries))
+        files = describe_files(_paths(staging, placed, entries, tokenizer))
         linked = {name: str(place.folder) for place in placed if place.linked for name in place.names.values()}
         merged = tuple(f"{lora.file.name}:{lora.scale:g}" for lora in loras)
-        manifest = Manifest(
-            version.name, causal, schedule, rope, TOKENIZER_FILE, entries, files, linked, merged, sigmas
-        )
+        manifest = Manifest(version.name, causal, schedule, rope, tokenizer, entries, files, linked, merged, sigmas)
         write_manifest(staging, manifest)
     return manifest
 
@@ -153,6 +151,8 @@ def _report_notes(notes: Sequence[str], report: Report) -> None:
 
 def _report_lacking(version: Version, parts: Sequence[Part], options: ExportOptions, report: Report) -> None:
     """Reports what runs cannot do because a component is missing."""
+    if _text_part(parts) is None:
+        report("there is no text encoder: ltx-run will need --embeddings-file instead of a prompt")
     _report_no_encoder(parts, options, report)
     _report_single_pass(version, parts, options, report)
 
@@ -183,10 +183,24 @@ def _report_no_encoder(parts: Sequence[Part], options: ExportOptions, report: Re
 
 def _refuse_misfits(parts: Sequence[Part], sources: Sources, folder: Path, options: ExportOptions) -> None:
     """Raises LtxError if the tokenizer does not fit the text encoder, or if weights would be lost with the folder."""
-    _check_tokenizer(sources.tokenizer, parts[0].tensors["shared.weight"].shape[0])
+    if (text_part := _text_part(parts)) is not None:
+        assert sources.tokenizer is not None  # found beside the text encoder, or given
+        _check_tokenizer(sources.tokenizer, text_part.tensors["shared.weight"].shape[0])
     _refuse_own_weights(parts, folder, options)
     for part in parts:
         options.precisions_of(part)
+
+
+def _text_part(parts: Sequence[Part]) -> Part | None:
+    return next((part for part in parts if part.source == "text_encoder"), None)
+
+
+def _placed_tokenizer(parts: Sequence[Part], sources: Sources, folder: Path, progress: Progress) -> str | None:
+    """Places the tokenizer in the version folder, and returns its name there; None if there is no text encoder."""
+    if _text_part(parts) is None or sources.tokenizer is None:
+        return None
+    place_file(sources.tokenizer, folder / TOKENIZER_FILE, progress)
+    return TOKENIZER_FILE
 
 
 def _refuse_own_weights(parts: Sequence[Part], folder: Path, options: ExportOptions) -> None:
@@ -202,12 +216,14 @@ def _refuse_own_weights(parts: Sequence[Part], folder: Path, options: ExportOpti
         )
 
 
-def _paths(folder: Path, placed: Sequence[Placed], entries: Mapping[str, ComponentEntry]) -> dict[str, Path]:
+def _paths(
+    folder: Path, placed: Sequence[Placed], entries: Mapping[str, ComponentEntry], tokenizer: str | None
+) -> dict[str, Path]:
     """Returns the path of every file of the version folder, by its name in the folder."""
     paths = {name: place.folder / name for place in placed for name in place.names.values()}
     for entry in entries.values():
         paths |= {name: folder / name for name in entry.files() - set(entry.weights)}
-    return paths | {TOKENIZER_FILE: folder / TOKENIZER_FILE}
+    return paths if tokenizer is None else paths | {tokenizer: folder / tokenizer}
 
 
 def _open_loras(parts: Sequence[Part], loras: Sequence[tuple[Path, float]]) -> list[Lora]:

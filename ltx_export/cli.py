@@ -95,7 +95,7 @@ def onnx(
     options = build.ExportOptions(precisions, of_component, _store_dtype(store), merged, link, stg, left_out, quantize)
     folder = weights or Path("weights") / release.name
     paths = {"vae": vae, "t5": t5, "upscaler": upscaler, "temporal_upscaler": temporal_upscaler}
-    sources = find_sources(release, folder, **paths, tokenizer=tokenizer, variant=variant)
+    sources = find_sources(release, folder, **paths, tokenizer=tokenizer, variant=variant, without=left_out)
     with display(in_bytes=True) as progress:
         build.export_version(release, sources, engines / release.name, options, print, progress)
     print(f"{engines / release.name} is complete")

@@ -190,7 +190,9 @@ def _text(road: Road, planned: Plan) -> Text:
             raise LtxError(f"{options.embeddings} has {len(text.embeddings)} prompts", "give one, for one video")
     else:
         most = road.version.text_tokens
-        tokenizer = Tokenizer(road.engines.folder / road.engines.manifest.tokenizer, most)
+        file = road.engines.manifest.tokenizer
+        assert file is not None  # as it is only in a folder without a text encoder
+        tokenizer = Tokenizer(road.engines.folder / file, most)
         negative = request.negative_prompt if planned.uses_negative_prompt else None
         for prompt in filter(None, (request.prompt, negative)):
             if (tokens := tokenizer.count(prompt)) > most:

@@ -27,6 +27,11 @@ from ltx_runtime.vae.tiling import Tiling
 
 # Optional component -> what needs it, and advice for a version folder without it.
 _MISSING: dict[ComponentName, tuple[str, str]] = {
+    "text_encoder": (
+        "a prompt needs",
+        "give its embeddings with --embeddings-file FILE (in Python: embeddings), or export the version again without "
+        "leaving it out",
+    ),
     "vae_encoder": ("images and clips need", "export the version again without leaving it out"),
     "upsampler": (
         "the second pass needs",
