@@ -13,8 +13,6 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from ltx_export.checkpoints.checkpoint import StoredTensor
-from ltx_export.checkpoints.lora import Lora, open_lora
 from ltx_export.graphs.attach import attach
 from ltx_export.graphs.onnx_from_torch import onnx_from_torch
 from ltx_export.graphs.parity import check_parity
@@ -44,6 +42,8 @@ from ltx_runtime.progress import Progress, silent
 from ltx_runtime.spec.components import Component
 from ltx_runtime.spec.versions import Version
 from ltx_runtime.text.tokenizer import Tokenizer
+from ltx_runtime.weights.checkpoint import StoredTensor
+from ltx_runtime.weights.lora import Lora, LoraFile, open_lora
 
 DEFAULT_PRECISIONS = ("fp32", "bf16")
 _CHECKED_PRECISION = "fp32"
@@ -60,7 +60,7 @@ class ExportOptions:
         precisions: precisions of the graphs, for every component that `of_component` does not name.
         of_component: precisions of the graphs of some components.
         store: F32, F16 or BF16 to rewrite all weights in that dtype; None keeps the stored bytes where possible.
-        loras: file and scale of each LoRA that is merged into the transformer.
+        loras: LoRAs that are merged into the transformer.
         link: whether unchanged weights stay where they are instead of being placed in the version folder.
         stg: whether the transformer can skip layers even if the version's presets do not use that.
         without: optional components that are not exported.
@@ -71,7 +71,7 @@ class ExportOptions:
     precisions: Sequence[str] = DEFAULT_PRECISIONS
     of_component: Mapping[str, Sequence[str]] = field(default_factory=dict)
     store: str | None = None
-    loras: Sequence[tuple[Path, float]] = ()
+    loras: Sequence[LoraFile] = ()
     link: bool = False
     stg: bool = False
     without: Sequence[str] = ()
@@ -226,10 +226,10 @@ def _paths(
     return paths if tokenizer is None else paths | {tokenizer: folder / tokenizer}
 
 
-def _open_loras(parts: Sequence[Part], loras: Sequence[tuple[Path, float]]) -> list[Lora]:
+def _open_loras(parts: Sequence[Part], loras: Sequence[LoraFile]) -> list[Lora]:
     transformer = next(part for part in parts if part.source == "transformer")
     shapes = {name: tensor.shape for name, tensor in transformer.tensors.items()}
-    return [open_lora(path, scale, shapes) for path, scale in loras]
+    return [open_lora(one.file, one.scale, shapes) for one in loras]
 
 
 def _export_parts(

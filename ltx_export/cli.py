@@ -84,9 +84,9 @@ def onnx(
     release = find_version(version)
     _need("torch", "onnxscript", "onnxruntime")
     from ltx_export import build
-    from ltx_export.checkpoints import lora as loras
     from ltx_export.sources.find import find_sources
     from ltx_runtime.cli.progress import display
+    from ltx_runtime.weights import lora as loras
 
     everywhere, of_component = _precisions(precision or list(build.DEFAULT_PRECISIONS))
     merged, left_out = [loras.parse_lora(argument) for argument in lora or ()], _optional_components(without or [])

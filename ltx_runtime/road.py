@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltx_runtime.errors import LtxError
+from ltx_runtime.files import amount
 from ltx_runtime.folder.manifest import Engines
 from ltx_runtime.noise.noise import RNGS, FileNoise, GivenNoise, Noise, RecordingNoise
 from ltx_runtime.outputs.unfinished import ReplayedNoise, State
@@ -97,6 +98,9 @@ class Road:
     @contextmanager
     def _session(self, name: ComponentName) -> Iterator[Session]:
         """Opens the session of the chosen backend, or of the next one if the library cannot run the graph."""
+        merging = self.chosen.found[name].merging
+        if merging is not None and merging.path is not None and not merging.is_kept:
+            self.note(f"merging the LoRAs into the {name}, once: {amount(merging.size_bytes)} in {merging.path}")
         with ExitStack() as opened:
             try:
                 session = opened.enter_context(self.sessions.session(self.chosen.found[name]))

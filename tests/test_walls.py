@@ -21,8 +21,8 @@ NAMELESS = {"util", "utils", "common", "helper", "helpers", "manager", "misc", "
 # import each other without a cycle.
 ROOMS = {
     "ltx_runtime": (
-        *("release", "errors", "declared", "files", "progress", "spec", "folder", "tensors", "sessions", "noise"),
-        *("media", "text", "vae", "sampling", "planning", "outputs", "road", "video"),
+        *("release", "errors", "declared", "files", "progress", "spec", "folder", "tensors", "weights", "sessions"),
+        *("noise", "media", "text", "vae", "sampling", "planning", "outputs", "road", "video"),
         *("pipeline", "doctor", "cli"),
     ),
     "ltx_export": (

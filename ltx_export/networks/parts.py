@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from ltx_export.checkpoints.blocks import Q8
-from ltx_export.checkpoints.checkpoint import StoredTensor
 from ltx_export.checkpoints.keys import check_names
 from ltx_export.checkpoints.shapes import has_encoder
 from ltx_export.checkpoints.values import check_dtype, float32_of, is_quantized
@@ -31,6 +30,7 @@ from ltx_runtime.spec import components
 from ltx_runtime.spec.components import Component
 from ltx_runtime.spec.encodings import TIMESTEP_SCALE
 from ltx_runtime.spec.versions import Version
+from ltx_runtime.weights.checkpoint import StoredTensor
 
 _STATISTICS = "per_channel_statistics."
 

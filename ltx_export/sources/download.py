@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ltx_export.checkpoints.checkpoint import open_safetensors
 from ltx_export.sources.find import has_checkpoint, has_text_encoder, has_tokenizer
 from ltx_export.sources.hub import (
     Published,
@@ -30,6 +29,7 @@ from ltx_export.sources.upscalers import has_upscaler, temporal_upscaler_of
 from ltx_runtime.errors import LtxError, explaining
 from ltx_runtime.files import amount, check_space, locked
 from ltx_runtime.spec.versions import Version
+from ltx_runtime.weights.checkpoint import open_safetensors
 
 Report = Callable[[str], None]
 

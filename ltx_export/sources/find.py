@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ltx_export.checkpoints.checkpoint import Checkpoint
-from ltx_export.checkpoints.keys import NetworkName, Tensors, averages_in, first, networks_in, tensors_of
+from ltx_export.checkpoints.keys import NetworkName, Tensors, averages_in, networks_in, tensors_of
 from ltx_export.checkpoints.readers import is_whole, kind_of, open_weights
 from ltx_export.sources.layouts import Places, places_beside, places_in, snapshot_of
 from ltx_export.sources.matching import matching, only, only_match
@@ -22,6 +21,8 @@ from ltx_export.sources.upscalers import Upscaler, UpscalerKind, find_upscaler, 
 from ltx_runtime.errors import LtxError, explaining
 from ltx_runtime.files import refuse_pointer
 from ltx_runtime.spec.versions import VERSIONS, Version
+from ltx_runtime.weights.checkpoint import Checkpoint
+from ltx_runtime.weights.names import first
 
 TEXT_ENCODER_FILE = "text_encoder.safetensors"
 TOKENIZER_FILE = "tokenizer.model"
@@ -51,9 +52,8 @@ class Sources:
 
     Attributes:
         checkpoint: an official single file, a folder in diffusers' layout, or the transformer alone.
-        text_encoder: a file, an index of shards, or the folder that holds them; the checkpoint if it holds a T5 too;
-            None for no text encoder.
-        tokenizer: T5's SentencePiece model; None if there is no text encoder.
+        text_encoder: a file, an index of shards, or the folder that holds them; the checkpoint if it holds a T5 too.
+        tokenizer: T5's SentencePiece model. Both are None for no text encoder.
         vae: file or folder of the VAE; None for the VAE in the checkpoint or, if it has none, the one beside it.
         variant: which weights of folders to open, e.g. `bf16`.
         upscaler, temporal_upscaler: upscalers that double height and width, and the frame rate; None for no upscaler.
@@ -111,8 +111,7 @@ def find_sources(
         without: components that are not exported, whose files are not looked for.
 
     Raises:
-        LtxError: a file cannot be found, or there are several candidates; the error says how to get or name it. Or the
-            file of a component was given that is not exported.
+        LtxError: a file cannot be found, there are several candidates, or a given file would not be exported.
     """
     given = {"t5": t5, "tokenizer": tokenizer, "upscaler": upscaler, "temporal-upscaler": temporal_upscaler}
     _refuse_left_out(given, without)
@@ -124,12 +123,7 @@ def find_sources(
         kind_of(weights)  # reports an unknown format before files missing beside it
     places = places_in(version, weights) if weights.is_dir() else places_beside(weights)
     checkpoint = _checkpoint_in(version, places) if weights.is_dir() else weights
-    release = _release_by_file_name(checkpoint)
-    if release is not None and release.name != version.name:
-        raise LtxError(
-            f"{checkpoint} has the file name of {release.name}, not of {version.name}",
-            "use the checkpoint's own version name",
-        )
+    _refuse_other_release(version, checkpoint)
     if "text_encoder" not in without:
         t5 = t5 or _text_encoder_in(version, places, checkpoint)
         tokenizer = tokenizer or _tokenizer_near(version, places, t5)
@@ -146,6 +140,16 @@ def _refuse_left_out(given: Mapping[str, Path | None], without: Collection[str])
         component = _COMPONENTS[option]
         if path is not None and component in without:
             raise LtxError(f"--{option} {path} has no effect with --without {component}", "leave one of them out")
+
+
+def _refuse_other_release(version: Version, checkpoint: Path) -> None:
+    """Raises LtxError if a checkpoint has the name of another release's official file."""
+    release = _release_by_file_name(checkpoint)
+    if release is not None and release.name != version.name:
+        raise LtxError(
+            f"{checkpoint} has the file name of {release.name}, not of {version.name}",
+            "use the checkpoint's own version name",
+        )
 
 
 def has_checkpoint(version: Version, folder: Path) -> bool:

@@ -13,6 +13,7 @@ from ltx_runtime.cli.arguments import Arguments
 from ltx_runtime.errors import LtxError
 from ltx_runtime.planning.preset import read_preset
 from ltx_runtime.planning.request import Condition, Request
+from ltx_runtime.weights.lora import parse_lora
 
 _Parsed = TypeVar("_Parsed", int, float)
 _PLACE = re.compile(r"(?P<frame>-?\d{1,9})(?::(?P<strength>[^:@]*))?", re.ASCII)
@@ -45,7 +46,7 @@ def request_of(typed: Arguments, recorded: Request = Request()) -> Request:
         recorded: a request that the typed options change.
 
     Raises:
-        LtxError: a list, a condition or a preset cannot be read, or a prompt is not valid text.
+        LtxError: a list, a condition, a LoRA or a preset cannot be read, or a prompt is not valid text.
     """
     given = [parse_condition(one) for one in typed.condition or ()]
     if typed.image is not None:
@@ -58,6 +59,7 @@ def request_of(typed: Arguments, recorded: Request = Request()) -> Request:
         skip_blocks=None if typed.skip_blocks is None else tuple(_numbers("skip-blocks", typed.skip_blocks, int)),
         stochastic=typed.stochastic_sampling,
         conditions=tuple(given),
+        loras=tuple(parse_lora(one) for one in typed.lora or ()),
         image_noise_scale=typed.image_cond_noise_scale,
         tone_map=typed.tone_map_compression_ratio,
         **{name: getattr(typed, name) for name in _SAME_NAMES},

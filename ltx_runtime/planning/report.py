@@ -18,6 +18,7 @@ from ltx_runtime.sessions import BACKENDS, Found
 from ltx_runtime.spec.presets import Guidance
 from ltx_runtime.spec.versions import TransformerSize
 from ltx_runtime.vae.tile_sizes import peak_bytes
+from ltx_runtime.weights.merging import Merging
 
 _FLOAT_BYTES, _HALF_PRECISIONS = 4, ("bf16", "fp16")
 _WIDE = 12  # (tokens, width) tensors that a block holds at once; the feed-forward's hidden tensor counts as four
@@ -46,6 +47,7 @@ def describe(planned: Plan, chosen: Chosen, manifest: Manifest, media: GivenMedi
             "fps": planned.ending.fps,
         },
         "components": {name: _component(chosen.found[name]) for name in chosen.names},
+        "loras": _loras(chosen.found["transformer"].merging),
         "given": [
             {"frame": one.condition.frame, "strength": one.condition.strength} | _given(one, request.fps)
             for one in media.conditions
@@ -90,6 +92,19 @@ def _given(one: Given, fps: float) -> dict[str, Any]:
 def _component(found: Found) -> dict[str, Any]:
     """Returns a component's backend, precision and size of weight files, which components may share."""
     return {"backend": found.backend, "precision": found.precision, "weights_bytes": found.weights_bytes}
+
+
+def _loras(merging: Merging | None) -> dict[str, Any] | None:
+    """Returns the LoRAs that are merged into the transformer, and where the merged weights are; None for no LoRAs."""
+    if merging is None:
+        return None
+    return {
+        "files": [{"file": str(lora.file), "scale": lora.scale} for lora in merging.loras],
+        "weights": len(merging.changed),
+        "merged_bytes": merging.size_bytes,
+        "merged_file": None if merging.path is None else str(merging.path),
+        "is_merged": merging.is_kept,
+    }
 
 
 def _pass(one: PassPlan, size: TransformerSize, chosen: Chosen, added_frames: int) -> dict[str, Any]:
@@ -147,6 +162,8 @@ def lines_of(described: dict[str, Any]) -> Iterator[str]:
         yield from _remarks(described["video"])
     if described["media_bytes"]:
         yield f"images and clips: about {amount(described['media_bytes'])} while they are read"
+    if described["loras"]:
+        yield from _lora_lines(described["loras"])
     for number, one in enumerate(described["passes"], start=1):
         yield (
             f"pass {number}: {one['width']}x{one['height']}, {one['tokens']}{_added(one)} tokens, {len(one['steps'])} "
@@ -163,6 +180,16 @@ def lines_of(described: dict[str, Any]) -> Iterator[str]:
     yield f"decode: {tiles}, about {amount(decode['activation_bytes'])} of activations"
     for name, one in described["components"].items():
         yield f"{name}: {one['backend']} in {one['precision']}, {amount(one['weights_bytes'])} of weights on disk"
+
+
+def _lora_lines(loras: dict[str, Any]) -> Iterator[str]:
+    for one in loras["files"]:
+        yield f"LoRA: {one['file']} at {one['scale']:g}"
+    if loras["merged_file"] is None:
+        place = "merged in memory for every run, as there is no cache"
+    else:
+        place = f"{'kept' if loras['is_merged'] else 'merged once'} in {loras['merged_file']}"
+    yield f"  {loras['weights']} weights of the transformer change, {amount(loras['merged_bytes'])}, {place}"
 
 
 def _remarks(given: dict[str, Any]) -> Iterator[str]:

@@ -21,6 +21,7 @@ from ltx_runtime.progress import silent
 from ltx_runtime.sessions import processor
 from ltx_runtime.spec.components import COMPONENT_NAMES, OPTIONAL
 from ltx_runtime.spec.versions import VERSIONS
+from ltx_runtime.weights.lora import LoraFile
 
 
 @pytest.fixture
@@ -211,7 +212,7 @@ def test_every_option_reaches_the_exporter(ltx_export, exported, exports, tmp_pa
     named = (Path("t5"), Path("pieces"), Path("vae"), "bf16", Path("space"), Path("time"))
     assert sources == Sources(release.sources.checkpoint, *named)
     of_component = {"text_encoder": ["fp32", "fp16"], "vae_decoder": ["bf16"]}
-    loras = [(Path("fox.safetensors"), 0.5), (Path("den.safetensors"), 1.0)]
+    loras = [LoraFile(Path("fox.safetensors"), 0.5), LoraFile(Path("den.safetensors"), 1.0)]
     expected = build.ExportOptions(["fp16", "bf16"], of_component, "F16", loras, True, True, ("vae_encoder",))
     assert options == expected
 
