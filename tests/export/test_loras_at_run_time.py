@@ -2,7 +2,9 @@
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import onnx
@@ -15,16 +17,17 @@ from samples.loras import shapes_of, write_lora
 from samples.tiny import export
 
 from ltx_export.build import ExportOptions
-from ltx_export.recorded import SIZES, random_feeds
+from ltx_export.recorded import SIZES, random_feeds, relative_l2
 from ltx_runtime import LoraFile, LtxError, Pipeline, Request, read_record
 from ltx_runtime.folder.manifest import Engines, open_engines
-from ltx_runtime.sessions import find, open_session
+from ltx_runtime.sessions import BACKENDS, Backend, FoundEngine, find, onnxruntime_cuda, open_session
+from ltx_runtime.sessions.cuda.gpu import Gpu
 from ltx_runtime.weights import merging
 from ltx_runtime.weights.graph import weights_of
 from ltx_runtime.weights.merging import check_room, merged, merging_of
 
 HAS_OPENVINO = importlib.util.find_spec("openvino") is not None
-BACKENDS = ["cpu", *(["openvino"] if HAS_OPENVINO else [])]
+ON_CPU = ["cpu", *(["openvino"] if HAS_OPENVINO else [])]
 SMALL = {"height": 64, "width": 96, "num_frames": 9, "seed": 3, "single_pass": True}
 
 
@@ -52,7 +55,7 @@ def test_merging_at_load_equals_an_export_with_the_same_loras(exported, tmp_path
         for name, given in (("plain", ()), ("merged", loras))
     )
     monkeypatch.setenv("LTX_CACHE", str(tmp_path / "cache") if kept else "")
-    for backend in BACKENDS:
+    for backend in ON_CPU:
         expected = velocity(with_loras, backend)
         for _ in range(2):  # the second time from the cache
             np.testing.assert_array_equal(velocity(plain, backend, loras), expected)
@@ -306,3 +309,49 @@ def test_the_command_line_takes_several(tmp_path, monkeypatch, capsys):
     plan = json.loads(capsys.readouterr().out)["loras"]
     assert plan["files"] == [{"file": "fox.safetensors", "scale": 0.5}, {"file": "owl.safetensors", "scale": 1.0}]
     assert plan["merged_file"] is None
+
+
+def test_the_runner_of_a_gpu_takes_them_too(exported, tmp_path, monkeypatch):
+    """Runs the code of the CUDA backend on ONNX Runtime's CPU provider; no GPU is needed."""
+    engines = open_engines(exported("0.9.5").folder)
+    loras = [LoraFile(write_lora(tmp_path / "fox.safetensors", shapes_of(engines.folder)), 0.5)]
+    monkeypatch.setattr(onnxruntime_cuda, "_PROVIDER", "CPUExecutionProvider")
+    monkeypatch.setattr(onnxruntime_cuda, "_DEVICE", "cpu")
+    gpu = Gpu("made up", (9, 0), "13.0", 8_000_000_000)
+    monkeypatch.setattr(onnxruntime_cuda, "find_gpu", lambda: gpu)
+    expected = velocity(engines, "cpu", loras)
+    assert relative_l2(velocity(engines, "cuda", loras), expected) < 1e-5
+    assert relative_l2(velocity(engines, "cuda"), expected) > 1e-2
+
+
+def test_an_engine_is_passed_over_and_told(exported, tmp_path, monkeypatch):
+    engines = open_engines(exported("0.9.5").folder)
+    loras = [LoraFile(write_lora(tmp_path / "fox.safetensors", shapes_of(engines.folder)))]
+    graph = find(engines, "transformer", "cpu")
+    module = ModuleType("engines_only")
+    module.find = lambda engines, name, backend: FoundEngine(
+        backend, graph.component, graph.path, graph.weights, address=None, sidecar=None
+    )
+    monkeypatch.setitem(sys.modules, "engines_only", module)
+    monkeypatch.setitem(BACKENDS, "tensorrt", Backend("engines_only", "tensorrt"))
+    with pytest.raises(LtxError, match=r"weights of the tensorrt engine of transformer cannot take LoRAs - use --back"):
+        find(engines, "transformer", "tensorrt", loras=loras)
+    found = find(engines, "transformer", loras=loras)
+    assert found.backend == "cpu"
+    assert found.reasons[0] == "tensorrt: the weights of the tensorrt engine of transformer cannot take LoRAs"
+
+
+def test_a_folder_of_peft_is_read_recorded_and_part_of_the_key_with_its_configuration(exported, tmp_path, cache):
+    engines = open_engines(exported("0.9.5").folder)
+    layer, (out, inner) = "proj_out", shapes_of(engines.folder)["proj_out.weight"]
+    tensors = {"A": np.ones((2, inner), np.float32), "B": np.ones((out, 2), np.float32)}
+    named = {f"base_model.model.{layer}.lora_{part}.weight": value for part, value in tensors.items()}
+    save_file(named, tmp_path / "adapter_model.safetensors")
+    paths = []
+    for alpha in (2, 4):
+        (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": alpha}))
+        made = find(engines, "transformer", "cpu", loras=[LoraFile(tmp_path)]).merging
+        assert [path.name for path in made.sources] == ["adapter_model.safetensors", "adapter_config.json"]
+        assert made.changed.keys() == {f"{layer}.weight"}
+        paths.append(made.path)
+    assert paths[0] != paths[1]
