@@ -302,7 +302,9 @@ def _with_loras(engines: Engines, found: Found, loras: Sequence[LoraFile]) -> Fo
         )
     files = engines.component(name).weights_of(found.precision)
     checksums = [engines.manifest.files[file].checksum for file in files if file in engines.manifest.files]
-    return replace(found, merging=merging_of(found.path, found.weights, checksums, loras))
+    merging = merging_of(found.path, found.weights, checksums, loras)
+    held = {**found.file_bytes, merging.path or found.path: merging.size_bytes}
+    return replace(found, merging=merging, file_bytes=held)
 
 
 @contextmanager

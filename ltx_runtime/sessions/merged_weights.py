@@ -1,4 +1,4 @@
-"""Puts merged weights in the place of a graph's own, which stay in their files unread; nothing is copied by it."""
+"""Puts merged weights in the place of a graph's own, which stay in their files unread."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ def put_into_session(onnxruntime: Any, options: Any, weights: Mapping[str, Weigh
     Args:
         onnxruntime: the library.
         options: its SessionOptions.
-        weights: the weights; each has dtype and shape of the one that it replaces. Neither the options nor the session
-            keep their memory alive: the caller must, as long as there is a session.
+        weights: the weights; each has dtype and shape of the one that it replaces. The caller keeps their memory alive
+            as long as there is a session.
     """
     if weights:
         make = onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type
         values = [make(_array(weight), _DATA_TYPES[weight.dtype][0]) for weight in weights.values()]
+        # It copies the values. `add_initializer` does not, but optimizers then compute with the values in the files.
         options.add_external_initializers([*weights], values)
 
 
