@@ -32,7 +32,6 @@ from plot import draw
 
 from ltx_export.build import ExportOptions, export_version
 from ltx_export.calibration.calibrate import PROMPTS, calibrate
-from ltx_export.checkpoints.checkpoint import open_safetensors
 from ltx_export.random_weights import write_random_weights
 from ltx_export.recorded import relative_l2
 from ltx_export.sources.find import find_sources
@@ -43,6 +42,7 @@ from ltx_runtime.sessions.processor import memory_bytes, processor_name
 from ltx_runtime.spec.components import ComponentName
 from ltx_runtime.spec.geometry import grid_of
 from ltx_runtime.spec.versions import Version, find_version
+from ltx_runtime.weights.checkpoint import open_safetensors
 
 COMPONENTS: tuple[ComponentName, ...] = ("transformer", "vae_decoder")
 CALIBRATED_PROMPTS = 4

@@ -13,8 +13,6 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from ltx_export.checkpoints.checkpoint import StoredTensor
-from ltx_export.checkpoints.lora import Lora, open_lora
 from ltx_export.graphs.attach import attach
 from ltx_export.graphs.onnx_from_torch import onnx_from_torch
 from ltx_export.graphs.parity import check_parity
@@ -44,6 +42,8 @@ from ltx_runtime.progress import Progress, silent
 from ltx_runtime.spec.components import Component
 from ltx_runtime.spec.versions import Version
 from ltx_runtime.text.tokenizer import Tokenizer
+from ltx_runtime.weights.checkpoint import StoredTensor
+from ltx_runtime.weights.lora import Lora, LoraFile, open_lora
 
 DEFAULT_PRECISIONS = ("fp32", "bf16")
 _CHECKED_PRECISION = "fp32"
@@ -60,7 +60,7 @@ class ExportOptions:
         precisions: precisions of the graphs, for every component that `of_component` does not name.
         of_component: precisions of the graphs of some components.
         store: F32, F16 or BF16 to rewrite all weights in that dtype; None keeps the stored bytes where possible.
-        loras: file and scale of each LoRA that is merged into the transformer.
+        loras: LoRAs that are merged into the transformer.
         link: whether unchanged weights stay where they are instead of being placed in the version folder.
         stg: whether the transformer can skip layers even if the version's presets do not use that.
         without: optional components that are not exported.
@@ -71,7 +71,7 @@ class ExportOptions:
     precisions: Sequence[str] = DEFAULT_PRECISIONS
     of_component: Mapping[str, Sequence[str]] = field(default_factory=dict)
     store: str | None = None
-    loras: Sequence[tuple[Path, float]] = ()
+    loras: Sequence[LoraFile] = ()
     link: bool = False
     stg: bool = False
     without: Sequence[str] = ()
@@ -133,15 +133,13 @@ def export_version(
     _refuse_misfits(parts, sources, folder, options)
     loras = _open_loras(parts, options.loras)
     with staged(folder) as staging:
-        place_file(sources.tokenizer, staging / TOKENIZER_FILE, progress)
+        tokenizer = _placed_tokenizer(parts, sources, staging, progress)
         placed = place_weights(parts, staging, options.store, loras, options.link, progress)
         entries = _export_parts(parts, placed, staging, options, report, progress)
-        files = describe_files(_paths(staging, placed, entries))
+        files = describe_files(_paths(staging, placed, entries, tokenizer))
         linked = {name: str(place.folder) for place in placed if place.linked for name in place.names.values()}
         merged = tuple(f"{lora.file.name}:{lora.scale:g}" for lora in loras)
-        manifest = Manifest(
-            version.name, causal, schedule, rope, TOKENIZER_FILE, entries, files, linked, merged, sigmas
-        )
+        manifest = Manifest(version.name, causal, schedule, rope, tokenizer, entries, files, linked, merged, sigmas)
         write_manifest(staging, manifest)
     return manifest
 
@@ -153,6 +151,8 @@ def _report_notes(notes: Sequence[str], report: Report) -> None:
 
 def _report_lacking(version: Version, parts: Sequence[Part], options: ExportOptions, report: Report) -> None:
     """Reports what runs cannot do because a component is missing."""
+    if _text_part(parts) is None:
+        report("there is no text encoder: ltx-run will need --embeddings-file instead of a prompt")
     _report_no_encoder(parts, options, report)
     _report_single_pass(version, parts, options, report)
 
@@ -183,10 +183,24 @@ def _report_no_encoder(parts: Sequence[Part], options: ExportOptions, report: Re
 
 def _refuse_misfits(parts: Sequence[Part], sources: Sources, folder: Path, options: ExportOptions) -> None:
     """Raises LtxError if the tokenizer does not fit the text encoder, or if weights would be lost with the folder."""
-    _check_tokenizer(sources.tokenizer, parts[0].tensors["shared.weight"].shape[0])
+    if (text_part := _text_part(parts)) is not None:
+        assert sources.tokenizer is not None  # found beside the text encoder, or given
+        _check_tokenizer(sources.tokenizer, text_part.tensors["shared.weight"].shape[0])
     _refuse_own_weights(parts, folder, options)
     for part in parts:
         options.precisions_of(part)
+
+
+def _text_part(parts: Sequence[Part]) -> Part | None:
+    return next((part for part in parts if part.source == "text_encoder"), None)
+
+
+def _placed_tokenizer(parts: Sequence[Part], sources: Sources, folder: Path, progress: Progress) -> str | None:
+    """Places the tokenizer in the version folder, and returns its name there; None if there is no text encoder."""
+    if _text_part(parts) is None or sources.tokenizer is None:
+        return None
+    place_file(sources.tokenizer, folder / TOKENIZER_FILE, progress)
+    return TOKENIZER_FILE
 
 
 def _refuse_own_weights(parts: Sequence[Part], folder: Path, options: ExportOptions) -> None:
@@ -202,18 +216,20 @@ def _refuse_own_weights(parts: Sequence[Part], folder: Path, options: ExportOpti
         )
 
 
-def _paths(folder: Path, placed: Sequence[Placed], entries: Mapping[str, ComponentEntry]) -> dict[str, Path]:
+def _paths(
+    folder: Path, placed: Sequence[Placed], entries: Mapping[str, ComponentEntry], tokenizer: str | None
+) -> dict[str, Path]:
     """Returns the path of every file of the version folder, by its name in the folder."""
     paths = {name: place.folder / name for place in placed for name in place.names.values()}
     for entry in entries.values():
         paths |= {name: folder / name for name in entry.files() - set(entry.weights)}
-    return paths | {TOKENIZER_FILE: folder / TOKENIZER_FILE}
+    return paths if tokenizer is None else paths | {tokenizer: folder / tokenizer}
 
 
-def _open_loras(parts: Sequence[Part], loras: Sequence[tuple[Path, float]]) -> list[Lora]:
+def _open_loras(parts: Sequence[Part], loras: Sequence[LoraFile]) -> list[Lora]:
     transformer = next(part for part in parts if part.source == "transformer")
     shapes = {name: tensor.shape for name, tensor in transformer.tensors.items()}
-    return [open_lora(path, scale, shapes) for path, scale in loras]
+    return [open_lora(one.file, one.scale, shapes) for one in loras]
 
 
 def _export_parts(

@@ -91,9 +91,9 @@ def onnx(
     release = find_version(version)
     need("torch", "onnxscript", "onnxruntime", extra="export")
     from ltx_export import build
-    from ltx_export.checkpoints import lora as loras
     from ltx_export.sources.find import find_sources
     from ltx_runtime.cli.progress import display
+    from ltx_runtime.weights import lora as loras
 
     everywhere, of_component = _precisions(precision or list(build.DEFAULT_PRECISIONS))
     merged, left_out = [loras.parse_lora(argument) for argument in lora or ()], _optional_components(without or [])
@@ -102,7 +102,7 @@ def onnx(
     options = build.ExportOptions(precisions, of_component, _store_dtype(store), merged, link, stg, left_out, quantize)
     folder, target = weights or Path("weights") / release.name, engines_folder(engines) / release.name
     paths = {"vae": vae, "t5": t5, "upscaler": upscaler, "temporal_upscaler": temporal_upscaler}
-    sources = find_sources(release, folder, **paths, tokenizer=tokenizer, variant=variant)
+    sources = find_sources(release, folder, **paths, tokenizer=tokenizer, variant=variant, without=left_out)
     with display(in_bytes=True) as progress:
         build.export_version(release, sources, target, options, print, progress)
     print(f"{target} is complete")

@@ -29,12 +29,12 @@ from ltx_export.networks.header import header_config, transformer_config, vae_co
 from ltx_export.networks.upsampler import upsampler_config, upsampler_header
 from ltx_export.networks.vae_encoder import encoder_config
 from ltx_export.sources.find import TEXT_ENCODER_FILE, TOKENIZER_FILE
-from ltx_export.weights.streaming import Entry, write_safetensors
 from ltx_runtime.errors import LtxError
 from ltx_runtime.files import written_whole
 from ltx_runtime.spec.encodings import TIMESTEP_SCALE
 from ltx_runtime.spec.versions import TextEncoderSize, Version
 from ltx_runtime.tensors import read_metadata
+from ltx_runtime.weights.writing import Entry, write_safetensors
 
 Shapes = dict[str, tuple[int, ...]]
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ltx_runtime.spec.versions import VERSIONS as VERSIONS
     from ltx_runtime.video import Result as Result
     from ltx_runtime.video import Video as Video
+    from ltx_runtime.weights.lora import LoraFile as LoraFile
 
 __version__ = RELEASE
 
@@ -37,6 +38,7 @@ _PLACES = {
     "Step": "sampling.step",
     "Request": "planning.request",
     "Condition": "planning.request",
+    "LoraFile": "weights.lora",
     "Preset": "planning.preset",
     "read_preset": "planning.preset",
     "Pass": "spec.presets",
@@ -45,8 +47,8 @@ _PLACES = {
     "VERSIONS": "spec.versions",
 }
 __all__ = [
-    *("VERSIONS", "Condition", "Guidance", "LtxError", "Pass", "Pipeline", "Preset", "Request", "Result", "Step"),
-    *("TakenError", "Video", "read_preset", "read_record"),
+    *("VERSIONS", "Condition", "Guidance", "LoraFile", "LtxError", "Pass", "Pipeline", "Preset", "Request", "Result"),
+    *("Step", "TakenError", "Video", "read_preset", "read_record"),
 ]
 
 

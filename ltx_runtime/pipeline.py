@@ -145,7 +145,8 @@ class Pipeline:
         # A preset of one pass needs what --single-pass does of a version of two.
         single_pass = request.single_pass or len(planned.passes) < len(self.version.passes)
         size = Size(*planned.ending.size, planned.passes[-1].grid.num_frames, single_pass)
-        chosen = choose(self.engines, needed(planned, options), options, size, self._found)
+        loras = planned.request.loras
+        chosen = choose(self.engines, needed(planned, options), options, size, self._found, loras)
         check_readable(options)
         places = places_of(self.engines, request, options)
         places.check(own=() if unfinished is None else unfinished.state.saved)

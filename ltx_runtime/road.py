@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltx_runtime.errors import LtxError
+from ltx_runtime.files import amount
 from ltx_runtime.folder.manifest import Engines
 from ltx_runtime.noise.noise import RNGS, FileNoise, GivenNoise, Noise, RecordingNoise
 from ltx_runtime.outputs.unfinished import ReplayedNoise, State
@@ -98,6 +99,9 @@ class Road:
     @contextmanager
     def _session(self, name: ComponentName) -> Iterator[Session]:
         """Opens the session of the chosen backend, or of the next one if the library cannot run the graph."""
+        merging = self.chosen.found[name].merging
+        if merging is not None and merging.path is not None and not merging.is_kept:
+            self.note(f"merging the LoRAs into the {name}, once: {amount(merging.size_bytes)} in {merging.path}")
         with ExitStack() as opened:
             try:
                 session = opened.enter_context(self.sessions.session(self.chosen.found[name]))
@@ -215,7 +219,9 @@ def _text(road: Road, planned: Plan, state: State) -> Text:
         if len(text.embeddings) > 1:
             raise LtxError(f"{options.embeddings} has {len(text.embeddings)} prompts", "give one, for one video")
     else:
-        tokenizer = Tokenizer(road.engines.folder / road.engines.manifest.tokenizer, road.version.text_tokens)
+        file = road.engines.manifest.tokenizer
+        assert file is not None  # as it is only in a folder without a text encoder
+        tokenizer = Tokenizer(road.engines.folder / file, road.version.text_tokens)
         for name, prompt in planned.prompts.items():
             for note in tokenizer.read(prompt).notes(name):
                 road.note(note)

@@ -17,8 +17,8 @@ import atheris
 import numpy as np
 
 with atheris.instrument_imports(include=["ltx_export"]):
-    from ltx_export.checkpoints.checkpoint import open_safetensors
     from ltx_export.checkpoints.gguf import open_gguf
+    from ltx_runtime.weights.checkpoint import open_safetensors
 from ltx_runtime.errors import LtxError
 
 MEMORY_MB = 512

@@ -21,7 +21,7 @@ NAMELESS = {"util", "utils", "common", "helper", "helpers", "manager", "misc", "
 # import each other without a cycle.
 ROOMS = {
     "ltx_runtime": (
-        *("errors", "packages", "declared", "files", "progress", "spec", "folder", "hub", "tensors"),
+        *("errors", "packages", "declared", "files", "progress", "spec", "folder", "hub", "tensors", "weights"),
         *("sessions", "noise", "media", "text", "vae", "sampling", "planning", "outputs", "road", "video"),
         *("pipeline", "doctor", "cli"),
     ),

@@ -114,6 +114,7 @@ def _calibrated(
 
 
 def _checked(engines: Engines, prompts: Sequence[str]) -> ComponentEntry:
+    engines.component("text_encoder")  # encodes the prompts
     entry = engines.component("transformer")
     lacking = [precision for precision in ("fp32", QUANTIZED) if precision not in entry.graphs]
     if lacking:

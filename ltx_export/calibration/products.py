@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from ltx_export.checkpoints.checkpoint import StoredTensor
 from ltx_runtime.errors import LtxError
 from ltx_runtime.spec.components import CONSTANT_INPUTS
+from ltx_runtime.weights.checkpoint import StoredTensor
 
 ROWS = "rows"  # input of a measuring graph: numbers of the tokens of the batch whose activations are returned
 _DTYPES = {ir.DataType.FLOAT: "F32", ir.DataType.FLOAT16: "F16", ir.DataType.BFLOAT16: "BF16"}

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from ltx_export.calibration.measure import Feeds
 from ltx_export.calibration.products import IntegerInput, IntegerProduct, use_integers
 from ltx_export.calibration.smoothing import Smoothing, integers_of
-from ltx_export.checkpoints.checkpoint import StoredTensor
 from ltx_export.checkpoints.values import float32_of
 from ltx_export.recorded import relative_l2, run_graph
-from ltx_export.weights.streaming import Chunk, Entry, write_safetensors
 from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.manifest import CALIBRATED, QUANTIZED, Engines
+from ltx_runtime.weights.checkpoint import StoredTensor
+from ltx_runtime.weights.writing import Chunk, Entry, write_safetensors
 
 GRAPH, WEIGHTS = f"transformer.{CALIBRATED}.onnx", f"transformer.{CALIBRATED}.safetensors"
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ltx_export.checkpoints.blocks import BLOCK_TYPES
-from ltx_export.checkpoints.checkpoint import ITEM_BYTES, StoredTensor
 from ltx_runtime.errors import LtxError, explaining
 from ltx_runtime.files import refuse_pointer
+from ltx_runtime.weights.checkpoint import ITEM_BYTES, StoredTensor
 
 MAGIC = b"GGUF"
 # All types of the format, by number, so that unsupported ones can be refused by name; "-" is a withdrawn number.

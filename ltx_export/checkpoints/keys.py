@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ltx_export.checkpoints.checkpoint import Checkpoint, StoredTensor
 from ltx_export.checkpoints.values import with_scales
 from ltx_runtime.errors import LtxError
+from ltx_runtime.weights.checkpoint import Checkpoint, StoredTensor
+from ltx_runtime.weights.names import DIFFUSERS_WORDS, WRAPPERS, first
 
 NetworkName = Literal["transformer", "vae", "text_encoder", "upsampler"]
 Tensors = dict[str, StoredTensor]
@@ -33,8 +34,6 @@ _MARKS: tuple[tuple[re.Pattern[str], NetworkName], ...] = (
     (re.compile(r"(.+\.)?(decoder|encoder)\.conv_in\.conv\.weight"), "vae"),
     (re.compile(r"(.+\.)?initial_conv\.weight"), "upsampler"),
 )
-# Parts of names that training wrappers of torch put anywhere.
-WRAPPERS = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 # A moving average of the weights beside them, which trainers keep under a name of its own.
 _AVERAGE = re.compile(r"(.+\.)?([a-z]+_)*ema(_[a-z]+)*\..+")
 # Tensors of repacked files that no network of ours has: a number that ComfyUI stores with T5, and T5's tokenizer.
@@ -47,7 +46,6 @@ _UNUSED: dict[NetworkName, tuple[str, ...]] = {
     "upsampler": (),
 }
 
-DIFFUSERS_WORDS = {"proj_in": "patchify_proj", "time_embed": "adaln_single", "norm_q": "q_norm", "norm_k": "k_norm"}
 _VAE_WORDS = {
     "resnets": "res_blocks",
     "conv_shortcut.conv": "conv_shortcut",
@@ -94,7 +92,6 @@ _GGUF_T5 = {
 }
 _GGUF_BLOCK = re.compile(r"enc\.blk\.(\d+)\.(\w+)")
 _EMBEDDING, _EMBEDDING_ALIAS = "shared.weight", "encoder.embed_tokens.weight"
-_MAX_SHOWN = 4
 _ADVICE = "check that the file is for this version"
 
 
@@ -292,9 +289,3 @@ def check_names(network: str, expected: Mapping[str, tuple[int, ...]], found: Ma
 def some(names: Sequence[str], noun: str = "tensor") -> str:
     """Returns the number of tensors, called `noun`, and the first few names, for error messages."""
     return f"{len(names)} {noun}{'s' if len(names) > 1 else ''} ({first(names)})"
-
-
-def first(names: Sequence[str]) -> str:
-    """Returns the first few names and the number of the others, for error messages."""
-    more = f" and {len(names) - _MAX_SHOWN} more" if len(names) > _MAX_SHOWN else ""
-    return ", ".join(names[:_MAX_SHOWN]) + more

@@ -10,8 +10,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ltx_export.checkpoints.checkpoint import StoredTensor
 from ltx_runtime.errors import LtxError
+from ltx_runtime.weights.checkpoint import StoredTensor
 
 Tensors = Mapping[str, StoredTensor]
 _TRANSFORMER_BLOCK = re.compile(r"transformer_blocks\.(\d+)\.scale_shift_table")

@@ -18,13 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltx_export.checkpoints.blocks import BLOCK_FORMATS, BLOCK_TYPES, split_blocks
-from ltx_export.checkpoints.checkpoint import Checkpoint, StoredTensor
 from ltx_runtime.errors import LtxError
+from ltx_runtime.weights.checkpoint import Checkpoint, StoredTensor
+from ltx_runtime.weights.floats import FLOAT_DTYPES, widened
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
-FLOAT_DTYPES = ("F32", "F16", "BF16")
 # All dtypes that weights are read from. Integers are weights only with a scale.
 READ_DTYPES = (*FLOAT_DTYPES, "F8_E4M3", "F8_E5M2", *BLOCK_FORMATS)
 _SCALED_INTEGERS = "I8"
@@ -50,7 +50,6 @@ _OTHER_FORMATS = {
     "torchao with zero points": re.compile(r".+\._weight_zero_point"),
 }
 _READABLE = "give it as bf16, fp16, plain or scaled fp8, or GGUF"
-_HALF_MAX = 65504.0
 
 
 def _e4m3() -> Floats:
@@ -218,12 +217,8 @@ def check_dtype(tensor: StoredTensor) -> None:
 
 
 def _widened(raw: Bytes, dtype: str, columns: int) -> Floats:
-    if dtype == "F32":
-        return raw.view("<f4")
-    if dtype == "F16":
-        return raw.view("<f2").astype(np.float32)
-    if dtype == "BF16":
-        return (raw.view("<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
+    if dtype in FLOAT_DTYPES:
+        return widened(raw, dtype)
     if dtype == "F8_E4M3":
         return np.take(_E4M3, raw)
     if dtype == "F8_E5M2":  # the upper byte of fp16
@@ -248,30 +243,3 @@ def block_bytes(dtype: str, columns: int) -> int:
     """Returns the size in bytes of a row with `columns` elements."""
     elements, size = BLOCK_TYPES[dtype]
     return columns // elements * size
-
-
-def stored_as(values: Floats, dtype: str, name: str) -> Bytes:
-    """Converts float32 values to the bytes of another float dtype, rounded to nearest even.
-
-    Args:
-        values: float32 of any shape.
-        dtype: one of FLOAT_DTYPES.
-        name: name of the tensor in error messages.
-
-    Raises:
-        LtxError: a finite value is beyond the range of fp16.
-    """
-    values = np.ascontiguousarray(values)
-    if dtype == "F32":
-        return values.reshape(-1).view(np.uint8)
-    if dtype == "F16":
-        with np.errstate(over="ignore", invalid="ignore"):
-            halves = values.astype("<f2")
-        if not np.array_equal(np.isinf(halves), np.isinf(values)):
-            raise LtxError(f"{name} has values beyond fp16's {_HALF_MAX:.0f}", "store the weights as bf16")
-        return halves.reshape(-1).view(np.uint8)
-    assert dtype == "BF16"
-    bits = values.reshape(-1).view(np.uint32)
-    rounded = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
-    rounded = np.where(np.isnan(values.reshape(-1)), bits | np.uint32(0x400000), rounded)
-    return (rounded >> np.uint32(16)).astype("<u2").view(np.uint8)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from ltx_export.checkpoints.checkpoint import StoredTensor
 from ltx_export.graphs.attach_blocks import attach_blocks, hand_over
 from ltx_export.weights.rewrite import BlockWeight, Weight
+from ltx_runtime.weights.checkpoint import StoredTensor
 
 _DTYPES = {"F32": ir.DataType.FLOAT, "F16": ir.DataType.FLOAT16, "BF16": ir.DataType.BFLOAT16}
 

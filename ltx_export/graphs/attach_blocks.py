@@ -16,8 +16,8 @@ import numpy as np
 import onnx_ir as ir
 
 from ltx_export.checkpoints.blocks import BlockFormat
-from ltx_export.checkpoints.checkpoint import StoredTensor
 from ltx_export.weights.rewrite import BlockWeight
+from ltx_runtime.weights.checkpoint import StoredTensor
 
 FLOAT = ir.DataType.FLOAT
 # Makes an initializer from a name, the tensor's location in a file, and the dtype and shape for the graph.

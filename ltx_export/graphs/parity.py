@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ltx_export.checkpoints.checkpoint import StoredTensor
 from ltx_export.checkpoints.values import float32_of, rows_of
 from ltx_export.models.network import build_empty
 from ltx_export.recorded import LIMIT, SIZES, Array, Feeds, random_feeds, refuse_unfinite, relative_l2, run_graph
 from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.manifest import Parity
 from ltx_runtime.spec.components import Component
+from ltx_runtime.weights.checkpoint import StoredTensor
 
 _ROWS = 1024  # number of rows of a quantized or fp8 matrix that are widened at once
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

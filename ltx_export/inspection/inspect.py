@@ -15,17 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from ltx_export.checkpoints.blocks import BLOCK_FORMATS
-from ltx_export.checkpoints.checkpoint import Checkpoint
 from ltx_export.checkpoints.keys import NetworkName, Tensors, averages_in, names_of_no_network, networks_in
 from ltx_export.checkpoints.readers import has_shards, kind_of, open_weights, variants_in, weights_file
 from ltx_export.checkpoints.shapes import RESAMPLED, transformer_part, vae_part
-from ltx_export.checkpoints.values import FLOAT_DTYPES, float32_of
+from ltx_export.checkpoints.values import float32_of
 from ltx_export.inspection.facts import KINDS, Facts, File, Inspection
 from ltx_export.inspection.needs import memory_of, missing_for
 from ltx_export.sources.layouts import snapshot_of
 from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.manifest import MANIFEST, read_manifest
 from ltx_runtime.spec.versions import VERSIONS, Version
+from ltx_runtime.weights.checkpoint import Checkpoint
+from ltx_runtime.weights.floats import FLOAT_DTYPES
 
 _FOLDERS = ("transformer", "vae", "text_encoder", "latent_upsampler")
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.")

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from ltx_export.checkpoints.blocks import Q8
-from ltx_export.checkpoints.checkpoint import StoredTensor
 from ltx_export.checkpoints.keys import check_names
 from ltx_export.checkpoints.shapes import has_encoder
 from ltx_export.checkpoints.values import check_dtype, float32_of, is_quantized
@@ -31,6 +30,7 @@ from ltx_runtime.spec import components
 from ltx_runtime.spec.components import Component
 from ltx_runtime.spec.encodings import TIMESTEP_SCALE
 from ltx_runtime.spec.versions import Version
+from ltx_runtime.weights.checkpoint import StoredTensor
 
 _STATISTICS = "per_channel_statistics."
 
@@ -79,14 +79,14 @@ class Part:
 
 
 def parts_of(version: Version, header: Mapping[str, Any], opened: Opened, *, stg: bool = False) -> list[Part]:
-    """Returns the text encoder, the VAE encoder if any, the transformer, the upsamplers if any, and the VAE decoder.
+    """Returns a part for each network: text encoder, VAE encoder and upsamplers if any, transformer and VAE decoder.
 
     The transformer can skip layers if a preset of the version uses STG, or if `stg` is true.
 
     Raises:
         LtxError: a size is not implemented, or a tensor is missing, unexpected or has the wrong shape.
     """
-    t5 = t5_config(opened.text_encoder)
+    t5 = None if opened.text_encoder is None else t5_config(opened.text_encoder)
     dit = transformer_config(header["transformer"])
     vae = vae_config(header["vae"])
     _refuse_misfits(t5, dit, vae)
@@ -94,7 +94,7 @@ def parts_of(version: Version, header: Mapping[str, Any], opened: Opened, *, stg
     # Built first, because it checks the VAE's tensors, of which the upsamplers read the statistics.
     vae_decoder = _vae_decoder(vae, opened.vae)
     return [
-        _part_of(_text_network(t5), opened.text_encoder, "text_encoder"),
+        *([_part_of(_text_network(t5), opened.text_encoder, "text_encoder")] if t5 and opened.text_encoder else []),
         *([_vae_encoder(header["vae"], opened.vae)] if has_encoder(opened.vae) else []),
         _part_of(_transformer_network(dit, stg=stg or version.uses_stg), opened.transformer, "transformer"),
         *_upsamplers(opened),
@@ -102,8 +102,8 @@ def parts_of(version: Version, header: Mapping[str, Any], opened: Opened, *, stg
     ]
 
 
-def _refuse_misfits(t5: T5Config, dit: DitConfig, vae: VaeConfig) -> None:
-    if t5.width != dit.text_channels:
+def _refuse_misfits(t5: T5Config | None, dit: DitConfig, vae: VaeConfig) -> None:
+    if t5 is not None and t5.width != dit.text_channels:
         raise LtxError(
             f"the text encoder has width {t5.width}, but the transformer takes text of width {dit.text_channels}",
             "give the T5 that matches the transformer",

@@ -11,7 +11,6 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ltx_export.checkpoints.checkpoint import open_safetensors
 from ltx_export.sources.find import has_checkpoint, has_text_encoder, has_tokenizer
 from ltx_export.sources.upscalers import has_upscaler, temporal_upscaler_of
 from ltx_runtime.errors import LtxError
@@ -19,6 +18,7 @@ from ltx_runtime.hub.environment import influences, prepare
 from ltx_runtime.hub.folder import Report, complete, filling, is_available_offline
 from ltx_runtime.hub.remote import RemoteFile, UnreachableError, ask
 from ltx_runtime.spec.versions import Version
+from ltx_runtime.weights.checkpoint import open_safetensors
 
 TOKENIZER = "tokenizer/spiece.model"
 TEXT_ENCODER_INDEX = "text_encoder/model.safetensors.index.json"

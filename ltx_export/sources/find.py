@@ -8,13 +8,12 @@ beside it. An all-in-one file holds its T5 itself.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ltx_export.checkpoints.checkpoint import Checkpoint
-from ltx_export.checkpoints.keys import NetworkName, Tensors, averages_in, first, networks_in, tensors_of
+from ltx_export.checkpoints.keys import NetworkName, Tensors, averages_in, networks_in, tensors_of
 from ltx_export.checkpoints.readers import is_whole, kind_of, open_weights
 from ltx_export.sources.layouts import Places, places_beside, places_in, snapshot_of
 from ltx_export.sources.matching import matching, only, only_match
@@ -22,6 +21,8 @@ from ltx_export.sources.upscalers import Upscaler, UpscalerKind, find_upscaler, 
 from ltx_runtime.errors import LtxError, explaining
 from ltx_runtime.files import refuse_pointer
 from ltx_runtime.spec.versions import VERSIONS, Version
+from ltx_runtime.weights.checkpoint import Checkpoint
+from ltx_runtime.weights.names import first
 
 TEXT_ENCODER_FILE = "text_encoder.safetensors"
 TOKENIZER_FILE = "tokenizer.model"
@@ -33,6 +34,11 @@ _VAE_NAMES = ("vae", "*[vV][aA][eE]*.safetensors")
 # Names of our files among those of other models.
 _MIXED_TRANSFORMER_NAMES = ("*[lL][tT][xX]*.safetensors", "*[lL][tT][xX]*.gguf")
 _MIXED_VAE_NAMES = ("*[lL][tT][xX]*.safetensors",)
+# Component of the files that an option names.
+_COMPONENTS = {
+    **{"t5": "text_encoder", "tokenizer": "text_encoder"},
+    **{"upscaler": "upsampler", "temporal-upscaler": "temporal_upsampler"},
+}
 _FP8 = "-fp8"
 _LAYOUT_FOLDERS = ("transformer", "vae", "text_encoder")
 _ARCHITECTURES: dict[NetworkName, tuple[str, ...]] = {"transformer": ("ltxv",), "text_encoder": ("t5", "t5encoder")}
@@ -47,15 +53,15 @@ class Sources:
     Attributes:
         checkpoint: an official single file, a folder in diffusers' layout, or the transformer alone.
         text_encoder: a file, an index of shards, or the folder that holds them; the checkpoint if it holds a T5 too.
-        tokenizer: T5's SentencePiece model.
+        tokenizer: T5's SentencePiece model. Both are None for no text encoder.
         vae: file or folder of the VAE; None for the VAE in the checkpoint or, if it has none, the one beside it.
         variant: which weights of folders to open, e.g. `bf16`.
         upscaler, temporal_upscaler: upscalers that double height and width, and the frame rate; None for no upscaler.
     """
 
     checkpoint: Path
-    text_encoder: Path
-    tokenizer: Path
+    text_encoder: Path | None
+    tokenizer: Path | None
     vae: Path | None = None
     variant: str = ""
     upscaler: Path | None = None
@@ -70,11 +76,12 @@ class Opened:
         config: configuration from the headers of the checkpoint and of the VAE's file.
         heads: number of attention heads from a diffusers configuration of the transformer, if there is one.
         notes: lines that say which tensors of the files are not used, where that is a choice.
+        text_encoder, upscaler, temporal_upscaler: None if there is none.
     """
 
     transformer: Tensors
     vae: Tensors
-    text_encoder: Tensors
+    text_encoder: Tensors | None
     config: dict[str, Any] = field(default_factory=dict)
     heads: int | None = None
     upscaler: Upscaler | None = None
@@ -92,12 +99,22 @@ def find_sources(
     variant: str = "",
     upscaler: Path | None = None,
     temporal_upscaler: Path | None = None,
+    without: Collection[str] = (),
 ) -> Sources:
     """Finds the files of a version in a weights folder, or beside a weights file.
 
+    Args:
+        version: the release.
+        weights: the folder or file.
+        vae, t5, tokenizer, upscaler, temporal_upscaler: files or folders that are used instead of those found.
+        variant: which weights of folders to open, e.g. `bf16`.
+        without: components that are not exported, whose files are not looked for.
+
     Raises:
-        LtxError: a file cannot be found, or there are several candidates; the error says how to get or name it.
+        LtxError: a file cannot be found, there are several candidates, or a given file would not be exported.
     """
+    given = {"t5": t5, "tokenizer": tokenizer, "upscaler": upscaler, "temporal-upscaler": temporal_upscaler}
+    _refuse_left_out(given, without)
     for path in (weights, vae, t5, tokenizer, upscaler, temporal_upscaler):
         if path is not None and not path.exists():
             raise LtxError(f"{path} not found", "check the path", _command(version) if path is weights else "")
@@ -106,23 +123,33 @@ def find_sources(
         kind_of(weights)  # reports an unknown format before files missing beside it
     places = places_in(version, weights) if weights.is_dir() else places_beside(weights)
     checkpoint = _checkpoint_in(version, places) if weights.is_dir() else weights
+    _refuse_other_release(version, checkpoint)
+    if "text_encoder" not in without:
+        t5 = t5 or _text_encoder_in(version, places, checkpoint)
+        tokenizer = tokenizer or _tokenizer_near(version, places, t5)
+    if "upsampler" not in without:
+        upscaler = upscaler or _upscaler_in(version, places, "spatial")
+    if "temporal_upsampler" not in without:
+        temporal_upscaler = temporal_upscaler or _upscaler_in(version, places, "temporal")
+    return Sources(checkpoint, t5, tokenizer, vae, variant, upscaler, temporal_upscaler)
+
+
+def _refuse_left_out(given: Mapping[str, Path | None], without: Collection[str]) -> None:
+    """Raises LtxError if a file was given, by the name of its option, of a component that is not exported."""
+    for option, path in given.items():
+        component = _COMPONENTS[option]
+        if path is not None and component in without:
+            raise LtxError(f"--{option} {path} has no effect with --without {component}", "leave one of them out")
+
+
+def _refuse_other_release(version: Version, checkpoint: Path) -> None:
+    """Raises LtxError if a checkpoint has the name of another release's official file."""
     release = _release_by_file_name(checkpoint)
     if release is not None and release.name != version.name:
         raise LtxError(
             f"{checkpoint} has the file name of {release.name}, not of {version.name}",
             "use the checkpoint's own version name",
         )
-    if t5 is None and _holds_text_encoder(checkpoint):
-        t5 = checkpoint
-    if t5 is None:
-        place = places.text_encoders[0]
-        not_found = LtxError(f"no T5 encoder in {place}", "name one with --t5", _command(version))
-        t5 = _required_match(places.text_encoders, _T5_NAMES, not_found, "--t5")
-    if tokenizer is None:
-        tokenizer = _tokenizer_near(version, places, t5)
-    upscaler = upscaler or _upscaler_in(version, places, "spatial")
-    temporal_upscaler = temporal_upscaler or _upscaler_in(version, places, "temporal")
-    return Sources(checkpoint, t5, tokenizer, vae, variant, upscaler, temporal_upscaler)
 
 
 def has_checkpoint(version: Version, folder: Path) -> bool:
@@ -158,6 +185,17 @@ def _network_in(path: Path, name: str) -> Path:
     """Returns the folder of one network if a path is a diffusers layout or a cached repository, or else the path."""
     folder = snapshot_of(path)
     return folder / name if (folder / name).is_dir() else folder
+
+
+def _text_encoder_in(version: Version, places: Places, checkpoint: Path) -> Path:
+    if _holds_text_encoder(checkpoint):
+        return checkpoint
+    not_found = LtxError(
+        f"no T5 encoder in {places.text_encoders[0]}",
+        "name one with --t5, or leave it out with --without text_encoder",
+        _command(version),
+    )
+    return _required_match(places.text_encoders, _T5_NAMES, not_found, "--t5")
 
 
 def _holds_text_encoder(checkpoint: Path) -> bool:
@@ -262,8 +300,8 @@ def open_sources(sources: Sources) -> Opened:
     transformer = tensors_of(main, "transformer")
     holds_vae = "vae" in networks_in(main)
     vae = main if holds_vae and sources.vae is None else _open(_vae_path(sources, is_layout), sources.variant)
-    text_encoder = main
-    if sources.text_encoder != sources.checkpoint:
+    text_encoder = None if sources.text_encoder is None else main
+    if sources.text_encoder not in (None, sources.checkpoint):
         text_encoder = _open(sources.text_encoder, sources.variant)
         _check_architecture(text_encoder, "text_encoder")
     config = dict(main.config)
@@ -278,12 +316,12 @@ def open_sources(sources: Sources) -> Opened:
     return Opened(
         transformer,
         tensors_of(vae, "vae"),
-        tensors_of(text_encoder, "text_encoder"),
+        None if text_encoder is None else tensors_of(text_encoder, "text_encoder"),
         config,
         heads,
         upscaler,
         temporal_upscaler,
-        notes=tuple(_notes({file.path: file for file in (main, vae, text_encoder)}.values())),
+        notes=tuple(_notes({file.path: file for file in (main, vae, text_encoder) if file}.values())),
     )
 
 

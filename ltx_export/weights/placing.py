@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ltx_export.checkpoints.checkpoint import StoredTensor
-from ltx_export.checkpoints.lora import Lora
 from ltx_export.networks.parts import Part
 from ltx_export.weights.rewrite import BlockWeight, Weight, must_be_rewritten, rewrite
 from ltx_export.weights.streaming import place_file
 from ltx_runtime.errors import LtxError
 from ltx_runtime.progress import Progress
+from ltx_runtime.weights.checkpoint import StoredTensor
+from ltx_runtime.weights.lora import Lora
 
 _SHARED_STEM = "checkpoint"
 

@@ -18,11 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltx_export.checkpoints.blocks import BLOCK_FORMATS, Q8, BlockFormat, Blocks, pack_int4, quantized, split_blocks
-from ltx_export.checkpoints.checkpoint import StoredTensor
-from ltx_export.checkpoints.lora import Lora, merge
-from ltx_export.checkpoints.values import FLOAT_DTYPES, float32_of, is_quantized, row_scales, rows_of, stored_as
-from ltx_export.weights.streaming import COPY_BYTES, Chunk, Entry, write_safetensors
+from ltx_export.checkpoints.values import float32_of, is_quantized, row_scales, rows_of
+from ltx_export.weights.streaming import COPY_BYTES
 from ltx_runtime.progress import Progress, silent
+from ltx_runtime.weights.checkpoint import StoredTensor
+from ltx_runtime.weights.floats import FLOAT_DTYPES, stored_as
+from ltx_runtime.weights.lora import Lora, merge
+from ltx_runtime.weights.writing import Chunk, Entry, write_safetensors
 
 _MIN_CODE = -128
 _SMALLEST_BLOCK = 16  # smallest block that runtimes fuse with a product

@@ -58,6 +58,10 @@ class Arguments:
         ),
     ] = None
     video: Annotated[Path | None, _option(_WHAT, "A clip to change (video-to-video).")] = None
+    lora: Annotated[
+        list[str] | None,
+        _expert(_WHAT, "FILE[:SCALE]: a LoRA for the transformer. Can be repeated.", metavar="FILE[:SCALE]"),
+    ] = None
     strength: Annotated[float | None, _option(_WHAT, "How much of --video may change, 0 to 1 (default: 0.6).")] = None
     fit: Annotated[
         str, _option(_WHAT, "How images get the video's shape: crop, pad (black bars), or size-from-image.")

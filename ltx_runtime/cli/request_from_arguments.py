@@ -13,6 +13,7 @@ from ltx_runtime.cli.arguments import Arguments, is_typed
 from ltx_runtime.errors import LtxError
 from ltx_runtime.planning.preset import read_preset
 from ltx_runtime.planning.request import Condition, Request
+from ltx_runtime.weights.lora import parse_lora
 
 _Parsed = TypeVar("_Parsed", int, float)
 _PLACE = re.compile(r"(?P<frame>-?\d{1,9})(?::(?P<strength>[^:@]*))?", re.ASCII)
@@ -51,7 +52,7 @@ def request_of(typed: Arguments, recorded: Request = Request()) -> Request:
         recorded: a request that the typed options change.
 
     Raises:
-        LtxError: a list, a condition or a preset cannot be read, or a prompt is not valid text.
+        LtxError: a list, a condition, a LoRA or a preset cannot be read, or a prompt is not valid text.
     """
     given = [parse_condition(one) for one in typed.condition or ()]
     if typed.image is not None:
@@ -74,6 +75,8 @@ def request_of(typed: Arguments, recorded: Request = Request()) -> Request:
         changes["prompt"] = options["prompt"][1]
     if given:
         changes["conditions"] = tuple(given)
+    if typed.lora:
+        changes["loras"] = tuple(map(parse_lora, typed.lora))
     for group in _ALTERNATIVES:
         if changes.keys() & {*group}:
             changes = {name: getattr(Request(), name) for name in group} | changes

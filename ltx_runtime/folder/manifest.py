@@ -127,7 +127,7 @@ class Manifest:
             version. If `allowed_sigmas` is empty, every noise level is allowed.
         rope: position embedding of the transformer; its frequencies were computed by torch, like those of the official
             code, because numpy's powers differ in the last digit, and angles of 15,000 radians make that visible.
-        tokenizer: name of the tokenizer's file.
+        tokenizer: name of the tokenizer's file; None if the folder has no text encoder.
         components: the exported components by name.
         files: every file but the manifest itself, by name.
         linked: the folder of each file that is outside the version folder, since `--link` leaves weights in place.
@@ -138,7 +138,7 @@ class Manifest:
     causal_positions: bool
     schedule: Schedule
     rope: Rope
-    tokenizer: str
+    tokenizer: str | None
     components: dict[str, ComponentEntry]
     files: dict[str, FileEntry] = field(default_factory=dict)
     linked: dict[str, str] = field(default_factory=dict)
@@ -227,7 +227,9 @@ def read_manifest(folder: Path) -> Manifest:
         manifest = _parse(data)
         if (transformer := manifest.components.get("transformer")) is not None:
             _check_rope(manifest.rope, transformer.signature)
-        names = {manifest.tokenizer}
+        if manifest.tokenizer is None and "text_encoder" in manifest.components:
+            raise KeyError("tokenizer")
+        names = {*filter(None, [manifest.tokenizer])}
         for entry in manifest.components.values():
             if not entry.weights:
                 raise KeyError(f"weights of {entry.signature.name}")

@@ -16,6 +16,7 @@ from ltx_runtime.media.pictures import file_of
 from ltx_runtime.media.video import TakenError
 from ltx_runtime.planning.options import RunOptions
 from ltx_runtime.planning.request import Request
+from ltx_runtime.weights.lora import files_of
 
 _Identity = tuple[object, ...]
 
@@ -111,6 +112,7 @@ def places_of(engines: Engines, request: Request | None, options: RunOptions) ->
         sources = [*(one.media for one in request.conditions), request.video]
         media = [file_of(source) for source in sources if isinstance(source, (str, Path))]
         reads |= {f"the image or clip {path}": path for path in media}
+        reads |= {f"the LoRA {path}": path for one in request.loras for path in files_of(one.file)}
     kept = {
         "embeddings": options.save_embeddings,
         "latents": options.save_latents,

@@ -27,6 +27,7 @@ from ltx_runtime.planning.preset import Preset
 from ltx_runtime.planning.request import Condition, Request, Resolved
 from ltx_runtime.spec.presets import Guidance, Pass, Schedule
 from ltx_runtime.spec.versions import Version, find_version
+from ltx_runtime.weights.lora import LoraFile, files_of
 
 KEY = "ltx-engines"
 _DIGEST_CHARACTERS = 16
@@ -40,6 +41,7 @@ OPTIONS = (
 # Fields of Request and Preset that hold other dataclasses.
 _NESTED: dict[str, type] = {
     "conditions": Condition,
+    "loras": LoraFile,
     "preset": Preset,
     "passes": Pass,
     "guidance": Guidance,
@@ -210,7 +212,8 @@ def _sources(request: Request, options: RunOptions) -> Iterator[Source]:
     """Yields everything that a run reads, whether a file or pictures in memory."""
     media = (*(one.media for one in request.conditions), request.video)
     files = (options.embeddings, options.initial_latents, options.noise)
-    yield from (source for source in (*media, *files) if source is not None)
+    loras = (path for one in request.loras for path in files_of(one.file))
+    yield from (source for source in (*media, *files, *loras) if source is not None)
 
 
 def _name_of(source: Source, folder: Path) -> str:

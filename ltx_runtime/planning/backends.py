@@ -24,9 +24,16 @@ from ltx_runtime.vae.tile_sizes import (
     UnservedError,
 )
 from ltx_runtime.vae.tiling import Tiling
+from ltx_runtime.weights.lora import LoraFile
+from ltx_runtime.weights.merging import check_room
 
 # Optional component -> what needs it, and advice for a version folder without it.
 _MISSING: dict[ComponentName, tuple[str, str]] = {
+    "text_encoder": (
+        "a prompt needs",
+        "give its embeddings with --embeddings-file FILE (in Python: embeddings), or export the version again without "
+        "leaving it out",
+    ),
     "vae_encoder": ("images and clips need", "export the version again without leaving it out"),
     "upsampler": (
         "the second pass needs",
@@ -65,13 +72,16 @@ class Chosen:
         options: how the request is run.
         size: size of the video.
         names: the components that the request runs, in the order of use.
-        found: the graph or engine that runs each component; shared with other requests to the same version folder.
+        found: the graph or engine that runs each component; without LoRAs shared with other requests to the same
+            version folder.
+        loras: LoRAs that are merged into the transformer.
     """
 
     options: RunOptions
     size: Size
     names: tuple[ComponentName, ...]
     found: dict[ComponentName, Found]
+    loras: tuple[LoraFile, ...] = ()
 
     def tiling(self, grid: Grid, *, encoding: bool = False) -> Tiling:
         """Returns tiles for the latents of a grid that fit into memory and that the engine serves.
@@ -167,8 +177,7 @@ class Chosen:
         failed = self.found[name].backend
         if self.options.backend != AUTO or failed == [*BACKENDS][-1]:
             raise error
-        options = self.options
-        self.found[name] = _found(engines, name, options, after=failed)
+        self.found[name] = _found(engines, name, self.options, _loras_of(name, self.loras), after=failed)
         return self.found[name]
 
     def lines(self) -> list[str]:
@@ -210,6 +219,7 @@ def choose(
     options: RunOptions,
     size: Size,
     known: dict[ComponentName, Found] | None = None,
+    loras: tuple[LoraFile, ...] = (),
 ) -> Chosen:
     """Finds the graph or engine that runs each of these components.
 
@@ -218,24 +228,36 @@ def choose(
         names: names of the components, in the order of use.
         options: how they are run.
         size: size of the video, for messages.
-        known: what earlier calls with the same options found; new findings are added to it.
+        known: what earlier calls with the same options found; without LoRAs, new findings are added to it.
+        loras: LoRAs that are merged into the transformer.
 
     Raises:
-        LtxError: the folder lacks a component, or nothing on this machine can run it; see `sessions.find`.
+        LtxError: the folder lacks a component, or nothing on this machine can run it, see `sessions.find`; a LoRA
+            cannot be used, or there is no room for the merged weights.
     """
     known = {} if known is None else known
+    if loras:
+        known = {name: found for name, found in known.items() if name != "transformer"}
     for name in names:
         if name in _MISSING and name not in engines.manifest.components:
             needed_by, advice = _MISSING[name]
             raise LtxError(f"{engines.folder} has no {name}, which {needed_by}", advice)
     for name in names:
         if name not in known:
-            known[name] = _found(engines, name, options)
-    return Chosen(options, size, tuple(names), known)
+            known[name] = _found(engines, name, options, _loras_of(name, loras))
+    if loras and (merging := known["transformer"].merging) is not None:
+        check_room(merging)
+    return Chosen(options, size, tuple(names), known, loras)
 
 
-def _found(engines: Engines, name: ComponentName, options: RunOptions, after: str = "") -> Found:
-    found = find(engines, name, options.backend, after=after, cpu_mode=options.cpu_mode)
+def _loras_of(name: ComponentName, loras: tuple[LoraFile, ...]) -> tuple[LoraFile, ...]:
+    return loras if name == "transformer" else ()
+
+
+def _found(
+    engines: Engines, name: ComponentName, options: RunOptions, loras: tuple[LoraFile, ...] = (), after: str = ""
+) -> Found:
+    found = find(engines, name, options.backend, after=after, cpu_mode=options.cpu_mode, loras=loras)
     return replace(found, gpu_memory_bytes=options.gpu_memory_bytes, threads=options.threads)
 
 

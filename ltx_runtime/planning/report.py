@@ -19,6 +19,7 @@ from ltx_runtime.spec.presets import Guidance
 from ltx_runtime.spec.versions import TransformerSize, Version
 from ltx_runtime.text.tokenizer import Tokenizer
 from ltx_runtime.vae.tile_sizes import peak_bytes
+from ltx_runtime.weights.merging import Merging
 
 _FLOAT_BYTES, _HALF_PRECISIONS = 4, ("bf16", "fp16")
 _WIDE = 12  # (tokens, width) tensors that a block holds at once; the feed-forward's hidden tensor counts as four
@@ -52,6 +53,7 @@ def describe(planned: Plan, chosen: Chosen, engines: Engines, media: GivenMedia 
         },
         "prompts": _prompts(planned, engines, version) if "text_encoder" in chosen.names else [],
         "components": {name: _component(chosen.found[name]) for name in chosen.names},
+        "loras": _loras(chosen.found["transformer"].merging),
         "given": [
             {"frame": one.condition.frame, "strength": one.condition.strength} | _given(one, request.fps)
             for one in media.conditions
@@ -95,7 +97,9 @@ def _given(one: Given, fps: float) -> dict[str, Any]:
 
 def _prompts(planned: Plan, engines: Engines, version: Version) -> list[dict[str, Any]]:
     """Returns how much of each prompt the text encoder reads, with the notes that a run would print."""
-    tokenizer = Tokenizer(engines.folder / engines.manifest.tokenizer, version.text_tokens)
+    file = engines.manifest.tokenizer
+    assert file is not None  # as it is only in a folder without a text encoder
+    tokenizer = Tokenizer(engines.folder / file, version.text_tokens)
     readings = {name: tokenizer.read(prompt) for name, prompt in planned.prompts.items()}
     return [
         {"name": name, **asdict(one), "unknown": [*one.unknown], "notes": [*one.notes(name)]}
@@ -106,6 +110,19 @@ def _prompts(planned: Plan, engines: Engines, version: Version) -> list[dict[str
 def _component(found: Found) -> dict[str, Any]:
     """Returns a component's backend, precision and size of weight files, which components may share."""
     return {"backend": found.backend, "precision": found.precision, "weights_bytes": found.weights_bytes}
+
+
+def _loras(merging: Merging | None) -> dict[str, Any] | None:
+    """Returns the LoRAs that are merged into the transformer, and where the merged weights are; None for no LoRAs."""
+    if merging is None:
+        return None
+    return {
+        "files": [{"file": str(lora.file), "scale": lora.scale} for lora in merging.loras],
+        "weights": len(merging.changed),
+        "merged_bytes": merging.size_bytes,
+        "merged_file": None if merging.path is None else str(merging.path),
+        "is_merged": merging.is_kept,
+    }
 
 
 def _pass(one: PassPlan, size: TransformerSize, chosen: Chosen, added_frames: int) -> dict[str, Any]:
@@ -166,6 +183,8 @@ def lines_of(described: dict[str, Any]) -> Iterator[str]:
         yield from _remarks(described["video"])
     if described["media_bytes"]:
         yield f"images and clips: about {amount(described['media_bytes'])} while they are read"
+    if described["loras"]:
+        yield from _lora_lines(described["loras"])
     for number, one in enumerate(described["passes"], start=1):
         yield (
             f"pass {number}: {one['width']}x{one['height']}, {one['tokens']}{_added(one)} tokens, {len(one['steps'])} "
@@ -182,6 +201,16 @@ def lines_of(described: dict[str, Any]) -> Iterator[str]:
     yield f"decode: {tiles}, about {amount(decode['activation_bytes'])} of activations"
     for name, one in described["components"].items():
         yield f"{name}: {one['backend']} in {one['precision']}, {amount(one['weights_bytes'])} of weights on disk"
+
+
+def _lora_lines(loras: dict[str, Any]) -> Iterator[str]:
+    for one in loras["files"]:
+        yield f"LoRA: {one['file']} at {one['scale']:g}"
+    if loras["merged_file"] is None:
+        place = "merged in memory for every run, as there is no cache"
+    else:
+        place = f"{'kept' if loras['is_merged'] else 'merged once'} in {loras['merged_file']}"
+    yield f"  {loras['weights']} weights of the transformer change, {amount(loras['merged_bytes'])}, {place}"
 
 
 def _remarks(given: dict[str, Any]) -> Iterator[str]:

@@ -12,6 +12,7 @@ from ltx_runtime.media.prepare import CROP
 from ltx_runtime.planning.preset import Preset
 from ltx_runtime.spec.geometry import TEMPORAL_SCALE
 from ltx_runtime.spec.versions import Version
+from ltx_runtime.weights.lora import LoraFile
 
 IMAGE_NOISE_SCALE = 0.15
 _MOST_FRAMES = 1e6
@@ -64,6 +65,7 @@ class Request:
         temporal_upscale: double the frame rate at the end.
         preset: passes and their settings, in place of the version's; the fields above take precedence over it.
         duration: length in seconds, in place of `num_frames`; the nearest that can be made is taken.
+        loras: LoRAs that are merged into the transformer, in this order.
     """
 
     prompt: str = ""
@@ -97,6 +99,7 @@ class Request:
     temporal_upscale: bool = False
     preset: Preset | None = None
     duration: float | None = None
+    loras: tuple[LoraFile, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ from ltx_runtime.folder.profiles import Profile
 from ltx_runtime.folder.sidecar import Sidecar
 from ltx_runtime.packages import install_command
 from ltx_runtime.spec.components import Component, ComponentName, check_feeds
+from ltx_runtime.weights.lora import LoraFile
+from ltx_runtime.weights.merging import Merging, merging_of
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 AUTO = "auto"
@@ -48,6 +50,7 @@ class Found:
         gpu_memory_bytes: how much of the GPU's memory may be used; None for all that is free.
         threads: number of CPU threads; None for one per core.
         reasons: one clause for each backend that was tried before this one, with the reason why it cannot be used.
+        merging: LoRAs that are merged into its weights when it is loaded; None for no LoRAs.
     """
 
     backend: str
@@ -62,6 +65,7 @@ class Found:
     gpu_memory_bytes: int | None = None
     threads: int | None = None
     reasons: tuple[str, ...] = ()
+    merging: Merging | None = None
 
     @property
     def profiles(self) -> Sequence[Profile]:
@@ -215,7 +219,15 @@ class CheckedSession:
         return self.runner.run(feeds, wanted or [port.name for port in self.component.outputs])
 
 
-def find(engines: Engines, name: ComponentName, backend: str = AUTO, *, after: str = "", cpu_mode: str = AUTO) -> Found:
+def find(
+    engines: Engines,
+    name: ComponentName,
+    backend: str = AUTO,
+    *,
+    after: str = "",
+    cpu_mode: str = AUTO,
+    loras: Sequence[LoraFile] = (),
+) -> Found:
     """Finds the graph or engine that runs a component, for one backend or for the first backend that has one.
 
     Args:
@@ -224,31 +236,35 @@ def find(engines: Engines, name: ComponentName, backend: str = AUTO, *, after: s
         backend: a name of BACKENDS, or AUTO.
         after: AUTO tries only the backends that follow this one in BACKENDS.
         cpu_mode: a name of CPU_MODES, which AUTO follows on the CPU.
+        loras: LoRAs that are merged into the component's weights.
 
     Raises:
-        LtxError: the backend is unknown, not installed, or cannot run the component here.
+        LtxError: the backend is unknown, not installed, or cannot run the component here; or a LoRA does not fit.
     """
     if backend != AUTO and backend not in BACKENDS:
         raise LtxError(f"unknown backend {backend!r}", f"use one of {', '.join((AUTO, *BACKENDS))}")
     order = [name for name, row in BACKENDS.items() if not row.on_cpu or name in CPU_MODES[cpu_mode]]
     candidates = order[order.index(after) + 1 if after else 0 :]
     if backend != AUTO:
-        return _found(engines, name, backend)
+        return _found(engines, name, backend, loras)
     reasons: list[str] = []
     for candidate in candidates:
         try:
-            return replace(find_preferable(engines, name, candidate, measure=cpu_mode == AUTO), reasons=tuple(reasons))
+            found = find_preferable(engines, name, candidate, measure=cpu_mode == AUTO, loras=loras)
+            return replace(found, reasons=tuple(reasons))
         except LtxError as error:
             reasons.append(f"{candidate}: {error.problem}")
             refusal = error
     for candidate in candidates:
         with suppress(LtxError):  # one that is not the best choice is better than none
             if not BACKENDS[candidate].always_preferable:
-                return replace(_found(engines, name, candidate), reasons=tuple(reasons))
+                return replace(_found(engines, name, candidate, loras), reasons=tuple(reasons))
     raise refusal
 
 
-def find_preferable(engines: Engines, name: ComponentName, backend: str, *, measure: bool = True) -> Found:
+def find_preferable(
+    engines: Engines, name: ComponentName, backend: str, *, measure: bool = True, loras: Sequence[LoraFile] = ()
+) -> Found:
     """Finds the graph or engine that one backend would run for a component, if AUTO may choose this backend.
 
     Args:
@@ -256,20 +272,40 @@ def find_preferable(engines: Engines, name: ComponentName, backend: str, *, meas
         name: name of the component.
         backend: a name of BACKENDS.
         measure: whether it must also be the fastest on this machine.
+        loras: LoRAs that are merged into the component's weights.
 
     Raises:
         LtxError: the backend is not installed, cannot run the component here, or would do so worse than a later one.
     """
-    found = _found(engines, name, backend)
+    found = _found(engines, name, backend, loras)
     if not BACKENDS[backend].always_preferable:
         _module(backend).check_preferable(found, measure=measure)
     return found
 
 
-def _found(engines: Engines, name: ComponentName, backend: str) -> Found:
+def _found(engines: Engines, name: ComponentName, backend: str, loras: Sequence[LoraFile] = ()) -> Found:
     found = _module(backend).find(engines, name, backend)
     assert isinstance(found, Found)
-    return found
+    return _with_loras(engines, found, loras) if loras else found
+
+
+def _with_loras(engines: Engines, found: Found, loras: Sequence[LoraFile]) -> Found:
+    """Returns what was found, to be loaded with LoRAs.
+
+    Raises:
+        LtxError: its weights cannot change, or a LoRA cannot be read or does not fit.
+    """
+    name = found.component.name
+    if isinstance(found, FoundEngine):
+        raise LtxError(
+            f"the weights of the {found.backend} engine of {name} cannot take LoRAs",
+            "use --backend cuda or cpu, or export the version again with --lora and build its engines",
+        )
+    files = engines.component(name).weights_of(found.precision)
+    checksums = [engines.manifest.files[file].checksum for file in files if file in engines.manifest.files]
+    merging = merging_of(found.path, found.weights, checksums, loras)
+    held = {**found.file_bytes, merging.path or found.path: merging.size_bytes}
+    return replace(found, merging=merging, file_bytes=held)
 
 
 @contextmanager

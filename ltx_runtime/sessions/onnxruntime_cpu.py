@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,9 @@ import onnxruntime
 from ltx_runtime.errors import LtxError, explaining
 from ltx_runtime.folder.manifest import Engines
 from ltx_runtime.sessions import Arrays, Found, graph_found
+from ltx_runtime.sessions.merged_weights import put_into_session
 from ltx_runtime.spec.components import UNEVEN, ComponentName
+from ltx_runtime.weights.merging import Weight, merged
 
 _NO_MEMORY = re.compile("allocate memory|bad.?alloc")
 _FATAL = 4  # log only fatal errors: a terminated run would be logged as an error
@@ -33,10 +36,19 @@ class CpuRunner:
     """One graph in ONNX Runtime's CPU provider, with weights memory-mapped from files in the folder `weights`.
 
     With `arena`, memory that one layer has freed is kept for the next. That is fast if all layers have equal sizes, but
-    takes up to twice the memory if each layer has a different size.
+    takes up to twice the memory if each layer has a different size. Weights in `merged` take the place of those in the
+    files.
     """
 
-    def __init__(self, graph: Path, weights: Path, *, arena: bool = True, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        graph: Path,
+        weights: Path,
+        *,
+        arena: bool = True,
+        threads: int | None = None,
+        merged: Mapping[str, Weight] = MappingProxyType({}),
+    ) -> None:
         options = onnxruntime.SessionOptions()
         options.enable_cpu_mem_arena = arena
         options.intra_op_num_threads = threads or 0  # 0: one thread per core
@@ -52,6 +64,8 @@ class CpuRunner:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
         options.add_session_config_entry("session.disable_prepacking", "1")  # would copy blocks' minimums and scales
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights))
+        self._merged = merged  # the session uses their memory
+        put_into_session(onnxruntime, options, merged)
         self._session: Any = onnxruntime.InferenceSession(
             graph.read_bytes(), options, providers=["CPUExecutionProvider"]
         )
@@ -83,6 +97,7 @@ class CpuRunner:
         """Ends the thread and frees weights and buffers."""
         self._thread.shutdown()
         self._session = None
+        self._merged = {}
 
 
 def load(found: Found) -> CpuRunner:
@@ -93,9 +108,10 @@ def load(found: Found) -> CpuRunner:
         MemoryError: there is too little.
     """
     arena = found.component.name not in UNEVEN
+    weights = {} if found.merging is None else merged(found.merging)
     try:
         with explaining(f"read {found.path}"):
-            return CpuRunner(found.path, found.weights, arena=arena, threads=found.threads)
+            return CpuRunner(found.path, found.weights, arena=arena, threads=found.threads, merged=weights)
     except (LtxError, MemoryError):
         raise
     except Exception as error:  # ONNX Runtime's own

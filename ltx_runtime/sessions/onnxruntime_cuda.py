@@ -21,7 +21,9 @@ from ltx_runtime.packages import install_command, replace_command
 from ltx_runtime.sessions import Arrays, Found, UnsupportedError, graph_found
 from ltx_runtime.sessions.cuda.gpu import find_gpu
 from ltx_runtime.sessions.cuda.memory import GpuMemoryError
+from ltx_runtime.sessions.merged_weights import put_into_session
 from ltx_runtime.spec.components import ComponentName
+from ltx_runtime.weights.merging import merged
 
 # The CUDA provider is said to refuse bf16 convolutions at opset 22 and later, and it is not known whether the VAE's
 # values fit into fp16.
@@ -83,6 +85,8 @@ class CudaRunner:
         }
         if found.gpu_memory_bytes is not None:
             settings["gpu_mem_limit"] = str(found.gpu_memory_bytes)
+        self._merged = {} if found.merging is None else merged(found.merging)  # the session uses their memory
+        put_into_session(self._library, options, self._merged)
         provider = (_PROVIDER, settings if _DEVICE == "cuda" else {})
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # it prints which libraries it does not find
@@ -147,6 +151,7 @@ class CudaRunner:
         """Frees the weights and buffers."""
         self._kept.clear()
         self._binding = self._session = None
+        self._merged = {}
 
 
 _NO_ARRAY: NDArray[Any] = np.empty(0)

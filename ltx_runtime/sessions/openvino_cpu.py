@@ -9,11 +9,12 @@ import importlib.util
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,11 @@ from ltx_runtime.files import amount
 from ltx_runtime.folder.manifest import CALIBRATED, QUANTIZED, QUANTIZED_BLOCK, Engines
 from ltx_runtime.packages import install_command
 from ltx_runtime.sessions import Arrays, Found, UnsupportedError, graph_found
+from ltx_runtime.sessions.merged_weights import put_into_model
 from ltx_runtime.sessions.openvino_pieces import Piece, pieces_of
 from ltx_runtime.sessions.processor import GROUP, free_memory, saturates, speedups
 from ltx_runtime.spec.components import CONSTANT_INPUTS, ComponentName
+from ltx_runtime.weights.merging import Weight, merged
 
 # Precisions of the graphs that a backend runs, the first that the folder has; q8 is of transformers and text encoders,
 # int8 of transformers.
@@ -145,9 +148,12 @@ class _Compiled:
 
 
 class OpenVinoRunner:
-    """One graph compiled for the CPU, with its weights packed in private memory."""
+    """One graph compiled for the CPU, with its weights packed in private memory.
 
-    def __init__(self, found: Found) -> None:
+    Weights in `merged` take the place of those in the files.
+    """
+
+    def __init__(self, found: Found, merged: Mapping[str, Weight] = MappingProxyType({})) -> None:
         import openvino  # noqa: PLC0415  (takes 0.2 s)
 
         settings: dict[str, Any] = {
@@ -167,6 +173,8 @@ class OpenVinoRunner:
 
         with _beside_weights(found) as graph:
             model = core.read_model(str(graph))
+        self._merged = merged  # the model uses their memory
+        put_into_model(openvino, model, merged)
         self.outputs: Sequence[str] = [output.get_any_name() for output in model.outputs]
         with ThreadPoolExecutor(found.threads or os.cpu_count()) as threads:
             self._pieces = list(threads.map(compiled, pieces_of(model, CONSTANT_INPUTS)))
@@ -197,6 +205,7 @@ class OpenVinoRunner:
     def close(self) -> None:
         """Frees weights and buffers."""
         self._pieces = []
+        self._merged = {}
 
 
 def _are_same(given: Sequence[Any], seen: Sequence[Any]) -> bool:
@@ -230,10 +239,12 @@ def load(found: Found) -> OpenVinoRunner:
     """Compiles a graph.
 
     Raises:
+        LtxError: LoRAs cannot be merged into its weights.
         UnsupportedError: OpenVINO cannot read or compile the graph, or there is too little memory for packed weights.
     """
+    weights = {} if found.merging is None else merged(found.merging)
     try:
-        return OpenVinoRunner(found)
+        return OpenVinoRunner(found, weights)
     except Exception as error:  # OpenVINO raises RuntimeError for everything
         lacks_memory = isinstance(error, MemoryError) or _NO_MEMORY.search(str(error))
         reason = "there is too little memory" if lacks_memory else _reason_of(error)

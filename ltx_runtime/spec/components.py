@@ -26,7 +26,7 @@ COMPONENT_NAMES: tuple[ComponentName, ...] = get_args(ComponentName)  # in the o
 UNEVEN: tuple[ComponentName, ...] = ("vae_encoder", "vae_decoder")
 # Inputs that are the same for all steps of a video, and on which a large part of the transformer depends alone.
 CONSTANT_INPUTS = frozenset({"text", "text_mask"})
-OPTIONAL: tuple[ComponentName, ...] = ("vae_encoder", "upsampler", "temporal_upsampler")
+OPTIONAL: tuple[ComponentName, ...] = ("text_encoder", "vae_encoder", "upsampler", "temporal_upsampler")
 
 _LINE = re.compile(r"(?:(?P<factor>\d+)\*)?(?P<name>[a-z_]+)(?P<offset>[+-]\d+)?")
 

@@ -21,6 +21,7 @@ from ltx_runtime.progress import silent
 from ltx_runtime.sessions.cuda import driver
 from ltx_runtime.spec.components import COMPONENT_NAMES, OPTIONAL
 from ltx_runtime.spec.versions import VERSIONS
+from ltx_runtime.weights.lora import LoraFile
 
 
 @pytest.fixture
@@ -202,7 +203,7 @@ def test_every_option_reaches_the_exporter(ltx_export, exported, exports, tmp_pa
         (tmp_path / name).touch()
     asked = ["--vae", "vae", "--t5", "t5", "--tokenizer", "pieces", "--variant", "bf16", "--store", "fp16", "--link"]
     asked += ["--lora", "fox.safetensors:0.5", "--lora", "den.safetensors", "--upscaler", "space", "--stg"]
-    asked += ["--temporal-upscaler", "time", "--without", "vae_encoder", "--without", "upsampler"]
+    asked += ["--temporal-upscaler", "time", "--without", "vae_encoder"]
     for precision in ("fp16", "bf16", "text_encoder=fp32", "text_encoder=fp16", "vae_decoder=bf16"):
         asked += ["--precision", precision]
     (tmp_path / "engines").mkdir()
@@ -212,9 +213,9 @@ def test_every_option_reaches_the_exporter(ltx_export, exported, exports, tmp_pa
     named = (Path("t5"), Path("pieces"), Path("vae"), "bf16", Path("space"), Path("time"))
     assert sources == Sources(release.sources.checkpoint, *named)
     of_component = {"text_encoder": ["fp32", "fp16"], "vae_decoder": ["bf16"]}
-    loras = [(Path("fox.safetensors"), 0.5), (Path("den.safetensors"), 1.0)]
-    without = ("vae_encoder", "upsampler")
-    assert options == build.ExportOptions(["fp16", "bf16"], of_component, "F16", loras, True, True, without)
+    loras = [LoraFile(Path("fox.safetensors"), 0.5), LoraFile(Path("den.safetensors"), 1.0)]
+    expected = build.ExportOptions(["fp16", "bf16"], of_component, "F16", loras, True, True, ("vae_encoder",))
+    assert options == expected
 
 
 @pytest.mark.parametrize("name", [*sorted(set(COMPONENT_NAMES) - set(OPTIONAL)), "vae", "", "upscaler"])

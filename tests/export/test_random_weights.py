@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 from samples.tiny import sources_of, tiny
 
 from ltx_export import random_weights
-from ltx_export.checkpoints.checkpoint import open_safetensors
 from ltx_export.checkpoints.keys import networks_in
 from ltx_export.networks.header import header_config
 from ltx_export.random_weights import random_weight, write_random_weights
@@ -22,6 +21,7 @@ from ltx_export.sources.find import TEXT_ENCODER_FILE, TOKENIZER_FILE
 from ltx_runtime.errors import LtxError
 from ltx_runtime.spec.versions import NEGATIVE_PROMPT, VERSIONS
 from ltx_runtime.text.tokenizer import END_ID, PAD_ID, Tokenizer
+from ltx_runtime.weights.checkpoint import open_safetensors
 
 EVERY_VERSION = pytest.mark.parametrize("name", VERSIONS)
 MAX_DEMO_BYTES = 8 << 20

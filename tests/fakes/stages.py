@@ -143,5 +143,6 @@ def engines_of(version: Version, spiece, lacking=()) -> Engines:
         for s in signatures
         if s.name not in lacking
     }
-    manifest = Manifest(version.name, version.causal_positions, version.schedule, ROPE, spiece.name, components)
+    tokenizer = spiece.name if "text_encoder" in components else None
+    manifest = Manifest(version.name, version.causal_positions, version.schedule, ROPE, tokenizer, components)
     return Engines(spiece.parent, replace(manifest, allowed_sigmas=version.allowed_sigmas))

@@ -75,13 +75,15 @@ def engines(tmp_path, spiece, diary, monkeypatch):
     def make(version, lacking=()):
         folder = tmp_path / "engines" / version.name
         folder.mkdir(parents=True)
-        (folder / spiece.name).write_bytes(spiece.read_bytes())
         manifest = engines_of(version, spiece, lacking).manifest
         entries = manifest.components.values()
         names = {name for entry in entries for name in (*entry.weights, *entry.graphs.values())}
         for name in names:
             (folder / name).touch()
-        files = describe_files({name: folder / name for name in {spiece.name, *names}})
+        if manifest.tokenizer is not None:
+            (folder / manifest.tokenizer).write_bytes(spiece.read_bytes())
+            names.add(manifest.tokenizer)
+        files = describe_files({name: folder / name for name in names})
         write_manifest(folder, replace(manifest, files=files))
         return folder
 

@@ -19,7 +19,6 @@ from oracles.networks import diffusers_dit, diffusers_vae, transformers_t5
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ltx_export.checkpoints.checkpoint import StoredTensor
 from ltx_export.models.dit import Transformer
 from ltx_export.models.t5 import T5Config, TextEncoder
 from ltx_export.models.vae import VaeDecoder
@@ -30,6 +29,7 @@ from ltx_export.recorded import SIZES, random_feeds, run_graph
 from ltx_export.sources.find import TEXT_ENCODER_FILE, TOKENIZER_FILE, Opened
 from ltx_runtime.folder.manifest import open_engines
 from ltx_runtime.spec.versions import TextEncoderSize, Version
+from ltx_runtime.weights.checkpoint import StoredTensor
 
 State = dict[str, Tensor]
 

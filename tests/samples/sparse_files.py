@@ -3,8 +3,8 @@
 from collections.abc import Collection
 from pathlib import Path
 
-from ltx_export.checkpoints.checkpoint import open_safetensors
-from ltx_export.weights.streaming import Entry, write_safetensors
+from ltx_runtime.weights.checkpoint import open_safetensors
+from ltx_runtime.weights.writing import Entry, write_safetensors
 
 
 def holes(path: Path, shapes: dict, dtype: str = "BF16", metadata=None, fp8: Collection[str] = ()) -> Path:

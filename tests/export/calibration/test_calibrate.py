@@ -126,8 +126,11 @@ def test_what_calibration_needs_is_told(folder):
     engines = open_engines(folder)
     entry = engines.component("transformer")
     entry = replace(entry, graphs={"fp32": entry.graphs["fp32"]}, quantized={})
-    write_manifest(folder, replace(engines.manifest, components={"transformer": entry}))
+    write_manifest(folder, replace(engines.manifest, components=engines.manifest.components | {"transformer": entry}))
     with pytest.raises(LtxError, match=r"has no q8 graph of transformer, .* - export it again from float weights"):
+        calibrated(folder)
+    write_manifest(folder, replace(engines.manifest, components={"transformer": entry}, tokenizer=None))
+    with pytest.raises(LtxError, match=r"has no text_encoder - run: "):
         calibrated(folder)
 
 

@@ -18,9 +18,9 @@ from ltx_export.calibration.products import (
     use_integers,
 )
 from ltx_export.checkpoints.values import float32_of
-from ltx_export.weights.streaming import Entry, write_safetensors
 from ltx_runtime.errors import LtxError
 from ltx_runtime.sessions.onnxruntime_cpu import CpuRunner
+from ltx_runtime.weights.writing import Entry, write_safetensors
 
 K, N = 6, 4
 RANDOM = np.random.RandomState(0)

@@ -11,8 +11,8 @@ from oracles.networks import normal
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from ltx_export.checkpoints.checkpoint import ITEM_BYTES, open_safetensors
 from ltx_runtime.errors import LtxError
+from ltx_runtime.weights.checkpoint import ITEM_BYTES, open_safetensors
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 OTHER_DTYPES = [torch.float64, torch.complex64, torch.bool, torch.float8_e4m3fn, torch.float8_e5m2]

@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from ltx_export.checkpoints.checkpoint import Checkpoint, open_safetensors, open_shards
 from ltx_runtime.errors import LtxError
+from ltx_runtime.weights.checkpoint import Checkpoint, open_safetensors, open_shards
 
 FUZZ = settings(
     max_examples=400,

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from ltx_export.checkpoints.checkpoint import Checkpoint, StoredTensor
 from ltx_export.checkpoints.keys import check_names, networks_in, tensors_of
 from ltx_runtime.errors import LtxError
+from ltx_runtime.weights.checkpoint import Checkpoint, StoredTensor
 
 EXPECTED = {"a.weight": (4, 3), "a.bias": (4,), "b.weight": (2,)}
 UNIFIED = (

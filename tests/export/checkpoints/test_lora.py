@@ -15,9 +15,9 @@ from oracles.weight_rule import weight as drawn
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ltx_export.checkpoints.lora import Lora, merge, open_lora, parse_lora
 from ltx_export.models.dit import DitConfig, Transformer
 from ltx_runtime.errors import LtxError
+from ltx_runtime.weights.lora import Lora, LoraFile, merge, open_lora, parse_lora
 
 ROOT = Path(__file__).parents[3]
 EXACT = 1e-6
@@ -83,7 +83,7 @@ def path(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize(("tail", "scale"), [("", 1), (":-0.8", -0.8), (":+.5E-1", 0.05), (":2", 2), (":0", 0)])
 def test_a_colon_parts_a_scale_only_from_the_file_before_it(file, tail, scale):
-    assert parse_lora(file + tail) == (Path(file), scale)
+    assert parse_lora(file + tail) == LoraFile(Path(file), scale)
 
 
 @pytest.mark.parametrize("scale", ["nan", "-inf", "Infinity", "1e999", "", "0,8", "strong", "1_000", "0x1"])
@@ -99,7 +99,7 @@ def test_what_names_no_file_or_no_scale_is_refused(text):
 
 
 def test_loras_are_merged_where_torch_is_not():
-    blocked = "import sys; sys.modules['torch'] = None; import ltx_export.checkpoints.lora"
+    blocked = "import sys; sys.modules['torch'] = None; import ltx_runtime.weights.lora"
     assert subprocess.run([sys.executable, "-c", blocked], cwd=ROOT, timeout=60).returncode == 0
 
 

@@ -10,8 +10,8 @@ import pytest
 from oracles.networks import distance
 from safetensors.numpy import save_file
 
-from ltx_export.checkpoints.lora import Lora, merge, open_lora, parse_lora
 from ltx_runtime.errors import LtxError
+from ltx_runtime.weights.lora import Lora, merge, open_lora, parse_lora
 
 EXACT = 1e-6
 FACTORS, CONFIG, HEADER = "adapter_model.safetensors", "adapter_config.json", "lora_adapter_metadata"
@@ -112,7 +112,8 @@ def test_patterns_give_layers_ranks_and_alphas_of_their_own(tmp_path, stabilised
 @pytest.mark.parametrize(("text", "scale"), [("", 1.0), ("/", 1.0), (":0.25", 0.25), ("/:-2", -2.0)])
 def test_a_folder_saved_by_peft_is_given_as_its_file(tmp_path, text, scale):
     file = saved_by_peft(tmp_path / "fox")
-    lora = open_lora(*parse_lora(f"{file.parent}{text}"), EXPECTED)
+    typed = parse_lora(f"{file.parent}{text}")
+    lora = open_lora(typed.file, typed.scale, EXPECTED)
     assert (lora.file, lora.scale) == (file, scale)
     assert_adds(lora, dict.fromkeys(WEIGHTS, 4 * scale))
 

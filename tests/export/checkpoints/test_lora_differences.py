@@ -13,13 +13,13 @@ from samples.quantized_files import SPELLINGS, quantized
 from samples.tiny import export
 
 from ltx_export.build import ExportOptions
-from ltx_export.checkpoints.checkpoint import open_safetensors
 from ltx_export.checkpoints.keys import networks_in
-from ltx_export.checkpoints.lora import Lora, merge, open_lora
 from ltx_export.inspection.inspect import inspect
 from ltx_export.models.dit import DitConfig, Transformer
 from ltx_export.weights.rewrite import rewrite
 from ltx_runtime.errors import LtxError
+from ltx_runtime.weights.checkpoint import open_safetensors
+from ltx_runtime.weights.lora import Lora, LoraFile, merge, open_lora
 
 SIZE = DitConfig(layers=2, heads=2, head_dim=8, channels=6, text_channels=10)
 EXPECTED = shapes_of(Transformer(SIZE).named_parameters())
@@ -130,7 +130,7 @@ def test_differences_are_merged_into_the_graphs_of_an_export(exported, tmp_path)
     save_file(state, tmp_path / "changed.safetensors", metadata)
     changed = replace(release.sources, checkpoint=tmp_path / "changed.safetensors")
     export(release.version, changed, tmp_path / "changed")
-    options = ExportOptions(("fp32",), loras=[(tmp_path / "fox.safetensors", 0.5)])
+    options = ExportOptions(("fp32",), loras=[LoraFile(tmp_path / "fox.safetensors", 0.5)])
     export(release.version, release.sources, tmp_path / "merged", options=options)
     assert_same_outputs(tmp_path / "merged", tmp_path / "changed")
 

@@ -7,9 +7,10 @@ import torch
 from gguf import GGMLQuantizationType
 from samples.gguf_files import QUANTIZED, random_blocks
 
-from ltx_export.checkpoints.checkpoint import StoredTensor
-from ltx_export.checkpoints.values import FLOAT_DTYPES, READ_DTYPES, float32_of, rows_of, stored_as
+from ltx_export.checkpoints.values import READ_DTYPES, float32_of, rows_of
 from ltx_runtime.errors import LtxError
+from ltx_runtime.weights.checkpoint import StoredTensor
+from ltx_runtime.weights.floats import FLOAT_DTYPES, stored_as
 
 TORCH = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 TORCH |= {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}

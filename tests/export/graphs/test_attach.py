@@ -11,10 +11,10 @@ import torch
 from oracles.networks import RELATIVE_L2, distance, normal
 from safetensors.torch import save_file
 
-from ltx_export.checkpoints.checkpoint import ITEM_BYTES, StoredTensor, open_safetensors
 from ltx_export.graphs.attach import attach
 from ltx_export.weights.rewrite import must_be_rewritten, rewrite
 from ltx_runtime.errors import LtxError
+from ltx_runtime.weights.checkpoint import ITEM_BYTES, StoredTensor, open_safetensors
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 FILE = "weights.safetensors"

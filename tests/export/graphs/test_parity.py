@@ -11,7 +11,6 @@ from oracles.torch_networks import NETWORKS, networks_of
 from samples.tiny import Exported
 from torch import nn
 
-from ltx_export.checkpoints.checkpoint import StoredTensor, open_safetensors
 from ltx_export.checkpoints.keys import NetworkName, tensors_of
 from ltx_export.graphs.parity import check_parity, stream_weights
 from ltx_export.models.dit import Transformer
@@ -33,6 +32,7 @@ from ltx_runtime.spec.components import (
     vae_decoder,
     vae_encoder,
 )
+from ltx_runtime.weights.checkpoint import StoredTensor, open_safetensors
 
 COMPONENTS = (
     text_encoder(32),

@@ -18,7 +18,6 @@ from safetensors.torch import save_file
 from samples.tiny import Exported, export, traced_once
 
 from ltx_export.build import ExportOptions
-from ltx_export.checkpoints.checkpoint import open_safetensors
 from ltx_export.graphs.attach import attach
 from ltx_export.graphs.onnx_from_torch import Network
 from ltx_export.graphs.precision import PRECISIONS, at_precision
@@ -29,6 +28,7 @@ from ltx_export.recorded import SIZES, check_folder, random_feeds, run_graph
 from ltx_export.sources.find import open_sources
 from ltx_runtime.folder.manifest import MANIFEST, open_engines
 from ltx_runtime.spec.components import text_encoder
+from ltx_runtime.weights.checkpoint import open_safetensors
 
 # One release of each VAE generation; the last has no STG and the width of 13B.
 RELEASES = ("0.9.0", "0.9.1", "0.9.8-13b-distilled")

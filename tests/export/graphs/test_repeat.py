@@ -15,7 +15,6 @@ import pytest
 from oracles.networks import RELATIVE_L2
 from samples.tiny import sources_of, tiny
 
-from ltx_export.checkpoints.checkpoint import StoredTensor
 from ltx_export.graphs import onnx_from_torch as tracing
 from ltx_export.graphs.attach import attach
 from ltx_export.graphs.parity import check_parity
@@ -30,6 +29,7 @@ from ltx_export.recorded import SIZES, random_feeds, run_graph
 from ltx_export.sources.find import open_sources
 from ltx_runtime.spec.components import transformer
 from ltx_runtime.spec.presets import STG_MODES
+from ltx_runtime.weights.checkpoint import StoredTensor
 
 BLOCKS = 7
 CHANGED = 5

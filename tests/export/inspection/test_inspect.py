@@ -14,8 +14,6 @@ from oracles.networks import diffusers_dit_key
 from samples.gguf_files import write_t5
 from samples.sparse_files import holes, shapes_in, upscaler
 
-from ltx_export.checkpoints.checkpoint import StoredTensor, open_safetensors
-from ltx_export.checkpoints.lora import open_lora
 from ltx_export.inspection.facts import Inspection
 from ltx_export.inspection.inspect import inspect
 from ltx_export.inspection.lines import lines_of
@@ -27,6 +25,8 @@ from ltx_runtime.folder.manifest import ComponentEntry, Manifest, describe_files
 from ltx_runtime.spec.components import text_encoder, transformer, vae_decoder
 from ltx_runtime.spec.presets import Schedule
 from ltx_runtime.spec.versions import VERSIONS
+from ltx_runtime.weights.checkpoint import StoredTensor, open_safetensors
+from ltx_runtime.weights.lora import open_lora
 
 ROOT, DIT, PEFT = Path(__file__).parents[3], "model.diffusion_model.", {"lora_adapter_metadata": '{"lora_alpha": 4}'}
 # Published parameter counts: transformers by layers; VAEs by generation, without their 256 statistics.

@@ -115,6 +115,29 @@ def test_what_is_not_there_is_named_with_what_to_do(tmp_path, files, options, ex
     assert expected in message
 
 
+LEFT_OUT = {
+    "text_encoder": {"t5": "t5.gguf", "tokenizer": "pieces"},
+    "upsampler": {"upscaler": "space"},
+    "temporal_upsampler": {"temporal_upscaler": "time"},
+}
+
+
+@pytest.mark.parametrize("component", LEFT_OUT)
+def test_files_of_a_component_that_is_left_out_are_not_looked_for_and_not_taken(tmp_path, component):
+    release, options = VERSIONS["0.9.8-13b-dev"], LEFT_OUT[component]
+    made(tmp_path, release.checkpoint, *(name for one in LEFT_OUT.values() for name in one.values()))
+    given = {option: tmp_path / name for one in LEFT_OUT.values() for option, name in one.items()}
+    others = {option: path for option, path in given.items() if option not in options}
+    found = find_sources(release, tmp_path, **others, without=[component])
+    named = {"t5": "text_encoder"}
+    for option in given:
+        assert getattr(found, named.get(option, option)) == others.get(option)
+    for option in options:
+        message = refusal(find_sources, release, tmp_path, **others, **{option: given[option]}, without=[component])
+        expected = f"--{option.replace('_', '-')} {given[option]} has no effect with --without {component}"
+        assert message == f"{expected} - leave one of them out"
+
+
 def test_a_file_of_any_other_name_or_the_folder_above_are_what_weights_may_be(tmp_path):
     made(tmp_path, *BESIDE, "my_finetune.safetensors")
     assert refusal(find_sources, V095, tmp_path).endswith(", or give --weights the file itself if it has another name")

@@ -28,7 +28,6 @@ from samples.layouts import (
 from samples.tiny import Exported, export, sources_of
 from transformers import T5Config, T5ForConditionalGeneration
 
-from ltx_export.checkpoints.checkpoint import Checkpoint
 from ltx_export.checkpoints.keys import networks_in
 from ltx_export.models.vae import TIMESTEP_SCALE_KEY
 from ltx_export.networks import parts as networks
@@ -37,6 +36,7 @@ from ltx_export.networks.vae_encoder import encoder_config
 from ltx_export.random_weights import write_random_weights
 from ltx_export.sources.find import TEXT_ENCODER_FILE, Sources, find_sources, open_sources
 from ltx_runtime.spec.versions import VERSIONS, VaeSize
+from ltx_runtime.weights.checkpoint import Checkpoint
 
 EVERY_RELEASE = pytest.mark.parametrize("name", [name for name in VERSIONS if name != "demo"])
 # One release of each VAE generation, with both transformer widths.

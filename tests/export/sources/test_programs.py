@@ -14,12 +14,12 @@ from samples.quantized_files import INTEGERS, SPELLINGS, Quantized, quantized
 from samples.tiny import Exported, export, traced_once
 
 from ltx_export import build
-from ltx_export.checkpoints.checkpoint import open_safetensors
 from ltx_export.checkpoints.keys import averages_in, networks_in
 from ltx_export.inspection.inspect import inspect
 from ltx_export.sources.find import Sources, find_sources, open_sources
 from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.manifest import open_engines
+from ltx_runtime.weights.checkpoint import open_safetensors
 
 RELEASE = "0.9.5"
 # What precedes the names of T5 in all-in-one files of ComfyUI, stable-diffusion.cpp and others.

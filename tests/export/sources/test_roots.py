@@ -11,7 +11,6 @@ from samples.layouts import OFFICIAL, assert_same_outputs, bare, bits_of, diffus
 from samples.tiny import Exported, export
 
 from ltx_export.build import ExportOptions
-from ltx_export.checkpoints.lora import open_lora
 from ltx_export.checkpoints.readers import open_weights
 from ltx_export.inspection.inspect import inspect
 from ltx_export.sources.find import Sources, find_sources, open_sources
@@ -20,6 +19,7 @@ from ltx_runtime.folder.manifest import MANIFEST, open_engines, read_manifest
 from ltx_runtime.spec.versions import VERSIONS
 from ltx_runtime.tensors import read_tensors
 from ltx_runtime.text.tokenizer import Tokenizer
+from ltx_runtime.weights.lora import open_lora
 
 RELEASE = "0.9.5"
 COMMIT = "8984fa25007f376c1a299016d0957a37a2f797bb"

@@ -17,6 +17,7 @@ from ltx_export.recorded import SIZES, random_feeds
 from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.manifest import MANIFEST, Engines, open_engines
 from ltx_runtime.sessions import find, open_session
+from ltx_runtime.weights.lora import LoraFile
 
 FP8 = torch.float8_e4m3fn
 
@@ -200,7 +201,7 @@ def test_a_lora_is_merged_into_the_transformer_alone_and_named_in_the_manifest(r
     up = torch.randn(out_features, 4, generator=generator)
     key = f"diffusion_model.{name}"
     save_file({f"{key}.lora_A.weight": down, f"{key}.lora_B.weight": up}, tmp_path / "fox.safetensors")
-    options = ExportOptions(["fp32"], loras=[(tmp_path / "fox.safetensors", 0.5)], store="F32")
+    options = ExportOptions(["fp32"], loras=[LoraFile(tmp_path / "fox.safetensors", 0.5)], store="F32")
     manifest = export(release.version, release.sources, tmp_path / "0.9.5", options=options)
     assert manifest.loras == ("fox.safetensors:0.5",)
     merged = load_file(tmp_path / "0.9.5" / "transformer.safetensors")

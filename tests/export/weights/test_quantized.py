@@ -18,7 +18,6 @@ from oracles.networks import RELATIVE_L2, distance, transformers_t5
 from samples.gguf_files import QUANTIZED, Types, dequantized, write_t5
 from stand_ins.tiny_engines import BUILDER
 
-from ltx_export.checkpoints.checkpoint import StoredTensor
 from ltx_export.checkpoints.keys import tensors_of
 from ltx_export.checkpoints.readers import open_weights
 from ltx_export.engines.engine_from_onnx import engine_from_onnx
@@ -30,6 +29,7 @@ from ltx_export.weights.rewrite import rewrite
 from ltx_runtime.sessions import onnxruntime_cpu
 from ltx_runtime.sessions.trt.library import load_library
 from ltx_runtime.spec import components
+from ltx_runtime.weights.checkpoint import StoredTensor
 
 SMALL = T5Config(layers=2, width=256, heads=4, head_dim=64, hidden=512, vocabulary=330)
 # More layers than are traced, and heads that together are narrower than the model.

@@ -15,9 +15,9 @@ from samples.gguf_files import QUANTIZED, random_blocks
 from torch import Tensor
 
 from ltx_export.checkpoints.blocks import BLOCK_FORMATS
-from ltx_export.checkpoints.checkpoint import StoredTensor, open_safetensors
-from ltx_export.checkpoints.lora import Lora, open_lora
 from ltx_export.weights.rewrite import BlockWeight, must_be_rewritten, rewrite
+from ltx_runtime.weights.checkpoint import StoredTensor, open_safetensors
+from ltx_runtime.weights.lora import Lora, open_lora
 
 TORCH = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn}
 NAMES = {dtype: name for name, dtype in TORCH.items()}

@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from samples.quantized_files import INTEGERS, SPELLINGS, codes_of, json_bytes, quantized
 
-from ltx_export.checkpoints.checkpoint import open_safetensors
 from ltx_export.checkpoints.keys import networks_in
 from ltx_export.checkpoints.values import float32_of, scale_grid, with_scales
 from ltx_export.weights.rewrite import BlockWeight, must_be_rewritten, rewrite
 from ltx_runtime.errors import LtxError
+from ltx_runtime.weights.checkpoint import open_safetensors
 
 EVERY_SPELLING = pytest.mark.parametrize("spelling", SPELLINGS)
 LAYER = "transformer_blocks.0.attn1.to_q."

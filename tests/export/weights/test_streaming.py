@@ -13,11 +13,12 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 from samples.gguf_files import random_blocks
 
-from ltx_export.checkpoints.checkpoint import StoredTensor, open_safetensors
-from ltx_export.checkpoints.lora import Lora, LoraPair
 from ltx_export.weights.rewrite import rewrite
-from ltx_export.weights.streaming import COPY_BYTES, Entry, copy_file, write_safetensors
+from ltx_export.weights.streaming import COPY_BYTES, copy_file
 from ltx_runtime.errors import LtxError
+from ltx_runtime.weights.checkpoint import StoredTensor, open_safetensors
+from ltx_runtime.weights.lora import Lora, LoraPair
+from ltx_runtime.weights.writing import Entry, write_safetensors
 
 FILE = "written.safetensors"
 BEFORE = b"what was there before"

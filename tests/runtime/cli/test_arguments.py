@@ -21,6 +21,7 @@ TYPED: dict[str, tuple[list[str], object]] = {
     "image": (["--image", "a.png"], Path("a.png")),
     "condition": (["--condition", "a.png@0", "--condition", "b:c.mp4@8:0.5"], ["a.png@0", "b:c.mp4@8:0.5"]),
     "video": (["--video", "a.mp4"], Path("a.mp4")),
+    "lora": (["--lora", "a.safetensors:0.5", "--lora", "b"], ["a.safetensors:0.5", "b"]),
     "strength": (["--strength", "0.3"], 0.3),
     "fit": (["--fit", "pad"], "pad"),
     "image_cond_noise_scale": (["--image-cond-noise-scale", "0"], 0.0),

@@ -16,6 +16,7 @@ from ltx_runtime.planning.options import RunOptions
 from ltx_runtime.planning.preset import read_preset
 from ltx_runtime.planning.request import Condition, Request
 from ltx_runtime.spec.versions import VERSIONS
+from ltx_runtime.weights.lora import LoraFile
 
 DEMO = VERSIONS["demo"]
 FILE = Path("some.safetensors")
@@ -26,6 +27,7 @@ OF_REQUEST: dict[str, tuple[object, str, object]] = {
     "negative_prompt": ("", "negative_prompt", ""),
     "image": (Path("a.png"), "conditions", (Condition(Path("a.png"), 0, 1.0),)),
     "condition": (["b@c.png@8:0.5"], "conditions", (Condition(Path("b@c.png"), 8, 0.5),)),
+    "lora": (["b:c.safetensors:-0.5"], "loras", (LoraFile(Path("b:c.safetensors"), -0.5),)),
     "video": (Path("a.mp4"), "video", Path("a.mp4")),
     "strength": (0.0, "strength", 0.0),
     "fit": ("pad", "fit", "pad"),

@@ -86,6 +86,17 @@ def test_a_manifest_is_read_as_it_was_written(tmp_path):
     assert open_engines(tmp_path / "demo").manifest == written
 
 
+def test_only_a_folder_without_a_text_encoder_may_have_no_tokenizer(folder):
+    edit(folder, lambda data: data.update(tokenizer=None))
+    with pytest.raises(LtxError, match=r"manifest\.json is damaged \('tokenizer'\)"):
+        read_manifest(folder)
+    edit(folder, lambda data: (data["components"].pop("text_encoder"), data["files"].pop("tokenizer/spiece.model")))
+    manifest = open_engines(folder).manifest
+    assert manifest.tokenizer is None
+    write_manifest(folder, manifest)
+    assert read_manifest(folder) == manifest
+
+
 def test_writing_a_manifest_again_replaces_it_and_leaves_nothing_else(folder):
     names = {path.name for path in folder.iterdir()}
     written = write_folder(folder, version="0.9.5")

@@ -184,7 +184,7 @@ def test_a_component_weighs_as_much_as_the_files_it_points_into():
     }
 
 
-@pytest.mark.parametrize("lacking", ["vae_encoder", "upsampler", "temporal_upsampler"])
+@pytest.mark.parametrize("lacking", ["text_encoder", "vae_encoder", "upsampler", "temporal_upsampler"])
 def test_a_plan_that_needs_what_the_folder_lacks_is_refused(lacking):
     manifest = manifest_of("0.9.8-13b-dev")
     del manifest.components[lacking]

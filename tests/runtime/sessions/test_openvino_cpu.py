@@ -155,7 +155,7 @@ class FullRequest:
 
 
 def test_too_little_memory_to_load_is_a_reason_for_another_backend(engines, monkeypatch):
-    def full(found):
+    def full(found, merged):
         raise RuntimeError("Exception from src/core: std::bad_alloc")
 
     monkeypatch.setattr(openvino_cpu, "OpenVinoRunner", full)

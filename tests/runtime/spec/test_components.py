@@ -85,7 +85,7 @@ def test_the_components_are_known_in_the_order_of_the_road_and_some_can_be_left_
     assert {component.name for component in COMPONENTS} == set(COMPONENT_NAMES)
     road = ["text_encoder", "vae_encoder", "transformer", "upsampler", "temporal_upsampler", "vae_decoder"]
     assert list(COMPONENT_NAMES) == road
-    assert set(COMPONENT_NAMES) - set(OPTIONAL) == {"text_encoder", "transformer", "vae_decoder"}
+    assert set(COMPONENT_NAMES) - set(OPTIONAL) == {"transformer", "vae_decoder"}
 
 
 def test_axis_names_come_in_order_of_appearance_and_once():

@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ltx_export.checkpoints.checkpoint import StoredTensor, open_safetensors
-from ltx_export.checkpoints.keys import DIFFUSERS_WORDS, WRAPPERS, first
-from ltx_export.checkpoints.lora_adapter import find_factors, open_adapter_config
-from ltx_export.checkpoints.values import float32_of
 from ltx_runtime.errors import LtxError
+from ltx_runtime.weights.checkpoint import StoredTensor, open_safetensors
+from ltx_runtime.weights.floats import FLOAT_DTYPES, read_floats
+from ltx_runtime.weights.lora_adapter import CONFIG_FILE, find_factors, open_adapter_config
+from ltx_runtime.weights.names import DIFFUSERS_WORDS, WRAPPERS, first
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 _NO_NUMBER = re.compile(r"[+-]?(nan|inf|infinity)", re.IGNORECASE)
@@ -46,11 +46,23 @@ _OTHER_KINDS = {
     "a LoRA of convolutions": re.compile(r".*lora_mid"),
 }
 
-_FACTOR_DTYPES = ("F32", "F16", "BF16")
 # Dtypes that some trainers store alpha in, beside those of the factors, and their numpy names.
 _ALPHA_DTYPES = {"F64": "<f8", "I64": "<i8", "I32": "<i4"}
 _BLOCK_BYTES = 16 << 20
 _LINEAR_ADVICE = "give a LoRA of linear layers' weights"
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    """A LoRA to use.
+
+    Attributes:
+        file: a safetensors file, or a folder saved by peft.
+        scale: factor of the whole change; a negative one subtracts the change.
+    """
+
+    file: Path
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -86,7 +98,7 @@ class Lora:
         return name in self.pairs or name in self.differences
 
 
-def parse_lora(text: str) -> tuple[Path, float]:
+def parse_lora(text: str) -> LoraFile:
     """Splits FILE or FILE:SCALE into the path (of a file, or of a folder saved by peft) and the scale, 1 if left out.
 
     A colon belongs to the path unless a number follows it, so that `C:\\fox.safetensors` is a file.
@@ -102,7 +114,18 @@ def parse_lora(text: str) -> tuple[Path, float]:
         head, tail, is_number = text, "1", True
     if not head.strip():
         raise LtxError(f"a LoRA needs a file; got {text!r}", "give FILE or FILE:SCALE")
-    return Path(head), _finite(float(tail) if is_number else math.nan, f"the scale of {head}", tail)
+    return LoraFile(Path(head), _finite(float(tail) if is_number else math.nan, f"the scale of {head}", tail))
+
+
+def files_of(path: Path) -> list[Path]:
+    """Returns every file that is read of a LoRA: the file with its factors, and a configuration of peft beside it.
+
+    Raises:
+        LtxError: the path is a folder that holds no LoRA.
+    """
+    factors = find_factors(path)
+    config = factors.with_name(CONFIG_FILE)
+    return [factors, config] if config.is_file() else [factors]
 
 
 def open_lora(path: Path, scale: float, expected: Mapping[str, tuple[int, ...]]) -> Lora:
@@ -167,7 +190,7 @@ def merge(weight: NDArray[np.float32], name: str, loras: Sequence[Lora]) -> None
 
 
 def _finite_values(lora: Lora, name: str, tensor: StoredTensor) -> NDArray[np.float32]:
-    values = float32_of(tensor)
+    values = read_floats(tensor)
     if not np.isfinite(values).all():
         raise LtxError(f"{lora.file} has values for {name} that are not finite", "use another copy or training step")
     return values
@@ -251,7 +274,7 @@ def _differences(
         if name is None or name not in expected:
             unknown_modules[module] = None
             continue
-        if tensor.dtype not in _FACTOR_DTYPES:
+        if tensor.dtype not in FLOAT_DTYPES:
             raise _unread_dtype(path, name, tensor)
         if tensor.shape != expected[name]:
             sizes = f"a difference {list(tensor.shape)} for {name} of {list(expected[name])}"
@@ -273,7 +296,7 @@ def _foreign_modules(path: Path, modules: Sequence[str]) -> LtxError:
 
 
 def _unread_dtype(path: Path, name: str, tensor: StoredTensor) -> LtxError:
-    return LtxError(f"{path} stores {name} as {tensor.dtype}", f"give a LoRA in {', '.join(_FACTOR_DTYPES)}")
+    return LtxError(f"{path} stores {name} as {tensor.dtype}", f"give a LoRA in {', '.join(FLOAT_DTYPES)}")
 
 
 def _spellings(name: str) -> Iterator[str]:
@@ -306,7 +329,7 @@ def _factors(
         raise LtxError(f"{path} has {' and '.join(parts)} of {name} without {missing}", "download it again")
     down, up = parts["down"], parts["up"]
     for tensor in (down, up):
-        if tensor.dtype not in _FACTOR_DTYPES:
+        if tensor.dtype not in FLOAT_DTYPES:
             raise _unread_dtype(path, name, tensor)
         if len(tensor.shape) != 2:
             raise LtxError(f"{path} has a convolution's LoRA for {name}: {list(tensor.shape)}", _LINEAR_ADVICE)
@@ -320,9 +343,9 @@ def _factors(
 
 
 def _read_alpha(path: Path, name: str, tensor: StoredTensor) -> float:
-    if tensor.shape not in ((), (1,)) or tensor.dtype not in (*_FACTOR_DTYPES, *_ALPHA_DTYPES):
+    if tensor.shape not in ((), (1,)) or tensor.dtype not in (*FLOAT_DTYPES, *_ALPHA_DTYPES):
         description = f"{tensor.dtype} {list(tensor.shape)}"
         raise LtxError(f"{path} has an alpha for {name} that is not a number: {description}", "download it again")
-    is_factor = tensor.dtype in _FACTOR_DTYPES
-    alpha = float((float32_of(tensor) if is_factor else tensor.mapped().view(_ALPHA_DTYPES[tensor.dtype])).item())
+    is_factor = tensor.dtype in FLOAT_DTYPES
+    alpha = float((read_floats(tensor) if is_factor else tensor.mapped().view(_ALPHA_DTYPES[tensor.dtype])).item())
     return _finite(alpha, f"alpha of {name} in {path}", alpha, "download it again")

@@ -10,14 +10,15 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from reprlib import repr as shown  # shortens long and deeply nested values
 from typing import Any
 
-from ltx_export.checkpoints.checkpoint import Checkpoint
 from ltx_runtime.errors import LtxError, explaining
 from ltx_runtime.files import refuse_pointer
+from ltx_runtime.weights.checkpoint import Checkpoint
 
 FACTORS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
@@ -76,9 +77,14 @@ class AdapterConfig:
 def find_factors(path: Path) -> Path:
     """Returns the LoRA file of a folder saved by peft, or `path` itself if it is not a folder.
 
+    `~` at the start of a path is the home folder, if there is no such file.
+
     Raises:
         LtxError: the folder holds no such file.
     """
+    if not path.exists():
+        with suppress(RuntimeError):  # a user without a home
+            path = path.expanduser()
     if not path.is_dir():
         return path
     if not (path / FACTORS_FILE).is_file():

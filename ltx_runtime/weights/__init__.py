@@ -1,0 +1,1 @@
+"""Stored weights: tensors by their place in a file, and the LoRAs that change them."""
