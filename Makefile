@@ -72,7 +72,7 @@ test: setup
 test-runtime: demo
 	$(PYTHON) -m venv $(VENV)-runtime
 	$(VENV)-runtime/$(PROGRAMS)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(VENV)-runtime/$(PROGRAMS)/python -m pip install --quiet ".[cpu]" pytest filelock
+	$(VENV)-runtime/$(PROGRAMS)/python -m pip install --quiet ".[cpu]" pytest hypothesis filelock
 	! $(VENV)-runtime/$(PROGRAMS)/python -c "import torch" 2>/dev/null
 	$(VENV)-runtime/$(PROGRAMS)/python -m pytest tests/runtime tests/test_walls.py
 	rm -rf $(VENV)-runtime/moved && cp -r engines/demo $(VENV)-runtime/moved

@@ -205,7 +205,9 @@ def _save(video: Video, outputs: Iterator[Path]) -> Path:
 
 def _resuming(path: Path) -> str:
     """Returns the command that goes on from a file, as a shell takes it."""
-    words = ["ltx-run", "--resume", str(path)]
+    from ltx_runtime.outputs.unfinished import shortest
+
+    words = ["ltx-run", "--resume", shortest(path)]
     return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 
