@@ -12,6 +12,7 @@ import itertools
 import math
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from fractions import Fraction
@@ -244,14 +245,19 @@ def save_video(
 def _write(frames: Iterable[Frame], writer: Writer, path: Path, described: tuple[Path, float, str]) -> None:
     """Writes all frames; errors of the code that makes them pass as they are, those of the output as LtxError."""
     target, fps, comment = described
-    with ExitStack() as opened:
-        with _explained(target):
-            write = opened.enter_context(writer(path, fps, comment))
+    opened = ExitStack()
+    with _explained(target):
+        write = opened.enter_context(writer(path, fps, comment))
+    try:
         for frame in frames:
             with _explained(target):
                 write(frame)
-        with _explained(target):
-            opened.close()
+    except BaseException:
+        with suppress(Exception):  # closing may fail for the same reason, and would tell of the temporary file
+            opened.__exit__(*sys.exc_info())
+        raise
+    with _explained(target):
+        opened.close()
 
 
 @contextmanager

@@ -342,6 +342,6 @@ def test_a_disk_that_takes_no_more_bytes_ends_in_one_line_and_leaves_nothing(tmp
     command = [sys.executable, "-c", LIMITED, str(tmp_path / f"clip{suffix}")]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert ended.returncode == 2
-    assert ended.stderr.splitlines()[-1].startswith("error: cannot write ")
+    assert ended.stderr.splitlines()[-1].startswith(f"error: cannot write {target_of(Path(command[-1]))}: ")
     assert "Traceback" not in ended.stderr
     assert placed(tmp_path) == []
