@@ -131,6 +131,8 @@ def _planned(typed: Arguments) -> Iterator[tuple[Video, Iterator[Path]]]:
     from ltx_runtime.outputs.unfinished import open_unfinished
     from ltx_runtime.pipeline import Pipeline
 
+    if typed.embeddings_file is not None and (typed.prompt or typed.negative_prompt):
+        _note("the prompt only names the video: --embeddings-file holds encoded ones")
     if typed.output is not None and typed.output_dir is not None:
         raise LtxError("--output and --output-dir cannot be combined", "leave one of them out")
     if typed.resume is not None:

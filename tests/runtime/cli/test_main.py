@@ -348,6 +348,16 @@ def test_of_several_versions_one_is_named_or_its_alias(run, engines, option):
     assert run(*SMALL, option, "0.9.8-distilled", "--output", "c.mp4")[0] == 0
 
 
+def test_a_prompt_beside_encoded_ones_is_told_to_have_no_effect(run, engines):
+    engines(SINGLE)
+    assert run(*SMALL, "--save-embeddings", "text.safetensors", "--output", "first.png")[0] == 0
+    words = ("a dog", "--seed", "3", *SMALL[4:], "--embeddings-file", "text.safetensors", "--output", "second.png")
+    code, _, err = run(*words)
+    assert code == 0
+    assert "note: the prompt only names the video: --embeddings-file holds encoded ones" in err
+    np.testing.assert_array_equal(pictures("first"), pictures("second"))
+
+
 def test_a_note_is_told_on_standard_error(run, engines):
     engines(DEMO)
     code, out, err = run(*SMALL, "--prompt", "a cat walks " * 90, "--output", "c.mp4")
