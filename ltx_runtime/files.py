@@ -228,6 +228,22 @@ def cache_folder() -> Path | None:
     return place if place.is_absolute() else None  # a user without a home, as in some containers
 
 
+def prune(folder: Path, most_bytes: int) -> None:
+    """Removes .safetensors files of a cache, those unused for longest first, until it has at most so many bytes."""
+    files = []
+    for path in folder.glob("*.safetensors"):
+        with suppress(OSError):  # another process has removed it
+            status = path.stat()
+            files.append((status.st_mtime_ns, status.st_size, path))
+    excess = sum(size for _, size, _ in files) - most_bytes
+    for _, size, path in sorted(files):
+        if excess <= 0:
+            return
+        with suppress(OSError):
+            path.unlink()
+        excess -= size
+
+
 def engines_folder(given: Path | None) -> Path:
     """Returns the folder of version folders: the given one, else ./engines if there is one, else the user's own."""
     import platformdirs  # noqa: PLC0415

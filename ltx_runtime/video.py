@@ -55,7 +55,7 @@ class Video:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """What each stage took, by its name; filled as stages end."""
+        """Duration of each finished stage in seconds, by its name."""
         return self._road.seconds
 
     @property

@@ -1,4 +1,4 @@
-"""What the environment says of the way to the hub: where it is, proxies, certificates, the token.
+"""Checks the environment variables on which the way to the hub depends: its address, proxies, certificates, the token.
 
 huggingface_hub and its HTTP library read these variables, each at another moment and with other errors. All of them are
 read here first, so that a value that cannot be used is told with the name of its variable.

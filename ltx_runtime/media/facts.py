@@ -1,4 +1,4 @@
-"""What is known of an image or clip: what its file says, and what was seen when frames were read.
+"""Facts about an image or clip: those that its file states, and those that were seen when frames were read.
 
 Readers fill Facts; planning turns them into sentences about what is used of a file.
 """

@@ -1,1 +1,1 @@
-"""What a run leaves on disk: where its files go, how a video says what it is, and what a killed run goes on from."""
+"""Files that a run leaves: their names and places, the record in a video, and the state from which a run goes on."""

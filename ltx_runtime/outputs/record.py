@@ -51,7 +51,7 @@ _NESTED: dict[str, type] = {
 
 @dataclass(frozen=True)
 class Recorded:
-    """What a record says; without arguments, a record that says nothing.
+    """The content of a record; without arguments, that of an empty one.
 
     Attributes:
         version: name of the release.

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltx_runtime.errors import LtxError
-from ltx_runtime.files import cache_folder
+from ltx_runtime.files import cache_folder, prune
 from ltx_runtime.tensors import read_tensors, write_tensors
 
 Floats = NDArray[np.float32]
@@ -66,24 +66,8 @@ class EmbeddingsCache:
                 temporary.replace(self._path(self._folder, ids))
             finally:
                 temporary.unlink(missing_ok=True)
-            _prune(self._folder)
+            prune(self._folder, LARGEST_BYTES)
 
     def _path(self, folder: Path, ids: Sequence[int]) -> Path:
         described = repr((self.encoder, [int(token) for token in ids]))
         return folder / f"{hashlib.sha256(described.encode()).hexdigest()}.safetensors"
-
-
-def _prune(folder: Path) -> None:
-    """Removes files, those that were not used for longest first, until the folder has at most LARGEST_BYTES."""
-    files = []
-    for path in folder.glob("*.safetensors"):
-        with suppress(OSError):  # another process has removed it
-            status = path.stat()
-            files.append((status.st_mtime_ns, status.st_size, path))
-    excess = sum(size for _, size, _ in files) - LARGEST_BYTES
-    for _, size, path in sorted(files):
-        if excess <= 0:
-            return
-        with suppress(OSError):
-            path.unlink()
-        excess -= size

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ltx_runtime.errors import LtxError, explaining
-from ltx_runtime.files import cache_folder, check_space
+from ltx_runtime.files import cache_folder, check_space, prune
 from ltx_runtime.folder.manifest import checksum
 from ltx_runtime.weights.checkpoint import StoredTensor, open_safetensors
 from ltx_runtime.weights.floats import FLOAT_DTYPES, Bytes, read_floats, stored_as
@@ -139,7 +139,7 @@ def merged(merging: Merging) -> dict[str, Weight]:
         _refuse_changed(merging)
         with explaining(f"write {path}"):
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _prune(path.parent, LARGEST_BYTES - merging.size_bytes)
+        prune(path.parent, LARGEST_BYTES - merging.size_bytes)
         groups = [
             ((Entry(name, tensor.dtype, tensor.shape),), lambda name=name: _chunks(name, merging))
             for name, tensor in merging.changed.items()
@@ -176,19 +176,3 @@ def _merged(name: str, tensor: StoredTensor, loras: Sequence[Lora]) -> Bytes:
     weight = np.array(read_floats(tensor))  # a writable copy
     merge(weight, name, loras)
     return stored_as(weight, tensor.dtype, name)
-
-
-def _prune(folder: Path, most_bytes: int) -> None:
-    """Removes files, those that were not used for longest first, until the folder has at most so many bytes."""
-    files = []
-    for path in folder.glob("*.safetensors"):
-        with suppress(OSError):  # another process has removed it
-            status = path.stat()
-            files.append((status.st_mtime_ns, status.st_size, path))
-    excess = sum(size for _, size, _ in files) - most_bytes
-    for _, size, path in sorted(files):
-        if excess <= 0:
-            return
-        with suppress(OSError):
-            path.unlink()
-        excess -= size

@@ -1,4 +1,4 @@
-"""What the NVIDIA driver tells of GPUs, through nvidia-ml-py: without CUDA's libraries, and without memory on a GPU."""
+"""Asks the NVIDIA driver for its GPUs through nvidia-ml-py; needs neither CUDA's libraries nor memory of a GPU."""
 
 from __future__ import annotations
 

@@ -118,7 +118,7 @@ def test_a_token_that_cannot_be_read_or_sent_is_told_with_its_place(environment,
         path.chmod(0)
         if os.access(path, os.R_OK):
             path.chmod(stat.S_IRUSR)
-            pytest.skip("this user may read every file")
+            pytest.skip("this user may read every file, as root may - run the tests as another user")
     sentence = refusal(environment)
     assert str(path) in sentence
     assert refusal(environment, HF_TOKEN="ключ").startswith("HF_TOKEN has letters that cannot be sent")
@@ -177,7 +177,7 @@ def test_a_hub_with_an_address_of_version_6_is_asked(folder, environment, monkey
     try:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
     except OSError:
-        pytest.skip("this machine has no IPv6")
+        pytest.skip("this machine has no IPv6, at which a hub could be asked")
     hub = FakeHub("::1")
     try:
         publish_release(hub)

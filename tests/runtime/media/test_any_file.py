@@ -218,7 +218,7 @@ def test_a_file_whose_name_begins_like_the_home_folder_is_that_file(tmp_path, mo
     "url",
     [
         *("https://example.org/a.png", "http://localhost:8000/a.mp4", "hf://owner/name/a.png", "s3://bucket/a.png"),
-        *("file:///tmp/a.png", "rtsp://camera/stream", "data:image/png;base64,iVBORw0KGgo="),
+        *("file:///a.png", "rtsp://camera/stream", "data:image/png;base64,iVBORw0KGgo="),
     ],
 )
 def test_a_url_is_told_as_a_url(url):
