@@ -252,10 +252,8 @@ def _embeddings(road: Road, prompts: list[list[int]]) -> list[Floats]:
 
 def _encoder_of(road: Road) -> str:
     """Identifies what encodes the prompts: the backend, and the checksums of the graph and its weights."""
-    found, entry = road.chosen.found["text_encoder"], road.engines.component("text_encoder")
-    names = (*entry.weights_of(found.precision), *filter(None, [entry.graphs.get(found.precision)]))
-    checksums = [road.engines.manifest.files[name].checksum for name in names if name in road.engines.manifest.files]
-    return repr((found.backend, found.precision, checksums))
+    found = road.chosen.found["text_encoder"]
+    return repr((found.backend, found.precision, road.engines.checksums("text_encoder", found.precision)))
 
 
 def _encoded(road: Road, planned: Plan, media: Sequence[Media]) -> list[Encoded]:

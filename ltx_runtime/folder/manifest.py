@@ -168,6 +168,12 @@ class Engines:
             raise LtxError(f"{self.folder} has no {name}", command=self.export_command())
         return entry
 
+    def checksums(self, name: str, precision: str) -> list[str]:
+        """Returns the checksums of a component's weights and graph in a precision, if the manifest lists them."""
+        entry = self.component(name)
+        files = (*entry.weights_of(precision), *filter(None, [entry.graphs.get(precision)]))
+        return [self.manifest.files[file].checksum for file in files if file in self.manifest.files]
+
     def export_command(self) -> str:
         """Returns the command that exports the version again, into the same root of version folders."""
         return export_command(self.manifest.version, self.folder.parent)

@@ -110,9 +110,7 @@ def weights_of(engines: Engines, chosen: Chosen) -> dict[str, str]:
     """Returns the first characters of the checksum of the weights and graph of each network that runs, by its name."""
     checksums: dict[str, str] = {}
     for name in chosen.names:
-        entry, precision = engines.component(name), chosen.found[name].precision
-        files = (*entry.weights_of(precision), *filter(None, [entry.graphs.get(precision)]))
-        listed = [engines.manifest.files[file].checksum for file in files if file in engines.manifest.files]
+        listed = engines.checksums(name, chosen.found[name].precision)
         checksums[name] = hashlib.sha256("".join(listed).encode()).hexdigest()[:_DIGEST_CHARACTERS]
     return checksums
 
