@@ -38,6 +38,7 @@ def make(typed: Arguments) -> None:
     """
     from ltx_runtime.batch.results import SUFFIX as RESULTS
     from ltx_runtime.batch.results import About, begin
+    from ltx_runtime.batch.rows import name_of
     from ltx_runtime.batch.tasks import Planner
     from ltx_runtime.cli import request_from_arguments as asked
     from ltx_runtime.pipeline import Pipeline
@@ -53,7 +54,7 @@ def make(typed: Arguments) -> None:
         typed_for = partial(_with_changes, changes)
         rows_folder = Path() if typed.prompts is None else typed.prompts.parent
         planner = Planner(pipe, options, typed_for, seeds, folder, rows_folder)
-        survey = Survey("the prompt" if typed.prompts is None else str(typed.prompts))
+        survey = Survey("the command" if typed.prompts is None else name_of(typed.prompts))
         planned = survey.counted(planner.tasks(_rows(typed)))
         if typed.plan:
             for _ in planned:
