@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ltx_runtime.cli.arguments import Arguments, is_typed
-from ltx_runtime.cli.streams import folder_for, note, resuming, told_of
-from ltx_runtime.errors import LtxError, printable
+from ltx_runtime.cli.streams import folder_for, note, resuming, tell, told_of
+from ltx_runtime.errors import LtxError
 from ltx_runtime.files import engines_folder
 
 if TYPE_CHECKING:
@@ -230,4 +230,4 @@ class _Output:
 
 
 def _error(text: str) -> None:
-    print(f"error: {printable(text)}", file=sys.stderr)
+    tell(f"error: {text}")
