@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ltx_runtime.declared import path_of
-from ltx_runtime.errors import LtxError
 from ltx_runtime.media.video import TakenError, check_output, save_video, target_of
 from ltx_runtime.noise.noise import Noise
 from ltx_runtime.outputs.places import Places
-from ltx_runtime.outputs.record import check_recordable, parse_record, read_record, record_of, weights_of
+from ltx_runtime.outputs.record import Recorded, check_recordable, parse_record, record_of, weights_of
 from ltx_runtime.outputs.unfinished import State, Unfinished, about_of, claim, place_beside
 from ltx_runtime.packages import RELEASE
 from ltx_runtime.planning.media import NO_MEDIA, GivenMedia
@@ -200,12 +199,9 @@ class Video:
         self._places.adding({"the output": target, "the file to go on from": place_beside(path)}).check_distinct()
         return target
 
-    def is_saved_as(self, path: Path) -> bool:
-        """Returns whether an output holds this video, as its record says; without a record, it is not known to."""
-        try:
-            return self.plan is not None and read_record(path) == parse_record(self._record(path), target_of(path))
-        except LtxError:
-            return False
+    def recorded(self, output: Path) -> Recorded:
+        """Returns what the record of this video says if it is written to this output; not for saved latents."""
+        return parse_record(self._record(output), target_of(output))
 
     def save(
         self, path: Path | str, progress: Progress = silent, *, unfinished: Callable[[Path], None] | None = None
