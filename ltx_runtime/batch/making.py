@@ -13,7 +13,6 @@ from ltx_runtime.errors import LtxError, explaining
 from ltx_runtime.files import check_space
 from ltx_runtime.media.video import target_of
 from ltx_runtime.outputs.plain import request_from_fields
-from ltx_runtime.outputs.record import Recorded, read_record
 from ltx_runtime.outputs.unfinished import open_unfinished, place_beside
 from ltx_runtime.pipeline import Pipeline
 from ltx_runtime.progress import Progress
@@ -26,9 +25,6 @@ Shown = Callable[[Task], AbstractContextManager[Progress]]
 _SMALL_BYTES = 100_000
 # Fields of RunOptions that may be others when a video goes on, see `Pipeline.resume`.
 _RESUMED = ("tiled", "low_memory", "overwrite", "metadata")
-
-# Fields of RunOptions that are those of the pipeline, and may be others when a batch goes on.
-_OF_PIPELINE = ("backend", "cpu_mode", "threads", "memory_bytes", "gpu_memory_bytes")
 
 
 def made_here(
@@ -80,31 +76,13 @@ def _made(
     if again and kept.exists():
         unfinished = open_unfinished(kept)
         unfinished.about["output"] = str(output.absolute())  # the folder may have been moved
-        if _is_of(unfinished.recorded()[0], video, output):
+        if video.is_of(unfinished.recorded()[0], output):
             video = pipe.resume(unfinished, **{name: options[name] for name in _RESUMED if name in options})
         else:
             unfinished.unlock()
-    elif again and target.exists() and _is_saved(video, output):  # killed between its name and its line
+    elif again and target.exists() and video.is_saved_as(output):  # killed between its name and its line
         return _result(video, target, folder)
     return _result(video, video.save(output, progress, unfinished=lambda path: None), folder)
-
-
-def _is_saved(video: Video, output: Path) -> bool:
-    """Returns whether an output holds a video, as its record says; without a record, it is not known to."""
-    try:
-        return _is_of(read_record(output), video, output)
-    except LtxError:
-        return False
-
-
-def _is_of(recorded: Recorded, video: Video, output: Path) -> bool:
-    """Returns whether a record is that of a video, whatever part of the machine it used."""
-
-    def compared(record: Recorded) -> tuple[Any, ...]:
-        options = {name: value for name, value in record.options.items() if name not in _OF_PIPELINE}
-        return record.version, record.request, options
-
-    return compared(recorded) == compared(video.recorded(output))
 
 
 def _result(video: Video, target: Path, folder: Path) -> dict[str, Any]:
