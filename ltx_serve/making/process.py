@@ -80,9 +80,9 @@ class ProcessMaker:
         """Passes on what the process tells of a job; returns its result, or None if the process has ended."""
         assert process.stdout is not None
         for line in process.stdout:
-            message: dict[str, Any] = (
-                json.loads(line) if line.endswith("\n") else {"job": ""}
-            )  # the last one may be cut off
+            if not line.endswith("\n"):  # cut off by the end of the process
+                break
+            message: dict[str, Any] = json.loads(line)
             if message["job"] != job.id:
                 continue
             if EVENT in message:

@@ -52,6 +52,8 @@ def visible_gpus() -> list[str]:
     may number them differently.
     """
     visible = os.environ.get(_VISIBLE)
+    if not has_nvidia_driver():
+        return []
     if visible is not None:
         names = [name.strip() for name in visible.split(",")]
         return names[: next((place for place, name in enumerate(names) if name in ("", "-1")), len(names))]
