@@ -20,6 +20,7 @@ _LEAST = {
     "max_frames": 1,
     "max_attempts": 1,
     "keep_bytes": 0,
+    "threads": 1,
 }
 _POSITIVE = ("max_job_s", "keep_days", "memory")
 
