@@ -61,7 +61,7 @@ class Settings:
     max_pixels: int = 1920 * 1088
     max_frames: int = 257
     max_job_s: float = 3600.0
-    max_attempts: int = 3
+    max_attempts: int = 5
     keep_days: float | None = None
     keep_bytes: int | None = None
     backend: str = AUTO
