@@ -7,7 +7,9 @@ export const sizeInWords = (size) => size.replace("x", " × ");
 
 export const lengthInWords = (frames, fps) => `${number.format(frames / fps)} s`;
 
-export const dateInWords = (seconds) => day.format(new Date(seconds * 1000));
+export const factsInWords = ({ size, num_frames: frames, fps }) => `${sizeInWords(size)}, ${lengthInWords(frames, fps)}`;
+
+const dateInWords = (seconds) => day.format(new Date(seconds * 1000));
 
 /** "about 20 s", "about 3 min", "about 2 h": no more exact than an estimate is. */
 export function timeInWords(seconds) {
