@@ -246,13 +246,16 @@ def prune(folder: Path, most_bytes: int) -> None:
 
 def engines_folder(given: Path | None) -> Path:
     """Returns the folder of version folders: the given one, else ./engines if there is one, else the user's own."""
+    here = Path(_ENGINES)
+    return given or (here if here.exists() else data_folder(_ENGINES))
+
+
+def data_folder(name: str) -> Path:
+    """Returns the folder of this name among the user's own data; in the current folder for a user without a home."""
     import platformdirs  # noqa: PLC0415
 
-    here = Path(_ENGINES)
-    if given is not None or here.exists():
-        return given or here
     place = platformdirs.user_data_path(_PROGRAM, appauthor=False)
-    return place / _ENGINES if place.is_absolute() else here
+    return place / name if place.is_absolute() else Path(name)
 
 
 def check_space(folder: Path, needed_bytes: int) -> None:

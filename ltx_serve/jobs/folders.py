@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from ltx_runtime.errors import LtxError, explaining
 from ltx_serve.jobs.job import is_id
 from ltx_serve.jobs.store import Store
 
-_VIDEO, _THUMBNAIL = "video.mp4", "thumbnail.webp"
+VIDEO, THUMBNAIL = "video.mp4", "thumbnail.webp"
+INPUT = "input-"  # with which the names of uploaded files begin
 _DAY_S = 86_400.0
 
 
@@ -38,17 +39,41 @@ class Folders:
             )
         return self.root / id
 
+    def made(self, id: str) -> Path:
+        """Returns the folder of a job, which is made if need be. Raises LtxError if it cannot be made."""
+        folder = self.of(id)
+        with explaining(f"write {folder}"):
+            folder.mkdir(exist_ok=True)
+        return folder
+
     def video(self, id: str) -> Path:
         """Returns the file of a job's video, which exists when it is whole."""
-        return self.of(id) / _VIDEO
+        return self.of(id) / VIDEO
 
     def thumbnail(self, id: str) -> Path:
         """Returns the file of the first frame of a job's video, in WebP."""
-        return self.of(id) / _THUMBNAIL
+        return self.of(id) / THUMBNAIL
 
     def remove(self, id: str) -> None:
         """Removes the folder of a job, if there is one, as far as the disk permits."""
         shutil.rmtree(self.of(id), ignore_errors=True)
+
+    def tidy(self, id: str, *, keep_video: bool) -> None:
+        """Removes what the making of a video has left in the folder of its job, as far as the disk permits.
+
+        Args:
+            id: the job.
+            keep_video: whether the video and its first frame stay, or only what was uploaded.
+        """
+        kept = (VIDEO, THUMBNAIL) if keep_video else ()
+        for path in _entries(self.of(id)):
+            if path.name in kept or path.name.startswith(INPUT):
+                continue
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                with suppress(OSError):
+                    path.unlink()
 
     def remove_all_but(self, ids: set[str]) -> list[str]:
         """Removes the folders of jobs that are not among these, and returns their ids.
@@ -93,14 +118,15 @@ class Folders:
 
 def _size(folder: Path) -> int:
     """Returns the bytes of all files in a folder; one that disappears meanwhile counts as empty."""
-    return sum(_bytes_of(file) for file in _files(folder))
+    return sum(_bytes_of(file) for file in _entries(folder))
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def _entries(folder: Path) -> list[Path]:
+    """Returns what is in a folder; nothing if there is no such folder."""
     try:
-        yield from folder.iterdir()
+        return [*folder.iterdir()]
     except OSError:
-        return
+        return []
 
 
 def _bytes_of(file: Path) -> int:
