@@ -123,8 +123,8 @@ export class Gallery {
     actions.replaceChildren(...(buttons[video.status] ?? [cancel]));
     if (hadFocus) actions.firstElementChild.focus();
     if (video.status === "completed") this.play(video, card);
-    const words = { completed: `${factsInWords(video)}, seed ${video.seed}`, failed: failureInWords(video.error) };
-    if (words[video.status]) card.querySelector(".numbers").textContent = words[video.status];
+    const words = { completed: () => `${factsInWords(video)}, seed ${video.seed}`, failed: () => failureInWords(video.error) };
+    card.querySelector(".facts").textContent = words[video.status]?.() ?? "";
   }
 
   async attempt(card, action) {

@@ -2,7 +2,7 @@
 
 from playwright.sync_api import Page, expect
 
-SHORT, LONG = "0", "99"  # the ends of the slider
+SHORT, MIDDLING, LONG = "0", "3", "99"  # places of the slider: 1 s, 4 s and as long as it goes
 FINISHED_MS = 120_000
 
 

@@ -10,9 +10,9 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
-from samples.demo import folder_with_demo
-
+ENGINES = Path(__file__).parents[2] / "engines" / "demo"
 START_S = 60
+COMMAND = "from ltx_serve.cli.main import main; main()"
 
 
 @dataclass
@@ -29,12 +29,13 @@ class Server:
         return f"http://127.0.0.1:{self.port}/"
 
     def start(self) -> "Server":
+        assert ENGINES.is_dir(), f"there is no {ENGINES} - run make demo"
         self.port = self.port or free_port()
-        options = ("--engines", str(folder_with_demo() / "engines" / "demo"), "--data", str(self.data))
+        options = ("--engines", str(ENGINES), "--data", str(self.data))
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "LTX_TOKEN": self.token or ""}
         with (self.data / "log.txt").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "ltx_serve.cli", *options, "--port", str(self.port)],
+                [sys.executable, "-c", COMMAND, *options, "--port", str(self.port)],
                 env={name: value for name, value in environment.items() if value},
                 stdout=log,
                 stderr=log,

@@ -1,7 +1,7 @@
 """The page for everyone: by keyboard, by screen reader, on a small screen, in light and dark, and with less motion."""
 
 import pytest
-from page.asking import SHORT, ask, expect_playing, expect_ready, put_away, set_length
+from page.asking import MIDDLING, SHORT, ask, expect_playing, expect_ready, put_away, set_length
 from page.browser import opened
 from playwright.sync_api import Page, expect
 
@@ -106,7 +106,7 @@ def test_focus_can_be_seen_on_everything_that_takes_it(page):
             }"""
         )
         name = page.evaluate("document.activeElement.outerHTML.slice(0, 80)")
-        assert outlined or name.startswith("<body"), name
+        assert outlined or name.startswith(("<body", "<video")), name  # the browser draws what is inside of a video
         seen.add(name)
     assert len(seen) > 10
 
@@ -134,7 +134,7 @@ def unnamed(page: Page) -> list[str]:
 
 def test_a_screen_reader_has_a_name_for_everything(page):
     assert unnamed(page) == []
-    ask(page, FOX, "99")
+    ask(page, FOX, MIDDLING)
     expect(page.locator(".making[data-status=in_progress] progress")).to_be_visible()
     assert unnamed(page) == []
     expect_ready(page)
@@ -152,7 +152,7 @@ def test_few_things_are_announced_while_a_video_is_made(page):
             new MutationObserver(() => window.heard.push(region.textContent)).observe(region, { childList: true });
         }"""
     )
-    ask(page, FOX, "99")
+    ask(page, FOX, MIDDLING)
     expect_ready(page)
     heard = page.evaluate("heard")
     assert heard[-1] == "Your video is ready." and len(set(heard)) == len(heard) <= 5, heard
@@ -223,7 +223,7 @@ def test_nothing_jumps_when_the_page_loads_or_a_thumbnail_comes(page):
     ask(page, FOX)
     expect_ready(page)
     page.reload()
-    page.wait_for_function("document.querySelector('.tile img')?.complete")
+    page.wait_for_function("() => document.querySelector('.tile img')?.complete")
     shift = page.evaluate(
         """() => new Promise((resolve) => {
             let sum = 0;

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from page.asking import ask, expect_playing, expect_ready, put_away
+from page.asking import MIDDLING, ask, expect_playing, expect_ready, put_away
 from page.browser import opened
 from playwright.sync_api import expect
 
@@ -88,7 +88,7 @@ def test_a_server_that_is_gone_is_told_and_its_work_found_again_when_it_is_back(
         "ERR_EMPTY_RESPONSE",
     )
     page = opened(context, own_server.start())
-    ask(page, "A red fox", "99")
+    ask(page, "A red fox", MIDDLING)
     expect(page.locator(".making[data-status=in_progress]")).to_be_visible()
     own_server.process.kill()
     own_server.process.wait()
@@ -152,7 +152,7 @@ def test_a_seed_longer_than_a_number_holds_stays_what_it_is(page, server):
     ask(page, "A red fox", seed=str(2**64 - 1))
     expect_ready(page)
     assert [video["seed"] for video in server.videos()] == [2**64 - 1]
-    expect(page.locator(".making .numbers")).to_contain_text(str(2**64 - 1))
+    expect(page.locator(".making .facts")).to_contain_text(str(2**64 - 1))
 
 
 def test_the_page_is_made_of_these_files_alone(page, server):

@@ -48,7 +48,7 @@ def test_a_picture_becomes_the_first_frame(page, server, how):
 def test_a_clip_goes_on_where_it_ends(page, server, tmp_path):
     page.set_input_files("#file", save_clip(tmp_path / "clip.mp4", [flat(shade) for shade in range(0, 180, 20)]))
     expect(page.locator("#media-shown")).to_contain_text("The video begins with this clip and goes on from its end.")
-    page.wait_for_function("document.querySelector('#media-preview video')?.videoWidth === 48")
+    page.wait_for_function("() => document.querySelector('#media-preview video')?.videoWidth === 48")
     ask(page, "A red fox")
     expect_ready(page)
     assert [len(video["request"]["conditions"]) for video in server.videos()] == [1]
