@@ -37,7 +37,7 @@ def serve(settings: Settings) -> None:
     _allow_many_files()
     models = Models(settings.engines)
     with ExitStack() as stack:
-        listener = stack.enter_context(_listener(settings.host, settings.port))
+        listener = stack.enter_context(listener_on(settings.host, settings.port))
         store = Store(settings.data / "jobs.sqlite", settings.max_queue, settings.keep_days)
         stack.callback(store.close)
         folders = Folders(settings.data / "videos")
@@ -48,11 +48,12 @@ def serve(settings: Settings) -> None:
         _greet(listener, settings, models)
         # uvicorn ends its answers and raises the signal again, which `reported` makes an exception.
         with suppress(KeyboardInterrupt):
-            _server(app).run(sockets=[listener])
+            server_of(app).run(sockets=[listener])
         print("stopping: videos under way are finished, or queued again", file=sys.stderr)
 
 
-def _server(app: object) -> uvicorn.Server:
+def server_of(app: object) -> uvicorn.Server:
+    """Returns what serves an application over HTTP/1.1, to clients that do not keep it waiting."""
     config = uvicorn.Config(
         app,  # type: ignore[arg-type]
         http=ImpatientProtocol,
@@ -66,7 +67,7 @@ def _server(app: object) -> uvicorn.Server:
     return uvicorn.Server(config)
 
 
-def _listener(host: str, port: int) -> socket.socket:
+def listener_on(host: str, port: int) -> socket.socket:
     """Returns a socket that listens; before anything is loaded, so that a port that is taken is told at once."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(

@@ -57,7 +57,7 @@ def application(settings: Settings, crew: Crew, store: Store, folders: Folders) 
         for checker in checkers:
             checker.close()
 
-    models, metrics = Models(settings.engines), Metrics(store)
+    models, metrics = Models(settings.engines), Metrics(store, crew)
     desk = Desk(models, store, folders, crew, *checkers)
     # FastAPI's own pages of documentation load scripts from other servers.
     app = FastAPI(

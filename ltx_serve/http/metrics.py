@@ -11,7 +11,8 @@ from pathlib import Path
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, SummaryMetricFamily
+from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from pydantic import BaseModel
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -27,9 +28,9 @@ _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 class Metrics:
     """Figures about requests and jobs, in a registry of its own. Labels have few values, none of them from clients."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, crew: Crew) -> None:
         self.registry = CollectorRegistry(auto_describe=True)
-        self.registry.register(_Jobs(store))
+        self.registry.register(_Jobs(store, crew))
         self.requests = Counter(
             "ltx_requests", "Requests by route and status.", ("method", "route", "status"), registry=self.registry
         )
@@ -43,17 +44,30 @@ class Metrics:
 
 
 class _Jobs(Collector):
-    """Counts the jobs of every status when it is asked."""
+    """Reads the figures of the queue and of the crew when they are asked for."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, store: Store, crew: Crew) -> None:
+        self._store, self._crew = store, crew
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        """Yields the number of jobs by status; those that are queued are the length of the queue."""
-        jobs = GaugeMetricFamily("ltx_jobs", "Jobs that the server knows, by status.", labels=["status"])
+    def collect(self) -> Iterator[Metric]:
+        """Yields the jobs that are known, those that have ended, the seconds of stages, and what the makers do."""
+        known = GaugeMetricFamily("ltx_jobs", "Jobs that the server knows, by status.", labels=["status"])
         for status, count in self._store.counts().items():
-            jobs.add_metric([status], count)
-        yield jobs
+            known.add_metric([status], count)
+        yield known
+        figures, busy = self._crew.figures, self._crew.busy
+        ended = CounterMetricFamily("ltx_jobs_ended", "Jobs that have ended since the start.", labels=["outcome"])
+        for outcome, count in figures.outcomes.items():
+            ended.add_metric([outcome], count)
+        yield ended
+        stages = SummaryMetricFamily("ltx_stage_seconds", "Seconds that stages took.", labels=["stage"])
+        for stage, (count, seconds) in figures.stages.items():
+            stages.add_metric([stage], count, seconds)
+        yield stages
+        lost = "Workers that were lost while they made a video, and started again."
+        yield CounterMetricFamily("ltx_workers_lost", lost, figures.lost_makers)
+        yield GaugeMetricFamily("ltx_workers", "Workers.", len(busy))
+        yield GaugeMetricFamily("ltx_workers_busy", "Workers that make a video.", sum(map(bool, busy.values())))
 
 
 class Observer:
