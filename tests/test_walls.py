@@ -27,7 +27,7 @@ ROOMS = {
     ),
     "ltx_export": (
         *("recorded", "preview", "checkpoints", "sources", "models", "networks", "weights"),
-        *("graphs", "calibration", "engines", "inspection", "random_weights", "build", "publish", "cli"),
+        *("graphs", "calibration", "engines", "inspection", "random_weights", "build", "publish", "bundle", "cli"),
     ),
 }
 # In the rooms text, vae and sampling only these files hold sessions; all others know arrays alone.
