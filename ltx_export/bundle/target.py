@@ -96,9 +96,10 @@ def target_of(platform: str | None = None, python: str | None = None) -> Target:
         raise LtxError(
             f"bundles are for CPython, and this is {this_machine.python_implementation()}", "add --python, such as 3.12"
         )
-    numbers = re.fullmatch(r"3\.(\d{1,2})", python or f"3.{sys.version_info.minor}")
+    python = f"3.{sys.version_info.minor}" if python is None else python
+    numbers = re.fullmatch(r"3\.(\d{1,2})", python)
     if numbers is None:
-        raise LtxError(f"--python {python} is not a version such as 3.11", "give its first two numbers")
+        raise LtxError(f"--python {python!r} is not a version such as 3.11", "give its first two numbers")
     version = (3, int(numbers[1]))
     if platform is None:
         return Target(version, _own_tags(), sys.platform, this_machine.machine())

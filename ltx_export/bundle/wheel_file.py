@@ -34,7 +34,7 @@ class Wheel:
         licence: an SPDX expression, or the words of its metadata; empty if it names none.
         is_expression: whether the licence is an SPDX expression.
         platforms: platform tags of machines that take it; "any" for all.
-        installed_bytes: size of its files.
+        installed_bytes: estimated size of its files and of their bytecode.
         sha256: checksum of the file, in hexadecimal digits.
     """
 
@@ -65,7 +65,10 @@ def read_wheel(path: Path) -> Wheel:
         with zipfile.ZipFile(path) as archive:
             (member,) = filter(_METADATA.fullmatch, archive.namelist())
             metadata = HeaderParser().parsestr(archive.read(member).decode())
-            installed_bytes = sum(entry.file_size for entry in archive.infolist())
+            # Installing writes bytecode, which is about as large as its source.
+            installed_bytes = sum(
+                entry.file_size * (1 + entry.filename.endswith(".py")) for entry in archive.infolist()
+            )
         needs = tuple(map(Requirement, metadata.get_all("Requires-Dist", [])))
     except (InvalidWheelFilename, InvalidRequirement, zipfile.BadZipFile, ValueError) as error:
         raise LtxError(f"{path.name} is not a wheel that can be read ({error})", "delete it from pip's cache") from None
