@@ -13,6 +13,8 @@ from ltx_runtime.packages import RELEASE
 if TYPE_CHECKING:
     from ltx_runtime.errors import LtxError as LtxError
     from ltx_runtime.media.video import TakenError as TakenError
+    from ltx_runtime.outputs.plain import fields_of_request as fields_of_request
+    from ltx_runtime.outputs.plain import request_from_fields as request_from_fields
     from ltx_runtime.outputs.record import read_record as read_record
     from ltx_runtime.pipeline import Pipeline as Pipeline
     from ltx_runtime.planning.preset import Preset as Preset
@@ -33,6 +35,8 @@ _PLACES = {
     "Pipeline": "pipeline",
     "Video": "video",
     "Result": "video",
+    "fields_of_request": "outputs.plain",
+    "request_from_fields": "outputs.plain",
     "read_record": "outputs.record",
     "TakenError": "media.video",
     "Step": "sampling.step",
@@ -48,7 +52,7 @@ _PLACES = {
 }
 __all__ = [
     *("VERSIONS", "Condition", "Guidance", "LoraFile", "LtxError", "Pass", "Pipeline", "Preset", "Request", "Result"),
-    *("Step", "TakenError", "Video", "read_preset", "read_record"),
+    *("Step", "TakenError", "Video", "fields_of_request", "read_preset", "read_record", "request_from_fields"),
 ]
 
 

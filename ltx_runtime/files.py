@@ -253,15 +253,18 @@ def engines_folder(given: Path | None) -> Path:
     It is the given one, else ./engines if there is one, else that which a bundle installed together with this program,
     else the user's own.
     """
-    import platformdirs  # noqa: PLC0415
-
     here, installed = Path(_ENGINES), Path(sys.prefix) / INSTALLED_ENGINES
     if given is not None or here.exists():
         return given or here
-    if installed.is_dir():
-        return installed
+    return installed if installed.is_dir() else data_folder(_ENGINES)
+
+
+def data_folder(name: str) -> Path:
+    """Returns the folder of this name among the user's own data; in the current folder for a user without a home."""
+    import platformdirs  # noqa: PLC0415
+
     place = platformdirs.user_data_path(_PROGRAM, appauthor=False)
-    return place / _ENGINES if place.is_absolute() else here
+    return place / name if place.is_absolute() else Path(name)
 
 
 def check_space(folder: Path, needed_bytes: int) -> None:

@@ -42,6 +42,11 @@ def label_of(source: Source) -> str:
     return str(source) if isinstance(source, (str, Path)) else f"the given {type(source).__name__}"
 
 
+def is_url(name: str) -> bool:
+    """Returns whether a name is a URL rather than a path."""
+    return _URL.match(name) is not None
+
+
 def file_of(source: Path | str) -> Path:
     """Returns the path of a file that is there to be read; `~` at its start is the home folder.
 
@@ -54,7 +59,7 @@ def file_of(source: Path | str) -> Path:
         with suppress(RuntimeError):  # a user without a home
             path = path.expanduser()
         there = _is_there(path)
-    if not there and _URL.match(str(source)):
+    if not there and is_url(str(source)):
         url = re.sub(":/+", "://", str(source), count=1)  # Path has made one slash of two
         shown = url if len(url) <= _LONGEST_URL else f"{url[:_LONGEST_URL]}..."
         raise LtxError(f"{shown} is a URL", "give a file; download it first")

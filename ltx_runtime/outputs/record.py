@@ -9,25 +9,24 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from pathlib import Path, PurePath
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ltx_runtime.declared import declared, path_of
+from ltx_runtime.declared import path_of
 from ltx_runtime.errors import LtxError, explaining
 from ltx_runtime.folder.manifest import Engines
 from ltx_runtime.media.comments import read_comment
 from ltx_runtime.media.pictures import Source, file_of
 from ltx_runtime.media.video import WRITERS, is_frame, target_of
+from ltx_runtime.outputs.plain import differing, from_fields, plain, relative_name, request_from_fields
 from ltx_runtime.planning.backends import Chosen
 from ltx_runtime.planning.options import RunOptions
-from ltx_runtime.planning.preset import Preset
-from ltx_runtime.planning.request import Condition, Request, Resolved
-from ltx_runtime.spec.presets import Guidance, Pass, Schedule
+from ltx_runtime.planning.request import Request, Resolved
 from ltx_runtime.spec.versions import Version, find_version
-from ltx_runtime.weights.lora import LoraFile, files_of
+from ltx_runtime.weights.lora import files_of
 
 KEY = "ltx-engines"
 _DIGEST_CHARACTERS = 16
@@ -38,15 +37,6 @@ OPTIONS = (
     *("backend", "cpu_mode", "threads", "memory_bytes", "gpu_memory_bytes", "rng", "low_memory", "tiled"),
     *("crf", "sample_posterior", "embeddings", "initial_latents", "noise"),
 )
-# Fields of Request and Preset that hold other dataclasses.
-_NESTED: dict[str, type] = {
-    "conditions": Condition,
-    "loras": LoraFile,
-    "preset": Preset,
-    "passes": Pass,
-    "guidance": Guidance,
-    "schedule": Schedule,
-}
 
 
 @dataclass(frozen=True)
@@ -89,16 +79,21 @@ def record_of(
         output: the file of the video; paths in the record are relative to its folder.
         program: the version of this program.
     """
-    asked, folder = _differing(request, Request()), _folder_of(output)
+    folder = _folder_of(output)
+
+    def named(source: Source) -> dict[str, str]:
+        return {"path": _name_of(source, folder)}
+
+    asked = differing(request, Request())
     if request.negative_prompt == version.negative_prompt:
         del asked["negative_prompt"]
-    run = {name: value for name, value in _differing(options, RunOptions()).items() if name in OPTIONS}
+    run = {name: value for name, value in differing(options, RunOptions()).items() if name in OPTIONS}
     inputs = {_name_of(source, folder): _digest(source) for source in _sources(request, options)}
     record = {
         KEY: program,
         "version": version.name,
-        "request": _plain(asked, folder),
-        "options": _plain(run, folder),
+        "request": plain(asked, named),
+        "options": plain(run, named),
         "weights": dict(weights),
         "inputs": inputs,
     }
@@ -154,56 +149,24 @@ def parse_record(text: str, path: Path) -> Recorded:
     folder = _folder_of(path)
     try:
         version = find_version(record["version"]).name
-        request = _built(Request, _with_paths(record.get("request", {}), folder))
-        options = _with_paths(record.get("options", {}), folder)
+        request = request_from_fields(record.get("request", {}), folder)
+        options = record.get("options", {})
         unknown = sorted(options.keys() - {*OPTIONS})
         if unknown:
             raise LtxError(f"it has an option {unknown[0]!r}")
-        checked = declared(replace(RunOptions(), **options))
+        checked = from_fields(RunOptions, options, folder)
         options = {name: getattr(checked, name) for name in options}
         used = {source for source in _sources(request, checked) if isinstance(source, Path)}
         digests = {folder / name: str(digest) for name, digest in record.get("inputs", {}).items()}
         inputs = {path: digest for path, digest in digests.items() if path in used}  # others need not be read
         weights = {str(name): str(digest) for name, digest in record.get("weights", {}).items()}
-        return Recorded(version, declared(request), options, weights, inputs)
+        return Recorded(version, request, options, weights, inputs)
     except (LtxError, TypeError, KeyError, ValueError, AttributeError, RecursionError) as error:
         problem = error.problem if isinstance(error, LtxError) else "it is damaged"
         release = str(program)[:_SHOWN_CHARACTERS]
         raise LtxError(
             f"the record in {path}, written by release {release}, cannot be used: {problem}", "type the options instead"
         ) from None
-
-
-def _differing(given: Any, usual: Any) -> dict[str, Any]:
-    """Returns the fields of a dataclass that differ from those of another, by name."""
-    return {
-        one.name: value
-        for one in fields(usual)
-        if not _same(value := getattr(given, one.name), getattr(usual, one.name))
-    }
-
-
-def _same(one: Any, other: Any) -> bool:
-    return type(one) is type(other) and not isinstance(one, np.ndarray) and bool(one == other)
-
-
-def _plain(value: Any, folder: Path) -> Any:
-    """Returns a value as plain data for JSON."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return _plain(_set_fields(value), folder)
-    if isinstance(value, Mapping):
-        return {name: _plain(item, folder) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item, folder) for item in value]
-    if isinstance(value, (str, int, float, bool, type(None))):
-        return value
-    return {"path": _name_of(value, folder)}  # a path, or pictures in memory
-
-
-def _set_fields(value: Any) -> dict[str, Any]:
-    """Returns the fields of a dataclass that differ from their defaults, by name."""
-    given = {one.name: getattr(value, one.name) for one in fields(value)}
-    return {one.name: given[one.name] for one in fields(value) if not _same(given[one.name], one.default)}
 
 
 def _sources(request: Request, options: RunOptions) -> Iterator[Source]:
@@ -218,12 +181,7 @@ def _name_of(source: Source, folder: Path) -> str:
     """Returns the path of a file relative to a folder, with slashes; pictures in memory get a name in brackets."""
     if not isinstance(source, (str, Path)):
         return f"<{type(source).__name__} {_digest(source)}>"
-    path = file_of(source)
-    path = Path(os.path.realpath(path.parent), path.name)  # `link/..` is not the folder of the link
-    try:
-        return PurePath(os.path.relpath(path, os.path.abspath(folder))).as_posix()
-    except ValueError:  # on another drive
-        return path.as_posix()
+    return relative_name(file_of(source), folder)
 
 
 def _folder_of(path: Path) -> Path:
@@ -245,31 +203,3 @@ def _digest_of_file(path: Path) -> str:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()[:_DIGEST_CHARACTERS]
-
-
-def _with_paths(value: Any, folder: Path) -> Any:
-    """Returns plain data with {"path": ...} replaced by paths."""
-    if isinstance(value, dict):
-        if value.keys() == {"path"}:
-            name = str(value["path"])
-            if name.startswith("<"):
-                raise LtxError("it was made from pictures in memory, which no file holds")
-            return folder / name
-        return {name: _with_paths(item, folder) for name, item in value.items()}
-    return [_with_paths(item, folder) for item in value] if isinstance(value, list) else value
-
-
-def _built(kind: type, values: Mapping[str, Any]) -> Any:
-    """Returns an instance of a dataclass from plain data."""
-    unknown = sorted(values.keys() - {one.name for one in fields(kind)})
-    if unknown:
-        raise LtxError(f"it has a field {unknown[0]!r}")
-    return kind(**{name: _nested(name, value) for name, value in values.items()})
-
-
-def _nested(name: str, value: Any) -> Any:
-    if name not in _NESTED or value is None:
-        return value
-    if isinstance(value, list):
-        return tuple(_built(_NESTED[name], item) for item in value)
-    return _built(_NESTED[name], value)

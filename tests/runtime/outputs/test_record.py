@@ -8,9 +8,9 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from fakes.requests import FILES, REQUESTS, with_files_in
 from fakes.stages import CHANNELS, engines_of
 from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from ltx_runtime.errors import LtxError
@@ -20,9 +20,7 @@ from ltx_runtime.media.video import save_video
 from ltx_runtime.outputs.record import OPTIONS, parse_record, read_record, record_of
 from ltx_runtime.pipeline import Pipeline
 from ltx_runtime.planning.options import RunOptions
-from ltx_runtime.planning.preset import Preset
 from ltx_runtime.planning.request import Condition, Request, resolved
-from ltx_runtime.spec.presets import SD3, Guidance, Pass
 from ltx_runtime.spec.versions import VERSIONS
 from ltx_runtime.tensors import write_tensors
 
@@ -193,38 +191,11 @@ def test_a_video_made_from_pictures_in_memory_says_so(spiece, diary, tmp_path):
         read_record(path)
 
 
-BLOCKS = st.lists(st.integers(0, 9)).map(tuple)
-GUIDANCE = st.builds(Guidance, st.floats(1, 9), st.floats(0, 3), st.floats(0, 1), BLOCKS)
-PASSES = st.builds(Pass, st.integers(1, 9), st.lists(GUIDANCE, min_size=1, max_size=2).map(tuple), st.just((1.0, 0.5)))
-PRESETS = st.builds(
-    Preset,
-    st.lists(PASSES, min_size=1, max_size=2).map(tuple),
-    stg_mode=st.none() | st.just("attention_skip"),
-    schedule=st.none() | st.just(SD3),
-)
-NAMES = ("a.png", "in/b c.mp4", "狐.gif", "../x.png", "caf\udce9.png")  # the last one is not UTF-8
-PLACES = st.sampled_from(NAMES)
-REQUESTS = st.builds(
-    Request,
-    prompt=st.text(),
-    negative_prompt=st.none() | st.text(),
-    seed=st.integers(0, 2**64 - 1),
-    steps=st.none() | st.integers(1, 50),
-    timesteps=st.lists(st.floats(0.1, 1)).map(tuple),
-    skip_blocks=st.none() | st.lists(st.integers(0, 27)).map(tuple),
-    cfg_star=st.none() | st.booleans(),
-    pad=st.booleans(),
-    conditions=st.lists(st.builds(Condition, PLACES, st.integers(0, 99), st.floats(0, 1)), max_size=3).map(tuple),
-    preset=st.none() | PRESETS,
-    tone_map=st.none() | st.floats(0, 1),
-)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Returns a folder for videos, with the files that PLACES names."""
+    """Returns a folder for videos, with the files that REQUESTS name."""
     folder = tmp_path_factory.mktemp("records") / "videos"
-    for name in NAMES:
+    for name in FILES:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(os.fsencode(name))
     return folder
@@ -232,8 +203,7 @@ def folder(tmp_path_factory):
 
 @given(request=REQUESTS)
 def test_every_request_comes_back_from_its_record(folder, request):
-    places = tuple(replace(one, media=folder / one.media) for one in request.conditions)
-    asked = resolved(replace(request, conditions=places), SINGLE)
+    asked = resolved(with_files_in(folder, request), SINGLE)
     text = record_of(asked, RunOptions(crf=7, tiled=True), SINGLE, {"transformer": "12"}, folder / "clip.mp4", "1")
     recorded = parse_record(text, folder / "clip.mp4")
     expected = Request(**{one.name: getattr(asked, one.name) for one in fields(Request)})
