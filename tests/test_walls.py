@@ -29,9 +29,9 @@ ROOMS = {
     ),
     "ltx_export": (
         *("recorded", "preview", "checkpoints", "sources", "models", "networks", "weights"),
-        *("graphs", "calibration", "engines", "inspection", "random_weights", "build", "publish", "cli"),
+        *("graphs", "calibration", "engines", "inspection", "random_weights", "build", "publish", "bundle", "cli"),
     ),
-    "ltx_serve": ("settings", "jobs", "making"),
+    "ltx_serve": ("settings", "jobs", "making", "checking", "page", "http", "cli"),
 }
 # In the rooms text, vae and sampling only these files hold sessions; all others know arrays alone.
 WITH_SESSIONS = {"text/encode", "vae/encode", "vae/decode", "vae/upsample", "sampling/velocity"}

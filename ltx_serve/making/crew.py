@@ -21,6 +21,7 @@ from ltx_serve.jobs.store import Store, StoreError
 from ltx_serve.making import events
 from ltx_serve.making.events import CancelledError, Event, Maker, MakerLostError
 from ltx_serve.making.failures import making_error_of
+from ltx_serve.making.figures import Figures
 from ltx_serve.making.listeners import Listeners
 from ltx_serve.settings import Settings
 
@@ -55,6 +56,7 @@ class Crew:
 
     def __init__(self, store: Store, folders: Folders, settings: Settings, makers: Sequence[Maker]) -> None:
         self._store, self._folders, self._settings, self._makers = store, folders, settings, makers
+        self.figures = Figures()
         self._listeners = Listeners()
         self._running: dict[str, _Running] = {}
         self._changed = threading.Condition()  # guards _running and _is_stopping, and wakes those who wait for a job
@@ -126,6 +128,7 @@ class Crew:
         """
         if not self._store.fail(id, _CANCEL):
             return False
+        self.figures.failed(CANCELLED)
         _log.info("cancelled", extra={"job": id})
         self._listeners.tell(_ended_event(id, _CANCEL))
         if not self._end(id):
@@ -270,6 +273,7 @@ class Crew:
         job = running.job
         if not self._store.finish(job.id, result):
             return False  # cancelled or deleted meanwhile
+        self.figures.completed(result.get("stages", {}))
         seconds = round(time.monotonic() - running.since, 3)
         _log.info("completed", extra={"job": job.id, "maker": running.maker.name, "seconds": seconds, **result})
         self._listeners.tell(Event(events.COMPLETED, job.id, _WHOLE))
@@ -278,6 +282,7 @@ class Crew:
     def _fail(self, job: Job, failure: Failure) -> bool:
         if not self._store.fail(job.id, failure):
             return False
+        self.figures.failed(failure.code)
         _log.warning("failed", extra={"job": job.id, "code": failure.code, "reason": failure.message})
         self._listeners.tell(_ended_event(job.id, failure))
         return True
@@ -296,6 +301,7 @@ class Crew:
         if running.is_unwanted:
             self._stopped(running)
             return
+        self.figures.lost()
         if error.out_of_memory:
             message = "the system ran out of memory and ended it - ask for a smaller size or fewer frames"
             failure = Failure(OUT_OF_MEMORY, message)

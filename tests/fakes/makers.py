@@ -1,143 +1,65 @@
-"""A maker of videos that does what each job says, and a crew of such makers to test what becomes of the jobs."""
+"""A maker that makes videos of noise at once, or when a test lets it, in place of a worker with networks."""
 
-import errno
+import io
 import threading
-import time
-from contextlib import contextmanager
+from pathlib import Path
 
-from ltx_runtime import LtxError
-from ltx_runtime.errors import explaining
-from ltx_serve.jobs.folders import Folders
-from ltx_serve.jobs.job import Job, new_id
-from ltx_serve.jobs.store import Store
-from ltx_serve.making.crew import Crew
-from ltx_serve.making.events import STEP, CancelledError, Event, MakerLostError
-from ltx_serve.settings import Settings
+import numpy as np
+from PIL import Image
 
-RESULT = {"stages": {"decode": 0.5}, "backends": {}, "notes": [], "bytes": 5}
-STEPS = 3
-PATIENCE_S = 20.0
+from ltx_runtime.errors import LtxError
+from ltx_runtime.media.video import save_video
+from ltx_serve.jobs.folders import THUMBNAIL, VIDEO
+from ltx_serve.jobs.job import Job
+from ltx_serve.making.events import DECODING, STEP, CancelledError, Event, Tell
+
+STEPS = 4
+STAGES = {"denoise 1": 0.5, "decode": 0.25}
 
 
-class FakeMaker:
-    """Does what the field `does` of a job lists, one word for each attempt; the last one is for all that follow.
+class QuickMaker:
+    """Makes noise of the size and length that a job asks for; a prompt with "cannot" is one that it cannot make.
 
-    make: the video. wait, make late: nothing until it is cancelled; then it stops, or makes the video all the same.
-    refuse, memory, full, bug: raises an error. lose, starve: is gone; the system had no more memory.
+    A test that clears `may_go_on` holds it between its first and its second step.
     """
 
-    def __init__(self, name: str = "maker-1") -> None:
-        self.name, self.begun, self.is_closed = name, [], False
-        self._cancelled = threading.Event()
-        self._job = None
+    def __init__(self, name: str = "quick") -> None:
+        self.name = name
+        self.made: list[Job] = []
+        self.may_go_on = threading.Event()
+        self.may_go_on.set()
+        self._is_cancelled = threading.Event()
 
-    def make(self, job, folder, told):
-        assert self._job is None and not self.is_closed
-        self._job = job.id
-        self._cancelled.clear()
-        self.begun.append(job.id)
-        try:
-            does = job.fields.get("does", ["make"])
-            return self._done(does[min(job.attempts, len(does)) - 1], job, folder, told)
-        finally:
-            self._job = None
-
-    def _done(self, what, job, folder, told):
+    def make(self, job: Job, folder: Path, told: Tell) -> dict[str, object]:
+        """Writes a video and its first frame; tells of four steps, with a preview of each."""
+        self._is_cancelled.clear()
         for step in range(1, STEPS + 1):
             data = {"step": step, "steps": STEPS, "pass": 1, "passes": 1}
-            told(Event(STEP, job.id, 30.0 * step, data, b"PNG"))
-            time.sleep(job.fields.get("step_s", 0))
-            if self._cancelled.is_set() and what == "make":
-                raise CancelledError(job.id)
-        (folder / "video.mp4.unfinished").touch()
-        if what in ("wait", "make late"):
-            assert self._cancelled.wait(PATIENCE_S)
-            if what == "wait":
-                raise CancelledError(job.id)
-        if what in ("make", "make late"):
-            (folder / "video.mp4").write_text("video")
-            return RESULT
-        raise ERRORS[what](folder)
+            told(Event(STEP, job.id, 20.0 * step, data, _png(step)))
+            while not self.may_go_on.wait(0.01):
+                if self._is_cancelled.is_set():
+                    raise CancelledError(job.id)
+        if "cannot" in job.fields["prompt"]:
+            raise LtxError("it cannot be made", "ask for another")
+        fields = job.fields
+        draws = np.random.default_rng(fields["seed"])
+        shape = (fields["num_frames"], fields["height"], fields["width"], 3)
+        frames = draws.integers(0, 255, shape, dtype=np.uint8)
+        told(Event(DECODING, job.id, 90.0, {"frame": len(frames), "frames": len(frames)}))
+        save_video(iter(frames), folder / VIDEO, (fields["height"], fields["width"]), fields["fps"])
+        Image.fromarray(frames[0]).save(folder / THUMBNAIL)
+        self.made.append(job)
+        return {"stages": STAGES, "backends": {"transformer": "noise"}, "bytes": (folder / VIDEO).stat().st_size}
 
-    def cancel(self):
-        if self._job is not None:
-            self._cancelled.set()
+    def cancel(self) -> None:
+        """Ends the making under way if it is held."""
+        self._is_cancelled.set()
 
-    def close(self):
-        self.is_closed = True
-
-
-def _full(folder):
-    try:
-        with explaining(f"write {folder / 'video.mp4'}"):
-            raise OSError(errno.ENOSPC, "")
-    except LtxError as error:
-        return error
+    def close(self) -> None:
+        """Has nothing to free."""
 
 
-ERRORS = {
-    "refuse": lambda folder: LtxError(f"{folder / 'input-1.png'} is no picture", "give another", "ltx-run --help"),
-    "memory": lambda folder: MemoryError(),
-    "full": _full,
-    "bug": lambda folder: ZeroDivisionError("of a secret"),
-    "lose": lambda folder: MakerLostError("its process was ended by SIGSEGV"),
-    "starve": lambda folder: MakerLostError("its process was ended by SIGKILL", out_of_memory=True),
-}
-
-
-class Works:
-    """A store, its folders and a crew in a folder, as a server has them.
-
-    Args:
-        root: the folder.
-        makers: the makers, or how many fakes.
-        settings: fields of Settings.
-    """
-
-    def __init__(self, root, makers=1, store=Store, **settings) -> None:
-        self.settings = Settings(root, root, **settings)
-        self.store = store(root / "jobs.sqlite", self.settings.max_queue, self.settings.keep_days)
-        self.folders = Folders(root / "videos")
-        self.makers = [FakeMaker(f"maker-{n + 1}") for n in range(makers)] if isinstance(makers, int) else makers
-        self.crew = Crew(self.store, self.folders, self.settings, self.makers)
-
-    def add(self, *does, **fields):
-        """Accepts a job, as a server does, and returns its id."""
-        job = Job(new_id(), "demo", {**fields, **({"does": list(does)} if does else {})})
-        (self.folders.made(job.id) / "input-1.png").touch()
-        self.store.add(job)
-        self.crew.notify()
-        return job.id
-
-    def ended(self, *ids):
-        """Waits for the end of jobs, and until nobody is busy with them; returns them as they are then."""
-        self.until(lambda: all((job := self.store.get(id)) is None or job.is_over for id in ids))
-        self.until(lambda: not {*ids} & {*self.crew.busy.values()})
-        return [self.store.get(id) for id in ids]
-
-    def until(self, holds):
-        """Waits until something holds, which it soon must."""
-        until = time.monotonic() + PATIENCE_S
-        while not holds():
-            assert time.monotonic() < until, self.store.counts()
-            time.sleep(0.005)
-
-    def files(self, id):
-        """Returns the names of the files in the folder of a job; None if there is no folder."""
-        folder = self.folders.of(id)
-        return sorted(path.name for path in folder.iterdir()) if folder.exists() else None
-
-    def close(self):
-        self.crew.stop(0)
-        self.store.close()
-
-
-@contextmanager
-def working(root, makers=1, **settings):
-    """Yields works that have started."""
-    works = Works(root, makers, **settings)
-    works.crew.start()
-    try:
-        yield works
-    finally:
-        works.close()
+def _png(level: int) -> bytes:
+    content = io.BytesIO()
+    Image.new("RGB", (3, 2), (level, level, level)).save(content, "PNG")
+    return content.getvalue()

@@ -6,7 +6,7 @@ import re
 import time
 
 import pytest
-from fakes.makers import ERRORS, RESULT, FakeMaker, Works, working
+from fakes.crews import ERRORS, RESULT, FakeMaker, Works, working
 
 from ltx_serve.jobs.job import COMPLETED, FAILED, IN_PROGRESS, QUEUED, Failure, Job, new_id
 from ltx_serve.jobs.store import Store, StoreError

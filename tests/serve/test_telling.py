@@ -5,7 +5,7 @@ import logging
 import queue
 
 import pytest
-from fakes.makers import STEPS, working
+from fakes.crews import STEPS, working
 
 from ltx_serve.making.events import Event
 from ltx_serve.making.listeners import Listeners
