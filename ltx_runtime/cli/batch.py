@@ -7,13 +7,13 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ltx_runtime.cli.arguments import Arguments, is_typed
+from ltx_runtime.cli.cluster import joined_for, on_cluster
 from ltx_runtime.cli.streams import folder_for, note, resuming, told_of
 from ltx_runtime.errors import LtxError, printable
 from ltx_runtime.files import engines_folder
@@ -65,6 +65,7 @@ def make(typed: Arguments) -> None:
         about = About(pipe.version.name, str(pipe.engines.folder), of_pipeline, options, typed.output_uri)
         stem = typed.prompts.stem if typed.prompts is not None and typed.prompts.stem not in ("", "-") else _UNNAMED
         with (
+            joined_for(typed, pipe.engines.folder),
             folder_for(folder),
             begin(folder / f"{stem}{RESULTS}", about, planned, overwrite=typed.overwrite) as results,
         ):
@@ -96,7 +97,8 @@ def go_on(typed: Arguments) -> None:
                 left = sum(1 for _ in results.tasks())
                 print(f"{left} of {results.planned} videos are left to make")
                 return
-            _make(results, pipe, of_pipeline, typed, again=True)
+            with joined_for(typed, pipe.engines.folder):
+                _make(results, pipe, of_pipeline, typed, again=True)
 
 
 def _with_changes(changes: dict[str, Any], request: Any) -> Any:
@@ -184,8 +186,9 @@ def _make(results: Results, pipe: Pipeline, of_pipeline: dict[str, Any], typed: 
         note(f"if this is interrupted, go on with: {again_with}")
     failed, output = 0, _Output(results.path)
     try:
-        with _executor(results, pipe, of_pipeline, typed, again=again) as made, display_many(left, work) as display:
-            for outcome in made(results.tasks(), lambda task: display(task.work)):
+        make = _executor(results, pipe, of_pipeline, typed, again=again)
+        with display_many(left, work) as display:
+            for outcome in make(results.tasks(), lambda task: display(task.work)):
                 results.append(outcome)
                 failed += outcome.result is None
                 output.tell(outcome, as_json=typed.json)
@@ -198,22 +201,18 @@ def _make(results: Results, pipe: Pipeline, of_pipeline: dict[str, Any], typed: 
         raise SystemExit(SOME_FAILED)
 
 
-@contextmanager
 def _executor(
     results: Results, pipe: Pipeline, of_pipeline: dict[str, Any], typed: Arguments, *, again: bool
-) -> Iterator[Executor]:
-    """Yields what makes the tasks: this process, or a cluster that it has joined."""
+) -> Executor:
+    """Returns what makes the tasks: this process, or the cluster that it has joined."""
     from ltx_runtime.batch.making import made_here
-    from ltx_runtime.cli.cluster import on_cluster
 
     about, folder = results.about, results.path.parent
     if typed.ray is not None:
-        with on_cluster(about, pipe, of_pipeline, folder, typed, again=again) as made:
-            yield made
-    elif about.uri is not None:
+        return on_cluster(about, pipe, of_pipeline, folder, typed, again=again)
+    if about.uri is not None:
         raise LtxError(f"this batch goes to {about.uri}, which only a cluster writes to", "add --ray auto")
-    else:
-        yield lambda tasks, shown: made_here(tasks, pipe, about.options, folder, shown, again=again)
+    return lambda tasks, shown: made_here(tasks, pipe, about.options, folder, shown, again=again)
 
 
 class _Output:

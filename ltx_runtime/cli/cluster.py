@@ -20,10 +20,33 @@ if TYPE_CHECKING:
 
 
 @contextmanager
+def joined_for(typed: Arguments, engines: Path) -> Iterator[None]:
+    """Joins the cluster that was asked for, if any, after a check of the options that belong to it.
+
+    Args:
+        typed: the options.
+        engines: the version folder, which is sent if that was asked for.
+
+    Raises:
+        LtxError: an option is invalid, there is no such cluster, or the version folder is too large to be sent.
+    """
+    if typed.ray is None:
+        yield
+        return
+    from ltx_runtime.cluster.destination import destination_of
+    from ltx_runtime.cluster.joining import joined
+
+    if typed.ray_cpus is not None and typed.ray_cpus < 1:
+        raise LtxError(f"ray-cpus must be at least 1; got {typed.ray_cpus}", "leave it out for all cores of a node")
+    destination_of(typed.output_uri, Path())
+    with joined(typed.ray, engines if typed.send_engines else None):
+        yield
+
+
 def on_cluster(
     about: About, pipe: Pipeline, of_pipeline: dict[str, Any], folder: Path, typed: Arguments, *, again: bool
-) -> Iterator[Executor]:
-    """Joins a cluster, and yields a function that has its nodes make the tasks of a batch.
+) -> Executor:
+    """Returns a function that has the nodes of the joined cluster make the tasks of a batch.
 
     Args:
         about: how the batch is made.
@@ -34,29 +57,22 @@ def on_cluster(
         again: whether the batch was begun before.
 
     Raises:
-        LtxError: there is no such cluster, the videos cannot be stored, or an option is invalid.
+        LtxError: the videos cannot be stored where they are to go.
     """
     from ltx_runtime.cluster.destination import destination_of
-    from ltx_runtime.cluster.joining import joined
     from ltx_runtime.cluster.making import Batch, made_on_cluster
     from ltx_runtime.cluster.node import Share
     from ltx_runtime.cluster.team import Team
 
-    assert typed.ray is not None
-    cpus, engines = typed.ray_cpus, pipe.engines.folder
-    if cpus is not None and cpus < 1:
-        raise LtxError(f"ray-cpus must be at least 1; got {cpus}", "leave it out for all cores of a node")
-    destination = destination_of(about.uri, folder)
-    if cpus is not None and of_pipeline["threads"] is None:
-        of_pipeline = of_pipeline | {"threads": cpus}
-    with joined(typed.ray, engines if typed.send_engines else None):
-        share = Share(engines, typed.send_engines, of_pipeline, about.options, Path(os.path.realpath(folder)))
-        team = Team(share, cpus, note)
+    if typed.ray_cpus is not None and of_pipeline["threads"] is None:
+        of_pipeline = of_pipeline | {"threads": typed.ray_cpus}
+    place = Path(os.path.realpath(folder))
+    team = Team(Share(pipe.engines.folder, typed.send_engines, of_pipeline, about.options, place), typed.ray_cpus, note)
+    batch = Batch(pipe, about.options, folder, destination_of(about.uri, folder))
 
-        def made(tasks: Iterable[Task], shown: Shown) -> Iterator[Outcome]:
-            batch = Batch(pipe, about.options, folder, destination)
-            for outcome in made_on_cluster(tasks, team, batch, again=again):
-                with shown(outcome.task):
-                    yield outcome
+    def made(tasks: Iterable[Task], shown: Shown) -> Iterator[Outcome]:
+        for outcome in made_on_cluster(tasks, team, batch, again=again):
+            with shown(outcome.task):
+                yield outcome
 
-        yield made
+    return made
