@@ -10,6 +10,7 @@ from typing import Any
 
 from ltx_runtime.batch.tasks import Outcome, Task, size_of
 from ltx_runtime.errors import LtxError, explaining
+from ltx_runtime.files import check_space
 from ltx_runtime.media.video import target_of
 from ltx_runtime.outputs.plain import request_from_fields
 from ltx_runtime.outputs.unfinished import open_unfinished, place_beside
@@ -21,6 +22,7 @@ Shown = Callable[[Task], AbstractContextManager[Progress]]
 # Makes tasks and yields their outcomes as they come, in any order: `made_here` with all else filled in, or one that
 # hands them to other machines.
 Executor = Callable[[Iterable[Task], Shown], Iterator[Outcome]]
+_SMALL_BYTES = 100_000
 # Fields of RunOptions that may be others when a video goes on, see `Pipeline.resume`.
 _RESUMED = ("tiled", "low_memory", "overwrite", "metadata")
 
@@ -40,7 +42,11 @@ def made_here(
 
     Yields:
         An outcome for every task, in their order.
+
+    Raises:
+        LtxError: a video failed, and the disk has no room for another one.
     """
+    most_bytes = _SMALL_BYTES
     for task in tasks:
         try:
             with explaining(), shown(task) as progress:
@@ -53,6 +59,10 @@ def made_here(
             logging.getLogger("ltx_runtime").exception("video %d failed by a bug; please report it", task.number)
             outcome = Outcome(task, problem=f"a bug of this program, please report it: {error!r}")
         yield outcome
+        if outcome.result is None:
+            check_space(folder, most_bytes)
+        else:
+            most_bytes = max(most_bytes, outcome.result["bytes"])
 
 
 def _made(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import codecs
 import csv
-import io
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -15,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, TextIO
 
 from ltx_runtime.batch.cells import value_of
 from ltx_runtime.errors import LtxError, explaining
@@ -61,7 +60,7 @@ def read_rows(path: Path, note: Callable[[str], None]) -> Iterator[Row]:
         LtxError: the file cannot be read, is not in UTF-8, or has a column that no request has.
     """
     with _opened(path) as file:
-        name = "standard input" if path == STANDARD_INPUT else str(path)
+        name = name_of(path)
         lines = _lines(file, name)
         head = []
         for number, line in lines:  # the first line that is not blank decides the form
@@ -74,33 +73,36 @@ def read_rows(path: Path, note: Callable[[str], None]) -> Iterator[Row]:
         yield from form(chain(head, lines), name, note)
 
 
+def name_of(path: Path) -> str:
+    """Returns the name of a file of prompts in messages."""
+    return "standard input" if path == STANDARD_INPUT else str(path)
+
+
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-    if path == STANDARD_INPUT:
-        yield sys.stdin.buffer
-        return
-    with explaining(f"read {path}"), path.open("rb") as file:
-        yield file
+def _opened(path: Path) -> Iterator[TextIO]:
+    """Opens a file, or standard input, as UTF-8 whose errors remain visible; a byte order mark is left out."""
+    file = sys.stdin.fileno() if path == STANDARD_INPUT else path
+    with explaining(f"read {path}"):
+        kept = file == path
+        text = open(file, encoding="utf-8-sig", errors="surrogateescape", newline="", closefd=kept)  # noqa: SIM115
+    with text:
+        yield text
 
 
-def _lines(file: BinaryIO, name: str) -> Iterator[tuple[int, str]]:
-    """Yields numbers and lines with their ends, as the csv library wants them; a byte order mark is left out."""
-    text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
-    try:
-        number = 0
-        while line := text.readline(_LONGEST_LINE):
-            number += 1
-            if line.startswith(_UTF16):
-                raise LtxError(f"{name} is in UTF-16", _SAVE_AS_UTF8)
-            if "\0" in line:
-                raise LtxError(f"line {number} of {name} has a NUL character, which no text has", "give a text file")
-            if len(line) == _LONGEST_LINE:
-                raise LtxError(f"line {number} of {name} is longer than {_LONGEST_LINE} characters", "give a text file")
-            if any("\udc80" <= character <= "\udcff" for character in line):
-                raise LtxError(f"line {number} of {name} is not in UTF-8", _SAVE_AS_UTF8)
-            yield number, line
-    finally:
-        text.detach()  # whoever opened the file closes it
+def _lines(text: TextIO, name: str) -> Iterator[tuple[int, str]]:
+    """Yields numbers and lines with their ends, as the csv library wants them."""
+    number = 0
+    while line := text.readline(_LONGEST_LINE):
+        number += 1
+        if line.startswith(_UTF16):
+            raise LtxError(f"{name} is in UTF-16", _SAVE_AS_UTF8)
+        if "\0" in line:
+            raise LtxError(f"line {number} of {name} has a NUL character, which no text has", "give a text file")
+        if len(line) == _LONGEST_LINE:
+            raise LtxError(f"line {number} of {name} is longer than {_LONGEST_LINE} characters", "give a text file")
+        if any("\udc80" <= character <= "\udcff" for character in line):
+            raise LtxError(f"line {number} of {name} is not in UTF-8", _SAVE_AS_UTF8)
+        yield number, line
 
 
 Lines = Iterable[tuple[int, str]]
@@ -116,7 +118,8 @@ def _text_rows(lines: Lines, name: str, note: Callable[[str], None]) -> Iterator
         elif prompt:
             yield Row(number, {"prompt": prompt})
     if comments:
-        note(f"{comments} {'line' if comments == 1 else 'lines'} of {name} that begin with {_COMMENT} are comments")
+        begin = "line begins" if comments == 1 else "lines begin"
+        note(f"{comments} {begin} with {_COMMENT} in {name}, as comments do")
 
 
 def _json_rows(lines: Lines, name: str, note: Callable[[str], None]) -> Iterator[Row]:

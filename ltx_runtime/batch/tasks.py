@@ -56,8 +56,8 @@ class Outcome:
 
     Attributes:
         task: the task.
-        result: what was made, see `Video.result`, and its `bytes`; `file` is relative to the folder of the outputs. None
-            if it failed.
+        result: what was made, see `Video.result`, and its `bytes`; `file` is relative to the folder of the outputs.
+            None if it failed.
         problem: why it failed; empty if it did not.
     """
 

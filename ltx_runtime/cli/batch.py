@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from ltx_runtime.cli.arguments import Arguments, is_typed
 from ltx_runtime.cli.cluster import joined_for, on_cluster
-from ltx_runtime.cli.streams import folder_for, note, resuming, told_of
-from ltx_runtime.errors import LtxError, printable
+from ltx_runtime.cli.streams import folder_for, note, resuming, tell, told_of
+from ltx_runtime.errors import LtxError
 from ltx_runtime.files import engines_folder
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def make(typed: Arguments) -> None:
     """
     from ltx_runtime.batch.results import SUFFIX as RESULTS
     from ltx_runtime.batch.results import About, begin
+    from ltx_runtime.batch.rows import name_of
     from ltx_runtime.batch.tasks import Planner
     from ltx_runtime.cli import request_from_arguments as asked
     from ltx_runtime.pipeline import Pipeline
@@ -55,7 +56,7 @@ def make(typed: Arguments) -> None:
         typed_for = partial(_with_changes, changes)
         rows_folder = Path() if typed.prompts is None else typed.prompts.parent
         planner = Planner(pipe, options, typed_for, seeds, folder, rows_folder)
-        survey = Survey("the prompt" if typed.prompts is None else str(typed.prompts))
+        survey = Survey("the command" if typed.prompts is None else name_of(typed.prompts))
         planned = survey.counted(planner.tasks(_rows(typed)))
         if typed.plan:
             for _ in planned:
@@ -246,4 +247,4 @@ class _Output:
 
 
 def _error(text: str) -> None:
-    print(f"error: {printable(text)}", file=sys.stderr)
+    tell(f"error: {text}")

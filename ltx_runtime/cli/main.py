@@ -68,7 +68,7 @@ def _run(typed: Arguments) -> None:
     check_no_cluster_options(typed)
     sources = (typed.prompt, typed.embeddings_file, typed.latents, typed.from_file, typed.resume)
     if all(source is None for source in sources):
-        raise LtxError("there is no prompt", "give a prompt in quotes, or --prompts FILE for many")
+        raise LtxError("there is no prompt", "give a prompt in quotes, or --embeddings-file FILE")
     _make(typed)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
+from ltx_runtime.cli.streams import tell
 from ltx_runtime.files import amount
 from ltx_runtime.progress import Progress, silent
 
@@ -55,7 +56,7 @@ def display_many(count: int, work: float) -> Iterator[Callable[[float], Abstract
     @contextmanager
     def lines(done: float) -> Iterator[Progress]:
         yield silent
-        print(advance(done), file=sys.stderr)
+        tell(advance(done))
 
     if not sys.stderr.isatty():
         yield lines
@@ -145,4 +146,4 @@ def _line(name: str, units: int) -> Iterator[Callable[[int], None]]:
     yield lambda done: None
     seconds = time.perf_counter() - started
     each = f", {seconds / units:.2f} s each" if units > 1 else ""
-    print(f"{name}: {units} in {seconds:.1f} s{each}", file=sys.stderr)
+    tell(f"{name}: {units} in {seconds:.1f} s{each}")

@@ -27,7 +27,13 @@ def escape_what_cannot_be_encoded() -> None:
 
 def note(text: str) -> None:
     """Prints something that the user should know but need not act on."""
-    print(f"note: {printable(text)}", file=sys.stderr)
+    tell(f"note: {text}")
+
+
+def tell(text: str) -> None:
+    """Prints a line on standard error, unless nobody reads it any more, which need not end a run."""
+    with suppress(OSError):
+        print(printable(text), file=sys.stderr)
 
 
 def told_of(result: Mapping[str, Any]) -> str:
