@@ -226,6 +226,25 @@ class Arguments:
     low_memory: Annotated[bool, _expert(_RUN, "Use less memory: compute the predictions for guidance one by one.")] = (
         False
     )
+    ray: Annotated[
+        str | None,
+        _expert(
+            _RUN,
+            "Make many videos on a Ray cluster: HOST:PORT of its head node, or auto for this machine's cluster.",
+            metavar="ADDRESS",
+        ),
+    ] = None
+    ray_cpus: Annotated[
+        int | None,
+        _expert(_RUN, "CPU cores for each video on nodes without a GPU (default: all cores of a node)."),
+    ] = None
+    send_engines: Annotated[
+        bool, _expert(_RUN, "Have Ray copy the version folder to its nodes, up to 500 MB.", "--send-engines")
+    ] = False
+    output_uri: Annotated[
+        str | None,
+        _expert(_RUN, "Where --ray stores the videos, e.g. s3://bucket/folder (default: --output-dir).", metavar="URI"),
+    ] = None
     fetch: Annotated[
         str | None,
         _option(
