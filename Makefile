@@ -17,7 +17,7 @@ PROGRAMS := bin
 endif
 BIN := $(VENV)/$(PROGRAMS)
 
-.PHONY: setup engines demo demo-engines check fix test test-runtime test-bundle bench bench-whole clean
+.PHONY: setup engines demo demo-engines check fix test test-runtime test-bundle bench bench-whole fuzz-api clean
 
 setup: $(VENV)/.ready
 
@@ -90,6 +90,10 @@ bench: setup
 
 bench-whole: setup
 	$(BIN)/python benchmarks/cpu_whole.py
+
+# schemathesis against ltx-serve on the demo, for ten minutes.
+fuzz-api: demo
+	$(BIN)/python benchmarks/fuzz_api.py
 
 clean:
 	rm -rf $(VENV) $(VENV)-runtime build dist engines/demo weights/demo

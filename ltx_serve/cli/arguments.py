@@ -75,7 +75,7 @@ class Arguments:
     max_pixels: Annotated[int, _expert(_LIMITS, "Most pixels of a frame.")] = 1920 * 1088
     max_frames: Annotated[int, _expert(_LIMITS, "Most frames of a video.")] = 257
     max_job_s: Annotated[float, _expert(_LIMITS, "Most seconds for one video.")] = 3600.0
-    max_attempts: Annotated[int, _expert(_LIMITS, "How often a video is begun whose worker dies.")] = 3
+    max_attempts: Annotated[int, _expert(_LIMITS, "How often a video is begun whose worker dies.")] = 5
     grace_s: Annotated[
         float,
         _expert(_LIMITS, "Seconds for running videos to finish when the server stops; then they are queued again."),
