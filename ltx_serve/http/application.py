@@ -19,7 +19,7 @@ from ltx_runtime.errors import LtxError
 from ltx_runtime.packages import RELEASE
 from ltx_serve.checking import Checker
 from ltx_serve.http import videos
-from ltx_serve.http.answers import SERVER, ApiError, error_body, refusal
+from ltx_serve.http.answers import SERVER, ApiError, error_body, no_space, refusal
 from ltx_serve.http.events import event_routes
 from ltx_serve.http.fields import body_schemas
 from ltx_serve.http.guard import Guard, is_public
@@ -33,7 +33,7 @@ from ltx_serve.page.routes import page_routes
 from ltx_serve.settings import Settings
 
 _log = logging.getLogger("ltx_serve")
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # while an upload is received
 
 
 def application(settings: Settings, crew: Crew, store: Store, folders: Folders) -> FastAPI:
@@ -90,7 +90,7 @@ async def _on_ltx_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, LtxError)
     if isinstance(error, StoreError):
         _log.error("%s", error)
-        return _answer(ApiError(507, "the queue cannot be written - try again later", "no_space", None, SERVER))
+        return _answer(no_space())
     return _answer(refusal(error))
 
 
@@ -98,7 +98,7 @@ async def _on_os_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, OSError)
     _log.error("cannot serve a request: %s", error)
     if error.errno in _NO_SPACE:
-        return _answer(ApiError(507, "the server cannot write to its disk - try again later", "no_space", None, SERVER))
+        return _answer(no_space())
     return await _on_bug(_, error)
 
 

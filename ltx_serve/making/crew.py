@@ -262,7 +262,7 @@ class Crew:
         else:
             self._recorded(job, partial(self._finish, running, result))
         finally:
-            self._release(job)
+            self._release(running)
 
     def _told(self, running: _Running, event: Event) -> None:
         if running.failure is None:  # nothing is told of a job that has ended
@@ -337,14 +337,18 @@ class Crew:
         """Returns the failure for a client, who does not read of the server's folders and commands."""
         making = making_error_of(error)
         sentence = str(LtxError(making.problem, making.advice))
-        return Failure(making.code, sentence.replace(f"{self._folders.of(job.id)}{os.sep}", ""))
+        for folder in (self._folders.of(job.id), self._folders.root):
+            sentence = sentence.replace(f"{folder}{os.sep}", "")
+        return Failure(making.code, sentence)
 
-    def _release(self, job: Job) -> None:
+    def _release(self, running: _Running) -> None:
         """Takes a job from those under way, and removes what is left of its making."""
+        job = running.job
         with self._changed:
-            del self._running[job.id]
+            if self._running[job.id] is running:  # another maker may have begun it again
+                del self._running[job.id]
+                self._listeners.forget(job.id)
             self._changed.notify_all()
-        self._listeners.forget(job.id)
         try:
             left = self._store.get(job.id)
         except StoreError:  # the next start removes it

@@ -1,7 +1,7 @@
 // What is being made, and all videos: cards that are made once for each video and then kept up to date.
 
 import { content, release } from "./server.js";
-import { failureInWords, hasMedia, lengthInWords, sizeInWords, stageInWords, timeInWords } from "./words.js";
+import { factsInWords, failureInWords, stageInWords, timeInWords } from "./words.js";
 import { isActive } from "./videos.js";
 
 const at = (id) => document.getElementById(id);
@@ -67,7 +67,7 @@ export class Gallery {
     const rest = active.length - shown.length;
     at("waiting").hidden = rest <= 0;
     at("waiting").textContent = `${rest} more ${rest === 1 ? "is" : "are"} waiting.`;
-    const finished = known.filter((video) => !isActive(video));
+    const finished = known.filter((video) => !isActive(video) && !this.ended.has(video.id));
     for (const [id, tile] of this.tiles) {
       if (finished.some((video) => video.id === id)) continue;
       release(tile.address);
@@ -123,7 +123,8 @@ export class Gallery {
     actions.replaceChildren(...(buttons[video.status] ?? [cancel]));
     if (hadFocus) actions.firstElementChild.focus();
     if (video.status === "completed") this.play(video, card);
-    if (video.status === "failed") card.querySelector(".numbers").textContent = failureInWords(video.error);
+    const words = { completed: () => `${factsInWords(video)}, seed ${video.seed}`, failed: () => failureInWords(video.error) };
+    card.querySelector(".facts").textContent = words[video.status]?.() ?? "";
   }
 
   async attempt(card, action) {
@@ -150,8 +151,7 @@ export class Gallery {
     tile.dataset.id = video.id;
     tile.dataset.status = video.status;
     tile.querySelector(".prompt").textContent = video.prompt;
-    const facts = `${sizeInWords(video.size)}, ${lengthInWords(video.num_frames, video.fps)}`;
-    tile.querySelector(".facts").textContent = hasMedia(video) ? `${facts}, begun with a picture or clip` : facts;
+    tile.querySelector(".facts").textContent = factsInWords(video);
     tile.querySelector("button").addEventListener("click", () => this.does.open(this.videos.get(video.id)));
     if (video.status === "failed") tile.querySelector(".failure").textContent = failureInWords(video.error);
     else this.near.observe(tile);

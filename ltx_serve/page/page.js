@@ -101,33 +101,31 @@ function showTitle() {
 
 const videos = new Videos(changed, () => gallery.show());
 
-function changed(video, before) {
-  const isMine = videos.mine.has(video.id);
-  if (isMine) tellProgress(video);
-  if (before && isActive(before) && !isActive(video)) ended(video);
+function changed(video) {
+  if (videos.mine.has(video.id)) {
+    if (isActive(video)) tellProgress(video);
+    else ended(video);
+  }
   gallery.refresh(video);
   showTitle();
 }
 
-const wanted = new Set(); // what this page has asked for, or found unfinished as its own
-
 function ended(video) {
-  if (!wanted.delete(video.id)) return;
   gallery.keep(video);
-  announce(video, video.status === "completed" ? "Your video is ready." : `${failureTitle(video)}. ${failureInWords(video.error)}`);
+  const why = video.status === "failed" && `${failureTitle(video)}. ${failureInWords(video.error)}`;
+  announce(video, why || "Your video is ready.");
 }
 
-function made(video) {
-  wanted.add(video.id);
-  gallery.show();
+/** Takes the person to what was just asked for, if it is out of sight. */
+function goToMaking() {
   const { top } = at("making").getBoundingClientRect();
   if (top < 0 || top > innerHeight / 2) at("making").scrollIntoView({ behavior: calm.matches ? "auto" : "smooth" });
 }
 
 const does = {
   open: (video) => player.open(video),
-  again: async (video) => made(await videos.remix(video.id, { seed: drawSeed() })),
-  remix: async (video, prompt) => made(await videos.remix(video.id, { prompt })),
+  again: (video) => videos.remix(video.id, { seed: drawSeed() }).then(goToMaking),
+  remix: (video, prompt) => videos.remix(video.id, { prompt }).then(goToMaking),
   remove: (video) => videos.remove(video.id),
   cancel: (video) => videos.cancel(video.id),
   use: async (video) => {
@@ -138,10 +136,9 @@ const does = {
 
 const gallery = new Gallery(videos, does);
 const player = new Player(does);
-const composer = new Composer(async (form, source) => made(await videos.create(form, source)));
+const composer = new Composer((form, source) => videos.create(form, source).then(goToMaking));
 
 async function start() {
-  for (const id of videos.mine) wanted.add(id);
   videos.watch();
   for (;;) {
     try {

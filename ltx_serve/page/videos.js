@@ -16,7 +16,7 @@ const ids = (videos) => new Set(videos.map((video) => video.id));
 const path = (id, more = "") => `v1/videos/${encodeURIComponent(id)}${more}`;
 
 export class Videos {
-  /** `changed(video, before)` is called for every video that is new or differs, and `listed()` when the order changed. */
+  /** `changed(video)` is called for every video that is new or differs, and `listed()` when the list may have changed. */
   constructor(changed, listed) {
     this.changed = changed;
     this.listed = listed;
@@ -92,31 +92,33 @@ export class Videos {
 
   replace(videos) {
     const before = new Map(this.known.map((video) => [video.id, video]));
-    const unique = new Map(videos.filter((video) => !this.removed.has(video.id)).map((video) => [video.id, video]));
+    const unique = new Map(videos.map((video) => [video.id, video]));
+    for (const id of this.removed) unique.delete(id);
+    for (const [id, old] of before) if (unique.has(id) && !isActive(old)) unique.set(id, old); // answers may overtake
     this.known = [...unique.values()].sort((one, other) => other.created_at - one.created_at);
     for (const video of this.known) {
       const old = before.get(video.id);
-      if (!old || JSON.stringify(old) !== JSON.stringify(video)) this.tell(video, old);
+      if (!old || JSON.stringify(old) !== JSON.stringify(video)) this.tell(video);
     }
     this.listed();
     this.followSome();
   }
 
-  tell(video, before) {
+  tell(video) {
+    this.changed(video);
     if (!isActive(video)) {
       this.mine.delete(video.id);
       this.streams.get(video.id)?.abort();
       for (const seen of [this.events, this.pictures, this.begun]) seen.delete(video.id);
     }
     sessionStorage.setItem(MINE_KEY, JSON.stringify([...this.mine]));
-    this.changed(video, before);
   }
 
   update(video) {
     const before = this.get(video.id);
-    if (!before) return;
+    if (!before || (isActive(video) && !isActive(before))) return;
     this.known = this.known.map((one) => (one.id === video.id ? video : one));
-    this.tell(video, before);
+    this.tell(video);
     if (before.status !== video.status) this.listed();
   }
 

@@ -7,7 +7,9 @@ export const sizeInWords = (size) => size.replace("x", " × ");
 
 export const lengthInWords = (frames, fps) => `${number.format(frames / fps)} s`;
 
-export const dateInWords = (seconds) => day.format(new Date(seconds * 1000));
+export const factsInWords = ({ size, num_frames: frames, fps }) => `${sizeInWords(size)}, ${lengthInWords(frames, fps)}`;
+
+const dateInWords = (seconds) => day.format(new Date(seconds * 1000));
 
 /** "about 20 s", "about 3 min", "about 2 h": no more exact than an estimate is. */
 export function timeInWords(seconds) {
@@ -42,7 +44,8 @@ const FAILURES = {
 export const failureTitle = (video) => (video.error?.code === "cancelled" ? "Stopped" : "It did not work");
 
 /** Why a video failed: a sentence of ours for each code, and what the server says beside it. */
-export function failureInWords({ code, message } = {}) {
+export function failureInWords(error) {
+  const { code, message } = error ?? {};
   if (code === "cancelled") return FAILURES.cancelled;
   return [FAILURES[code], message].filter(Boolean).join(" ") || "The server does not say why.";
 }
@@ -67,8 +70,8 @@ export function settingsInWords(video) {
 
 export const hasMedia = (video) => Boolean(video.request?.conditions?.length || video.request?.video);
 
-/** A name for the downloaded file, of the first words of the prompt, in whatever script, and the seed. */
+/** A name for the downloaded file: the beginning of the prompt, and the seed. */
 export function fileName(video) {
-  const words = video.prompt.toLowerCase().match(/[\p{L}\p{N}]+/gu) ?? [];
-  return `${[...words.slice(0, 6), video.seed].join("-").slice(0, 80)}.mp4`;
+  const words = video.prompt.replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 40).replace(/^-+|-+$/g, "");
+  return `${words || "video"}-${video.seed}.mp4`;
 }
