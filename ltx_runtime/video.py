@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from ltx_runtime.declared import path_of
+from ltx_runtime.errors import LtxError
 from ltx_runtime.media.video import TakenError, check_output, save_video, target_of
 from ltx_runtime.noise.noise import Noise
 from ltx_runtime.outputs.places import Places
-from ltx_runtime.outputs.record import check_recordable, record_of, weights_of
+from ltx_runtime.outputs.record import check_recordable, parse_record, read_record, record_of, weights_of
 from ltx_runtime.outputs.unfinished import State, Unfinished, about_of, claim, place_beside
 from ltx_runtime.packages import RELEASE
 from ltx_runtime.planning.media import NO_MEDIA, GivenMedia
@@ -88,6 +89,20 @@ class Video:
         if self.plan is None:
             return asdict(self.ending) | {"backends": self.backends}
         return describe(self.plan, self._road.chosen, self._road.engines, self._media)
+
+    def result(self, file: Path) -> dict[str, Any]:
+        """What was made, as plain data: the file, its size, length, frame rate and seed, and how long stages took."""
+        height, width = self.size
+        return {
+            "file": str(file),
+            "width": width,
+            "height": height,
+            "frames": self.ending.num_frames,
+            "fps": self.ending.fps,
+            "seed": self.ending.seed,
+            "seconds": self.seconds,
+            "backends": self.backends,
+        }
 
     def work(self) -> dict[str, float]:
         """Estimates the floating-point operations of every stage by its name, for the total progress of a run."""
@@ -200,6 +215,13 @@ class Video:
         target = check_output(path, *self.size, self.ending.fps, overwrite=overwrite, folder_exists=folder_exists)
         self._places.adding({"the output": target, "the file to go on from": place_beside(path)}).check_distinct()
         return target
+
+    def is_saved_as(self, path: Path) -> bool:
+        """Returns whether an output holds this video, as its record says; without a record, it is not known to."""
+        try:
+            return self.plan is not None and read_record(path) == parse_record(self._record(path), target_of(path))
+        except LtxError:
+            return False
 
     def save(
         self,

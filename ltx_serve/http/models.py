@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from fastapi import APIRouter
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.manifest import MANIFEST, Engines, find_folder, read_manifest
@@ -92,6 +92,7 @@ class Defaults(BaseModel):
     height: int
     num_frames: int
     fps: float
+    negative_prompt: str | None = Field(description="Null for a model that does not use one.")
 
 
 class ModelAnswer(BaseModel):
@@ -116,15 +117,21 @@ class ModelList(BaseModel):
 
 def model_answer(model: Model, settings: Settings) -> ModelAnswer:
     """Returns a model as clients see it, with a choice of sizes and lengths within the limits of the server."""
-    version = model.version
-    usual = Defaults(width=version.width, height=version.height, num_frames=version.num_frames, fps=version.fps)
+    version, takes_guidance = model.version, not model.engines.manifest.allowed_sigmas
+    usual = Defaults(
+        width=version.width,
+        height=version.height,
+        num_frames=version.num_frames,
+        fps=version.fps,
+        negative_prompt=version.negative_prompt if takes_guidance else None,
+    )
     return ModelAnswer(
         id=version.name,
         created=model.created_at,
         sizes=[f"{width}x{height}" for width, height in _sizes(version, settings.max_pixels)],
         lengths=_lengths(version, settings.max_frames),
         defaults=usual,
-        takes_guidance=not model.engines.manifest.allowed_sigmas,
+        takes_guidance=takes_guidance,
     )
 
 

@@ -32,6 +32,7 @@ export class Composer {
     this.form.addEventListener("keydown", (event) => {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) (event.preventDefault(), this.send());
     });
+    at("more").addEventListener("toggle", () => this.show());
     at("model").addEventListener("change", () => {
       if (this.source) this.removeMedia(); // only the model that made a video makes variations of it
       this.useModel();
@@ -63,10 +64,12 @@ export class Composer {
     const frames = this.frames ?? defaults.num_frames;
     at("sizes").replaceChildren(...[...sizes].sort(fromWideToTall).map(sizeChoice));
     this.chooseSize(sizes.includes(size) ? size : `${defaults.width}x${defaults.height}`);
+    this.lengths = lengths;
     at("length").max = lengths.length - 1;
     this.chooseFrames(frames);
     for (const field of this.form.querySelectorAll("[data-guidance]")) field.hidden = !guidance;
     at("fps").placeholder = defaults.fps;
+    at("negative_prompt").placeholder = defaults.negative_prompt ?? "";
     this.show();
   }
 
@@ -78,13 +81,21 @@ export class Composer {
     for (const choice of at("sizes").querySelectorAll("input")) choice.checked = choice.value === size;
   }
 
+  hasSize(size) {
+    return [...at("sizes").querySelectorAll("input")].some((choice) => choice.value === size);
+  }
+
   get frames() {
     return this.lengths?.[at("length").value]?.num_frames;
   }
 
+  addLength(frames) {
+    this.lengths = [...this.lengths, { num_frames: frames }].sort((one, other) => one.num_frames - other.num_frames);
+    at("length").max = this.lengths.length - 1;
+  }
+
   /** Chooses the length nearest to a number of frames. */
   chooseFrames(frames) {
-    this.lengths = this.model.lengths;
     const distances = this.lengths.map((length) => Math.abs(length.num_frames - frames));
     at("length").value = distances.indexOf(Math.min(...distances));
   }
@@ -94,9 +105,10 @@ export class Composer {
   }
 
   show() {
-    const prompt = at("prompt");
-    prompt.style.height = "auto";
-    prompt.style.height = `${prompt.scrollHeight + 2}px`;
+    for (const area of this.form.querySelectorAll("textarea")) {
+      area.style.height = "auto";
+      area.style.height = area.scrollHeight ? `${area.scrollHeight + 2}px` : ""; // 0 while it is folded away
+    }
     if (!this.model) return;
     const words = `${lengthInWords(this.frames, this.fps)}`;
     at("size-words").textContent = `${sizeInWords(this.size)}, ${shapeOf(...numbers(this.size))}`;
@@ -113,22 +125,28 @@ export class Composer {
     sessionStorage.setItem(DRAFT_KEY, JSON.stringify({ ...draft, size: this.size, num_frames: this.frames }));
   }
 
+  /** Fills in the form; a size or length that is not among the choices, as other clients may ask for, joins them. */
   fill(settings) {
     for (const name of ["prompt", "seed", ...TYPED]) at(name).value = settings[name] ?? "";
-    if (this.model.sizes.includes(settings.size)) this.chooseSize(settings.size);
-    if (settings.num_frames) this.chooseFrames(settings.num_frames);
+    const { size, num_frames: frames } = settings;
+    if (size && !this.hasSize(size)) at("sizes").append(sizeChoice(size));
+    if (size) this.chooseSize(size);
+    if (frames && !this.lengths.some((length) => length.num_frames === frames)) this.addLength(frames);
+    if (frames) this.chooseFrames(frames);
     at("more").open ||= TYPED.some((name) => at(name).value);
     this.show();
   }
 
-  /** Takes over the settings of a video, and its picture or clip if it has one. */
-  use(video, hasMedia, thumbnail) {
+  /** Takes over the settings of a video; with `kept`, words and a picture, also what the form does not hold of it. */
+  use(video, kept) {
     if (this.models.has(video.model)) at("model").value = video.model;
     this.useModel();
-    const { fps } = this.model.defaults;
-    this.fill({ ...video.request, ...video, fps: video.fps === fps ? "" : video.fps });
+    const { defaults } = this.model;
+    const settings = { ...video.request, size: video.size };
+    for (const name of ["fps", "negative_prompt"]) if (settings[name] === defaults[name]) settings[name] = "";
+    this.fill(settings);
     this.removeMedia();
-    if (hasMedia) this.showMedia({ source: video.id, name: "The same picture or clip", address: thumbnail });
+    if (kept) this.showMedia({ source: video.id, ...kept });
     this.keepDraft();
     at("prompt").focus();
   }
@@ -168,7 +186,7 @@ export class Composer {
     this.showMedia({ file, name: file.name, address: URL.createObjectURL(file) });
   }
 
-  showMedia({ file = null, source = null, name, address }) {
+  showMedia({ file = null, source = null, name, use, address }) {
     this.removeMedia();
     this.showProblem("");
     [this.file, this.source, this.address] = [file, source, address];
@@ -185,7 +203,7 @@ export class Composer {
     at("media-preview").replaceChildren(preview);
     at("media-name").textContent = name;
     const clip = "The video begins with this clip and goes on from its end.";
-    at("media-use").textContent = isClip ? clip : source ? "The video begins with it." : "It becomes the first frame.";
+    at("media-use").textContent = use ?? (isClip ? clip : "It becomes the first frame.");
     at("media-choose").hidden = true;
     at("media-shown").hidden = false;
   }

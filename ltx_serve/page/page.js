@@ -5,7 +5,7 @@ import { Gallery } from "./gallery.js";
 import { Player } from "./player.js";
 import { Unreachable, content, json, listen, setToken, token } from "./server.js";
 import { Videos, isActive } from "./videos.js";
-import { failureInWords, failureTitle, hasMedia, stageInWords } from "./words.js";
+import { failureInWords, failureTitle, hasMedia, hasMore, stageInWords } from "./words.js";
 
 const THEME_KEY = "ltx-theme";
 const BACK_MS = 3000;
@@ -128,14 +128,19 @@ const does = {
   remix: (video, prompt) => videos.remix(video.id, { prompt }).then(goToMaking),
   remove: (video) => videos.remove(video.id),
   cancel: (video) => videos.cancel(video.id),
-  use: async (video) => {
-    const thumbnail = hasMedia(video) && video.status === "completed" ? await content(video.id, "thumbnail") : "";
-    composer.use(video, hasMedia(video), thumbnail);
-  },
+  use: async (video) => composer.use(video, hasMore(video) && (await keptOf(video))),
 };
 
+/** What the form shows of a video whose picture, clip or other settings are used again. */
+async function keptOf(video) {
+  const words = hasMedia(video)
+    ? { name: "The same picture or clip", use: "As it was given for that video." }
+    : { name: "All its other settings", use: "Also those that this page does not show." };
+  return { ...words, address: video.status === "completed" ? await content(video.id, "thumbnail") : "" };
+}
+
 const gallery = new Gallery(videos, does);
-const player = new Player(does);
+const player = new Player(does, (video) => composer.models.get(video.model)?.defaults);
 const composer = new Composer((form, source) => videos.create(form, source).then(goToMaking));
 
 async function start() {

@@ -7,9 +7,9 @@ import { failureInWords, failureTitle, fileName, settingsInWords } from "./words
 const at = (id) => document.getElementById(id);
 
 export class Player {
-  /** `does` has what the buttons do: again, use, remix and remove, each with a video. */
-  constructor(does) {
-    this.does = does;
+  /** `does` has what the buttons do: again, use, remix and remove, each with a video; `defaultsOf` those of its model. */
+  constructor(does, defaultsOf) {
+    this.defaultsOf = defaultsOf;
     this.dialog = at("player");
     this.dialog.addEventListener("close", () => this.clear());
     this.dialog.addEventListener("click", (event) => event.target === this.dialog && this.dialog.close());
@@ -36,7 +36,7 @@ export class Player {
     this.dialog.dataset.status = video.status;
     at("player-title").textContent = video.prompt;
     at("player-problem").textContent = failed ? `${failureTitle(video)}. ${failureInWords(video.error)}` : "";
-    at("player-settings").replaceChildren(...settingsInWords(video).flatMap(pair));
+    at("player-settings").replaceChildren(...settingsInWords(video, this.defaultsOf(video)).flatMap(pair));
     at("again").textContent = failed ? "Try again" : "Again with another seed";
     at("download").hidden = failed;
     at("remix-prompt").value = video.prompt;

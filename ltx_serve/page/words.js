@@ -50,25 +50,33 @@ export function failureInWords(error) {
   return [FAILURES[code], message].filter(Boolean).join(" ") || "The server does not say why.";
 }
 
-/** The settings of a video as pairs of a name and a value. */
-export function settingsInWords(video) {
-  const request = video.request ?? {};
-  const seconds = Object.values(video.stages ?? {}).reduce((sum, stage) => sum + stage, 0);
+const IN_FORM = ["prompt", "negative_prompt", "height", "width", "num_frames", "fps", "seed", "steps", "guidance_scale"];
+const MEDIA = ["conditions", "video"];
+
+export const hasMedia = ({ request }) => MEDIA.some((name) => request[name]);
+
+/** Whether a video was asked for with more than this page's form holds: media, or settings by another client. */
+export const hasMore = ({ request }) => Object.keys(request).some((name) => !IN_FORM.includes(name));
+
+/** The settings of a video as pairs of a name and a value; `defaults` are those of its model, if it is still there. */
+export function settingsInWords(video, defaults) {
+  const { request } = video;
+  const seconds = Object.values(video.stages).reduce((sum, stage) => sum + stage, 0);
+  const others = Object.entries(request).filter(([name]) => !IN_FORM.includes(name) && !MEDIA.includes(name));
   const pairs = [
     ["Size", sizeInWords(video.size)],
     ["Length", `${lengthInWords(video.num_frames, video.fps)}, ${video.num_frames} frames at ${number.format(video.fps)} a second`],
     ["Seed", String(video.seed)],
-    ["Not to show", request.negative_prompt],
+    ["Begins with", hasMedia(video) ? "a picture or clip" : ""],
+    ["Not to show", request.negative_prompt === defaults?.negative_prompt ? "" : request.negative_prompt],
     ["Steps", request.steps],
     ["Guidance", request.guidance_scale],
-    ["Begins with", hasMedia(video) ? "a picture or clip" : undefined],
+    ["Also", others.map(([name, value]) => `${name} ${JSON.stringify(value)}`).join(", ")],
     ["Model", video.model],
-    ["Made", dateInWords(video.completed_at ?? video.created_at) + (seconds ? `, in ${timeInWords(seconds).replace("about ", "")}` : "")],
+    ["Made", dateInWords(video.completed_at ?? video.created_at) + (seconds ? `, in ${number.format(seconds)} s` : "")],
   ];
   return pairs.filter(([, value]) => value !== undefined && value !== null && value !== "");
 }
-
-export const hasMedia = (video) => Boolean(video.request?.conditions?.length || video.request?.video);
 
 /** A name for the downloaded file: the beginning of the prompt, and the seed. */
 export function fileName(video) {

@@ -29,10 +29,12 @@ LOW_CONTRAST = """() => {
         }
         return [255, 255, 255, 255];
     };
+    const opacity = (element) => (element ? getComputedStyle(element).opacity * opacity(element.parentElement) : 1);
     const texts = [...document.querySelectorAll("body *")].filter((element) => element.checkVisibility()
         && [...element.childNodes].some((node) => node.nodeType === Node.TEXT_NODE && node.data.trim()));
     return texts.map((element) => {
         const colours = [rgba(getComputedStyle(element).color), behind(element)];
+        colours[0] = colours[0].map((byte, index) => byte * opacity(element) + colours[1][index] * (1 - opacity(element)));
         const [light, dark] = colours.map(luminance).sort((a, b) => b - a);
         return [element.textContent.trim().slice(0, 40), (light + 0.05) / (dark + 0.05)];
     }).filter(([, ratio]) => ratio < 4.5);

@@ -86,6 +86,23 @@ def test_the_settings_of_a_video_can_be_used_for_the_next(page):
     assert values == {"#prompt": FOX, "#seed": "7", "#negative_prompt": "blurry", "#steps": "4"}
 
 
+def test_settings_by_another_client_are_shown_and_kept(page, server):
+    asked = {"prompt": FOX, "size": "128x64", "num_frames": 17, "single_pass": True, "seed": 7}
+    page.request.post(f"{server.url}v1/videos", data=asked)
+    page.reload()
+    page.locator(".tile button").click()
+    expect(page.locator("#player-settings")).to_contain_text("single_pass true")
+    page.get_by_role("button", name="Use these settings").click()
+    expect(page.locator("#size-words")).to_contain_text("128 × 64")
+    expect(page.locator("#length-words")).to_contain_text("17 frames")
+    expect(page.locator("#media-shown")).to_contain_text("All its other settings")
+    page.fill("#seed", "8")
+    page.click("#submit")
+    expect_ready(page)
+    again, first = server.videos()
+    assert again["request"] == {**first["request"], "seed": 8}
+
+
 def test_a_video_can_be_opened_downloaded_made_with_another_prompt_and_deleted(page, server):
     ask(page, FOX)
     expect_ready(page)
