@@ -26,8 +26,10 @@ def made(server):
 
 @pytest.fixture
 def held(server):
-    """A maker that is held after its first step until the test is over."""
+    """A maker that is held after its first step until the test is over, and has nothing else to do."""
     (maker,) = server.makers
+    while any(server.store.counts()[status] for status in ("queued", "in_progress")):
+        time.sleep(0.01)
     maker.may_go_on.clear()
     yield maker
     maker.may_go_on.set()
