@@ -92,9 +92,9 @@ class NodeMaker:
             LtxError: the node has no such folder, or a file of it is missing or changed.
         """
         folder = Path.cwd() if self._share.is_sent else self._share.engines
-        if not folder.is_dir():
+        if not (folder / MANIFEST).is_file():
             raise LtxError(
-                f"it has no {folder}",
+                f"it has no version folder {folder}",
                 "copy the version folder there, use a folder that all nodes share, or add --send-engines",
             )
         self._pipe = Pipeline(folder, **self._share.pipeline, keep_loaded=True, note=self._notes.append)

@@ -110,13 +110,15 @@ class Team:
             if node.id in self._left_out:
                 continue
             count, resources = self._room_of(node)
-            if not count:
-                self._left_out[node.id] = f"{node.name} has too few CPU cores"
+            if not count and node.cpus:
+                self._left_out[node.id] = (
+                    f"{node.name}: it has {node.cpus} CPU cores, and each video is to have {self._cpus}"
+                )
             have = sum(maker.node.id == node.id for maker in self._makers)
             for _ in range(count - have):
                 self._makers.append(self._started(node, resources))
         if not self._makers:
-            reasons = "; ".join(self._left_out.values()) or "it has none that is alive"
+            reasons = "; ".join(self._left_out.values()) or "none is alive that has a GPU or CPU cores"
             raise LtxError(f"no node of the Ray cluster can make videos: {reasons}")
 
     def _room_of(self, node: Node) -> tuple[int, dict[str, int]]:
