@@ -17,7 +17,7 @@ PROGRAMS := bin
 endif
 BIN := $(VENV)/$(PROGRAMS)
 
-.PHONY: setup engines demo demo-engines check fix test test-runtime bench bench-whole clean
+.PHONY: setup engines demo demo-engines check fix test test-runtime test-bundle test-page bench bench-whole fuzz-api clean
 
 setup: $(VENV)/.ready
 
@@ -68,6 +68,11 @@ fix: setup
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
+# The page of ltx-serve in Chromium, which the system must have: apt install chromium, or CHROMIUM=<its path>.
+test-page: demo
+	$(BIN)/python -m pip install --quiet --editable ".[serve]" --group page
+	$(BIN)/python -m pytest tests/page
+
 # The runtime as it is on a machine without PyTorch, in an environment and a place of its own.
 test-runtime: demo
 	$(PYTHON) -m venv $(VENV)-runtime
@@ -78,6 +83,10 @@ test-runtime: demo
 	rm -rf $(VENV)-runtime/moved && cp -r engines/demo $(VENV)-runtime/moved
 	cd $(VENV)-runtime && $(PROGRAMS)/ltx-run --engines moved --prompt "A red fox" --output fox.png && rm -r fox
 
+# Bundles with wheels from the package index, one of which is installed in an empty network namespace.
+test-bundle: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m index
+
 # A step and a decode on this CPU against diffusers, with random weights made here: 12 GB of disk, and 15 minutes on two
 # cores. bench-whole does the same with whole programs, T5-XXL included: 28 GB, and half an hour.
 bench: setup
@@ -86,6 +95,10 @@ bench: setup
 
 bench-whole: setup
 	$(BIN)/python benchmarks/cpu_whole.py
+
+# schemathesis against ltx-serve on the demo, for ten minutes.
+fuzz-api: demo
+	$(BIN)/python benchmarks/fuzz_api.py
 
 clean:
 	rm -rf $(VENV) $(VENV)-runtime build dist engines/demo weights/demo

@@ -18,10 +18,10 @@ from ltx_runtime.pipeline import Pipeline
 from ltx_runtime.progress import Progress
 from ltx_runtime.video import Video
 
-# Makes tasks and yields their outcomes as they come, in any order: `made_here` with all but the tasks filled in, or
-# one that hands them to other machines.
-Executor = Callable[[Iterable[Task]], Iterator[Outcome]]
 Shown = Callable[[Task], AbstractContextManager[Progress]]
+# Makes tasks and yields their outcomes as they come, in any order: `made_here` with all else filled in, or one that
+# hands them to other machines.
+Executor = Callable[[Iterable[Task], Shown], Iterator[Outcome]]
 _SMALL_BYTES = 100_000
 # Fields of RunOptions that may be others when a video goes on, see `Pipeline.resume`.
 _RESUMED = ("tiled", "low_memory", "overwrite", "metadata")

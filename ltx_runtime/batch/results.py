@@ -37,6 +37,7 @@ class About:
         engines: the version folder.
         pipeline: arguments of Pipeline by name: backend, cpu_mode, memory, gpu_memory and threads.
         options: fields of RunOptions by name, for every video.
+        uri: where a cluster stores the videos; None for the folder of the file of results.
         release: version of the program that began it.
     """
 
@@ -44,6 +45,7 @@ class About:
     engines: str
     pipeline: dict[str, Any]
     options: dict[str, Any]
+    uri: str | None = None
     release: str = RELEASE
 
 

@@ -24,7 +24,7 @@ def _expert(panel: str, text: str, *names: str, **more: Any) -> Any:
     return _option(panel, text, *names, hidden=True, **more)
 
 
-def _show_all(context: typer.Context, wanted: bool) -> bool:
+def show_all(context: typer.Context, wanted: bool) -> bool:
     """Prints the help with every option and exits."""
     if wanted:
         for parameter in context.command.params:
@@ -226,6 +226,25 @@ class Arguments:
     low_memory: Annotated[bool, _expert(_RUN, "Use less memory: compute the predictions for guidance one by one.")] = (
         False
     )
+    ray: Annotated[
+        str | None,
+        _expert(
+            _RUN,
+            "Make many videos on a Ray cluster: HOST:PORT of its head node, or auto for this machine's cluster.",
+            metavar="ADDRESS",
+        ),
+    ] = None
+    ray_cpus: Annotated[
+        int | None,
+        _expert(_RUN, "CPU cores for each video on nodes without a GPU (default: all cores of a node)."),
+    ] = None
+    send_engines: Annotated[
+        bool, _expert(_RUN, "Have Ray copy the version folder to its nodes, up to 500 MB.", "--send-engines")
+    ] = False
+    output_uri: Annotated[
+        str | None,
+        _expert(_RUN, "Where --ray stores the videos, e.g. s3://bucket/folder (default: --output-dir).", metavar="URI"),
+    ] = None
     fetch: Annotated[
         str | None,
         _option(
@@ -243,7 +262,7 @@ class Arguments:
 
     about: Annotated[bool, _expert(_RUN, "Show the versions of this program and its backends.", "--about")] = False
     help_all: Annotated[
-        bool, _option(_RUN, "Show every option and exit.", "--help-all", callback=_show_all, is_eager=True)
+        bool, _option(_RUN, "Show every option and exit.", "--help-all", callback=show_all, is_eager=True)
     ] = False
 
 

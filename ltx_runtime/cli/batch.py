@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ltx_runtime.cli.arguments import Arguments, is_typed
+from ltx_runtime.cli.cluster import joined_for, on_cluster
 from ltx_runtime.cli.streams import folder_for, note, resuming, tell, told_of
 from ltx_runtime.errors import LtxError
 from ltx_runtime.files import engines_folder
 
 if TYPE_CHECKING:
+    from ltx_runtime.batch.making import Executor
     from ltx_runtime.batch.results import Results
     from ltx_runtime.batch.rows import Row
     from ltx_runtime.batch.tasks import Outcome, Planned, Refused, Task
@@ -61,13 +63,14 @@ def make(typed: Arguments) -> None:
                 pass
             print(json.dumps(survey.report(), indent=1) if typed.json else "\n".join(survey.lines()))
             raise SystemExit(SOME_FAILED if survey.refused else 0)
-        about = About(pipe.version.name, str(pipe.engines.folder), of_pipeline, options)
+        about = About(pipe.version.name, str(pipe.engines.folder), of_pipeline, options, typed.output_uri)
         stem = typed.prompts.stem if typed.prompts is not None and typed.prompts.stem not in ("", "-") else _UNNAMED
         with (
+            joined_for(typed, pipe.engines.folder),
             folder_for(folder),
             begin(folder / f"{stem}{RESULTS}", about, planned, overwrite=typed.overwrite) as results,
         ):
-            _make(results, pipe, typed, again=False)
+            _make(results, pipe, of_pipeline, typed, again=False)
 
 
 def go_on(typed: Arguments) -> None:
@@ -96,7 +99,8 @@ def go_on(typed: Arguments) -> None:
                 told = f"{left} of {results.planned} videos are left to make"
                 print(json.dumps({"videos": results.planned, "left": left}) if typed.json else told)
                 return
-            _make(results, pipe, typed, again=True)
+            with joined_for(typed, pipe.engines.folder):
+                _make(results, pipe, of_pipeline, typed, again=True)
 
 
 def _with_changes(changes: dict[str, Any], request: Any) -> Any:
@@ -172,32 +176,45 @@ class Survey:
             yield f"{self.refused} rows are refused"
 
 
-def _make(results: Results, pipe: Pipeline, typed: Arguments, *, again: bool) -> None:
+def _make(results: Results, pipe: Pipeline, of_pipeline: dict[str, Any], typed: Arguments, *, again: bool) -> None:
     """Makes what is left of a batch, and tells each outcome as soon as it is in the file of results."""
-    from ltx_runtime.batch.making import made_here
     from ltx_runtime.cli.progress import display_many
 
     left, work = results.left()
+    again_with = resuming(results.path, *(() if typed.ray is None else ("--ray", typed.ray)))
     if not left:
         note(f"all {results.planned} videos are made")
     else:
-        note(f"if this is interrupted, go on with: {resuming(results.path)}")
+        note(f"if this is interrupted, go on with: {again_with}")
     failed, output = 0, _Output(results.path)
     try:
+        make = _executor(results, pipe, of_pipeline, typed, again=again)
         with display_many(left, work) as display:
-            shown = lambda task: display(task.work)  # noqa: E731
-            outcomes = made_here(results.tasks(), pipe, results.about.options, results.path.parent, shown, again=again)
-            for outcome in outcomes:
+            for outcome in make(results.tasks(), lambda task: display(task.work)):
                 results.append(outcome)
                 failed += outcome.result is None
                 output.tell(outcome, as_json=typed.json)
     except BaseException:
-        note(f"what is finished is kept; go on with: {resuming(results.path)}")
+        note(f"what is finished is kept; go on with: {again_with}")
         raise
     if failed:
-        note(f"{failed} of {left} videos failed; try them again with: {resuming(results.path)}")
+        note(f"{failed} of {left} videos failed; try them again with: {again_with}")
     if failed or results.refused:
         raise SystemExit(SOME_FAILED)
+
+
+def _executor(
+    results: Results, pipe: Pipeline, of_pipeline: dict[str, Any], typed: Arguments, *, again: bool
+) -> Executor:
+    """Returns what makes the tasks: this process, or the cluster that it has joined."""
+    from ltx_runtime.batch.making import made_here
+
+    about, folder = results.about, results.path.parent
+    if typed.ray is not None:
+        return on_cluster(about, pipe, of_pipeline, folder, typed, again=again)
+    if about.uri is not None:
+        raise LtxError(f"this batch goes to {about.uri}, which only a cluster writes to", "add --ray auto")
+    return lambda tasks, shown: made_here(tasks, pipe, about.options, folder, shown, again=again)
 
 
 class _Output:

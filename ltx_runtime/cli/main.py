@@ -32,6 +32,7 @@ def _run(typed: Arguments) -> None:
     Options that you leave out use the version's defaults. More options, for experts: --help-all.
     """
     from ltx_runtime.cli import batch
+    from ltx_runtime.cli.request_from_arguments import check_no_cluster_options
     from ltx_runtime.spec.versions import find_version
 
     typed = _at_home(typed)
@@ -64,6 +65,7 @@ def _run(typed: Arguments) -> None:
     if typed.prompts is not None or typed.count is not None or typed.seeds is not None:
         batch.make(typed)
         return
+    check_no_cluster_options(typed)
     sources = (typed.prompt, typed.embeddings_file, typed.latents, typed.from_file, typed.resume)
     if all(source is None for source in sources):
         raise LtxError("there is no prompt", "give a prompt in quotes, or --embeddings-file FILE")

@@ -38,7 +38,9 @@ _NOT_FOR_BATCH = (
     *("initial_latents_file", "latents", "save_latents", "output", "resume"),
 )
 # Options that can be changed for a batch that goes on.
-_FOR_RESUMED_BATCH = ("resume", "memory", "engines", "gpu_memory", "threads", "plan", "json")
+_FOR_RESUMED_BATCH = (
+    *("resume", "memory", "engines", "gpu_memory", "threads", "plan", "json", "ray", "ray_cpus", "send_engines"),
+)
 # Files of a recorded run that make no sense beside what is typed: they hold what that would change.
 _REPLACES = {
     "embeddings": ("words", "prompt", "negative_prompt"),
@@ -174,11 +176,19 @@ def check_batch_options(typed: Arguments) -> None:
 
     A single prompt, of which several videos are made, and its output may be typed.
     """
+    if typed.ray is None:
+        check_no_cluster_options(typed)
     if typed.resume is not None:
         _refuse_others(typed, _FOR_RESUMED_BATCH, "a batch that goes on")
         return
     refused = {*_NOT_FOR_BATCH} - ({"words", "prompt", "output"} if typed.prompts is None else set())
     _refuse_others(typed, [one.name for one in fields(Arguments) if one.name not in refused], "many videos")
+
+
+def check_no_cluster_options(typed: Arguments) -> None:
+    """Raises LtxError if an option of a cluster was typed, for what this machine makes itself."""
+    names = [one.name for one in fields(Arguments) if one.name not in ("ray", "ray_cpus", "send_engines", "output_uri")]
+    _refuse_others(typed, names, "videos that this machine makes")
 
 
 def _refuse_others(typed: Arguments, names: Sequence[str], what: str) -> None:

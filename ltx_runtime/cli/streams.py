@@ -43,11 +43,11 @@ def told_of(result: Mapping[str, Any]) -> str:
     return f"{printable(result['file'])}: {size}, seed {result['seed']}; {seconds}"
 
 
-def resuming(path: Path) -> str:
-    """Returns the command that goes on from a file, as a shell takes it."""
+def resuming(path: Path, *options: str) -> str:
+    """Returns the command that goes on from a file, with further options, as a shell takes it."""
     from ltx_runtime.outputs.unfinished import shortest
 
-    words = ["ltx-run", "--resume", shortest(path)]
+    words = ["ltx-run", "--resume", shortest(path), *options]
     return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 
