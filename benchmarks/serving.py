@@ -229,7 +229,8 @@ def _report(
         f"{processor_name()}, {cores()} cores, Python {platform.python_version()}, load before {asked.load:.1f}",
         f"{asked.jobs} jobs of 64x64x9 by {asked.clients} clients, {asked.workers} worker(s)",
         f"killed: {', '.join(killed) or 'nothing'}",
-        f"accepted in {max(served.accepted_at) - began:.1f} s, all over after {took_s:.1f} s: {count / took_s:.1f} jobs/s",
+        f"all accepted after {max(served.accepted_at) - began:.1f} s, all over after {took_s:.1f} s: "
+        f"{count / took_s:.1f} jobs/s",
         f"answer of acceptance: p50 {_ms(answers, 0.5)}, p99 {_ms(answers, 0.99)}, longest {_ms(answers, 1)}",
         f"server, largest resident memory of each quarter: {_quarters(memory.server)} MB",
         f"worker, largest resident memory of each quarter: {_quarters(memory.worker)} MB",
