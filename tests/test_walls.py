@@ -25,7 +25,7 @@ ROOMS = {
     "ltx_runtime": (
         *("errors", "packages", "declared", "files", "progress", "spec", "folder", "hub", "tensors", "weights"),
         *("sessions", "noise", "media", "text", "vae", "sampling", "planning", "outputs", "road", "video"),
-        *("pipeline", "doctor", "cli"),
+        *("pipeline", "batch", "cluster", "doctor", "cli"),
     ),
     "ltx_export": (
         *("recorded", "preview", "checkpoints", "sources", "models", "networks", "weights"),

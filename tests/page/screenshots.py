@@ -51,10 +51,16 @@ def take_all(folder: Path, server: Server) -> None:
                     fill_gallery(page, server.url)
                 take(page, folder / f"page-before-{name}.webp")
                 ask(page, FOX, LONG)
-                expect(page.locator(".making .stage")).to_contain_text("Step 6 of 8")
+                ask(page, "A brown hare sits in long grass")
+                expect(page.locator(".making .left").first).to_contain_text("left", timeout=120_000)
                 take(page, folder / f"page-during-{name}.webp")
-                page.get_by_role("button", name="Cancel").click()
-                put_away(page)
+                for _ in range(2):
+                    page.get_by_role("button", name="Cancel").last.click()
+                    expect(page.locator(".making[data-status=failed]")).to_be_visible()
+                for video in server.videos():
+                    if video["status"] == "failed":
+                        server.answer("DELETE", f"v1/videos/{video['id']}")
+                page.reload()
                 ask(page, FOX)
                 expect_ready(page)
                 expect_playing(page, ".making video")
