@@ -89,6 +89,7 @@ class Desk:
             fields = asked.fields if source is None else self._varied(source, asked.fields, folder)
             filled = await self._checked(fields, folder, model, asked.labels)
             job = Job(id, model.version.name, filled, remixed_from=None if source is None else source.id)
+            await run_in_threadpool(self.folders.sync, id)
             await run_in_threadpool(self.store.add, job)
         except BaseException as error:
             self.folders.remove(id)
