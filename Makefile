@@ -17,7 +17,7 @@ PROGRAMS := bin
 endif
 BIN := $(VENV)/$(PROGRAMS)
 
-.PHONY: setup engines demo demo-engines check fix test test-runtime test-bundle bench bench-whole fuzz-api clean
+.PHONY: setup engines demo demo-engines check fix test test-page test-runtime test-bundle bench bench-whole fuzz-api clean
 
 setup: $(VENV)/.ready
 
@@ -67,6 +67,11 @@ fix: setup
 # Every file of tests on one worker, which exports what they share once. Workers share the cores.
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# The page of ltx-serve in Chromium, which the system must have: apt install chromium, or CHROMIUM=<its path>.
+test-page: demo
+	$(BIN)/python -m pip install --quiet --editable ".[serve]" --group page
+	$(BIN)/python -m pytest tests/page
 
 # The runtime as it is on a machine without PyTorch, in an environment and a place of its own.
 test-runtime: demo
