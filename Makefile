@@ -17,14 +17,14 @@ PROGRAMS := bin
 endif
 BIN := $(VENV)/$(PROGRAMS)
 
-.PHONY: setup engines demo demo-engines check fix test test-runtime test-bundle test-page bench bench-whole fuzz-api clean
+.PHONY: setup engines demo demo-engines check fix test test-runtime test-bundle test-page test-ray bench bench-whole fuzz-api clean
 
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --editable ".[cpu,openvino,export,tensorrt-rtx]" --group dev
+	$(BIN)/python -m pip install --quiet --editable ".[cpu,openvino,export,tensorrt-rtx,serve]" --group dev
 	touch $@
 
 # Checkpoint -> engines/VERSION. What weights/VERSION/ lacks is downloaded; the demo's weights are random and made here.
@@ -98,6 +98,7 @@ bench-whole: setup
 
 # schemathesis against ltx-serve on the demo, for ten minutes.
 fuzz-api: demo
+	$(BIN)/python -m pip install --quiet --group fuzz
 	$(BIN)/python benchmarks/fuzz_api.py
 
 clean:

@@ -39,7 +39,7 @@ _PART: Schema = {"type": "number", "minimum": 0, "maximum": 1}
 _SCALE: Schema = {"type": "number", "minimum": 0, "maximum": 100}
 _FLAG: Schema = {"type": "boolean"}
 _SIDE: Schema = {"type": "integer", "minimum": 1, "maximum": LARGEST}
-_MEDIA: Schema = {"type": "string", "format": "binary"}
+_MEDIA: Schema = {"type": "string", "contentMediaType": "application/octet-stream"}
 
 # Every field, in the order in which the documentation lists them.
 FIELDS: dict[str, Schema] = {

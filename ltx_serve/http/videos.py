@@ -86,7 +86,9 @@ class Desk:
             await run_in_threadpool(folder.mkdir)
             for name, content in asked.inputs.items():
                 await _write(folder / name, content)
-            fields = asked.fields if source is None else self._varied(source, asked.fields, folder)
+            fields = asked.fields
+            if source is not None:
+                fields = await run_in_threadpool(self._varied, source, fields, folder)
             filled = await self._checked(fields, folder, model, asked.labels)
             job = Job(id, model.version.name, filled, remixed_from=None if source is None else source.id)
             await run_in_threadpool(self.folders.sync, id)
