@@ -17,7 +17,7 @@ PROGRAMS := bin
 endif
 BIN := $(VENV)/$(PROGRAMS)
 
-.PHONY: setup engines demo demo-engines check fix test test-runtime bench bench-whole clean
+.PHONY: setup engines demo demo-engines check fix test test-runtime test-bundle bench bench-whole clean
 
 setup: $(VENV)/.ready
 
@@ -77,6 +77,10 @@ test-runtime: demo
 	$(VENV)-runtime/$(PROGRAMS)/python -m pytest tests/runtime tests/test_walls.py
 	rm -rf $(VENV)-runtime/moved && cp -r engines/demo $(VENV)-runtime/moved
 	cd $(VENV)-runtime && $(PROGRAMS)/ltx-run --engines moved --prompt "A red fox" --output fox.png && rm -r fox
+
+# Bundles with wheels from the package index, one of which is installed in an empty network namespace.
+test-bundle: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m index
 
 # A step and a decode on this CPU against diffusers, with random weights made here: 12 GB of disk, and 15 minutes on two
 # cores. bench-whole does the same with whole programs, T5-XXL included: 28 GB, and half an hour.

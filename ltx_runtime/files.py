@@ -7,6 +7,7 @@ import itertools
 import os
 import secrets
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -26,6 +27,8 @@ _CACHE_VARIABLE = "LTX_CACHE"
 _PARTIAL = ".ltx-{}.partial"
 _ABANDONED_S = 86_400.0
 _PROGRAM, _ENGINES = "ltx-engines", "engines"
+# Where a bundle puts its version folder, in the environment that it installs: the system's place for a program's data.
+INSTALLED_ENGINES = Path("share") / _PROGRAM / _ENGINES
 _NO_LINKS = (errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EINVAL)
 _POINTER_START, _POINTER_BYTES = b"version https://git-lfs.github.com/spec/", 1024  # a pointer is smaller
 
@@ -245,14 +248,23 @@ def prune(folder: Path, most_bytes: int) -> None:
 
 
 def engines_folder(given: Path | None) -> Path:
-    """Returns the folder of version folders: the given one, else ./engines if there is one, else the user's own."""
-    import platformdirs  # noqa: PLC0415
+    """Returns the folder of version folders.
 
-    here = Path(_ENGINES)
+    It is the given one, else ./engines if there is one, else that which a bundle installed together with this program,
+    else the user's own.
+    """
+    here, installed = Path(_ENGINES), Path(sys.prefix) / INSTALLED_ENGINES
     if given is not None or here.exists():
         return given or here
+    return installed if installed.is_dir() else data_folder(_ENGINES)
+
+
+def data_folder(name: str) -> Path:
+    """Returns the folder of this name among the user's own data; in the current folder for a user without a home."""
+    import platformdirs  # noqa: PLC0415
+
     place = platformdirs.user_data_path(_PROGRAM, appauthor=False)
-    return place / _ENGINES if place.is_absolute() else here
+    return place / name if place.is_absolute() else Path(name)
 
 
 def check_space(folder: Path, needed_bytes: int) -> None:

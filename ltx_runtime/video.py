@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,13 @@ from ltx_runtime.road import Floats, Frame, Road, decoder_feeds, frames_of, nois
 from ltx_runtime.sampling.step import Step
 from ltx_runtime.spec.components import ComponentName
 from ltx_runtime.vae.saved_latents import Ending, read_initial
+
+Frames = Generator[Frame, None, None]
+Watch = Callable[[Step], None]
+
+
+def unwatched(step: Step) -> None:
+    """Implements Watch without doing anything."""
 
 
 class Video:
@@ -134,25 +142,33 @@ class Video:
         """Sets the latents to decode, and the source of the decoder's noise."""
         self._latents, self._noise = latents, noise
 
-    def latents(self, progress: Progress = silent) -> Floats:
+    def latents(self, progress: Progress = silent, *, each_step: Watch = unwatched) -> Floats:
         """Returns the normalized latents to decode, (1, C, F, H, W) float32; the first call makes them.
+
+        Args:
+            progress: shows how far each stage is.
+            each_step: is called with every denoising step, for example to show its preview.
 
         Raises:
             LtxError: a file cannot be used, or there is too little memory.
         """
         if self._latents is None:
-            for _ in self.steps(progress):
-                pass
+            for step in self.steps(progress):
+                each_step(step)
         assert self._latents is not None
         return self._latents
 
-    def frames(self, progress: Progress = silent) -> Generator[Frame, None, None]:
+    def frames(self, progress: Progress = silent, *, each_step: Watch = unwatched) -> Frames:
         """Yields every frame in order, (height, width, 3) uint8 RGB; makes the latents first if need be.
+
+        Args:
+            progress: shows how far each stage is.
+            each_step: is called with every denoising step.
 
         Raises:
             LtxError: a file cannot be used, there is too little memory, or the decoder's output is not finite.
         """
-        latents = self.latents(progress)
+        latents = self.latents(progress, each_step=each_step)
         road = self._running(progress)
         if self.plan is None:  # otherwise steps has told
             self._tell(road)
@@ -208,13 +224,19 @@ class Video:
             return False
 
     def save(
-        self, path: Path | str, progress: Progress = silent, *, unfinished: Callable[[Path], None] | None = None
+        self,
+        path: Path | str,
+        progress: Progress = silent,
+        *,
+        each_step: Watch = unwatched,
+        unfinished: Callable[[Path], None] | None = None,
     ) -> Path:
         """Makes the video and writes it to a file, which appears when it is whole.
 
         Args:
             path: .mp4, .webm, .gif, or NAME.png for a folder NAME of frames.
             progress: shows how far each stage is.
+            each_step: is called with every denoising step.
             unfinished: is called with a file beside the output that holds the state of the run until the video is
                 whole. If the process is killed or the video cannot be written, `Pipeline.resume` goes on from it.
                 Without this function, there is no such file, unless the run goes on from one.
@@ -233,19 +255,26 @@ class Video:
             return target
         target = self.check_output(path)
         record = "" if self.plan is None else self._record(path)
+        begin = partial(self.frames, progress, each_step=each_step)
         if record and (unfinished is not None or self._unfinished is not None):
             with self._kept(path, record, unfinished) as finished:
-                written = self._written(path, record, progress, finished)
+                written = self._written(path, record, begin, finished)
         else:
-            written = self._written(path, record, progress, lambda video: None)
+            written = self._written(path, record, begin, lambda video: None)
         if written != target:
             self._road.note(f"{target} was made by another program meanwhile; the video is {written}")
         return written
 
-    def _written(self, path: Path, record: str, progress: Progress, finished: Callable[[Path], None]) -> Path:
+    def _written(
+        self,
+        path: Path,
+        record: str,
+        begin: Callable[[], Frames],
+        finished: Callable[[Path], None],
+    ) -> Path:
         options = self._road.options
         comment = record if options.metadata else ""
-        with closing(self.frames(progress)) as frames:
+        with closing(begin()) as frames:
             return save_video(
                 frames,
                 path,

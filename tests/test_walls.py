@@ -3,12 +3,14 @@
 import ast
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("ltx_runtime", "ltx_export", "tests")
+PACKAGES = ("ltx_runtime", "ltx_export", "ltx_serve", "tests")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 RUNTIME = sorted((ROOT / "ltx_runtime").rglob("*.py"))
+SERVE = sorted((ROOT / "ltx_serve").rglob("*.py"))
 RUNTIME_TESTS = sorted((ROOT / "tests" / "runtime").rglob("*.py"))
 SOURCES = [path for path in FILES if path.relative_to(ROOT).parts[0] != "tests"]
 
@@ -27,12 +29,16 @@ ROOMS = {
     ),
     "ltx_export": (
         *("recorded", "preview", "checkpoints", "sources", "models", "networks", "weights"),
-        *("graphs", "calibration", "engines", "inspection", "random_weights", "build", "publish", "cli"),
+        *("graphs", "calibration", "engines", "inspection", "random_weights", "build", "publish", "bundle", "cli"),
     ),
+    "ltx_serve": ("settings", "jobs", "making", "checking", "page", "http", "cli"),
 }
 # In the rooms text, vae and sampling only these files hold sessions; all others know arrays alone.
 WITH_SESSIONS = {"text/encode", "vae/encode", "vae/decode", "vae/upsample", "sampling/velocity"}
-NOT_FOR_THE_RUNTIME = {"torch", "ltx_export", "diffusers", "transformers", "onnx", "onnx_ir"}
+NOT_FOR_THE_SERVER = {"torch", "ltx_export", "diffusers", "transformers", "onnx", "onnx_ir"}
+NOT_FOR_THE_RUNTIME = {*NOT_FOR_THE_SERVER, "ltx_serve"}
+# What the rooms of the server need besides the runtime, which machines that only make videos do not have.
+LIBRARIES_OF_ROOMS = {"fastapi": {"http", "page", "cluster"}, "uvicorn": {"http", "cli"}, "ray": {"cluster"}}
 
 IMPORT_ALONE = """
 import importlib, importlib.abc, sys
@@ -40,7 +46,7 @@ import importlib, importlib.abc, sys
 class Wall(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in {blocked!r}:
-            raise AssertionError("the runtime imported " + name)
+            raise AssertionError("there is no " + name)
 
 sys.meta_path.insert(0, Wall())
 for module in {modules!r}:
@@ -55,9 +61,9 @@ def module_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def import_alone(*modules: str) -> subprocess.CompletedProcess[str]:
-    """Imports modules in a process where NOT_FOR_THE_RUNTIME is blocked, and prints the loaded modules."""
-    code = IMPORT_ALONE.format(blocked=NOT_FOR_THE_RUNTIME, modules=modules)
+def import_alone(*modules: str, blocked: Collection[str] = NOT_FOR_THE_RUNTIME) -> subprocess.CompletedProcess[str]:
+    """Imports modules in a process where others are blocked, and prints the loaded modules."""
+    code = IMPORT_ALONE.format(blocked={*blocked}, modules=modules)
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
@@ -91,6 +97,20 @@ def test_importing_the_runtime_loads_no_library_at_all():
 def test_the_library_loads_no_backend_and_no_command_line_until_they_are_needed():
     heavy = {"onnxruntime", "tensorrt", "tensorrt_rtx", "cuda", "av", "typer", "rich", "sentencepiece"}
     assert libraries_of("ltx_runtime.pipeline") & heavy == set()
+
+
+def test_the_rooms_that_make_videos_can_be_imported_without_the_libraries_of_the_others():
+    modules = [module for path in SERVE if place_of(module := module_of(path))[1] in ("", "settings", "jobs", "making")]
+    ended = import_alone(*modules, blocked={*NOT_FOR_THE_SERVER, *LIBRARIES_OF_ROOMS})
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_the_server_imports_nothing_from_above_the_wall_and_a_library_only_in_the_room_that_is_for_it():
+    for path in SERVE:
+        libraries = {name.partition(".")[0] for name in imported(path)}
+        assert libraries & NOT_FOR_THE_SERVER == set(), path
+        for library in libraries & LIBRARIES_OF_ROOMS.keys():
+            assert place_of(module_of(path))[1] in LIBRARIES_OF_ROOMS[library], path
 
 
 def test_the_runtime_and_its_tests_import_nothing_from_above_the_wall_even_inside_functions():

@@ -24,7 +24,7 @@ def _expert(panel: str, text: str, *names: str, **more: Any) -> Any:
     return _option(panel, text, *names, hidden=True, **more)
 
 
-def _show_all(context: typer.Context, wanted: bool) -> bool:
+def show_all(context: typer.Context, wanted: bool) -> bool:
     """Prints the help with every option and exits."""
     if wanted:
         for parameter in context.command.params:
@@ -262,7 +262,7 @@ class Arguments:
 
     about: Annotated[bool, _expert(_RUN, "Show the versions of this program and its backends.", "--about")] = False
     help_all: Annotated[
-        bool, _option(_RUN, "Show every option and exit.", "--help-all", callback=_show_all, is_eager=True)
+        bool, _option(_RUN, "Show every option and exit.", "--help-all", callback=show_all, is_eager=True)
     ] = False
 
 

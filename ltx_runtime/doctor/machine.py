@@ -7,7 +7,6 @@ folders.
 from __future__ import annotations
 
 import importlib
-import os
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from ltx_runtime.errors import LtxError
 from ltx_runtime.packages import install_command
 from ltx_runtime.sessions.cuda.driver import driver_gpu, has_nvidia_driver
 from ltx_runtime.sessions.cuda.gpu import Gpu
-from ltx_runtime.sessions.processor import memory_bytes, processor_name
+from ltx_runtime.sessions.processor import cores, memory_bytes, processor_name
 from ltx_runtime.sessions.trt.library import LIBRARIES, serves_gpu, title_of
 
 CUDA_PROVIDER = "CUDAExecutionProvider"
@@ -222,15 +221,9 @@ def _system() -> System:
     return System(
         os=f"{platform.system()} {platform.release()}".strip(),
         processor=processor_name(),
-        cores=_cores(),
+        cores=cores(),
         memory_bytes=total_bytes,
         available_bytes=available_bytes,
         python=platform.python_version(),
         nvidia_driver=has_nvidia_driver(),
     )
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -46,6 +46,7 @@ def _encoded(
 ) -> Iterator[Write]:
     """Encodes one video stream with FFmpeg as yuv420p in BT.709, tagged so that players show the right colours."""
     import av  # noqa: PLC0415  (33 MB of codecs, loaded only when a video is written)
+    from av.video.reformatter import VideoReformatter  # noqa: PLC0415
 
     # Absolute, since libav takes what precedes a colon in `12:30.mp4` for a protocol.
     with av.open(str(path.absolute()), "w", options=of_file) as container:
@@ -56,13 +57,14 @@ def _encoded(
         context = stream.codec_context
         context.color_primaries = context.color_trc = context.colorspace = _BT709
         context.color_range = 1
+        reformatter: Any = VideoReformatter()  # of all frames, since making its tables takes longer than a small frame
 
         def write(frame: Frame) -> None:
             if not context.is_open:
                 stream.height, stream.width = frame.shape[:2]
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-            picture = picture.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
-            container.mux(stream.encode(picture))
+            converted = reformatter.reformat(picture, format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
+            container.mux(stream.encode(converted))
 
         yield write
         container.mux(stream.encode(None))

@@ -183,8 +183,11 @@ class Unfinished:
         return False
 
     def finish(self, video: Path) -> None:
-        """Keeps the checksum of the whole video, before it gets its name: if it is there, the run has ended."""
-        self.about["finished"] = checksum_of(video)
+        """Keeps the checksum of the whole video, before it gets its name: if it is there, the run has ended.
+
+        Its bytes are on the disk by then, so that not even a power failure leaves the name without them.
+        """
+        self.about["finished"] = checksum_of(video, on_disk=True)
         self.keep()
 
     def is_finished(self) -> bool:
@@ -210,11 +213,14 @@ class Unfinished:
         self._lock = None
 
 
-def checksum_of(video: Path) -> str:
-    """Returns the SHA-256 of a file, or of all files in a folder by their names."""
+def checksum_of(video: Path, *, on_disk: bool = False) -> str:
+    """Returns the SHA-256 of a file, or of all files in a folder by their names; waits until they are `on_disk`."""
     digest = hashlib.sha256()
     for path in sorted(video.iterdir()) if video.is_dir() else [video]:
-        digest.update(path.read_bytes())
+        with path.open("r+b" if on_disk else "rb") as file:  # Windows syncs only what can be written
+            digest.update(file.read())
+            if on_disk:
+                os.fsync(file.fileno())
     return digest.hexdigest()
 
 

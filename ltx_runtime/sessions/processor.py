@@ -37,6 +37,13 @@ def processor_name(file: Path = Path("/proc/cpuinfo")) -> str:
     return platform.processor() or platform.machine()
 
 
+def cores() -> int:
+    """Returns the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def memory_bytes() -> tuple[int, int]:
     """Returns how many bytes of memory the machine has, and how many of them programs may still take."""
     import psutil  # noqa: PLC0415  (native code, which only those who ask need)

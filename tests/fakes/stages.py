@@ -5,12 +5,13 @@ output depends on one place of the inputs only, so that tiles give the same resu
 """
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from fakes.encodings import timesteps_of
 from fakes.sessions import FunctionRunner
 
-from ltx_runtime.folder.manifest import ComponentEntry, Engines, Manifest
+from ltx_runtime.folder.manifest import ComponentEntry, Engines, Manifest, describe_files, write_manifest
 from ltx_runtime.spec.components import (
     temporal_upsampler,
     text_encoder,
@@ -146,3 +147,18 @@ def engines_of(version: Version, spiece, lacking=()) -> Engines:
     tokenizer = spiece.name if "text_encoder" in components else None
     manifest = Manifest(version.name, version.causal_positions, version.schedule, ROPE, tokenizer, components)
     return Engines(spiece.parent, replace(manifest, allowed_sigmas=version.allowed_sigmas))
+
+
+def write_engines(folder: Path, version: Version, spiece: Path, lacking=()) -> None:
+    """Writes the version folder of `engines_of`: empty files, the tokenizer and a manifest."""
+    folder.mkdir(parents=True)
+    manifest = engines_of(version, spiece, lacking).manifest
+    entries = manifest.components.values()
+    names = {name for entry in entries for name in (*entry.weights, *entry.graphs.values())}
+    for name in names:
+        (folder / name).touch()
+    if manifest.tokenizer is not None:
+        (folder / manifest.tokenizer).write_bytes(spiece.read_bytes())
+        names.add(manifest.tokenizer)
+    files = describe_files({name: folder / name for name in names})
+    write_manifest(folder, replace(manifest, files=files))

@@ -3,18 +3,16 @@
 import io
 import string
 import sys
-from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import sentencepiece
-from fakes.stages import Diary, Stage, engines_of
+from fakes.stages import Diary, Stage, engines_of, write_engines
 from stand_ins.cuda import cudart_of
 from stand_ins.gpu_machine import Machine
 
 from ltx_runtime import VERSIONS, Pipeline
-from ltx_runtime.folder.manifest import describe_files, write_manifest
 from ltx_runtime.sessions import BACKENDS, Backend, graph_found
 from ltx_runtime.sessions.cuda import gpu
 
@@ -74,17 +72,7 @@ def engines(tmp_path, spiece, diary, monkeypatch):
 
     def make(version, lacking=()):
         folder = tmp_path / "engines" / version.name
-        folder.mkdir(parents=True)
-        manifest = engines_of(version, spiece, lacking).manifest
-        entries = manifest.components.values()
-        names = {name for entry in entries for name in (*entry.weights, *entry.graphs.values())}
-        for name in names:
-            (folder / name).touch()
-        if manifest.tokenizer is not None:
-            (folder / manifest.tokenizer).write_bytes(spiece.read_bytes())
-            names.add(manifest.tokenizer)
-        files = describe_files({name: folder / name for name in names})
-        write_manifest(folder, replace(manifest, files=files))
+        write_engines(folder, version, spiece, lacking)
         return folder
 
     yield make

@@ -29,6 +29,9 @@ class _Library:
     def nvmlDeviceGetHandleByUUID(self, uuid):
         return self._found(UUIDS, uuid)
 
+    def nvmlDeviceGetUUID(self, handle):
+        return UUIDS[handle]
+
     def nvmlDeviceGetName(self, handle):
         return "NVIDIA Other" if handle else "NVIDIA Test"
 

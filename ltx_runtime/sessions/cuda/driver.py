@@ -45,6 +45,28 @@ def driver_gpu(bus_id: bytes | None = None) -> DriverGpu | None:
             return None
 
 
+def visible_gpus() -> list[str]:
+    """Returns the GPUs that CUDA_VISIBLE_DEVICES allows, each as a value of it for a process that is to see it alone.
+
+    What the variable lists is returned as it is; without it, every GPU is named by its UUID, since CUDA and the driver
+    may number them differently.
+    """
+    visible = os.environ.get(_VISIBLE)
+    if not has_nvidia_driver():
+        return []
+    if visible is not None:
+        names = [name.strip() for name in visible.split(",")]
+        return names[: next((place for place, name in enumerate(names) if name in ("", "-1")), len(names))]
+    with _nvml() as nvml:
+        if nvml is None:
+            return []
+        try:
+            handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(int(nvml.nvmlDeviceGetCount()))]
+            return [_text(nvml.nvmlDeviceGetUUID(handle)) for handle in handles]
+        except nvml.NVMLError:
+            return []
+
+
 @contextmanager
 def _nvml() -> Iterator[Any]:
     """Yields the initialized module of nvidia-ml-py; None where it or the driver's library is missing."""
@@ -76,12 +98,17 @@ def _described(nvml: Any, handle: Any) -> DriverGpu:
     major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
     memory = nvml.nvmlDeviceGetMemoryInfo(handle)
     gpu = Gpu(
-        name.decode() if isinstance(name, bytes) else name,
+        _text(name),
         (int(major), int(minor)),
         f"{cuda // 1000}.{cuda % 1000 // 10}",
         int(memory.total),
     )
     return DriverGpu(gpu, None if _is_split(nvml, handle) else int(memory.free))
+
+
+def _text(name: bytes | str) -> str:
+    """Returns a text of the driver, which older releases of nvidia-ml-py return as bytes."""
+    return name.decode() if isinstance(name, bytes) else name
 
 
 def _is_split(nvml: Any, handle: Any) -> bool:

@@ -7,7 +7,7 @@ import pytest
 from stand_ins.nvml import nvml
 
 from ltx_runtime.sessions.cuda import driver
-from ltx_runtime.sessions.cuda.driver import DriverGpu, driver_gpu, has_nvidia_driver
+from ltx_runtime.sessions.cuda.driver import DriverGpu, driver_gpu, has_nvidia_driver, visible_gpus
 from ltx_runtime.sessions.cuda.gpu import Gpu
 
 FIRST = DriverGpu(Gpu("NVIDIA Test", (8, 9), "13.0", 24 << 30), 20 << 30)
@@ -68,3 +68,23 @@ def test_the_stand_in_takes_what_the_package_takes():
     for name, function in vars(nvml()).items():
         if name.startswith("nvml") and callable(function):
             assert str(inspect.signature(function)) == str(inspect.signature(getattr(real, name))), name
+
+
+@pytest.mark.parametrize(
+    ("visible", "listed"),
+    [
+        *[(None, ["GPU-one", "GPU-two"]), ("1, 0", ["1", "0"]), ("MIG-1,GPU-x", ["MIG-1", "GPU-x"])],
+        *[("", []), ("-1,0", []), ("0,-1,1", ["0"])],
+    ],
+)
+def test_the_gpus_for_one_process_each_are_those_that_cuda_would_number(install, monkeypatch, visible, listed):
+    install(nvml())
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert visible_gpus() == listed
+
+
+def test_a_variable_that_lists_gpus_makes_none_where_there_is_no_driver(install, monkeypatch):
+    install(None)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    assert visible_gpus() == []

@@ -1,0 +1,1 @@
+"""The command `ltx-serve`: options, the server process, and its log."""

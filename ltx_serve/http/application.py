@@ -1,0 +1,170 @@
+"""The application: all routes behind their guards, with errors in OpenAI's shape and a document that says so."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from ltx_runtime.errors import LtxError
+from ltx_runtime.packages import RELEASE
+from ltx_serve.checking import Checker
+from ltx_serve.http import videos
+from ltx_serve.http.answers import SERVER, ApiError, error_body, no_space, refusal
+from ltx_serve.http.events import event_routes
+from ltx_serve.http.fields import body_schemas
+from ltx_serve.http.guard import Guard, is_public
+from ltx_serve.http.metrics import Metrics, Observer, operator_routes
+from ltx_serve.http.models import Models, model_routes
+from ltx_serve.http.videos import Desk
+from ltx_serve.jobs.folders import Folders
+from ltx_serve.jobs.store import Store, StoreError
+from ltx_serve.making.crew import Crew
+from ltx_serve.page.routes import page_routes
+from ltx_serve.settings import Settings
+
+_log = logging.getLogger("ltx_serve")
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # while an upload is received
+
+
+def application(settings: Settings, crew: Crew, store: Store, folders: Folders) -> FastAPI:
+    """Returns the application of a server.
+
+    Args:
+        settings: the token and the limits.
+        crew: what makes the videos; it is started and stopped by the caller.
+        store: all jobs.
+        folders: their files.
+
+    Raises:
+        LtxError: there are no engines.
+    """
+    memory = None if settings.memory is None else round(settings.memory * 1e9)
+    checkers = [Checker(settings.max_pixels, settings.max_frames, memory) for _ in ("texts", "media")]
+
+    @asynccontextmanager
+    async def running(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        for checker in checkers:
+            checker.close()
+
+    models, metrics = Models(settings.engines), Metrics(store, crew)
+    desk = Desk(models, store, folders, crew, *checkers)
+    # FastAPI's own pages of documentation load scripts from other servers.
+    app = FastAPI(
+        title="ltx-serve", version=RELEASE, lifespan=running, docs_url=None, redoc_url=None, redirect_slashes=False
+    )
+    app.state.desk = desk
+    app.include_router(videos.routes)
+    app.include_router(event_routes(crew, desk.found))
+    app.include_router(model_routes(models, settings))
+    app.include_router(operator_routes(metrics, store, crew, settings.data))
+    app.include_router(page_routes())
+    app.add_middleware(Guard, settings=settings)
+    app.add_middleware(Observer, metrics=metrics)
+    for kind, handler in _HANDLERS.items():
+        app.add_exception_handler(kind, handler)
+    app.openapi = lambda: _document(app)  # type: ignore[method-assign]
+    return app
+
+
+def _answer(error: ApiError) -> JSONResponse:
+    return JSONResponse(error.body(), error.status, error.headers)
+
+
+async def _on_api_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return _answer(error)
+
+
+async def _on_ltx_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, LtxError)
+    if isinstance(error, StoreError):
+        _log.error("%s", error)
+        return _answer(no_space())
+    return _answer(refusal(error))
+
+
+async def _on_os_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, OSError)
+    _log.error("cannot serve a request: %s", error)
+    if error.errno in _NO_SPACE:
+        return _answer(no_space())
+    return await _on_bug(_, error)
+
+
+async def _on_bug(_: Request, error: Exception) -> Response:
+    message = "the server has met an error of its own, which its log describes"
+    return JSONResponse(error_body(message, "internal_error", None, SERVER), 500)
+
+
+async def _on_http_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    codes = {404: "not_found", 405: "method_not_allowed"}
+    body = error_body(str(error.detail), codes.get(error.status_code, "invalid_request"))
+    return JSONResponse(body, error.status_code, error.headers)
+
+
+async def _on_wrong_parameter(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    param = str(first["loc"][-1])
+    return _answer(ApiError(400, f"{param}: {first['msg']}", "invalid_value", param))
+
+
+async def _on_departure(_: Request, error: Exception) -> Response:
+    return Response(status_code=400)  # nobody reads it
+
+
+_HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitable[Response]]] = {
+    ApiError: _on_api_error,
+    LtxError: _on_ltx_error,
+    OSError: _on_os_error,
+    HTTPException: _on_http_error,
+    RequestValidationError: _on_wrong_parameter,
+    ClientDisconnect: _on_departure,
+    Exception: _on_bug,
+}
+
+
+def _document(app: FastAPI) -> dict[str, Any]:
+    """Returns the OpenAPI document: FastAPI's, with the bodies and errors that are this application's own."""
+    if app.openapi_schema is None:
+        document = get_openapi(title=app.title, version=app.version, routes=app.routes)
+        document["components"]["schemas"] |= body_schemas()
+        document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+        for path, operations in document["paths"].items():
+            for operation in operations.values():
+                _complete(path, operation)
+        for name in ("HTTPValidationError", "ValidationError"):
+            document["components"]["schemas"].pop(name, None)
+        app.openapi_schema = document
+    return app.openapi_schema
+
+
+def _complete(path: str, operation: dict[str, Any]) -> None:
+    """Adds to an operation of the document what holds for every route."""
+    operation["responses"].pop("422", None)  # what FastAPI would answer to wrong parameters
+    if not is_public(path):
+        operation["security"] = [{"token": []}, {}]  # none is needed on a server that was started without
+        for status, text in _EVERYWHERE.items():
+            operation["responses"].setdefault(status, {"description": text, "content": _ERROR_CONTENT})
+
+
+_ERROR_CONTENT = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorAnswer"}}}
+_EVERYWHERE = {
+    "400": "The request cannot be used.",
+    "401": "The token is missing or wrong.",
+    "403": "The request comes from a page of another site.",
+    "413": "The request is too large.",
+    "507": "The disk of the server is full.",
+}

@@ -1,0 +1,285 @@
+"""The routes of videos: asking for one, looking at them, fetching what was made, and cancelling and deleting."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Query, Request
+from fastapi.responses import FileResponse
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
+
+from ltx_runtime.errors import LtxError, explaining
+from ltx_serve.checking import Checker, CheckerLostError
+from ltx_serve.http.answers import (
+    RATE_LIMIT,
+    ApiError,
+    DeletedAnswer,
+    ErrorAnswer,
+    VideoAnswer,
+    VideoList,
+    no_space,
+    refusal,
+    video_answer,
+)
+from ltx_serve.http.bodies import asked_in
+from ltx_serve.http.fields import NAMES, Asked, body_of
+from ltx_serve.http.models import Model, Models
+from ltx_serve.jobs.folders import Folders
+from ltx_serve.jobs.job import COMPLETED, FAILED, QUEUED, Job, is_id, new_id
+from ltx_serve.jobs.store import QueueFullError, Store, StoreError
+from ltx_serve.making.crew import Crew
+
+_log = logging.getLogger("ltx_serve")
+_COPY_BYTES = 1 << 20
+_RETRY_S = "5"
+_MOST_LISTED = 100
+_UNSAFE = re.compile(r"[^\w-]+")
+_TITLE_CHARACTERS = 40
+_NO_RETRY = {"x-should-retry": "false"}  # OpenAI's clients try again after a 409 otherwise
+_LENGTHS = ("duration", "num_frames")  # which set the same thing
+
+
+class Desk:
+    """Takes requests: reads, checks and fills them in, and puts them into the queue."""
+
+    def __init__(
+        self, models: Models, store: Store, folders: Folders, crew: Crew, texts: Checker, media: Checker
+    ) -> None:
+        self.models, self.store, self.folders, self.crew = models, store, folders, crew
+        # Clips take seconds to check, so those who send none do not wait for those who do. The locks are awaited, as
+        # each thread that waits would be one less for all other requests.
+        self._lanes = {False: (texts, asyncio.Lock()), True: (media, asyncio.Lock())}
+
+    def found(self, id: str) -> Job:
+        """Returns the job of an id; raises the ApiError that answers if there is none."""
+        job = self.store.get(id) if is_id(id) else None
+        if job is None:
+            raise ApiError(404, f"there is no video {id[:60]!r} - it may have been deleted", "video_not_found", "id")
+        return job
+
+    def answer(self, job: Job) -> VideoAnswer:
+        """Returns a job as clients see it."""
+        return video_answer(job, self.store.position(job.id) if job.status == QUEUED else None)
+
+    async def accept(self, asked: Asked, model: Model, source: Job | None = None) -> Job:
+        """Returns the new job of a request, which from then on is not lost.
+
+        Args:
+            asked: the request.
+            model: what makes it.
+            source: the job that it varies, whose fields and inputs it takes over where it has none.
+
+        Raises:
+            ApiError: the request cannot be met, or the queue is full.
+        """
+        id = new_id()
+        folder = self.folders.of(id)
+        try:
+            await run_in_threadpool(folder.mkdir)
+            for name, content in asked.inputs.items():
+                await _write(folder / name, content)
+            fields = asked.fields if source is None else self._varied(source, asked.fields, folder)
+            filled = await self._checked(fields, folder, model, asked.labels)
+            job = Job(id, model.version.name, filled, remixed_from=None if source is None else source.id)
+            await run_in_threadpool(self.store.add, job)
+        except BaseException as error:
+            self.folders.remove(id)
+            if isinstance(error, QueueFullError):
+                raise ApiError(429, str(error), "queue_full", None, RATE_LIMIT, {"Retry-After": _RETRY_S}) from None
+            if isinstance(error, OSError):
+                _log.error("cannot write a request", extra={"reason": str(error)})
+                raise no_space() from None
+            raise
+        self.crew.notify()
+        return job
+
+    def _varied(self, source: Job, changes: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+        """Returns the fields of a variation, and puts the inputs that it keeps into its folder."""
+        kept = {**source.fields}
+        if any(name in changes for name in _LENGTHS):
+            kept.pop("num_frames", None)
+        fields = {**kept, **changes}
+        media = [one["media"] for one in fields.get("conditions") or ()]
+        for name in {*media, fields.get("video")} - {None}:
+            if not (folder / name).exists():
+                _linked(self.folders.of(source.id) / name, folder / name)
+        return fields
+
+    async def _checked(
+        self, fields: dict[str, Any], folder: Path, model: Model, labels: Mapping[str, str]
+    ) -> dict[str, Any]:
+        checker, lock = self._lanes[bool(fields.get("conditions") or fields.get("video"))]
+        try:
+            async with lock:
+                return await run_in_threadpool(checker.check, fields, folder, model.engines)
+        except LtxError as error:
+            raise refusal(_labelled(error, labels), NAMES) from None
+        except CheckerLostError as error:
+            raise ApiError(
+                400, f"the request cannot be used: {error} - send smaller images or clips", "too_large"
+            ) from None
+
+
+def _labelled(error: LtxError, labels: Mapping[str, str]) -> LtxError:
+    """Returns an error with the words of the request in place of the names that its inputs have on the server."""
+
+    def worded(text: str) -> str:
+        return re.sub(r"\binput-\d+\b", lambda match: labels.get(match[0], match[0]), text)
+
+    return LtxError(worded(error.problem), worded(error.advice))
+
+
+async def _write(path: Path, content: UploadFile | bytes) -> None:
+    """Writes an image or clip to its file."""
+    if isinstance(content, bytes):
+        await run_in_threadpool(path.write_bytes, content)
+        return
+    with await run_in_threadpool(path.open, "wb") as file:
+        while chunk := await content.read(_COPY_BYTES):
+            await run_in_threadpool(file.write, chunk)
+
+
+def _linked(source: Path, target: Path) -> None:
+    """Gives a file a second name, or copies it where the disk has no such links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        with explaining(f"read {source.name}"):
+            shutil.copyfile(source, target)
+
+
+def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Returns the errors that a route answers with, for the OpenAPI document."""
+    return {status: {"model": ErrorAnswer} for status in statuses}
+
+
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_CONTENT: dict[int | str, dict[str, Any]] = {
+    **{status: {"content": {"video/mp4": _BINARY, "image/webp": _BINARY}} for status in (200, 206)},
+    416: {"description": "The range is outside of the file.", "content": {"text/plain": {}}},
+}
+
+
+def _next_input(source: Job) -> int:
+    """Returns the number of the first new input of a variation, after those that it may keep."""
+    names = [one["media"] for one in source.fields.get("conditions", ())] + [source.fields.get("video", "")]
+    return 1 + max((int(name.rpartition("-")[2]) for name in names if name), default=0)
+
+
+def _not_there(job: Job) -> ApiError:
+    """Returns the answer to a request for a video that there is not, or not yet."""
+    if job.status == FAILED:
+        reason = "" if job.failure is None else f": {job.failure.message}"
+        return ApiError(404, f"the video failed{reason}", "video_failed", "id")
+    message = f"the video is {job.status} - fetch it when its status is {COMPLETED}"
+    return ApiError(409, message, "video_not_ready", "id", headers=_NO_RETRY)
+
+
+def _title(job: Job) -> str:
+    """Returns a name for the file of a video: the first words of its prompt, and the seed."""
+    words = _UNSAFE.sub("-", job.fields["prompt"]).strip("-_")[:_TITLE_CHARACTERS].strip("-_")
+    return f"{words or 'video'}-{job.fields['seed']}"
+
+
+def _desk_of(request: Request) -> Desk:
+    desk: Desk = request.app.state.desk
+    return desk
+
+
+TheDesk = Annotated[Desk, Depends(_desk_of)]
+routes = APIRouter(tags=["videos"])
+
+
+@routes.post("/v1/videos", responses=_errors(400, 404, 408, 413, 415, 429), openapi_extra=body_of("CreateVideo"))
+async def create_video(request: Request, desk: TheDesk) -> VideoAnswer:
+    """Asks for a video. It is queued when this is answered, and made even if the server is stopped meanwhile."""
+    async with asked_in(request) as asked:
+        job = await desk.accept(asked, desk.models.find(asked.model))
+    return await run_in_threadpool(desk.answer, job)
+
+
+@routes.get("/v1/videos", responses=_errors(400))
+def list_videos(
+    desk: TheDesk,
+    after: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=_MOST_LISTED)] = 20,
+    order: Literal["asc", "desc"] = "desc",
+) -> VideoList:
+    """Lists videos, the newest first. The next page is asked for with `after`, the last id of this one."""
+    try:
+        jobs, has_more = desk.store.list(after=after, limit=limit, order=order)
+    except StoreError:
+        raise
+    except LtxError as error:
+        raise ApiError(400, str(error), "invalid_value", "after") from None
+    data = [desk.answer(job) for job in jobs]
+    first, last = (data[0].id, data[-1].id) if data else (None, None)
+    return VideoList(data=data, first_id=first, last_id=last, has_more=has_more)
+
+
+@routes.get("/v1/videos/{id}", responses=_errors(404))
+def retrieve_video(id: str, desk: TheDesk) -> VideoAnswer:
+    """Returns a video with its status and progress."""
+    return desk.answer(desk.found(id))
+
+
+@routes.delete("/v1/videos/{id}", responses=_errors(404))
+def delete_video(id: str, desk: TheDesk) -> DeletedAnswer:
+    """Deletes a video and everything that was uploaded for it; one that is being made is cancelled first."""
+    return DeletedAnswer(id=desk.found(id).id, deleted=desk.crew.delete(id))
+
+
+@routes.post("/v1/videos/{id}/cancel", responses=_errors(404, 409))
+def cancel_video(id: str, desk: TheDesk) -> VideoAnswer:
+    """Cancels a video that waits or is being made; it then has failed, with the code `cancelled`."""
+    job = desk.found(id)
+    if not desk.crew.cancel(id):
+        message = f"the video is {job.status} and can no longer be cancelled - delete it"
+        raise ApiError(409, message, "video_finished", "id", headers=_NO_RETRY)
+    return desk.answer(desk.found(id))
+
+
+@routes.post(
+    "/v1/videos/{id}/remix",
+    responses=_errors(400, 404, 408, 413, 415, 429),
+    openapi_extra=body_of("RemixVideo"),
+)
+async def remix_video(id: str, request: Request, desk: TheDesk) -> VideoAnswer:
+    """Asks for a variation: the same request, the same images and clips, and the fields that are given instead."""
+    source = await run_in_threadpool(desk.found, id)
+    async with asked_in(request, first=_next_input(source)) as asked:
+        model = desk.models.find(source.model)
+        if asked.model is not None and desk.models.find(asked.model) is not model:
+            message = f"a variation is made by the same model, {source.model} - leave model out"
+            raise ApiError(400, message, "invalid_value", "model")
+        job = await desk.accept(asked, model, source)
+    return await run_in_threadpool(desk.answer, job)
+
+
+@routes.get("/v1/videos/{id}/content", responses={**_errors(400, 404, 409), **_CONTENT}, response_class=FileResponse)
+def download_video(id: str, desk: TheDesk, variant: Literal["video", "thumbnail"] = "video") -> FileResponse:
+    """Returns the MP4 of a completed video, or its first frame in WebP. Parts can be asked for by `Range`."""
+    job, folders = desk.found(id), desk.folders
+    if job.status != COMPLETED:
+        raise _not_there(job)
+    path, kind = (folders.video(id), "video/mp4") if variant == "video" else (folders.thumbnail(id), "image/webp")
+    try:
+        facts = path.stat()
+    except OSError:
+        raise ApiError(404, f"the {variant} of {id} is no longer there", "content_gone", "id") from None
+    return FileResponse(
+        path,
+        media_type=kind,
+        filename=f"{_title(job)}{path.suffix}",
+        content_disposition_type="inline",
+        stat_result=facts,
+        headers={"Cache-Control": "private, no-cache"},
+    )

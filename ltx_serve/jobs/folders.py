@@ -1,0 +1,137 @@
+"""The folder of each job: what was uploaded for it, its video, and the first frame of that."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from ltx_runtime.errors import LtxError, explaining
+from ltx_serve.jobs.job import is_id
+from ltx_serve.jobs.store import Store
+
+VIDEO, THUMBNAIL = "video.mp4", "thumbnail.webp"
+INPUT = "input-"  # with which the names of uploaded files begin
+_DAY_S = 86_400.0
+
+
+class Folders:
+    """The folders of all jobs, each named by the id of its job.
+
+    Args:
+        root: the folder that holds them; it is made if need be.
+
+    Raises:
+        LtxError: it cannot be made.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+        with explaining(f"write {root}"):
+            self.root.mkdir(parents=True, exist_ok=True)
+
+    def of(self, id: str) -> Path:
+        """Returns the folder of a job, which need not exist. Raises LtxError if the id has not the form of one."""
+        if not is_id(id):
+            raise LtxError(
+                "no video has an id of that form", "use the id that was answered when the video was asked for"
+            )
+        return self.root / id
+
+    def made(self, id: str) -> Path:
+        """Returns the folder of a job, which is made if need be. Raises LtxError if it cannot be made."""
+        folder = self.of(id)
+        with explaining(f"write {folder}"):
+            folder.mkdir(exist_ok=True)
+        return folder
+
+    def video(self, id: str) -> Path:
+        """Returns the file of a job's video, which exists when it is whole."""
+        return self.of(id) / VIDEO
+
+    def thumbnail(self, id: str) -> Path:
+        """Returns the file of the first frame of a job's video, in WebP."""
+        return self.of(id) / THUMBNAIL
+
+    def remove(self, id: str) -> None:
+        """Removes the folder of a job, if there is one, as far as the disk permits."""
+        shutil.rmtree(self.of(id), ignore_errors=True)
+
+    def tidy(self, id: str, *, keep_video: bool) -> None:
+        """Removes what the making of a video has left in the folder of its job, as far as the disk permits.
+
+        Args:
+            id: the job.
+            keep_video: whether the video and its first frame stay, or only what was uploaded.
+        """
+        kept = (VIDEO, THUMBNAIL) if keep_video else ()
+        for path in _entries(self.of(id)):
+            if path.name in kept or path.name.startswith(INPUT):
+                continue
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                with suppress(OSError):
+                    path.unlink()
+
+    def remove_all_but(self, ids: set[str]) -> list[str]:
+        """Removes the folders of jobs that are not among these, and returns their ids.
+
+        What is in the folder but has not the name of a job is left alone.
+        """
+        abandoned = [path.name for path in self.root.iterdir() if is_id(path.name) and path.name not in ids]
+        for id in abandoned:
+            self.remove(id)
+        return abandoned
+
+    def keep_within(self, store: Store, days: float | None, size_bytes: int | None) -> list[str]:
+        """Removes jobs that ended too long ago, then the oldest until the folders are small enough.
+
+        Jobs that wait or are under way are never removed.
+
+        Args:
+            store: all jobs.
+            days: most days since the end of a job; None for any.
+            size_bytes: most bytes of all folders together; None for any.
+
+        Returns:
+            The ids of the jobs that were removed.
+        """
+        if days is None and size_bytes is None:
+            return []
+        over = store.over()
+        last = float("-inf") if days is None else time.time() - days * _DAY_S
+        expired = [job.id for job in over if (job.completed_at or 0) < last]
+        sizes = {} if size_bytes is None else {path.name: _size(path) for path in self.root.iterdir()}
+        excess = sum(sizes.values()) - sum(sizes.get(id, 0) for id in expired) - (size_bytes or 0)
+        for job in over[len(expired) :]:
+            if size_bytes is None or excess <= 0:
+                break
+            expired.append(job.id)
+            excess -= sizes.get(job.id, 0)
+        for id in expired:
+            store.delete(id)
+            self.remove(id)
+        return expired
+
+
+def _size(folder: Path) -> int:
+    """Returns the bytes of all files in a folder; one that disappears meanwhile counts as empty."""
+    return sum(_bytes_of(Path(inside, name)) for inside, _, names in os.walk(folder) for name in names)
+
+
+def _entries(folder: Path) -> list[Path]:
+    """Returns what is in a folder; nothing if there is no such folder."""
+    try:
+        return [*folder.iterdir()]
+    except OSError:
+        return []
+
+
+def _bytes_of(file: Path) -> int:
+    try:
+        return file.lstat().st_size
+    except OSError:
+        return 0

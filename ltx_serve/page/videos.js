@@ -1,0 +1,192 @@
+// The videos that this page knows, kept up to date: the list is asked for every few seconds, and what is being made is
+// also followed as a stream of events. Without streams (a proxy may hold them back) the list alone shows the progress.
+
+import { Unreachable, call, follow, json, post } from "./server.js";
+
+const PAGE = 24;
+const BUSY_MS = 2000;
+const IDLE_MS = 15000;
+const MOST_WAIT_MS = 10000;
+const MOST_STREAMS = 2; // a browser opens few connections to one server
+const MOST_OLD = 8; // unfinished videos beyond the newest page, asked for one by one
+const MINE_KEY = "ltx-mine";
+
+export const isActive = (video) => video.status === "queued" || video.status === "in_progress";
+const ids = (videos) => new Set(videos.map((video) => video.id));
+const path = (id, more = "") => `v1/videos/${encodeURIComponent(id)}${more}`;
+
+export class Videos {
+  /** `changed(video)` is called for every video that is new or differs, and `listed()` when the list may have changed. */
+  constructor(changed, listed) {
+    this.changed = changed;
+    this.listed = listed;
+    this.known = []; // newest first
+    this.hasMore = false; // whether the server has videos older than `oldest`, the last that was listed
+    this.oldest = undefined;
+    this.removed = new Set(); // a list that was asked for before may still hold them
+    this.mine = new Set(JSON.parse(sessionStorage.getItem(MINE_KEY) ?? "[]")); // asked for in this tab, unfinished
+    this.events = new Map(); // last event, by id
+    this.pictures = new Map(); // last preview, by id
+    this.begun = new Map(); // when progress was seen first, and how much of it, by id
+    this.streams = new Map(); // what ends the stream, by id
+    this.timer = 0;
+    this.failures = 0;
+  }
+
+  get = (id) => this.known.find((video) => video.id === id);
+  active = () => this.known.filter(isActive).reverse(); // in the order in which they are made
+
+  /** Asks for the newest videos now, and again from time to time. */
+  async watch() {
+    clearTimeout(this.timer);
+    try {
+      await this.refresh();
+      this.failures = 0;
+    } catch (error) {
+      if (!(error instanceof Unreachable)) console.warn(error.message);
+      this.failures += 1;
+    }
+    clearTimeout(this.timer); // another call may have come by
+    this.timer = setTimeout(() => this.watch(), this.wait());
+  }
+
+  wait() {
+    if (this.failures) return Math.min(1000 * 2 ** (this.failures - 1), MOST_WAIT_MS);
+    return this.active().length ? BUSY_MS : IDLE_MS;
+  }
+
+  async refresh() {
+    const asked = this.known.slice();
+    const page = await json(`v1/videos?limit=${PAGE}&order=desc`);
+    const listed = ids(page.data);
+    const end = page.has_more ? asked.findIndex((video) => video.id === page.data.at(-1).id) : -1;
+    // What should be on this page and is not has been deleted. Without an overlap, all that is known is too old to tell.
+    const older = end < 0 ? [] : asked.slice(end + 1);
+    if (end < 0) [this.hasMore, this.oldest] = [page.has_more, page.data.at(-1)?.id];
+    const fresh = await this.unfinished([...older.filter(isActive).map((video) => video.id), ...this.mine], listed);
+    const before = ids(asked);
+    const added = this.known.filter((video) => !before.has(video.id) && !listed.has(video.id)); // while we waited
+    const kept = older.filter((video) => !fresh.has(video.id));
+    this.replace([...added, ...page.data, ...kept, ...[...fresh.values()].filter(Boolean)]);
+  }
+
+  /** Returns what unfinished videos beyond the newest page have become, by id; null for those that are gone. */
+  async unfinished(ids, listed) {
+    const wanted = [...new Set(ids)].filter((id) => !listed.has(id)).slice(0, MOST_OLD);
+    const found = wanted.map((id) =>
+      json(path(id)).catch((error) => {
+        if (error.status !== 404) throw error;
+        this.mine.delete(id);
+        return null;
+      }),
+    );
+    return new Map((await Promise.all(found)).map((video, index) => [wanted[index], video]));
+  }
+
+  async more() {
+    const page = await json(`v1/videos?limit=${PAGE}&order=desc&after=${encodeURIComponent(this.oldest)}`);
+    [this.hasMore, this.oldest] = [page.has_more, page.data.at(-1)?.id ?? this.oldest];
+    const listed = ids(page.data);
+    this.replace([...this.known.filter((video) => !listed.has(video.id)), ...page.data]);
+  }
+
+  replace(videos) {
+    const before = new Map(this.known.map((video) => [video.id, video]));
+    const unique = new Map(videos.map((video) => [video.id, video]));
+    for (const id of this.removed) unique.delete(id);
+    for (const [id, old] of before) if (unique.has(id) && !isActive(old)) unique.set(id, old); // answers may overtake
+    this.known = [...unique.values()].sort((one, other) => other.created_at - one.created_at);
+    for (const video of this.known) {
+      const old = before.get(video.id);
+      if (!old || JSON.stringify(old) !== JSON.stringify(video)) this.tell(video);
+    }
+    this.listed();
+    this.followSome();
+  }
+
+  tell(video) {
+    this.changed(video);
+    if (!isActive(video)) {
+      this.mine.delete(video.id);
+      this.streams.get(video.id)?.abort();
+      for (const seen of [this.events, this.pictures, this.begun]) seen.delete(video.id);
+    }
+    sessionStorage.setItem(MINE_KEY, JSON.stringify([...this.mine]));
+  }
+
+  update(video) {
+    const before = this.get(video.id);
+    if (!before || (isActive(video) && !isActive(before))) return;
+    this.known = this.known.map((one) => (one.id === video.id ? video : one));
+    this.tell(video);
+    if (before.status !== video.status) this.listed();
+  }
+
+  /** Takes in a video that this tab has just asked for. */
+  add(video) {
+    this.mine.add(video.id);
+    this.replace([video, ...this.known.filter((one) => one.id !== video.id)]);
+    this.watch();
+    return video;
+  }
+
+  /** Asks for a video; with a source, for a variation of that video, which has its picture or clip. */
+  async create(form, source) {
+    return this.add(await json(source ? path(source, "/remix") : "v1/videos", { method: "POST", body: form }));
+  }
+
+  remix = async (id, fields) => this.add(await post(path(id, "/remix"), fields));
+  cancel = async (id) => this.update(await post(path(id, "/cancel"), {}));
+
+  async remove(id) {
+    await call(path(id), { method: "DELETE" });
+    this.streams.get(id)?.abort();
+    this.mine.delete(id);
+    if (id === this.oldest) this.oldest = this.known[this.known.findIndex((video) => video.id === id) - 1]?.id;
+    this.removed.add(id);
+    this.replace(this.known);
+  }
+
+  followSome() {
+    const running = this.known.filter((video) => video.status === "in_progress" && !this.streams.has(video.id));
+    running.sort((one, other) => this.mine.has(other.id) - this.mine.has(one.id));
+    for (const video of running.slice(0, Math.max(0, MOST_STREAMS - this.streams.size))) this.followOne(video.id);
+  }
+
+  async followOne(id) {
+    const end = new AbortController();
+    this.streams.set(id, end);
+    try {
+      await follow(path(id, "/events"), (event) => this.hear(id, event), end.signal);
+      this.update(await json(path(id)));
+    } catch {
+      // The next look at the list opens the stream again, if the video is still being made.
+    }
+    this.streams.delete(id);
+  }
+
+  hear(id, event) {
+    const video = this.get(id);
+    if (!video) return;
+    this.events.set(id, event);
+    if (event.preview) this.pictures.set(id, event.preview);
+    if (event.status === "in_progress") this.update({ ...video, status: event.status, progress: event.progress });
+  }
+
+  /** Estimates the seconds that are left from the progress that was seen here; null if it is too early to tell. */
+  secondsLeft(video) {
+    if (video.status !== "in_progress") {
+      this.begun.delete(video.id);
+      return null;
+    }
+    const now = performance.now() / 1000;
+    const begun = this.begun.get(video.id);
+    if (!begun || video.progress < begun.progress) {
+      this.begun.set(video.id, { now, progress: video.progress });
+      return null;
+    }
+    const progress = video.progress - begun.progress;
+    if (progress < 5 || now - begun.now < 3) return null;
+    return ((100 - video.progress) * (now - begun.now)) / progress;
+  }
+}
