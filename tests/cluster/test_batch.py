@@ -14,6 +14,8 @@ from PIL import Image
 
 from ltx_runtime.packages import RELEASE
 
+pytestmark = pytest.mark.ray
+
 
 def videos(folder: Path) -> dict[str, bytes]:
     """Returns what is in a folder beside files of results, by path."""

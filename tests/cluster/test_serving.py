@@ -12,9 +12,7 @@ import pytest
 from cluster.conftest import ENGINES
 from fakes.ray_nodes import ROOT, until
 
-openai = pytest.importorskip("openai", reason="needs OpenAI's client: pip install openai")
-
-pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")]
 SERVE = "from ltx_serve.cli.main import main; main()"
 
 
@@ -30,6 +28,8 @@ class Server:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "LTX_ENGINES": str(ENGINES), "OMP_NUM_THREADS": "1"}
         with self.log.open("w") as log:
             self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        import openai
+
         self.client = openai.OpenAI(base_url=f"http://127.0.0.1:{self.port}/v1", api_key="none", max_retries=0)
         until(lambda: "serves demo" in self.log.read_text() or self.process.poll() is not None, self.log.read_text())
         assert self.process.poll() is None, self.log.read_text()
