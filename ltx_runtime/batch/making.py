@@ -72,14 +72,16 @@ def _made(
     output = folder / task.output
     kept, target = place_beside(output), target_of(output)
     output.parent.mkdir(parents=True, exist_ok=True)
+    video = pipe(request_from_fields(task.fields, folder), **options)
     if again and kept.exists():
         unfinished = open_unfinished(kept)
         unfinished.about["output"] = str(output.absolute())  # the folder may have been moved
-        video = pipe.resume(unfinished, **{name: options[name] for name in _RESUMED if name in options})
-    else:
-        video = pipe(request_from_fields(task.fields, folder), **options)
-        if again and target.exists() and video.is_saved_as(output):  # killed between its name and its line
-            return _result(video, target, folder)
+        if video.is_of(unfinished.recorded()[0], output):
+            video = pipe.resume(unfinished, **{name: options[name] for name in _RESUMED if name in options})
+        else:
+            unfinished.unlock()
+    elif again and target.exists() and video.is_saved_as(output):  # killed between its name and its line
+        return _result(video, target, folder)
     return _result(video, video.save(output, progress, unfinished=lambda path: None), folder)
 
 

@@ -26,6 +26,7 @@ OUTPUT = "output"
 COLUMNS = (*(one.name for one in fields(Request)), IMAGE, OUTPUT)
 _DELIMITERS = (",", ";", "\t")
 _COMMENT = "#"
+_SHOWN_CHARACTERS = 40
 _LONGEST_LINE = 1_000_000  # characters; /dev/zero has no second line
 # How files in UTF-16 begin, when their bytes are read as UTF-8.
 _UTF16 = tuple(mark.decode("utf-8", "surrogateescape") for mark in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
@@ -100,8 +101,10 @@ def _lines(text: TextIO, name: str) -> Iterator[tuple[int, str]]:
             raise LtxError(f"line {number} of {name} has a NUL character, which no text has", "give a text file")
         if len(line) == _LONGEST_LINE:
             raise LtxError(f"line {number} of {name} is longer than {_LONGEST_LINE} characters", "give a text file")
-        if any("\udc80" <= character <= "\udcff" for character in line):
-            raise LtxError(f"line {number} of {name} is not in UTF-8", _SAVE_AS_UTF8)
+        try:
+            line.encode()
+        except UnicodeEncodeError:
+            raise LtxError(f"line {number} of {name} is not in UTF-8", _SAVE_AS_UTF8) from None
         yield number, line
 
 
@@ -199,7 +202,8 @@ def _header(lines: Iterator[str], name: str) -> tuple[_Header, Iterator[str]]:
     columns, delimiter = _columns(first)
     for column in columns:
         if column not in COLUMNS:
-            raise LtxError(f"{name} has the column {column!r}, which no request has", f"use {nearest(column, COLUMNS)}")
+            shown = column if len(column) <= _SHOWN_CHARACTERS else f"{column[:_SHOWN_CHARACTERS]}..."
+            raise LtxError(f"{name} has the column {shown!r}, which no request has", f"use {nearest(shown, COLUMNS)}")
         if columns.count(column) > 1:
             raise LtxError(f"{name} has the column {column!r} twice", "remove one")
     return _Header(columns, delimiter), lines
@@ -209,7 +213,10 @@ def _columns(line: str) -> tuple[list[str], str]:
     """Returns the names in the header of a CSV file and its delimiter: the one that separates known names best."""
 
     def split(delimiter: str) -> list[str]:
-        cells = next(csv.reader([line.strip()], delimiter=delimiter), [])
+        try:
+            cells = next(csv.reader([line.strip()], delimiter=delimiter), [])
+        except csv.Error:  # such as a text of more characters than a cell may have
+            cells = [line]
         return [cell.strip().lower() for cell in cells]
 
     delimiter = max(_DELIMITERS, key=lambda one: sum(column in COLUMNS for column in split(one)))

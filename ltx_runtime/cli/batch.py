@@ -96,7 +96,8 @@ def go_on(typed: Arguments) -> None:
         ) as pipe:
             if typed.plan:
                 left = sum(1 for _ in results.tasks())
-                print(f"{left} of {results.planned} videos are left to make")
+                told = f"{left} of {results.planned} videos are left to make"
+                print(json.dumps({"videos": results.planned, "left": left}) if typed.json else told)
                 return
             with joined_for(typed, pipe.engines.folder):
                 _make(results, pipe, of_pipeline, typed, again=True)

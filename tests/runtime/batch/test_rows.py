@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ltx_runtime.batch.cells import value_of
@@ -28,6 +28,7 @@ def rows_of(folder, name, content, notes=None):
 LINES = st.text(st.characters(exclude_characters="\0\r\n", exclude_categories=("Cs",)), max_size=30)
 
 
+@settings(deadline=None)  # files take as long as the disk does
 @given(prompts=st.lists(LINES), mark=st.sampled_from([b"", codecs.BOM_UTF8]), end=st.sampled_from(["\n", "\r\n", "\r"]))
 def test_a_line_of_text_is_a_prompt_whatever_ends_it(tmp_path_factory, prompts, mark, end):
     content = mark + end.join(prompts).encode()
@@ -85,6 +86,7 @@ def test_json_and_csv_say_the_same(tmp_path, delimiter):
     assert [row.line for row in from_json] == [1, 3]
 
 
+@settings(deadline=None)  # files take as long as the disk does
 @given(prompts=st.lists(CELLS.filter(str.strip), min_size=1))
 def test_a_cell_in_quotes_holds_any_text(tmp_path_factory, prompts):
     text = io.StringIO()
@@ -159,6 +161,23 @@ def test_a_row_that_cannot_be_read_does_not_end_the_others(tmp_path, name, conte
     assert (bad.line, bool(good.problem)) == (2, False)
     with pytest.raises(LtxError, match=message):
         raise LtxError(bad.problem)
+
+
+@settings(deadline=None)  # files take as long as the disk does
+@given(
+    content=st.binary(max_size=60) | st.text('{}[]",;\n\t 1aeprompt', max_size=60).map(str.encode),
+    start=st.sampled_from(["", "prompt,seed\n", '{"prompt": "a"}\n', "long"]),
+    name=st.sampled_from(["a.txt", "a.csv", "a.jsonl", "a"]),
+)
+def test_whatever_a_file_holds_is_rows_or_one_sentence(tmp_path_factory, content, start, name):
+    try:
+        rows = rows_of(
+            tmp_path_factory.getbasetemp(), name, (start if start != "long" else "x" * 200_000).encode() + content
+        )
+    except LtxError as error:
+        assert len(str(error)) < 1000
+    else:
+        assert not any(row.problem and row.fields for row in rows)
 
 
 @pytest.mark.parametrize("cell", ["a.png", "[1", "a.png@0:7"])

@@ -271,6 +271,30 @@ def test_a_batch_that_was_begun_is_not_begun_again_unless_that_is_asked_for(batc
     assert statuses(tmp_path / "p-2.results.jsonl") == {"planned": 2, "done": 2}
 
 
+def test_a_run_that_an_earlier_batch_left_unfinished_is_not_taken_for_one_of_the_new(batch, run, tmp_path, monkeypatch):
+    interrupted = failing("vae_decoder", {1}, KeyboardInterrupt)
+    with monkeypatch.context() as patch:
+        patch.setitem(fake_stages.STAGES, "vae_decoder", interrupted)
+        assert batch("--seeds", "1", "--crf", "1", "--fps", "12")[0] == 130
+    with monkeypatch.context() as patch:
+        patch.setitem(fake_stages.STAGES, "text_encoder", failing("text_encoder", {1}, KeyboardInterrupt))
+        (tmp_path / "p.txt").write_text("a cat\na fox\n")
+        (tmp_path / "0001-a-fox-1.mp4.unfinished").rename(tmp_path / "0002-a-fox-1.mp4.unfinished")
+        assert batch("--seeds", "1", "--overwrite")[0] == 130
+    assert (tmp_path / "0002-a-fox-1.mp4.unfinished").exists()
+    assert run("--resume", "p.results.jsonl")[0] == 0
+    assert read_record(tmp_path / "0002-a-fox-1.mp4").request.fps == SINGLE.fps
+    assert not list(tmp_path.glob("*.unfinished"))
+
+
+def test_a_plan_of_a_batch_that_goes_on_counts_what_is_left(batch, run, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setitem(fake_stages.STAGES, "vae_decoder", failing("vae_decoder", {1}))
+        assert batch()[0] == 3
+    assert run("--resume", "p.results.jsonl", "--plan")[1] == "1 of 2 videos are left to make\n"
+    assert json.loads(run("--resume", "p.results.jsonl", "--plan", "--json")[1]) == {"videos": 2, "left": 1}
+
+
 def test_files_of_others_are_left_alone(batch, tmp_path):
     (tmp_path / "0001-a-fox-1.mp4").write_bytes(b"another's")
     code, out, err = batch("--seeds", "1")
