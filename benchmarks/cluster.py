@@ -73,7 +73,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         prompts = Path(folder) / "prompts.jsonl"
         rows = [
-            {"prompt": f"A red fox, number {seed}", "seed": seed, "height": 256, "width": 384, "num_frames": 25}
+            {"prompt": f"A red fox, number {seed}", "seed": seed, "height": 192, "width": 256, "num_frames": 25}
             for seed in range(asked.videos)
         ]
         prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))

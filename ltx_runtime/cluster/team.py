@@ -165,12 +165,14 @@ class Team:
         try:
             heard = ray.get(answer)
         except RayTaskError as error:
-            if not isinstance(error.cause, LtxError):
-                raise
+            cause = error.cause
+            problem = (
+                str(cause) if isinstance(cause, LtxError) else f"a bug of this program, please report it: {cause!r}"
+            )
             if task is None:
-                self._leave_out(maker.node, str(error.cause))
+                self._leave_out(maker.node, problem)
             else:
-                yield from self._done(maker, Made(Outcome(task, problem=str(error.cause))))
+                yield from self._done(maker, Made(Outcome(task, problem=problem)))
         except RayError as error:
             yield from self._lost(maker, task, error)
         else:

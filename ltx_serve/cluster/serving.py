@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -15,7 +16,6 @@ from fastapi import FastAPI
 from ltx_runtime.cluster.joining import Node, joined, nodes
 from ltx_runtime.cluster.node import Introduction, introduction_of
 from ltx_runtime.errors import LtxError, printable
-from ltx_runtime.packages import need
 from ltx_serve.cluster.maker import ReplicaMaker
 from ltx_serve.cluster.replica import Replica
 from ltx_serve.http.application import application
@@ -42,12 +42,15 @@ def serve(settings: Settings, address: str) -> None:
     Raises:
         LtxError: there is no such cluster, or a node of it lacks the engines.
     """
-    need("ray.serve", extra="ray")
+    if settings.port == 0:
+        raise LtxError("port 0 cannot be used on a cluster", "give the number of a free port")
     models = Models(settings.engines)
     with joined(address):
         from ray import serve as ray_serve
 
         settings = replace(settings, workers=_check(settings, [model.engines.folder for model in models]))
+        if not ray_serve.status().proxies:  # otherwise Ray Serve itself has the port
+            _check_free(settings.host, settings.port)
         options = {"host": settings.host, "port": settings.port}
         ray_serve.start(proxy_location="HeadOnly", http_options=options)
         try:
@@ -90,7 +93,11 @@ def _run(settings: Settings) -> None:
         ray_actor_options=_ON_HEAD,
         graceful_shutdown_timeout_s=settings.grace_s + _MORE_GRACE_S,
     )
-    ray_serve.run(front.bind(makers.bind(arguments)), name=APPLICATION, route_prefix="/")
+    try:
+        ray_serve.run(front.bind(makers.bind(arguments)), name=APPLICATION, route_prefix="/")
+    except RuntimeError as error:
+        told = str(error).strip().splitlines()[0]
+        raise LtxError(f"Ray Serve cannot start the server: {told}", "see the logs of Ray Serve on the head") from None
 
 
 def _application(settings: Settings) -> FastAPI:
@@ -142,7 +149,23 @@ def _check(settings: Settings, folders: list[Path]) -> int:
         }
         for node, answer in asked.items():
             _compare(node, _answer(node, answer), ours, folder)
-    return settings.workers or sum(node.gpus if on_gpus else 1 for node in room)
+    most = sum(node.gpus if on_gpus else 1 for node in room)
+    if settings.workers is not None and settings.workers > most:
+        has = f"{most} GPUs" if on_gpus else f"{most} nodes that make videos"
+        raise LtxError(f"the Ray cluster has {has}; got --workers {settings.workers}", f"use {most} or fewer")
+    return settings.workers or most
+
+
+def _check_free(host: str, port: int) -> None:
+    """Raises LtxError if nothing can listen on an address of this machine; Ray Serve would try for a long time."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+        except OSError as error:
+            advice = "add --port and another number, or use 127.0.0.1"
+            raise LtxError(f"cannot listen on port {port} of {host}: {error.strerror}", advice) from None
 
 
 def _answer(node: Node, answer: Any) -> Introduction:

@@ -19,12 +19,13 @@ SERVE = "from ltx_serve.cli.main import main; main()"
 class Server:
     """ltx-serve in a process of its own."""
 
-    def __init__(self, address: str, data: Path) -> None:
+    def __init__(self, address: str, data: Path, *options: str) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.log = data.with_suffix(".log")
         command = [sys.executable, "-c", SERVE, "--ray", address, "--port", str(self.port), "--data", str(data)]
+        command += options
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "LTX_ENGINES": str(ENGINES), "OMP_NUM_THREADS": "1"}
         with self.log.open("w") as log:
             self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
@@ -46,8 +47,8 @@ def serve(tmp_path):
     """Starts servers, which end with the test."""
     servers = []
 
-    def start(address):
-        servers.append(Server(address, tmp_path / "data"))
+    def start(address, *options):
+        servers.append(Server(address, tmp_path / "data", *options))
         return servers[-1]
 
     yield start
@@ -104,3 +105,15 @@ def test_a_server_does_not_start_with_a_node_that_lacks_the_engines(cluster, ser
     cluster.add("bare", mounts={ENGINES: "size=100k"})
     with pytest.raises(AssertionError, match=r"bare .*has no version folder"):
         serve(cluster.address)
+
+
+def test_a_server_that_cannot_work_does_not_start(cluster, serve):
+    cluster.add("north")
+    with pytest.raises(AssertionError, match=r"has 1 nodes that make videos; got --workers 2"):
+        serve(cluster.address, "--workers", "2")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(AssertionError, match=rf"error: cannot listen on port {port} of 127.0.0.1"):
+            serve(cluster.address, "--port", str(port))
+    with pytest.raises(AssertionError, match=r"error: port 0 cannot be used"):
+        serve(cluster.address, "--port", "0")
