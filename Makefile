@@ -87,6 +87,11 @@ test-runtime: demo
 test-bundle: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m index
 
+# A cluster of three nodes on this machine, some of which are killed.
+test-ray: demo
+	$(BIN)/python -m pip install --quiet --editable ".[ray,serve]" openai
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m ray tests/cluster
+
 # A step and a decode on this CPU against diffusers, with random weights made here: 12 GB of disk, and 15 minutes on two
 # cores. bench-whole does the same with whole programs, T5-XXL included: 28 GB, and half an hour.
 bench: setup

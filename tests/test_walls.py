@@ -31,7 +31,7 @@ ROOMS = {
         *("recorded", "preview", "checkpoints", "sources", "models", "networks", "weights"),
         *("graphs", "calibration", "engines", "inspection", "random_weights", "build", "publish", "bundle", "cli"),
     ),
-    "ltx_serve": ("settings", "jobs", "making", "checking", "page", "http", "cli"),
+    "ltx_serve": ("settings", "jobs", "making", "checking", "page", "http", "cluster", "cli"),
 }
 # In the rooms text, vae and sampling only these files hold sessions; all others know arrays alone.
 WITH_SESSIONS = {"text/encode", "vae/encode", "vae/decode", "vae/upsample", "sampling/velocity"}

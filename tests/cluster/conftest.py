@@ -7,9 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-ray = pytest.importorskip("ray", reason="needs Ray: pip install 'ltx-engines[ray]'")
-from fakes.ray_nodes import ROOT, Cluster  # noqa: E402
+from fakes.ray_nodes import ROOT, Cluster
 
 ENGINES = ROOT / "engines" / "demo"
 RUN = "from ltx_runtime.cli.main import main; main()"
