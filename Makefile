@@ -17,14 +17,14 @@ PROGRAMS := bin
 endif
 BIN := $(VENV)/$(PROGRAMS)
 
-.PHONY: setup engines demo demo-engines check fix test test-page test-runtime bench bench-whole clean
+.PHONY: setup engines demo demo-engines check fix test test-page test-runtime test-bundle bench bench-whole fuzz-api clean
 
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --editable ".[cpu,openvino,export,tensorrt-rtx]" --group dev
+	$(BIN)/python -m pip install --quiet --editable ".[cpu,openvino,export,tensorrt-rtx,serve]" --group dev
 	touch $@
 
 # Checkpoint -> engines/VERSION. What weights/VERSION/ lacks is downloaded; the demo's weights are random and made here.
@@ -83,6 +83,10 @@ test-runtime: demo
 	rm -rf $(VENV)-runtime/moved && cp -r engines/demo $(VENV)-runtime/moved
 	cd $(VENV)-runtime && $(PROGRAMS)/ltx-run --engines moved --prompt "A red fox" --output fox.png && rm -r fox
 
+# Bundles with wheels from the package index, one of which is installed in an empty network namespace.
+test-bundle: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m index
+
 # A step and a decode on this CPU against diffusers, with random weights made here: 12 GB of disk, and 15 minutes on two
 # cores. bench-whole does the same with whole programs, T5-XXL included: 28 GB, and half an hour.
 bench: setup
@@ -91,6 +95,11 @@ bench: setup
 
 bench-whole: setup
 	$(BIN)/python benchmarks/cpu_whole.py
+
+# schemathesis against ltx-serve on the demo, for ten minutes.
+fuzz-api: demo
+	$(BIN)/python -m pip install --quiet --group fuzz
+	$(BIN)/python benchmarks/fuzz_api.py
 
 clean:
 	rm -rf $(VENV) $(VENV)-runtime build dist engines/demo weights/demo

@@ -198,6 +198,42 @@ def publish_folder(
     print(f"{address} is complete - get it with: ltx-run --fetch {repository}")
 
 
+@app.command("bundle")
+@reported()
+def bundle_version(
+    version: VersionName,
+    output: Annotated[Path, typer.Argument(metavar="OUT.tar", help="File to write.")],
+    engines: EnginesRoot = None,
+    extra: Annotated[
+        list[str] | None,
+        typer.Option(help="What to install: cpu, openvino, gpu, tensorrt-rtx, ... Can be repeated (default: cpu)."),
+    ] = None,
+    platform: Annotated[
+        str | None,
+        typer.Option(help="Tag of the machine to install on, e.g. manylinux_2_28_x86_64 (default: this machine)."),
+    ] = None,
+    python: Annotated[str | None, typer.Option(help="Its Python, e.g. 3.11 (default: this one).")] = None,
+    precision: Annotated[
+        list[str] | None,
+        typer.Option(help="Only graphs of this precision. Can be repeated (default: all that can be run there)."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file of that name.")] = False,
+) -> None:
+    """Pack a version, all wheels and an installer into one file, for a machine that has only Python and no network."""
+    release = find_version(version)
+    from ltx_export.bundle.bundle import INSTALLER, Options, bundle, folder_of
+    from ltx_export.bundle.target import target_of
+    from ltx_runtime.cli.progress import display
+    from ltx_runtime.folder.manifest import find_folder, open_engines
+
+    options = Options(target_of(platform, python), tuple(extra or ["cpu"]), tuple(precision or ()), overwrite)
+    opened = open_engines(find_folder(engines_folder(engines), release.name))
+    with display(in_bytes=True) as progress:
+        bundle(opened, output, options, print, progress)
+    installer = f"{folder_of(release.name, options.target)}/{INSTALLER}"
+    print(f"{output} is complete - on the other machine: tar -xf {output.name} && python3 {installer}")
+
+
 @app.command()
 @reported()
 def inspect(

@@ -7,6 +7,7 @@ import itertools
 import os
 import secrets
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -26,6 +27,8 @@ _CACHE_VARIABLE = "LTX_CACHE"
 _PARTIAL = ".ltx-{}.partial"
 _ABANDONED_S = 86_400.0
 _PROGRAM, _ENGINES = "ltx-engines", "engines"
+# Where a bundle puts its version folder, in the environment that it installs: the system's place for a program's data.
+INSTALLED_ENGINES = Path("share") / _PROGRAM / _ENGINES
 _NO_LINKS = (errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EINVAL)
 _POINTER_START, _POINTER_BYTES = b"version https://git-lfs.github.com/spec/", 1024  # a pointer is smaller
 
@@ -245,9 +248,15 @@ def prune(folder: Path, most_bytes: int) -> None:
 
 
 def engines_folder(given: Path | None) -> Path:
-    """Returns the folder of version folders: the given one, else ./engines if there is one, else the user's own."""
-    here = Path(_ENGINES)
-    return given or (here if here.exists() else data_folder(_ENGINES))
+    """Returns the folder of version folders.
+
+    It is the given one, else ./engines if there is one, else that which a bundle installed together with this program,
+    else the user's own.
+    """
+    here, installed = Path(_ENGINES), Path(sys.prefix) / INSTALLED_ENGINES
+    if given is not None or here.exists():
+        return given or here
+    return installed if installed.is_dir() else data_folder(_ENGINES)
 
 
 def data_folder(name: str) -> Path:

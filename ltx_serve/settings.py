@@ -20,6 +20,7 @@ _LEAST = {
     "max_frames": 1,
     "max_attempts": 1,
     "keep_bytes": 0,
+    "threads": 1,
 }
 _POSITIVE = ("max_job_s", "keep_days", "memory")
 
@@ -60,7 +61,7 @@ class Settings:
     max_pixels: int = 1920 * 1088
     max_frames: int = 257
     max_job_s: float = 3600.0
-    max_attempts: int = 3
+    max_attempts: int = 5
     keep_days: float | None = None
     keep_bytes: int | None = None
     backend: str = AUTO

@@ -29,7 +29,7 @@ ROOMS = {
     ),
     "ltx_export": (
         *("recorded", "preview", "checkpoints", "sources", "models", "networks", "weights"),
-        *("graphs", "calibration", "engines", "inspection", "random_weights", "build", "publish", "cli"),
+        *("graphs", "calibration", "engines", "inspection", "random_weights", "build", "publish", "bundle", "cli"),
     ),
     "ltx_serve": ("settings", "jobs", "making", "checking", "page", "http", "cli"),
 }

@@ -57,7 +57,7 @@ def _encoded(
         context = stream.codec_context
         context.color_primaries = context.color_trc = context.colorspace = _BT709
         context.color_range = 1
-        reformatter = VideoReformatter()  # of all frames, since making its tables takes longer than a small frame
+        reformatter: Any = VideoReformatter()  # of all frames, since making its tables takes longer than a small frame
 
         def write(frame: Frame) -> None:
             if not context.is_open:

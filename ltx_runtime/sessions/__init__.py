@@ -13,9 +13,9 @@ import numpy as np
 
 from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.address import EngineAddress
-from ltx_runtime.folder.manifest import Engines
+from ltx_runtime.folder.manifest import CALIBRATED, QUANTIZED, Engines
 from ltx_runtime.folder.profiles import Profile
-from ltx_runtime.folder.sidecar import Sidecar
+from ltx_runtime.folder.sidecar import ENGINE_PRECISIONS, Sidecar
 from ltx_runtime.packages import install_command
 from ltx_runtime.spec.components import Component, ComponentName, check_feeds
 from ltx_runtime.weights.lora import LoraFile
@@ -162,6 +162,7 @@ class Backend:
     also has `check_preferable(found, measure=)`, which raises LtxError with the reason why AUTO should not use it.
 
     Attributes:
+        precisions: precisions of the graphs that it runs, or from which its engines are built, in order of preference.
         on_cpu: whether it computes on the CPU.
         always_preferable: whether AUTO uses it wherever it can run a component.
         stores_scores: whether attention holds the scores of all pairs of tokens, if it runs on a CPU.
@@ -169,20 +170,22 @@ class Backend:
 
     module: str
     extra: str
+    precisions: tuple[str, ...] = ()
     on_cpu: bool = False
     always_preferable: bool = True
     stores_scores: bool = True
 
 
+_OPENVINO = "ltx_runtime.sessions.openvino_cpu"
 # Backends in the order in which they are tried; openvino_int8 only where it is asked for, see CPU_MODES.
 BACKENDS: dict[str, Backend] = {
-    "tensorrt": Backend("ltx_runtime.sessions.trt.session", "tensorrt"),
-    "tensorrt_rtx": Backend("ltx_runtime.sessions.trt.session", "tensorrt-rtx"),
-    "cuda": Backend("ltx_runtime.sessions.onnxruntime_cuda", "gpu"),
-    "openvino_int8": Backend("ltx_runtime.sessions.openvino_cpu", "openvino", True, False, False),
-    "openvino_q8": Backend("ltx_runtime.sessions.openvino_cpu", "openvino", True, False, False),
-    "openvino": Backend("ltx_runtime.sessions.openvino_cpu", "openvino", True, False, False),
-    "cpu": Backend("ltx_runtime.sessions.onnxruntime_cpu", "cpu", True),
+    "tensorrt": Backend("ltx_runtime.sessions.trt.session", "tensorrt", ENGINE_PRECISIONS),
+    "tensorrt_rtx": Backend("ltx_runtime.sessions.trt.session", "tensorrt-rtx", ENGINE_PRECISIONS),
+    "cuda": Backend("ltx_runtime.sessions.onnxruntime_cuda", "gpu", ("bf16", "fp16", "fp32")),
+    "openvino_int8": Backend(_OPENVINO, "openvino", (CALIBRATED, QUANTIZED, "bf16"), True, False, False),
+    "openvino_q8": Backend(_OPENVINO, "openvino", (QUANTIZED, "bf16"), True, False, False),
+    "openvino": Backend(_OPENVINO, "openvino", ("bf16",), True, False, False),
+    "cpu": Backend("ltx_runtime.sessions.onnxruntime_cpu", "cpu", ("fp32",), True),
 }
 # Way to compute on a CPU -> the backends on the CPU that AUTO may use for it. With "auto" it uses one that is not
 # always preferable only where that was measured to be faster.

@@ -14,7 +14,7 @@ import onnxruntime
 
 from ltx_runtime.errors import LtxError, explaining
 from ltx_runtime.folder.manifest import Engines
-from ltx_runtime.sessions import Arrays, Found, graph_found
+from ltx_runtime.sessions import BACKENDS, Arrays, Found, graph_found
 from ltx_runtime.sessions.merged_weights import put_into_session
 from ltx_runtime.spec.components import UNEVEN, ComponentName
 from ltx_runtime.weights.merging import Weight, merged
@@ -29,7 +29,7 @@ def find(engines: Engines, name: ComponentName, backend: str) -> Found:
     Raises:
         LtxError: the version folder lacks the component or its fp32 graph.
     """
-    return graph_found(engines, name, backend, ["fp32"])
+    return graph_found(engines, name, backend, BACKENDS[backend].precisions)
 
 
 class CpuRunner:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.manifest import Engines
 from ltx_runtime.packages import install_command, replace_command
-from ltx_runtime.sessions import Arrays, Found, UnsupportedError, graph_found
+from ltx_runtime.sessions import BACKENDS, Arrays, Found, UnsupportedError, graph_found
 from ltx_runtime.sessions.cuda.gpu import find_gpu
 from ltx_runtime.sessions.cuda.memory import GpuMemoryError
 from ltx_runtime.sessions.merged_weights import put_into_session
@@ -27,7 +27,7 @@ from ltx_runtime.weights.merging import merged
 
 # The CUDA provider is said to refuse bf16 convolutions at opset 22 and later, and it is not known whether the VAE's
 # values fit into fp16.
-_PRECISIONS, _CONVOLUTION_PRECISIONS = ("bf16", "fp16", "fp32"), ("fp32", "bf16", "fp16")
+_CONVOLUTION_PRECISIONS = ("fp32", "bf16", "fp16")
 _FIRST_BF16 = (8, 0)
 _PROVIDER, _DEVICE = "CUDAExecutionProvider", "cuda"
 _NO_MEMORY = re.compile(r"allocate memory|bad.?alloc|out of memory|available memory", re.IGNORECASE)
@@ -44,7 +44,8 @@ def find(engines: Engines, name: ComponentName, backend: str) -> Found:
     if _PROVIDER not in providers:
         raise LtxError("this onnxruntime is without CUDA", command=replace_command(("onnxruntime",), "gpu"))
     gpu = find_gpu()
-    precisions: tuple[str, ...] = _PRECISIONS if name in ("text_encoder", "transformer") else _CONVOLUTION_PRECISIONS
+    of_matrices = name in ("text_encoder", "transformer")
+    precisions = BACKENDS[backend].precisions if of_matrices else _CONVOLUTION_PRECISIONS
     if gpu.compute_capability < _FIRST_BF16:
         precisions = tuple(precision for precision in precisions if precision != "bf16")
     return replace(graph_found(engines, name, backend, precisions), gpu_bytes=gpu.memory_bytes)

@@ -23,20 +23,13 @@ from ltx_runtime.errors import LtxError, explaining
 from ltx_runtime.files import amount
 from ltx_runtime.folder.manifest import CALIBRATED, QUANTIZED, QUANTIZED_BLOCK, Engines
 from ltx_runtime.packages import install_command
-from ltx_runtime.sessions import Arrays, Found, UnsupportedError, graph_found
+from ltx_runtime.sessions import BACKENDS, Arrays, Found, UnsupportedError, graph_found
 from ltx_runtime.sessions.merged_weights import put_into_model
 from ltx_runtime.sessions.openvino_pieces import Piece, pieces_of
 from ltx_runtime.sessions.processor import GROUP, free_memory, saturates, speedups
 from ltx_runtime.spec.components import CONSTANT_INPUTS, ComponentName
 from ltx_runtime.weights.merging import Weight, merged
 
-# Precisions of the graphs that a backend runs, the first that the folder has; q8 is of transformers and text encoders,
-# int8 of transformers.
-_PRECISIONS = {
-    "openvino_int8": (CALIBRATED, QUANTIZED, "bf16"),
-    "openvino_q8": (QUANTIZED, "bf16"),
-    "openvino": ("bf16",),
-}
 _HINTS = {
     CALIBRATED: "f32",
     QUANTIZED: "f32",
@@ -58,7 +51,7 @@ def find(engines: Engines, name: ComponentName, backend: str) -> Found:
     """
     if importlib.util.find_spec("openvino") is None:
         raise LtxError("openvino is not installed", command=install_command("openvino"))
-    found = graph_found(engines, name, backend, _PRECISIONS[backend])
+    found = graph_found(engines, name, backend, BACKENDS[backend].precisions)
     return replace(found, packed_bytes=int(_BYTES_PER_PARAMETER[found.precision] * found.parameters))
 
 
@@ -72,7 +65,7 @@ def check_preferable(found: Found, *, measure: bool) -> None:
     Raises:
         LtxError: a later backend is better; the problem says why.
     """
-    precision, name = _PRECISIONS[found.backend][0], found.component.name
+    precision, name = BACKENDS[found.backend].precisions[0], found.component.name
     if found.parameters < _LEAST_PARAMETERS:
         raise LtxError("the network is too small to be worth compiling")
     if found.precision != precision:

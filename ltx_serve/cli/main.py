@@ -41,7 +41,7 @@ def settings_of(typed: Arguments) -> Settings:
     """Returns the settings that the options make.
 
     Raises:
-        LtxError: the token's file cannot be read, or there are two tokens.
+        LtxError: the token's file cannot be read, there are two tokens, or a size is no number of bytes.
     """
     given: dict[str, Any] = {name: getattr(typed, name) for name in _SAME_NAMES}
     return Settings(
@@ -50,10 +50,17 @@ def settings_of(typed: Arguments) -> Settings:
             "engines": engines_folder(_at_home(typed.engines)).absolute(),
             "data": (_at_home(typed.data) or data_folder(_DATA)).absolute(),
             "token": _token_of(typed),
-            "max_upload_bytes": round(typed.max_upload_mb * 1e6),
-            "keep_bytes": None if typed.keep_gb is None else round(typed.keep_gb * 1e9),
+            "max_upload_bytes": _bytes("max-upload-mb", typed.max_upload_mb, 1e6),
+            "keep_bytes": None if typed.keep_gb is None else _bytes("keep-gb", typed.keep_gb, 1e9),
         }
     )
+
+
+def _bytes(name: str, amount: float, unit: float) -> int:
+    """Returns a size in bytes. Raises LtxError if it is not a finite number from 0; the message names the option."""
+    if not 0 <= amount < float("inf"):
+        raise LtxError(f"{name} must be a number from 0; got {amount:g}", "leave it out")
+    return round(amount * unit)
 
 
 def _at_home(path: Path | None) -> Path | None:

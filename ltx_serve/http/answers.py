@@ -52,6 +52,11 @@ def error_body(message: str, code: str, param: str | None = None, kind: str = IN
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
+def no_space() -> ApiError:
+    """Returns the answer to a request that the server cannot write to its disk."""
+    return ApiError(507, "the server cannot write to its disk - try again later", "no_space", None, SERVER)
+
+
 def refusal(error: LtxError, known: tuple[str, ...] = ()) -> ApiError:
     """Returns the answer to a request that cannot be met; its words are those of the API instead of the command line's.
 

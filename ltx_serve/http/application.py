@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import logging
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -15,11 +17,11 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from ltx_runtime.errors import LtxError
+from ltx_runtime.errors import LtxError, printable
 from ltx_runtime.packages import RELEASE
 from ltx_serve.checking import Checker
 from ltx_serve.http import videos
-from ltx_serve.http.answers import SERVER, ApiError, error_body, refusal
+from ltx_serve.http.answers import SERVER, ApiError, error_body, no_space, refusal
 from ltx_serve.http.events import event_routes
 from ltx_serve.http.fields import body_schemas
 from ltx_serve.http.guard import Guard, is_public
@@ -33,7 +35,8 @@ from ltx_serve.page.routes import page_routes
 from ltx_serve.settings import Settings
 
 _log = logging.getLogger("ltx_serve")
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+_SHOWN = 60
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # while an upload is received
 
 
 def application(settings: Settings, crew: Crew, store: Store, folders: Folders) -> FastAPI:
@@ -90,7 +93,7 @@ async def _on_ltx_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, LtxError)
     if isinstance(error, StoreError):
         _log.error("%s", error)
-        return _answer(ApiError(507, "the queue cannot be written - try again later", "no_space", None, SERVER))
+        return _answer(no_space())
     return _answer(refusal(error))
 
 
@@ -98,7 +101,7 @@ async def _on_os_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, OSError)
     _log.error("cannot serve a request: %s", error)
     if error.errno in _NO_SPACE:
-        return _answer(ApiError(507, "the server cannot write to its disk - try again later", "no_space", None, SERVER))
+        return _answer(no_space())
     return await _on_bug(_, error)
 
 
@@ -107,11 +110,26 @@ async def _on_bug(_: Request, error: Exception) -> Response:
     return JSONResponse(error_body(message, "internal_error", None, SERVER), 500)
 
 
-async def _on_http_error(_: Request, error: Exception) -> Response:
+async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    codes = {404: "not_found", 405: "method_not_allowed"}
-    body = error_body(str(error.detail), codes.get(error.status_code, "invalid_request"))
-    return JSONResponse(body, error.status_code, error.headers)
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        return _answer(_not_allowed(request))
+    code = "not_found" if error.status_code == HTTPStatus.NOT_FOUND else "invalid_request"
+    message = f"{error.detail}: {printable(request.url.path[:_SHOWN])}"
+    return JSONResponse(error_body(message, code), error.status_code, error.headers)
+
+
+def _not_allowed(request: Request) -> ApiError:
+    """Returns the answer to a method that a path has not, with those that it has: each has a route of its own."""
+    methods = {
+        method.upper()
+        for path, operations in request.app.openapi()["paths"].items()
+        for method in operations
+        if re.fullmatch(re.sub(r"\\{\w+\\}", "[^/]+", re.escape(path)), request.scope["path"])
+    }
+    allowed = sorted(methods) or ["GET"]  # of the page
+    message = f"{request.method[:_SHOWN]} is not for this path - use {' or '.join(allowed)}"
+    return ApiError(405, message, "method_not_allowed", headers={"Allow": ", ".join(allowed)})
 
 
 async def _on_wrong_parameter(_: Request, error: Exception) -> Response:

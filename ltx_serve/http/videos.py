@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 import shutil
@@ -24,6 +25,7 @@ from ltx_serve.http.answers import (
     ErrorAnswer,
     VideoAnswer,
     VideoList,
+    no_space,
     refusal,
     video_answer,
 )
@@ -35,6 +37,7 @@ from ltx_serve.jobs.job import COMPLETED, FAILED, QUEUED, Job, is_id, new_id
 from ltx_serve.jobs.store import QueueFullError, Store, StoreError
 from ltx_serve.making.crew import Crew
 
+_log = logging.getLogger("ltx_serve")
 _COPY_BYTES = 1 << 20
 _RETRY_S = "5"
 _MOST_LISTED = 100
@@ -91,6 +94,9 @@ class Desk:
             self.folders.remove(id)
             if isinstance(error, QueueFullError):
                 raise ApiError(429, str(error), "queue_full", None, RATE_LIMIT, {"Retry-After": _RETRY_S}) from None
+            if isinstance(error, OSError):
+                _log.error("cannot write a request", extra={"reason": str(error)})
+                raise no_space() from None
             raise
         self.crew.notify()
         return job

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from contextlib import suppress
@@ -118,7 +119,7 @@ class Folders:
 
 def _size(folder: Path) -> int:
     """Returns the bytes of all files in a folder; one that disappears meanwhile counts as empty."""
-    return sum(_bytes_of(file) for file in _entries(folder))
+    return sum(_bytes_of(Path(inside, name)) for inside, _, names in os.walk(folder) for name in names)
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -1,5 +1,6 @@
-"""The default folder of version folders: ./engines where there is one, else the user's own, for both programs alike."""
+"""The default folder of version folders: ./engines, else those installed with the program, else the user's own."""
 
+import sys
 from pathlib import Path
 
 import platformdirs
@@ -68,3 +69,17 @@ def test_the_folder_in_the_environment_comes_first(user, engines, run, monkeypat
     monkeypatch.chdir(tmp_path / "work")
     assert find_folder(folder.parent, None) == folder
     assert run(*SMALL, "--plan", "--engines", str(folder))[0] == 0
+
+
+def test_versions_that_a_bundle_installed_come_after_those_of_the_project_and_before_those_of_the_user(
+    user, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "environment"))
+    user.mkdir(parents=True)
+    installed = tmp_path / "environment" / "share" / "ltx-engines" / "engines"
+    assert engines_folder(None) == user
+    installed.mkdir(parents=True)
+    assert engines_folder(None) == installed
+    assert engines_folder(Path("mine")) == Path("mine")
+    Path("engines").mkdir()
+    assert engines_folder(None) == Path("engines")

@@ -10,6 +10,7 @@ import pytest
 from fakes.makers import STAGES, QuickMaker
 from fakes.servers import serving
 from PIL import Image
+from samples.pictures import png
 
 from ltx_runtime.media.pictures import opened
 
@@ -27,12 +28,6 @@ def client(server):
 def made(client):
     """A video that is completed."""
     return client.videos.create_and_poll(prompt="A fox", **SMALL, poll_interval_ms=20)
-
-
-def png(size=(96, 64), colour="red") -> bytes:
-    content = io.BytesIO()
-    Image.new("RGB", size, colour).save(content, "PNG")
-    return content.getvalue()
 
 
 def test_a_video_is_queued_with_everything_that_was_asked_for_and_what_was_filled_in(client):

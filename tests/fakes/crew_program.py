@@ -1,0 +1,48 @@
+"""A server without HTTP, to be killed: accepts some jobs, tells their ids, and makes all that there are.
+
+Usage: python crew_program.py ENGINES DATA JOBS WORKERS. Standard output has a line for every job that was accepted, and
+ends when all jobs have; standard error is the log.
+"""
+
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+
+from ltx_serve.jobs.folders import Folders
+from ltx_serve.jobs.job import IN_PROGRESS, QUEUED, Job, new_id
+from ltx_serve.jobs.store import Store
+from ltx_serve.making.crew import Crew
+from ltx_serve.making.logs import JsonFormatter
+from ltx_serve.making.workers import workers_of
+from ltx_serve.settings import Settings
+
+PACE_S = 0.05
+
+
+def main() -> None:
+    """Serves until all jobs have ended."""
+    engines, data, jobs, workers = sys.argv[1:]
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonFormatter())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    settings = Settings(Path(engines), Path(data), workers=int(workers), backend="cpu", threads=1)
+    store, folders = Store(settings.data / "jobs.sqlite", settings.max_queue), Folders(settings.data / "videos")
+    crew = Crew(store, folders, settings, workers_of(settings))
+    crew.start()
+    for _ in range(int(jobs)):
+        seed = len(store.ids())
+        fields = {"prompt": "a fox", "height": 64, "width": 64, "num_frames": 9, "fps": 24.0, "seed": seed}
+        accepted = store.add(Job(new_id(), "demo", fields))
+        sys.stdout.write(json.dumps({"id": accepted.id, "seed": seed}) + "\n")
+        sys.stdout.flush()
+        crew.notify()
+        time.sleep(PACE_S)
+    while any(store.counts()[status] for status in (QUEUED, IN_PROGRESS)):
+        time.sleep(PACE_S)
+    crew.stop(0)
+
+
+if __name__ == "__main__":
+    main()
