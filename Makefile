@@ -70,7 +70,7 @@ test: setup
 
 # The page of ltx-serve in Chromium, which the system must have: apt install chromium, or CHROMIUM=<its path>.
 test-page: demo
-	$(BIN)/python -m pip install --quiet --editable ".[serve]" --group page
+	$(BIN)/python -m pip install --quiet --group page
 	$(BIN)/python -m pytest tests/page
 
 # The runtime as it is on a machine without PyTorch, in an environment and a place of its own.
