@@ -32,7 +32,7 @@ from ltx_serve.http.answers import (
 from ltx_serve.http.bodies import asked_in
 from ltx_serve.http.fields import NAMES, Asked, body_of
 from ltx_serve.http.models import Model, Models
-from ltx_serve.jobs.folders import Folders
+from ltx_serve.jobs.folders import INPUT, Folders
 from ltx_serve.jobs.job import COMPLETED, FAILED, QUEUED, Job, is_id, new_id
 from ltx_serve.jobs.store import QueueFullError, Store, StoreError
 from ltx_serve.making.crew import Crew
@@ -135,7 +135,7 @@ def _labelled(error: LtxError, labels: Mapping[str, str]) -> LtxError:
     """Returns an error with the words of the request in place of the names that its inputs have on the server."""
 
     def worded(text: str) -> str:
-        return re.sub(r"\binput-\d+\b", lambda match: labels.get(match[0], match[0]), text)
+        return re.sub(rf"\b{INPUT}\d+\b", lambda match: labels.get(match[0], match[0]), text)
 
     return LtxError(worded(error.problem), worded(error.advice))
 
@@ -174,7 +174,7 @@ _CONTENT: dict[int | str, dict[str, Any]] = {
 def _next_input(source: Job) -> int:
     """Returns the number of the first new input of a variation, after those that it may keep."""
     names = [one["media"] for one in source.fields.get("conditions", ())] + [source.fields.get("video", "")]
-    return 1 + max((int(name.rpartition("-")[2]) for name in names if name), default=0)
+    return 1 + max((int(name.removeprefix(INPUT)) for name in names if name), default=0)
 
 
 def _not_there(job: Job) -> ApiError:

@@ -188,7 +188,8 @@ def test_a_silent_stream_is_kept_alive_and_ends_once_its_client_has_left(server,
     id = server.client.post("/v1/videos", json=SMALL).json()["id"]
     started(server, id)
     with server.client.stream("GET", f"/v1/videos/{id}/events") as stream:
-        assert any(line.startswith(": ") for line in stream.iter_lines())
+        lines = stream.iter_lines()  # which closes the stream when it is not held any more
+        assert any(line.startswith(": ") for line in lines)
         assert not has_ended.is_set()
     assert has_ended.wait(5)
 
