@@ -135,11 +135,12 @@ def body_schemas() -> dict[str, Schema]:
         "conditions[]": {"type": "array", "items": _MEDIA, "description": "Uploads that conditions name."},
     }
     optional = {name: {"anyOf": [schema, {"type": "null"}]} for name, schema in (FIELDS | in_json).items()}
+    texts = {name: {"anyOf": [schema, {"const": ""}]} for name, schema in (FIELDS | in_form).items()}  # as if left out
     schemas = {
         "CreateVideo": optional | {"prompt": FIELDS["prompt"]},
         "RemixVideo": optional,
-        "CreateVideoForm": FIELDS | in_form,
-        "RemixVideoForm": FIELDS | in_form,
+        "CreateVideoForm": texts | {"prompt": FIELDS["prompt"]},
+        "RemixVideoForm": texts,
     }
     return {
         name: {
