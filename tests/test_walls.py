@@ -25,13 +25,13 @@ ROOMS = {
     "ltx_runtime": (
         *("errors", "packages", "declared", "files", "progress", "spec", "folder", "hub", "tensors", "weights"),
         *("sessions", "noise", "media", "text", "vae", "sampling", "planning", "outputs", "road", "video"),
-        *("pipeline", "doctor", "cli"),
+        *("pipeline", "batch", "cluster", "doctor", "cli"),
     ),
     "ltx_export": (
         *("recorded", "preview", "checkpoints", "sources", "models", "networks", "weights"),
         *("graphs", "calibration", "engines", "inspection", "random_weights", "build", "publish", "bundle", "cli"),
     ),
-    "ltx_serve": ("settings", "jobs", "making", "checking", "page", "http", "cli"),
+    "ltx_serve": ("settings", "jobs", "making", "checking", "page", "http", "cluster", "cli"),
 }
 # In the rooms text, vae and sampling only these files hold sessions; all others know arrays alone.
 WITH_SESSIONS = {"text/encode", "vae/encode", "vae/decode", "vae/upsample", "sampling/velocity"}

@@ -33,6 +33,11 @@ def _run(typed: Arguments) -> None:
     settings = check_settings(settings_of(typed))
     os.environ.pop(_TOKEN, None)  # the processes that read what strangers send need not know it
     need("fastapi", "uvicorn", "python_multipart", "prometheus_client", extra="serve")
+    if typed.ray is not None:
+        from ltx_serve.cluster.serving import serve as serve_on_cluster
+
+        serve_on_cluster(settings, typed.ray)
+        return
     from ltx_serve.cli.server import serve
 
     serve(settings)

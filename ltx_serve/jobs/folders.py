@@ -109,14 +109,14 @@ class Folders:
             return []
         over = store.over()
         last = float("-inf") if days is None else time.time() - days * _DAY_S
-        expired = [job.id for job in over if (job.completed_at or 0) < last]
+        expired = [id for id, ended_at in over if ended_at < last]
         sizes = {} if size_bytes is None else {path.name: _size(path) for path in self.root.iterdir()}
         excess = sum(sizes.values()) - sum(sizes.get(id, 0) for id in expired) - (size_bytes or 0)
-        for job in over[len(expired) :]:
+        for id, _ in over[len(expired) :]:
             if size_bytes is None or excess <= 0:
                 break
-            expired.append(job.id)
-            excess -= sizes.get(job.id, 0)
+            expired.append(id)
+            excess -= sizes.get(id, 0)
         for id in expired:
             store.delete(id)
             self.remove(id)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ltx_runtime import LtxError, Pipeline, Step, TakenError, Video
+from ltx_runtime.errors import explaining
 from ltx_runtime.outputs.plain import request_from_fields
 from ltx_runtime.outputs.unfinished import place_beside
 from ltx_runtime.planning.work import DECODE, denoise_label
@@ -100,7 +101,8 @@ class Worker:
         """Returns what came of an order."""
         self._notes.clear()
         try:
-            return {DONE: self._make(order)}
+            with explaining():
+                return {DONE: self._make(order)}
         except CancelledError:
             return {STOPPED: True}
         except Exception as error:

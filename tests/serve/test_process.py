@@ -146,6 +146,12 @@ def test_what_cannot_be_made_comes_across_with_its_fields_and_the_worker_goes_on
     assert maker.pid == pid
 
 
+def test_a_first_frame_that_cannot_be_written_is_told_in_a_sentence(maker, tmp_path):
+    (tmp_path / "a" / ".thumbnail.webp").mkdir(parents=True)
+    with pytest.raises(LtxError, match=r"cannot use \S*thumbnail.webp: is a directory - "):
+        make(maker, tmp_path / "a")
+
+
 def test_a_model_that_is_not_there_is_refused_and_the_next_one_made(maker, tmp_path):
     with pytest.raises(LtxError, match=r"no engines for 0\.9\.5"):
         make(maker, tmp_path / "a", model="0.9.5")
