@@ -14,7 +14,7 @@ RUN = "from ltx_runtime.cli.main import main; main()"
 SIZE = {"height": 64, "width": 96, "num_frames": 9}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def running_cluster():
     """A cluster of which the head node makes nothing."""
     cluster = Cluster()

@@ -64,7 +64,10 @@ class Cluster:
             until(lambda: any(node["NodeID"] not in before for node in self._ray.nodes()), f"{name} has not joined")  # noqa: B023
 
     def kill(self, name: str) -> None:
-        """Kills every process of a node, as a power cut would."""
+        """Kills every process of a node, as a power cut would; without the head node there is no cluster."""
+        if name == "head" and self._ray is not None:
+            self._ray.shutdown()
+            self._ray = None
         started = self._nodes.pop(name)
         for process in _tree(started):
             with suppress(psutil.NoSuchProcess):
@@ -91,13 +94,13 @@ class Cluster:
             with suppress(subprocess.TimeoutExpired):
                 self._nodes[name].wait(5)
             self.kill(name)
+        if self._ray is None:
+            return
         until(lambda: [node["NodeName"] for node in self._ray.nodes() if node["Alive"]] == ["head"], "nodes still live")
 
     def close(self) -> None:
         """Ends all nodes."""
-        if self._ray is not None:
-            self._ray.shutdown()
-        for name in [*self._nodes]:
+        for name in sorted(self._nodes, key="head".__ne__):
             self.kill(name)
         shutil.rmtree(self._temporary, ignore_errors=True)
 
