@@ -17,7 +17,7 @@ PROGRAMS := bin
 endif
 BIN := $(VENV)/$(PROGRAMS)
 
-.PHONY: setup engines demo demo-engines check fix test test-page test-runtime test-bundle bench bench-whole fuzz-api clean
+.PHONY: setup engines demo demo-engines check fix test test-runtime test-bundle test-page test-ray bench bench-whole fuzz-api clean
 
 setup: $(VENV)/.ready
 
@@ -86,6 +86,11 @@ test-runtime: demo
 # Bundles with wheels from the package index, one of which is installed in an empty network namespace.
 test-bundle: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m index
+
+# A cluster of three nodes on this machine, some of which are killed.
+test-ray: demo
+	$(BIN)/python -m pip install --quiet --editable ".[ray,serve]" openai
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m ray tests/cluster
 
 # A step and a decode on this CPU against diffusers, with random weights made here: 12 GB of disk, and 15 minutes on two
 # cores. bench-whole does the same with whole programs, T5-XXL included: 28 GB, and half an hour.

@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from ltx_runtime.declared import path_of
+from ltx_runtime.errors import LtxError
 from ltx_runtime.media.video import TakenError, check_output, save_video, target_of
 from ltx_runtime.noise.noise import Noise
 from ltx_runtime.outputs.places import Places
-from ltx_runtime.outputs.record import check_recordable, record_of, weights_of
+from ltx_runtime.outputs.record import Recorded, check_recordable, parse_record, read_record, record_of, weights_of
 from ltx_runtime.outputs.unfinished import State, Unfinished, about_of, claim, place_beside
 from ltx_runtime.packages import RELEASE
 from ltx_runtime.planning.media import NO_MEDIA, GivenMedia
 from ltx_runtime.planning.plan import Plan
 from ltx_runtime.planning.report import describe, lines_of
+from ltx_runtime.planning.request import Request
 from ltx_runtime.planning.work import work_of
 from ltx_runtime.progress import Progress, silent
 from ltx_runtime.road import Floats, Frame, Road, decoder_feeds, frames_of, noise_of, run_passes
@@ -26,6 +28,8 @@ from ltx_runtime.sampling.step import Step
 from ltx_runtime.spec.components import ComponentName
 from ltx_runtime.vae.saved_latents import Ending, read_initial
 
+# Fields of RunOptions that say how much of the machine a run uses.
+_OF_MACHINE = ("backend", "cpu_mode", "threads", "memory_bytes", "gpu_memory_bytes")
 Frames = Generator[Frame, None, None]
 Watch = Callable[[Step], None]
 
@@ -88,6 +92,20 @@ class Video:
         if self.plan is None:
             return asdict(self.ending) | {"backends": self.backends}
         return describe(self.plan, self._road.chosen, self._road.engines, self._media)
+
+    def result(self, file: Path) -> dict[str, Any]:
+        """What was made, as plain data: the file, its size, length, frame rate and seed, and how long stages took."""
+        height, width = self.size
+        return {
+            "file": str(file),
+            "width": width,
+            "height": height,
+            "frames": self.ending.num_frames,
+            "fps": self.ending.fps,
+            "seed": self.ending.seed,
+            "seconds": self.seconds,
+            "backends": self.backends,
+        }
 
     def work(self) -> dict[str, float]:
         """Estimates the floating-point operations of every stage by its name, for the total progress of a run."""
@@ -200,6 +218,27 @@ class Video:
         target = check_output(path, *self.size, self.ending.fps, overwrite=overwrite, folder_exists=folder_exists)
         self._places.adding({"the output": target, "the file to go on from": place_beside(path)}).check_distinct()
         return target
+
+    def is_of(self, recorded: Recorded, output: Path) -> bool:
+        """Returns whether a record is that of this video, whatever part of the machine its run used.
+
+        Args:
+            recorded: what the record says.
+            output: the output that it belongs to.
+        """
+
+        def compared(record: Recorded) -> tuple[str, Request, dict[str, Any]]:
+            options = {name: value for name, value in record.options.items() if name not in _OF_MACHINE}
+            return record.version, record.request, options
+
+        return compared(recorded) == compared(parse_record(self._record(output), target_of(output)))
+
+    def is_saved_as(self, output: Path) -> bool:
+        """Returns whether an output holds this video, as its record says; without a record, it is not known to."""
+        try:
+            return self.is_of(read_record(output), output)
+        except LtxError:
+            return False
 
     def save(
         self,

@@ -43,6 +43,15 @@ class Arguments:
         typer.Argument(help="What the video shows.", metavar="PROMPT", show_default=False, rich_help_panel=_WHAT),
     ] = None
     prompt: Annotated[str | None, _option(_WHAT, "The prompt, given as an option.", "--prompt", "-p")] = None
+    prompts: Annotated[
+        Path | None,
+        _option(
+            _WHAT,
+            "Make many videos: a prompt a line, or .jsonl or .csv with fields of a video in every row; - for standard "
+            "input.",
+            metavar="FILE",
+        ),
+    ] = None
     negative_prompt: Annotated[str | None, _option(_WHAT, "What the video must not show.")] = None
     from_file: Annotated[
         Path | None,
@@ -62,7 +71,7 @@ class Arguments:
         list[str] | None,
         _expert(_WHAT, "FILE[:SCALE]: a LoRA for the transformer. Can be repeated.", metavar="FILE[:SCALE]"),
     ] = None
-    strength: Annotated[float | None, _option(_WHAT, "How much of --video may change, 0 to 1 (default: 0.6).")] = None
+    strength: Annotated[float | None, _expert(_WHAT, "How much of --video may change, 0 to 1 (default: 0.6).")] = None
     fit: Annotated[
         str, _option(_WHAT, "How images get the video's shape: crop, pad (black bars), or size-from-image.")
     ] = "crop"
@@ -130,6 +139,10 @@ class Arguments:
     ] = None
 
     seed: Annotated[int | None, _option(_NOISE, "Same seed, same video; random if left out.")] = None
+    seeds: Annotated[
+        str | None, _expert(_NOISE, "Make every prompt with each of these seeds, e.g. 1,2,3.", metavar="SEED,SEED")
+    ] = None
+    count: Annotated[int | None, _expert(_NOISE, "Make every prompt so many times, with successive seeds.")] = None
     rng: Annotated[
         str,
         _expert(
@@ -182,7 +195,10 @@ class Arguments:
     metadata: Annotated[
         bool, _expert(_FILES, "Store in the file how it was made, for --from.", "--metadata/--no-metadata")
     ] = True
-    resume: Annotated[Path | None, _expert(_FILES, "Go on with an interrupted run, from its .unfinished file.")] = None
+    resume: Annotated[
+        Path | None,
+        _expert(_FILES, "Go on with an interrupted run, from its .unfinished file, or with many, from their results."),
+    ] = None
 
     engines: Annotated[
         Path | None,
@@ -210,6 +226,25 @@ class Arguments:
     low_memory: Annotated[bool, _expert(_RUN, "Use less memory: compute the predictions for guidance one by one.")] = (
         False
     )
+    ray: Annotated[
+        str | None,
+        _expert(
+            _RUN,
+            "Make many videos on a Ray cluster: HOST:PORT of its head node, or auto for this machine's cluster.",
+            metavar="ADDRESS",
+        ),
+    ] = None
+    ray_cpus: Annotated[
+        int | None,
+        _expert(_RUN, "CPU cores for each video on nodes without a GPU (default: all cores of a node)."),
+    ] = None
+    send_engines: Annotated[
+        bool, _expert(_RUN, "Have Ray copy the version folder to its nodes, up to 500 MB.", "--send-engines")
+    ] = False
+    output_uri: Annotated[
+        str | None,
+        _expert(_RUN, "Where --ray stores the videos, e.g. s3://bucket/folder (default: --output-dir).", metavar="URI"),
+    ] = None
     fetch: Annotated[
         str | None,
         _option(

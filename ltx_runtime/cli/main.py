@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import fields, replace
@@ -17,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ltx_runtime.cli.arguments import Arguments, command_of
-from ltx_runtime.cli.streams import escape_what_cannot_be_encoded
+from ltx_runtime.cli.streams import escape_what_cannot_be_encoded, folder_for, note, resuming, told_of
 from ltx_runtime.errors import LtxError, printable, reported
 from ltx_runtime.files import engines_folder
 
@@ -34,6 +31,8 @@ def _run(typed: Arguments) -> None:
 
     Options that you leave out use the version's defaults. More options, for experts: --help-all.
     """
+    from ltx_runtime.cli import batch
+    from ltx_runtime.cli.request_from_arguments import check_no_cluster_options
     from ltx_runtime.spec.versions import find_version
 
     typed = _at_home(typed)
@@ -57,9 +56,16 @@ def _run(typed: Arguments) -> None:
         told = f"{printable(str(ended))} is whole: its run has ended"
         print(json.dumps({"file": str(ended)}) if typed.json else told)
         return
+    if typed.resume is not None and typed.resume.suffix == batch.SUFFIX:
+        batch.go_on(typed)
+        return
     if typed.words is not None and typed.prompt is not None:
         raise LtxError("the prompt was given twice", "leave --prompt out")
     typed = replace(typed, prompt=typed.prompt if typed.words is None else typed.words, words=None)
+    if typed.prompts is not None or typed.count is not None or typed.seeds is not None:
+        batch.make(typed)
+        return
+    check_no_cluster_options(typed)
     sources = (typed.prompt, typed.embeddings_file, typed.latents, typed.from_file, typed.resume)
     if all(source is None for source in sources):
         raise LtxError("there is no prompt", "give a prompt in quotes, or --embeddings-file FILE")
@@ -118,9 +124,10 @@ def _make(typed: Arguments) -> None:
                 video.check_output(output, folder_exists=typed.output_dir is None)
             print(json.dumps(video.report(), indent=1) if typed.json else "\n".join(video.report_lines()))
             return
-        with _folder_of(typed.output_dir):
+        with folder_for(typed.output_dir):
             target = _save(video, chain([output], outputs))
-    print(json.dumps(_result(video, target)) if typed.json else _told(video, target))
+    result = video.result(target)
+    print(json.dumps(result) if typed.json else told_of(result))
 
 
 @contextmanager
@@ -132,18 +139,18 @@ def _planned(typed: Arguments) -> Iterator[tuple[Video, Iterator[Path]]]:
     from ltx_runtime.pipeline import Pipeline
 
     if typed.embeddings_file is not None and (typed.prompt or typed.negative_prompt):
-        _note("the prompt only names the video: --embeddings-file holds encoded ones")
+        note("the prompt only names the video: --embeddings-file holds encoded ones")
     if typed.output is not None and typed.output_dir is not None:
         raise LtxError("--output and --output-dir cannot be combined", "leave one of them out")
     if typed.resume is not None:
         changes, unfinished = asked.resumed_options_of(typed), open_unfinished(typed.resume)
         engines = typed.engines or unfinished.engines
         options = asked.pipeline_options_of(typed, unfinished.options)
-        with Pipeline(engines, **options, note=_note) as pipe:
+        with Pipeline(engines, **options, note=note) as pipe:
             yield pipe.resume(unfinished, **changes), iter([typed.output or unfinished.output])
     elif typed.latents is not None:
         changes, options = asked.decode_options_of(typed), asked.pipeline_options_of(typed)
-        with Pipeline(engines_folder(typed.engines), typed.version, **options, note=_note) as pipe:
+        with Pipeline(engines_folder(typed.engines), typed.version, **options, note=note) as pipe:
             video = pipe.decode(typed.latents, **changes)
             yield video, _outputs_of(typed, typed.latents.stem, video)
     else:
@@ -151,7 +158,7 @@ def _planned(typed: Arguments) -> Iterator[tuple[Video, Iterator[Path]]]:
         request, options = asked.request_of(typed, recorded.request), recorded.options
         version = typed.version or recorded.version or None
         folder, options_of = engines_folder(typed.engines), asked.pipeline_options_of(typed, options)
-        with Pipeline(folder, version, **options_of, note=_note) as pipe:
+        with Pipeline(folder, version, **options_of, note=note) as pipe:
             video = pipe(request, **asked.run_options_of(typed, options))
             if typed.preset is not None:
                 video.reads_also("the preset", typed.preset)
@@ -171,9 +178,9 @@ def _outputs_of(typed: Arguments, title: str, video: Video) -> Iterator[Path]:
 def _tell_changes(recorded: Recorded, video: Video) -> None:
     """Notes what is no longer as it was when a video was made for the first time."""
     for path in recorded.changed_inputs():
-        _note(f"{path} is not what it was for the first video")
+        note(f"{path} is not what it was for the first video")
     for name in recorded.changed_weights(video.weights):
-        _note(f"{name} is another one than for the first video, so the new one will differ")
+        note(f"{name} is another one than for the first video, so the new one will differ")
 
 
 def _save(video: Video, outputs: Iterator[Path]) -> Path:
@@ -189,7 +196,7 @@ def _save(video: Video, outputs: Iterator[Path]) -> Path:
 
     def tell(path: Path) -> None:
         kept.append(path)
-        _note(f"if this is interrupted, go on with: {_resuming(path)}")
+        note(f"if this is interrupted, go on with: {resuming(path)}")
 
     try:
         with display(video.work()) as progress:
@@ -201,58 +208,8 @@ def _save(video: Video, outputs: Iterator[Path]) -> Path:
         raise refused
     except BaseException:
         if kept and kept[-1].exists():
-            _note(f"what is finished is kept; go on with: {_resuming(kept[-1])}")
+            note(f"what is finished is kept; go on with: {resuming(kept[-1])}")
         raise
-
-
-def _resuming(path: Path) -> str:
-    """Returns the command that goes on from a file, as a shell takes it."""
-    from ltx_runtime.outputs.unfinished import shortest
-
-    words = ["ltx-run", "--resume", shortest(path)]
-    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
-
-
-def _result(video: Video, target: Path) -> dict[str, Any]:
-    """Returns the result as plain data, for programs."""
-    height, width = video.size
-    return {
-        "file": str(target),
-        "width": width,
-        "height": height,
-        "frames": video.ending.num_frames,
-        "fps": video.ending.fps,
-        "seed": video.ending.seed,
-        "seconds": video.seconds,
-        "backends": video.backends,
-    }
-
-
-def _told(video: Video, target: Path) -> str:
-    """Returns the result in one line, for people."""
-    (height, width), ending = video.size, video.ending
-    seconds = ", ".join(f"{name} {took:.1f} s" for name, took in video.seconds.items())
-    size = f"{width}x{height}, {ending.num_frames} frames at {ending.fps:g} fps"
-    return f"{printable(str(target))}: {size}, seed {ending.seed}; {seconds}"
-
-
-@contextmanager
-def _folder_of(folder: Path | None) -> Iterator[None]:
-    """Creates the folder that was asked for, and removes it at the end if it is still empty."""
-    folder = folder or Path()
-    new = [parent for parent in (folder, *folder.parents) if not parent.exists()]
-    for parent in reversed(new):
-        parent.mkdir(exist_ok=True)  # another run may create it as well
-    try:
-        yield
-    finally:
-        for parent in new:
-            with suppress(OSError):  # not empty
-                parent.rmdir()
-
-
-def _note(text: str) -> None:
-    print(f"note: {printable(text)}", file=sys.stderr)
 
 
 def main() -> None:

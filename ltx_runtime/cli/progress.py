@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
+from ltx_runtime.cli.streams import tell
 from ltx_runtime.files import amount
 from ltx_runtime.progress import Progress, silent
 
@@ -30,6 +31,59 @@ def display(work: Mapping[str, float] | None = None, *, in_bytes: bool = False) 
         return
     with _bars(transient=in_bytes) as bars:
         yield _stages(bars, work or {}, in_bytes)
+
+
+@contextmanager
+def display_many(count: int, work: float) -> Iterator[Callable[[float], AbstractContextManager[Progress]]]:
+    """Shows how far many videos are: a bar for all of them with the time left, and one for each stage under way.
+
+    Args:
+        count: number of videos.
+        work: an estimate of their work.
+
+    Yields:
+        A function that opens the display of one video, given its work; where that is no terminal, it prints a line
+        with the time left when the video is made.
+    """
+    started, made, worked = time.perf_counter(), 0, 0.0
+
+    def advance(done: float) -> str:
+        nonlocal made, worked
+        made, worked = made + 1, worked + done
+        left_s = (time.perf_counter() - started) * max(work - worked, 0.0) / worked if worked else 0.0
+        return f"{made} of {count} videos" + (f", about {duration(left_s)} left" if made < count else "")
+
+    @contextmanager
+    def lines(done: float) -> Iterator[Progress]:
+        yield silent
+        tell(advance(done))
+
+    if not sys.stderr.isatty():
+        yield lines
+        return
+    with _bars(transient=True) as bars:
+        total = bars.add_task("videos", total=work, count=f"0/{count}", pace="")
+
+        @contextmanager
+        def stages(done: float) -> Iterator[Progress]:
+            before = set(bars.task_ids)
+            try:
+                yield _stages(bars, {}, in_bytes=False)
+            finally:
+                for task in set(bars.task_ids) - before:
+                    bars.remove_task(task)
+                advance(done)
+                bars.update(total, advance=done, count=f"{made}/{count}")
+
+        yield stages
+
+
+def duration(seconds: float) -> str:
+    """Formats a time for people: in seconds, in minutes from 2 minutes on, in hours and minutes from 2 hours on."""
+    minutes = round(seconds / 60)
+    if minutes < 2:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _bars(*, transient: bool) -> Bars:
@@ -92,4 +146,4 @@ def _line(name: str, units: int) -> Iterator[Callable[[int], None]]:
     yield lambda done: None
     seconds = time.perf_counter() - started
     each = f", {seconds / units:.2f} s each" if units > 1 else ""
-    print(f"{name}: {units} in {seconds:.1f} s{each}", file=sys.stderr)
+    tell(f"{name}: {units} in {seconds:.1f} s{each}")

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
+from ltx_runtime.batch.tasks import Seeds, check_seeds
 from ltx_runtime.cli.arguments import Arguments, is_typed
 from ltx_runtime.errors import LtxError
 from ltx_runtime.planning.preset import read_preset
-from ltx_runtime.planning.request import Condition, Request
+from ltx_runtime.planning.request import Condition, Request, parse_condition
 from ltx_runtime.weights.lora import parse_lora
 
 _Parsed = TypeVar("_Parsed", int, float)
-_PLACE = re.compile(r"(?P<frame>-?\d{1,9})(?::(?P<strength>[^:@]*))?", re.ASCII)
 # Fields of Request that have the same name as their option.
 _SAME_NAMES = (
     *("height", "width", "num_frames", "duration", "fps", "seed"),
@@ -33,6 +31,15 @@ _FOR_LATENTS = (
 _FOR_RESUMED = (
     *("resume", "memory", "vae_tiling", "vae_slicing", "output", "engines", "gpu_memory", "threads", "low_memory"),
     *("plan", "json", "overwrite", "metadata"),
+)
+# Options that cannot be given beside many prompts: those of one video, and of commands that make none.
+_NOT_FOR_BATCH = (
+    *("words", "prompt", "from_file", "embeddings_file", "save_embeddings", "noise_file", "save_noise"),
+    *("initial_latents_file", "latents", "save_latents", "output", "resume"),
+)
+# Options that can be changed for a batch that goes on.
+_FOR_RESUMED_BATCH = (
+    *("resume", "memory", "engines", "gpu_memory", "threads", "plan", "json", "ray", "ray_cpus", "send_engines"),
 )
 # Files of a recorded run that make no sense beside what is typed: they hold what that would change.
 _REPLACES = {
@@ -54,6 +61,11 @@ def request_of(typed: Arguments, recorded: Request = Request()) -> Request:
     Raises:
         LtxError: a list, a condition, a LoRA or a preset cannot be read, or a prompt is not valid text.
     """
+    return replace(recorded, **typed_fields(typed))
+
+
+def typed_fields(typed: Arguments) -> dict[str, Any]:
+    """Returns the fields of Request that were typed, by name; see `request_of`."""
     given = [parse_condition(one) for one in typed.condition or ()]
     if typed.image is not None:
         given.insert(0, Condition(typed.image))
@@ -80,31 +92,7 @@ def request_of(typed: Arguments, recorded: Request = Request()) -> Request:
     for group in _ALTERNATIVES:
         if changes.keys() & {*group}:
             changes = {name: getattr(Request(), name) for name in group} | changes
-    return replace(recorded, **changes)
-
-
-def parse_condition(text: str) -> Condition:
-    """Parses `FILE@FRAME` or `FILE@FRAME:STRENGTH`; the file name itself may contain @ and colons.
-
-    Raises:
-        LtxError: the frame is missing or negative, or the strength is not in 0..1.
-    """
-    name, _, place = text.rpartition("@")
-    found = _PLACE.fullmatch(place)
-    if not name or not found:
-        raise LtxError(
-            f"a condition is FILE@FRAME or FILE@FRAME:STRENGTH; got {text!r}", "write image.png@0 for example"
-        )
-    frame, strength = int(found["frame"]), found["strength"]
-    if frame < 0:
-        raise LtxError(f"the frame of a condition must be at least 0; got {frame} in {text!r}", "use 0 or more")
-    try:
-        value = 1.0 if strength is None else float(strength)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise LtxError(f"the strength of a condition must be from 0 to 1; got {strength!r} in {text!r}", "use 1")
-    return Condition(Path(name), frame, value)
+    return changes
 
 
 def pipeline_options_of(typed: Arguments, recorded: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
@@ -164,6 +152,43 @@ def resumed_options_of(typed: Arguments) -> dict[str, Any]:
     _refuse_others(typed, _FOR_RESUMED, "a run that goes on")
     names = {"tiled": "vae_tiling", "low_memory": "low_memory", "overwrite": "overwrite", "metadata": "metadata"}
     return {name: getattr(typed, option) for name, option in names.items() if is_typed(typed, option)}
+
+
+def seeds_of(typed: Arguments) -> Seeds:
+    """Returns the seeds of every prompt.
+
+    Raises:
+        LtxError: seeds cannot be read, or two options set them.
+    """
+    for one, other in (("seeds", "count"), ("seeds", "seed")):
+        if getattr(typed, one) is not None and getattr(typed, other) is not None:
+            raise LtxError(f"--{one} and --{other} both set the seeds", "leave one of them out")
+    listed = tuple(_numbers("seeds", typed.seeds, int))
+    if typed.seeds is not None and not listed:
+        raise LtxError("seeds has no seed", "use e.g. 1,2,3")
+    seeds = Seeds(listed, 1 if typed.count is None else typed.count)
+    check_seeds(seeds)
+    return seeds
+
+
+def check_batch_options(typed: Arguments) -> None:
+    """Raises LtxError if an option was typed that cannot be given beside many prompts, or beside a batch that goes on.
+
+    A single prompt, of which several videos are made, and its output may be typed.
+    """
+    if typed.ray is None:
+        check_no_cluster_options(typed)
+    if typed.resume is not None:
+        _refuse_others(typed, _FOR_RESUMED_BATCH, "a batch that goes on")
+        return
+    refused = {*_NOT_FOR_BATCH} - ({"words", "prompt", "output"} if typed.prompts is None else set())
+    _refuse_others(typed, [one.name for one in fields(Arguments) if one.name not in refused], "many videos")
+
+
+def check_no_cluster_options(typed: Arguments) -> None:
+    """Raises LtxError if an option of a cluster was typed, for what this machine makes itself."""
+    names = [one.name for one in fields(Arguments) if one.name not in ("ray", "ray_cpus", "send_engines", "output_uri")]
+    _refuse_others(typed, names, "videos that this machine makes")
 
 
 def _refuse_others(typed: Arguments, names: Sequence[str], what: str) -> None:

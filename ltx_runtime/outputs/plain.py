@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path, PurePath
@@ -121,7 +121,7 @@ def relative_name(path: Path, folder: Path) -> str:
         return path.as_posix()
 
 
-def nearest(name: str, known: list[str]) -> str:
+def nearest(name: str, known: Sequence[str]) -> str:
     """Returns the known name that resembles a mistyped one, or all of them as a choice."""
     resembling = get_close_matches(name, known, n=1)
     return resembling[0] if resembling else f"one of {', '.join(known)}"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from ltx_runtime.errors import LtxError
@@ -16,6 +18,7 @@ from ltx_runtime.weights.lora import LoraFile
 
 IMAGE_NOISE_SCALE = 0.15
 _MOST_FRAMES = 1e6
+_PLACE = re.compile(r"(?P<frame>-?\d{1,9})(?::(?P<strength>[^:@]*))?", re.ASCII)
 _RANDOM_SEED_BITS = 32  # few enough digits to type the seed again
 
 
@@ -132,7 +135,7 @@ def resolved(request: Request, version: Version) -> Resolved:
     for name, value in defaults.items():
         given[name] = value if given[name] is None else given[name]
     if given["seed"] is None:
-        given["seed"] = secrets.randbits(_RANDOM_SEED_BITS)
+        given["seed"] = random_seed()
     return Resolved(**given)
 
 
@@ -146,3 +149,32 @@ def _frames_in(duration: float, fps: float, request: Request) -> int:
     if request.pad:
         return max(1, round(duration * fps))
     return TEMPORAL_SCALE * round((duration * fps - 1) / TEMPORAL_SCALE) + 1
+
+
+def random_seed() -> int:
+    """Draws a seed of 32 bits."""
+    return secrets.randbits(_RANDOM_SEED_BITS)
+
+
+def parse_condition(text: str) -> Condition:
+    """Parses `FILE@FRAME` or `FILE@FRAME:STRENGTH`; the file name itself may contain @ and colons.
+
+    Raises:
+        LtxError: the frame is missing or negative, or the strength is not in 0..1.
+    """
+    name, _, place = text.rpartition("@")
+    found = _PLACE.fullmatch(place)
+    if not name or not found:
+        raise LtxError(
+            f"a condition is FILE@FRAME or FILE@FRAME:STRENGTH; got {text!r}", "write image.png@0 for example"
+        )
+    frame, strength = int(found["frame"]), found["strength"]
+    if frame < 0:
+        raise LtxError(f"the frame of a condition must be at least 0; got {frame} in {text!r}", "use 0 or more")
+    try:
+        value = 1.0 if strength is None else float(strength)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise LtxError(f"the strength of a condition must be from 0 to 1; got {strength!r} in {text!r}", "use 1")
+    return Condition(Path(name), frame, value)

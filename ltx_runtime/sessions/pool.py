@@ -13,6 +13,7 @@ from ltx_runtime.declared import number_of
 from ltx_runtime.errors import LtxError
 from ltx_runtime.sessions import Arrays, Found, Session, open_session
 from ltx_runtime.sessions.cuda.memory import GpuMemoryError
+from ltx_runtime.sessions.processor import free_memory
 from ltx_runtime.spec.components import COMPONENT_NAMES, Component, ComponentName
 
 
@@ -34,8 +35,8 @@ class SessionPool:
 
     Args:
         keep: whether sessions stay open after use.
-        limit_bytes: most bytes of weights in all open sessions together; None for no limit. The usable memory of a GPU
-            is a further limit.
+        limit_bytes: most bytes of weights in all open sessions together; None for no limit. The usable memory of a GPU,
+            and the free memory of the machine for what runs on the CPU, are further limits.
     """
 
     def __init__(self, keep: bool = False, limit_bytes: float | None = None) -> None:
@@ -103,6 +104,10 @@ class SessionPool:
         while limits and self._bytes_with(found) > min(limits):
             if not self.close_one():
                 return
+        if found.usable_gpu_bytes is None:
+            while self._kept and sum(found.held_bytes.values()) > free_memory():
+                if not self.close_one():
+                    return
 
     def _bytes_with(self, found: Found) -> int:
         """Memory of the weights of all kept sessions and of `found`; files that several share count once."""

@@ -60,6 +60,14 @@ class Arguments:
     workers: Annotated[
         int | None, _option(_RUN, "Number of videos made at a time (default: one per GPU, else one).")
     ] = None
+    ray: Annotated[
+        str | None,
+        _expert(
+            _RUN,
+            "Make the videos on a Ray cluster: HOST:PORT of its head node, or auto for this machine's cluster.",
+            metavar="ADDRESS",
+        ),
+    ] = None
     backend: Annotated[
         str,
         _option(_RUN, "tensorrt, tensorrt_rtx, cuda, openvino, openvino_q8, openvino_int8 or cpu; auto: the best."),

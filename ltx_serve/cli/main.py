@@ -19,7 +19,7 @@ from ltx_serve.cli.arguments import Arguments
 from ltx_serve.settings import Settings, check_settings
 
 app = typer.Typer(pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})
-_DATA = "serve"
+_DATA, _TOKEN = "serve", "LTX_TOKEN"
 _SAME_NAMES = tuple({one.name for one in fields(Arguments)} & {one.name for one in fields(Settings)})
 _MOST_TOKEN_BYTES = 10_000
 
@@ -31,7 +31,13 @@ def _run(typed: Arguments) -> None:
     Options that you leave out suit a single user on this machine. More options, for experts: --help-all.
     """
     settings = check_settings(settings_of(typed))
+    os.environ.pop(_TOKEN, None)  # the processes that read what strangers send need not know it
     need("fastapi", "uvicorn", "python_multipart", "prometheus_client", extra="serve")
+    if typed.ray is not None:
+        from ltx_serve.cluster.serving import serve as serve_on_cluster
+
+        serve_on_cluster(settings, typed.ray)
+        return
     from ltx_serve.cli.server import serve
 
     serve(settings)

@@ -349,7 +349,7 @@ class Crew:
         """Takes a job from those under way, and removes what is left of its making."""
         job = running.job
         with self._changed:
-            if self._running[job.id] is running:  # another maker may have begun it again
+            if self._running.get(job.id) is running:  # another maker may have begun it again, and even made it
                 del self._running[job.id]
                 self._listeners.forget(job.id)
             self._changed.notify_all()

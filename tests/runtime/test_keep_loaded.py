@@ -57,6 +57,19 @@ def test_of_a_limit_the_first_of_the_road_leaves_first(spiece, diary):
     assert diary[-1] == "close text_encoder"
 
 
+def test_what_does_not_fit_into_the_free_memory_takes_the_place_of_others_on_a_cpu(spiece, diary, monkeypatch):
+    engines, free = engines_of(DEMO, spiece), [20]
+    monkeypatch.setattr("ltx_runtime.sessions.pool.free_memory", lambda: free[0])
+    pool = SessionPool(keep=True)
+    for name in ("text_encoder", "transformer"):
+        found = replace(graph_found(engines, name, "fake", ["fp32"]), file_bytes={Path(name): 10})
+        with pool.session(found):
+            pass
+        free[0] = 5
+    assert diary == ["open text_encoder", "close text_encoder", "open transformer"]
+    pool.close()
+
+
 def test_a_session_in_use_is_never_closed_to_make_room_and_may_be_used_twice(spiece, diary):
     engines = engines_of(DEMO, spiece)
 

@@ -40,9 +40,7 @@ def process_of() -> psutil.Process:
     return process
 
 
-def test_a_request_comes_back_with_everything_filled_in_and_stays_so_when_checked_again(
-    checker, engines, tmp_path
-):
+def test_a_request_comes_back_with_everything_filled_in_and_stays_so_when_checked_again(checker, engines, tmp_path):
     filled = checker.check({"prompt": "A fox"}, tmp_path, engines)
     request = request_from_fields(filled, tmp_path)
     assert (request.prompt, request.width, request.height, request.num_frames) == ("A fox", 384, 256, 25)

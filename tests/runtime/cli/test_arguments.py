@@ -16,6 +16,7 @@ NAMES = [field.name for field in fields(Arguments) if field.name != "help_all"] 
 TYPED: dict[str, tuple[list[str], object]] = {
     "words": (["a dog"], "a dog"),
     "prompt": (["--prompt", "a cat"], "a cat"),
+    "prompts": (["--prompts", "-"], Path("-")),
     "negative_prompt": (["--negative-prompt", ""], ""),
     "from_file": (["--from", "a.mp4"], Path("a.mp4")),
     "image": (["--image", "a.png"], Path("a.png")),
@@ -48,6 +49,8 @@ TYPED: dict[str, tuple[list[str], object]] = {
     "skip_blocks": (["--skip-blocks", "1,2"], "1,2"),
     "cfg_star": (["--cfg-star"], True),
     "seed": (["--seed", str(2**64 - 1)], 2**64 - 1),
+    "seeds": (["--seeds", "1,2"], "1,2"),
+    "count": (["--count", "4"], 4),
     "rng": (["--rng", "torch"], "torch"),
     "noise_file": (["--noise-file", "n.safetensors"], Path("n.safetensors")),
     "save_noise": (["--save-noise", "n.safetensors"], Path("n.safetensors")),
@@ -152,7 +155,7 @@ def test_help_tells_every_option_and_what_the_command_does():
         assert "Hands them over." in ended.output
         shown[how] = {name for name in NAMES if re.search(rf"{option_of(name)}(?![\w-])", ended.output)}
     assert shown["--help-all"] == {*NAMES} - {"words"}
-    assert {"prompt", "seed", "output", "plan"} < shown["--help"]
+    assert {"prompt", "prompts", "seed", "output", "plan"} < shown["--help"]
     assert {"rng", "skip_blocks", "save_noise"} & shown["--help"] == set()
     assert len(shown["--help"]) <= 27
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from ltx_runtime.cli.progress import display
+from ltx_runtime.cli.progress import display, display_many, duration
 from ltx_runtime.files import amount
 
 ERASE_LINE = "\x1b[2K"
@@ -78,3 +78,39 @@ def test_a_stage_that_fails_is_no_finished_line(capsys):
     with pytest.raises(ValueError, match="no"), display() as progress, progress("decode", 9):
         raise ValueError("no")
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s"), (59, "59 s"), (100, "2 min"), (119 * 60, "119 min"), (2 * 3600, "2 h 0 min"), (9000, "2 h 30 min")],
+)
+def test_a_time_is_told_in_the_unit_that_people_would_use(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_many_videos_have_a_bar_for_all_and_bars_of_stages_only_while_they_are_made(monkeypatch, capsys):
+    use_terminal(monkeypatch)
+    with display_many(3, 4.0) as video:
+        with video(1.0) as progress, progress("denoise", 2) as advance:
+            advance(1)
+            time.sleep(0.3)
+        time.sleep(0.3)
+    captured = capsys.readouterr()
+    lines = shown(captured.err)
+    assert captured.out == ""
+    assert "1/2" in last(lines, "denoise") and "1/3" in last(lines, "videos")
+    assert " denoise " not in lines[-1]
+
+
+def test_where_there_is_no_terminal_a_line_tells_what_is_left_after_each_video(monkeypatch, capsys):
+    clock = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    with display_many(3, 4.0) as video:
+        for _ in range(3):
+            with video(4 / 3):
+                clock[0] += 600
+    assert capsys.readouterr().err.splitlines() == [
+        "1 of 3 videos, about 20 min left",
+        "2 of 3 videos, about 10 min left",
+        "3 of 3 videos",
+    ]

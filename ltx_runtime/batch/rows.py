@@ -1,0 +1,255 @@
+"""Reads files of prompts row by row: text with a prompt a line, JSON lines, or CSV; all of them in UTF-8.
+
+The form follows from the suffix; standard input, pipes and files of other names are recognized by their first line.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from itertools import chain
+from pathlib import Path
+from typing import Any, TextIO
+
+from ltx_runtime.batch.cells import value_of
+from ltx_runtime.errors import LtxError, explaining
+from ltx_runtime.outputs.plain import IMAGE, nearest
+from ltx_runtime.planning.request import Request
+
+STANDARD_INPUT = Path("-")
+OUTPUT = "output"
+COLUMNS = (*(one.name for one in fields(Request)), IMAGE, OUTPUT)
+_DELIMITERS = (",", ";", "\t")
+_COMMENT = "#"
+_SHOWN_CHARACTERS = 40
+_LONGEST_LINE = 1_000_000  # characters; /dev/zero has no second line
+# How files in UTF-16 begin, when their bytes are read as UTF-8.
+_UTF16 = tuple(mark.decode("utf-8", "surrogateescape") for mark in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+_SAVE_AS_UTF8 = "save it as text in UTF-8"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a file of prompts.
+
+    Attributes:
+        line: the line of the file in which it begins, from 1.
+        fields: fields of Request by name, as JSON has them.
+        output: the name of its video; None for one that is made from the prompt.
+        problem: why the row cannot be read; empty if it can.
+    """
+
+    line: int
+    fields: dict[str, Any] = field(default_factory=dict)
+    output: str | None = None
+    problem: str = ""
+
+
+def read_rows(path: Path, note: Callable[[str], None]) -> Iterator[Row]:
+    """Yields the rows of a file of prompts, one after another; blank lines are none.
+
+    Args:
+        path: the file; STANDARD_INPUT for standard input.
+        note: is called with what the user should know: how many lines are comments.
+
+    Raises:
+        LtxError: the file cannot be read, is not in UTF-8, or has a column that no request has.
+    """
+    with _opened(path) as file:
+        name = name_of(path)
+        lines = _lines(file, name)
+        head = []
+        for number, line in lines:  # the first line that is not blank decides the form
+            head.append((number, line))
+            if line.strip():
+                break
+        form = _FORMS.get(path.suffix.lower()) or _form_of(head[-1][1] if head else "")
+        if path.suffix.lower() == ".json":
+            raise LtxError(f"{name} is JSON as a whole", "write one object a line, in a file that ends in .jsonl")
+        yield from form(chain(head, lines), name, note)
+
+
+def name_of(path: Path) -> str:
+    """Returns the name of a file of prompts in messages."""
+    return "standard input" if path == STANDARD_INPUT else str(path)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[TextIO]:
+    """Opens a file, or standard input, as UTF-8 whose errors remain visible; a byte order mark is left out."""
+    file = sys.stdin.fileno() if path == STANDARD_INPUT else path
+    with explaining(f"read {path}"):
+        kept = file == path
+        text = open(file, encoding="utf-8-sig", errors="surrogateescape", newline="", closefd=kept)  # noqa: SIM115
+    with text:
+        yield text
+
+
+def _lines(text: TextIO, name: str) -> Iterator[tuple[int, str]]:
+    """Yields numbers and lines with their ends, as the csv library wants them."""
+    number = 0
+    while line := text.readline(_LONGEST_LINE):
+        number += 1
+        if line.startswith(_UTF16):
+            raise LtxError(f"{name} is in UTF-16", _SAVE_AS_UTF8)
+        if "\0" in line:
+            raise LtxError(f"line {number} of {name} has a NUL character, which no text has", "give a text file")
+        if len(line) == _LONGEST_LINE:
+            raise LtxError(f"line {number} of {name} is longer than {_LONGEST_LINE} characters", "give a text file")
+        try:
+            line.encode()
+        except UnicodeEncodeError:
+            raise LtxError(f"line {number} of {name} is not in UTF-8", _SAVE_AS_UTF8) from None
+        yield number, line
+
+
+Lines = Iterable[tuple[int, str]]
+Form = Callable[[Lines, str, Callable[[str], None]], Iterator[Row]]
+
+
+def _text_rows(lines: Lines, name: str, note: Callable[[str], None]) -> Iterator[Row]:
+    comments = 0
+    for number, line in lines:
+        prompt = line.strip()
+        if prompt.startswith(_COMMENT):
+            comments += 1
+        elif prompt:
+            yield Row(number, {"prompt": prompt})
+    if comments:
+        begin = "line begins" if comments == 1 else "lines begin"
+        note(f"{comments} {begin} with {_COMMENT} in {name}, as comments do")
+
+
+def _json_rows(lines: Lines, name: str, note: Callable[[str], None]) -> Iterator[Row]:
+    for number, line in lines:
+        if line.strip():
+            try:
+                given = json.loads(line, object_pairs_hook=_once, parse_constant=_no_constant)
+            except RecursionError:
+                yield Row(number, problem="it is nested too deeply - write one flat object")
+            except ValueError as error:
+                column = f" (at character {error.colno})" if isinstance(error, json.JSONDecodeError) else ""
+                told = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+                yield Row(number, problem=f"it is not JSON: {told}{column} - write one object a line")
+            else:
+                yield _row_of(number, given)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns the object of JSON pairs. Raises ValueError if it says a name twice."""
+    given = dict(pairs)
+    if len(given) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"it has {next(name for name in names if names.count(name) > 1)!r} twice")
+    return given
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no number")
+
+
+def _row_of(number: int, given: Any) -> Row:
+    if not isinstance(given, dict):
+        return Row(number, problem='it is no object - write {"prompt": "..."}')
+    output = given.pop(OUTPUT, None)
+    if output is not None and not isinstance(output, str):
+        return Row(number, problem=f"output must be text; got {output!r} - give a file name")
+    return Row(number, given, output)
+
+
+def _csv_rows(lines: Lines, name: str, note: Callable[[str], None]) -> Iterator[Row]:
+    """Yields the rows below the header; an empty cell means that the field is left out."""
+    numbers = [0]  # that of the last line that the library took: a row ends there, and may have begun above
+
+    def heard() -> Iterator[str]:
+        for number, line in lines:
+            numbers[0] = number
+            yield line
+
+    taken = heard()
+    header, taken = _header(taken, name)
+    reader = csv.reader(taken, delimiter=header.delimiter, strict=True)
+    while True:
+        begins = numbers[0] + 1
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            raise LtxError(f"the row of {name} from line {begins} on is no CSV: {error}", "correct it") from None
+        if cells is None:
+            return
+        if any(cell.strip() for cell in cells):
+            yield _row_of_cells(begins, header.columns, cells)
+
+
+@dataclass(frozen=True)
+class _Header:
+    columns: list[str]
+    delimiter: str
+
+
+def _header(lines: Iterator[str], name: str) -> tuple[_Header, Iterator[str]]:
+    """Returns the header of a CSV file, and its other lines.
+
+    Raises:
+        LtxError: a column is unknown or there twice.
+    """
+    first = next((line for line in lines if line.strip()), "")
+    columns, delimiter = _columns(first)
+    for column in columns:
+        if column not in COLUMNS:
+            shown = column if len(column) <= _SHOWN_CHARACTERS else f"{column[:_SHOWN_CHARACTERS]}..."
+            raise LtxError(f"{name} has the column {shown!r}, which no request has", f"use {nearest(shown, COLUMNS)}")
+        if columns.count(column) > 1:
+            raise LtxError(f"{name} has the column {column!r} twice", "remove one")
+    return _Header(columns, delimiter), lines
+
+
+def _columns(line: str) -> tuple[list[str], str]:
+    """Returns the names in the header of a CSV file and its delimiter: the one that separates known names best."""
+
+    def split(delimiter: str) -> list[str]:
+        try:
+            cells = next(csv.reader([line.strip()], delimiter=delimiter), [])
+        except csv.Error:  # such as a text of more characters than a cell may have
+            cells = [line]
+        return [cell.strip().lower() for cell in cells]
+
+    delimiter = max(_DELIMITERS, key=lambda one: sum(column in COLUMNS for column in split(one)))
+    return split(delimiter), delimiter
+
+
+def _row_of_cells(line: int, columns: list[str], cells: list[str]) -> Row:
+    if len(cells) > len(columns) and any(cell.strip() for cell in cells[len(columns) :]):
+        problem = f"it has {len(cells)} cells for {len(columns)} columns - put cells with a comma in quotes"
+        return Row(line, problem=problem)
+    given = {column: cell for column, cell in zip(columns, cells, strict=False) if cell.strip()}
+    output = given.pop(OUTPUT, None)
+    try:
+        return Row(line, {column: value_of(column, cell) for column, cell in given.items()}, output)
+    except LtxError as error:
+        return Row(line, problem=str(error))
+
+
+def _form_of(line: str) -> Form:
+    """Recognizes the form of a file by its first line: an object, a header of known columns, or else a prompt."""
+    try:
+        if isinstance(json.loads(line), dict):
+            return _json_rows
+    except (ValueError, RecursionError):
+        pass
+    columns, _ = _columns(line)
+    return _csv_rows if "prompt" in columns and all(column in COLUMNS for column in columns) else _text_rows
+
+
+_FORMS: dict[str, Form] = {
+    ".txt": _text_rows,
+    ".jsonl": _json_rows,
+    ".ndjson": _json_rows,
+    ".csv": _csv_rows,
+    ".tsv": _csv_rows,
+}

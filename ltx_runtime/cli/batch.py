@@ -1,0 +1,251 @@
+"""Many videos on the command line: --prompts, --count, --seeds, and --resume with a file of results."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ltx_runtime.cli.arguments import Arguments, is_typed
+from ltx_runtime.cli.cluster import joined_for, on_cluster
+from ltx_runtime.cli.streams import folder_for, note, resuming, tell, told_of
+from ltx_runtime.errors import LtxError
+from ltx_runtime.files import engines_folder
+
+if TYPE_CHECKING:
+    from ltx_runtime.batch.making import Executor
+    from ltx_runtime.batch.results import Results
+    from ltx_runtime.batch.rows import Row
+    from ltx_runtime.batch.tasks import Outcome, Planned, Refused, Task
+    from ltx_runtime.pipeline import Pipeline
+
+SUFFIX = ".jsonl"  # that of files of results, as --resume takes them
+SOME_FAILED = 3
+_UNNAMED = "batch"
+_MOST_TOLD = 50
+
+
+def make(typed: Arguments) -> None:
+    """Makes the videos of a file of prompts, or of one prompt with several seeds; with --plan, only tells of them.
+
+    Raises:
+        SystemExit: code 3, if a row was refused or a video failed.
+        LtxError: the file, an option or every row cannot be used, or the batch was begun before.
+    """
+    from ltx_runtime.batch.results import SUFFIX as RESULTS
+    from ltx_runtime.batch.results import About, begin
+    from ltx_runtime.batch.rows import name_of
+    from ltx_runtime.batch.tasks import Planner
+    from ltx_runtime.cli import request_from_arguments as asked
+    from ltx_runtime.pipeline import Pipeline
+    from ltx_runtime.planning.options import RunOptions
+
+    asked.check_batch_options(typed)
+    seeds, changes = asked.seeds_of(typed), asked.typed_fields(typed)
+    of_pipeline, options = asked.pipeline_options_of(typed), asked.run_options_of(typed)
+    usual = RunOptions()
+    options = {name: value for name, value in options.items() if value != getattr(usual, name)}
+    folder = (typed.output_dir or Path()) if typed.output is None else typed.output.parent
+    with Pipeline(engines_folder(typed.engines), typed.version, **of_pipeline, keep_loaded=True, note=note) as pipe:
+        typed_for = partial(_with_changes, changes)
+        rows_folder = Path() if typed.prompts is None else typed.prompts.parent
+        planner = Planner(pipe, options, typed_for, seeds, folder, rows_folder)
+        survey = Survey("the command" if typed.prompts is None else name_of(typed.prompts))
+        planned = survey.counted(planner.tasks(_rows(typed)))
+        if typed.plan:
+            for _ in planned:
+                pass
+            print(json.dumps(survey.report(), indent=1) if typed.json else "\n".join(survey.lines()))
+            raise SystemExit(SOME_FAILED if survey.refused else 0)
+        about = About(pipe.version.name, str(pipe.engines.folder), of_pipeline, options, typed.output_uri)
+        stem = typed.prompts.stem if typed.prompts is not None and typed.prompts.stem not in ("", "-") else _UNNAMED
+        with (
+            joined_for(typed, pipe.engines.folder),
+            folder_for(folder),
+            begin(folder / f"{stem}{RESULTS}", about, planned, overwrite=typed.overwrite) as results,
+        ):
+            _make(results, pipe, of_pipeline, typed, again=False)
+
+
+def go_on(typed: Arguments) -> None:
+    """Goes on with a batch that was interrupted, or of which some videos failed, from its file of results.
+
+    Raises:
+        SystemExit: code 3, if a row was refused or a video failed.
+        LtxError: the file or an option cannot be used, or the batch is under way.
+    """
+    from ltx_runtime.batch.results import reopen
+    from ltx_runtime.cli import request_from_arguments as asked
+    from ltx_runtime.pipeline import Pipeline
+
+    asked.check_batch_options(typed)
+    assert typed.resume is not None
+    with reopen(typed.resume) as results:
+        results.check_unchanged()
+        about = results.about
+        changed = asked.pipeline_options_of(typed, {})
+        of_pipeline = about.pipeline | {name: value for name, value in changed.items() if is_typed(typed, name)}
+        with Pipeline(
+            typed.engines or Path(about.engines), about.version, **of_pipeline, keep_loaded=True, note=note
+        ) as pipe:
+            if typed.plan:
+                left = sum(1 for _ in results.tasks())
+                told = f"{left} of {results.planned} videos are left to make"
+                print(json.dumps({"videos": results.planned, "left": left}) if typed.json else told)
+                return
+            with joined_for(typed, pipe.engines.folder):
+                _make(results, pipe, of_pipeline, typed, again=True)
+
+
+def _with_changes(changes: dict[str, Any], request: Any) -> Any:
+    return replace(request, **changes)
+
+
+def _rows(typed: Arguments) -> Iterator[Row]:
+    """Yields the rows of the file of prompts, or a single one for what was typed."""
+    from ltx_runtime.batch.rows import Row, read_rows
+
+    if typed.prompts is None:
+        yield Row(1, output=None if typed.output is None else typed.output.name)
+    else:
+        yield from read_rows(typed.prompts, note)
+
+
+class Survey:
+    """Counts what is planned and tells what is refused, while tasks pass by.
+
+    Attributes:
+        name: where the rows are from, for messages.
+        refused: number of rows, or videos of them, that cannot be made.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name, self.refused, self._work = name, 0, 0.0
+        self._sizes: Counter[tuple[int, int, int, float]] = Counter()  # height, width, frames, frames per second
+
+    def counted(self, planned: Iterable[tuple[Task, Planned] | Refused]) -> Iterator[Task | Refused]:
+        """Yields tasks and refused rows as they come.
+
+        Raises:
+            LtxError: in the end, if there is nothing to make.
+        """
+        from ltx_runtime.batch.tasks import Refused
+
+        for one in planned:
+            if isinstance(one, Refused):
+                self.refused += 1
+                self._tell(one)
+                yield one
+            else:
+                task, plan = one
+                height, width = plan.size
+                self._sizes[height, width, plan.num_frames, plan.fps] += 1
+                self._work += task.work
+                yield task
+        if self.refused > _MOST_TOLD:
+            _error(f"{self.refused - _MOST_TOLD} more rows of {self.name} are refused")
+        if not self._sizes:
+            if self.refused:
+                raise LtxError(f"nothing of {self.name} can be made", "correct what is told above")
+            raise LtxError(f"{self.name} has no prompts", "write one a line")
+
+    def _tell(self, refused: Refused) -> None:
+        if self.refused <= _MOST_TOLD:
+            _error(f"line {refused.line} of {self.name}: {refused.problem}")
+
+    def report(self) -> dict[str, Any]:
+        """Returns what is planned as plain data, for programs."""
+        sizes = [
+            {"width": width, "height": height, "frames": frames, "fps": fps, "videos": videos}
+            for (height, width, frames, fps), videos in self._sizes.items()
+        ]
+        return {"videos": self._sizes.total(), "refused": self.refused, "sizes": sizes, "operations": self._work}
+
+    def lines(self) -> Iterator[str]:
+        """Yields what is planned, for people."""
+        yield f"{self._sizes.total()} videos, about {self._work:.2g} floating-point operations"
+        for (height, width, frames, fps), videos in self._sizes.most_common():
+            yield f"{videos} of {width}x{height}, {frames} frames at {fps:g} fps"
+        if self.refused:
+            yield f"{self.refused} rows are refused"
+
+
+def _make(results: Results, pipe: Pipeline, of_pipeline: dict[str, Any], typed: Arguments, *, again: bool) -> None:
+    """Makes what is left of a batch, and tells each outcome as soon as it is in the file of results."""
+    from ltx_runtime.cli.progress import display_many
+
+    left, work = results.left()
+    again_with = resuming(results.path, *(() if typed.ray is None else ("--ray", typed.ray)))
+    if not left:
+        note(f"all {results.planned} videos are made")
+    else:
+        note(f"if this is interrupted, go on with: {again_with}")
+    failed, output = 0, _Output(results.path)
+    try:
+        make = _executor(results, pipe, of_pipeline, typed, again=again)
+        with display_many(left, work) as display:
+            for outcome in make(results.tasks(), lambda task: display(task.work)):
+                results.append(outcome)
+                failed += outcome.result is None
+                output.tell(outcome, as_json=typed.json)
+    except BaseException:
+        note(f"what is finished is kept; go on with: {again_with}")
+        raise
+    if failed:
+        note(f"{failed} of {left} videos failed; try them again with: {again_with}")
+    if failed or results.refused:
+        raise SystemExit(SOME_FAILED)
+
+
+def _executor(
+    results: Results, pipe: Pipeline, of_pipeline: dict[str, Any], typed: Arguments, *, again: bool
+) -> Executor:
+    """Returns what makes the tasks: this process, or the cluster that it has joined."""
+    from ltx_runtime.batch.making import made_here
+
+    about, folder = results.about, results.path.parent
+    if typed.ray is not None:
+        return on_cluster(about, pipe, of_pipeline, folder, typed, again=again)
+    if about.uri is not None:
+        raise LtxError(f"this batch goes to {about.uri}, which only a cluster writes to", "add --ray auto")
+    return lambda tasks, shown: made_here(tasks, pipe, about.options, folder, shown, again=again)
+
+
+class _Output:
+    """Standard output: a line for every outcome, as long as somebody reads it."""
+
+    def __init__(self, results: Path) -> None:
+        self._results, self._is_open = results, True
+
+    def tell(self, outcome: Outcome, *, as_json: bool) -> None:
+        task = outcome.task
+        if outcome.result is None:
+            _error(f"line {task.line}, {task.output}: {outcome.problem}")
+        if as_json:
+            numbers = {"number": task.number, "line": task.line}
+            self._print(json.dumps(numbers | (outcome.result or {"file": task.output, "problem": outcome.problem})))
+        elif outcome.result is not None:
+            self._print(told_of(outcome.result))
+
+    def _print(self, line: str) -> None:
+        """Prints a line; the videos are wanted even if their lines are not, as in `ltx-run ... | head -1`."""
+        if not self._is_open:
+            return
+        try:
+            print(line, flush=True)
+        except OSError as error:
+            self._is_open = False
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), sys.stdout.fileno())
+            reason = os.strerror(error.errno or 0).lower()
+            note(f"standard output cannot be written: {reason}; the results are in {self._results}")
+
+
+def _error(text: str) -> None:
+    tell(f"error: {text}")

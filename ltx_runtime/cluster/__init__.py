@@ -1,0 +1,1 @@
+"""Many machines, joined by Ray: its nodes make the tasks of a batch, and this process stores the videos."""
