@@ -105,6 +105,7 @@ def test_a_server_that_is_gone_is_told_and_its_work_found_again_when_it_is_back(
 
 def test_what_the_server_refuses_is_shown_at_its_field(page, watched):
     watched.allowed += ("400",)
+    page.set_viewport_size({"width": 1280, "height": 700})
     page.click("#more summary")
     page.fill("#steps", "many")
     page.fill("#prompt", "A red fox")
@@ -112,6 +113,8 @@ def test_what_the_server_refuses_is_shown_at_its_field(page, watched):
     expect(page.locator("#problem")).to_contain_text("steps must be a whole number")
     expect(page.locator("#steps")).to_be_focused()
     assert page.get_attribute("#steps", "aria-invalid") == "true"
+    steps, send = page.locator("#steps").bounding_box(), page.locator("#send").bounding_box()
+    assert steps["y"] + steps["height"] <= send["y"]  # the button that stays in sight does not cover it
     page.fill("#steps", "")
     page.fill("#prompt", " ")
     page.click("#submit")
