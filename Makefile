@@ -17,14 +17,14 @@ PROGRAMS := bin
 endif
 BIN := $(VENV)/$(PROGRAMS)
 
-.PHONY: setup engines demo demo-engines check fix test test-runtime test-bundle test-page bench bench-whole fuzz-api clean
+.PHONY: setup engines demo demo-engines check fix test test-runtime test-bundle test-page test-ray bench bench-whole fuzz-api clean
 
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --editable ".[cpu,openvino,export,tensorrt-rtx]" --group dev
+	$(BIN)/python -m pip install --quiet --editable ".[cpu,openvino,export,tensorrt-rtx,serve]" --group dev
 	touch $@
 
 # Checkpoint -> engines/VERSION. What weights/VERSION/ lacks is downloaded; the demo's weights are random and made here.
@@ -70,7 +70,7 @@ test: setup
 
 # The page of ltx-serve in Chromium, which the system must have: apt install chromium, or CHROMIUM=<its path>.
 test-page: demo
-	$(BIN)/python -m pip install --quiet --editable ".[serve]" --group page
+	$(BIN)/python -m pip install --quiet --group page
 	$(BIN)/python -m pytest tests/page
 
 # The runtime as it is on a machine without PyTorch, in an environment and a place of its own.
@@ -87,6 +87,11 @@ test-runtime: demo
 test-bundle: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m index
 
+# A cluster of three nodes on this machine, some of which are killed.
+test-ray: demo
+	$(BIN)/python -m pip install --quiet --editable ".[ray,serve]" openai
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m ray tests/cluster
+
 # A step and a decode on this CPU against diffusers, with random weights made here: 12 GB of disk, and 15 minutes on two
 # cores. bench-whole does the same with whole programs, T5-XXL included: 28 GB, and half an hour.
 bench: setup
@@ -98,6 +103,7 @@ bench-whole: setup
 
 # schemathesis against ltx-serve on the demo, for ten minutes.
 fuzz-api: demo
+	$(BIN)/python -m pip install --quiet --group fuzz
 	$(BIN)/python benchmarks/fuzz_api.py
 
 clean:

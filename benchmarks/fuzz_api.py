@@ -63,7 +63,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, served(typed.engines, Path(folder) / "data") as url:
         fuzzing = ["run", f"{url}openapi.json", "--max-time", str(round(60 * typed.minutes)), *CHECKS]
         program = [sys.executable, "-c", "from schemathesis.cli import schemathesis; schemathesis()"]
-        code = subprocess.run([*program, *fuzzing]).returncode
+        code = subprocess.run([*program, *fuzzing], cwd=folder).returncode
         figures = urllib.request.urlopen(f"{url}metrics").read().decode().splitlines()
         bad = [line for line in figures if line.startswith("ltx_requests_total") and 'status="5' in line]
         sys.stdout.write("answers of 5xx: " + (", ".join(bad) or "none") + "\n")

@@ -31,14 +31,14 @@ ROOMS = {
         *("recorded", "preview", "checkpoints", "sources", "models", "networks", "weights"),
         *("graphs", "calibration", "engines", "inspection", "random_weights", "build", "publish", "bundle", "cli"),
     ),
-    "ltx_serve": ("settings", "jobs", "making", "checking", "page", "http", "cli"),
+    "ltx_serve": ("settings", "jobs", "making", "checking", "page", "http", "cluster", "cli"),
 }
 # In the rooms text, vae and sampling only these files hold sessions; all others know arrays alone.
 WITH_SESSIONS = {"text/encode", "vae/encode", "vae/decode", "vae/upsample", "sampling/velocity"}
 NOT_FOR_THE_SERVER = {"torch", "ltx_export", "diffusers", "transformers", "onnx", "onnx_ir"}
 NOT_FOR_THE_RUNTIME = {*NOT_FOR_THE_SERVER, "ltx_serve"}
 # What the rooms of the server need besides the runtime, which machines that only make videos do not have.
-LIBRARIES_OF_ROOMS = {"fastapi": {"http", "page", "cluster"}, "uvicorn": {"http", "cli"}, "ray": {"cluster"}}
+LIBRARIES_OF_ROOMS = {"fastapi": {"http", "page", "cluster", "cli"}, "uvicorn": {"http", "cli"}, "ray": {"cluster"}}
 
 IMPORT_ALONE = """
 import importlib, importlib.abc, sys

@@ -110,10 +110,11 @@ class Store:
 
     def fetch(self, name: str, target: Path) -> None:
         """Copies a file or a folder of this place to a path of this machine."""
-        from pyarrow.fs import LocalFileSystem, copy_files  # noqa: PLC0415
+        from pyarrow.fs import FileType, LocalFileSystem, copy_files  # noqa: PLC0415
 
-        target.parent.mkdir(parents=True, exist_ok=True)
         with _explained(self._uri):
+            is_folder = self._file_system.get_file_info(self._place(name)).type == FileType.Directory
+            (target if is_folder else target.parent).mkdir(parents=True, exist_ok=True)
             copy_files(self._place(name), str(target), self._file_system, LocalFileSystem())
 
     def publish(self, name: str, files: Mapping[str, bytes], *, overwrite: bool) -> None:

@@ -9,6 +9,7 @@ import socket
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from ltx_runtime.packages import need
 AUTO = "auto"
 _PORT = 6379
 _PROBE_S = 5.0
+_LOST_S, _RETRY_S = 20.0, 0.5  # how long the head node may not answer
 # What an HTTP/2 client says first, and the type of the frame with which every such server, as Ray's is, answers.
 _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)
 _FRAME_BYTES, _TYPE, _SETTINGS = 9, 3, 4
@@ -34,6 +36,13 @@ _SILENT = {
     "RAY_TQDM_PATCH_PRINT": "0",
 }
 _MOST_SENT_BYTES = 500_000_000  # Ray takes packages of 512 MiB, and it keeps them in the memory of its head node
+
+
+class ClusterLostError(LtxError):
+    """The head node, or the node of this machine, has ended."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"this machine has lost the Ray cluster: {reason}", "start it again, and go on")
 
 
 @dataclass(frozen=True)
@@ -100,24 +109,25 @@ def still_joined() -> Iterator[None]:
     """Converts the errors of a process whose own node, or the head node, has ended.
 
     Raises:
-        LtxError: it has.
+        ClusterLostError: it has.
     """
     from ray.exceptions import RayError  # noqa: PLC0415
 
     try:
         yield
     except (RayError, OSError) as error:
-        raise LtxError(f"this machine has lost the Ray cluster: {_line(error)}", "start it again, and go on") from None
+        raise ClusterLostError(_line(error)) from None
 
 
 def nodes() -> list[Node]:
     """Returns the nodes of the cluster that are alive.
 
     Raises:
-        LtxError: the cluster is gone.
+        ClusterLostError: the cluster is gone.
     """
     import ray  # noqa: PLC0415
 
+    _wait_for(ray.get_runtime_context().gcs_address)  # Ray itself would end the process after a minute
     with still_joined():
         states = ray.nodes()
     found = []
@@ -179,14 +189,33 @@ def _found(address: str) -> str:
     if not host or not port.isdecimal() or int(port) > 65_535:
         raise LtxError(f"{given!r} is no address of a Ray cluster", _ADVICE)
     try:
-        with socket.create_connection((host.strip("[]"), int(port)), _PROBE_S) as connection:
-            connection.sendall(_HELLO)
-            answer = connection.recv(_FRAME_BYTES)
+        answer = _answer_of(host, int(port))
     except OSError as error:
         raise LtxError(f"no Ray cluster answers at {given}: {_line(error)}", _ADVICE) from None
     if len(answer) < _FRAME_BYTES or answer[_TYPE] != _SETTINGS:
         raise LtxError(f"what answers at {given} is no Ray cluster", _ADVICE)
     return f"{host}:{port}"
+
+
+def _answer_of(host: str, port: int) -> bytes:
+    """Returns the first bytes that a server of HTTP/2 answers with. Raises OSError if none answers."""
+    with socket.create_connection((host.strip("[]"), port), _PROBE_S) as connection:
+        connection.sendall(_HELLO)
+        return connection.recv(_FRAME_BYTES)
+
+
+def _wait_for(address: str) -> None:
+    """Waits until the head node answers, since it may only start again. Raises ClusterLostError if it does not."""
+    host, _, port = address.rpartition(":")
+    deadline = time.monotonic() + _LOST_S
+    while True:
+        try:
+            if _answer_of(host, int(port)):
+                return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise ClusterLostError(_line(error)) from None
+        time.sleep(_RETRY_S)
 
 
 def _of_this_machine() -> str:

@@ -92,13 +92,9 @@ class NodeMaker:
             LtxError: the node has no such folder, or a file of it is missing or changed.
         """
         folder = Path.cwd() if self._share.is_sent else self._share.engines
-        if not (folder / MANIFEST).is_file():
-            raise LtxError(
-                f"it has no version folder {folder}",
-                "copy the version folder there, use a folder that all nodes share, or add --send-engines",
-            )
+        introduction = introduction_of(folder)
         self._pipe = Pipeline(folder, **self._share.pipeline, keep_loaded=True, note=self._notes.append)
-        return Introduction(RELEASE, manifest_checksum(folder))
+        return introduction
 
     def make(self, task: Task, inputs: Mapping[Path, Any]) -> Made:
         """Makes a task.
@@ -142,9 +138,17 @@ class NodeMaker:
             shutil.rmtree(self._root, ignore_errors=True)
 
 
-def manifest_checksum(folder: Path) -> str:
-    """Returns the SHA-256 of the manifest of a version folder, which holds those of all its other files."""
-    return hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+def introduction_of(folder: Path) -> Introduction:
+    """Returns what this machine says of itself, given a version folder, of whose files only the manifest is read.
+
+    Raises:
+        LtxError: there is no such folder.
+    """
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        advice = "copy the version folder there, or use a folder that all nodes share"
+        raise LtxError(f"it has no version folder {folder}", advice)
+    return Introduction(RELEASE, hashlib.sha256(manifest.read_bytes()).hexdigest())  # of all other files too
 
 
 def with_inputs(task: Task, folder: Path) -> tuple[Task, list[Path]]:

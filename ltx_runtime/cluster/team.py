@@ -17,9 +17,8 @@ from typing import Any
 
 from ltx_runtime.batch.tasks import Outcome, Task
 from ltx_runtime.cluster.joining import Node, nodes, still_joined
-from ltx_runtime.cluster.node import Introduction, Made, NodeMaker, Share, manifest_checksum, with_inputs
+from ltx_runtime.cluster.node import Introduction, Made, NodeMaker, Share, introduction_of, with_inputs
 from ltx_runtime.errors import LtxError
-from ltx_runtime.packages import RELEASE
 
 _TICK_S = 2.0  # how soon new nodes are noticed
 _WAITED_S = 15.0  # until it is told that no maker is ready
@@ -60,7 +59,7 @@ class Team:
         import ray  # noqa: PLC0415
 
         self._share, self._cpus, self._note = share, cpus, note
-        self._ours = Introduction(RELEASE, manifest_checksum(share.engines))
+        self._ours = introduction_of(share.engines)
         self._actor = ray.remote(max_restarts=0)(NodeMaker)
         self._put = lru_cache(_KEPT_INPUTS)(lambda path, modified_ns: ray.put(path.read_bytes()))
         self._makers: list[_Maker] = []
@@ -111,9 +110,8 @@ class Team:
                 continue
             count, resources = self._room_of(node)
             if not count and node.cpus:
-                self._left_out[node.id] = (
-                    f"{node.name}: it has {node.cpus} CPU cores, and each video is to have {self._cpus}"
-                )
+                few = f"it has {node.cpus} CPU cores, and each video is to have {self._cpus}"
+                self._left_out[node.id] = f"{node.name}: {few}"
             have = sum(maker.node.id == node.id for maker in self._makers)
             for _ in range(count - have):
                 self._makers.append(self._started(node, resources))
@@ -167,12 +165,14 @@ class Team:
         try:
             heard = ray.get(answer)
         except RayTaskError as error:
-            if not isinstance(error.cause, LtxError):
-                raise
+            cause = error.cause
+            problem = (
+                str(cause) if isinstance(cause, LtxError) else f"a bug of this program, please report it: {cause!r}"
+            )
             if task is None:
-                self._leave_out(maker.node, str(error.cause))
+                self._leave_out(maker.node, problem)
             else:
-                yield from self._done(maker, Made(Outcome(task, problem=str(error.cause))))
+                yield from self._done(maker, Made(Outcome(task, problem=problem)))
         except RayError as error:
             yield from self._lost(maker, task, error)
         else:

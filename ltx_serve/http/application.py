@@ -14,6 +14,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse, Response
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -56,6 +57,7 @@ def application(settings: Settings, crew: Crew, store: Store, folders: Folders) 
 
     @asynccontextmanager
     async def running(_: FastAPI) -> AsyncIterator[None]:
+        await run_in_threadpool(checkers[0].start)
         yield
         for checker in checkers:
             checker.close()
@@ -66,7 +68,7 @@ def application(settings: Settings, crew: Crew, store: Store, folders: Folders) 
     app = FastAPI(
         title="ltx-serve", version=RELEASE, lifespan=running, docs_url=None, redoc_url=None, redirect_slashes=False
     )
-    app.state.desk = desk
+    app.state.desk, app.state.is_stopping = desk, False
     app.include_router(videos.routes)
     app.include_router(event_routes(crew, desk.found))
     app.include_router(model_routes(models, settings))

@@ -14,9 +14,10 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import State
 
 from ltx_serve.http.answers import ErrorAnswer
 from ltx_serve.jobs.job import COMPLETED, FAILED, IN_PROGRESS, QUEUED, Job
@@ -71,19 +72,21 @@ def event_routes(crew: Crew, found: Callable[[str], Job]) -> APIRouter:
             404: {"model": ErrorAnswer},
         },
     )
-    async def follow_video(id: str) -> StreamingResponse:
+    async def follow_video(id: str, request: Request) -> StreamingResponse:
         """Streams what happens to a video until it has ended: queued, started, step, decoding, completed, failed."""
         job = await run_in_threadpool(found, id)
-        return StreamingResponse(_texts(crew, job.id), media_type="text/event-stream", headers=_HEADERS)
+        return StreamingResponse(
+            _texts(crew, job.id, request.app.state), media_type="text/event-stream", headers=_HEADERS
+        )
 
     return routes
 
 
-async def _texts(crew: Crew, id: str) -> AsyncIterator[str]:
+async def _texts(crew: Crew, id: str, server: State) -> AsyncIterator[str]:
     """Yields the events of a job, and a comment now and then, so that a connection that is gone is noticed."""
     with crew.subscribe(id) as events:
         heard = time.monotonic()
-        while True:
+        while not server.is_stopping:
             try:
                 event = events.get_nowait()
             except queue.Empty:

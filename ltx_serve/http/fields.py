@@ -23,6 +23,7 @@ from ltx_runtime.planning.choices import FITS
 from ltx_runtime.spec.geometry import LARGEST, SPATIAL_SCALE
 from ltx_runtime.spec.presets import STG_MODES
 from ltx_serve.http.answers import ApiError
+from ltx_serve.jobs.folders import INPUT
 
 Schema = dict[str, Any]
 
@@ -39,7 +40,7 @@ _PART: Schema = {"type": "number", "minimum": 0, "maximum": 1}
 _SCALE: Schema = {"type": "number", "minimum": 0, "maximum": 100}
 _FLAG: Schema = {"type": "boolean"}
 _SIDE: Schema = {"type": "integer", "minimum": 1, "maximum": LARGEST}
-_MEDIA: Schema = {"type": "string", "format": "binary"}
+_MEDIA: Schema = {"type": "string", "contentMediaType": "application/octet-stream"}
 
 # Every field, in the order in which the documentation lists them.
 FIELDS: dict[str, Schema] = {
@@ -134,11 +135,12 @@ def body_schemas() -> dict[str, Schema]:
         "conditions[]": {"type": "array", "items": _MEDIA, "description": "Uploads that conditions name."},
     }
     optional = {name: {"anyOf": [schema, {"type": "null"}]} for name, schema in (FIELDS | in_json).items()}
+    texts = {name: {"anyOf": [schema, {"const": ""}]} for name, schema in (FIELDS | in_form).items()}  # as if left out
     schemas = {
         "CreateVideo": optional | {"prompt": FIELDS["prompt"]},
         "RemixVideo": optional,
-        "CreateVideoForm": FIELDS | in_form,
-        "RemixVideoForm": FIELDS | in_form,
+        "CreateVideoForm": texts | {"prompt": FIELDS["prompt"]},
+        "RemixVideoForm": texts,
     }
     return {
         name: {
@@ -201,7 +203,7 @@ class _Inputs:
             raise wrong(param, f"{param} must be a file or a data: URL; got {shown(value)}", "upload the file")
         if len(self.contents) >= MOST_INPUTS:
             raise wrong(param, f"a request has at most {MOST_INPUTS} images and clips", "send fewer")
-        name = f"input-{self.first + len(self.contents)}"
+        name = f"{INPUT}{self.first + len(self.contents)}"
         self.contents[name] = value
         given = value.filename if isinstance(value, UploadFile) else None
         self.labels[name] = f"{param} {given[:_SHOWN]!r}" if given else param

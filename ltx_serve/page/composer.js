@@ -162,7 +162,8 @@ export class Composer {
     });
     document.addEventListener("paste", (event) => {
       const files = [...event.clipboardData.files];
-      if (files.length) (event.preventDefault(), this.takeFile(files));
+      // Programs that copy text often copy a picture of it, too.
+      if (files.length && !event.clipboardData.types.includes("text/plain")) (event.preventDefault(), this.takeFile(files));
     });
     const over = (event) => {
       if (!event.dataTransfer.types.includes("Files") || document.querySelector("dialog[open]")) return;

@@ -136,7 +136,8 @@ async function keptOf(video) {
   const words = hasMedia(video)
     ? { name: "The same picture or clip", use: "As it was given for that video." }
     : { name: "All its other settings", use: "Also those that this page does not show." };
-  return { ...words, address: video.status === "completed" ? await content(video.id, "thumbnail").catch(() => "") : "" };
+  const thumbnail = video.status === "completed" ? content(video.id, "thumbnail") : Promise.resolve("");
+  return { ...words, address: await thumbnail.catch(() => "") };
 }
 
 const gallery = new Gallery(videos, does);

@@ -7,7 +7,7 @@ import { failureInWords, failureTitle, fileName, settingsInWords } from "./words
 const at = (id) => document.getElementById(id);
 
 export class Player {
-  /** `does` has what the buttons do: again, use, remix and remove, each with a video; `defaultsOf(video)` its model's. */
+  /** `does` has what the buttons do: again, use, remix and remove, each with a video. */
   constructor(does, defaultsOf) {
     this.defaultsOf = defaultsOf;
     this.dialog = at("player");

@@ -13,8 +13,8 @@ const dateInWords = (seconds) => day.format(new Date(seconds * 1000));
 
 /** "about 20 s", "about 3 min", "about 2 h": no more exact than an estimate is. */
 export function timeInWords(seconds) {
-  if (seconds < 60) return `about ${Math.max(5, Math.ceil(seconds / 5) * 5)} s`;
-  if (seconds < 3600) return `about ${Math.round(seconds / 60)} min`;
+  if (seconds < 55) return `about ${Math.max(5, Math.ceil(seconds / 5) * 5)} s`;
+  if (seconds < 3600) return `about ${Math.max(1, Math.round(seconds / 60))} min`;
   return `about ${number.format(seconds / 3600)} h`;
 }
 

@@ -7,16 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
-
-ray = pytest.importorskip("ray", reason="needs Ray: pip install 'ltx-engines[ray]'")
-from fakes.ray_nodes import ROOT, Cluster  # noqa: E402
+from fakes.ray_nodes import ROOT, Cluster
 
 ENGINES = ROOT / "engines" / "demo"
 RUN = "from ltx_runtime.cli.main import main; main()"
 SIZE = {"height": 64, "width": 96, "num_frames": 9}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def running_cluster():
     """A cluster of which the head node makes nothing."""
     cluster = Cluster()

@@ -14,6 +14,8 @@ from PIL import Image
 
 from ltx_runtime.packages import RELEASE
 
+pytestmark = pytest.mark.ray
+
 
 def videos(folder: Path) -> dict[str, bytes]:
     """Returns what is in a folder beside files of results, by path."""
@@ -194,3 +196,14 @@ def test_videos_go_to_a_uri(cluster, program, tmp_path, place):
     assert videos(tmp_path / "bucket") == videos(tmp_path / "one") != {}
     again = program.run("--resume", tmp_path / "results" / "foxes.results.jsonl")
     assert again.returncode == 2 and "--ray auto" in again.stderr
+
+
+def test_a_node_without_this_program_is_named_with_what_it_lacks(cluster, program, tmp_path):
+    packages = tmp_path / "packages"
+    (packages / "ltx_runtime").mkdir(parents=True)
+    (packages / "ltx_runtime" / "__init__.py").touch()
+    cluster.add("empty", packages=packages)
+    ended = program.run("--prompts", program.prompts, "--output-dir", tmp_path / "out", "--ray", cluster.address)
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines()[-1].startswith("error: no node of the Ray cluster can make videos: empty (")
+    assert "No module named 'ltx_runtime." in ended.stderr

@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
-import ray
 
 ROOT = Path(__file__).parents[2]
 OBJECT_STORE_BYTES = 80 << 20  # about the least that Ray takes
@@ -29,9 +29,13 @@ class Cluster:
     def __init__(self) -> None:
         self._temporary = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # the names of sockets are limited in length
         self._nodes: dict[str, subprocess.Popen[bytes]] = {}
+        self._ray: Any = None
         try:
             self._start("head", 0, ["--head", "--port=0", "--include-dashboard=false", f"--temp-dir={self._temporary}"])
             self.address = self._address()
+            import ray
+
+            self._ray = ray
             ray.init(self.address, log_to_driver=False, logging_level=logging.FATAL)
         except BaseException:
             self.close()
@@ -55,12 +59,15 @@ class Cluster:
             temporary: its folder for temporary files.
         """
         for name in names:
-            before = {node["NodeID"] for node in ray.nodes()}
+            before = {node["NodeID"] for node in self._ray.nodes()}
             self._start(name, cpus, [f"--address={self.address}"], mounts, packages, temporary)
-            until(lambda: any(node["NodeID"] not in before for node in ray.nodes()), f"{name} has not joined")  # noqa: B023
+            until(lambda: any(node["NodeID"] not in before for node in self._ray.nodes()), f"{name} has not joined")  # noqa: B023
 
     def kill(self, name: str) -> None:
-        """Kills every process of a node, as a power cut would."""
+        """Kills every process of a node, as a power cut would; without the head node there is no cluster."""
+        if name == "head" and self._ray is not None:
+            self._ray.shutdown()
+            self._ray = None
         started = self._nodes.pop(name)
         for process in _tree(started):
             with suppress(psutil.NoSuchProcess):
@@ -87,12 +94,13 @@ class Cluster:
             with suppress(subprocess.TimeoutExpired):
                 self._nodes[name].wait(5)
             self.kill(name)
-        until(lambda: [node["NodeName"] for node in ray.nodes() if node["Alive"]] == ["head"], "nodes still live")
+        if self._ray is None:
+            return
+        until(lambda: [node["NodeName"] for node in self._ray.nodes() if node["Alive"]] == ["head"], "nodes still live")
 
     def close(self) -> None:
         """Ends all nodes."""
-        ray.shutdown()
-        for name in [*self._nodes]:
+        for name in sorted(self._nodes, key="head".__ne__):
             self.kill(name)
         shutil.rmtree(self._temporary, ignore_errors=True)
 

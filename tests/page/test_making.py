@@ -143,6 +143,17 @@ def test_older_videos_are_shown_when_they_are_asked_for(page, server):
     expect(page.get_by_role("button", name="Show older ones")).to_be_hidden()
 
 
+def test_estimates_are_told_no_more_exactly_than_they_are(page):
+    words = page.evaluate(
+        """async () => {
+            const { timeInWords } = await import("/page/words.js");
+            return [0, 5, 17, 54, 58, 89, 150, 3599, 5400].map(timeInWords);
+        }"""
+    )
+    told = ("5 s", "5 s", "20 s", "55 s", "1 min", "1 min", "3 min", "60 min", "1.5 h")
+    assert words == [f"about {text}" for text in told]
+
+
 SEEN_S = """async ([still, rate, until]) => {
     const { Videos } = await import("/page/videos.js");
     let now = 0;
