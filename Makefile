@@ -17,14 +17,14 @@ PROGRAMS := bin
 endif
 BIN := $(VENV)/$(PROGRAMS)
 
-.PHONY: setup engines demo demo-engines check fix test test-runtime test-bundle test-ray bench bench-whole clean
+.PHONY: setup engines demo demo-engines check fix test test-runtime test-bundle test-page test-ray bench bench-whole fuzz-api clean
 
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --editable ".[cpu,openvino,export,tensorrt-rtx]" --group dev
+	$(BIN)/python -m pip install --quiet --editable ".[cpu,openvino,export,tensorrt-rtx,serve]" --group dev
 	touch $@
 
 # Checkpoint -> engines/VERSION. What weights/VERSION/ lacks is downloaded; the demo's weights are random and made here.
@@ -68,6 +68,11 @@ fix: setup
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
+# The page of ltx-serve in Chromium, which the system must have: apt install chromium, or CHROMIUM=<its path>.
+test-page: demo
+	$(BIN)/python -m pip install --quiet --group page
+	$(BIN)/python -m pytest tests/page
+
 # The runtime as it is on a machine without PyTorch, in an environment and a place of its own.
 test-runtime: demo
 	$(PYTHON) -m venv $(VENV)-runtime
@@ -95,6 +100,11 @@ bench: setup
 
 bench-whole: setup
 	$(BIN)/python benchmarks/cpu_whole.py
+
+# schemathesis against ltx-serve on the demo, for ten minutes.
+fuzz-api: demo
+	$(BIN)/python -m pip install --quiet --group fuzz
+	$(BIN)/python benchmarks/fuzz_api.py
 
 clean:
 	rm -rf $(VENV) $(VENV)-runtime build dist engines/demo weights/demo

@@ -63,8 +63,8 @@ class Pipeline:
         gpu_memory: GB of GPU memory to plan with; None for all that is free.
         threads: number of CPU threads; None for one per core.
         keep_loaded: True keeps every network loaded from one video to the next; a number limits the weights of all
-            loaded networks to this many GB. To make room, or if a GPU is full, the network that a video needs first is
-            unloaded first.
+            loaded networks to this many GB. To make room, or if the memory of a GPU or of the machine runs short, the
+            network that a video needs first is unloaded first.
         note: is called with each remark that the user should know of; by default the logger `ltx_runtime` warns.
 
     Attributes:

@@ -45,6 +45,15 @@ class Checker:
         self._process: Any = None
         self._connection: Connection | None = None
 
+    def start(self) -> None:
+        """Starts the process, which takes a second or two; otherwise the first request would wait for it.
+
+        Raises:
+            CheckerLostError: it does not start.
+        """
+        with self._lock:
+            self._ensure()
+
     def check(self, fields: dict[str, Any], folder: Path, engines: Engines) -> dict[str, Any]:
         """Returns the fields of a request with everything filled in, the seed too, if it can be made.
 
@@ -75,9 +84,7 @@ class Checker:
             self._end()
 
     def _answer(self, asked: bytes) -> dict[str, Any]:
-        if self._process is None or not self._process.is_alive():
-            self._end()
-            self._start()
+        self._ensure()
         assert self._connection is not None
         try:
             self._connection.send_bytes(asked)
@@ -90,7 +97,11 @@ class Checker:
             raise RuntimeError(f"a request could not be checked:\n{answer['bug']}")
         return answer
 
-    def _start(self) -> None:
+    def _ensure(self) -> None:
+        """Starts the process, unless it lives."""
+        if self._process is not None and self._process.is_alive():
+            return
+        self._end()
         spawned = multiprocessing.get_context("spawn")
         self._connection, theirs = spawned.Pipe()
         self._process = spawned.Process(
@@ -106,7 +117,6 @@ class Checker:
         if self._process is not None:
             self._process.kill()
             self._process.join()
-            self._process.close()
         if self._connection is not None:
             self._connection.close()
         self._process = self._connection = None

@@ -38,7 +38,7 @@ WITH_SESSIONS = {"text/encode", "vae/encode", "vae/decode", "vae/upsample", "sam
 NOT_FOR_THE_SERVER = {"torch", "ltx_export", "diffusers", "transformers", "onnx", "onnx_ir"}
 NOT_FOR_THE_RUNTIME = {*NOT_FOR_THE_SERVER, "ltx_serve"}
 # What the rooms of the server need besides the runtime, which machines that only make videos do not have.
-LIBRARIES_OF_ROOMS = {"fastapi": {"http", "page", "cluster"}, "uvicorn": {"http", "cli"}, "ray": {"cluster"}}
+LIBRARIES_OF_ROOMS = {"fastapi": {"http", "page", "cluster", "cli"}, "uvicorn": {"http", "cli"}, "ray": {"cluster"}}
 
 IMPORT_ALONE = """
 import importlib, importlib.abc, sys

@@ -5,6 +5,7 @@ by Python 3.6 and later, in order to say which version is needed.
 """
 
 import argparse
+import errno
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ from pathlib import Path, PurePosixPath
 BUNDLE = Path(__file__).resolve().parent
 FACTS, SUMS, LOCK = "bundle.json", "SHA256SUMS", "requirements.txt"
 FORMAT = 1
+KEYS = {"format", "version", "extras", "python", "system", "machine", "least", "installed_bytes", "files", "trial"}
 SHARE = Path("share") / "ltx-engines"
 STATE = SHARE / "installed.json"
 PROMPT = "A red fox runs through deep snow"
@@ -51,7 +53,10 @@ def main() -> int:
         return ended(f"error: {refused}", USER_ERROR)
     except OSError as error:
         place = f" {error.filename}" if error.filename else ""
-        return ended(f"error: cannot use{place}: {(error.strerror or str(error)).lower()}", USER_ERROR)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        to_do = "free some space" if full else "check its permissions"
+        problem = f"cannot use{place}: {(error.strerror or str(error)).lower()}"
+        return ended(f"error: {problem} - {to_do} or choose another folder: install.py FOLDER", USER_ERROR)
     except KeyboardInterrupt:
         return ended("error: interrupted; run the same command again", INTERRUPTED)
     return 0
@@ -102,9 +107,11 @@ def read_facts() -> "dict":
     """Returns what the bundle says about itself."""
     try:
         facts = json.loads((BUNDLE / FACTS).read_text("utf-8"))
-    except (OSError, ValueError):
+        if KEYS - set(facts):
+            raise ValueError(FACTS)
+    except (OSError, ValueError, TypeError):
         raise RefusedError(f"{BUNDLE / FACTS} is missing or damaged - {EXTRACT}") from None
-    if facts.get("format") != FORMAT:
+    if facts["format"] != FORMAT:
         raise RefusedError(f"{BUNDLE / FACTS} has another format than {FORMAT} - use its own install.py")
     return facts
 

@@ -64,7 +64,7 @@ class Results:
         self.path, self._lock = path, lock
         self.planned, self.refused = 0, 0
         self.done: dict[int, dict[str, Any]] = {}
-        self._file = path.open("r+b")
+        self._file = path.open("r+b", buffering=0)  # nothing of a line is left to write once it has been refused
         try:
             self.about = self._read()
         except BaseException:
@@ -95,7 +95,7 @@ class Results:
                 raise LtxError(f"{target} is not what was made", "delete it to have it made again, or put it back")
 
     def tasks(self) -> Iterator[Task]:
-        """Yields the tasks that are not made yet, or whose video is gone, in order."""
+        """Yields the tasks that are not made yet, or whose video has gone from the folder, in order."""
         return (task for task in self._tasks() if not self._is_there(task.number))
 
     def left(self) -> tuple[int, float]:
@@ -106,8 +106,10 @@ class Results:
         return count, work
 
     def _is_there(self, number: int) -> bool:
-        made = self.done.get(number)
-        return made is not None and (self.path.parent / made["file"]).exists()
+        result = self.done.get(number)
+        if result is None or self.about.uri is not None:  # what is stored elsewhere is not asked for again
+            return result is not None
+        return (self.path.parent / str(result["file"])).exists()
 
     def append(self, outcome: Outcome) -> None:
         """Writes a line for an outcome, which is on the disk afterwards.
@@ -118,12 +120,11 @@ class Results:
         task = outcome.task
         line = {"number": task.number, "line": task.line, STATUS: FAILED if outcome.result is None else DONE}
         line |= {"problem": outcome.problem} if outcome.result is None else outcome.result
-        self._file.seek(0, os.SEEK_END)
-        end = self._file.tell()
+        end, rest = self._file.seek(0, os.SEEK_END), _bytes_of(line)
         try:
             with explaining(f"write {self.path}"):
-                self._file.write(_bytes_of(line))
-                self._file.flush()
+                while rest:
+                    rest = rest[self._file.write(rest) :]
                 os.fsync(self._file.fileno())
         except BaseException:
             with suppress(OSError):
@@ -144,18 +145,19 @@ class Results:
     def _read(self) -> About:
         """Reads the whole file; what a killed process has left of a last line is removed."""
         about, whole = None, 0
-        for number, raw in enumerate(self._file, start=1):
-            if not raw.endswith(b"\n"):
-                break
-            whole += len(raw)
-            try:
-                line = json.loads(raw)
-                if about is None:
-                    about = About(**line[KEY])
-                else:
-                    self._count(line)
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-                raise self._damaged(number) from None
+        with self.path.open("rb") as lines:
+            for number, raw in enumerate(lines, start=1):
+                if not raw.endswith(b"\n"):
+                    break
+                whole += len(raw)
+                try:
+                    line = json.loads(raw)
+                    if about is None:
+                        about = About(**line[KEY])
+                    else:
+                        self._count(line)
+                except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                    raise self._damaged(number) from None
         if about is None:
             raise self._damaged(1)
         self._file.truncate(whole)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -20,6 +22,11 @@ from ltx_runtime.packages import install_command
 from ltx_runtime.spec.components import Component, ComponentName, check_feeds
 from ltx_runtime.weights.lora import LoraFile
 from ltx_runtime.weights.merging import Merging, merging_of
+
+# ONNX Runtime (from 1.29) and OpenVINO send statistics of their use to their makers, and write an identifier into the
+# home for it, unless they are told not to before they are imported. OpenVINO does without a package that is not there.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 AUTO = "auto"

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ltx_runtime.cli.arguments import show_all
+from ltx_serve.settings import Settings
 
 _SERVING, _LIMITS, _KEEPING, _RUN = "Serving", "Limits", "Keeping", "How videos are made"
 
@@ -35,9 +36,9 @@ class Arguments:
         ),
     ] = None
     host: Annotated[str, _option(_SERVING, "Address to listen on; any but this machine's own needs a token.")] = (
-        "127.0.0.1"
+        Settings.host
     )
-    port: Annotated[int, _option(_SERVING, "Port to listen on; 0 for any free one.")] = 8000
+    port: Annotated[int, _option(_SERVING, "Port to listen on; 0 for any free one.")] = Settings.port
     token: Annotated[
         str | None,
         _option(
@@ -70,7 +71,7 @@ class Arguments:
     backend: Annotated[
         str,
         _option(_RUN, "tensorrt, tensorrt_rtx, cuda, openvino, openvino_q8, openvino_int8 or cpu; auto: the best."),
-    ] = "auto"
+    ] = Settings.backend
     memory: Annotated[
         float | None,
         _expert(_RUN, "GB for the VAE besides its weights; larger videos are tiled (default: as ltx-run)."),
@@ -78,16 +79,20 @@ class Arguments:
     threads: Annotated[
         int | None, _expert(_RUN, "Number of CPU threads of all workers together (default: one per core).")
     ] = None
-    max_queue: Annotated[int, _expert(_LIMITS, "Most videos that wait at a time.")] = 1000
-    max_upload_mb: Annotated[float, _expert(_LIMITS, "Most MB of one request, with everything that it uploads.")] = 100
-    max_pixels: Annotated[int, _expert(_LIMITS, "Most pixels of a frame.")] = 1920 * 1088
-    max_frames: Annotated[int, _expert(_LIMITS, "Most frames of a video.")] = 257
-    max_job_s: Annotated[float, _expert(_LIMITS, "Most seconds for one video.")] = 3600.0
-    max_attempts: Annotated[int, _expert(_LIMITS, "How often a video is begun whose worker dies.")] = 3
+    max_queue: Annotated[int, _expert(_LIMITS, "Most videos that wait at a time.")] = Settings.max_queue
+    max_upload_mb: Annotated[float, _expert(_LIMITS, "Most MB of one request, with everything that it uploads.")] = (
+        Settings.max_upload_bytes / 1e6
+    )
+    max_pixels: Annotated[int, _expert(_LIMITS, "Most pixels of a frame.")] = Settings.max_pixels
+    max_frames: Annotated[int, _expert(_LIMITS, "Most frames of a video.")] = Settings.max_frames
+    max_job_s: Annotated[float, _expert(_LIMITS, "Most seconds for one video.")] = Settings.max_job_s
+    max_attempts: Annotated[int, _expert(_LIMITS, "How often a video is begun whose worker dies.")] = (
+        Settings.max_attempts
+    )
     grace_s: Annotated[
         float,
         _expert(_LIMITS, "Seconds for running videos to finish when the server stops; then they are queued again."),
-    ] = 30.0
+    ] = Settings.grace_s
     help_all: Annotated[
         bool, _option(_RUN, "Show every option and exit.", "--help-all", callback=show_all, is_eager=True)
     ] = False

@@ -46,7 +46,7 @@ class ImpatientProtocol(H11Protocol):
             self._writing.cancel()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stops waiting."""
+        """Stops waiting for a client that has left."""
         super().connection_lost(exc)
         self._stop_waiting()
         if self._writing is not None:

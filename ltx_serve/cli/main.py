@@ -19,7 +19,7 @@ from ltx_serve.cli.arguments import Arguments
 from ltx_serve.settings import Settings, check_settings
 
 app = typer.Typer(pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})
-_DATA = "serve"
+_DATA, _TOKEN = "serve", "LTX_TOKEN"
 _SAME_NAMES = tuple({one.name for one in fields(Arguments)} & {one.name for one in fields(Settings)})
 _MOST_TOKEN_BYTES = 10_000
 
@@ -31,6 +31,7 @@ def _run(typed: Arguments) -> None:
     Options that you leave out suit a single user on this machine. More options, for experts: --help-all.
     """
     settings = check_settings(settings_of(typed))
+    os.environ.pop(_TOKEN, None)  # the processes that read what strangers send need not know it
     need("fastapi", "uvicorn", "python_multipart", "prometheus_client", extra="serve")
     if typed.ray is not None:
         from ltx_serve.cluster.serving import serve as serve_on_cluster
@@ -46,7 +47,7 @@ def settings_of(typed: Arguments) -> Settings:
     """Returns the settings that the options make.
 
     Raises:
-        LtxError: the token's file cannot be read, or there are two tokens.
+        LtxError: the token's file cannot be read, there are two tokens, or a size is no number of bytes.
     """
     given: dict[str, Any] = {name: getattr(typed, name) for name in _SAME_NAMES}
     return Settings(
@@ -55,10 +56,17 @@ def settings_of(typed: Arguments) -> Settings:
             "engines": engines_folder(_at_home(typed.engines)).absolute(),
             "data": (_at_home(typed.data) or data_folder(_DATA)).absolute(),
             "token": _token_of(typed),
-            "max_upload_bytes": round(typed.max_upload_mb * 1e6),
-            "keep_bytes": None if typed.keep_gb is None else round(typed.keep_gb * 1e9),
+            "max_upload_bytes": _bytes("max-upload-mb", typed.max_upload_mb, 1e6),
+            "keep_bytes": None if typed.keep_gb is None else _bytes("keep-gb", typed.keep_gb, 1e9),
         }
     )
+
+
+def _bytes(name: str, amount: float, unit: float) -> int:
+    """Returns a size in bytes. Raises LtxError if it is not a finite number from 0; the message names the option."""
+    if not 0 <= amount < float("inf"):
+        raise LtxError(f"{name} must be a number from 0; got {amount:g}", "leave it out")
+    return round(amount * unit)
 
 
 def _at_home(path: Path | None) -> Path | None:

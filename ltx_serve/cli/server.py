@@ -8,8 +8,10 @@ import os
 import socket
 import sys
 from contextlib import ExitStack, suppress
+from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 
 from ltx_runtime.errors import LtxError, printable
 from ltx_serve.cli.connections import ImpatientProtocol
@@ -24,7 +26,7 @@ from ltx_serve.settings import Settings
 
 _BACKLOG = 1024
 _MOST_FILES = 65_536
-_GOODBYE_S = 3  # for answers under way when the server stops; streams of events would never end
+_GOODBYE_S = 5  # for answers under way when the server stops
 
 
 def serve(settings: Settings) -> None:
@@ -52,10 +54,19 @@ def serve(settings: Settings) -> None:
         print("stopping: videos under way are finished, or queued again", file=sys.stderr)
 
 
-def server_of(app: object) -> uvicorn.Server:
+class _Server(uvicorn.Server):
+    """uvicorn, which tells the application that it is to stop, so that streams of events end."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stops after SIGINT or SIGTERM."""
+        self.config.app.state.is_stopping = True  # type: ignore[union-attr]
+        super().handle_exit(sig, frame)
+
+
+def server_of(app: FastAPI) -> uvicorn.Server:
     """Returns what serves an application over HTTP/1.1, to clients that do not keep it waiting."""
     config = uvicorn.Config(
-        app,  # type: ignore[arg-type]
+        app,
         http=ImpatientProtocol,
         ws="none",
         log_config=None,
@@ -64,7 +75,7 @@ def server_of(app: object) -> uvicorn.Server:
         timeout_graceful_shutdown=_GOODBYE_S,
         proxy_headers=False,
     )
-    return uvicorn.Server(config)
+    return _Server(config)
 
 
 def listener_on(host: str, port: int) -> socket.socket:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import errno
 import logging
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse, Response
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from ltx_runtime.errors import LtxError
+from ltx_runtime.errors import LtxError, printable
 from ltx_runtime.packages import RELEASE
 from ltx_serve.checking import Checker
 from ltx_serve.http import videos
@@ -33,6 +36,7 @@ from ltx_serve.page.routes import page_routes
 from ltx_serve.settings import Settings
 
 _log = logging.getLogger("ltx_serve")
+_SHOWN = 60
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # while an upload is received
 
 
@@ -53,6 +57,7 @@ def application(settings: Settings, crew: Crew, store: Store, folders: Folders) 
 
     @asynccontextmanager
     async def running(_: FastAPI) -> AsyncIterator[None]:
+        await run_in_threadpool(checkers[0].start)
         yield
         for checker in checkers:
             checker.close()
@@ -63,7 +68,7 @@ def application(settings: Settings, crew: Crew, store: Store, folders: Folders) 
     app = FastAPI(
         title="ltx-serve", version=RELEASE, lifespan=running, docs_url=None, redoc_url=None, redirect_slashes=False
     )
-    app.state.desk = desk
+    app.state.desk, app.state.is_stopping = desk, False
     app.include_router(videos.routes)
     app.include_router(event_routes(crew, desk.found))
     app.include_router(model_routes(models, settings))
@@ -107,11 +112,26 @@ async def _on_bug(_: Request, error: Exception) -> Response:
     return JSONResponse(error_body(message, "internal_error", None, SERVER), 500)
 
 
-async def _on_http_error(_: Request, error: Exception) -> Response:
+async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    codes = {404: "not_found", 405: "method_not_allowed"}
-    body = error_body(str(error.detail), codes.get(error.status_code, "invalid_request"))
-    return JSONResponse(body, error.status_code, error.headers)
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        return _answer(_not_allowed(request))
+    code = "not_found" if error.status_code == HTTPStatus.NOT_FOUND else "invalid_request"
+    message = f"{error.detail}: {printable(request.url.path[:_SHOWN])}"
+    return JSONResponse(error_body(message, code), error.status_code, error.headers)
+
+
+def _not_allowed(request: Request) -> ApiError:
+    """Returns the answer to a method that a path has not, with those that it has: each has a route of its own."""
+    methods = {
+        method.upper()
+        for path, operations in request.app.openapi()["paths"].items()
+        for method in operations
+        if re.fullmatch(re.sub(r"\\{\w+\\}", "[^/]+", re.escape(path)), request.scope["path"])
+    }
+    allowed = sorted(methods) or ["GET"]  # of the page
+    message = f"{request.method[:_SHOWN]} is not for this path - use {' or '.join(allowed)}"
+    return ApiError(405, message, "method_not_allowed", headers={"Allow": ", ".join(allowed)})
 
 
 async def _on_wrong_parameter(_: Request, error: Exception) -> Response:

@@ -14,20 +14,31 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import State
 
 from ltx_serve.http.answers import ErrorAnswer
 from ltx_serve.jobs.job import COMPLETED, FAILED, IN_PROGRESS, QUEUED, Job
 from ltx_serve.making.crew import Crew
-from ltx_serve.making.events import Event
+from ltx_serve.making.events import DECODING, STARTED, STEP, Event
 
 _LOOK_S = 0.1  # how often a stream looks for events: waiting in a thread would need one for each client
 _HEARTBEAT_S = 15.0  # proxies close what is silent for a minute
 _STATUSES = {"queued": QUEUED, "completed": COMPLETED, "failed": FAILED, "deleted": "deleted"}
 # X-Accel-Buffering tells nginx to pass events on at once.
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+
+# As OpenAPI 3.2 describes streams of events.
+_EVENT = {
+    "type": "object",
+    "required": ["event", "data"],
+    "properties": {
+        "event": {"enum": [*_STATUSES, STARTED, STEP, DECODING]},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+    },
+}
 
 
 def event_text(event: Event) -> str:
@@ -57,23 +68,25 @@ def event_routes(crew: Crew, found: Callable[[str], Job]) -> APIRouter:
         "/v1/videos/{id}/events",
         response_class=StreamingResponse,
         responses={
-            200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
+            200: {"content": {"text/event-stream": {"itemSchema": _EVENT}}},
             404: {"model": ErrorAnswer},
         },
     )
-    async def follow_video(id: str) -> StreamingResponse:
+    async def follow_video(id: str, request: Request) -> StreamingResponse:
         """Streams what happens to a video until it has ended: queued, started, step, decoding, completed, failed."""
         job = await run_in_threadpool(found, id)
-        return StreamingResponse(_texts(crew, job.id), media_type="text/event-stream", headers=_HEADERS)
+        return StreamingResponse(
+            _texts(crew, job.id, request.app.state), media_type="text/event-stream", headers=_HEADERS
+        )
 
     return routes
 
 
-async def _texts(crew: Crew, id: str) -> AsyncIterator[str]:
+async def _texts(crew: Crew, id: str, server: State) -> AsyncIterator[str]:
     """Yields the events of a job, and a comment now and then, so that a connection that is gone is noticed."""
     with crew.subscribe(id) as events:
         heard = time.monotonic()
-        while True:
+        while not server.is_stopping:
             try:
                 event = events.get_nowait()
             except queue.Empty:

@@ -19,8 +19,11 @@ from typing import Any
 from starlette.datastructures import UploadFile
 
 from ltx_runtime.outputs.plain import nearest
+from ltx_runtime.planning.choices import FITS
 from ltx_runtime.spec.geometry import LARGEST, SPATIAL_SCALE
+from ltx_runtime.spec.presets import STG_MODES
 from ltx_serve.http.answers import ApiError
+from ltx_serve.jobs.folders import INPUT
 
 Schema = dict[str, Any]
 
@@ -33,9 +36,11 @@ _SHOWN = 60
 
 _TEXT: Schema = {"type": "string", "maxLength": _LONGEST_PROMPT}
 _NUMBER: Schema = {"type": "number"}
+_PART: Schema = {"type": "number", "minimum": 0, "maximum": 1}
+_SCALE: Schema = {"type": "number", "minimum": 0, "maximum": 100}
 _FLAG: Schema = {"type": "boolean"}
 _SIDE: Schema = {"type": "integer", "minimum": 1, "maximum": LARGEST}
-_MEDIA: Schema = {"type": "string", "format": "binary"}
+_MEDIA: Schema = {"type": "string", "contentMediaType": "application/octet-stream"}
 
 # Every field, in the order in which the documentation lists them.
 FIELDS: dict[str, Schema] = {
@@ -49,29 +54,39 @@ FIELDS: dict[str, Schema] = {
     "width": {**_SIDE, "description": "Width in pixels, in place of size."},
     "height": {**_SIDE, "description": "Height in pixels, in place of size."},
     "num_frames": {**_SIDE, "description": "Number of frames, in place of seconds."},
-    "fps": {**_NUMBER, "exclusiveMinimum": 0, "description": "Frames per second."},
+    "fps": {**_NUMBER, "minimum": 0.01, "maximum": 10_000, "description": "Frames per second."},
     "pad": {**_FLAG, "description": "Make a slightly larger video and crop it, so that any size can be asked for."},
     "conditions": {"type": "array", "description": "Images and clips that the video shows from a frame on."},
     "video": {**_MEDIA, "description": "A clip to start from instead of noise."},
-    "strength": {**_NUMBER, "minimum": 0, "maximum": 1, "description": "How much of `video` may change."},
-    "fit": {"type": "string", "description": "crop, pad or size-from-image: how images get the shape of the video."},
-    "image_noise_scale": {**_NUMBER, "minimum": 0, "description": "Noise added to given images at every step."},
+    "strength": {**_PART, "description": "How much of `video` may change."},
+    "fit": {"type": "string", "enum": [*FITS], "description": "How images get the shape of the video."},
+    "image_noise_scale": {**_PART, "description": "Noise added to given images at every step."},
     "steps": {"type": "integer", "minimum": 1, "maximum": _MOST_STEPS, "description": "Steps of the first pass."},
     "timesteps": {"type": "array", "items": _NUMBER, "description": "Noise levels of the first pass, high to low."},
     "skip_initial_steps": {"type": "integer", "minimum": 0, "description": "Steps to skip at the start, of `video`."},
     "skip_final_steps": {"type": "integer", "minimum": 0, "description": "Steps to skip at the end."},
-    "guidance_scale": {**_NUMBER, "description": "How closely the prompt is followed (CFG); 1 turns it off."},
-    "stg_scale": {**_NUMBER, "description": "Strength of spatiotemporal guidance; 0 turns it off."},
-    "rescaling_scale": {**_NUMBER, "description": "Rescaling of the prediction after STG; 1 turns it off."},
-    "stg_mode": {"type": "string", "description": "attention_values, attention_skip or transformer_block."},
+    "guidance_scale": {
+        **_NUMBER,
+        "minimum": 1,
+        "maximum": 100,
+        "description": "How closely the prompt is followed (CFG); 1 turns it off.",
+    },
+    "stg_scale": {
+        **_NUMBER,
+        "minimum": 0,
+        "maximum": 100,
+        "description": "Strength of spatiotemporal guidance; 0 turns it off.",
+    },
+    "rescaling_scale": {**_PART, "description": "Rescaling of the prediction after STG; 1 turns it off."},
+    "stg_mode": {"type": "string", "enum": [*STG_MODES], "description": "The part of a layer that STG skips."},
     "skip_blocks": {"type": "array", "items": {"type": "integer"}, "description": "Blocks that STG skips."},
     "cfg_star": {**_FLAG, "description": "Scale the negative prediction to match the positive one."},
     "stochastic": {**_FLAG, "description": "Add fresh noise at every step."},
     "single_pass": {**_FLAG, "description": "Use one pass at full size instead of the model's two."},
     "temporal_upscale": {**_FLAG, "description": "Double the frame rate at the end."},
-    "decode_timestep": {**_NUMBER, "description": "Noise level that the decoder assumes."},
-    "decode_noise_scale": {**_NUMBER, "description": "How much noise is mixed in before decoding."},
-    "tone_map": {**_NUMBER, "description": "How strongly large latent values are compressed, 0 to 1."},
+    "decode_timestep": {**_PART, "description": "Noise level that the decoder assumes."},
+    "decode_noise_scale": {**_PART, "description": "How much noise is mixed in before decoding."},
+    "tone_map": {**_PART, "description": "How strongly large latent values are compressed, 0 to 1."},
 }
 NAMES = tuple(FIELDS)
 # What other programs call a field.
@@ -92,6 +107,7 @@ _CONDITION: dict[str, Schema] = {
 }
 
 
+_EXAMPLE = {"prompt": "A red fox runs through deep snow", "seconds": "1", "seed": 7}
 _DATA: Schema = {"type": "string", "pattern": "^data:", "description": "The file as data:image/png;base64,..."}
 
 
@@ -119,17 +135,19 @@ def body_schemas() -> dict[str, Schema]:
         "conditions[]": {"type": "array", "items": _MEDIA, "description": "Uploads that conditions name."},
     }
     optional = {name: {"anyOf": [schema, {"type": "null"}]} for name, schema in (FIELDS | in_json).items()}
+    texts = {name: {"anyOf": [schema, {"const": ""}]} for name, schema in (FIELDS | in_form).items()}  # as if left out
     schemas = {
         "CreateVideo": optional | {"prompt": FIELDS["prompt"]},
         "RemixVideo": optional,
-        "CreateVideoForm": FIELDS | in_form,
-        "RemixVideoForm": FIELDS | in_form,
+        "CreateVideoForm": texts | {"prompt": FIELDS["prompt"]},
+        "RemixVideoForm": texts,
     }
     return {
         name: {
             "type": "object",
             "properties": properties,
             "additionalProperties": False,
+            "example": _EXAMPLE,
             **({"required": ["prompt"]} if name.startswith("Create") else {}),
         }
         for name, properties in schemas.items()
@@ -185,7 +203,7 @@ class _Inputs:
             raise wrong(param, f"{param} must be a file or a data: URL; got {shown(value)}", "upload the file")
         if len(self.contents) >= MOST_INPUTS:
             raise wrong(param, f"a request has at most {MOST_INPUTS} images and clips", "send fewer")
-        name = f"input-{self.first + len(self.contents)}"
+        name = f"{INPUT}{self.first + len(self.contents)}"
         self.contents[name] = value
         given = value.filename if isinstance(value, UploadFile) else None
         self.labels[name] = f"{param} {given[:_SHOWN]!r}" if given else param

@@ -32,7 +32,7 @@ from ltx_serve.http.answers import (
 from ltx_serve.http.bodies import asked_in
 from ltx_serve.http.fields import NAMES, Asked, body_of
 from ltx_serve.http.models import Model, Models
-from ltx_serve.jobs.folders import Folders
+from ltx_serve.jobs.folders import INPUT, Folders
 from ltx_serve.jobs.job import COMPLETED, FAILED, QUEUED, Job, is_id, new_id
 from ltx_serve.jobs.store import QueueFullError, Store, StoreError
 from ltx_serve.making.crew import Crew
@@ -86,9 +86,12 @@ class Desk:
             await run_in_threadpool(folder.mkdir)
             for name, content in asked.inputs.items():
                 await _write(folder / name, content)
-            fields = asked.fields if source is None else self._varied(source, asked.fields, folder)
+            fields = asked.fields
+            if source is not None:
+                fields = await run_in_threadpool(self._varied, source, fields, folder)
             filled = await self._checked(fields, folder, model, asked.labels)
             job = Job(id, model.version.name, filled, remixed_from=None if source is None else source.id)
+            await run_in_threadpool(self.folders.sync, id)
             await run_in_threadpool(self.store.add, job)
         except BaseException as error:
             self.folders.remove(id)
@@ -107,8 +110,7 @@ class Desk:
         if any(name in changes for name in _LENGTHS):
             kept.pop("num_frames", None)
         fields = {**kept, **changes}
-        media = [one["media"] for one in fields.get("conditions") or ()]
-        for name in {*media, fields.get("video")} - {None}:
+        for name in _inputs_of(fields):
             if not (folder / name).exists():
                 _linked(self.folders.of(source.id) / name, folder / name)
         return fields
@@ -116,10 +118,14 @@ class Desk:
     async def _checked(
         self, fields: dict[str, Any], folder: Path, model: Model, labels: Mapping[str, str]
     ) -> dict[str, Any]:
-        checker, lock = self._lanes[bool(fields.get("conditions") or fields.get("video"))]
+        inputs = _inputs_of(fields)
+        checker, lock = self._lanes[bool(inputs)]
         try:
             async with lock:
-                return await run_in_threadpool(checker.check, fields, folder, model.engines)
+                filled = await run_in_threadpool(checker.check, fields, folder, model.engines)
+            if _inputs_of(filled) != inputs:  # so that what an image did to that process cannot name other files
+                raise CheckerLostError("checking ended in names of other files")
+            return filled
         except LtxError as error:
             raise refusal(_labelled(error, labels), NAMES) from None
         except CheckerLostError as error:
@@ -132,7 +138,7 @@ def _labelled(error: LtxError, labels: Mapping[str, str]) -> LtxError:
     """Returns an error with the words of the request in place of the names that its inputs have on the server."""
 
     def worded(text: str) -> str:
-        return re.sub(r"\binput-\d+\b", lambda match: labels.get(match[0], match[0]), text)
+        return re.sub(rf"\b{INPUT}\d+\b", lambda match: labels.get(match[0], match[0]), text)
 
     return LtxError(worded(error.problem), worded(error.advice))
 
@@ -168,10 +174,15 @@ _CONTENT: dict[int | str, dict[str, Any]] = {
 }
 
 
+def _inputs_of(fields: Mapping[str, Any]) -> set[str]:
+    """Returns the names of the images and clips in the fields of a request."""
+    names = [one["media"] for one in fields.get("conditions") or ()]
+    return {*names, fields["video"]} if fields.get("video") else {*names}
+
+
 def _next_input(source: Job) -> int:
     """Returns the number of the first new input of a variation, after those that it may keep."""
-    names = [one["media"] for one in source.fields.get("conditions", ())] + [source.fields.get("video", "")]
-    return 1 + max((int(name.rpartition("-")[2]) for name in names if name), default=0)
+    return 1 + max((int(name.removeprefix(INPUT)) for name in _inputs_of(source.fields)), default=0)
 
 
 def _not_there(job: Job) -> ApiError:

@@ -47,6 +47,12 @@ class Folders:
             folder.mkdir(exist_ok=True)
         return folder
 
+    def sync(self, id: str) -> None:
+        """Waits until what was uploaded for a job is on the disk, so that not even a power failure takes it away."""
+        folder = self.of(id)
+        if sync_folder(folder):
+            sync_names(self.root)
+
     def video(self, id: str) -> Path:
         """Returns the file of a job's video, which exists when it is whole."""
         return self.of(id) / VIDEO
@@ -103,18 +109,39 @@ class Folders:
             return []
         over = store.over()
         last = float("-inf") if days is None else time.time() - days * _DAY_S
-        expired = [job.id for job in over if (job.completed_at or 0) < last]
+        expired = [id for id, ended_at in over if ended_at < last]
         sizes = {} if size_bytes is None else {path.name: _size(path) for path in self.root.iterdir()}
         excess = sum(sizes.values()) - sum(sizes.get(id, 0) for id in expired) - (size_bytes or 0)
-        for job in over[len(expired) :]:
+        for id, _ in over[len(expired) :]:
             if size_bytes is None or excess <= 0:
                 break
-            expired.append(job.id)
-            excess -= sizes.get(job.id, 0)
+            expired.append(id)
+            excess -= sizes.get(id, 0)
         for id in expired:
             store.delete(id)
             self.remove(id)
         return expired
+
+
+def sync_folder(folder: Path) -> bool:
+    """Waits until the files of a folder and their names are on the disk; returns False if there are none."""
+    files = [path for path in folder.iterdir() if path.is_file()]
+    for path in files:
+        with path.open("r+b") as file:  # Windows syncs only what can be written
+            os.fsync(file.fileno())
+    if files:
+        sync_names(folder)
+    return bool(files)
+
+
+def sync_names(folder: Path) -> None:
+    """Waits until the names of the files in a folder are on the disk."""
+    if os.name == "posix":  # Windows cannot sync a folder
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _size(folder: Path) -> int:

@@ -45,6 +45,7 @@ _WHOLE = 100.0
 
 Row = tuple[Any, ...]
 Rows = list[Row]
+Ends = list[tuple[str, int]]
 Jobs = list[Job]  # a name of its own, since Store has a method `list`
 
 
@@ -211,10 +212,10 @@ class Store:
         """Returns all jobs in progress: right after the start, those that a crash has interrupted."""
         return [self._job(row) for row in self._read(f"SELECT {_OF_JOB} FROM jobs WHERE status = ?", (IN_PROGRESS,))]
 
-    def over(self) -> Jobs:
-        """Returns all jobs that have ended, the one that ended first first."""
-        query = f"SELECT {_OF_JOB} FROM jobs WHERE status IN (?, ?) ORDER BY completed_at, number"
-        return [self._job(row) for row in self._read(query, (COMPLETED, FAILED))]
+    def over(self) -> Ends:
+        """Returns the id of every job that has ended, and when, in seconds since 1970; the earliest end comes first."""
+        query = "SELECT id, completed_at FROM jobs WHERE status IN (?, ?) ORDER BY completed_at, number"
+        return [(str(id), int(ended_at)) for id, ended_at in self._read(query, (COMPLETED, FAILED))]
 
     def ids(self) -> set[str]:
         """Returns the ids of all jobs."""

@@ -130,8 +130,9 @@ class Crew:
             return False
         self.figures.failed(CANCELLED)
         _log.info("cancelled", extra={"job": id})
+        is_under_way = self._end(id)
         self._listeners.tell(_ended_event(id, _CANCEL))
-        if not self._end(id):
+        if not is_under_way:
             self._folders.tidy(id, keep_video=False)
         return True
 
@@ -144,8 +145,9 @@ class Crew:
         if self._store.delete(id) is None:
             return False
         _log.info("deleted", extra={"job": id})
+        is_under_way = self._end(id)
         self._listeners.tell(Event(events.DELETED, id))
-        if not self._end(id):
+        if not is_under_way:
             self._folders.remove(id)
         return True
 
@@ -198,10 +200,11 @@ class Crew:
 
     def _end_late(self, running: _Running) -> None:
         limit = f"it took longer than the {self._settings.max_job_s:g} seconds that this server allows"
-        running.failure = Failure(TIMED_OUT, f"{limit} - ask for a smaller size, fewer frames or fewer steps")
-        running.is_unwanted = True
+        failure = Failure(TIMED_OUT, f"{limit} - ask for a smaller size, fewer frames or fewer steps")
+        with self._changed:
+            running.is_unwanted, running.failure = True, failure
         try:
-            self._fail(running.job, running.failure)
+            self._fail(running.job, failure)
         except StoreError as error:  # recorded when the maker has stopped
             _log.error("cannot record", extra={"job": running.job.id, "reason": str(error)})
 
@@ -265,9 +268,10 @@ class Crew:
             self._release(running)
 
     def _told(self, running: _Running, event: Event) -> None:
-        if running.failure is None:  # nothing is told of a job that has ended
-            self._store.set_progress(event.job, event.progress)
-            self._listeners.tell(event)
+        with self._changed:  # a step after the end would be the present state of those who listen later, for ever
+            if running.failure is None:
+                self._store.set_progress(event.job, event.progress)
+                self._listeners.tell(event)
 
     def _finish(self, running: _Running, result: dict[str, Any]) -> bool:
         job = running.job
@@ -345,7 +349,7 @@ class Crew:
         """Takes a job from those under way, and removes what is left of its making."""
         job = running.job
         with self._changed:
-            if self._running[job.id] is running:  # another maker may have begun it again
+            if self._running.get(job.id) is running:  # another maker may have begun it again, and even made it
                 del self._running[job.id]
                 self._listeners.forget(job.id)
             self._changed.notify_all()

@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ltx_runtime import LtxError, Pipeline, Step, TakenError, Video
+from ltx_runtime.errors import explaining
 from ltx_runtime.outputs.plain import request_from_fields
 from ltx_runtime.outputs.unfinished import place_beside
 from ltx_runtime.planning.work import DECODE, denoise_label
-from ltx_serve.jobs.folders import THUMBNAIL, VIDEO
+from ltx_serve.jobs.folders import THUMBNAIL, VIDEO, sync_folder
 from ltx_serve.making.events import DECODING, STEP, CancelledError
 from ltx_serve.making.failures import making_error_of
 
@@ -100,7 +101,8 @@ class Worker:
         """Returns what came of an order."""
         self._notes.clear()
         try:
-            return {DONE: self._make(order)}
+            with explaining():
+                return {DONE: self._make(order)}
         except CancelledError:
             return {STOPPED: True}
         except Exception as error:
@@ -128,7 +130,7 @@ class Worker:
             result = {"stages": stages, "backends": video.backends, "notes": [*self._notes]}
         place_beside(output).unlink(missing_ok=True)  # stays if the run was killed after the video got its name
         write_thumbnail(output, folder / THUMBNAIL)
-        _sync(folder)
+        sync_folder(folder)
         return {"stages": {}, "backends": {}, "notes": [], **result, "bytes": output.stat().st_size}
 
     def _pipeline(self, model: str) -> Pipeline:
@@ -251,13 +253,3 @@ def write_thumbnail(video: Path, path: Path) -> None:
         frame = next(container.decode(video=0))
         frame.to_image().save(temporary, "webp", quality=80)
     temporary.replace(path)
-
-
-def _sync(folder: Path) -> None:
-    """Waits until the names of the files in a folder are on the disk, so that what is told of them stays true."""
-    if os.name == "posix":  # Windows cannot sync a folder
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

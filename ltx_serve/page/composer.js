@@ -50,7 +50,7 @@ export class Composer {
     const draft = JSON.parse(sessionStorage.getItem(DRAFT_KEY) ?? "{}");
     if (this.models.has(draft.model)) at("model").value = draft.model;
     this.useModel();
-    this.fill(draft);
+    this.fill(this.models.has(draft.model) ? draft : { prompt: draft.prompt });
   }
 
   get model() {
@@ -154,15 +154,16 @@ export class Composer {
   // A picture or clip
 
   listenToMedia() {
-    at("file").addEventListener("change", () => this.takeFile(at("file").files[0]));
+    at("file").addEventListener("change", () => this.takeFile([...at("file").files]));
     at("media-remove").addEventListener("click", () => (this.removeMedia(), at("file").focus()));
     at("shape-hint").querySelector("button").addEventListener("click", () => {
       this.chooseSize(this.nearestSize());
       this.show();
     });
     document.addEventListener("paste", (event) => {
-      const file = [...event.clipboardData.files].find(isMedia);
-      if (file) (event.preventDefault(), this.takeFile(file));
+      const files = [...event.clipboardData.files];
+      // Programs that copy text often copy a picture of it, too.
+      if (files.length && !event.clipboardData.types.includes("text/plain")) (event.preventDefault(), this.takeFile(files));
     });
     const over = (event) => {
       if (!event.dataTransfer.types.includes("Files") || document.querySelector("dialog[open]")) return;
@@ -176,14 +177,15 @@ export class Composer {
       if (at("drop").hidden) return;
       event.preventDefault();
       at("drop").hidden = true;
-      this.takeFile(event.dataTransfer.files[0]);
+      this.takeFile([...event.dataTransfer.files]);
     });
   }
 
-  takeFile(file) {
+  takeFile([file, ...others]) {
     if (!file) return;
-    if (!isMedia(file)) return this.showProblem(`${file.name} is neither a picture nor a clip.`);
+    if (!mayBeMedia(file)) return this.showProblem(`${file.name} is neither a picture nor a clip.`);
     this.showMedia({ file, name: file.name, address: URL.createObjectURL(file) });
+    if (others.length) this.showProblem(`A video begins with one picture or clip: only ${file.name} is used.`);
   }
 
   showMedia({ file = null, source = null, name, use, address }) {
@@ -277,7 +279,8 @@ export class Composer {
   }
 }
 
-const isMedia = (file) => /^(image|video)\//.test(file.type);
+// A browser does not know the type of every file; the server looks at what is in it.
+const mayBeMedia = (file) => !file.type || /^(image|video)\//.test(file.type);
 
 function sizeChoice(size) {
   const choice = at("size-template").content.firstElementChild.cloneNode(true);

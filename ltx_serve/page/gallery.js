@@ -8,12 +8,12 @@ const at = (id) => document.getElementById(id);
 const copy = (id) => at(id).content.firstElementChild.cloneNode(true);
 const MOST_WAITING = 6; // of other people; more are counted
 
-function shapeFrame(frame, video) {
+function giveShape(element, video) {
   const [width, height] = video.size.split("x").map(Number);
-  frame.style.setProperty("--ratio", width / height);
+  element.style.setProperty("--ratio", width / height);
 }
 
-export function button(words, pressed, kind = "") {
+function button(words, pressed, kind = "") {
   const made = document.createElement("button");
   made.type = "button";
   made.className = kind;
@@ -22,12 +22,12 @@ export function button(words, pressed, kind = "") {
   return made;
 }
 
-/** Puts elements into a list in this order, and touches only those that are not at their place, so that focus stays. */
+/** Makes a list hold these elements. Those that are in place are not touched, so focus stays and videos play on. */
 function arrange(list, elements) {
+  for (const child of [...list.children]) if (!elements.includes(child)) child.remove();
   elements.forEach((element, index) => {
     if (list.children[index] !== element) list.insertBefore(element, list.children[index] ?? null);
   });
-  while (list.children.length > elements.length) list.lastElementChild.remove();
 }
 
 export class Gallery {
@@ -58,7 +58,8 @@ export class Gallery {
   show() {
     const { known, mine } = this.videos;
     const active = this.videos.active();
-    const shown = active.filter((video, index) => mine.has(video.id) || video.status === "in_progress" || index < MOST_WAITING);
+    const isShown = (video, index) => mine.has(video.id) || video.status === "in_progress" || index < MOST_WAITING;
+    const shown = active.filter(isShown);
     const ended = known.filter((video) => this.ended.has(video.id));
     for (const id of this.cards.keys()) {
       if (![...shown, ...ended].some((video) => video.id === id)) this.forget(id);
@@ -85,7 +86,7 @@ export class Gallery {
     let card = this.cards.get(video.id);
     if (!card) {
       card = copy("making-template");
-      shapeFrame(card.querySelector(".frame"), video);
+      giveShape(card.querySelector(".frame"), video);
       card.querySelector(".prompt").textContent = video.prompt;
       this.cards.set(video.id, card);
     }
@@ -114,17 +115,22 @@ export class Gallery {
     card.dataset.status = video.status;
     const actions = card.querySelector(".actions");
     const hadFocus = actions.contains(document.activeElement);
-    const putAway = button("Put away", () => (this.forget(video.id), this.show(), at("videos").focus()), "quiet");
-    const buttons = {
-      completed: [button("Again with another seed", () => this.attempt(card, () => this.does.again(video))), button("More", () => this.does.open(video)), putAway],
-      failed: [button("Use these settings", () => this.does.use(video)), putAway],
-    };
-    const cancel = button("Cancel", () => this.attempt(card, () => this.does.cancel(video)));
-    actions.replaceChildren(...(buttons[video.status] ?? [cancel]));
+    actions.replaceChildren(...this.buttons(video, card));
     if (hadFocus) actions.firstElementChild.focus();
-    if (video.status === "completed") this.play(video, card);
-    const words = { completed: () => `${factsInWords(video)}, seed ${video.seed}`, failed: () => failureInWords(video.error) };
-    card.querySelector(".facts").textContent = words[video.status]?.() ?? "";
+    const facts = card.querySelector(".facts");
+    facts.textContent = "";
+    if (video.status === "failed") facts.textContent = failureInWords(video.error);
+    if (video.status !== "completed") return;
+    facts.textContent = `${factsInWords(video)}, seed ${video.seed}`;
+    this.attempt(card, () => this.play(video, card));
+  }
+
+  buttons(video, card) {
+    const does = (name) => () => this.attempt(card, async () => this.does[name](video));
+    if (isActive(video)) return [button("Cancel", does("cancel"))];
+    const putAway = button("Put away", () => (this.forget(video.id), this.show(), at("videos").focus()), "quiet");
+    if (video.status === "failed") return [button("Use these settings", does("use")), putAway];
+    return [button("Again with another seed", does("again")), button("More", does("open")), putAway];
   }
 
   async attempt(card, action) {
@@ -137,8 +143,10 @@ export class Gallery {
 
   /** Replaces the preview by the video. */
   async play(video, card) {
-    const player = await videoElement(video, (address) => (card.address = address));
-    if (this.cards.get(video.id) === card) card.querySelector(".frame").replaceChildren(player);
+    const player = await videoElement(video);
+    if (this.cards.get(video.id) !== card) return release(player.src);
+    card.address = player.src;
+    card.querySelector(".frame").replaceChildren(player);
   }
 
   // All videos
@@ -146,8 +154,7 @@ export class Gallery {
   tile(video) {
     if (this.tiles.has(video.id)) return this.tiles.get(video.id);
     const tile = copy("tile-template");
-    const [width, height] = video.size.split("x").map(Number);
-    tile.style.setProperty("--ratio", width / height);
+    giveShape(tile, video);
     tile.dataset.id = video.id;
     tile.dataset.status = video.status;
     tile.querySelector(".prompt").textContent = video.prompt;
@@ -174,9 +181,8 @@ export class Gallery {
 }
 
 /** A player of a video, which plays by itself unless the person wants less motion. */
-export async function videoElement(video, keepAddress) {
+export async function videoElement(video) {
   const address = await content(video.id, "video");
-  keepAddress(address);
   const player = document.createElement("video");
   [player.width, player.height] = video.size.split("x");
   Object.assign(player, { controls: true, loop: true, muted: true, playsInline: true, src: address });

@@ -86,7 +86,7 @@ function announce(video, words) {
 
 function tellProgress(video) {
   const event = videos.events.get(video.id);
-  if (video.status === "queued") announce(video, stageInWords(video));
+  if (video.status === "queued") announced.has(video.id) || announce(video, stageInWords(video));
   else if (event?.kind === "decoding") announce(video, "All steps are done. Decoding the frames.");
   else if (video.progress >= 50) announce(video, "Your video is half done.");
   else announce(video, "Your video is being made.");
@@ -136,7 +136,8 @@ async function keptOf(video) {
   const words = hasMedia(video)
     ? { name: "The same picture or clip", use: "As it was given for that video." }
     : { name: "All its other settings", use: "Also those that this page does not show." };
-  return { ...words, address: video.status === "completed" ? await content(video.id, "thumbnail") : "" };
+  const thumbnail = video.status === "completed" ? content(video.id, "thumbnail") : Promise.resolve("");
+  return { ...words, address: await thumbnail.catch(() => "") };
 }
 
 const gallery = new Gallery(videos, does);

@@ -7,7 +7,7 @@ import { failureInWords, failureTitle, fileName, settingsInWords } from "./words
 const at = (id) => document.getElementById(id);
 
 export class Player {
-  /** `does` has what the buttons do: again, use, remix and remove, each with a video; `defaultsOf` those of its model. */
+  /** `does` has what the buttons do: again, use, remix and remove, each with a video. */
   constructor(does, defaultsOf) {
     this.defaultsOf = defaultsOf;
     this.dialog = at("player");
@@ -46,14 +46,12 @@ export class Player {
   }
 
   async play(video) {
-    const stage = at("player-stage");
-    const [width, height] = video.size.split("x").map(Number);
-    stage.style.setProperty("--ratio", width / height);
     try {
-      const player = await videoElement(video, (address) => (this.address = address));
+      const player = await videoElement(video);
       if (this.video !== video) return release(player.src);
-      stage.replaceChildren(player);
-      at("download").href = this.address;
+      this.address = player.src;
+      at("player-stage").replaceChildren(player);
+      at("download").href = player.src;
       at("download").download = fileName(video);
     } catch (error) {
       at("player-problem").textContent = error.message;

@@ -25,9 +25,12 @@ export function listen(wanted) {
 export const token = () => sessionStorage.getItem(TOKEN_KEY) ?? "";
 export const setToken = (value) => sessionStorage.setItem(TOKEN_KEY, value);
 
+// A header holds bytes, each as one character.
+const bytesOf = (text) => String.fromCharCode(...new TextEncoder().encode(text));
+
 async function reach(path, options) {
   const sent = token();
-  const headers = { ...options.headers, ...(sent && { Authorization: `Bearer ${sent}` }) };
+  const headers = { ...options.headers, ...(sent && { Authorization: `Bearer ${bytesOf(sent)}` }) };
   let response;
   try {
     response = await fetch(path, { ...options, headers, cache: "no-store" });

@@ -1,7 +1,7 @@
 // The videos that this page knows, kept up to date: the list is asked for every few seconds, and what is being made is
 // also followed as a stream of events. Without streams (a proxy may hold them back) the list alone shows the progress.
 
-import { Unreachable, call, follow, json, post } from "./server.js";
+import { ServerError, Unreachable, call, follow, json, post } from "./server.js";
 
 const PAGE = 24;
 const BUSY_MS = 2000;
@@ -9,6 +9,8 @@ const IDLE_MS = 15000;
 const MOST_WAIT_MS = 10000;
 const MOST_STREAMS = 2; // a browser opens few connections to one server
 const MOST_OLD = 8; // unfinished videos beyond the newest page, asked for one by one
+const LAST_EVENTS = ["completed", "failed", "deleted"];
+const RECENT_S = 30;
 const MINE_KEY = "ltx-mine";
 
 export const isActive = (video) => video.status === "queued" || video.status === "in_progress";
@@ -16,7 +18,7 @@ const ids = (videos) => new Set(videos.map((video) => video.id));
 const path = (id, more = "") => `v1/videos/${encodeURIComponent(id)}${more}`;
 
 export class Videos {
-  /** `changed(video)` is called for every video that is new or differs, and `listed()` when the list may have changed. */
+  /** `changed(video)` is called for every video that is new or differs, `listed()` when the list may have changed. */
   constructor(changed, listed) {
     this.changed = changed;
     this.listed = listed;
@@ -27,7 +29,8 @@ export class Videos {
     this.mine = new Set(JSON.parse(sessionStorage.getItem(MINE_KEY) ?? "[]")); // asked for in this tab, unfinished
     this.events = new Map(); // last event, by id
     this.pictures = new Map(); // last preview, by id
-    this.begun = new Map(); // when progress was seen first, and how much of it, by id
+    this.seen = new Map(); // when which progress was seen, by id
+    this.opened = performance.now() / 1000;
     this.streams = new Map(); // what ends the stream, by id
     this.timer = 0;
     this.failures = 0;
@@ -60,7 +63,7 @@ export class Videos {
     const page = await json(`v1/videos?limit=${PAGE}&order=desc`);
     const listed = ids(page.data);
     const end = page.has_more ? asked.findIndex((video) => video.id === page.data.at(-1).id) : -1;
-    // What should be on this page and is not has been deleted. Without an overlap, all that is known is too old to tell.
+    // What should be on this page and is not has been deleted. Without an overlap, what is known is too old to tell.
     const older = end < 0 ? [] : asked.slice(end + 1);
     if (end < 0) [this.hasMore, this.oldest] = [page.has_more, page.data.at(-1)?.id];
     const fresh = await this.unfinished([...older.filter(isActive).map((video) => video.id), ...this.mine], listed);
@@ -84,17 +87,21 @@ export class Videos {
   }
 
   async more() {
-    const page = await json(`v1/videos?limit=${PAGE}&order=desc&after=${encodeURIComponent(this.oldest)}`);
-    [this.hasMore, this.oldest] = [page.has_more, page.data.at(-1)?.id ?? this.oldest];
-    const listed = ids(page.data);
-    this.replace([...this.known.filter((video) => !listed.has(video.id)), ...page.data]);
+    try {
+      const page = await json(`v1/videos?limit=${PAGE}&order=desc&after=${encodeURIComponent(this.oldest)}`);
+      [this.hasMore, this.oldest] = [page.has_more, page.data.at(-1)?.id ?? this.oldest];
+      const listed = ids(page.data);
+      this.replace([...this.known.filter((video) => !listed.has(video.id)), ...page.data]);
+    } catch (error) {
+      if (error instanceof ServerError) this.known = []; // the oldest was deleted meanwhile: from the start
+      this.watch();
+    }
   }
 
   replace(videos) {
     const before = new Map(this.known.map((video) => [video.id, video]));
-    const unique = new Map(videos.map((video) => [video.id, video]));
+    const unique = new Map(videos.map((video) => [video.id, this.newer(before.get(video.id), video)]));
     for (const id of this.removed) unique.delete(id);
-    for (const [id, old] of before) if (unique.has(id) && !isActive(old)) unique.set(id, old); // answers may overtake
     this.known = [...unique.values()].sort((one, other) => other.created_at - one.created_at);
     for (const video of this.known) {
       const old = before.get(video.id);
@@ -104,12 +111,18 @@ export class Videos {
     this.followSome();
   }
 
+  /** The newer of what was known and what is listed: answers overtake each other, and a stream is ahead of the list. */
+  newer(old, listed) {
+    if (!old || old.status !== listed.status) return old && !isActive(old) ? old : listed;
+    return this.streams.has(old.id) ? { ...listed, progress: old.progress } : listed;
+  }
+
   tell(video) {
     this.changed(video);
     if (!isActive(video)) {
       this.mine.delete(video.id);
       this.streams.get(video.id)?.abort();
-      for (const seen of [this.events, this.pictures, this.begun]) seen.delete(video.id);
+      for (const seen of [this.events, this.pictures, this.seen]) seen.delete(video.id);
     }
     sessionStorage.setItem(MINE_KEY, JSON.stringify([...this.mine]));
   }
@@ -158,7 +171,7 @@ export class Videos {
     this.streams.set(id, end);
     try {
       await follow(path(id, "/events"), (event) => this.hear(id, event), end.signal);
-      this.update(await json(path(id)));
+      if (LAST_EVENTS.includes(this.events.get(id)?.kind)) this.watch();
     } catch {
       // The next look at the list opens the stream again, if the video is still being made.
     }
@@ -173,20 +186,22 @@ export class Videos {
     if (event.status === "in_progress") this.update({ ...video, status: event.status, progress: event.progress });
   }
 
-  /** Estimates the seconds that are left from the progress that was seen here; null if it is too early to tell. */
+  /** Estimates the seconds that are left from the progress of late; null if it is too early to tell. */
   secondsLeft(video) {
-    if (video.status !== "in_progress") {
-      this.begun.delete(video.id);
-      return null;
-    }
+    if (video.status !== "in_progress") return null;
     const now = performance.now() / 1000;
-    const begun = this.begun.get(video.id);
-    if (!begun || video.progress < begun.progress) {
-      this.begun.set(video.id, { now, progress: video.progress });
-      return null;
-    }
-    const progress = video.progress - begun.progress;
-    if (progress < 5 || now - begun.now < 3) return null;
-    return ((100 - video.progress) * (now - begun.now)) / progress;
+    const { progress } = video;
+    let seen = this.seen.get(video.id) ?? [{ progress }];
+    if (progress < seen.at(-1).progress) seen = [{ progress }]; // begun anew
+    if (progress > seen.at(-1).progress) seen.push({ now, progress });
+    // Loading comes before the first change, and stages differ in how well their work is known: what counts is the last
+    // half minute, or fifth of the time.
+    const since = now - Math.max(RECENT_S, (now - this.opened) / 5);
+    while (seen.length > 1 && (seen[0].now === undefined || (seen.length > 2 && seen[1].now < since))) seen.shift();
+    this.seen.set(video.id, seen);
+    const [first, last] = [seen[0], seen.at(-1)];
+    if (last.progress - first.progress < 4 || last.now - first.now < 3) return null;
+    const secondsEach = (last.now - first.now) / (last.progress - first.progress);
+    return Math.max(0, (100 - progress) * secondsEach - (now - last.now));
   }
 }

@@ -7,14 +7,14 @@ export const sizeInWords = (size) => size.replace("x", " × ");
 
 export const lengthInWords = (frames, fps) => `${number.format(frames / fps)} s`;
 
-export const factsInWords = ({ size, num_frames: frames, fps }) => `${sizeInWords(size)}, ${lengthInWords(frames, fps)}`;
+export const factsInWords = (video) => `${sizeInWords(video.size)}, ${lengthInWords(video.num_frames, video.fps)}`;
 
 const dateInWords = (seconds) => day.format(new Date(seconds * 1000));
 
 /** "about 20 s", "about 3 min", "about 2 h": no more exact than an estimate is. */
 export function timeInWords(seconds) {
-  if (seconds < 60) return `about ${Math.max(5, Math.ceil(seconds / 5) * 5)} s`;
-  if (seconds < 3600) return `about ${Math.round(seconds / 60)} min`;
+  if (seconds < 55) return `about ${Math.max(5, Math.ceil(seconds / 5) * 5)} s`;
+  if (seconds < 3600) return `about ${Math.max(1, Math.round(seconds / 60))} min`;
   return `about ${number.format(seconds / 3600)} h`;
 }
 
@@ -50,7 +50,8 @@ export function failureInWords(error) {
   return [FAILURES[code], message].filter(Boolean).join(" ") || "The server does not say why.";
 }
 
-const IN_FORM = ["prompt", "negative_prompt", "height", "width", "num_frames", "fps", "seed", "steps", "guidance_scale"];
+const SIZES = ["height", "width", "num_frames", "fps"];
+const IN_FORM = ["prompt", "negative_prompt", ...SIZES, "seed", "steps", "guidance_scale"];
 const MEDIA = ["conditions", "video"];
 
 export const hasMedia = ({ request }) => MEDIA.some((name) => request[name]);
@@ -62,10 +63,12 @@ export const hasMore = ({ request }) => Object.keys(request).some((name) => !IN_
 export function settingsInWords(video, defaults) {
   const { request } = video;
   const seconds = Object.values(video.stages).reduce((sum, stage) => sum + stage, 0);
+  const length = lengthInWords(video.num_frames, video.fps);
+  const made = dateInWords(video.completed_at ?? video.created_at);
   const others = Object.entries(request).filter(([name]) => !IN_FORM.includes(name) && !MEDIA.includes(name));
   const pairs = [
     ["Size", sizeInWords(video.size)],
-    ["Length", `${lengthInWords(video.num_frames, video.fps)}, ${video.num_frames} frames at ${number.format(video.fps)} a second`],
+    ["Length", `${length}, ${video.num_frames} frames at ${number.format(video.fps)} a second`],
     ["Seed", String(video.seed)],
     ["Begins with", hasMedia(video) ? "a picture or clip" : ""],
     ["Not to show", request.negative_prompt === defaults?.negative_prompt ? "" : request.negative_prompt],
@@ -73,7 +76,7 @@ export function settingsInWords(video, defaults) {
     ["Guidance", request.guidance_scale],
     ["Also", others.map(([name, value]) => `${name} ${JSON.stringify(value)}`).join(", ")],
     ["Model", video.model],
-    ["Made", dateInWords(video.completed_at ?? video.created_at) + (seconds ? `, in ${number.format(seconds)} s` : "")],
+    ["Made", seconds ? `${made}, in ${number.format(seconds)} s` : made],
   ];
   return pairs.filter(([, value]) => value !== undefined && value !== null && value !== "");
 }

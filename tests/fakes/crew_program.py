@@ -1,7 +1,8 @@
 """A server without HTTP, to be killed: accepts some jobs, tells their ids, and makes all that there are.
 
-Usage: python crew_program.py ENGINES DATA JOBS WORKERS. Standard output has a line for every job that was accepted, and
-ends when all jobs have; standard error is the log.
+Usage: python crew_program.py ENGINES DATA JOBS WORKERS, where JOBS is `-` for a job with every line of standard input.
+Standard output has a line for every job that was accepted or refused, and ends when all jobs have; standard error is
+the log.
 """
 
 import json
@@ -9,7 +10,9 @@ import logging
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+from ltx_runtime import LtxError
 from ltx_serve.jobs.folders import Folders
 from ltx_serve.jobs.job import IN_PROGRESS, QUEUED, Job, new_id
 from ltx_serve.jobs.store import Store
@@ -19,6 +22,16 @@ from ltx_serve.making.workers import workers_of
 from ltx_serve.settings import Settings
 
 PACE_S = 0.05
+
+
+def accepted(store: Store) -> dict[str, Any]:
+    """Accepts a job; returns its id and seed, or why it was refused."""
+    seed = len(store.ids())
+    fields = {"prompt": "a fox", "height": 64, "width": 64, "num_frames": 9, "fps": 24.0, "seed": seed}
+    try:
+        return {"id": store.add(Job(new_id(), "demo", fields)).id, "seed": seed}
+    except LtxError as error:
+        return {"refused": str(error)}
 
 
 def main() -> None:
@@ -31,11 +44,8 @@ def main() -> None:
     store, folders = Store(settings.data / "jobs.sqlite", settings.max_queue), Folders(settings.data / "videos")
     crew = Crew(store, folders, settings, workers_of(settings))
     crew.start()
-    for _ in range(int(jobs)):
-        seed = len(store.ids())
-        fields = {"prompt": "a fox", "height": 64, "width": 64, "num_frames": 9, "fps": 24.0, "seed": seed}
-        accepted = store.add(Job(new_id(), "demo", fields))
-        sys.stdout.write(json.dumps({"id": accepted.id, "seed": seed}) + "\n")
+    for _ in sys.stdin if jobs == "-" else range(int(jobs)):
+        sys.stdout.write(json.dumps(accepted(store)) + "\n")
         sys.stdout.flush()
         crew.notify()
         time.sleep(PACE_S)

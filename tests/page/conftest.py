@@ -5,7 +5,9 @@ from collections.abc import Iterator
 import pytest
 from page.browser import Watched, opened, running_chromium
 from page.server import Server
-from playwright.sync_api import Browser, BrowserContext, Page
+from playwright.sync_api import Browser, BrowserContext, Page, expect
+
+expect.set_options(timeout=30_000)  # a busy machine takes its time
 
 
 @pytest.fixture(scope="session")

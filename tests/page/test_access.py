@@ -34,7 +34,8 @@ LOW_CONTRAST = """() => {
         && [...element.childNodes].some((node) => node.nodeType === Node.TEXT_NODE && node.data.trim()));
     return texts.map((element) => {
         const colours = [rgba(getComputedStyle(element).color), behind(element)];
-        colours[0] = colours[0].map((byte, index) => byte * opacity(element) + colours[1][index] * (1 - opacity(element)));
+        const alpha = opacity(element);
+        colours[0] = colours[0].map((byte, index) => byte * alpha + colours[1][index] * (1 - alpha));
         const [light, dark] = colours.map(luminance).sort((a, b) => b - a);
         return [element.textContent.trim().slice(0, 40), (light + 0.05) / (dark + 0.05)];
     }).filter(([, ratio]) => ratio < 4.5);

@@ -54,7 +54,7 @@ def test_the_token_is_asked_for_sent_with_everything_and_forgotten_with_the_tab(
     page = context.new_page()
     page.goto(own_server.url)
     expect(page.locator("#token-dialog")).to_be_visible()
-    page.fill("#token", "wrong")
+    page.fill("#token", "wrong ☃")
     page.keyboard.press("Enter")
     expect(page.locator("#token-title")).to_have_text("The server refused this token")
     page.fill("#token", TOKEN)

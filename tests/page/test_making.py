@@ -2,6 +2,7 @@
 
 import re
 
+import pytest
 from page.asking import LONG, MIDDLING, ask, expect_playing, expect_ready, put_away
 from playwright.sync_api import expect
 
@@ -93,7 +94,7 @@ def test_settings_by_another_client_are_shown_and_kept(page, server):
     page.locator(".tile button").click()
     expect(page.locator("#player-settings")).to_contain_text("single_pass true")
     page.get_by_role("button", name="Use these settings").click()
-    expect(page.locator("#size-words")).to_contain_text("128 × 64")
+    expect(page.locator("#size-words")).to_have_text(re.compile("128 . 64, landscape"))
     expect(page.locator("#length-words")).to_contain_text("17 frames")
     expect(page.locator("#media-shown")).to_contain_text("All its other settings")
     page.fill("#seed", "8")
@@ -140,3 +141,37 @@ def test_older_videos_are_shown_when_they_are_asked_for(page, server):
     expect(page.locator(".tile")).to_have_count(30)
     assert page.locator(".tile .prompt").all_inner_texts() == prompts[::-1]
     expect(page.get_by_role("button", name="Show older ones")).to_be_hidden()
+
+
+def test_estimates_are_told_no_more_exactly_than_they_are(page):
+    words = page.evaluate(
+        """async () => {
+            const { timeInWords } = await import("/page/words.js");
+            return [0, 5, 17, 54, 58, 89, 150, 3599, 5400].map(timeInWords);
+        }"""
+    )
+    told = ("5 s", "5 s", "20 s", "55 s", "1 min", "1 min", "3 min", "60 min", "1.5 h")
+    assert words == [f"about {text}" for text in told]
+
+
+SEEN_S = """async ([still, rate, until]) => {
+    const { Videos } = await import("/page/videos.js");
+    let now = 0;
+    performance.now = () => now * 1000;
+    const videos = new Videos(() => {}, () => {});
+    let left = null;
+    for (now = 1; now <= until; now += 1) {
+        const progress = Math.floor(Math.max(0, now - still) * rate);
+        left = videos.secondsLeft({ id: "a", status: "in_progress", progress });
+    }
+    return left;
+}"""
+
+
+@pytest.mark.parametrize("still", [0, 5, 60, 600])
+@pytest.mark.parametrize("rate", [0.05, 0.3, 2])
+def test_the_time_that_is_left_is_foreseen_from_the_progress_of_late(page, still, rate):
+    assert page.evaluate(SEEN_S, [still, rate, still + 1]) is None
+    for done in (30, 60, 90):
+        foreseen = page.evaluate(SEEN_S, [still, rate, still + done / rate])
+        assert foreseen == pytest.approx((100 - done) / rate, rel=0.25, abs=3), done

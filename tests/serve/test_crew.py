@@ -80,6 +80,33 @@ def test_jobs_that_are_lost_again_and_again_are_passed_from_maker_to_maker(tmp_p
         assert sorted(id for maker in works.makers for id in maker.begun) == sorted(ids * 9)
 
 
+class PassingStore(Store):
+    """A store that calls a function right after a job was queued again."""
+
+    passed_on = staticmethod(lambda: None)
+
+    def requeue(self, id, *, counted=True):
+        done = super().requeue(id, counted=counted)
+        self.passed_on()
+        return done
+
+
+def test_a_job_that_another_maker_has_begun_before_the_first_let_go_of_it_stays_under_way(tmp_path):
+    with working(tmp_path, makers=2, store=PassingStore) as works:
+
+        def begin_elsewhere():
+            works.crew.notify()
+            works.until(lambda: sum(len(maker.begun) for maker in works.makers) == 2)
+
+        works.store.passed_on = begin_elsewhere
+        lost = works.add("lose", "wait")
+        works.until(lambda: sum(len(maker.begun) for maker in works.makers) == 2)
+        assert works.ended(works.add())[0].status == COMPLETED  # by the first maker, which has let go
+        assert lost in works.crew.busy.values()
+        assert works.crew.cancel(lost)
+        assert works.ended(lost)[0].failure.code == "cancelled"
+
+
 def test_a_job_that_waits_is_cancelled_at_once_and_never_begun(works):
     busy, waiting = works.add("wait"), works.add()
     works.until(lambda: works.crew.busy == {"maker-1": busy})

@@ -1,6 +1,7 @@
 """Laws of the folders of jobs: their names are never a client's, and what is old is removed, and nothing else."""
 
 import itertools
+import os
 import time
 
 import pytest
@@ -159,3 +160,18 @@ def test_a_place_that_is_no_folder_is_refused_by_its_name(tmp_path):
     (tmp_path / "videos").touch()
     with pytest.raises(LtxError, match=f"cannot write {tmp_path / 'videos'}: file exists"):
         Folders(tmp_path / "videos")
+
+
+def test_what_was_uploaded_is_on_the_disk_with_its_name_before_a_job_is_accepted(folders, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.readlink(f"/proc/self/fd/{descriptor}")))
+    empty, filled = new_id(), new_id()
+    folders.made(empty)
+    folders.sync(empty)
+    assert synced == []
+    for name in ("input-1.png", "input-2.mp4"):
+        (folders.made(filled) / name).write_bytes(b"x")
+    folders.sync(filled)
+    folder = folders.of(filled)
+    assert {*synced[:2]} == {str(folder / "input-1.png"), str(folder / "input-2.mp4")}
+    assert synced[2:] == [str(folder), str(folders.root)]

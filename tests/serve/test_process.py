@@ -17,6 +17,7 @@ from samples.demo import folder_with_demo
 
 from ltx_runtime import LtxError, Pipeline
 from ltx_serve.jobs.job import Job, new_id
+from ltx_serve.making import process
 from ltx_serve.making.events import DECODING, STEP, CancelledError, MakerLostError
 from ltx_serve.making.process import ProcessMaker
 
@@ -145,6 +146,12 @@ def test_what_cannot_be_made_comes_across_with_its_fields_and_the_worker_goes_on
     assert maker.pid == pid
 
 
+def test_a_first_frame_that_cannot_be_written_is_told_in_a_sentence(maker, tmp_path):
+    (tmp_path / "a" / ".thumbnail.webp").mkdir(parents=True)
+    with pytest.raises(LtxError, match=r"cannot use \S*thumbnail.webp: is a directory - "):
+        make(maker, tmp_path / "a")
+
+
 def test_a_model_that_is_not_there_is_refused_and_the_next_one_made(maker, tmp_path):
     with pytest.raises(LtxError, match=r"no engines for 0\.9\.5"):
         make(maker, tmp_path / "a", model="0.9.5")
@@ -211,6 +218,20 @@ def test_killed_at_any_moment_a_video_is_the_same_after_it_was_gone_on_with(make
     assert len(kills) > 5 and {*kills} == {"its process was ended by SIGKILL"}
 
 
+def test_a_worker_that_the_system_ends_for_want_of_memory_is_told_apart(maker, tmp_path, monkeypatch):
+    counts = tmp_path / "vmstat"
+    counts.write_text("pgfault 3\noom_kill 4\noom_kill_other 9\n")
+    monkeypatch.setattr(process, "_MEMORY_KILLS", (counts, process._MEMORY_KILLS[1]))
+
+    def kill(event):
+        counts.write_text("pgfault 3\noom_kill 5\noom_kill_other 9\n")
+        os.kill(maker.pid, signal.SIGKILL)
+
+    with pytest.raises(MakerLostError) as lost:
+        make(maker, tmp_path / "a", kill)
+    assert lost.value.out_of_memory
+
+
 @pytest.mark.parametrize("damage", [b"", b"no state", None])
 def test_what_an_interrupted_run_has_left_is_put_aside_if_it_is_damaged(maker, library, tmp_path, damage):
     folder = tmp_path / "a"
@@ -274,6 +295,7 @@ SERVER = """
 import sys, json
 from pathlib import Path
 from ltx_serve.jobs.job import Job, new_id
+from ltx_serve.making import process
 from ltx_serve.making.process import ProcessMaker
 maker = ProcessMaker("worker-1", json.loads(sys.argv[1]))
 print(maker.pid, flush=True)

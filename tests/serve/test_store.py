@@ -138,7 +138,7 @@ class Queue(RuleBasedStateMachine):
     def what_is_stored_is_what_happened(self):
         assert self.store.counts() == {status: len(self.of(status)) for status in STATUSES}
         assert [one.id for one in self.store.under_way()] == self.of(IN_PROGRESS)
-        assert {one.id for one in self.store.over()} == {*self.of(COMPLETED, FAILED)}
+        assert {*self.store.over()} == {(id, self.store.get(id).completed_at) for id in self.of(COMPLETED, FAILED)}
         assert self.store.ids() == {*self.all}
         waiting = self.of(QUEUED)
         for id in self.all:

@@ -170,6 +170,19 @@ def test_another_machine_is_told_before_anything_is_written(install, there, tmp_
     assert told in refusal(install, tmp_path)
 
 
+@pytest.mark.parametrize("text", ["", "[]", "1", "{}", '{"format": 1}'])
+def test_facts_that_are_none_are_told(install, there, tmp_path, text):
+    (there / "bundle.json").write_text(text)
+    assert "bundle.json is missing or damaged - get the bundle again" in refusal(install, tmp_path)
+
+
+def test_a_place_that_cannot_be_written_is_told(install, tmp_path):
+    (tmp_path / "file").write_text("x")
+    assert "ltx-engines: not a directory - check its permissions or choose another folder" in refusal(
+        install, tmp_path, "file/place"
+    )
+
+
 def test_a_folder_with_other_things_is_left_alone(install, tmp_path):
     (tmp_path / "place").mkdir()
     (tmp_path / "place" / "mine").write_text("x")

@@ -26,8 +26,10 @@ def made(server):
 
 @pytest.fixture
 def held(server):
-    """A maker that is held after its first step until the test is over."""
+    """A maker that is held after its first step until the test is over, and has nothing else to do."""
     (maker,) = server.makers
+    while any(server.store.counts()[status] for status in ("queued", "in_progress")):
+        time.sleep(0.01)
     maker.may_go_on.clear()
     yield maker
     maker.may_go_on.set()
@@ -109,6 +111,16 @@ def test_a_form_and_json_ask_for_the_same(server):
     assert as_form["request"] == as_json["request"]
 
 
+def test_an_empty_text_of_a_form_is_a_field_that_was_left_out(server):
+    empty = dict.fromkeys(("seed", "model", "negative_prompt", "fps", "pad", "skip_blocks", "conditions", "video"), "")
+    texts = {name: (None, str(value)) for name, value in {**SMALL, **empty}.items()}
+    answer = server.client.post("/v1/videos", files=texts)
+    assert answer.status_code == 200, answer.text
+    left_out = server.client.post("/v1/videos", json={**SMALL, "seed": answer.json()["seed"]})
+    assert answer.json()["request"] == left_out.json()["request"]
+    assert server.client.post("/v1/videos", files={"prompt": (None, "")}).status_code == 400
+
+
 def test_uploads_are_conditions_under_the_names_that_the_request_gives_them(server):
     conditions = [{"media": "b.png", "frame": 8}, {"media": "a.png", "strength": 0.5}]
     answer = server.client.post(
@@ -186,7 +198,8 @@ def test_a_silent_stream_is_kept_alive_and_ends_once_its_client_has_left(server,
     id = server.client.post("/v1/videos", json=SMALL).json()["id"]
     started(server, id)
     with server.client.stream("GET", f"/v1/videos/{id}/events") as stream:
-        assert any(line.startswith(": ") for line in stream.iter_lines())
+        lines = stream.iter_lines()  # which closes the stream when it is not held any more
+        assert any(line.startswith(": ") for line in lines)
         assert not has_ended.is_set()
     assert has_ended.wait(5)
 

@@ -1,0 +1,124 @@
+"""The process that checks requests: what it answers, its limits, and that it is replaced when it is lost."""
+
+import os
+import signal
+import sys
+import threading
+import time
+
+import psutil
+import pytest
+from fakes.servers import write_demo
+from samples.pictures import png
+
+from ltx_runtime import LtxError
+from ltx_runtime.folder.manifest import Engines, read_manifest
+from ltx_runtime.outputs.plain import request_from_fields
+from ltx_serve import checking
+from ltx_serve.checking import Checker, CheckerLostError
+
+ASKED = {"prompt": "A fox", "height": 64, "width": 96, "num_frames": 9}
+
+
+@pytest.fixture(scope="module")
+def engines(tmp_path_factory):
+    root = tmp_path_factory.mktemp("engines") / "engines"
+    write_demo(root)
+    return Engines(root / "demo", read_manifest(root / "demo"))
+
+
+@pytest.fixture(scope="module")
+def checker():
+    checker = Checker(max_pixels=200_000, max_frames=97)
+    yield checker
+    checker.close()
+
+
+def process_of() -> psutil.Process:
+    """Returns the process that checks requests."""
+    (process,) = [one for one in psutil.Process().children() if "spawn_main" in " ".join(one.cmdline())]
+    return process
+
+
+def test_a_request_comes_back_with_everything_filled_in_and_stays_so_when_checked_again(checker, engines, tmp_path):
+    filled = checker.check({"prompt": "A fox"}, tmp_path, engines)
+    request = request_from_fields(filled, tmp_path)
+    assert (request.prompt, request.width, request.height, request.num_frames) == ("A fox", 384, 256, 25)
+    assert request.seed is not None and request.negative_prompt
+    assert checker.check(filled, tmp_path, engines) == filled
+
+
+def test_images_keep_their_names_and_decide_the_size_if_they_are_to(checker, engines, tmp_path):
+    (tmp_path / "input-1").write_bytes(png((200, 100)))
+    asked = {"prompt": "A fox", "num_frames": 9, "conditions": [{"media": "input-1"}], "fit": "size-from-image"}
+    filled = checker.check(asked, tmp_path, engines)
+    assert filled["conditions"] == [{"media": "input-1"}]
+    assert filled["width"] == 2 * filled["height"]
+
+
+def test_what_is_too_large_or_damaged_is_refused_without_naming_places_of_the_server(checker, engines, tmp_path):
+    (tmp_path / "input-1").write_bytes(b"damaged")
+    for change in (
+        {"width": 9600},
+        {"num_frames": 105},
+        {"conditions": [{"media": "input-1"}]},
+        {"conditions": [{"media": "input-2"}]},
+        {"video": "input-1"},
+        {"prompt": "  "},
+        {"seed": "7"},
+        {"steps": -1},
+    ):
+        with pytest.raises(LtxError) as refused:
+            checker.check({**ASKED, **change}, tmp_path, engines)
+        assert str(tmp_path) not in str(refused.value) and str(engines.folder) not in str(refused.value)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the data of a process")
+def test_the_process_has_a_limit_of_memory_and_leaves_no_core(checker, engines, tmp_path):
+    checker.check(ASKED, tmp_path, engines)
+    assert process_of().rlimit(psutil.RLIMIT_DATA) == (4_000_000_000, 4_000_000_000)
+    assert process_of().rlimit(psutil.RLIMIT_CORE) == (0, 0)
+
+
+def test_a_process_that_was_killed_or_hangs_is_replaced_for_the_next_request(checker, engines, tmp_path, monkeypatch):
+    filled = checker.check(ASKED, tmp_path, engines)
+    first = process_of()
+    first.kill()
+    while first.status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    assert checker.check({**filled}, tmp_path, engines) == filled
+    monkeypatch.setattr(checking, "_CHECK_S", 0.5)
+    hanging = process_of().pid
+    os.kill(hanging, signal.SIGSTOP)
+    began = time.monotonic()
+    with pytest.raises(CheckerLostError, match=r"more than 0\.5 seconds"):
+        checker.check(ASKED, tmp_path, engines)
+    assert time.monotonic() - began < 5
+    assert not psutil.pid_exists(hanging)
+    monkeypatch.undo()
+    assert checker.check({**filled}, tmp_path, engines) == filled
+
+
+def test_a_process_that_dies_while_it_checks_is_told(checker, engines, tmp_path):
+    checker.check(ASKED, tmp_path, engines)
+    process = process_of()
+    os.kill(process.pid, signal.SIGSTOP)
+    killing = threading.Timer(0.3, process.kill)
+    killing.start()
+    with pytest.raises(CheckerLostError, match="too much memory, or crashed"):
+        checker.check(ASKED, tmp_path, engines)
+    killing.join()
+
+
+def test_it_can_be_asked_by_many_threads(checker, engines, tmp_path):
+    seeds: list[int] = []
+
+    def ask(seed: int) -> None:
+        seeds.append(checker.check({**ASKED, "seed": seed}, tmp_path, engines)["seed"])
+
+    threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(seeds) == [*range(20)]
