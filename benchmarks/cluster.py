@@ -2,8 +2,8 @@
 
 python benchmarks/cluster.py [--videos N] [--rounds N]
 
-Every node has one core and one thread, so two nodes need a machine with two cores and nothing else to do. Two times are
-stated: of the whole command, and of a video without the start of processes and networks.
+Every node is bound to a core of its own, so two nodes need a machine with two cores and nothing else to do.
+Two times are stated: of the whole command, and of a video without the start of processes and networks.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from pathlib import Path
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
+import psutil
 from ray.cluster_utils import Cluster
 
 ROOT = Path(__file__).parents[1]
@@ -26,10 +27,14 @@ RUN = "from ltx_runtime.cli.main import main; main()"
 
 
 def started(nodes: int) -> Cluster:
-    """Starts a cluster whose head node makes nothing."""
+    """Starts a cluster whose head node makes nothing, and whose other nodes are bound to a core each."""
     cluster = Cluster()
-    for cores in (0, *(1 for _ in range(nodes))):
-        cluster.add_node(num_cpus=cores, object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False)
+    cluster.add_node(num_cpus=0, object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False)
+    for core in range(nodes):
+        node = cluster.add_node(num_cpus=1, object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False)
+        raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+        for process in (raylet, *raylet.children(recursive=True)):  # those that it starts later inherit it
+            process.cpu_affinity([core])
     return cluster
 
 

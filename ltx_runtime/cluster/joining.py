@@ -75,7 +75,7 @@ def joined(address: str, sent: Path | None = None) -> Iterator[None]:
     """
     if sent is not None:
         _check_sendable(sent)
-    join(address, {} if sent is None else {"working_dir": str(sent)})
+    _join(address, {} if sent is None else {"working_dir": str(sent)})
     import ray  # noqa: PLC0415
 
     try:
@@ -84,7 +84,7 @@ def joined(address: str, sent: Path | None = None) -> Iterator[None]:
         ray.shutdown()
 
 
-def join(address: str, runtime_env: dict[str, Any]) -> None:
+def _join(address: str, runtime_env: dict[str, Any]) -> None:
     """Joins a cluster until `ray.shutdown`; see `joined`.
 
     Args:
