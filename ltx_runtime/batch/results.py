@@ -57,7 +57,7 @@ class Results:
         about: how the batch is made.
         planned: number of tasks.
         refused: number of rows that were refused.
-        done: numbers of the tasks that are made.
+        done: file and size in bytes of each video that is made, by the number of its task.
     """
 
     def __init__(self, path: Path, lock: Lock) -> None:
@@ -89,9 +89,9 @@ class Results:
 
     def check_unchanged(self) -> None:
         """Raises LtxError if a video that was made is there but has another size."""
-        for made in self.done.values():
-            target = self.path.parent / made["file"]
-            if target.exists() and size_of(target) != made["bytes"]:
+        for result in self.done.values():
+            target = self.path.parent / result["file"]
+            if target.exists() and size_of(target) != result["bytes"]:
                 raise LtxError(f"{target} is not what was made", "delete it to have it made again, or put it back")
 
     def tasks(self) -> Iterator[Task]:
@@ -193,8 +193,8 @@ def begin(path: Path, about: About, planned: Iterable[Task | Refused], *, overwr
         temporary = folder / path.name
         with temporary.open("wb") as file:
             file.write(_bytes_of({KEY: asdict(about)}))
-            for one in planned:
-                file.write(_bytes_of(_line_of(one)))
+            for task in planned:
+                file.write(_bytes_of(_line_of(task)))
             file.flush()
             os.fsync(file.fileno())
         lock = lock_of(temporary)

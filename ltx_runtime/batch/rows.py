@@ -129,37 +129,37 @@ def _json_rows(lines: Lines, name: str, note: Callable[[str], None]) -> Iterator
     for number, line in lines:
         if line.strip():
             try:
-                given = json.loads(line, object_pairs_hook=_once, parse_constant=_no_constant)
+                fields_of_row = json.loads(line, object_pairs_hook=_once, parse_constant=_no_constant)
             except RecursionError:
                 yield Row(number, problem="it is nested too deeply - write one flat object")
             except ValueError as error:
                 column = f" (at character {error.colno})" if isinstance(error, json.JSONDecodeError) else ""
-                told = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-                yield Row(number, problem=f"it is not JSON: {told}{column} - write one object a line")
+                reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+                yield Row(number, problem=f"it is not JSON: {reason}{column} - write one object a line")
             else:
-                yield _row_of(number, given)
+                yield _row_of(number, fields_of_row)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Returns the object of JSON pairs. Raises ValueError if it says a name twice."""
-    given = dict(pairs)
-    if len(given) < len(pairs):
+    row = dict(pairs)
+    if len(row) < len(pairs):
         names = [name for name, _ in pairs]
         raise ValueError(f"it has {next(name for name in names if names.count(name) > 1)!r} twice")
-    return given
+    return row
 
 
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is no number")
 
 
-def _row_of(number: int, given: Any) -> Row:
-    if not isinstance(given, dict):
+def _row_of(number: int, fields_of_row: Any) -> Row:
+    if not isinstance(fields_of_row, dict):
         return Row(number, problem='it is no object - write {"prompt": "..."}')
-    output = given.pop(OUTPUT, None)
+    output = fields_of_row.pop(OUTPUT, None)
     if output is not None and not isinstance(output, str):
         return Row(number, problem=f"output must be text; got {output!r} - give a file name")
-    return Row(number, given, output)
+    return Row(number, fields_of_row, output)
 
 
 def _csv_rows(lines: Lines, name: str, note: Callable[[str], None]) -> Iterator[Row]:
@@ -219,7 +219,7 @@ def _columns(line: str) -> tuple[list[str], str]:
             cells = [line]
         return [cell.strip().lower() for cell in cells]
 
-    delimiter = max(_DELIMITERS, key=lambda one: sum(column in COLUMNS for column in split(one)))
+    delimiter = max(_DELIMITERS, key=lambda character: sum(column in COLUMNS for column in split(character)))
     return split(delimiter), delimiter
 
 
@@ -227,10 +227,10 @@ def _row_of_cells(line: int, columns: list[str], cells: list[str]) -> Row:
     if len(cells) > len(columns) and any(cell.strip() for cell in cells[len(columns) :]):
         problem = f"it has {len(cells)} cells for {len(columns)} columns - put cells with a comma in quotes"
         return Row(line, problem=problem)
-    given = {column: cell for column, cell in zip(columns, cells, strict=False) if cell.strip()}
-    output = given.pop(OUTPUT, None)
+    filled_cells = {column: cell for column, cell in zip(columns, cells, strict=False) if cell.strip()}
+    output = filled_cells.pop(OUTPUT, None)
     try:
-        return Row(line, {column: value_of(column, cell) for column, cell in given.items()}, output)
+        return Row(line, {column: value_of(column, cell) for column, cell in filled_cells.items()}, output)
     except LtxError as error:
         return Row(line, problem=str(error))
 
