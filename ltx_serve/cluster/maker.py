@@ -28,6 +28,7 @@ class ReplicaMaker:
         self.name = name
         self._handle = handle.options(stream=True)
         self._lock = threading.Lock()
+        self._job: str | None = None  # under way
         self._stream: Any = None
         self._is_cancelled = False
 
@@ -37,7 +38,7 @@ class ReplicaMaker:
             inputs = {path.name: path.read_bytes() for path in _inputs(folder)}
         stream = self._handle.make.remote(job, inputs)
         with self._lock:
-            self._stream, self._is_cancelled = stream, False
+            self._job, self._stream, self._is_cancelled = job.id, stream, False
         try:
             for kind, data in self._heard(stream, job):
                 if kind == EVENT:
@@ -49,7 +50,7 @@ class ReplicaMaker:
                     return _result(kind, data, job)
         finally:
             with self._lock:
-                self._stream = None
+                self._job = self._stream = None
         raise MakerLostError("its replica stopped without a result")
 
     def _heard(self, stream: Any, job: Job) -> Iterator[Item]:
@@ -67,18 +68,19 @@ class ReplicaMaker:
                 raise MakerLostError(f"its replica is lost ({type(error).__name__})") from None
             yield item
 
-    def cancel(self) -> None:
-        """Ends the video under way, see Maker."""
+    def cancel(self, id: str) -> None:
+        """Ends the making of a job, see Maker."""
         with self._lock:
-            stream = self._stream
-            if stream is None or self._is_cancelled:
+            if self._job != id or self._is_cancelled:
                 return
-            self._is_cancelled = True
+            self._is_cancelled, stream = True, self._stream
         stream.cancel()
 
     def close(self) -> None:
         """Ends the video under way; the replicas end with their deployment."""
-        self.cancel()
+        job = self._job
+        if job is not None:
+            self.cancel(job)
 
 
 def _inputs(folder: Path) -> list[Path]:

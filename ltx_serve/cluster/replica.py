@@ -65,7 +65,7 @@ class Replica:
                     yield item
             finally:
                 if thread.is_alive():
-                    self._maker.cancel()
+                    self._maker.cancel(job.id)
                     await asyncio.shield(asyncio.to_thread(thread.join))
 
     def _items(self, job: Job, inputs: Mapping[str, bytes], told: Any) -> list[Item]:

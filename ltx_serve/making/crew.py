@@ -179,7 +179,7 @@ class Crew:
             if running is None:
                 return False
             running.is_unwanted, running.failure = True, _CANCEL
-        running.maker.cancel()
+        running.maker.cancel(id)
         return True
 
     def _watch(self) -> None:
@@ -193,7 +193,7 @@ class Crew:
                 if not one.is_unwanted and now - one.since > self._settings.max_job_s:
                     self._end_late(one)
                 if one.is_unwanted:  # again, since the maker may not have begun when it was told first
-                    one.maker.cancel()
+                    one.maker.cancel(one.job.id)
             if now - checked_at > _RETENTION_PERIOD_S:
                 checked_at = now
                 self._remove_old()

@@ -84,8 +84,11 @@ class Maker(Protocol):
         """
         ...
 
-    def cancel(self) -> None:
-        """Ends the call of `make` under way, from another thread: it raises CancelledError within a few seconds."""
+    def cancel(self, id: str) -> None:
+        """Ends the call of `make` for a job, from another thread: it raises CancelledError within a few seconds.
+
+        Does nothing unless it is this job that is being made.
+        """
         ...
 
     def close(self) -> None:

@@ -103,16 +103,16 @@ class ProcessMaker:
             self._forget(process)
         raise MakingError(**message[FAILURE])
 
-    def cancel(self) -> None:
-        """Ends the video under way, see Maker; a process that does not stop in a few seconds is killed."""
+    def cancel(self, id: str) -> None:
+        """Ends the making of a job, see Maker; a process that does not stop in a few seconds is killed."""
         with self._lock:
-            if self._job is None or self._is_cancelled or self._process is None:
+            if self._job != id or self._is_cancelled or self._process is None:
                 return
-            self._is_cancelled, job, process = True, self._job, self._process
-        timer = threading.Timer(_STOP_S, self._kill, (process, job))
+            self._is_cancelled, process = True, self._process
+        timer = threading.Timer(_STOP_S, self._kill, (process, id))
         timer.daemon = True
         timer.start()
-        self._order(process, {CANCEL: True, "job": job})
+        self._order(process, {CANCEL: True, "job": id})
 
     def _kill(self, process: subprocess.Popen[str], job: str) -> None:
         """Kills the process if it is still busy with a job that was cancelled."""

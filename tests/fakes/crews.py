@@ -59,8 +59,8 @@ class FakeMaker:
             return RESULT
         raise ERRORS[what](folder)
 
-    def cancel(self):
-        if self._job is not None:
+    def cancel(self, id):
+        if self._job == id:
             self._cancelled.set()
 
     def close(self):

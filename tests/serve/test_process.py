@@ -46,10 +46,10 @@ def maker(engines):
     assert maker.pid is None
 
 
-def make(maker, folder, told=lambda event: None, model="demo", **fields):
+def make(maker, folder, told=lambda event: None, model="demo", id=None, **fields):
     """Has a video made in a folder, and returns the result."""
     folder.mkdir(exist_ok=True)
-    return maker.make(Job(new_id(), model, {**SMALL, **fields}, attempts=1), folder, told)
+    return maker.make(Job(id or new_id(), model, {**SMALL, **fields}, attempts=1), folder, told)
 
 
 def until(holds):
@@ -162,12 +162,13 @@ def test_a_model_that_is_not_there_is_refused_and_the_next_one_made(maker, tmp_p
 def test_cancelling_ends_the_making_soon_and_leaves_the_worker_warm(maker, tmp_path, after_s):
     make(maker, tmp_path / "warm")
     pid = maker.pid
-    threading.Timer(after_s, maker.cancel).start()
+    id = new_id()
+    threading.Timer(after_s, maker.cancel, [id]).start()
     began = time.monotonic()
     if after_s == 0:  # perhaps before there is anything to cancel
-        threading.Timer(0.3, maker.cancel).start()
+        threading.Timer(0.3, maker.cancel, [id]).start()
     with pytest.raises(CancelledError):
-        make(maker, tmp_path / "a", **LONG)
+        make(maker, tmp_path / "a", id=id, **LONG)
     assert time.monotonic() - began < after_s + 3
     assert not (tmp_path / "a" / "video.mp4").exists()
     make(maker, tmp_path / "b")
@@ -178,16 +179,18 @@ def test_a_worker_that_does_not_stop_is_killed_and_another_takes_over(maker, tmp
     make(maker, tmp_path / "warm")
     pid = maker.pid
     os.kill(pid, signal.SIGSTOP)  # as in a step that takes for ever
-    threading.Timer(0.2, maker.cancel).start()
+    id = new_id()
+    threading.Timer(0.2, maker.cancel, [id]).start()
     with pytest.raises(CancelledError):
-        make(maker, tmp_path / "a")
+        make(maker, tmp_path / "a", id=id)
     make(maker, tmp_path / "a")
     assert maker.pid not in (None, pid)
 
 
-def test_cancelling_when_nothing_is_made_does_nothing(maker, tmp_path):
-    maker.cancel()
-    make(maker, tmp_path / "a")
+def test_cancelling_what_is_not_under_way_does_nothing_to_what_is(maker, tmp_path):
+    over = new_id()
+    maker.cancel(over)
+    make(maker, tmp_path / "a", lambda event: maker.cancel(over), id=over[:-1] + "0")
 
 
 def test_killed_at_any_moment_a_video_is_the_same_after_it_was_gone_on_with(maker, library, tmp_path):
