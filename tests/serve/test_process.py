@@ -147,7 +147,7 @@ def test_what_cannot_be_made_comes_across_with_its_fields_and_the_worker_goes_on
 
 
 def test_a_first_frame_that_cannot_be_written_is_told_in_a_sentence(maker, tmp_path):
-    (tmp_path / "a" / ".thumbnail.webp").mkdir(parents=True)
+    (tmp_path / "a" / "thumbnail.webp").mkdir(parents=True)
     with pytest.raises(LtxError, match=r"cannot use \S*thumbnail.webp: is a directory - "):
         make(maker, tmp_path / "a")
 
@@ -214,7 +214,7 @@ def test_killed_at_any_moment_a_video_is_the_same_after_it_was_gone_on_with(make
                 make(maker, folder, kill_then, **request)
             except MakerLostError as lost:
                 kills.append(lost.reason)
-                assert not lost.out_of_memory
+                assert not lost.out_of_memory and not lost.before_work
         make(maker, folder, **request)
         assert pixels(folder / "video.mp4") == expected
         assert sorted(path.name for path in folder.glob("[!.]*")) == ["thumbnail.webp", "video.mp4"]
@@ -330,12 +330,23 @@ def test_however_the_server_dies_its_worker_ends_too(engines, tmp_path, work):
         worker.wait(3)
 
 
-@pytest.mark.parametrize("arguments", [{"folder": "nowhere"}, {"folder": 5}])
-def test_a_worker_that_cannot_open_its_folder_says_so_for_every_job(tmp_path, arguments):
-    maker = ProcessMaker("worker-1", arguments)
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"folder": "nowhere"}, "nowhere"),
+        ({"folder": 5}, "folder"),
+        ({"backend": "tensorrt"}, "tensorrt"),
+        ({"backend": "none"}, "unknown backend 'none'"),
+    ],
+)
+def test_a_worker_that_can_make_no_video_is_lost_with_its_reason_and_no_job_is_the_cause(
+    engines, tmp_path, arguments, reason
+):
+    maker = ProcessMaker("worker-1", {"folder": str(engines), **arguments})
     for _ in range(2):
-        with pytest.raises(LtxError, match=r"folder|nowhere"):
+        with pytest.raises(MakerLostError, match=reason) as lost:
             make(maker, tmp_path / "a")
+        assert lost.value.before_work
     maker.close()
 
 
@@ -351,6 +362,7 @@ def test_a_maker_that_is_closed_starts_nothing(engines, tmp_path):
 def test_a_python_that_cannot_be_started_is_a_lost_maker(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))
     maker = ProcessMaker("worker-1", {"folder": "engines"})
-    with pytest.raises(MakerLostError, match="no process can be started: no such file"):
+    with pytest.raises(MakerLostError, match="no process can be started: no such file") as lost:
         make(maker, tmp_path / "a")
+    assert lost.value.before_work
     maker.close()
