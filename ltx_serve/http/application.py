@@ -22,7 +22,7 @@ from ltx_runtime.errors import LtxError, printable
 from ltx_runtime.packages import RELEASE
 from ltx_serve.checking import Checker
 from ltx_serve.http import videos
-from ltx_serve.http.answers import SERVER, ApiError, error_body, no_space, refusal
+from ltx_serve.http.answers import MOST_SHOWN, ApiError, error_body, no_space, refusal
 from ltx_serve.http.events import event_routes
 from ltx_serve.http.fields import body_schemas
 from ltx_serve.http.guard import Guard, is_public
@@ -36,7 +36,6 @@ from ltx_serve.page.routes import page_routes
 from ltx_serve.settings import Settings
 
 _log = logging.getLogger("ltx_serve")
-_SHOWN = 60
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # while an upload is received
 
 
@@ -100,16 +99,10 @@ async def _on_ltx_error(_: Request, error: Exception) -> Response:
 
 
 async def _on_os_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, OSError)
+    if not isinstance(error, OSError) or error.errno not in _NO_SPACE:
+        raise error  # which Guard answers
     _log.error("cannot serve a request: %s", error)
-    if error.errno in _NO_SPACE:
-        return _answer(no_space())
-    return await _on_bug(_, error)
-
-
-async def _on_bug(_: Request, error: Exception) -> Response:
-    message = "the server has met an error of its own, which its log describes"
-    return JSONResponse(error_body(message, "internal_error", None, SERVER), 500)
+    return _answer(no_space())
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
@@ -117,7 +110,7 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         return _answer(_not_allowed(request))
     code = "not_found" if error.status_code == HTTPStatus.NOT_FOUND else "invalid_request"
-    message = f"{error.detail}: {printable(request.url.path[:_SHOWN])}"
+    message = f"{error.detail}: {printable(request.url.path[:MOST_SHOWN])}"
     return JSONResponse(error_body(message, code), error.status_code, error.headers)
 
 
@@ -130,7 +123,7 @@ def _not_allowed(request: Request) -> ApiError:
         if re.fullmatch(re.sub(r"\\{\w+\\}", "[^/]+", re.escape(path)), request.scope["path"])
     }
     allowed = sorted(methods) or ["GET"]  # of the page
-    message = f"{request.method[:_SHOWN]} is not for this path - use {' or '.join(allowed)}"
+    message = f"{request.method[:MOST_SHOWN]} is not for this path - use {' or '.join(allowed)}"
     return ApiError(405, message, "method_not_allowed", headers={"Allow": ", ".join(allowed)})
 
 
@@ -152,7 +145,6 @@ _HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitable[Respon
     HTTPException: _on_http_error,
     RequestValidationError: _on_wrong_parameter,
     ClientDisconnect: _on_departure,
-    Exception: _on_bug,
 }
 
 

@@ -13,7 +13,7 @@ from fakes.servers import serving, write_demo
 from prometheus_client.parser import text_string_to_metric_families
 from samples.pictures import png
 
-from ltx_serve.http import events
+from ltx_serve.http import events, metrics
 
 SMALL = {"prompt": "A fox, at dawn: «schön»", "size": "96x64", "num_frames": 9, "seed": 5}
 
@@ -259,7 +259,8 @@ def test_figures_count_requests_and_jobs_and_have_no_label_that_a_client_chooses
     assert "chosen" not in text.lower()
 
 
-def test_a_server_is_ready_while_its_disk_can_be_written_and_it_has_workers(tmp_path):
+def test_a_server_is_ready_while_its_disk_can_be_written_and_it_has_workers(tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics, "_LOOK_S", 0)
     with serving(tmp_path) as server:
         assert server.client.get("/readyz").json() == {"status": "ok", "reason": None}
         moved = server.settings.data.rename(tmp_path / "unplugged")
@@ -270,6 +271,17 @@ def test_a_server_is_ready_while_its_disk_can_be_written_and_it_has_workers(tmp_
         answer = server.client.get("/readyz")
         assert (answer.status_code, answer.json()["reason"]) == (503, "no worker is alive")
         assert server.client.get("/healthz").status_code == 200
+
+
+def test_whether_a_server_is_ready_is_looked_up_once_a_second_however_often_it_is_asked(tmp_path, monkeypatch):
+    looks = []
+    with serving(tmp_path) as server:
+        counts = server.store.counts
+        monkeypatch.setattr(server.store, "counts", lambda: looks.append(1) or counts())
+        began = time.monotonic()
+        for _ in range(50):
+            assert server.client.get("/readyz").status_code == 200
+        assert len(looks) <= 1 + (time.monotonic() - began) / metrics._LOOK_S
 
 
 def test_a_disk_that_cannot_be_written_is_told_and_the_server_lives(tmp_path):
