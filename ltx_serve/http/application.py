@@ -20,7 +20,7 @@ from starlette.requests import ClientDisconnect
 
 from ltx_runtime.errors import LtxError, printable
 from ltx_runtime.packages import RELEASE
-from ltx_serve.checking import Checker
+from ltx_serve.checking.checker import Checker
 from ltx_serve.http import videos
 from ltx_serve.http.answers import MOST_SHOWN, ApiError, error_body, no_space, refusal
 from ltx_serve.http.events import event_routes

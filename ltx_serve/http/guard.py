@@ -75,8 +75,8 @@ class Guard:
             _log.exception("bug", extra={"path": scope["path"]})
             if has_begun:
                 raise
-            error = internal_error()
-            await JSONResponse(error.body(), error.status, _CLOSE)(scope, receive, answer)
+            bug = internal_error()
+            await JSONResponse(bug.body(), bug.status, _CLOSE)(scope, receive, answer)
 
     def _check(self, path: str, headers: Headers) -> None:
         """Raises the ApiError that answers a request which may not reach its route."""

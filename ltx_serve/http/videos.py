@@ -17,7 +17,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
 from ltx_runtime.errors import LtxError, explaining
-from ltx_serve.checking import Checker, CheckerLostError
+from ltx_serve.checking.checker import Checker, CheckerLostError
 from ltx_serve.http.answers import (
     RATE_LIMIT,
     ApiError,
