@@ -98,7 +98,7 @@ class Checker:
             if not self._connection.poll(_CHECK_S):
                 raise CheckerLostError(f"checking took more than {_CHECK_S:g} seconds")
             answer: dict[str, Any] = json.loads(self._connection.recv_bytes())
-        except (EOFError, OSError):
+        except (EOFError, OSError, ValueError):
             self._check_open()
             raise CheckerLostError("checking took too much memory, or crashed") from None
         if "bug" in answer:
@@ -123,7 +123,11 @@ class Checker:
                 raise CheckerMissingError(f"it did not start in {_START_S:g} seconds")
             self._connection.recv_bytes()
         except (EOFError, OSError) as error:
+            self._end()
             raise CheckerMissingError(f"it did not start: {error or 'it ended at once'}") from None
+        except BaseException:
+            self._end()
+            raise
 
     def _check_open(self) -> None:
         if self._is_closed:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -20,7 +22,7 @@ from starlette.requests import ClientDisconnect
 
 from ltx_runtime.errors import LtxError, printable
 from ltx_runtime.packages import RELEASE
-from ltx_serve.checking.checker import Checker
+from ltx_serve.checking.checker import Checker, CheckerMissingError
 from ltx_serve.http import videos
 from ltx_serve.http.answers import MOST_SHOWN, ApiError, error_body, no_space, refusal
 from ltx_serve.http.events import event_routes
@@ -56,20 +58,24 @@ def application(settings: Settings, crew: Crew, store: Store, folders: Folders) 
 
     @asynccontextmanager
     async def running(_: FastAPI) -> AsyncIterator[None]:
-        await run_in_threadpool(checkers[0].start)
-        yield
+        try:
+            await run_in_threadpool(checkers[0].start)
+        except CheckerMissingError as error:  # the next request tries again
+            _log.error("cannot check requests", extra={"reason": str(error)})
+        with _spooled_in(settings.data):
+            yield
         for checker in checkers:
-            checker.close()
+            await run_in_threadpool(checker.close)
 
     models, metrics = Models(settings.engines), Metrics(store, crew)
-    desk = Desk(models, store, folders, crew, *checkers)
+    desk = Desk(models, store, folders, crew, settings.max_queue, *checkers)
     # FastAPI's own pages of documentation load scripts from other servers.
     app = FastAPI(
         title="ltx-serve", version=RELEASE, lifespan=running, docs_url=None, redoc_url=None, redirect_slashes=False
     )
     app.state.desk, app.state.is_stopping = desk, False
     app.include_router(videos.routes)
-    app.include_router(event_routes(crew, desk.found))
+    app.include_router(event_routes(crew, desk.job_of))
     app.include_router(model_routes(models, settings))
     app.include_router(operator_routes(metrics, store, crew, settings.data))
     app.include_router(page_routes())
@@ -79,6 +85,16 @@ def application(settings: Settings, crew: Crew, store: Store, folders: Folders) 
         app.add_exception_handler(kind, handler)
     app.openapi = lambda: _document(app)  # type: ignore[method-assign]
     return app
+
+
+@contextmanager
+def _spooled_in(folder: Path) -> Iterator[None]:
+    """Has uploads under way in files without names below a folder: the system's folder for them may be in memory."""
+    before, tempfile.tempdir = tempfile.tempdir, str(folder)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
 
 
 def _answer(error: ApiError) -> JSONResponse:
