@@ -28,10 +28,12 @@ class QuickMaker:
         self.made: list[Job] = []
         self.may_go_on = threading.Event()
         self.may_go_on.set()
+        self._job = ""
         self._is_cancelled = threading.Event()
 
     def make(self, job: Job, folder: Path, told: Tell) -> dict[str, object]:
         """Writes a video and its first frame; tells of four steps, with a preview of each."""
+        self._job = job.id
         self._is_cancelled.clear()
         for step in range(1, STEPS + 1):
             data = {"step": step, "steps": STEPS, "pass": 1, "passes": 1}
@@ -51,9 +53,10 @@ class QuickMaker:
         self.made.append(job)
         return {"stages": STAGES, "backends": {"transformer": "noise"}, "bytes": (folder / VIDEO).stat().st_size}
 
-    def cancel(self) -> None:
-        """Ends the making under way if it is held."""
-        self._is_cancelled.set()
+    def cancel(self, id: str) -> None:
+        """Ends the making of a job if it is held."""
+        if id == self._job:
+            self._is_cancelled.set()
 
     def close(self) -> None:
         """Has nothing to free."""
