@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import sys
 import threading
 from multiprocessing.connection import Connection
@@ -18,6 +17,7 @@ from typing import Any
 
 from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.manifest import Engines
+from ltx_serve.jobs.failures import without_folders
 
 _MEMORY_BYTES = 4_000_000_000
 _START_S, _CHECK_S = 60.0, 30.0
@@ -162,7 +162,7 @@ def _serve(connection: Connection, max_pixels: int, max_frames: int, memory_byte
         try:
             answer: dict[str, Any] = {"fields": checks.check(order["fields"], folder, engines)}
         except LtxError as error:
-            answer = {"refused": _without_places(error, folder, engines)}
+            answer = {"refused": [without_folders(part, folder, engines) for part in (error.problem, error.advice)]}
         except MemoryError:
             return  # what was left behind is not worth the risk: the next request gets a fresh process
         except Exception:
@@ -178,12 +178,3 @@ def _limit_memory() -> None:
 
     resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY_BYTES, _MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
-def _without_places(error: LtxError, folder: Path, engines: Path) -> list[str]:
-    """Returns the parts of an error without the server's folders, which are nobody else's business."""
-    places = {f"{folder}{os.sep}": "", str(engines): engines.name}
-    parts = [error.problem, error.advice]
-    for place, name in places.items():
-        parts = [part.replace(place, name) for part in parts]
-    return parts
