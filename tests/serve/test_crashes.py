@@ -98,8 +98,10 @@ def test_a_server_that_is_killed_ten_times_finishes_every_job_exactly_once(engin
         time.sleep(0.4 + 1.6 * chosen.random())
         server.kill()
 
-    for _ in range(KILLS):
-        assert lives.live(JOBS_OF_A_LIFE, 1, kill) == -signal.SIGKILL
+    ends = []
+    while ends.count(-signal.SIGKILL) < KILLS and len(ends) < 4 * KILLS:  # a fast machine may have ended before
+        ends.append(lives.live(JOBS_OF_A_LIFE, 1, kill))
+    assert ends.count(-signal.SIGKILL) == KILLS and {*ends} <= {0, -signal.SIGKILL}
     assert lives.live(JOBS_OF_A_LIFE, 1) == 0
     assert len(lives.seeds) > KILLS
     check(lives, data, engines, tmp_path)
