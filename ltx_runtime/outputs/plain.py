@@ -24,6 +24,7 @@ from ltx_runtime.spec.presets import Guidance, Pass, Schedule
 from ltx_runtime.weights.lora import LoraFile
 
 IMAGE = "image"  # short for a condition at frame 0
+_MOST_SHOWN = 60  # characters of a value in a message
 _Kind = TypeVar("_Kind")
 # What plain data can hold, by the name that messages use.
 _LABELS: dict[type, str] = {
@@ -127,6 +128,12 @@ def nearest(name: str, known: Sequence[str]) -> str:
     return resembling[0] if resembling else f"one of {', '.join(known)}"
 
 
+def shown(value: object) -> str:
+    """Returns a value as a message shows it, cut to one line."""
+    text = repr(value)
+    return text if len(text) <= _MOST_SHOWN else f"{text[: _MOST_SHOWN - 3]}..."
+
+
 def _set_fields(value: Any) -> dict[str, Any]:
     """Returns the fields of a dataclass that differ from their defaults, by name."""
     given = {one.name: getattr(value, one.name) for one in fields(value)}
@@ -145,12 +152,12 @@ def _built(kind: Any, values: Any, folder: Path) -> Any:
     """
     label = _LABELS[kind]
     if not isinstance(values, Mapping):
-        raise LtxError(f"{label} must be a mapping of its fields; got {_shown(values)}", 'give {"name": value, ...}')
+        raise LtxError(f"{label} must be a mapping of its fields; got {shown(values)}", 'give {"name": value, ...}')
     declared_as = {one.name: str(one.type) for one in fields(kind)}
     for name in values:
         if name not in declared_as:
             known = [*declared_as, IMAGE] if kind is Request else [*declared_as]
-            raise LtxError(f"{label} has no field {_shown(name)}", f"use {nearest(str(name), known)}")
+            raise LtxError(f"{label} has no field {shown(name)}", f"use {nearest(str(name), known)}")
     set_fields = {name: value for name, value in values.items() if value is not None}
     given = {name: _value(name, value, declared_as[name], folder) for name, value in set_fields.items()}
     for one in fields(kind):
@@ -179,8 +186,3 @@ def _path(value: Any, name: str, folder: Path) -> Path:
     path = path_of(value, name)
     elsewhere = is_url(str(value)) or str(value).startswith("~")
     return path if elsewhere and not (folder / path).exists() else folder / path
-
-
-def _shown(value: object) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 60 else f"{shown[:57]}..."

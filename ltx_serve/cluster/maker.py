@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +12,10 @@ from ltx_runtime.errors import explaining
 from ltx_runtime.files import written_whole
 from ltx_runtime.outputs.unfinished import SUFFIX
 from ltx_serve.cluster.replica import DONE, EVENT, FAILED, FILE, LOST, OUTPUTS, STOPPED, Item
+from ltx_serve.jobs.failures import MakingError
+from ltx_serve.jobs.folders import VIDEO, sync_names
 from ltx_serve.jobs.job import Job
 from ltx_serve.making.events import CancelledError, MakerLostError, Tell
-from ltx_serve.making.failures import MakingError
 
 
 class ReplicaMaker:
@@ -28,32 +30,36 @@ class ReplicaMaker:
         self.name = name
         self._handle = handle.options(stream=True)
         self._lock = threading.Lock()
+        self._job: str | None = None  # under way
         self._stream: Any = None
         self._is_cancelled = False
 
-    def make(self, job: Job, folder: Path, told: Tell) -> dict[str, Any]:
-        """Makes the video of a job, see Maker."""
+    def make(self, job: Job, folder: Path, tell: Tell) -> dict[str, Any]:
+        """Makes the video of a job, see Maker; one that is whole, of an earlier attempt, is not made again."""
+        if all((folder / name).exists() for name in OUTPUTS):
+            return {"stages": {}, "backends": {}, "notes": [], "bytes": (folder / VIDEO).stat().st_size}
         with explaining():
             inputs = {path.name: path.read_bytes() for path in _inputs(folder)}
         stream = self._handle.make.remote(job, inputs)
         with self._lock:
-            self._stream, self._is_cancelled = stream, False
+            self._job, self._stream, self._is_cancelled = job.id, stream, False
         try:
-            for kind, data in self._heard(stream, job):
+            for kind, data in self._items(stream, job):
                 if kind == EVENT:
-                    told(data)
+                    tell(data)
                 elif kind == FILE:
-                    with explaining(), written_whole(folder / data[0]) as path:
-                        path.write_bytes(data[1])
+                    with explaining():
+                        _write(folder / data[0], data[1])
                 else:
                     return _result(kind, data, job)
         finally:
             with self._lock:
-                self._stream = None
+                self._job = self._stream = None
         raise MakerLostError("its replica stopped without a result")
 
-    def _heard(self, stream: Any, job: Job) -> Iterator[Item]:
+    def _items(self, stream: Any, job: Job) -> Iterator[Item]:
         """Yields what a replica tells; whatever else ends the stream is the end of the replica, or was asked for."""
+        has_begun = False
         while True:
             try:
                 item = next(stream)
@@ -64,21 +70,33 @@ class ReplicaMaker:
                     is_cancelled = self._is_cancelled
                 if is_cancelled:
                     raise CancelledError(job.id) from None
-                raise MakerLostError(f"its replica is lost ({type(error).__name__})") from None
+                reason = f"its replica is lost ({type(error).__name__})"
+                raise MakerLostError(reason, before_work=not has_begun) from None
+            has_begun = True
             yield item
 
-    def cancel(self) -> None:
-        """Ends the video under way, see Maker."""
+    def cancel(self, id: str) -> None:
+        """Ends the making of a job, see Maker."""
         with self._lock:
-            stream = self._stream
-            if stream is None or self._is_cancelled:
+            if self._job != id or self._is_cancelled:
                 return
-            self._is_cancelled = True
+            self._is_cancelled, stream = True, self._stream
         stream.cancel()
 
     def close(self) -> None:
         """Ends the video under way; the replicas end with their deployment."""
-        self.cancel()
+        job = self._job
+        if job is not None:
+            self.cancel(job)
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Writes a file, which has its name once it is on the disk: after that the job is completed for good."""
+    with written_whole(path) as temporary, temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    sync_names(path.parent)
 
 
 def _inputs(folder: Path) -> list[Path]:
@@ -92,7 +110,8 @@ def _result(kind: str, data: Any, job: Job) -> dict[str, Any]:
     if kind == STOPPED:
         raise CancelledError(job.id)
     if kind == LOST:
-        raise MakerLostError(data[0], out_of_memory=data[1])
+        reason, out_of_memory, before_work = data
+        raise MakerLostError(reason, out_of_memory=out_of_memory, before_work=before_work)
     if kind == FAILED:
         raise MakingError(*data)
     assert kind == DONE

@@ -13,10 +13,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ltx_serve.jobs.failures import making_error_of
 from ltx_serve.jobs.folders import THUMBNAIL, VIDEO
 from ltx_serve.jobs.job import Job
 from ltx_serve.making.events import CancelledError, MakerLostError
-from ltx_serve.making.failures import making_error_of
 from ltx_serve.making.process import ProcessMaker
 
 # The kinds of what is streamed, each beside its data.
@@ -65,22 +65,22 @@ class Replica:
                     yield item
             finally:
                 if thread.is_alive():
-                    self._maker.cancel()
+                    self._maker.cancel(job.id)
                     await asyncio.shield(asyncio.to_thread(thread.join))
 
-    def _items(self, job: Job, inputs: Mapping[str, bytes], told: Any) -> list[Item]:
+    def _items(self, job: Job, inputs: Mapping[str, bytes], tell: Any) -> list[Item]:
         """Makes the video of a job, and returns its files and what came of it."""
         with tempfile.TemporaryDirectory(prefix="ltx-replica-") as name:
             folder = Path(name)
             try:
                 for file, content in inputs.items():
                     (folder / file).write_bytes(content)
-                result = self._maker.make(job, folder, told)
+                result = self._maker.make(job, folder, tell)
                 return [*((FILE, (file, (folder / file).read_bytes())) for file in OUTPUTS), (DONE, result)]
             except CancelledError:
                 return [(STOPPED, None)]
             except MakerLostError as error:
-                return [(LOST, (error.reason, error.out_of_memory))]
+                return [(LOST, (error.reason, error.out_of_memory, error.before_work))]
             except Exception as error:
                 failure = making_error_of(error)
                 return [(FAILED, (failure.code, failure.problem, failure.advice, failure.command))]

@@ -13,6 +13,8 @@ from ltx_serve.jobs.job import Job
 INVALID_REQUEST, AUTHENTICATION, RATE_LIMIT, SERVER = (
     *("invalid_request_error", "authentication_error", "rate_limit_error", "server_error"),
 )
+MOST_SHOWN = 60  # characters of what a client sent, in a message
+RETRY = {"Retry-After": "5"}  # seconds
 _OPTION = re.compile(r"--([a-z]+(?:-[a-z]+)*)")
 _HYPHENATED = re.compile(r"\b(num|negative|guidance|stg|rescaling|single|temporal|skip)((?:-[a-z]+)+)\b")
 
@@ -53,8 +55,14 @@ def error_body(message: str, code: str, param: str | None = None, kind: str = IN
 
 
 def no_space() -> ApiError:
-    """Returns the answer to a request that the server cannot write to its disk."""
+    """Returns the answer to a request for which the server cannot write to its disk."""
     return ApiError(507, "the server cannot write to its disk - try again later", "no_space", None, SERVER)
+
+
+def internal_error() -> ApiError:
+    """Returns the answer to a request that ended in a bug of the server."""
+    message = "the server has met an error of its own, which its log describes"
+    return ApiError(500, message, "internal_error", None, SERVER)
 
 
 def refusal(error: LtxError, known: tuple[str, ...] = ()) -> ApiError:

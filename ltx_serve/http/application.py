@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -20,9 +22,9 @@ from starlette.requests import ClientDisconnect
 
 from ltx_runtime.errors import LtxError, printable
 from ltx_runtime.packages import RELEASE
-from ltx_serve.checking import Checker
+from ltx_serve.checking.checker import Checker, CheckerMissingError
 from ltx_serve.http import videos
-from ltx_serve.http.answers import SERVER, ApiError, error_body, no_space, refusal
+from ltx_serve.http.answers import MOST_SHOWN, ApiError, error_body, no_space, refusal
 from ltx_serve.http.events import event_routes
 from ltx_serve.http.fields import body_schemas
 from ltx_serve.http.guard import Guard, is_public
@@ -36,7 +38,6 @@ from ltx_serve.page.routes import page_routes
 from ltx_serve.settings import Settings
 
 _log = logging.getLogger("ltx_serve")
-_SHOWN = 60
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # while an upload is received
 
 
@@ -57,20 +58,24 @@ def application(settings: Settings, crew: Crew, store: Store, folders: Folders) 
 
     @asynccontextmanager
     async def running(_: FastAPI) -> AsyncIterator[None]:
-        await run_in_threadpool(checkers[0].start)
-        yield
+        try:
+            await run_in_threadpool(checkers[0].start)
+        except CheckerMissingError as error:  # the next request tries again
+            _log.error("cannot check requests", extra={"reason": str(error)})
+        with _spooled_in(settings.data):
+            yield
         for checker in checkers:
-            checker.close()
+            await run_in_threadpool(checker.close)
 
     models, metrics = Models(settings.engines), Metrics(store, crew)
-    desk = Desk(models, store, folders, crew, *checkers)
+    desk = Desk(models, store, folders, crew, settings.max_queue, *checkers)
     # FastAPI's own pages of documentation load scripts from other servers.
     app = FastAPI(
         title="ltx-serve", version=RELEASE, lifespan=running, docs_url=None, redoc_url=None, redirect_slashes=False
     )
     app.state.desk, app.state.is_stopping = desk, False
     app.include_router(videos.routes)
-    app.include_router(event_routes(crew, desk.found))
+    app.include_router(event_routes(crew, desk.job_of))
     app.include_router(model_routes(models, settings))
     app.include_router(operator_routes(metrics, store, crew, settings.data))
     app.include_router(page_routes())
@@ -80,6 +85,16 @@ def application(settings: Settings, crew: Crew, store: Store, folders: Folders) 
         app.add_exception_handler(kind, handler)
     app.openapi = lambda: _document(app)  # type: ignore[method-assign]
     return app
+
+
+@contextmanager
+def _spooled_in(folder: Path) -> Iterator[None]:
+    """Has uploads under way in files without names below a folder: the system's folder for them may be in memory."""
+    before, tempfile.tempdir = tempfile.tempdir, str(folder)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
 
 
 def _answer(error: ApiError) -> JSONResponse:
@@ -100,16 +115,10 @@ async def _on_ltx_error(_: Request, error: Exception) -> Response:
 
 
 async def _on_os_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, OSError)
+    if not isinstance(error, OSError) or error.errno not in _NO_SPACE:
+        raise error  # which Guard answers
     _log.error("cannot serve a request: %s", error)
-    if error.errno in _NO_SPACE:
-        return _answer(no_space())
-    return await _on_bug(_, error)
-
-
-async def _on_bug(_: Request, error: Exception) -> Response:
-    message = "the server has met an error of its own, which its log describes"
-    return JSONResponse(error_body(message, "internal_error", None, SERVER), 500)
+    return _answer(no_space())
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
@@ -117,7 +126,7 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         return _answer(_not_allowed(request))
     code = "not_found" if error.status_code == HTTPStatus.NOT_FOUND else "invalid_request"
-    message = f"{error.detail}: {printable(request.url.path[:_SHOWN])}"
+    message = f"{error.detail}: {printable(request.url.path[:MOST_SHOWN])}"
     return JSONResponse(error_body(message, code), error.status_code, error.headers)
 
 
@@ -130,7 +139,7 @@ def _not_allowed(request: Request) -> ApiError:
         if re.fullmatch(re.sub(r"\\{\w+\\}", "[^/]+", re.escape(path)), request.scope["path"])
     }
     allowed = sorted(methods) or ["GET"]  # of the page
-    message = f"{request.method[:_SHOWN]} is not for this path - use {' or '.join(allowed)}"
+    message = f"{request.method[:MOST_SHOWN]} is not for this path - use {' or '.join(allowed)}"
     return ApiError(405, message, "method_not_allowed", headers={"Allow": ", ".join(allowed)})
 
 
@@ -152,7 +161,6 @@ _HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitable[Respon
     HTTPException: _on_http_error,
     RequestValidationError: _on_wrong_parameter,
     ClientDisconnect: _on_departure,
-    Exception: _on_bug,
 }
 
 

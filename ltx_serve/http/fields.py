@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.datastructures import UploadFile
 
-from ltx_runtime.outputs.plain import nearest
+from ltx_runtime.outputs.plain import nearest, shown
 from ltx_runtime.planning.choices import FITS
 from ltx_runtime.spec.geometry import LARGEST, SPATIAL_SCALE
 from ltx_runtime.spec.presets import STG_MODES
-from ltx_serve.http.answers import ApiError
+from ltx_serve.http.answers import MOST_SHOWN, ApiError
 from ltx_serve.jobs.folders import INPUT
 
 Schema = dict[str, Any]
@@ -32,9 +31,8 @@ _MOST_STEPS = 1000
 MOST_INPUTS = 16
 _DATA_URL = re.compile(r"data:[a-z0-9.+/-]*(?:;[a-z0-9=.+-]+)*;base64,", re.IGNORECASE)
 _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})", re.ASCII)
-_SHOWN = 60
 
-_TEXT: Schema = {"type": "string", "maxLength": _LONGEST_PROMPT}
+TEXT: Schema = {"type": "string", "maxLength": _LONGEST_PROMPT}
 _NUMBER: Schema = {"type": "number"}
 _PART: Schema = {"type": "number", "minimum": 0, "maximum": 1}
 _SCALE: Schema = {"type": "number", "minimum": 0, "maximum": 100}
@@ -44,12 +42,12 @@ _MEDIA: Schema = {"type": "string", "contentMediaType": "application/octet-strea
 
 # Every field, in the order in which the documentation lists them.
 FIELDS: dict[str, Schema] = {
-    "prompt": {**_TEXT, "minLength": 1, "description": "What the video shows."},
+    "prompt": {**TEXT, "minLength": 1, "description": "What the video shows."},
     "model": {"type": "string", "description": "A model of /v1/models; the server's first if left out."},
     "size": {"type": "string", "pattern": r"^\d{1,5}x\d{1,5}$", "description": "Width and height, such as 1216x704."},
     "seconds": {"type": "string", "pattern": r"^\d+(\.\d+)?$", "description": "Length; the nearest that can be made."},
     "input_reference": {**_MEDIA, "description": "An image or clip that the video begins with."},
-    "negative_prompt": {**_TEXT, "description": "What the video must not show."},
+    "negative_prompt": {**TEXT, "description": "What the video must not show."},
     "seed": {"type": "integer", "minimum": 0, "maximum": 2**64 - 1, "description": "Same seed, same video."},
     "width": {**_SIDE, "description": "Width in pixels, in place of size."},
     "height": {**_SIDE, "description": "Height in pixels, in place of size."},
@@ -100,7 +98,7 @@ _INSTEAD = {
     "image_cond_noise_scale": "image_noise_scale",
 }
 _FILES_OF_THE_SERVER = ("loras", "preset")
-_CONDITION: dict[str, Schema] = {
+CONDITION: dict[str, Schema] = {
     "media": {"type": "string"},
     "frame": {"type": "integer"},
     "strength": {"type": "number"},
@@ -116,7 +114,7 @@ def body_schemas() -> dict[str, Schema]:
     condition = {
         "type": "object",
         "required": ["media"],
-        "properties": {**_CONDITION, "media": _DATA},
+        "properties": {**CONDITION, "media": _DATA},
         "additionalProperties": False,
     }
     in_json: dict[str, Schema] = {
@@ -162,7 +160,7 @@ def body_of(name: str) -> Schema:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Draft:
     """A request that was read, but not checked.
 
     Attributes:
@@ -182,13 +180,14 @@ class Asked:
 class _Inputs:
     """The images and clips of a request, which get names of ours one after another."""
 
-    uploads: dict[str, UploadFile]  # those that conditions can name, by the name that the client gave them
+    uploads: Mapping[str, UploadFile]  # those that conditions name, by the name that the client gave them
     first: int
     contents: dict[str, UploadFile | bytes] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)  # those of files, by the name of the upload in each
 
     def add(self, value: Any, param: str) -> str:
-        """Returns the name of the file that an image or clip gets.
+        """Returns the name of the file that an image or clip gets; an upload gets one, however often it is named.
 
         Args:
             value: an upload, a data: URL, or the name of an upload.
@@ -197,17 +196,30 @@ class _Inputs:
         Raises:
             ApiError: it is none of these.
         """
-        if isinstance(value, str):
-            value = self.uploads[value] if value in self.uploads else _decoded(value, param)
-        if not isinstance(value, (UploadFile, bytes)):
+        if isinstance(value, str) and value in self.uploads:
+            if value not in self.names:
+                self.names[value] = self._keep(self.uploads[value], param)
+            return self.names[value]
+        content = _decoded(value, param) if isinstance(value, str) else value
+        if not isinstance(content, (UploadFile, bytes)):
             raise wrong(param, f"{param} must be a file or a data: URL; got {shown(value)}", "upload the file")
+        return self._keep(content, param)
+
+    def _keep(self, content: UploadFile | bytes, param: str) -> str:
         if len(self.contents) >= MOST_INPUTS:
             raise wrong(param, f"a request has at most {MOST_INPUTS} images and clips", "send fewer")
         name = f"{INPUT}{self.first + len(self.contents)}"
-        self.contents[name] = value
-        given = value.filename if isinstance(value, UploadFile) else None
-        self.labels[name] = f"{param} {given[:_SHOWN]!r}" if given else param
+        self.contents[name] = content
+        file_name = content.filename if isinstance(content, UploadFile) else None
+        self.labels[name] = f"{param} {file_name[:MOST_SHOWN]!r}" if file_name else param
         return name
+
+    def check_uploads(self) -> None:
+        """Raises the ApiError that answers uploads which nothing names, and which would not be in the video."""
+        for name in self.uploads:
+            if name not in self.names:
+                advice = "name it as the media of a condition, or leave it out"
+                raise wrong("conditions", f"no condition names the upload {shown(name)}", advice)
 
 
 def wrong(param: str | None, problem: str, advice: str = "", code: str = "invalid_value") -> ApiError:
@@ -215,13 +227,7 @@ def wrong(param: str | None, problem: str, advice: str = "", code: str = "invali
     return ApiError(400, f"{problem} - {advice}" if advice else problem, code, param)
 
 
-def shown(value: object) -> str:
-    """Returns a value as a message shows it, cut to one line."""
-    text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
-
-
-def asked_of(values: Mapping[str, Any], uploads: Mapping[str, UploadFile], first: int = 1) -> Asked:
+def draft_of(values: Mapping[str, Any], uploads: Mapping[str, UploadFile], first: int = 1) -> Draft:
     """Returns what a request asks for, in fields of the library.
 
     Args:
@@ -233,14 +239,15 @@ def asked_of(values: Mapping[str, Any], uploads: Mapping[str, UploadFile], first
         ApiError: a field is unknown, or has a value that cannot be read.
     """
     given = {name: value for name, value in values.items() if name in FIELDS or _refused(name)}
-    model, inputs = given.pop("model", None), _Inputs(dict(uploads), first)
+    model, inputs = given.pop("model", None), _Inputs(uploads, first)
     if not isinstance(model, (str, type(None))):
         raise wrong("model", f"model must be text; got {shown(model)}", "give a name of /v1/models")
     _check_limits(given)
     _set_size(given)
     _set_duration(given)
     _set_media(given, inputs)
-    return Asked(model, given, inputs.contents, inputs.labels)
+    inputs.check_uploads()
+    return Draft(model, given, inputs.contents, inputs.labels)
 
 
 def _refused(name: str) -> bool:
@@ -248,7 +255,7 @@ def _refused(name: str) -> bool:
     if name in _FILES_OF_THE_SERVER:
         raise wrong(name, f"{name} would be files of the server, which a request cannot name", "leave it out")
     advice = f"use {_INSTEAD.get(name) or nearest(name, [*FIELDS])}"
-    raise wrong(name[:_SHOWN], f"there is no field {shown(name)}", advice, "unknown_parameter")
+    raise wrong(name[:MOST_SHOWN], f"there is no field {shown(name)}", advice, "unknown_parameter")
 
 
 def _check_limits(given: dict[str, Any]) -> None:
@@ -327,18 +334,18 @@ def _reference(value: Any) -> Any:
 
 
 def _conditions(value: Any, inputs: _Inputs) -> list[dict[str, Any]]:
-    if not isinstance(value, list) or not all(isinstance(one, Mapping) for one in value):
+    if not isinstance(value, list) or not all(isinstance(condition, Mapping) for condition in value):
         raise wrong(
             "conditions",
             f"conditions must be a list of objects; got {shown(value)}",
             'send [{"media": "last.png", "frame": 96}]',
         )
-    for one in value:
-        for name in one:
-            if name not in _CONDITION:
-                advice = f"use {nearest(str(name), [*_CONDITION])}"
+    for condition in value:
+        for name in condition:
+            if name not in CONDITION:
+                advice = f"use {nearest(str(name), [*CONDITION])}"
                 raise wrong("conditions", f"a condition has no {shown(name)}", advice, "unknown_parameter")
-    return [{**one, "media": inputs.add(one.get("media"), "conditions")} for one in value]
+    return [{**condition, "media": inputs.add(condition.get("media"), "conditions")} for condition in value]
 
 
 def _decoded(text: str, param: str) -> bytes:
@@ -351,39 +358,3 @@ def _decoded(text: str, param: str) -> bytes:
         return base64.b64decode(text[match.end() :].encode("ascii"), validate=True)
     except (binascii.Error, ValueError):
         raise wrong(param, f"{param} is no valid base64", "encode the file again") from None
-
-
-def value_of_text(name: str, text: str, part: str | None = None, *, in_list: bool = False) -> Any:
-    """Returns the value of a text in a form; empty text is a field that was left out.
-
-    Args:
-        name: the field.
-        text: its text.
-        part: what it is of an object in the field; None if it is the field itself.
-        in_list: whether it is one item of a list.
-
-    Raises:
-        ApiError: the text is no value of that type.
-    """
-    schema = FIELDS.get(name, _TEXT) if part is None else _CONDITION.get(part, _TEXT)
-    kind = schema.get("items", _TEXT)["type"] if in_list and part is None else schema["type"]
-    if kind == "string":
-        return text or None
-    try:
-        return _READERS[kind](text.strip()) if text.strip() else None
-    except (ValueError, TypeError, KeyError, RecursionError):
-        raise wrong(name, f"{part or name} must be {_LABELS[kind]}; got {shown(text)}", "send another value") from None
-
-
-def json_of(text: str) -> Any:
-    """Returns a value in JSON. Raises ValueError or RecursionError if it is none, or a number in it is not finite."""
-    return json.loads(text, parse_constant=number_of, parse_float=number_of)
-
-
-_READERS: dict[str, Callable[[str], Any]] = {
-    "integer": int,
-    "number": number_of,
-    "boolean": {"true": True, "false": False, "True": True, "False": False, "1": True, "0": False}.__getitem__,
-    "array": json_of,
-}
-_LABELS = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "array": "a list in JSON"}

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import logging
 import time
 from contextlib import suppress
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ltx_serve.http.answers import AUTHENTICATION, ApiError
+from ltx_serve.http.answers import AUTHENTICATION, MOST_SHOWN, ApiError, internal_error
 from ltx_serve.settings import Settings, is_loopback
 
+_log = logging.getLogger("ltx_serve")
 _PUBLIC = ("/", "/healthz", "/readyz")
 _PUBLIC_FOLDER = "/page/"  # the files of the page, which hold nobody's data
 _FORM_BYTES = 100_000  # for the texts of a form beside its files
@@ -46,27 +48,35 @@ class Guard:
         self._limit = settings.max_upload_bytes + _FORM_BYTES
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serves one request."""
+        """Serves one request. An error that no route expects is logged, and answered as the server's own."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        headers = Headers(scope=scope)
+        body = _Body(receive, self._limit, is_sent="expect" not in headers and _has_body(headers))
+        has_begun = False
 
         async def answer(message: Message) -> None:
+            nonlocal has_begun
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
+                await body.drain()
+                has_begun = True
+                answer_headers = MutableHeaders(scope=message)
                 for name, value in _SECURITY_HEADERS.items():
-                    headers.setdefault(name, value)
+                    answer_headers.setdefault(name, value)
             await send(message)
 
-        headers, body = Headers(scope=scope), _Body(receive, self._limit)
         try:
             self._check(scope["path"], headers)
+            await self._app(scope, body, answer)
         except ApiError as error:
-            if "expect" not in headers:  # such a client waits to be asked for the body
-                await body.drain()
             await JSONResponse(error.body(), error.status, {**error.headers, **_CLOSE})(scope, receive, answer)
-            return
-        await self._app(scope, body, answer)
+        except Exception:
+            _log.exception("bug", extra={"path": scope["path"]})
+            if has_begun:
+                raise
+            bug = internal_error()
+            await JSONResponse(bug.body(), bug.status, _CLOSE)(scope, receive, answer)
 
     def _check(self, path: str, headers: Headers) -> None:
         """Raises the ApiError that answers a request which may not reach its route."""
@@ -103,22 +113,27 @@ def _check_site(path: str, headers: Headers, own: str) -> None:
     A name that is not of this machine comes from a page whose name was made to point here (DNS rebinding).
     """
     host = headers.get("host", "")
-    name = _name_of(host)
+    name = _parts_of(f"//{host}").hostname or ""
     if name != own and not is_loopback(name):
-        message = f"{host[:100]!r} is not a name of this server - use 127.0.0.1, or start it with a token"
+        message = f"{host[:MOST_SHOWN]!r} is not a name of this server - use 127.0.0.1, or start it with a token"
         raise ApiError(403, message, "invalid_host")
     if is_public(path):
         return
     origin, site = headers.get("origin"), headers.get("sec-fetch-site", "none")
-    if site not in ("none", "same-origin") or (origin is not None and urlsplit(origin).netloc != host):
+    if site not in ("none", "same-origin") or (origin is not None and _parts_of(origin).netloc != host):
         raise ApiError(403, "a page of another site cannot use this server - start it with a token", "invalid_origin")
 
 
-def _name_of(host: str) -> str:
-    """Returns the name in a Host header, without the port; empty text if it is none."""
-    with suppress(ValueError):
-        return urlsplit(f"//{host}").hostname or ""
-    return ""
+def _parts_of(address: str) -> SplitResult:
+    """Returns the parts of an address; all are empty if it is none."""
+    try:
+        return urlsplit(address)
+    except ValueError:
+        return urlsplit("")
+
+
+def _has_body(headers: Headers) -> bool:
+    return "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
 
 
 def _too_large(limit: int) -> ApiError:
@@ -128,11 +143,18 @@ def _too_large(limit: int) -> ApiError:
 
 
 class _Body:
-    """Receives the body of a request, up to a limit, from a client that keeps sending."""
+    """Receives the body of a request, up to a limit, from a client that keeps sending.
 
-    def __init__(self, receive: Receive, limit: int) -> None:
-        self._receive, self._limit = receive, limit
-        self._size, self._more, self._began = 0, True, time.monotonic()
+    Args:
+        receive: returns the next part.
+        limit: most bytes of the body.
+        is_sent: whether the client sends it without being told to.
+    """
+
+    def __init__(self, receive: Receive, limit: int, *, is_sent: bool) -> None:
+        self._receive, self._limit, self._is_sent = receive, limit, is_sent
+        self._size, self._more = 0, True
+        self._began: float | None = None  # a body that waits for its turn is not slow
 
     async def __call__(self) -> Message:
         """Returns the next part.
@@ -142,6 +164,7 @@ class _Body:
         """
         if not self._more:  # what is awaited now is that the client leaves
             return await self._receive()
+        self._began = self._began or time.monotonic()
         try:
             message = await asyncio.wait_for(self._receive(), _SILENCE_S)
         except asyncio.TimeoutError:
@@ -149,7 +172,6 @@ class _Body:
         self._size += len(message.get("body", b""))
         self._more = message.get("more_body", False)
         if self._size > self._limit:
-            await self.drain()
             raise _too_large(self._limit)
         lasted_s = time.monotonic() - self._began
         if self._more and lasted_s > _FREE_S and self._size < lasted_s * _LEAST_BYTES_PER_S:
@@ -157,13 +179,14 @@ class _Body:
         return message
 
     def _too_slow(self) -> ApiError:
+        self._more = False
         return ApiError(408, "the body of the request comes too slowly - send it again", "timeout", headers=_CLOSE)
 
     async def drain(self) -> None:
         """Reads what a client still sends, for a moment: many read the answer only when they have sent everything."""
         dropped, until = 0, time.monotonic() + _DRAIN_S
         with suppress(asyncio.TimeoutError):
-            while self._more and dropped < self._limit and (left_s := until - time.monotonic()) > 0:
+            while self._is_sent and self._more and dropped < self._limit and (left_s := until - time.monotonic()) > 0:
                 message = await asyncio.wait_for(self._receive(), left_s)
                 dropped += len(message.get("body", b""))
                 self._more = message.get("more_body", False)

@@ -1,9 +1,10 @@
-"""What operators look at: whether the server lives, whether it can make videos, figures for Prometheus, and a log."""
+"""What operators look at: whether the server answers, whether it can make videos, figures for Prometheus, and a log."""
 
 from __future__ import annotations
 
 import logging
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,11 +23,12 @@ from ltx_serve.jobs.store import Store, StoreError
 from ltx_serve.making.crew import Crew
 
 _log = logging.getLogger("ltx_serve.requests")
+_LOOK_S = 1.0
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 
 
 class Metrics:
-    """Figures about requests and jobs, in a registry of its own. Labels have few values, none of them from clients."""
+    """Figures about requests and jobs, as Prometheus collects them. No label has a value that a client chose."""
 
     def __init__(self, store: Store, crew: Crew) -> None:
         self.registry = CollectorRegistry(auto_describe=True)
@@ -91,8 +93,12 @@ class Observer:
 
         try:
             await self._app(scope, receive, observed)
+        except Exception:
+            status = status or 500
+            raise
         finally:
-            self._note(scope, status, answered_s, time.perf_counter() - began)
+            whole_s = time.perf_counter() - began
+            self._note(scope, status, answered_s or whole_s, whole_s)
 
     def _note(self, scope: Scope, status: int, answered_s: float, whole_s: float) -> None:
         route = getattr(scope.get("route"), "path", "other")  # of paths that lead nowhere, there is no end
@@ -119,6 +125,7 @@ class Observer:
 def operator_routes(metrics: Metrics, store: Store, crew: Crew, data: Path) -> APIRouter:
     """Returns the routes for operators and what watches over servers for them."""
     routes = APIRouter(tags=["operation"])
+    readiness_now = _Readiness(store, crew, data)
 
     @routes.get("/healthz")
     def health() -> State:
@@ -128,7 +135,7 @@ def operator_routes(metrics: Metrics, store: Store, crew: Crew, data: Path) -> A
     @routes.get("/readyz", responses={503: {"model": State}})
     def readiness() -> JSONResponse:
         """Says whether videos can be made: the queue can be read, the disk be written, and there is a worker."""
-        problem = _problem(store, crew, data)
+        problem = readiness_now.problem()
         state = State(status="not ready" if problem else "ok", reason=problem)
         return JSONResponse(state.model_dump(), 503 if problem else 200)
 
@@ -147,16 +154,32 @@ class State(BaseModel):
     reason: str | None = None
 
 
-def _problem(store: Store, crew: Crew, data: Path) -> str | None:
-    """Returns why no video can be made at present; None if nothing is known to be in the way."""
-    try:
-        store.counts()
-    except StoreError:
-        return "the queue cannot be read"
-    try:
-        with tempfile.TemporaryFile(dir=data) as file:
-            file.write(b"written")
-            file.flush()
-    except OSError:
-        return "the folder of the data cannot be written"
-    return None if crew.is_working else "no worker is alive"
+class _Readiness:
+    """Looks whether videos can be made, at most once a second: everyone may ask, and a look writes to the disk."""
+
+    def __init__(self, store: Store, crew: Crew, data: Path) -> None:
+        self._store, self._crew, self._data = store, crew, data
+        self._lock = threading.Lock()
+        self._looked = float("-inf")
+        self._disk_problem: str | None = None
+
+    def problem(self) -> str | None:
+        """Returns why no video can be made at present; None if nothing is known to be in the way."""
+        with self._lock:
+            if time.monotonic() - self._looked >= _LOOK_S:
+                self._disk_problem = self._look()
+                self._looked = time.monotonic()
+            return self._disk_problem or (None if self._crew.is_working else "no worker is alive")
+
+    def _look(self) -> str | None:
+        try:
+            self._store.counts()
+        except StoreError:
+            return "the queue cannot be read"
+        try:
+            with tempfile.TemporaryFile(dir=self._data) as file:
+                file.write(b"written")
+                file.flush()
+        except OSError:
+            return "the folder of the data cannot be written"
+        return None

@@ -9,12 +9,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from ltx_runtime.errors import LtxError, explaining
-from ltx_serve.jobs.job import is_id
+from ltx_serve.jobs.job import DAY_S, is_id
 from ltx_serve.jobs.store import Store
 
 VIDEO, THUMBNAIL = "video.mp4", "thumbnail.webp"
 INPUT = "input-"  # with which the names of uploaded files begin
-_DAY_S = 86_400.0
 
 
 class Folders:
@@ -30,7 +29,7 @@ class Folders:
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
         with explaining(f"write {root}"):
-            self.root.mkdir(parents=True, exist_ok=True)
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def of(self, id: str) -> Path:
         """Returns the folder of a job, which need not exist. Raises LtxError if the id has not the form of one."""
@@ -40,8 +39,8 @@ class Folders:
             )
         return self.root / id
 
-    def made(self, id: str) -> Path:
-        """Returns the folder of a job, which is made if need be. Raises LtxError if it cannot be made."""
+    def make(self, id: str) -> Path:
+        """Makes the folder of a job if need be, and returns it. Raises LtxError if it cannot be made."""
         folder = self.of(id)
         with explaining(f"write {folder}"):
             folder.mkdir(exist_ok=True)
@@ -107,12 +106,12 @@ class Folders:
         """
         if days is None and size_bytes is None:
             return []
-        over = store.over()
-        last = float("-inf") if days is None else time.time() - days * _DAY_S
-        expired = [id for id, ended_at in over if ended_at < last]
+        ends = store.ends()
+        last = float("-inf") if days is None else time.time() - days * DAY_S
+        expired = [id for id, ended_at in ends if ended_at < last]
         sizes = {} if size_bytes is None else {path.name: _size(path) for path in self.root.iterdir()}
         excess = sum(sizes.values()) - sum(sizes.get(id, 0) for id in expired) - (size_bytes or 0)
-        for id, _ in over[len(expired) :]:
+        for id, _ in ends[len(expired) :]:
             if size_bytes is None or excess <= 0:
                 break
             expired.append(id)

@@ -13,6 +13,8 @@ STATUSES = (QUEUED, IN_PROGRESS, COMPLETED, FAILED)
 CANCELLED, TIMED_OUT, WORKER_LOST, OUT_OF_MEMORY, NO_SPACE, REFUSED = (
     *("cancelled", "timed_out", "worker_lost", "out_of_memory", "no_space", "failed"),
 )
+WHOLE = 100.0  # the progress of a video that is made
+DAY_S = 86_400.0
 _ID = re.compile(r"video_[0-9a-f]{32}")
 _ID_BYTES = 16
 
@@ -44,6 +46,7 @@ class Job:
         created_at, started_at, completed_at: seconds since 1970; the last is also set for a job that failed.
         expires_at: when the job is removed, in seconds since 1970; None if it is kept, or not finished.
         attempts: how often the job was begun.
+        interruptions: how often the server was ended, not by its own stopping, while the job was under way.
         failure: why it failed; None if it did not.
         remixed_from: id of the job that this one varies.
         result: what came of it: "stages" (seconds by name), "backends" (by network), and "bytes" of the video.
@@ -62,6 +65,7 @@ class Job:
     failure: Failure | None = None
     remixed_from: str | None = None
     result: dict[str, Any] = field(default_factory=dict)
+    interruptions: int = 0
 
     @property
     def is_over(self) -> bool:

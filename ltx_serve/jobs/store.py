@@ -6,7 +6,7 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 from ltx_runtime.errors import LtxError, explaining
 from ltx_runtime.files import Lock, lock_of
-from ltx_serve.jobs.job import COMPLETED, FAILED, IN_PROGRESS, QUEUED, STATUSES, Failure, Job
+from ltx_serve.jobs.job import COMPLETED, DAY_S, FAILED, IN_PROGRESS, QUEUED, STATUSES, WHOLE, Failure, Job
 
-_LAYOUT = 1  # of the tables, kept as SQLite's user_version
+_LAYOUT = 2  # of the tables, kept as SQLite's user_version
 _TABLES = """
 CREATE TABLE jobs (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -28,6 +28,7 @@ CREATE TABLE jobs (
     started_at INTEGER,
     completed_at INTEGER,
     attempts INTEGER NOT NULL,
+    interruptions INTEGER NOT NULL,
     failure TEXT,
     remixed_from TEXT,
     result TEXT NOT NULL
@@ -36,12 +37,14 @@ CREATE INDEX jobs_by_status ON jobs (status, number);
 """
 _COLUMNS = (
     *("id", "model", "fields", "status", "created_at", "started_at", "completed_at", "attempts", "failure"),
-    *("remixed_from", "result"),
+    *("remixed_from", "result", "interruptions"),
 )
 _OF_JOB = ", ".join(_COLUMNS)
-_DAY_S = 86_400
 _BUSY_S = 10.0  # for somebody who looks into the file with another program
-_WHOLE = 100.0
+# A job that was under way when the server was ended keeps its place once, and then goes back by so many every time: if
+# it is what ends the server, the others are made first.
+_PLACES_BACK = 100
+_TURN = f"(number + {_PLACES_BACK} * max(interruptions - 1, 0))"
 
 Row = tuple[Any, ...]
 Rows = list[Row]
@@ -74,8 +77,8 @@ class Store:
     def __init__(self, path: Path, max_queue: int, keep_days: float | None = None) -> None:
         self._path, self._max_queue, self._keep_days = path, max_queue, keep_days
         with explaining(f"write {path}"):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = _alone(path)
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock = _sole_lock(path)
         try:
             # Readers see the last change that is whole, and do not wait for the one that is being written.
             self._writer, self._reader = _opened(path), _opened(path)
@@ -140,29 +143,37 @@ class Store:
     def position(self, id: str) -> int | None:
         """Returns the place of a job in the queue, from 1; None if it is not waiting."""
         query = (
-            "SELECT (SELECT count(*) FROM jobs WHERE status = :queued AND number <= one.number) "
-            "FROM jobs AS one WHERE id = :id AND status = :queued"
+            f"WITH waiting AS (SELECT id, row_number() OVER (ORDER BY {_TURN}, number) AS place FROM jobs "
+            "WHERE status = :queued) SELECT place FROM waiting WHERE id = :id"
         )
         rows = self._read(query, {"queued": QUEUED, "id": id})
         return int(rows[0][0]) if rows else None
 
-    def claim(self) -> Job | None:
-        """Takes the job that has waited for longest out of the queue, for one caller only; None if none is waiting.
+    def claim(self, besides: Collection[str] = ()) -> Job | None:
+        """Takes the job whose turn it is out of the queue, for one caller only; None if none is waiting.
+
+        Args:
+            besides: ids of jobs that are left where they are.
 
         Raises:
             StoreError: the file cannot be written.
         """
+        marks = ", ".join("?" * len(besides))
         query = (
-            "UPDATE jobs SET status = ?, attempts = attempts + 1, started_at = ? "
-            f"WHERE number = (SELECT min(number) FROM jobs WHERE status = ?) RETURNING {_OF_JOB}"
+            "UPDATE jobs SET status = ?, attempts = attempts + 1, started_at = ? WHERE number = (SELECT number "
+            f"FROM jobs WHERE status = ? AND id NOT IN ({marks}) ORDER BY {_TURN}, number LIMIT 1) RETURNING {_OF_JOB}"
         )
         with self._writing() as writer:
-            rows = writer.execute(query, (IN_PROGRESS, _now(), QUEUED)).fetchall()
+            rows = writer.execute(query, (IN_PROGRESS, _now(), QUEUED, *besides)).fetchall()
         return self._job(rows[0]) if rows else None
 
     def set_progress(self, id: str, percent: float) -> None:
         """Sets the progress of a job under way, 0 to 100."""
-        self._progress[id] = min(max(percent, 0.0), _WHOLE)
+        self._progress[id] = min(max(percent, 0.0), WHOLE)
+
+    def forget_progress(self, id: str) -> None:
+        """Forgets the progress of a job that is under way no more."""
+        self._progress.pop(id, None)
 
     def finish(self, id: str, result: dict[str, Any]) -> bool:
         """Completes a job under way; returns False if it is not, such as when it was deleted meanwhile."""
@@ -186,6 +197,19 @@ class Store:
         attempts = {} if counted or job is None else {"attempts": max(job.attempts - 1, 0)}
         return self._change(id, (IN_PROGRESS,), status=QUEUED, **attempts)
 
+    def recover(self) -> Jobs:
+        """Queues all jobs in progress again, right after the start: those that a crash of the server has interrupted.
+
+        The attempt does not count, the interruption does. Returns the jobs.
+        """
+        query = (
+            "UPDATE jobs SET status = ?, attempts = max(attempts - 1, 0), interruptions = interruptions + 1 "
+            f"WHERE status = ? RETURNING {_OF_JOB}"
+        )
+        with self._writing() as writer:
+            rows = writer.execute(query, (QUEUED, IN_PROGRESS)).fetchall()
+        return [self._job(row) for row in rows]
+
     def _change(self, id: str, before: tuple[str, ...], **values: Any) -> bool:
         """Sets columns of a job that has one of these statuses; returns whether it had."""
         columns, marks = ", ".join(f"{name} = ?" for name in values), ", ".join("?" * len(before))
@@ -208,11 +232,7 @@ class Store:
         rows = self._read("SELECT status, count(*) FROM jobs GROUP BY status")
         return dict.fromkeys(STATUSES, 0) | {str(status): int(count) for status, count in rows}
 
-    def under_way(self) -> Jobs:
-        """Returns all jobs in progress: right after the start, those that a crash has interrupted."""
-        return [self._job(row) for row in self._read(f"SELECT {_OF_JOB} FROM jobs WHERE status = ?", (IN_PROGRESS,))]
-
-    def over(self) -> Ends:
+    def ends(self) -> Ends:
         """Returns the id of every job that has ended, and when, in seconds since 1970; the earliest end comes first."""
         query = "SELECT id, completed_at FROM jobs WHERE status IN (?, ?) ORDER BY completed_at, number"
         return [(str(id), int(ended_at)) for id, ended_at in self._read(query, (COMPLETED, FAILED))]
@@ -244,11 +264,15 @@ class Store:
             return replace(job, progress=self._progress.get(job.id, 0.0))
         if self._keep_days is None or job.completed_at is None:
             return job
-        return replace(job, expires_at=round(job.completed_at + self._keep_days * _DAY_S))
+        return replace(job, expires_at=round(job.completed_at + self._keep_days * DAY_S))
 
 
-def _alone(path: Path) -> Lock:
-    """Locks a file beside the queue's own, on which SQLite has locks that another one would break."""
+def _sole_lock(path: Path) -> Lock:
+    """Returns the lock that one server at a time has; it is on a file of its own, beside that which SQLite locks.
+
+    Raises:
+        LtxError: another server has it.
+    """
     beside = path.with_name(path.name + ".lock")
     beside.touch()
     lock = lock_of(beside)
@@ -300,7 +324,7 @@ def _job_of(row: Row) -> Job:
     values["fields"], values["result"] = json.loads(values["fields"]), json.loads(values["result"])
     failure = values["failure"]
     values["failure"] = None if failure is None else Failure(**json.loads(failure))
-    return Job(**values, progress=_WHOLE if values["status"] == COMPLETED else 0.0)
+    return Job(**values, progress=WHOLE if values["status"] == COMPLETED else 0.0)
 
 
 def _now() -> int:

@@ -16,10 +16,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ltx_serve.jobs.failures import MakingError
 from ltx_serve.jobs.job import Job
 from ltx_serve.making.events import CancelledError, Event, MakerLostError, Tell
-from ltx_serve.making.failures import MakingError
-from ltx_serve.making.worker import CANCEL, DONE, EVENT, FAILURE, MAKE, STOPPED, TRACEBACK
+from ltx_serve.making.worker import CANCEL, DONE, EVENT, FAILURE, MAKE, READY, STOPPED, TRACEBACK, UNABLE
 
 _log = logging.getLogger("ltx_serve")
 _STOP_S = 3.0  # for a worker to stop by itself before it is killed
@@ -46,6 +46,7 @@ class ProcessMaker:
         self._lock, self._ordering = threading.Lock(), threading.Lock()
         self._job: str | None = None  # under way
         self._is_cancelled = self._is_closed = False
+        self._is_ready = False  # whether the process has said that it can make the video under way
         self._process: subprocess.Popen[str] | None = None
         with suppress(MakerLostError):  # told when there is a video to make
             self._running()
@@ -56,15 +57,15 @@ class ProcessMaker:
         process = self._process
         return None if process is None or process.poll() is not None else process.pid
 
-    def make(self, job: Job, folder: Path, told: Tell) -> dict[str, Any]:
+    def make(self, job: Job, folder: Path, tell: Tell) -> dict[str, Any]:
         """Makes the video of a job, see Maker."""
         process, kills = self._running(), _memory_kills()
         with self._lock:
-            self._job, self._is_cancelled = job.id, False
+            self._job, self._is_cancelled, self._is_ready = job.id, False, False
         try:
             order = {"model": job.model, "fields": job.fields, "folder": str(folder), "job": job.id, MAKE: True}
             self._order(process, order)
-            result = self._listened(process, job, told)
+            result = self._listened(process, job, tell)
             if result is not None:
                 return result
         finally:
@@ -74,9 +75,9 @@ class ProcessMaker:
         if is_cancelled:
             raise CancelledError(job.id)
         killed = process.returncode == -getattr(signal, "SIGKILL", 0) and _memory_kills() > kills
-        raise MakerLostError(_reason(process.returncode), out_of_memory=killed)
+        raise MakerLostError(_reason(process.returncode), out_of_memory=killed, before_work=not self._is_ready)
 
-    def _listened(self, process: subprocess.Popen[str], job: Job, told: Tell) -> dict[str, Any] | None:
+    def _listened(self, process: subprocess.Popen[str], job: Job, tell: Tell) -> dict[str, Any] | None:
         """Passes on what the process tells of a job; returns its result, or None if the process has ended."""
         assert process.stdout is not None
         for line in process.stdout:
@@ -85,8 +86,10 @@ class ProcessMaker:
             message: dict[str, Any] = json.loads(line)
             if message["job"] != job.id:
                 continue
-            if EVENT in message:
-                told(_event_of(job.id, message[EVENT]))
+            if READY in message:
+                self._is_ready = True
+            elif EVENT in message:
+                tell(_event_of(job.id, message[EVENT]))
             elif DONE in message:
                 result: dict[str, Any] = message[DONE]
                 return result
@@ -97,22 +100,29 @@ class ProcessMaker:
         return None
 
     def _raise(self, process: subprocess.Popen[str], message: Mapping[str, Any]) -> None:
-        """Raises the error that has ended a video; after a bug, the process has ended itself as well."""
+        """Raises the error that has ended a video; after a bug, the process has ended itself as well.
+
+        Raises:
+            MakingError: the video cannot be made.
+            MakerLostError: the process could not begin.
+        """
         if message[TRACEBACK]:
             _log.error("bug", extra={"job": message["job"], "maker": self.name, TRACEBACK: message[TRACEBACK]})
             self._forget(process)
+        if UNABLE in message:
+            raise MakerLostError(message[UNABLE], before_work=True)
         raise MakingError(**message[FAILURE])
 
-    def cancel(self) -> None:
-        """Ends the video under way, see Maker; a process that does not stop in a few seconds is killed."""
+    def cancel(self, id: str) -> None:
+        """Ends the making of a job, see Maker; a process that does not stop in a few seconds is killed."""
         with self._lock:
-            if self._job is None or self._is_cancelled or self._process is None:
+            if self._job != id or self._is_cancelled or self._process is None:
                 return
-            self._is_cancelled, job, process = True, self._job, self._process
-        timer = threading.Timer(_STOP_S, self._kill, (process, job))
+            self._is_cancelled, process = True, self._process
+        timer = threading.Timer(_STOP_S, self._kill, (process, id))
         timer.daemon = True
         timer.start()
-        self._order(process, {CANCEL: True, "job": job})
+        self._order(process, {CANCEL: True, "job": id})
 
     def _kill(self, process: subprocess.Popen[str], job: str) -> None:
         """Kills the process if it is still busy with a job that was cancelled."""
@@ -133,7 +143,8 @@ class ProcessMaker:
             process.wait(_STOP_S)
         except subprocess.TimeoutExpired:
             process.kill()
-        self._forget(process)
+        if self._job is None:  # otherwise `make` hears of it
+            self._forget(process)
 
     def _running(self) -> subprocess.Popen[str]:
         """Returns the process; starts one if there is none or it has ended meanwhile.
@@ -143,7 +154,7 @@ class ProcessMaker:
         """
         with self._lock:
             if self._is_closed:
-                raise MakerLostError("the server stops")
+                raise MakerLostError("the server stops", before_work=True)
             if self._process is not None and self._process.poll() is None:
                 return self._process
             if self._process is not None:  # it ended while it had nothing to do
@@ -158,7 +169,8 @@ class ProcessMaker:
                     start_new_session=os.name == "posix",  # Ctrl-C in the terminal is the server's to hear
                 )
             except OSError as error:
-                raise MakerLostError(f"no process can be started: {os.strerror(error.errno or 0).lower()}") from error
+                reason = f"no process can be started: {os.strerror(error.errno or 0).lower()}"
+                raise MakerLostError(reason, before_work=True) from error
             _log.info("worker started", extra={"maker": self.name, "pid": self._process.pid})
             return self._process
 

@@ -23,16 +23,21 @@ from typing import Any, TextIO
 
 from ltx_runtime import LtxError, Pipeline, Step, TakenError, Video
 from ltx_runtime.errors import explaining
+from ltx_runtime.files import written_whole
+from ltx_runtime.folder.manifest import MANIFEST
 from ltx_runtime.outputs.plain import request_from_fields
 from ltx_runtime.outputs.unfinished import place_beside
 from ltx_runtime.planning.work import DECODE, denoise_label
+from ltx_runtime.sessions import AUTO, find
+from ltx_runtime.spec.components import COMPONENT_NAMES, OPTIONAL
+from ltx_serve.jobs.failures import making_error_of
 from ltx_serve.jobs.folders import THUMBNAIL, VIDEO, sync_folder
 from ltx_serve.making.events import DECODING, STEP, CancelledError
-from ltx_serve.making.failures import making_error_of
 
 # Orders, and what is told; each is a mapping with this key, and the id of the job under "job".
 MAKE, CANCEL = "make", "cancel"
-EVENT, DONE, STOPPED, FAILURE, TRACEBACK = "event", "done", "cancelled", "failure", "traceback"
+READY, EVENT, DONE, STOPPED = "ready", "event", "done", "cancelled"
+FAILURE, UNABLE, TRACEBACK = "failure", "unable", "traceback"  # of the job, of this worker, of this program
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 _DECODING_PERIOD_S = 0.25
 _LOCKED_S, _LOCK_PERIOD_S = 30.0, 0.1
@@ -40,6 +45,10 @@ _OOM_SCORE = "500"  # of 1000: if memory runs out, the system ends a worker befo
 _MOST_PERCENT = 99.0  # of a video that is not whole
 
 Send = Callable[[dict[str, Any]], None]
+
+
+class UnableError(Exception):
+    """This worker can make no video of a version, whatever is asked for: it cannot be opened, or nothing runs it."""
 
 
 def main() -> None:
@@ -105,13 +114,14 @@ class Worker:
                 return {DONE: self._make(order)}
         except CancelledError:
             return {STOPPED: True}
+        except UnableError as error:
+            return {UNABLE: str(error), TRACEBACK: _trace_of(error.__cause__)}
         except Exception as error:
             if isinstance(error, MemoryError):
                 self._close()
             failure = making_error_of(error)
-            trace = "" if isinstance(error, (LtxError, MemoryError)) else traceback.format_exc()
-            told = {"problem": failure.problem, "advice": failure.advice, "command": failure.command}
-            return {FAILURE: {"code": failure.code, **told}, TRACEBACK: trace}
+            sentence = {"problem": failure.problem, "advice": failure.advice, "command": failure.command}
+            return {FAILURE: {"code": failure.code, **sentence}, TRACEBACK: _trace_of(error)}
 
     def _make(self, order: dict[str, Any]) -> dict[str, Any]:
         """Makes the video, unless an interrupted run has made it, and its first frame; returns the result."""
@@ -124,22 +134,44 @@ class Worker:
 
         check()
         if not output.exists():
+            pipe = self._pipeline(order["model"])
+            self._send({READY: True, "job": job})
             telling = Telling(lambda message: self._send({EVENT: message, "job": job}), check)
-            video = self._saved(self._pipeline(order["model"]), order["fields"], output, telling)
+            video = self._saved(pipe, order["fields"], output, telling)
             stages = {name: round(seconds, 3) for name, seconds in video.seconds.items()}
             result = {"stages": stages, "backends": video.backends, "notes": [*self._notes]}
+        else:
+            self._send({READY: True, "job": job})
         place_beside(output).unlink(missing_ok=True)  # stays if the run was killed after the video got its name
         write_thumbnail(output, folder / THUMBNAIL)
         sync_folder(folder)
         return {"stages": {}, "backends": {}, "notes": [], **result, "bytes": output.stat().st_size}
 
     def _pipeline(self, model: str) -> Pipeline:
-        """Returns the pipeline of a version; that of another version is freed first."""
+        """Returns the pipeline of a version; that of another version is freed first.
+
+        Raises:
+            LtxError: this version alone is gone.
+            UnableError: the version cannot be opened, or nothing here can run its networks.
+        """
         if self._pipe is not None and self._pipe.version.name == model:
             return self._pipe
         self._close()
-        self._pipe = Pipeline(**self._arguments, version=model, keep_loaded=True, note=self._notes.append)
-        return self._pipe
+        try:
+            pipe = Pipeline(**self._arguments, version=model, keep_loaded=True, note=self._notes.append)
+            backend = self._arguments.get("backend", AUTO)
+            for name in COMPONENT_NAMES:
+                if backend != AUTO and name not in OPTIONAL:
+                    find(pipe.engines, name, backend)
+        except MemoryError:
+            raise
+        except Exception as error:
+            if isinstance(error, LtxError) and _is_gone(model, Path(str(self._arguments["folder"]))):
+                raise
+            reason = str(error) if isinstance(error, LtxError) else type(error).__name__
+            raise UnableError(reason) from error
+        self._pipe = pipe
+        return pipe
 
     def _close(self) -> None:
         if self._pipe is not None:
@@ -158,6 +190,18 @@ class Worker:
                 self._notes.append(f"begun anew, since what an interrupted run has left cannot be used: {error}")
                 unfinished.unlink(missing_ok=True)
         return _save(pipe(request_from_fields(fields, output.parent), overwrite=True), output, telling)
+
+
+def _is_gone(model: str, engines: Path) -> bool:
+    """Returns whether a folder of versions has others but not this one."""
+    return not (engines / model).is_dir() and any(engines.glob(f"[!.]*/{MANIFEST}"))
+
+
+def _trace_of(error: BaseException | None) -> str:
+    """Returns the traceback of an error that is a bug of this program; of any other, an empty text."""
+    if error is None or isinstance(error, (LtxError, MemoryError)):
+        return ""
+    return "".join(traceback.format_exception(error))
 
 
 def _resumed(pipe: Pipeline, unfinished: Path, check: Callable[[], None]) -> Video:
@@ -248,8 +292,5 @@ def write_thumbnail(video: Path, path: Path) -> None:
     """Writes the first frame of a video as WebP, under its name once it is whole."""
     import av  # noqa: PLC0415
 
-    temporary = path.with_name(f".{path.name}")
-    with av.open(str(video.absolute())) as container:
-        frame = next(container.decode(video=0))
-        frame.to_image().save(temporary, "webp", quality=80)
-    temporary.replace(path)
+    with written_whole(path) as temporary, av.open(str(video.absolute())) as container:
+        next(container.decode(video=0)).to_image().save(temporary, "webp", quality=80)

@@ -16,6 +16,7 @@ from ltx_runtime import LtxError
 from ltx_serve.jobs.folders import Folders
 from ltx_serve.jobs.job import IN_PROGRESS, QUEUED, Job, new_id
 from ltx_serve.jobs.store import Store
+from ltx_serve.making import health
 from ltx_serve.making.crew import Crew
 from ltx_serve.making.logs import JsonFormatter
 from ltx_serve.making.workers import workers_of
@@ -43,6 +44,7 @@ def main() -> None:
     settings = Settings(Path(engines), Path(data), workers=int(workers), backend="cpu", threads=1)
     store, folders = Store(settings.data / "jobs.sqlite", settings.max_queue), Folders(settings.data / "videos")
     crew = Crew(store, folders, settings, workers_of(settings))
+    health._FIRST_REST_S, health._MOST_REST_S = PACE_S, 10 * PACE_S  # so that the tests need not wait
     crew.start()
     for _ in sys.stdin if jobs == "-" else range(int(jobs)):
         sys.stdout.write(json.dumps(accepted(store)) + "\n")

@@ -23,7 +23,7 @@ class FakeMaker:
     """Does what the field `does` of a job lists, one word for each attempt; the last one is for all that follow.
 
     make: the video. wait, make late: nothing until it is cancelled; then it stops, or makes the video all the same.
-    refuse, memory, full, bug: raises an error. lose, starve: is gone; the system had no more memory.
+    refuse, moved, memory, full, bug: raises an error. lose, starve: is gone; the system had no more memory.
     """
 
     def __init__(self, name: str = "maker-1") -> None:
@@ -59,8 +59,8 @@ class FakeMaker:
             return RESULT
         raise ERRORS[what](folder)
 
-    def cancel(self):
-        if self._job is not None:
+    def cancel(self, id):
+        if self._job == id:
             self._cancelled.set()
 
     def close(self):
@@ -77,6 +77,7 @@ def _full(folder):
 
 ERRORS = {
     "refuse": lambda folder: LtxError(f"{folder / 'input-1.png'} is no picture", "give another", "ltx-run --help"),
+    "moved": lambda folder: LtxError(f"{folder.parents[1] / 'demo'} has no manifest"),
     "memory": lambda folder: MemoryError(),
     "full": _full,
     "bug": lambda folder: ZeroDivisionError("of a secret"),
@@ -104,7 +105,7 @@ class Works:
     def add(self, *does, **fields):
         """Accepts a job, as a server does, and returns its id."""
         job = Job(new_id(), "demo", {**fields, **({"does": list(does)} if does else {})})
-        (self.folders.made(job.id) / "input-1.png").touch()
+        (self.folders.make(job.id) / "input-1.png").touch()
         self.store.add(job)
         self.crew.notify()
         return job.id

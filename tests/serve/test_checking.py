@@ -14,8 +14,8 @@ from samples.pictures import png
 from ltx_runtime import LtxError
 from ltx_runtime.folder.manifest import Engines, read_manifest
 from ltx_runtime.outputs.plain import request_from_fields
-from ltx_serve import checking
-from ltx_serve.checking import Checker, CheckerLostError
+from ltx_serve.checking import checker as checking
+from ltx_serve.checking.checker import Checker, CheckerLostError, CheckerMissingError
 
 ASKED = {"prompt": "A fox", "height": 64, "width": 96, "num_frames": 9}
 
@@ -34,9 +34,14 @@ def checker():
     checker.close()
 
 
+def checking_processes() -> set[psutil.Process]:
+    """Returns the processes that check requests."""
+    return {child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())}
+
+
 def process_of() -> psutil.Process:
-    """Returns the process that checks requests."""
-    (process,) = [one for one in psutil.Process().children() if "spawn_main" in " ".join(one.cmdline())]
+    """Returns the process of the checker that most tests share."""
+    (process,) = checking_processes()
     return process
 
 
@@ -122,3 +127,43 @@ def test_it_can_be_asked_by_many_threads(checker, engines, tmp_path):
     for thread in threads:
         thread.join()
     assert sorted(seeds) == [*range(20)]
+
+
+def test_closing_does_not_wait_for_the_check_that_is_under_way(engines, tmp_path):
+    others = checking_processes()
+    checker = Checker(max_pixels=200_000, max_frames=97)
+    checker.check(ASKED, tmp_path, engines)
+    (process,) = checking_processes() - others
+    os.kill(process.pid, signal.SIGSTOP)
+    ends: list[BaseException] = []
+
+    def check() -> None:
+        try:
+            checker.check(ASKED, tmp_path, engines)
+        except Exception as error:
+            ends.append(error)
+
+    thread = threading.Thread(target=check)
+    thread.start()
+    time.sleep(0.3)
+    began = time.monotonic()
+    checker.close()
+    assert time.monotonic() - began < 5
+    thread.join()
+    assert [type(end) for end in ends] == [CheckerMissingError]
+    with pytest.raises(CheckerMissingError):
+        checker.check(ASKED, tmp_path, engines)
+
+
+def test_a_process_that_does_not_start_is_no_fault_of_the_request(engines, tmp_path, monkeypatch):
+    checker = Checker(max_pixels=200_000, max_frames=97)
+    monkeypatch.setattr(checking, "_serve", os.getcwd)  # which ends at once, since it takes no arguments
+    with pytest.raises(CheckerMissingError):
+        checker.check(ASKED, tmp_path, engines)
+    monkeypatch.undo()
+    monkeypatch.setattr(checking, "_START_S", 0.0)
+    with pytest.raises(CheckerMissingError):
+        checker.check(ASKED, tmp_path, engines)
+    monkeypatch.undo()
+    assert checker.check({"prompt": "A fox"}, tmp_path, engines)["prompt"] == "A fox"
+    checker.close()

@@ -3,6 +3,7 @@
 import itertools
 import random
 import re
+import threading
 import time
 
 import pytest
@@ -11,7 +12,7 @@ from fakes.crews import ERRORS, RESULT, FakeMaker, Works, working
 from ltx_serve.jobs.job import COMPLETED, FAILED, IN_PROGRESS, QUEUED, Failure, Job, new_id
 from ltx_serve.jobs.store import Store, StoreError
 from ltx_serve.making import crew as crew_module
-from ltx_serve.making.events import MakerLostError
+from ltx_serve.making import health, watch
 
 MADE, NOT_MADE = ["input-1.png", "video.mp4"], ["input-1.png"]
 
@@ -33,6 +34,7 @@ def works(tmp_path):
         (["memory"], 1, ("out_of_memory", "there is too little memory - ask for a smaller size")),
         (["full"], 1, ("no_space", "^cannot write video.mp4: no space left on device - free some space")),
         (["refuse"], 1, ("failed", "^input-1.png is no picture - give another$")),
+        (["moved"], 1, ("failed", "^demo has no manifest$")),
         (["bug"], 1, ("failed", r"an error of this program ended it \(ZeroDivisionError\) - report it")),
         (["lose", "refuse"], 2, ("failed", "no picture")),
     ],
@@ -67,10 +69,14 @@ def test_jobs_are_begun_in_the_order_in_which_they_were_accepted_each_once_by_on
     works.close()
 
 
-def test_a_lost_job_is_begun_again_before_those_that_came_later(works):
+def test_a_lost_job_is_begun_again_after_others_for_a_while_and_then_at_its_place(works, monkeypatch):
     first, second = works.add("lose", "make"), works.add()
     works.ended(first, second)
-    assert works.makers[0].begun == [first, first, second]
+    assert works.makers[0].begun == [first, second, first]
+    monkeypatch.setattr(health, "_MOST_REST_S", 0.0)
+    first, second = works.add("lose", "make"), works.add()
+    works.ended(first, second)
+    assert works.makers[0].begun[3:] == [first, first, second]
 
 
 def test_jobs_that_are_lost_again_and_again_are_passed_from_maker_to_maker(tmp_path):
@@ -80,25 +86,31 @@ def test_jobs_that_are_lost_again_and_again_are_passed_from_maker_to_maker(tmp_p
         assert sorted(id for maker in works.makers for id in maker.begun) == sorted(ids * 9)
 
 
-class PassingStore(Store):
-    """A store that calls a function right after a job was queued again."""
+class MeddlingStore(Store):
+    """A store that calls a function with the id of a job right after that was taken or queued again."""
 
-    passed_on = staticmethod(lambda: None)
+    taken = queued_again = staticmethod(lambda id: None)
+
+    def claim(self, besides=()):
+        job = super().claim(besides)
+        if job is not None:
+            self.taken(job.id)
+        return job
 
     def requeue(self, id, *, counted=True):
         done = super().requeue(id, counted=counted)
-        self.passed_on()
+        self.queued_again(id)
         return done
 
 
 def test_a_job_that_another_maker_has_begun_before_the_first_let_go_of_it_stays_under_way(tmp_path):
-    with working(tmp_path, makers=2, store=PassingStore) as works:
+    with working(tmp_path, makers=2, store=MeddlingStore) as works:
 
-        def begin_elsewhere():
+        def begin_elsewhere(_):
             works.crew.notify()
             works.until(lambda: sum(len(maker.begun) for maker in works.makers) == 2)
 
-        works.store.passed_on = begin_elsewhere
+        works.store.queued_again = begin_elsewhere
         lost = works.add("lose", "wait")
         works.until(lambda: sum(len(maker.begun) for maker in works.makers) == 2)
         assert works.ended(works.add())[0].status == COMPLETED  # by the first maker, which has let go
@@ -123,7 +135,7 @@ def test_a_job_that_waits_is_cancelled_at_once_and_never_begun(works):
 @pytest.mark.parametrize("end", ["cancel", "delete"])
 def test_a_job_that_is_being_made_has_ended_for_its_client_at_once_whatever_its_maker_does(works, does, end):
     id = works.add(does)
-    works.until(lambda: works.crew.latest_preview(id) is not None)
+    works.until(lambda: works.store.get(id).progress > 0)
     assert getattr(works.crew, end)(id)
     job = works.store.get(id)
     assert job is None if end == "delete" else job.failure.code == "cancelled"
@@ -132,7 +144,6 @@ def test_a_job_that_is_being_made_has_ended_for_its_client_at_once_whatever_its_
     assert after.status == COMPLETED
     assert works.store.get(id) == job
     assert works.files(id) == (None if end == "delete" else NOT_MADE)
-    assert works.crew.latest_preview(id) is None
 
 
 @pytest.mark.parametrize("end", ["cancel", "delete"])
@@ -205,7 +216,7 @@ def test_after_a_crash_what_was_under_way_is_made_first_and_folders_without_a_jo
     ids = [works.add() for _ in range(4)]
     for _ in range(2):
         works.store.claim()  # and then the server was killed
-    abandoned = works.folders.made("video_" + "0" * 32)
+    abandoned = works.folders.make("video_" + "0" * 32)
     works.crew.start()
     assert {job.attempts for job in works.ended(*ids)} == {1}
     assert works.makers[0].begun == ids
@@ -223,9 +234,9 @@ class FailingStore(Store):
             self.failures -= 1
             raise StoreError("cannot use the file: disk full", "free some space")
 
-    def claim(self):
+    def claim(self, besides=()):
         self._fail_first()
-        return super().claim()
+        return super().claim(besides)
 
     def finish(self, id, result):
         self._fail_first()
@@ -270,21 +281,81 @@ def test_a_folder_that_cannot_be_written_fails_the_job_with_a_sentence_and_the_s
     assert works.ended(works.add())[0].status == COMPLETED
 
 
-class Unstartable(FakeMaker):
-    """A maker whose process cannot be started."""
+class Stubborn(FakeMaker):
+    """A maker that cannot be cancelled, only closed."""
 
-    def make(self, job, folder, told):
-        raise MakerLostError("no process can be started: cannot allocate memory")
+    def cancel(self, id):
+        raise RuntimeError("no")
+
+    def close(self):
+        self._cancelled.set()
 
 
-def test_a_maker_that_cannot_be_started_fails_its_jobs_in_the_end(tmp_path):
-    with working(tmp_path, makers=[Unstartable()], max_attempts=2) as works:
-        (job,) = works.ended(works.add())
-        assert job.failure.code == "worker_lost" and "cannot allocate memory" in job.failure.message
+def test_a_maker_that_cannot_be_cancelled_keeps_no_other_from_its_limits_and_the_server_from_stopping(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(crew_module, "_STOP_S", 1.0)
+    works = Works(tmp_path, makers=[Stubborn("stubborn"), FakeMaker("good")], max_job_s=0.3)
+    works.crew.start()
+    ids = [works.add("wait"), works.add("wait")]
+    works.until(lambda: all(works.store.get(id).is_over for id in ids))
+    assert {works.store.get(id).failure.code for id in ids} == {"timed_out"}
+    assert works.ended(works.add())[0].status == COMPLETED
+    began = time.monotonic()
+    works.close()
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("moment", ["taken", "queued_again"])
+def test_who_listens_to_a_job_that_was_cancelled_between_two_steps_of_the_crew_hears_its_end(tmp_path, moment):
+    works = Works(tmp_path, store=MeddlingStore)
+    setattr(works.store, moment, works.crew.cancel)
+    works.crew.start()
+    id = works.add("lose")
+    works.ended(id)
+    with works.crew.subscribe(id) as events:
+        assert events.get(timeout=5).kind == "failed"
+    assert works.makers[0].begun == ([] if moment == "taken" else [id])
+    works.close()
+
+
+def test_a_slow_disk_holds_up_nobody_who_adds_a_job(tmp_path):
+    works, may_go_on = Works(tmp_path, store=MeddlingStore), threading.Event()
+    works.store.taken = lambda id: may_go_on.wait(20)
+    works.crew.start()
+    id = works.add()
+    works.until(lambda: works.store.get(id).status == IN_PROGRESS)
+    began = time.monotonic()
+    works.crew.notify()
+    assert works.crew.busy == {"maker-1": None}
+    assert time.monotonic() - began < 2
+    may_go_on.set()
+    assert works.ended(id)[0].status == COMPLETED
+    works.close()
+
+
+def test_a_job_that_was_under_way_whenever_the_server_was_ended_is_made_after_the_others_and_fails_in_the_end(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(crew_module, "_MOST_INTERRUPTIONS", 3)
+    works = Works(tmp_path)
+    first, second = works.add(), works.add()
+    for _ in range(2):
+        assert works.store.claim().id == first
+        works.store.recover()
+    assert works.store.claim().id == second
+    works.store.requeue(second)
+    works.store.claim([second])
+    works.crew.start()  # for the third time
+    assert works.ended(second)[0].status == COMPLETED
+    failure = works.store.get(first).failure
+    assert failure.code == "worker_lost" and "ended 3 times while it was made" in failure.message
+    assert works.makers[0].begun == [second] and works.files(first) == NOT_MADE
+    works.close()
 
 
 def test_what_has_ended_long_ago_is_removed_while_the_server_runs(tmp_path, monkeypatch):
-    monkeypatch.setattr(crew_module, "_RETENTION_PERIOD_S", 0.1)
+    monkeypatch.setattr(watch, "_RETENTION_PERIOD_S", 0.1)
     with working(tmp_path, keep_bytes=0) as works:
         id = works.add()
         works.until(lambda: works.store.get(id) is None and works.files(id) is None)

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import stat
 import time
 
 import pytest
@@ -40,7 +41,7 @@ def clock(monkeypatch):
     ],
 )
 def test_what_has_not_the_form_of_an_id_is_no_folder(folders, name):
-    for place in (folders.of, folders.video, folders.thumbnail, folders.made, folders.remove):
+    for place in (folders.of, folders.video, folders.thumbnail, folders.make, folders.remove):
         with pytest.raises(LtxError, match="no video has an id of that form"):
             place(name)
 
@@ -52,7 +53,7 @@ def test_ids_differ_and_each_is_a_folder_of_its_own(folders):
 
 
 def filled(folders, id, *names):
-    folder = folders.made(id)
+    folder = folders.make(id)
     for name in names:
         (folder / name).write_bytes(b"x" * BYTES)
     partial = folder / ".ltx-12345678.partial"
@@ -166,12 +167,20 @@ def test_what_was_uploaded_is_on_the_disk_with_its_name_before_a_job_is_accepted
     synced = []
     monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.readlink(f"/proc/self/fd/{descriptor}")))
     empty, filled = new_id(), new_id()
-    folders.made(empty)
+    folders.make(empty)
     folders.sync(empty)
     assert synced == []
     for name in ("input-1.png", "input-2.mp4"):
-        (folders.made(filled) / name).write_bytes(b"x")
+        (folders.make(filled) / name).write_bytes(b"x")
     folders.sync(filled)
     folder = folders.of(filled)
     assert {*synced[:2]} == {str(folder / "input-1.png"), str(folder / "input-2.mp4")}
     assert synced[2:] == [str(folder), str(folders.root)]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has other permissions")
+def test_prompts_and_uploads_lie_in_folders_that_are_their_owners_alone(tmp_path):
+    data = tmp_path / "data"
+    Store(data / "jobs.sqlite", 1).close()
+    assert stat.S_IMODE(data.stat().st_mode) == 0o700
+    assert stat.S_IMODE(Folders(data / "videos").root.stat().st_mode) == 0o700

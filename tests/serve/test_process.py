@@ -46,10 +46,10 @@ def maker(engines):
     assert maker.pid is None
 
 
-def make(maker, folder, told=lambda event: None, model="demo", **fields):
+def make(maker, folder, told=lambda event: None, model="demo", id=None, **fields):
     """Has a video made in a folder, and returns the result."""
     folder.mkdir(exist_ok=True)
-    return maker.make(Job(new_id(), model, {**SMALL, **fields}, attempts=1), folder, told)
+    return maker.make(Job(id or new_id(), model, {**SMALL, **fields}, attempts=1), folder, told)
 
 
 def until(holds):
@@ -147,7 +147,7 @@ def test_what_cannot_be_made_comes_across_with_its_fields_and_the_worker_goes_on
 
 
 def test_a_first_frame_that_cannot_be_written_is_told_in_a_sentence(maker, tmp_path):
-    (tmp_path / "a" / ".thumbnail.webp").mkdir(parents=True)
+    (tmp_path / "a" / "thumbnail.webp").mkdir(parents=True)
     with pytest.raises(LtxError, match=r"cannot use \S*thumbnail.webp: is a directory - "):
         make(maker, tmp_path / "a")
 
@@ -162,12 +162,13 @@ def test_a_model_that_is_not_there_is_refused_and_the_next_one_made(maker, tmp_p
 def test_cancelling_ends_the_making_soon_and_leaves_the_worker_warm(maker, tmp_path, after_s):
     make(maker, tmp_path / "warm")
     pid = maker.pid
-    threading.Timer(after_s, maker.cancel).start()
+    id = new_id()
+    threading.Timer(after_s, maker.cancel, [id]).start()
     began = time.monotonic()
     if after_s == 0:  # perhaps before there is anything to cancel
-        threading.Timer(0.3, maker.cancel).start()
+        threading.Timer(0.3, maker.cancel, [id]).start()
     with pytest.raises(CancelledError):
-        make(maker, tmp_path / "a", **LONG)
+        make(maker, tmp_path / "a", id=id, **LONG)
     assert time.monotonic() - began < after_s + 3
     assert not (tmp_path / "a" / "video.mp4").exists()
     make(maker, tmp_path / "b")
@@ -178,16 +179,18 @@ def test_a_worker_that_does_not_stop_is_killed_and_another_takes_over(maker, tmp
     make(maker, tmp_path / "warm")
     pid = maker.pid
     os.kill(pid, signal.SIGSTOP)  # as in a step that takes for ever
-    threading.Timer(0.2, maker.cancel).start()
+    id = new_id()
+    threading.Timer(0.2, maker.cancel, [id]).start()
     with pytest.raises(CancelledError):
-        make(maker, tmp_path / "a")
+        make(maker, tmp_path / "a", id=id)
     make(maker, tmp_path / "a")
     assert maker.pid not in (None, pid)
 
 
-def test_cancelling_when_nothing_is_made_does_nothing(maker, tmp_path):
-    maker.cancel()
-    make(maker, tmp_path / "a")
+def test_cancelling_what_is_not_under_way_does_nothing_to_what_is(maker, tmp_path):
+    over = new_id()
+    maker.cancel(over)
+    make(maker, tmp_path / "a", lambda event: maker.cancel(over), id=over[:-1] + "0")
 
 
 def test_killed_at_any_moment_a_video_is_the_same_after_it_was_gone_on_with(maker, library, tmp_path):
@@ -211,7 +214,7 @@ def test_killed_at_any_moment_a_video_is_the_same_after_it_was_gone_on_with(make
                 make(maker, folder, kill_then, **request)
             except MakerLostError as lost:
                 kills.append(lost.reason)
-                assert not lost.out_of_memory
+                assert not lost.out_of_memory and not lost.before_work
         make(maker, folder, **request)
         assert pixels(folder / "video.mp4") == expected
         assert sorted(path.name for path in folder.glob("[!.]*")) == ["thumbnail.webp", "video.mp4"]
@@ -327,12 +330,23 @@ def test_however_the_server_dies_its_worker_ends_too(engines, tmp_path, work):
         worker.wait(3)
 
 
-@pytest.mark.parametrize("arguments", [{"folder": "nowhere"}, {"folder": 5}])
-def test_a_worker_that_cannot_open_its_folder_says_so_for_every_job(tmp_path, arguments):
-    maker = ProcessMaker("worker-1", arguments)
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"folder": "nowhere"}, "nowhere"),
+        ({"folder": 5}, "folder"),
+        ({"backend": "tensorrt"}, "tensorrt"),
+        ({"backend": "none"}, "unknown backend 'none'"),
+    ],
+)
+def test_a_worker_that_can_make_no_video_is_lost_with_its_reason_and_no_job_is_the_cause(
+    engines, tmp_path, arguments, reason
+):
+    maker = ProcessMaker("worker-1", {"folder": str(engines), **arguments})
     for _ in range(2):
-        with pytest.raises(LtxError, match=r"folder|nowhere"):
+        with pytest.raises(MakerLostError, match=reason) as lost:
             make(maker, tmp_path / "a")
+        assert lost.value.before_work
     maker.close()
 
 
@@ -348,6 +362,7 @@ def test_a_maker_that_is_closed_starts_nothing(engines, tmp_path):
 def test_a_python_that_cannot_be_started_is_a_lost_maker(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))
     maker = ProcessMaker("worker-1", {"folder": "engines"})
-    with pytest.raises(MakerLostError, match="no process can be started: no such file"):
+    with pytest.raises(MakerLostError, match="no process can be started: no such file") as lost:
         make(maker, tmp_path / "a")
+    assert lost.value.before_work
     maker.close()

@@ -51,6 +51,7 @@ class Queue(RuleBasedStateMachine):
         self.store = Store(Path(self.folder.name) / "jobs.sqlite", MOST)
         self.all: dict[str, str] = {}  # in the order of acceptance, as dictionaries are
         self.attempts: dict[str, int] = {}
+        self.interruptions: dict[str, int] = {}
 
     def teardown(self):
         self.store.close()
@@ -68,13 +69,18 @@ class Queue(RuleBasedStateMachine):
             return new.id
         assert self.store.add(new) == new
         assert self.store.get(new.id) == new
-        self.all[new.id], self.attempts[new.id] = QUEUED, 0
+        self.all[new.id], self.attempts[new.id], self.interruptions[new.id] = QUEUED, 0, 0
         return new.id
 
-    @rule()
-    def claim(self):
-        waiting = self.of(QUEUED)
-        claimed = self.store.claim()
+    def waiting(self):
+        """The ids of the queue: those that were interrupted more than once come after the others."""
+        return sorted(self.of(QUEUED), key=lambda id: max(self.interruptions[id], 1))
+
+    @rule(besides=st.sets(st.integers(0, 3)))
+    def claim(self, besides):
+        left = [id for number, id in enumerate(self.waiting()) if number in besides]
+        waiting = [id for id in self.waiting() if id not in left]
+        claimed = self.store.claim(left)
         assert (claimed and claimed.id) == (waiting[0] if waiting else None)
         if claimed:
             self.all[claimed.id] = IN_PROGRESS
@@ -105,6 +111,17 @@ class Queue(RuleBasedStateMachine):
         if is_under_way:
             self.all[id] = QUEUED
             self.attempts[id] -= not counted
+
+    @rule()
+    def crash_and_recover(self):
+        interrupted = self.of(IN_PROGRESS)
+        self.open_again()
+        assert {one.id for one in self.store.recover()} == {*interrupted}
+        for id in interrupted:
+            self.all[id] = QUEUED
+            self.attempts[id] -= 1
+            self.interruptions[id] += 1
+            assert self.store.get(id).interruptions == self.interruptions[id]
 
     @rule(id=consumes(known))
     def delete(self, id):
@@ -137,10 +154,9 @@ class Queue(RuleBasedStateMachine):
     @invariant()
     def what_is_stored_is_what_happened(self):
         assert self.store.counts() == {status: len(self.of(status)) for status in STATUSES}
-        assert [one.id for one in self.store.under_way()] == self.of(IN_PROGRESS)
-        assert {*self.store.over()} == {(id, self.store.get(id).completed_at) for id in self.of(COMPLETED, FAILED)}
+        assert {*self.store.ends()} == {(id, self.store.get(id).completed_at) for id in self.of(COMPLETED, FAILED)}
         assert self.store.ids() == {*self.all}
-        waiting = self.of(QUEUED)
+        waiting = self.waiting()
         for id in self.all:
             assert self.store.position(id) == (waiting.index(id) + 1 if id in waiting else None)
 

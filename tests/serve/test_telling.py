@@ -7,8 +7,7 @@ import queue
 import pytest
 from fakes.crews import STEPS, working
 
-from ltx_serve.making.events import Event
-from ltx_serve.making.listeners import Listeners
+from ltx_serve.making.events import Event, Listeners
 from ltx_serve.making.logs import JsonFormatter
 
 
@@ -44,7 +43,6 @@ def test_who_listens_from_the_start_hears_every_step_with_its_preview_and_the_en
 
 def test_who_comes_late_hears_at_once_how_far_the_job_is(works):
     id = works.add("wait")
-    works.until(lambda: works.crew.latest_preview(id) is not None)
     works.until(lambda: works.store.get(id).progress == 30 * STEPS)
     with works.crew.subscribe(id) as events:
         (now,) = told(events, 1)
@@ -85,13 +83,24 @@ def test_who_is_too_slow_misses_steps_but_never_the_end_and_holds_up_nobody():
     assert heard[-1].kind == "completed"
 
 
-def test_nothing_is_kept_of_a_job_that_has_ended(works):
-    ids = [works.add(*does) for does in (["make"], ["refuse"], ["lose", "make"], ["lose"])]
-    for id in ids:
-        with works.crew.subscribe(id) as events:
-            told(events)
-    works.ended(*ids)
-    assert {works.crew.latest_preview(id) for id in ids} == {None}
+def test_the_end_that_is_known_comes_before_whatever_was_told_late():
+    listeners = Listeners()
+    for kind in ("failed", "step", "started", "queued", "decoding"):
+        listeners.tell(Event(kind, "a"))
+    with listeners.listening("a", lambda: Event("failed", "a")) as events:
+        assert [event.kind for event in told(events)] == ["failed"]
+
+
+def test_what_is_told_while_the_present_state_is_read_is_heard_in_its_place():
+    listeners = Listeners()
+
+    def present():
+        listeners.tell(Event("step", "a", data={"step": 1}))
+        return Event("started", "a")
+
+    with listeners.listening("a", present) as events:
+        listeners.tell(Event("completed", "a"))
+        assert [event.kind for event in told(events)] == ["step", "completed"]
 
 
 @pytest.fixture

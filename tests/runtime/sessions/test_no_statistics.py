@@ -27,11 +27,13 @@ def test_a_library_is_used_without_telling_its_maker(tmp_path, library):
     environment = {name: value for name, value in os.environ.items() if name not in SILENT_ANYWAY}
     environment |= {"HOME": str(tmp_path / "home"), "USERPROFILE": str(tmp_path / "home")}
     command = [sys.executable, "-c", LOADING.format(code=CODE[library]), str(tmp_path / "sum.onnx")]
-    if shutil.which("strace"):
+    has_strace = shutil.which("strace") is not None
+    if has_strace:
         command = ["strace", "-f", "-qq", "-e", "trace=connect,sendto", "-o", str(tmp_path / "calls"), *command]
         (tmp_path / "calls").touch()
     ended = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     assert list((tmp_path / "home").rglob("*")) == []
-    if shutil.which("strace"):
-        assert "AF_INET" not in (tmp_path / "calls").read_text()
+    if not has_strace:
+        pytest.skip("nothing was written, but only strace tells whether anything was sent - install it")
+    assert "AF_INET" not in (tmp_path / "calls").read_text()

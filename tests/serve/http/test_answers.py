@@ -6,14 +6,13 @@ import threading
 import time
 from contextlib import contextmanager
 
-import httpx
 import pytest
 from fakes.makers import STAGES, STEPS, QuickMaker
 from fakes.servers import serving, write_demo
 from prometheus_client.parser import text_string_to_metric_families
 from samples.pictures import png
 
-from ltx_serve.http import events
+from ltx_serve.http import events, metrics
 
 SMALL = {"prompt": "A fox, at dawn: «schön»", "size": "96x64", "num_frames": 9, "seed": 5}
 
@@ -40,9 +39,9 @@ def started(server, id: str) -> None:
         time.sleep(0.01)
 
 
-def events_of(response: httpx.Response) -> list[dict[str, object]]:
+def events_of(text: str) -> list[dict[str, object]]:
     """Returns the data of every event in a whole stream, after checking that its name is its kind."""
-    events = [block.split("\n") for block in response.text.strip().split("\n\n") if not block.startswith(":")]
+    events = [block.split("\n") for block in text.strip().split("\n\n") if not block.startswith(":")]
     data = [json.loads(line.removeprefix("data: ")) for _, line in events]
     assert [f"event: {one['kind']}" for one in data] == [name for name, _ in events]
     return data
@@ -166,9 +165,10 @@ def test_events_are_told_from_the_present_state_to_the_end_with_a_preview_of_eve
     with server.client.stream("GET", f"/v1/videos/{id}/events") as stream:
         assert stream.headers["content-type"].startswith("text/event-stream")
         assert stream.headers["x-accel-buffering"] == "no"
+        lines = stream.iter_lines()
+        first = next(lines)
         held.may_go_on.set()
-        stream.read()
-        events = events_of(stream)
+        events = events_of("\n".join([first, *lines]))
     steps = [event for event in events if event["kind"] == "step"]
     assert [event["step"] for event in steps][-1] == STEPS
     for event in steps:
@@ -179,7 +179,7 @@ def test_events_are_told_from_the_present_state_to_the_end_with_a_preview_of_eve
     assert events[-1]["status"] == "completed" and events[-1]["progress"] == 100
     progress = [event["progress"] for event in events]
     assert progress == sorted(progress)
-    assert [event["kind"] for event in events_of(server.client.get(f"/v1/videos/{id}/events"))] == ["completed"]
+    assert [event["kind"] for event in events_of(server.client.get(f"/v1/videos/{id}/events").text)] == ["completed"]
 
 
 def test_a_silent_stream_is_kept_alive_and_ends_once_its_client_has_left(server, held, monkeypatch):
@@ -212,7 +212,7 @@ def test_a_video_is_cancelled_while_it_waits_and_while_it_is_made(server, held):
         answer = server.client.post(f"/v1/videos/{id}/cancel").json()
         assert (answer["status"], answer["error"]["code"]) == ("failed", "cancelled")
         assert server.client.post(f"/v1/videos/{id}/cancel").status_code == 409
-        assert [event["kind"] for event in events_of(server.client.get(f"/v1/videos/{id}/events"))] == ["failed"]
+        assert [event["kind"] for event in events_of(server.client.get(f"/v1/videos/{id}/events").text)] == ["failed"]
 
 
 def test_a_video_that_is_being_made_can_be_deleted(server, held):
@@ -220,8 +220,7 @@ def test_a_video_that_is_being_made_can_be_deleted(server, held):
     started(server, id)
     with server.client.stream("GET", f"/v1/videos/{id}/events") as stream:
         assert server.client.delete(f"/v1/videos/{id}").json()["deleted"]
-        stream.read()
-        assert events_of(stream)[-1]["kind"] == "deleted"
+        assert events_of(stream.read().decode())[-1]["kind"] == "deleted"
     assert server.client.get(f"/v1/videos/{id}").status_code == 404
 
 
@@ -259,7 +258,8 @@ def test_figures_count_requests_and_jobs_and_have_no_label_that_a_client_chooses
     assert "chosen" not in text.lower()
 
 
-def test_a_server_is_ready_while_its_disk_can_be_written_and_it_has_workers(tmp_path):
+def test_a_server_is_ready_while_its_disk_can_be_written_and_it_has_workers(tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics, "_LOOK_S", 0)
     with serving(tmp_path) as server:
         assert server.client.get("/readyz").json() == {"status": "ok", "reason": None}
         moved = server.settings.data.rename(tmp_path / "unplugged")
@@ -270,6 +270,17 @@ def test_a_server_is_ready_while_its_disk_can_be_written_and_it_has_workers(tmp_
         answer = server.client.get("/readyz")
         assert (answer.status_code, answer.json()["reason"]) == (503, "no worker is alive")
         assert server.client.get("/healthz").status_code == 200
+
+
+def test_whether_a_server_is_ready_is_looked_up_once_a_second_however_often_it_is_asked(tmp_path, monkeypatch):
+    looks = []
+    with serving(tmp_path) as server:
+        counts = server.store.counts
+        monkeypatch.setattr(server.store, "counts", lambda: looks.append(1) or counts())
+        began = time.monotonic()
+        for _ in range(50):
+            assert server.client.get("/readyz").status_code == 200
+        assert len(looks) <= 1 + (time.monotonic() - began) / metrics._LOOK_S
 
 
 def test_a_disk_that_cannot_be_written_is_told_and_the_server_lives(tmp_path):

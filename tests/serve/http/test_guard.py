@@ -3,6 +3,7 @@
 import httpx
 import pytest
 from fakes.servers import Server, serving
+from samples.pictures import png
 
 TOKEN = "correct-horse"
 SMALL = {"prompt": "A fox", "size": "96x64", "num_frames": 9}
@@ -104,14 +105,15 @@ def test_a_page_of_another_site_cannot_ask_for_anything(server, stranger):
         ({"Sec-Fetch-Site": "none"}, 200),
         ({"Origin": "http://example.com"}, 403),
         ({"Origin": "null"}, 403),
+        ({"Origin": "http://[x"}, 403),
+        ({"Origin": ""}, 403),
         ({"Origin": "http://127.0.0.1:1"}, 403),
         ({"Origin": own, "Sec-Fetch-Site": "cross-site"}, 403),
         ({"Sec-Fetch-Site": "same-site"}, 403),
     ):
-        assert stranger.post(f"{server.url}/v1/videos", data=SMALL, files={}, headers=headers).status_code in (
-            status,
-            415,
-        )
+        # A form with files is what browsers send to any site without asking it first.
+        posted = stranger.post(f"{server.url}/v1/videos", data=SMALL, files={"input_reference": png()}, headers=headers)
+        assert posted.status_code == status, headers
         assert stranger.get(f"{server.url}/v1/videos", headers=headers).status_code == status, headers
     preflight = stranger.options(
         f"{server.url}/v1/videos", headers={"Origin": own, "Access-Control-Request-Method": "POST"}
@@ -140,9 +142,14 @@ def test_what_is_nowhere_and_methods_that_are_not_are_errors_in_the_same_shape(s
         assert (answer.status_code, set(answer.json()["error"])) == (status, {"message", "type", "param", "code"})
 
 
-def test_a_bug_is_answered_without_telling_what_is_inside(server, monkeypatch):
+def test_a_bug_is_answered_and_counted_without_telling_what_is_inside(server, monkeypatch):
     monkeypatch.setattr(server.store, "get", lambda id: {}["secret"])
     answer = server.client.get("/v1/videos/video_" + "0" * 32)
     assert answer.status_code == 500
     assert "secret" not in answer.text
     assert answer.json()["error"]["type"] == "server_error"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    figures = server.client.get("/metrics").text
+    assert 'ltx_requests_total{method="GET",route="/v1/videos/{id}",status="500"} 1.0' in figures
+    assert 'status="0"' not in figures

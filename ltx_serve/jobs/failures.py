@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+from pathlib import Path
 
 from ltx_runtime.errors import LtxError
 from ltx_runtime.sessions.cuda.memory import GpuMemoryError
@@ -30,6 +32,13 @@ def making_error_of(error: Exception) -> MakingError:
     return MakingError(
         REFUSED, f"an error of this program ended it ({type(error).__name__})", "report it with what the server logged"
     )
+
+
+def without_folders(text: str, *folders: Path) -> str:
+    """Returns a text for clients, in which a path inside one of these folders begins there: the rest is not theirs."""
+    for folder in folders:
+        text = text.replace(f"{folder}{os.sep}", "").replace(str(folder), folder.name)
+    return text
 
 
 def _code_of(error: LtxError) -> str:

@@ -1,0 +1,105 @@
+"""What is checked of a request: everything that the library checks before a run, and the limits of the server.
+
+It is the checking process alone that imports this file, and what it needs of the library.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ltx_runtime.errors import LtxError
+from ltx_runtime.folder.manifest import Engines, read_manifest
+from ltx_runtime.folder.release import release_of
+from ltx_runtime.media.pictures import label_of, opened
+from ltx_runtime.media.video import check_output
+from ltx_runtime.outputs.plain import fields_of_request, request_from_fields
+from ltx_runtime.planning.backends import needed
+from ltx_runtime.planning.choices import FROM_IMAGE
+from ltx_runtime.planning.media import filled, media_of
+from ltx_runtime.planning.options import RunOptions
+from ltx_runtime.planning.plan import plan
+from ltx_runtime.planning.request import Request, Resolved, resolved
+from ltx_serve.jobs.folders import VIDEO
+
+_MOST_IMAGE_PIXELS = 64_000_000  # of an image
+_MOST_CLIP_PIXELS = 4096 * 2304  # of each frame of a clip
+
+
+class Checks:
+    """Checks requests within the limits of a server.
+
+    Args:
+        max_pixels: most pixels of a frame of a video.
+        max_frames: most frames of a video.
+        memory_bytes: memory that all images and clips of a request may take; None for the library's default.
+    """
+
+    def __init__(self, max_pixels: int, max_frames: int, memory_bytes: int | None) -> None:
+        self._max_pixels, self._max_frames, self._memory_bytes = max_pixels, max_frames, memory_bytes
+        self._engines: dict[Path, Engines] = {}
+
+    def check(self, fields: dict[str, Any], folder: Path, engines_folder: Path) -> dict[str, Any]:
+        """Returns the fields of a request with everything filled in.
+
+        Args:
+            fields: fields of Request as plain data.
+            folder: the folder of its images and clips.
+            engines_folder: the folder of the version that is to make it.
+
+        Raises:
+            LtxError: it cannot be made.
+        """
+        engines = self._engines.get(engines_folder)
+        if engines is None:
+            engines = self._engines[engines_folder] = Engines(engines_folder, read_manifest(engines_folder))
+        version, manifest = release_of(engines.manifest), engines.manifest
+        request = request_from_fields(fields, folder)
+        if not request.prompt.strip():
+            raise LtxError("prompt is missing", "say what the video shows")
+        _check_headers(request, self._max_frames)
+        sized = request.fit == FROM_IMAGE
+        request = resolved(filled(request, version, self._memory_bytes), version)
+        _check_size(request, self._max_pixels, self._max_frames)
+        planned = plan(request, version, manifest.schedule, manifest.allowed_sigmas)
+        for name in needed(planned, RunOptions()):
+            engines.component(name)
+        media_of(planned, self._memory_bytes, sized=sized)
+        check_output(folder / VIDEO, request.height, request.width, planned.ending.fps, folder_exists=False)
+        return fields_of_request(planned.request, folder)
+
+
+def _check_headers(request: Request, max_frames: int) -> None:
+    """Refuses images and clips that are too large by what their headers say, before any of their pixels is read."""
+    sources = [condition.media for condition in request.conditions]
+    for source in sources if request.video is None else [*sources, request.video]:
+        with opened(source) as pictures:
+            facts = pictures.facts
+        is_image = facts.frames == 1 and facts.fps is None
+        most = _MOST_IMAGE_PIXELS if is_image else _MOST_CLIP_PIXELS
+        height, width = facts.stored_size or (facts.height, facts.width)
+        if height * width > most:
+            raise LtxError(
+                f"{label_of(source)} is {width}x{height} pixels, and {most} are the most that are read of "
+                f"{'an image' if is_image else 'a frame of a clip'}",
+                "make it smaller",
+            )
+        is_counted = source is request.video and request.num_frames is None and request.duration is None
+        if is_counted and facts.frames is not None and facts.frames > max_frames:
+            raise LtxError(
+                f"{label_of(source)} has {facts.frames} frames, and a video has at most {max_frames}", "give num-frames"
+            )
+
+
+def _check_size(request: Resolved, max_pixels: int, max_frames: int) -> None:
+    """Refuses videos that are larger or longer than the server makes."""
+    if request.height * request.width > max_pixels:
+        raise LtxError(
+            f"size {request.width}x{request.height} has {request.height * request.width} pixels, and a frame has at "
+            f"most {max_pixels} here",
+            "use a smaller size",
+        )
+    if request.num_frames > max_frames:
+        raise LtxError(
+            f"num-frames is {request.num_frames}, and a video has at most {max_frames} here", "ask for a shorter one"
+        )
