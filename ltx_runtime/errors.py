@@ -116,6 +116,12 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error's message, such as one of a library; its type if it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 def _exit(message: str, code: int) -> None:
     sys.stderr.write(f"error: {printable(message)}\n")
     raise SystemExit(code) from None

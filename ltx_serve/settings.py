@@ -121,5 +121,5 @@ def _option(name: str) -> str:
 
 
 def _advice(name: str) -> str:
-    default = next(one.default for one in fields(Settings) if one.name == name)
+    default = next(field.default for field in fields(Settings) if field.name == name)
     return "leave it out" if default is None else f"leave it out for {default}"

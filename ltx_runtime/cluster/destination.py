@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from ltx_runtime.errors import LtxError, explaining
+from ltx_runtime.errors import LtxError, explaining, first_line
 from ltx_runtime.files import partial_folder, place_new
 from ltx_runtime.media.video import TakenError
 from ltx_runtime.packages import need
@@ -89,7 +89,7 @@ class Folder:
                 raise TakenError(f"{target} exists", "choose another name, or add --overwrite") from None
 
 
-class Store:
+class Remote:
     """A folder on a file system that pyarrow knows.
 
     Args:
@@ -155,7 +155,7 @@ def _explained(uri: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
-        raise LtxError(f"cannot use {uri}: {_first_line(error)}", _ADVICE) from None
+        raise LtxError(f"cannot use {uri}: {first_line(error)}", _ADVICE) from None
 
 
 def destination_of(uri: str | None, folder: Path) -> Destination:
@@ -178,11 +178,7 @@ def destination_of(uri: str | None, folder: Path) -> Destination:
         file_system, root = FileSystem.from_uri(uri)
     except (OSError, ValueError, ImportError) as error:
         raise LtxError(
-            f"{shown} is no place that pyarrow can write to: {_first_line(error)}",
+            f"{shown} is no place that pyarrow can write to: {first_line(error)}",
             "give an address such as s3://bucket/folder, gs://bucket/folder or file:///folder",
         ) from None
-    return Folder(Path(root)) if isinstance(file_system, LocalFileSystem) else Store(file_system, root, shown)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return Folder(Path(root)) if isinstance(file_system, LocalFileSystem) else Remote(file_system, root, shown)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ltx_runtime.errors import LtxError
+from ltx_runtime.errors import LtxError, first_line
 from ltx_runtime.files import amount
 from ltx_runtime.packages import need
 
@@ -94,14 +94,14 @@ def _join(address: str, runtime_env: dict[str, Any]) -> None:
     for name, value in _SILENT.items():
         os.environ.setdefault(name, value)  # before Ray is imported, which reads some of them then
     need("ray", extra="ray")
-    found = _found(address)
+    address = _answering(address)
     import ray  # noqa: PLC0415
 
     try:
         with _own_signals(), _no_standard_error():
-            ray.init(found, log_to_driver=False, logging_level=logging.FATAL, runtime_env=runtime_env)
+            ray.init(address, log_to_driver=False, logging_level=logging.FATAL, runtime_env=runtime_env)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        raise LtxError(f"cannot join the Ray cluster at {found}: {_line(error)}", _ADVICE) from None
+        raise LtxError(f"cannot join the Ray cluster at {address}: {first_line(error)}", _ADVICE) from None
 
 
 @contextmanager
@@ -116,7 +116,7 @@ def still_joined() -> Iterator[None]:
     try:
         yield
     except (RayError, OSError) as error:
-        raise ClusterLostError(_line(error)) from None
+        raise ClusterLostError(first_line(error)) from None
 
 
 def nodes() -> list[Node]:
@@ -130,7 +130,7 @@ def nodes() -> list[Node]:
     _wait_for(ray.get_runtime_context().gcs_address)  # Ray itself would end the process after a minute
     with still_joined():
         states = ray.nodes()
-    found = []
+    alive = []
     for node in states:
         if node["Alive"]:
             address, resources = node["NodeManagerAddress"], node["Resources"]
@@ -138,8 +138,8 @@ def nodes() -> list[Node]:
             own = node["NodeName"] if node["NodeName"] != address else node["NodeManagerHostname"]
             name = f"{own} ({address}, id {node['NodeID'][:8]})"
             gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
-            found.append(Node(node["NodeID"], name, gpus, cpus))
-    return found
+            alive.append(Node(node["NodeID"], name, gpus, cpus))
+    return alive
 
 
 @contextmanager
@@ -178,22 +178,23 @@ def _check_sendable(folder: Path) -> None:
         )
 
 
-def _found(address: str) -> str:
+def _answering(address: str) -> str:
     """Returns the address of a cluster that answers."""
-    given = os.environ.get("RAY_ADDRESS", "") if address == AUTO else address
-    if given in ("", AUTO):
-        given = _of_this_machine()
-    if "://" in given:
-        raise LtxError(f"{given!r} is the address of a Ray client, which cannot be used", _ADVICE)
-    host, _, port = given.rpartition(":") if ":" in given else (given, "", str(_PORT))
+    if address == AUTO:
+        address = os.environ.get("RAY_ADDRESS", "")
+    if address in ("", AUTO):
+        address = _of_this_machine()
+    if "://" in address:
+        raise LtxError(f"{address!r} is the address of a Ray client, which cannot be used", _ADVICE)
+    host, _, port = address.rpartition(":") if ":" in address else (address, "", str(_PORT))
     if not host or not port.isdecimal() or int(port) > 65_535:
-        raise LtxError(f"{given!r} is no address of a Ray cluster", _ADVICE)
+        raise LtxError(f"{address!r} is no address of a Ray cluster", _ADVICE)
     try:
         answer = _answer_of(host, int(port))
     except OSError as error:
-        raise LtxError(f"no Ray cluster answers at {given}: {_line(error)}", _ADVICE) from None
+        raise LtxError(f"no Ray cluster answers at {address}: {first_line(error)}", _ADVICE) from None
     if len(answer) < _FRAME_BYTES or answer[_TYPE] != _SETTINGS:
-        raise LtxError(f"what answers at {given} is no Ray cluster", _ADVICE)
+        raise LtxError(f"what answers at {address} is no Ray cluster", _ADVICE)
     return f"{host}:{port}"
 
 
@@ -214,7 +215,7 @@ def _wait_for(address: str) -> None:
                 return
         except OSError as error:
             if time.monotonic() > deadline:
-                raise ClusterLostError(_line(error)) from None
+                raise ClusterLostError(first_line(error)) from None
         time.sleep(_RETRY_S)
 
 
@@ -225,8 +226,3 @@ def _of_this_machine() -> str:
         return file.read_text().strip()
     except OSError:
         raise LtxError("no Ray cluster runs on this machine", "give its HOST:PORT", "ray start --head") from None
-
-
-def _line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

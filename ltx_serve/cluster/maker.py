@@ -34,7 +34,7 @@ class ReplicaMaker:
         self._stream: Any = None
         self._is_cancelled = False
 
-    def make(self, job: Job, folder: Path, told: Tell) -> dict[str, Any]:
+    def make(self, job: Job, folder: Path, tell: Tell) -> dict[str, Any]:
         """Makes the video of a job, see Maker; one that is whole, of an earlier attempt, is not made again."""
         if all((folder / name).exists() for name in OUTPUTS):
             return {"stages": {}, "backends": {}, "notes": [], "bytes": (folder / VIDEO).stat().st_size}
@@ -46,7 +46,7 @@ class ReplicaMaker:
         try:
             for kind, data in self._items(stream, job):
                 if kind == EVENT:
-                    told(data)
+                    tell(data)
                 elif kind == FILE:
                     with explaining():
                         _write(folder / data[0], data[1])

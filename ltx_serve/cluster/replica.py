@@ -68,14 +68,14 @@ class Replica:
                     self._maker.cancel(job.id)
                     await asyncio.shield(asyncio.to_thread(thread.join))
 
-    def _items(self, job: Job, inputs: Mapping[str, bytes], told: Any) -> list[Item]:
+    def _items(self, job: Job, inputs: Mapping[str, bytes], tell: Any) -> list[Item]:
         """Makes the video of a job, and returns its files and what came of it."""
         with tempfile.TemporaryDirectory(prefix="ltx-replica-") as name:
             folder = Path(name)
             try:
                 for file, content in inputs.items():
                     (folder / file).write_bytes(content)
-                result = self._maker.make(job, folder, told)
+                result = self._maker.make(job, folder, tell)
                 return [*((FILE, (file, (folder / file).read_bytes())) for file in OUTPUTS), (DONE, result)]
             except CancelledError:
                 return [(STOPPED, None)]

@@ -15,7 +15,7 @@ from fastapi import FastAPI
 
 from ltx_runtime.cluster.joining import Node, joined, nodes
 from ltx_runtime.cluster.node import Introduction, introduction_of
-from ltx_runtime.errors import LtxError, printable
+from ltx_runtime.errors import LtxError, first_line, printable
 from ltx_serve.cluster.maker import ReplicaMaker
 from ltx_serve.cluster.replica import Replica
 from ltx_serve.http.application import application
@@ -96,8 +96,8 @@ def _run(settings: Settings) -> None:
     try:
         ray_serve.run(front.bind(makers.bind(arguments)), name=APPLICATION, route_prefix="/")
     except RuntimeError as error:
-        told = str(error).strip().splitlines()[0]
-        raise LtxError(f"Ray Serve cannot start the server: {told}", "see the logs of Ray Serve on the head") from None
+        reason = f"Ray Serve cannot start the server: {first_line(error)}"
+        raise LtxError(reason, "see the logs of Ray Serve on the head") from None
 
 
 def _application(settings: Settings) -> FastAPI:
@@ -135,19 +135,19 @@ def _check(settings: Settings, folders: list[Path]) -> int:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    found = nodes()
-    on_gpus = any(node.gpus for node in found)
-    room = [node for node in found if (node.gpus if on_gpus else node.cpus)]
+    alive = nodes()
+    on_gpus = any(node.gpus for node in alive)
+    room = [node for node in alive if (node.gpus if on_gpus else node.cpus)]
     if not room:
         raise LtxError("no node of the Ray cluster has a GPU or CPU cores", "add nodes with: ray start --address")
     ask = ray.remote(num_cpus=0, max_retries=0)(introduction_of)
     for folder in folders:
         ours = introduction_of(folder)
-        asked = {
+        answers = {
             node: ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote(folder)
             for node in room
         }
-        for node, answer in asked.items():
+        for node, answer in answers.items():
             _compare(node, _answer(node, answer), ours, folder)
     most = sum(node.gpus if on_gpus else 1 for node in room)
     if settings.workers is not None and settings.workers > most:

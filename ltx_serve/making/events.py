@@ -73,13 +73,13 @@ class Maker(Protocol):
         """The name of the maker in logs and metrics."""
         ...
 
-    def make(self, job: Job, folder: Path, told: Tell) -> dict[str, Any]:
+    def make(self, job: Job, folder: Path, tell: Tell) -> dict[str, Any]:
         """Makes the video of a job in its folder, and returns the result of the job once the video is whole.
 
         Args:
             job: what to make.
             folder: the folder of the job, which exists.
-            told: is called with events of the kinds step and decoding.
+            tell: is called with events of the kinds step and decoding.
 
         Raises:
             LtxError: the video cannot be made.

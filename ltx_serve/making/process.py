@@ -57,7 +57,7 @@ class ProcessMaker:
         process = self._process
         return None if process is None or process.poll() is not None else process.pid
 
-    def make(self, job: Job, folder: Path, told: Tell) -> dict[str, Any]:
+    def make(self, job: Job, folder: Path, tell: Tell) -> dict[str, Any]:
         """Makes the video of a job, see Maker."""
         process, kills = self._running(), _memory_kills()
         with self._lock:
@@ -65,7 +65,7 @@ class ProcessMaker:
         try:
             order = {"model": job.model, "fields": job.fields, "folder": str(folder), "job": job.id, MAKE: True}
             self._order(process, order)
-            result = self._listened(process, job, told)
+            result = self._listened(process, job, tell)
             if result is not None:
                 return result
         finally:
@@ -77,7 +77,7 @@ class ProcessMaker:
         killed = process.returncode == -getattr(signal, "SIGKILL", 0) and _memory_kills() > kills
         raise MakerLostError(_reason(process.returncode), out_of_memory=killed, before_work=not self._is_ready)
 
-    def _listened(self, process: subprocess.Popen[str], job: Job, told: Tell) -> dict[str, Any] | None:
+    def _listened(self, process: subprocess.Popen[str], job: Job, tell: Tell) -> dict[str, Any] | None:
         """Passes on what the process tells of a job; returns its result, or None if the process has ended."""
         assert process.stdout is not None
         for line in process.stdout:
@@ -89,7 +89,7 @@ class ProcessMaker:
             if READY in message:
                 self._is_ready = True
             elif EVENT in message:
-                told(_event_of(job.id, message[EVENT]))
+                tell(_event_of(job.id, message[EVENT]))
             elif DONE in message:
                 result: dict[str, Any] = message[DONE]
                 return result

@@ -31,13 +31,13 @@ class QuickMaker:
         self._job = ""
         self._is_cancelled = threading.Event()
 
-    def make(self, job: Job, folder: Path, told: Tell) -> dict[str, object]:
+    def make(self, job: Job, folder: Path, tell: Tell) -> dict[str, object]:
         """Writes a video and its first frame; tells of four steps, with a preview of each."""
         self._job = job.id
         self._is_cancelled.clear()
         for step in range(1, STEPS + 1):
             data = {"step": step, "steps": STEPS, "pass": 1, "passes": 1}
-            told(Event(STEP, job.id, 20.0 * step, data, _png(step)))
+            tell(Event(STEP, job.id, 20.0 * step, data, _png(step)))
             while not self.may_go_on.wait(0.01):
                 if self._is_cancelled.is_set():
                     raise CancelledError(job.id)
@@ -47,7 +47,7 @@ class QuickMaker:
         draws = np.random.default_rng(fields["seed"])
         shape = (fields["num_frames"], fields["height"], fields["width"], 3)
         frames = draws.integers(0, 255, shape, dtype=np.uint8)
-        told(Event(DECODING, job.id, 90.0, {"frame": len(frames), "frames": len(frames)}))
+        tell(Event(DECODING, job.id, 90.0, {"frame": len(frames), "frames": len(frames)}))
         save_video(iter(frames), folder / VIDEO, (fields["height"], fields["width"]), fields["fps"])
         Image.fromarray(frames[0]).save(folder / THUMBNAIL)
         self.made.append(job)

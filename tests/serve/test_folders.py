@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import stat
 import time
 
 import pytest
@@ -175,3 +176,11 @@ def test_what_was_uploaded_is_on_the_disk_with_its_name_before_a_job_is_accepted
     folder = folders.of(filled)
     assert {*synced[:2]} == {str(folder / "input-1.png"), str(folder / "input-2.mp4")}
     assert synced[2:] == [str(folder), str(folders.root)]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has other permissions")
+def test_prompts_and_uploads_lie_in_folders_that_are_their_owners_alone(tmp_path):
+    data = tmp_path / "data"
+    Store(data / "jobs.sqlite", 1).close()
+    assert stat.S_IMODE(data.stat().st_mode) == 0o700
+    assert stat.S_IMODE(Folders(data / "videos").root.stat().st_mode) == 0o700
