@@ -20,7 +20,7 @@ from ltx_serve.settings import Settings, check_settings
 
 app = typer.Typer(pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})
 _DATA, _TOKEN = "serve", "LTX_TOKEN"
-_SAME_NAMES = tuple({one.name for one in fields(Arguments)} & {one.name for one in fields(Settings)})
+_SAME_NAMES = tuple({option.name for option in fields(Arguments)} & {setting.name for setting in fields(Settings)})
 _MOST_TOKEN_BYTES = 10_000
 
 
@@ -49,9 +49,9 @@ def settings_of(typed: Arguments) -> Settings:
     Raises:
         LtxError: the token's file cannot be read, there are two tokens, or a size is no number of bytes.
     """
-    given: dict[str, Any] = {name: getattr(typed, name) for name in _SAME_NAMES}
+    same: dict[str, Any] = {name: getattr(typed, name) for name in _SAME_NAMES}
     return Settings(
-        **given
+        **same
         | {
             "engines": engines_folder(_at_home(typed.engines)).absolute(),
             "data": (_at_home(typed.data) or data_folder(_DATA)).absolute(),

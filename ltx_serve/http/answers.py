@@ -155,10 +155,10 @@ def video_answer(job: Job, position: int | None = None) -> VideoAnswer:
         job: the job.
         position: its place in the queue, from 1; None unless it is queued.
     """
-    asked = job.fields
-    twice = bool(asked.get("temporal_upscale"))
-    num_frames = 2 * asked["num_frames"] - 1 if twice else asked["num_frames"]
-    fps = 2 * asked["fps"] if twice else asked["fps"]
+    fields = job.fields
+    twice = bool(fields.get("temporal_upscale"))
+    num_frames = 2 * fields["num_frames"] - 1 if twice else fields["num_frames"]
+    fps = 2 * fields["fps"] if twice else fields["fps"]
     return VideoAnswer(
         id=job.id,
         model=job.model,
@@ -168,16 +168,16 @@ def video_answer(job: Job, position: int | None = None) -> VideoAnswer:
         completed_at=job.completed_at,
         expires_at=job.expires_at,
         seconds=_number(num_frames / fps),
-        size=f"{asked['width']}x{asked['height']}",
-        prompt=asked["prompt"],
+        size=f"{fields['width']}x{fields['height']}",
+        prompt=fields["prompt"],
         remixed_from_video_id=job.remixed_from,
         error=None if job.failure is None else VideoFailure(code=job.failure.code, message=job.failure.message),
-        seed=asked["seed"],
+        seed=fields["seed"],
         num_frames=num_frames,
         fps=fps,
         started_at=job.started_at,
         position=position,
-        request=asked,
+        request=fields,
         stages=job.result.get("stages", {}),
     )
 

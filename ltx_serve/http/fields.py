@@ -238,16 +238,16 @@ def draft_of(values: Mapping[str, Any], uploads: Mapping[str, UploadFile], first
     Raises:
         ApiError: a field is unknown, or has a value that cannot be read.
     """
-    given = {name: value for name, value in values.items() if name in FIELDS or _refused(name)}
-    model, inputs = given.pop("model", None), _Inputs(uploads, first)
+    fields = {name: value for name, value in values.items() if name in FIELDS or _refused(name)}
+    model, inputs = fields.pop("model", None), _Inputs(uploads, first)
     if not isinstance(model, (str, type(None))):
         raise wrong("model", f"model must be text; got {shown(model)}", "give a name of /v1/models")
-    _check_limits(given)
-    _set_size(given)
-    _set_duration(given)
-    _set_media(given, inputs)
+    _check_limits(fields)
+    _set_size(fields)
+    _set_duration(fields)
+    _set_media(fields, inputs)
     inputs.check_uploads()
-    return Draft(model, given, inputs.contents, inputs.labels)
+    return Draft(model, fields, inputs.contents, inputs.labels)
 
 
 def _refused(name: str) -> bool:
@@ -258,43 +258,43 @@ def _refused(name: str) -> bool:
     raise wrong(name[:MOST_SHOWN], f"there is no field {shown(name)}", advice, "unknown_parameter")
 
 
-def _check_limits(given: dict[str, Any]) -> None:
+def _check_limits(fields: dict[str, Any]) -> None:
     """Checks what would take long to plan before it is found to be too much."""
     for name in ("prompt", "negative_prompt"):
-        text = given.get(name)
+        text = fields.get(name)
         if isinstance(text, str) and len(text) > _LONGEST_PROMPT:
             raise wrong(name, f"{name} has {len(text)} characters; at most {_LONGEST_PROMPT} are read", "shorten it")
-    steps, timesteps = given.get("steps"), given.get("timesteps")
+    steps, timesteps = fields.get("steps"), fields.get("timesteps")
     count = len(timesteps) if isinstance(timesteps, list) else steps
     if isinstance(count, (int, float)) and count > _MOST_STEPS:
         raise wrong("steps" if count is steps else "timesteps", f"there are at most {_MOST_STEPS} steps", "use fewer")
 
 
-def _set_size(given: dict[str, Any]) -> None:
+def _set_size(fields: dict[str, Any]) -> None:
     """Replaces `size` by height and width, and pads those that are no multiples of 32."""
-    size = given.pop("size", None)
+    size = fields.pop("size", None)
     if size is None:
         return
     match = _SIZE.fullmatch(size) if isinstance(size, str) else None
     if match is None:
         raise wrong("size", f"size must be WIDTHxHEIGHT; got {shown(size)}", "use a size of /v1/models")
     for name, value in (("width", int(match[1])), ("height", int(match[2]))):
-        if given.get(name) is not None:
+        if fields.get(name) is not None:
             raise wrong(name, f"size and {name} set the same thing", "leave one of them out")
-        given[name] = value
-        if value % SPATIAL_SCALE and given.get("pad") is None:
-            given["pad"] = True
+        fields[name] = value
+        if value % SPATIAL_SCALE and fields.get("pad") is None:
+            fields["pad"] = True
 
 
-def _set_duration(given: dict[str, Any]) -> None:
+def _set_duration(fields: dict[str, Any]) -> None:
     """Replaces `seconds`, a number or, as in OpenAI's API, its text, by the duration."""
-    if "seconds" not in given:
+    if "seconds" not in fields:
         return
-    seconds = given.pop("seconds")
-    if seconds is not None and given.get("num_frames") is not None:
+    seconds = fields.pop("seconds")
+    if seconds is not None and fields.get("num_frames") is not None:
         raise wrong("seconds", "seconds and num_frames set the same thing", "leave one of them out")
     try:
-        given["duration"] = None if seconds is None else number_of(seconds)
+        fields["duration"] = None if seconds is None else number_of(seconds)
     except (TypeError, ValueError):
         raise wrong("seconds", f"seconds must be a number; got {shown(seconds)}", "use 4") from None
 
@@ -312,14 +312,14 @@ def number_of(value: Any) -> float:
     return number
 
 
-def _set_media(given: dict[str, Any], inputs: _Inputs) -> None:
+def _set_media(fields: dict[str, Any], inputs: _Inputs) -> None:
     """Replaces images and clips by the names of their files."""
-    reference, conditions = given.pop("input_reference", None), given.pop("conditions", None)
+    reference, conditions = fields.pop("input_reference", None), fields.pop("conditions", None)
     if reference is not None or conditions is not None:
         first = [] if reference is None else [{"media": inputs.add(_reference(reference), "input_reference")}]
-        given["conditions"] = [*first, *_conditions(conditions or [], inputs)]
-    if given.get("video") is not None:
-        given["video"] = inputs.add(given["video"], "video")
+        fields["conditions"] = [*first, *_conditions(conditions or [], inputs)]
+    if fields.get("video") is not None:
+        fields["video"] = inputs.add(fields["video"], "video")
 
 
 def _reference(value: Any) -> Any:

@@ -99,9 +99,9 @@ def is_public(path: str) -> bool:
 
 def _check_token(headers: Headers, token: bytes) -> None:
     """Compares the token in a time that does not depend on how much of it is right."""
-    scheme, _, given = headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode("latin-1", "replace"), token):
-        problem = "the token is wrong" if given else "there is no token"
+    scheme, _, sent_token = headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not hmac.compare_digest(sent_token.strip().encode("latin-1", "replace"), token):
+        problem = "the token is wrong" if sent_token else "there is no token"
         message = f"{problem} - send the header Authorization: Bearer TOKEN"
         challenge = {"WWW-Authenticate": "Bearer"}
         raise ApiError(401, message, "invalid_api_key", None, AUTHENTICATION, challenge)

@@ -1,17 +1,18 @@
 // The form: what a video shall show, with choices that the model can make.
 
+import { at, copy } from "./elements.js";
+import { release } from "./server.js";
 import { lengthInWords, sizeInWords } from "./words.js";
 
 const DRAFT_KEY = "ltx-draft";
 const TYPED = ["negative_prompt", "guidance_scale", "steps", "fps"];
-const at = (id) => document.getElementById(id);
 
 export const drawSeed = () => crypto.getRandomValues(new Uint32Array(1))[0];
 
 const shapeOf = (width, height) => (width > height ? "landscape" : width < height ? "portrait" : "square");
 const numbers = (size) => size.split("x").map(Number);
 const ratio = (size) => numbers(size)[0] / numbers(size)[1];
-const fromWideToTall = (one, other) => ratio(other) - ratio(one);
+const fromWideToTall = (left, right) => ratio(right) - ratio(left);
 
 export class Composer {
   /** `submit(form, source)` sends a FormData; `source` is the id of the video whose picture or clip is used again. */
@@ -90,7 +91,7 @@ export class Composer {
   }
 
   addLength(frames) {
-    this.lengths = [...this.lengths, { num_frames: frames }].sort((one, other) => one.num_frames - other.num_frames);
+    this.lengths = [...this.lengths, { num_frames: frames }].sort((left, right) => left.num_frames - right.num_frames);
     at("length").max = this.lengths.length - 1;
   }
 
@@ -211,7 +212,7 @@ export class Composer {
   }
 
   removeMedia() {
-    if (this.address?.startsWith("blob:")) URL.revokeObjectURL(this.address);
+    release(this.address);
     [this.file, this.source, this.address, this.shape] = [null, null, null, null];
     at("file").value = "";
     at("media-preview").replaceChildren();
@@ -240,7 +241,7 @@ export class Composer {
   // Sending
 
   /** What is asked for. A field that is left blank has the model's own value, and so has one that it does not use. */
-  asked() {
+  request() {
     const form = new FormData();
     form.set("model", this.model.id);
     form.set("prompt", at("prompt").value.trim());
@@ -259,7 +260,7 @@ export class Composer {
     this.sending = true;
     at("submit").setAttribute("aria-disabled", "true");
     try {
-      await this.submit(this.asked(), this.source);
+      await this.submit(this.request(), this.source);
     } catch (error) {
       this.showProblem(error.message, error.param);
     } finally {
@@ -283,7 +284,7 @@ export class Composer {
 const mayBeMedia = (file) => !file.type || /^(image|video)\//.test(file.type);
 
 function sizeChoice(size) {
-  const choice = at("size-template").content.firstElementChild.cloneNode(true);
+  const choice = copy("size-template");
   const [width, height] = numbers(size);
   const input = choice.querySelector("input");
   input.value = size;

@@ -1,11 +1,10 @@
 // What is being made, and all videos: cards that are made once for each video and then kept up to date.
 
+import { at, copy } from "./elements.js";
 import { content, release } from "./server.js";
 import { factsInWords, failureInWords, stageInWords, timeInWords } from "./words.js";
 import { isActive } from "./videos.js";
 
-const at = (id) => document.getElementById(id);
-const copy = (id) => at(id).content.firstElementChild.cloneNode(true);
 const MOST_WAITING = 6; // of other people; more are counted
 
 function giveShape(element, video) {
@@ -14,12 +13,12 @@ function giveShape(element, video) {
 }
 
 function button(words, pressed, kind = "") {
-  const made = document.createElement("button");
-  made.type = "button";
-  made.className = kind;
-  made.textContent = words;
-  made.addEventListener("click", pressed);
-  return made;
+  const element = document.createElement("button");
+  element.type = "button";
+  element.className = kind;
+  element.textContent = words;
+  element.addEventListener("click", pressed);
+  return element;
 }
 
 /** Makes a list hold these elements. Those that are in place are not touched, so focus stays and videos play on. */

@@ -1,6 +1,7 @@
 // The page as a whole: what the parts do together, the token, the connection, the colours, and what is announced.
 
 import { Composer, drawSeed } from "./composer.js";
+import { at } from "./elements.js";
 import { Gallery } from "./gallery.js";
 import { Player } from "./player.js";
 import { Unreachable, content, json, listen, setToken, token } from "./server.js";
@@ -10,7 +11,6 @@ import { failureInWords, failureTitle, hasMedia, hasMore, stageInWords } from ".
 const THEME_KEY = "ltx-theme";
 const BACK_MS = 3000;
 const TRY_AGAIN_MS = 3000;
-const at = (id) => document.getElementById(id);
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 
 // Colours

@@ -1,10 +1,9 @@
 // One video, large: its settings in words, and what can be done with it.
 
+import { at } from "./elements.js";
 import { release } from "./server.js";
 import { videoElement } from "./gallery.js";
 import { failureInWords, failureTitle, fileName, settingsInWords } from "./words.js";
-
-const at = (id) => document.getElementById(id);
 
 export class Player {
   /** `does` has what the buttons do: again, use, remix and remove, each with a video. */

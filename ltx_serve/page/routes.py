@@ -11,7 +11,7 @@ FILES = {
     "icon.svg": "image/svg+xml",
     **{
         f"{script}.js": "text/javascript"
-        for script in ("page", "server", "words", "composer", "videos", "gallery", "player")
+        for script in ("page", "elements", "server", "words", "composer", "videos", "gallery", "player")
     },
 }
 # Scripts and styles are files of ours alone. Previews are data URLs; with a token, videos and thumbnails are blobs.

@@ -61,9 +61,9 @@ export async function call(path, options = {}) {
 }
 
 async function errorOf(response) {
-  const told = await response.json().catch(() => ({}));
-  const message = told.error?.message ?? `The server answered with status ${response.status}.`;
-  return new ServerError(message, response.status, told.error?.param);
+  const body = await response.json().catch(() => ({}));
+  const message = body.error?.message ?? `The server answered with status ${response.status}.`;
+  return new ServerError(message, response.status, body.error?.param);
 }
 
 // Seeds go up to 2^64, more than a number holds here: a longer one stays the text that it is.

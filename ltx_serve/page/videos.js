@@ -59,15 +59,15 @@ export class Videos {
   }
 
   async refresh() {
-    const asked = this.known.slice();
+    const knownThen = this.known.slice();
     const page = await json(`v1/videos?limit=${PAGE}&order=desc`);
     const listed = ids(page.data);
-    const end = page.has_more ? asked.findIndex((video) => video.id === page.data.at(-1).id) : -1;
+    const end = page.has_more ? knownThen.findIndex((video) => video.id === page.data.at(-1).id) : -1;
     // What should be on this page and is not has been deleted. Without an overlap, what is known is too old to tell.
-    const older = end < 0 ? [] : asked.slice(end + 1);
+    const older = end < 0 ? [] : knownThen.slice(end + 1);
     if (end < 0) [this.hasMore, this.oldest] = [page.has_more, page.data.at(-1)?.id];
     const fresh = await this.unfinished([...older.filter(isActive).map((video) => video.id), ...this.mine], listed);
-    const before = ids(asked);
+    const before = ids(knownThen);
     const added = this.known.filter((video) => !before.has(video.id) && !listed.has(video.id)); // while we waited
     const kept = older.filter((video) => !fresh.has(video.id));
     this.replace([...added, ...page.data, ...kept, ...[...fresh.values()].filter(Boolean)]);

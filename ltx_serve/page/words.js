@@ -64,7 +64,7 @@ export function settingsInWords(video, defaults) {
   const { request } = video;
   const seconds = Object.values(video.stages).reduce((sum, stage) => sum + stage, 0);
   const length = lengthInWords(video.num_frames, video.fps);
-  const made = dateInWords(video.completed_at ?? video.created_at);
+  const date = dateInWords(video.completed_at ?? video.created_at);
   const others = Object.entries(request).filter(([name]) => !IN_FORM.includes(name) && !MEDIA.includes(name));
   const pairs = [
     ["Size", sizeInWords(video.size)],
@@ -76,7 +76,7 @@ export function settingsInWords(video, defaults) {
     ["Guidance", request.guidance_scale],
     ["Also", others.map(([name, value]) => `${name} ${JSON.stringify(value)}`).join(", ")],
     ["Model", video.model],
-    ["Made", seconds ? `${made}, in ${number.format(seconds)} s` : made],
+    ["Made", seconds ? `${date}, in ${number.format(seconds)} s` : date],
   ];
   return pairs.filter(([, value]) => value !== undefined && value !== null && value !== "");
 }

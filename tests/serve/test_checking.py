@@ -55,8 +55,8 @@ def test_a_request_comes_back_with_everything_filled_in_and_stays_so_when_checke
 
 def test_images_keep_their_names_and_decide_the_size_if_they_are_to(checker, engines, tmp_path):
     (tmp_path / "input-1").write_bytes(png((200, 100)))
-    asked = {"prompt": "A fox", "num_frames": 9, "conditions": [{"media": "input-1"}], "fit": "size-from-image"}
-    filled = checker.check(asked, tmp_path, engines)
+    fields = {"prompt": "A fox", "num_frames": 9, "conditions": [{"media": "input-1"}], "fit": "size-from-image"}
+    filled = checker.check(fields, tmp_path, engines)
     assert filled["conditions"] == [{"media": "input-1"}]
     assert filled["width"] == 2 * filled["height"]
 

@@ -90,8 +90,8 @@ def test_the_program_of_the_documentation_runs_against_the_command_without_optio
 def test_what_was_accepted_before_sigterm_is_made_after_the_next_start(folder):
     data = ("--data", str(folder / "kept"))
     with started(folder, *data, "--grace-s", "0") as process:
-        asked = {"prompt": "A fox", "num_frames": 49}
-        ids = [httpx.post(f"{process.url}v1/videos", json=asked).json()["id"] for _ in range(2)]
+        fields = {"prompt": "A fox", "num_frames": 49}
+        ids = [httpx.post(f"{process.url}v1/videos", json=fields).json()["id"] for _ in range(2)]
         with httpx.stream("GET", f"{process.url}v1/videos/{ids[0]}/events") as events:
             next(line for line in events.iter_lines() if line == "event: step")
             assert process.stop() == 0  # although a stream is open
@@ -141,9 +141,9 @@ def run(tmp_path, monkeypatch, capsys):
 def test_a_port_that_is_taken_is_told_before_anything_is_started(run):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        code, told = run("--port", str(port))
-    assert (code, told.count("\n")) == (2, 1)
-    assert f"port {port} of 127.0.0.1 is taken" in told
+        code, message = run("--port", str(port))
+    assert (code, message.count("\n")) == (2, 1)
+    assert f"port {port} of 127.0.0.1 is taken" in message
 
 
 def test_what_cannot_be_served_is_told_in_one_sentence(run, tmp_path):
@@ -164,18 +164,18 @@ def test_what_cannot_be_served_is_told_in_one_sentence(run, tmp_path):
         (("--keep-gb", "inf"), "keep-gb"),
         (("--port", "70000"), "port must be from 0 to 65535; got 70000"),
     ):
-        code, told = run("--port", "0", *arguments)
-        assert code == 2, (arguments, told)
-        assert told.startswith("error: ") and sentence in told and told.count("\n") == 1, (arguments, told)
+        code, message = run("--port", "0", *arguments)
+        assert code == 2, (arguments, message)
+        assert message.startswith("error: ") and sentence in message and message.count("\n") == 1, (arguments, message)
 
 
 def test_a_missing_extra_is_told_with_the_command_that_installs_it(run, monkeypatch):
     from ltx_runtime import packages
 
     monkeypatch.setattr(packages, "find_spec", lambda name: None if name == "uvicorn" else object())
-    code, told = run()
+    code, message = run()
     assert code == 2
-    assert told.startswith("error: uvicorn not installed - run: ")
+    assert message.startswith("error: uvicorn not installed - run: ")
 
 
 def test_the_token_is_the_first_line_of_its_file_or_the_variable(run, monkeypatch, tmp_path):

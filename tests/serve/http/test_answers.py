@@ -18,7 +18,7 @@ SMALL = {"prompt": "A fox, at dawn: «schön»", "size": "96x64", "num_frames": 
 
 
 @pytest.fixture(scope="module")
-def made(server):
+def completed(server):
     """A completed video."""
     return server.wait(server.client.post("/v1/videos", json=SMALL).json()["id"])
 
@@ -43,20 +43,20 @@ def events_of(text: str) -> list[dict[str, object]]:
     """Returns the data of every event in a whole stream, after checking that its name is its kind."""
     events = [block.split("\n") for block in text.strip().split("\n\n") if not block.startswith(":")]
     data = [json.loads(line.removeprefix("data: ")) for _, line in events]
-    assert [f"event: {one['kind']}" for one in data] == [name for name, _ in events]
+    assert [f"event: {event['kind']}" for event in data] == [name for name, _ in events]
     return data
 
 
-def test_an_answer_has_the_fields_of_openais_video_and_those_of_this_server(made, server):
-    assert made == {
-        "id": made["id"],
+def test_an_answer_has_the_fields_of_openais_video_and_those_of_this_server(completed, server):
+    assert completed == {
+        "id": completed["id"],
         "object": "video",
         "model": "demo",
         "status": "completed",
         "progress": 100,
-        "created_at": made["created_at"],
-        "started_at": made["started_at"],
-        "completed_at": made["completed_at"],
+        "created_at": completed["created_at"],
+        "started_at": completed["started_at"],
+        "completed_at": completed["completed_at"],
         "expires_at": None,
         "seconds": "0.38",
         "size": "96x64",
@@ -67,20 +67,20 @@ def test_an_answer_has_the_fields_of_openais_video_and_those_of_this_server(made
         "num_frames": 9,
         "fps": 24.0,
         "position": None,
-        "request": made["request"],
+        "request": completed["request"],
         "stages": STAGES,
     }
-    assert re.fullmatch("video_[0-9a-f]{32}", made["id"])
-    assert made["request"]["negative_prompt"]  # the version's own
-    assert server.makers[0].made[-1].fields == made["request"]
+    assert re.fullmatch("video_[0-9a-f]{32}", completed["id"])
+    assert completed["request"]["negative_prompt"]  # the version's own
+    assert server.makers[0].made[-1].fields == completed["request"]
 
 
 def test_sizes_that_the_model_cannot_make_are_padded_or_refused_if_that_was_ruled_out(server):
     for size in ("100x60", "98x66", "720x400"):
-        asked = {"prompt": "A fox", "size": size, "num_frames": 9}
-        answer = server.client.post("/v1/videos", json=asked).json()
+        fields = {"prompt": "A fox", "size": size, "num_frames": 9}
+        answer = server.client.post("/v1/videos", json=fields).json()
         assert (answer["size"], answer["request"]["pad"]) == (size, True)
-        refused = server.client.post("/v1/videos", json={**asked, "pad": False})
+        refused = server.client.post("/v1/videos", json={**fields, "pad": False})
         assert refused.status_code == 400
         assert refused.json()["error"]["param"] in ("width", "height")
     odd = server.client.post("/v1/videos", json={"prompt": "A fox", "size": "99x64", "num_frames": 9})
@@ -133,20 +133,20 @@ def test_uploads_are_conditions_under_the_names_that_the_request_gives_them(serv
     assert (folder / "input-2").read_bytes() == png(colour="red")
 
 
-def test_a_file_is_sent_whole_or_in_parts(made, server):
-    path = f"/v1/videos/{made['id']}/content"
+def test_a_file_is_sent_whole_or_in_parts(completed, server):
+    path = f"/v1/videos/{completed['id']}/content"
     whole = server.client.get(path)
     assert (whole.status_code, whole.headers["content-type"]) == (200, "video/mp4")
     assert whole.headers["content-disposition"] == "inline; filename*=utf-8''A-fox-at-dawn-sch%C3%B6n-5.mp4"
     content = whole.content
-    assert content == server.folders.video(made["id"]).read_bytes()
-    for asked, part in (("bytes=0-9", content[:10]), ("bytes=100-", content[100:]), ("bytes=-7", content[-7:])):
-        answer = server.client.get(path, headers={"Range": asked})
-        assert (answer.status_code, answer.content) == (206, part), asked
+    assert content == server.folders.video(completed["id"]).read_bytes()
+    for range_, part in (("bytes=0-9", content[:10]), ("bytes=100-", content[100:]), ("bytes=-7", content[-7:])):
+        answer = server.client.get(path, headers={"Range": range_})
+        assert (answer.status_code, answer.content) == (206, part), range_
         assert answer.headers["content-range"].endswith(f"/{len(content)}")
-        stale = server.client.get(path, headers={"Range": asked, "If-Range": '"another"'})
+        stale = server.client.get(path, headers={"Range": range_, "If-Range": '"another"'})
         assert (stale.status_code, stale.content) == (200, content)
-        fresh = server.client.get(path, headers={"Range": asked, "If-Range": whole.headers["etag"]})
+        fresh = server.client.get(path, headers={"Range": range_, "If-Range": whole.headers["etag"]})
         assert fresh.status_code == 206
     assert server.client.get(path, headers={"Range": f"bytes={len(content)}-"}).status_code == 416
     assert server.client.get(path, params={"variant": "spritesheet"}).status_code == 400

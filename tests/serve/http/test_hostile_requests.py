@@ -324,12 +324,12 @@ def test_sockets_that_send_nothing_do_not_keep_others_waiting_and_are_closed(ser
         sockets = [
             stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=10)) for _ in range(200)
         ]
-        for one in sockets[::2]:
-            one.sendall(b"POST /v1/videos HTTP/1.1\r\nHost: 127")
+        for connection in sockets[::2]:
+            connection.sendall(b"POST /v1/videos HTTP/1.1\r\nHost: 127")
         began = time.monotonic()
         assert server.client.get("/healthz").status_code == 200
         assert time.monotonic() - began < 2
-        assert all(one.recv(1) == b"" for one in sockets)
+        assert all(connection.recv(1) == b"" for connection in sockets)
 
 
 def test_a_body_that_stops_coming_is_answered_and_leaves_nothing(server, monkeypatch):
@@ -348,14 +348,14 @@ def test_a_client_that_does_not_read_its_answer_is_cut_off(server, monkeypatch):
     size = 100_000_000  # more than the system keeps on the way
     with server.folders.video(id).open("r+b") as file:
         file.truncate(size)
-    with socket.socket() as one:
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        one.connect(("127.0.0.1", server.port))
-        one.sendall(f"GET /v1/videos/{id}/content HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", server.port))
+        connection.sendall(f"GET /v1/videos/{id}/content HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
         time.sleep(1.5)
         received = 0
         with contextlib.suppress(ConnectionResetError):
-            while chunk := one.recv(1 << 20):
+            while chunk := connection.recv(1 << 20):
                 received += len(chunk)
     assert 0 < received < size
 
@@ -363,5 +363,5 @@ def test_a_client_that_does_not_read_its_answer_is_cut_off(server, monkeypatch):
 def test_a_client_that_leaves_while_it_uploads_leaves_nothing(server):
     head = b"POST /v1/videos HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: multipart/form-data; boundary=x\r\n"
     part = b'--x\r\nContent-Disposition: form-data; name="input_reference"; filename="a"\r\n\r\n' + bytes(100_000)
-    with socket.create_connection(("127.0.0.1", server.port)) as one:
-        one.sendall(head + b"Content-Length: 900000\r\n\r\n" + part)
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall(head + b"Content-Length: 900000\r\n\r\n" + part)

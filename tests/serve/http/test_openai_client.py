@@ -25,7 +25,7 @@ def client(server):
 
 
 @pytest.fixture(scope="module")
-def made(client):
+def completed(client):
     """A video that is completed."""
     return client.videos.create_and_poll(prompt="A fox", **SMALL, poll_interval_ms=20)
 
@@ -40,26 +40,26 @@ def test_a_video_is_queued_with_everything_that_was_asked_for_and_what_was_fille
     )
     assert (video.object, video.status, video.prompt, video.model) == ("video", "queued", "A fox", "demo")
     assert (video.size, video.seconds, video.seed, video.num_frames, video.fps) == ("96x64", "1.04", 7, 25, 24.0)
-    asked = {"guidance_scale": 2.5, "single_pass": True, "skip_blocks": [1, 2], "steps": 8}
-    assert {name: video.request[name] for name in asked} == asked
+    fields = {"guidance_scale": 2.5, "single_pass": True, "skip_blocks": [1, 2], "steps": 8}
+    assert {name: video.request[name] for name in fields} == fields
     assert client.videos.poll(video.id, poll_interval_ms=20).status == "completed"
 
 
-def test_a_completed_video_says_how_long_its_stages_took(made, client):
-    video = client.videos.retrieve(made.id)
+def test_a_completed_video_says_how_long_its_stages_took(completed, client):
+    video = client.videos.retrieve(completed.id)
     assert (video.status, video.progress, video.error, video.stages) == ("completed", 100, None, STAGES)
     assert video.created_at <= video.started_at <= video.completed_at
 
 
-def test_the_downloaded_file_is_the_video_that_was_asked_for(made, client, tmp_path):
-    client.videos.download_content(made.id).write_to_file(tmp_path / "video")
+def test_the_downloaded_file_is_the_video_that_was_asked_for(completed, client, tmp_path):
+    client.videos.download_content(completed.id).write_to_file(tmp_path / "video")
     with opened(tmp_path / "video") as clip:
         facts = clip.facts
     assert (facts.width, facts.height, facts.frames, facts.fps) == (96, 64, 9, 24)
 
 
-def test_the_thumbnail_is_a_picture_of_the_same_size(made, client):
-    content = client.videos.download_content(made.id, variant="thumbnail").read()
+def test_the_thumbnail_is_a_picture_of_the_same_size(completed, client):
+    content = client.videos.download_content(completed.id, variant="thumbnail").read()
     assert Image.open(io.BytesIO(content)).size == (96, 64)
 
 
@@ -76,9 +76,12 @@ def test_images_in_the_request_itself_are_conditions_in_json_or_as_the_client_sp
     url = "data:image/png;base64," + base64.b64encode(png()).decode()
     conditions = [{"media": url, "frame": 0, "strength": 1}, {"media": url, "frame": 8, "strength": 0.5}]
     for spelled in (conditions, json.dumps(conditions), json.dumps([{"media": url}, conditions[1]])):
-        asked = {"num_frames": 9, "conditions": spelled, "input_reference": {"image_url": url}}
-        video = client.videos.create(prompt="A fox", size="96x64", extra_body=asked)
-        kept = [(one["media"], one.get("frame", 0), one.get("strength", 1)) for one in video.request["conditions"]]
+        fields = {"num_frames": 9, "conditions": spelled, "input_reference": {"image_url": url}}
+        video = client.videos.create(prompt="A fox", size="96x64", extra_body=fields)
+        kept = [
+            (condition["media"], condition.get("frame", 0), condition.get("strength", 1))
+            for condition in video.request["conditions"]
+        ]
         assert kept == [("input-1", 0, 1), ("input-2", 0, 1), ("input-3", 8, 0.5)]
 
 
