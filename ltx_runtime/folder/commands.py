@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shlex
+from importlib.util import find_spec
 from pathlib import Path
 
+from ltx_runtime.errors import LtxError
 from ltx_runtime.files import amount, engines_folder
 from ltx_runtime.spec.versions import VERSIONS
 
@@ -30,6 +32,19 @@ def onnx_command(version: str, root: Path | None = None, options: str = "") -> s
         else f" --engines {shlex.quote(str(root))}"
     )
     return f"ltx-export onnx {version}{options and f' {options}'}{into}"
+
+
+def no_versions(problem: str, advice: str = "") -> LtxError:
+    """Returns the error of a place without versions, which says how to get one on this machine.
+
+    Args:
+        problem: what is wrong.
+        advice: what else can be done where versions can be exported.
+    """
+    if find_spec("torch") is not None:
+        return LtxError(problem, advice, export_command("demo"))
+    fetched = "copy a version folder here and give its path with --engines, or get one with ltx-run --fetch OWNER/NAME"
+    return LtxError(problem, fetched)
 
 
 def fetch_advice(version: str) -> str:

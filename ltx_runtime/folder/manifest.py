@@ -16,7 +16,7 @@ from typing import Any
 
 from ltx_runtime.errors import LtxError
 from ltx_runtime.files import engines_folder, refuse_pointer, written_whole
-from ltx_runtime.folder.commands import export_command, fetch_advice
+from ltx_runtime.folder.commands import export_command, fetch_advice, no_versions
 from ltx_runtime.spec.components import Component, Port
 from ltx_runtime.spec.encodings import Rope
 from ltx_runtime.spec.presets import Schedule
@@ -375,13 +375,10 @@ def find_folder(engines: Path, version: str | None) -> Path:
         raise LtxError(f"{engines} holds several versions", f"choose one with --version: {', '.join(names)}")
     if not engines.is_dir():
         if engines == engines_folder(None):
-            raise LtxError(
-                f"there are no exported versions: neither ./engines nor {engines} is a folder",
-                "add --version and a release to see how to get it",
-                export_command("demo"),
-            )
-        raise LtxError(f"{engines} is not a folder", "check the path", export_command("demo"))
-    raise LtxError(f"{engines} holds no complete version folder", command=export_command("demo"))
+            problem = f"there are no exported versions: neither ./engines nor {engines} is a folder"
+            raise no_versions(problem, "add --version and a release to see how to get it")
+        raise no_versions(f"{engines} is not a folder", "check the path")
+    raise no_versions(f"{engines} holds no complete version folder")
 
 
 def _versions_in(root: Path) -> list[str]:

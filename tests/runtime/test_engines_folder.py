@@ -53,10 +53,12 @@ def test_a_version_of_the_user_is_found_from_any_folder(user, engines, run, monk
     assert (code, f"folder: {user}," in out) == (0, True)
 
 
-def test_where_there_is_none_both_places_are_named(user, run):
+@pytest.mark.parametrize(("torch", "to_do"), [(object(), "run: ltx-export"), (None, "copy a version folder here")])
+def test_where_there_is_none_both_places_are_named_with_what_can_be_done_here(user, run, monkeypatch, torch, to_do):
+    monkeypatch.setattr("ltx_runtime.folder.commands.find_spec", lambda name: torch)
     code, _, err = run(*SMALL)
     assert code == 2
-    assert f"neither ./engines nor {user} is a folder - run: ltx-export" in err
+    assert f"neither ./engines nor {user} is a folder - {to_do}" in err
     code, out, _ = run("--doctor")
     assert (code, f"folder: {user} (does not exist yet), " in out) == (0, True)
     code, _, err = run("--doctor", "--engines", "no/such")
