@@ -169,7 +169,7 @@ class _Readiness:
             if time.monotonic() - self._looked >= _LOOK_S:
                 self._disk_problem = self._look()
                 self._looked = time.monotonic()
-            return self._disk_problem or (None if self._crew.is_working else "no worker is alive")
+            return self._disk_problem or (None if self._crew.is_working else "no worker can make videos")
 
     def _look(self) -> str | None:
         try:

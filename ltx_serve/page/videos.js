@@ -76,14 +76,14 @@ export class Videos {
   /** Returns what unfinished videos beyond the newest page have become, by id; null for those that are gone. */
   async unfinished(ids, listed) {
     const wanted = [...new Set(ids)].filter((id) => !listed.has(id)).slice(0, MOST_OLD);
-    const found = wanted.map((id) =>
+    const answers = wanted.map((id) =>
       json(path(id)).catch((error) => {
         if (error.status !== 404) throw error;
         this.mine.delete(id);
         return null;
       }),
     );
-    return new Map((await Promise.all(found)).map((video, index) => [wanted[index], video]));
+    return new Map((await Promise.all(answers)).map((video, index) => [wanted[index], video]));
   }
 
   async more() {

@@ -204,6 +204,21 @@ def test_a_silent_stream_is_kept_alive_and_ends_once_its_client_has_left(server,
     assert has_ended.wait(5)
 
 
+def test_only_so_many_streams_are_open_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(events, "_MOST_STREAMS", 1)
+    with serving(tmp_path) as server:
+        server.makers[0].may_go_on.clear()
+        path = f"/v1/videos/{server.client.post('/v1/videos', json=SMALL).json()['id']}/events"
+        with server.client.stream("GET", path) as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            refused = server.client.get(path)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (429, "too_many_streams")
+            server.makers[0].may_go_on.set()
+            assert "event: completed" in [*lines]
+        assert server.client.get(path).status_code == 200
+
+
 def test_a_video_is_cancelled_while_it_waits_and_while_it_is_made(server, held):
     first, second = (server.client.post("/v1/videos", json=SMALL).json()["id"] for _ in range(2))
     started(server, first)
@@ -268,7 +283,7 @@ def test_a_server_is_ready_while_its_disk_can_be_written_and_it_has_workers(tmp_
         moved.rename(server.settings.data)
         server.crew.stop(0)
         answer = server.client.get("/readyz")
-        assert (answer.status_code, answer.json()["reason"]) == (503, "no worker is alive")
+        assert (answer.status_code, answer.json()["reason"]) == (503, "no worker can make videos")
         assert server.client.get("/healthz").status_code == 200
 
 
