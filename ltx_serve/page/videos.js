@@ -5,7 +5,7 @@ import { ServerError, Unreachable, call, follow, json, post } from "./server.js"
 
 const PAGE = 24;
 const BUSY_MS = 2000;
-const IDLE_MS = 15000;
+const IDLE_MS = 5000;
 const MOST_WAIT_MS = 10000;
 const MOST_STREAMS = 2; // a browser opens few connections to one server
 const MOST_OLD = 8; // unfinished videos beyond the newest page, asked for one by one
