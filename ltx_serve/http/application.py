@@ -6,7 +6,7 @@ import errno
 import logging
 import re
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from http import HTTPStatus
 from pathlib import Path
@@ -21,8 +21,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from ltx_runtime.errors import LtxError, printable
+from ltx_runtime.outputs.plain import shown
 from ltx_runtime.packages import RELEASE
 from ltx_serve.checking.checker import Checker, CheckerMissingError
+from ltx_serve.checking.room import Room
 from ltx_serve.http import videos
 from ltx_serve.http.answers import MOST_SHOWN, ApiError, error_body, no_space, refusal
 from ltx_serve.http.events import event_routes
@@ -41,7 +43,9 @@ _log = logging.getLogger("ltx_serve")
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # while an upload is received
 
 
-def application(settings: Settings, crew: Crew, store: Store, folders: Folders) -> FastAPI:
+def application(
+    settings: Settings, crew: Crew, store: Store, folders: Folders, rooms: Mapping[Path, Room] | None = None
+) -> FastAPI:
     """Returns the application of a server.
 
     Args:
@@ -49,12 +53,13 @@ def application(settings: Settings, crew: Crew, store: Store, folders: Folders) 
         crew: what makes the videos; it is started and stopped by the caller.
         store: all jobs.
         folders: their files.
+        rooms: the room for the videos of each version, by its folder; None if it is not known, as on a cluster.
 
     Raises:
         LtxError: there are no engines.
     """
     memory = None if settings.memory is None else round(settings.memory * 1e9)
-    checkers = [Checker(settings.max_pixels, settings.max_frames, memory) for _ in ("texts", "media")]
+    checkers = [Checker(settings.max_pixels, settings.max_frames, memory, rooms) for _ in ("texts", "media")]
 
     @asynccontextmanager
     async def running(_: FastAPI) -> AsyncIterator[None]:
@@ -126,7 +131,10 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         return _answer(_not_allowed(request))
     code = "not_found" if error.status_code == HTTPStatus.NOT_FOUND else "invalid_request"
-    message = f"{error.detail}: {printable(request.url.path[:MOST_SHOWN])}"
+    path = printable(request.url.path[:MOST_SHOWN])
+    message = f"{error.detail}: {path}"
+    if error.status_code == HTTPStatus.NOT_FOUND:
+        message = f"there is nothing at {path} - /openapi.json lists what there is"
     return JSONResponse(error_body(message, code), error.status_code, error.headers)
 
 
@@ -147,7 +155,9 @@ async def _on_wrong_parameter(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     param = str(first["loc"][-1])
-    return _answer(ApiError(400, f"{param}: {first['msg']}", "invalid_value", param))
+    rule = first["msg"].removeprefix("Input should be ").partition(", unable to")[0]
+    message = f"{param} must be {rule}; got {shown(first['input'])} - leave it out, or send another value"
+    return _answer(ApiError(400, message, "invalid_value", param))
 
 
 async def _on_departure(_: Request, error: Exception) -> Response:
