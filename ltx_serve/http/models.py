@@ -15,7 +15,7 @@ from ltx_runtime.folder.manifest import MANIFEST, Engines, find_folder, read_man
 from ltx_runtime.folder.release import release_of
 from ltx_runtime.spec.geometry import SPATIAL_SCALE, TEMPORAL_SCALE
 from ltx_runtime.spec.versions import Version, find_version
-from ltx_serve.http.answers import ApiError, ErrorAnswer
+from ltx_serve.http.answers import MOST_SHOWN, ApiError, ErrorAnswer
 from ltx_serve.settings import Settings
 
 _SHAPES = ((16, 9), (3, 2), (4, 3), (1, 1), (3, 4), (2, 3), (9, 16))  # width : height
@@ -57,14 +57,19 @@ class Models:
         Raises:
             ApiError: there is no such model.
         """
-        if name is None:
-            return next(iter(self))
-        try:
-            return self._by_name[find_version(name).name]
-        except (LtxError, KeyError):
+        model = next(iter(self)) if name is None else self.get(name)
+        if model is None:
             have = ", ".join(self._by_name)
-            message = f"the model {name[:100]!r} does not exist - use {have}, or leave it out"
-            raise ApiError(404, message, "model_not_found", "model") from None
+            message = f"the model {str(name)[:MOST_SHOWN]!r} does not exist - use {have}, or leave it out"
+            raise ApiError(404, message, "model_not_found", "model")
+        return model
+
+    def get(self, name: str) -> Model | None:
+        """Returns the model of a name or alias; None if there is no such model."""
+        try:
+            return self._by_name.get(find_version(name).name)
+        except LtxError:
+            return None
 
 
 def _folders_in(engines: Path) -> list[Path]:

@@ -366,7 +366,7 @@ async def remix_video(id: str, request: Request, desk: TheDesk) -> VideoAnswer:
     await run_in_threadpool(desk.check_room)
     async with desk.intake.draft_in(request, first=_next_input(source)) as draft:
         model = desk.models.find(source.model)
-        if draft.model is not None and desk.models.find(draft.model) is not model:
+        if draft.model is not None and desk.models.get(draft.model) is not model:
             message = f"a variation is made by the same model, {source.model} - leave model out"
             raise ApiError(400, message, "invalid_value", "model")
         job = await desk.accept(draft, model, source)

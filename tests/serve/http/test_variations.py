@@ -46,6 +46,14 @@ def test_a_variation_may_take_its_size_from_an_image(server):
     assert varied["width"] == 2 * varied["height"]
 
 
+def test_a_variation_by_another_model_is_wrong_rather_than_not_found(server):
+    source = created(server)
+    assert remixed(server, source, model="demo")
+    for model in ("0.9.8-2b-distilled", "nowhere"):
+        answer = server.client.post(f"/v1/videos/{source}/remix", json={"model": model})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "model"), answer.text
+
+
 def test_a_source_that_is_deleted_meanwhile_is_not_found(server, monkeypatch):
     source = server.client.post("/v1/videos", data=SMALL, files={"input_reference": png()}).json()["id"]
     desk = server.app.state.desk
