@@ -6,8 +6,8 @@ import errno
 import logging
 import re
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -60,23 +60,16 @@ def application(
     """
     memory = None if settings.memory is None else round(settings.memory * 1e9)
     checkers = [Checker(settings.max_pixels, settings.max_frames, memory, rooms) for _ in ("texts", "media")]
-
-    @asynccontextmanager
-    async def running(_: FastAPI) -> AsyncIterator[None]:
-        try:
-            await run_in_threadpool(checkers[0].start)
-        except CheckerMissingError as error:  # the next request tries again
-            _log.error("cannot check requests", extra={"reason": str(error)})
-        with _spooled_in(settings.data):
-            yield
-        for checker in checkers:
-            await run_in_threadpool(checker.close)
-
     models, metrics = Models(settings.engines), Metrics(store, crew)
     desk = Desk(models, store, folders, crew, settings.max_queue, *checkers)
     # FastAPI's own pages of documentation load scripts from other servers.
     app = FastAPI(
-        title="ltx-serve", version=RELEASE, lifespan=running, docs_url=None, redoc_url=None, redirect_slashes=False
+        title="ltx-serve",
+        version=RELEASE,
+        lifespan=_running(checkers, settings.data),
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
     )
     app.state.desk, app.state.is_stopping = desk, False
     app.include_router(videos.routes)
@@ -90,6 +83,23 @@ def application(
         app.add_exception_handler(kind, handler)
     app.openapi = lambda: _document(app)  # type: ignore[method-assign]
     return app
+
+
+def _running(checkers: Sequence[Checker], data: Path) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    """Returns what is run around the application: the first checker is started, and all are closed at the end."""
+
+    @asynccontextmanager
+    async def running(_: FastAPI) -> AsyncIterator[None]:
+        try:
+            await run_in_threadpool(checkers[0].start)
+        except CheckerMissingError as error:  # the next request tries again
+            _log.error("cannot check requests", extra={"reason": str(error)})
+        with _spooled_in(data):
+            yield
+        for checker in checkers:
+            await run_in_threadpool(checker.close)
+
+    return running
 
 
 @contextmanager

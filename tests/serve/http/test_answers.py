@@ -263,7 +263,8 @@ def test_a_video_is_cancelled_while_it_waits_and_while_it_is_made(server, held):
     for id in (second, first):
         answer = server.client.post(f"/v1/videos/{id}/cancel").json()
         assert (answer["status"], answer["error"]["code"]) == ("failed", "cancelled")
-        assert server.client.post(f"/v1/videos/{id}/cancel").status_code == 409
+        again = server.client.post(f"/v1/videos/{id}/cancel")
+        assert again.status_code == 409 and "was cancelled before" in again.json()["error"]["message"]
         assert [event["kind"] for event in events_of(server.client.get(f"/v1/videos/{id}/events").text)] == ["failed"]
 
 
