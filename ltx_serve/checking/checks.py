@@ -81,6 +81,7 @@ class Checks:
         planned = plan(request, version, manifest.schedule, manifest.allowed_sigmas)
         for name in needed(planned, RunOptions()):
             engines.component(name)
+        _check_even(planned.request)
         media = media_of(planned, self._memory_bytes, sized=sized)
         if (room := self._rooms.get(engines_folder)) is not None:
             self._check_room(planned, media, version, room)
@@ -151,12 +152,16 @@ def _check_size(request: Resolved, max_pixels: int, max_frames: int) -> None:
             f"most {max_pixels} here",
             "use a smaller size",
         )
+    if request.num_frames > max_frames:
+        raise LtxError(
+            f"num-frames is {request.num_frames}, and a video has at most {max_frames} here", "ask for a shorter one"
+        )
+
+
+def _check_even(request: Resolved) -> None:
+    """Refuses sizes that the pixels of an MP4 cannot have, in words for those who cannot choose another format."""
     if request.height % 2 or request.width % 2:
         raise LtxError(
             f"size {request.width}x{request.height} is odd, and an MP4 has an even width and height",
             f"use {request.width + request.width % 2}x{request.height + request.height % 2}",
-        )
-    if request.num_frames > max_frames:
-        raise LtxError(
-            f"num-frames is {request.num_frames}, and a video has at most {max_frames} here", "ask for a shorter one"
         )

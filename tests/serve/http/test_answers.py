@@ -90,7 +90,7 @@ def test_a_size_or_length_that_cannot_be_made_is_told_in_the_terms_in_which_it_w
         ({"size": "99x64"}, "size", "99x64", "an even width and height", "use 100x64"),  # which H.264 in 4:2:0 needs
         ({"width": 99, "height": 64, "pad": True}, "width", "99x64", "even"),
         ({"size": "0x0"}, "size", "0x0", "at least 1x1"),
-        ({"size": "1x1"}, "size", "1x1"),
+        ({"size": "1x1"}, "size", "size 1x1 cannot be made", "at least 64"),
         ({"width": 100, "height": 60}, "height", "multiple of 32"),
         ({"size": "96x64", "seconds": 10_000}, "seconds", "10000", "at most 10.71", "257 frames"),
         ({"size": "96x64", "seconds": -1}, "seconds", "-1", "at most 10.71"),
