@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ipaddress
 import math
+import socket
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from ltx_runtime.errors import LtxError
 from ltx_runtime.sessions import AUTO
 
+STOPPING = "stopping: videos under way are finished, or queued again"  # what a server says when it is told to end
 _LARGEST_PORT = 65_535
 _MOST_WORKERS = 64
 # The least value of each number that can be set; None means unlimited, or the default, where a field allows it.
@@ -114,6 +116,13 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def url_of(host: str, port: int) -> str:
+    """Returns the address of the page; of a server on all addresses of its machine, the one that others can open."""
+    if host in ("0.0.0.0", "::"):
+        host = socket.gethostname()
+    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
 
 
 def _option(name: str) -> str:

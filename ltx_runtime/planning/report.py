@@ -127,7 +127,6 @@ def _loras(merging: Merging | None) -> dict[str, Any] | None:
 
 def _pass(one: PassPlan, size: TransformerSize, chosen: Chosen, added_frames: int) -> dict[str, Any]:
     steps = [_step(float(sigma), guidance) for sigma, guidance in zip(one.sigmas, one.guidance, strict=True)]
-    rows = 1 if chosen.options.low_memory else max(step["forwards"] for step in steps)
     extra = added_frames * one.grid.rows * one.grid.columns
     return {
         "width": one.grid.width,
@@ -138,8 +137,22 @@ def _pass(one: PassPlan, size: TransformerSize, chosen: Chosen, added_frames: in
         "stochastic": one.stochastic,
         "steps": steps,
         "forwards": sum(step["forwards"] for step in steps),
-        "activation_bytes": rows * _transformer_bytes(one.grid.tokens + extra, size, chosen.found["transformer"]),
+        "activation_bytes": pass_bytes(one, size, chosen, added_frames),
     }
+
+
+def pass_bytes(one: PassPlan, size: TransformerSize, chosen: Chosen, added_frames: int) -> int:
+    """Estimates the bytes of activations of the transformer in a pass.
+
+    Args:
+        one: plan of the pass.
+        size: size of the transformer.
+        chosen: the backend of each component.
+        added_frames: number of latent frames that images and clips add to the video's own.
+    """
+    rows = 1 if chosen.options.low_memory else max(1 + step.uses_cfg + step.uses_stg for step in one.guidance)
+    tokens = one.grid.tokens + added_frames * one.grid.rows * one.grid.columns
+    return rows * _transformer_bytes(tokens, size, chosen.found["transformer"])
 
 
 def _transformer_bytes(tokens: int, size: TransformerSize, found: Found) -> int:

@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import sys
 import threading
+from collections.abc import Collection, Mapping
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 
 from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.manifest import Engines
+from ltx_serve.checking.room import Room
 from ltx_serve.jobs.failures import without_folders
 
 _MEMORY_BYTES = 4_000_000_000
@@ -37,11 +39,19 @@ class Checker:
     Args:
         max_pixels: most pixels of a frame of a video.
         max_frames: most frames of a video.
-        memory_bytes: memory that all images and clips of a request may take; None for the library's default.
+        memory_bytes: memory that the VAE, and all images and clips of a request, may take; None for the library's
+            default.
+        rooms: the room for the videos of each version, by its folder; where it is not known, any size is accepted.
     """
 
-    def __init__(self, max_pixels: int, max_frames: int, memory_bytes: int | None = None) -> None:
-        self._limits = (max_pixels, max_frames, memory_bytes)
+    def __init__(
+        self,
+        max_pixels: int,
+        max_frames: int,
+        memory_bytes: int | None = None,
+        rooms: Mapping[Path, Room] | None = None,
+    ) -> None:
+        self._limits = (max_pixels, max_frames, memory_bytes, dict(rooms or {}))
         self._lock = threading.Lock()
         self._process: BaseProcess | None = None
         self._connection: Connection | None = None
@@ -56,20 +66,23 @@ class Checker:
         with self._lock:
             self._ensure()
 
-    def check(self, fields: dict[str, Any], folder: Path, engines: Engines) -> dict[str, Any]:
+    def check(
+        self, fields: dict[str, Any], folder: Path, engines: Engines, sent: Collection[str] = ()
+    ) -> dict[str, Any]:
         """Returns the fields of a request with everything filled in, the seed too, if it can be made.
 
         Args:
             fields: fields of Request as plain data.
             folder: the folder of its images and clips.
             engines: the version that is to make it.
+            sent: names of the fields that the client sent, since some are of other fields here.
 
         Raises:
             LtxError: a field or an image or clip cannot be used.
             CheckerLostError: checking took too much time or memory.
             CheckerMissingError: the process does not start, or `close` was called.
         """
-        order = {"fields": fields, "folder": str(folder), "engines": str(engines.folder)}
+        order = {"fields": fields, "folder": str(folder), "engines": str(engines.folder), "sent": [*sent]}
         with self._lock:
             try:
                 answer = self._answer(json.dumps(order).encode())
@@ -142,8 +155,8 @@ class Checker:
         self._process = self._connection = None
 
 
-def _serve(connection: Connection, max_pixels: int, max_frames: int, memory_bytes: int | None) -> None:
-    """Answers requests until the other end is closed: the main function of the process."""
+def _serve(connection: Connection, *limits: Any) -> None:
+    """Answers requests within the limits of Checks until the other end is closed: the main function of the process."""
     import signal  # noqa: PLC0415
     import traceback  # noqa: PLC0415
 
@@ -151,7 +164,7 @@ def _serve(connection: Connection, max_pixels: int, max_frames: int, memory_byte
     _limit_memory()
     from ltx_serve.checking.checks import Checks  # noqa: PLC0415
 
-    checks = Checks(max_pixels, max_frames, memory_bytes)
+    checks = Checks(*limits)
     connection.send_bytes(b"ready")
     while True:
         try:
@@ -160,7 +173,7 @@ def _serve(connection: Connection, max_pixels: int, max_frames: int, memory_byte
             return
         folder, engines = Path(order["folder"]), Path(order["engines"])
         try:
-            answer: dict[str, Any] = {"fields": checks.check(order["fields"], folder, engines)}
+            answer: dict[str, Any] = {"fields": checks.check(order["fields"], folder, engines, order["sent"])}
         except LtxError as error:
             answer = {"refused": [without_folders(part, folder, engines) for part in (error.problem, error.advice)]}
         except MemoryError:

@@ -5,21 +5,28 @@ It is the checking process alone that imports this file, and what it needs of th
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ltx_runtime.errors import LtxError
+from ltx_runtime.files import amount
 from ltx_runtime.folder.manifest import Engines, read_manifest
 from ltx_runtime.folder.release import release_of
 from ltx_runtime.media.pictures import label_of, opened
 from ltx_runtime.media.video import check_output
 from ltx_runtime.outputs.plain import fields_of_request, request_from_fields
-from ltx_runtime.planning.backends import needed
+from ltx_runtime.planning.backends import Chosen, Size, needed
 from ltx_runtime.planning.choices import FROM_IMAGE
-from ltx_runtime.planning.media import filled, media_of
+from ltx_runtime.planning.media import GivenMedia, filled, media_of
 from ltx_runtime.planning.options import RunOptions
-from ltx_runtime.planning.plan import plan
+from ltx_runtime.planning.plan import Plan, plan
+from ltx_runtime.planning.report import pass_bytes
 from ltx_runtime.planning.request import Request, Resolved, resolved
+from ltx_runtime.spec.geometry import TEMPORAL_SCALE
+from ltx_runtime.spec.versions import Version
+from ltx_serve.checking.room import Room
 from ltx_serve.jobs.folders import VIDEO
 
 _MOST_IMAGE_PIXELS = 64_000_000  # of an image
@@ -32,20 +39,26 @@ class Checks:
     Args:
         max_pixels: most pixels of a frame of a video.
         max_frames: most frames of a video.
-        memory_bytes: memory that all images and clips of a request may take; None for the library's default.
+        memory_bytes: memory that the VAE, and all images and clips of a request, may take; None for the library's
+            default.
+        rooms: the room for the videos of each version, by its folder; where it is not known, any size is accepted.
     """
 
-    def __init__(self, max_pixels: int, max_frames: int, memory_bytes: int | None) -> None:
+    def __init__(self, max_pixels: int, max_frames: int, memory_bytes: int | None, rooms: Mapping[Path, Room]) -> None:
         self._max_pixels, self._max_frames, self._memory_bytes = max_pixels, max_frames, memory_bytes
+        self._rooms = rooms
         self._engines: dict[Path, Engines] = {}
 
-    def check(self, fields: dict[str, Any], folder: Path, engines_folder: Path) -> dict[str, Any]:
+    def check(
+        self, fields: dict[str, Any], folder: Path, engines_folder: Path, sent: Collection[str] = ()
+    ) -> dict[str, Any]:
         """Returns the fields of a request with everything filled in.
 
         Args:
             fields: fields of Request as plain data.
             folder: the folder of its images and clips.
             engines_folder: the folder of the version that is to make it.
+            sent: names of the fields that the client sent.
 
         Raises:
             LtxError: it cannot be made.
@@ -59,14 +72,41 @@ class Checks:
             raise LtxError("prompt is missing", "say what the video shows")
         _check_headers(request, self._max_frames)
         sized = request.fit == FROM_IMAGE
-        request = resolved(filled(request, version, self._memory_bytes), version)
+        _check_duration(request, version, self._max_frames)
+        request, is_padded = filled(request, version, self._memory_bytes), request.pad
+        # Padding that a size needs leaves the number of frames at what can be made without it.
+        request = resolved(replace(request, pad=is_padded and "pad" in sent), version)
+        request = replace(request, pad=is_padded)
         _check_size(request, self._max_pixels, self._max_frames)
         planned = plan(request, version, manifest.schedule, manifest.allowed_sigmas)
         for name in needed(planned, RunOptions()):
             engines.component(name)
-        media_of(planned, self._memory_bytes, sized=sized)
+        _check_even(planned.request)
+        media = media_of(planned, self._memory_bytes, sized=sized)
+        if (room := self._rooms.get(engines_folder)) is not None:
+            self._check_room(planned, media, version, room)
         check_output(folder / VIDEO, request.height, request.width, planned.ending.fps, folder_exists=False)
         return fields_of_request(planned.request, folder)
+
+    def _check_room(self, planned: Plan, media: GivenMedia, version: Version, room: Room) -> None:
+        """Refuses videos that need more memory than there is, by the estimates of the plan."""
+        request, options = planned.request, RunOptions(memory_bytes=self._memory_bytes)
+        names = needed(planned, options)
+        if not room.found.keys() >= {*names}:
+            return
+        size = Size(*planned.ending.size, planned.passes[-1].grid.num_frames, len(planned.passes) == 1)
+        chosen = Chosen(options, size, tuple(names), room.found)
+        asked = f"size {request.width}x{request.height} with {request.num_frames} frames"
+        needs = max(pass_bytes(one, version.transformer, chosen, media.added_frames) for one in planned.passes)
+        if needs > room.memory_bytes:
+            raise LtxError(
+                f"{asked} needs about {amount(needs, 0)} of memory, and the server has {amount(room.memory_bytes, 0)}",
+                "ask for a smaller size or a shorter video",
+            )
+        try:
+            chosen.check_passes(planned, media.added_frames, conditioned=bool(request.conditions))
+        except LtxError as error:
+            raise LtxError(f"{asked} cannot be made here: {error.problem}", error.advice) from None
 
 
 def _check_headers(request: Request, max_frames: int) -> None:
@@ -91,6 +131,19 @@ def _check_headers(request: Request, max_frames: int) -> None:
             )
 
 
+def _check_duration(request: Request, version: Version, max_frames: int) -> None:
+    """Refuses lengths in seconds for which there is no number of frames that the server makes."""
+    fps = version.fps if request.fps is None else request.fps
+    if request.duration is None or not fps > 0:
+        return
+    if not 0 < request.duration * fps < max_frames + TEMPORAL_SCALE / 2:
+        raise LtxError(
+            f"seconds must be more than 0 and at most {max_frames / fps:.4g}, which are {max_frames} frames at {fps:g} "
+            f"frames a second; got {request.duration:g}",
+            "ask for another length",
+        )
+
+
 def _check_size(request: Resolved, max_pixels: int, max_frames: int) -> None:
     """Refuses videos that are larger or longer than the server makes."""
     if request.height * request.width > max_pixels:
@@ -102,4 +155,13 @@ def _check_size(request: Resolved, max_pixels: int, max_frames: int) -> None:
     if request.num_frames > max_frames:
         raise LtxError(
             f"num-frames is {request.num_frames}, and a video has at most {max_frames} here", "ask for a shorter one"
+        )
+
+
+def _check_even(request: Resolved) -> None:
+    """Refuses sizes that the pixels of an MP4 cannot have, in words for those who cannot choose another format."""
+    if request.height % 2 or request.width % 2:
+        raise LtxError(
+            f"size {request.width}x{request.height} is odd, and an MP4 has an even width and height",
+            f"use {request.width + request.width % 2}x{request.height + request.height % 2}",
         )

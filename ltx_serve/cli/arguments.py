@@ -93,6 +93,7 @@ class Arguments:
         float,
         _expert(_LIMITS, "Seconds for running videos to finish when the server stops; then they are queued again."),
     ] = Settings.grace_s
+    about: Annotated[bool, _option(_RUN, "Show the version of this program and exit.", "--about", "--version")] = False
     help_all: Annotated[
         bool, _option(_RUN, "Show every option and exit.", "--help-all", callback=show_all, is_eager=True)
     ] = False

@@ -14,7 +14,7 @@ from ltx_runtime.cli.arguments import command_of
 from ltx_runtime.cli.streams import escape_what_cannot_be_encoded
 from ltx_runtime.errors import LtxError, explaining, reported
 from ltx_runtime.files import data_folder, engines_folder
-from ltx_runtime.packages import need
+from ltx_runtime.packages import RELEASE, need
 from ltx_serve.cli.arguments import Arguments
 from ltx_serve.settings import Settings, check_settings
 
@@ -30,6 +30,9 @@ def _run(typed: Arguments) -> None:
 
     Options that you leave out suit a single user on this machine. More options, for experts: --help-all.
     """
+    if typed.about:
+        print(f"ltx-serve {RELEASE}")
+        return
     settings = check_settings(settings_of(typed))
     os.environ.pop(_TOKEN, None)  # the processes that read what strangers send need not know it
     need("fastapi", "uvicorn", "python_multipart", "prometheus_client", extra="serve")

@@ -13,7 +13,10 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from ltx_runtime.cli.streams import note
 from ltx_runtime.errors import LtxError, printable
+from ltx_runtime.sessions.processor import cores
+from ltx_serve.checking.room import rooms_of
 from ltx_serve.cli.connections import ImpatientProtocol
 from ltx_serve.http.application import application
 from ltx_serve.http.models import Models
@@ -21,8 +24,8 @@ from ltx_serve.jobs.folders import Folders
 from ltx_serve.jobs.store import Store
 from ltx_serve.making.crew import Crew
 from ltx_serve.making.logs import JsonFormatter
-from ltx_serve.making.workers import workers_of
-from ltx_serve.settings import Settings
+from ltx_serve.making.workers import gpus_of, workers_of
+from ltx_serve.settings import STOPPING, Settings, url_of
 
 _BACKLOG = 1024
 _MOST_FILES = 65_536
@@ -33,25 +36,28 @@ def serve(settings: Settings) -> None:
     """Serves until the process is told to end, and then stops: videos under way are finished or queued again.
 
     Raises:
-        LtxError: there are no engines, the folder of the data cannot be written or is in use, or the address is taken.
+        LtxError: there are no engines or nothing here runs them, the folder of the data cannot be written or is in use,
+            or the address is taken.
     """
     _log_to_stderr()
     _allow_many_files()
     models = Models(settings.engines)
     with ExitStack() as stack:
         listener = stack.enter_context(listener_on(settings.host, settings.port))
+        rooms = rooms_of([model.engines.folder for model in models], settings.backend)
         store = Store(settings.data / "jobs.sqlite", settings.max_queue, settings.keep_days)
         stack.callback(store.close)
         folders = Folders(settings.data / "videos")
         crew = Crew(store, folders, settings, workers_of(settings))
-        app = application(settings, crew, store, folders)
+        app = application(settings, crew, store, folders, rooms)
         crew.start()
         stack.callback(crew.stop, settings.grace_s)
+        _note_workers(settings)
         _greet(listener, settings, models)
         # uvicorn ends its answers and raises the signal again, which `reported` makes an exception.
         with suppress(KeyboardInterrupt):
             server_of(app).run(sockets=[listener])
-        print("stopping: videos under way are finished, or queued again", file=sys.stderr)
+        print(STOPPING, file=sys.stderr)
 
 
 class _Server(uvicorn.Server):
@@ -108,10 +114,15 @@ def _explained(error: OSError, host: str, port: int) -> LtxError:
 
 def _greet(listener: socket.socket, settings: Settings, models: Models) -> None:
     """Prints where the page is, and what is served."""
-    host, port = listener.getsockname()[:2]
-    name = f"[{host}]" if ":" in host else host
     names = ", ".join(model.version.name for model in models)
-    print(f"http://{name}:{port}/ serves {names}; videos are in {printable(str(settings.data))}", flush=True)
+    url, place = url_of(*listener.getsockname()[:2]), printable(str(settings.data))
+    print(f"{url} serves {names}; videos are in {place}", flush=True)
+
+
+def _note_workers(settings: Settings) -> None:
+    """Notes that there are more workers than cores, if they compute on the processor."""
+    if settings.workers is not None and settings.workers > cores() and not gpus_of(settings.backend):
+        note(f"{settings.workers} workers share {cores()} cores, and each loads its own models - use --workers 1")
 
 
 def _log_to_stderr() -> None:

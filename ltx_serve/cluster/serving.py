@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -16,6 +17,7 @@ from fastapi import FastAPI
 from ltx_runtime.cluster.joining import Node, joined, nodes
 from ltx_runtime.cluster.node import Introduction, introduction_of
 from ltx_runtime.errors import LtxError, first_line, printable
+from ltx_runtime.packages import need
 from ltx_serve.cluster.maker import ReplicaMaker
 from ltx_serve.cluster.replica import Replica
 from ltx_serve.http.application import application
@@ -23,7 +25,7 @@ from ltx_serve.http.models import Models
 from ltx_serve.jobs.folders import Folders
 from ltx_serve.jobs.store import Store
 from ltx_serve.making.crew import Crew
-from ltx_serve.settings import Settings
+from ltx_serve.settings import STOPPING, Settings, url_of
 
 APPLICATION, MAKERS = "ltx-serve", "makers"
 # The queue is a file, so its replica stays on one node: the head, without which there is no cluster either.
@@ -42,6 +44,7 @@ def serve(settings: Settings, address: str) -> None:
     Raises:
         LtxError: there is no such cluster, or a node of it lacks the engines.
     """
+    need("ray", extra="ray")
     if settings.port == 0:
         raise LtxError("port 0 cannot be used on a cluster", "give the number of a free port")
     models = Models(settings.engines)
@@ -57,8 +60,9 @@ def serve(settings: Settings, address: str) -> None:
             _run(settings)
             names = ", ".join(model.version.name for model in models)
             place = printable(str(settings.data))
-            print(f"http://{settings.host}:{settings.port}/ serves {names}; videos are in {place}", flush=True)
+            print(f"{url_of(settings.host, settings.port)} serves {names}; videos are in {place}", flush=True)
             _wait()
+            print(STOPPING, file=sys.stderr)
         finally:
             ray_serve.delete(APPLICATION)
             if not ray_serve.status().applications:  # nobody else's

@@ -6,8 +6,8 @@ import errno
 import logging
 import re
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from ltx_runtime.errors import LtxError, printable
+from ltx_runtime.outputs.plain import shown
 from ltx_runtime.packages import RELEASE
 from ltx_serve.checking.checker import Checker, CheckerMissingError
+from ltx_serve.checking.room import Room
 from ltx_serve.http import videos
 from ltx_serve.http.answers import MOST_SHOWN, ApiError, error_body, no_space, refusal
 from ltx_serve.http.events import event_routes
@@ -41,7 +43,9 @@ _log = logging.getLogger("ltx_serve")
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # while an upload is received
 
 
-def application(settings: Settings, crew: Crew, store: Store, folders: Folders) -> FastAPI:
+def application(
+    settings: Settings, crew: Crew, store: Store, folders: Folders, rooms: Mapping[Path, Room] | None = None
+) -> FastAPI:
     """Returns the application of a server.
 
     Args:
@@ -49,29 +53,23 @@ def application(settings: Settings, crew: Crew, store: Store, folders: Folders) 
         crew: what makes the videos; it is started and stopped by the caller.
         store: all jobs.
         folders: their files.
+        rooms: the room for the videos of each version, by its folder; None if it is not known, as on a cluster.
 
     Raises:
         LtxError: there are no engines.
     """
     memory = None if settings.memory is None else round(settings.memory * 1e9)
-    checkers = [Checker(settings.max_pixels, settings.max_frames, memory) for _ in ("texts", "media")]
-
-    @asynccontextmanager
-    async def running(_: FastAPI) -> AsyncIterator[None]:
-        try:
-            await run_in_threadpool(checkers[0].start)
-        except CheckerMissingError as error:  # the next request tries again
-            _log.error("cannot check requests", extra={"reason": str(error)})
-        with _spooled_in(settings.data):
-            yield
-        for checker in checkers:
-            await run_in_threadpool(checker.close)
-
+    checkers = [Checker(settings.max_pixels, settings.max_frames, memory, rooms) for _ in ("texts", "media")]
     models, metrics = Models(settings.engines), Metrics(store, crew)
     desk = Desk(models, store, folders, crew, settings.max_queue, *checkers)
     # FastAPI's own pages of documentation load scripts from other servers.
     app = FastAPI(
-        title="ltx-serve", version=RELEASE, lifespan=running, docs_url=None, redoc_url=None, redirect_slashes=False
+        title="ltx-serve",
+        version=RELEASE,
+        lifespan=_running(checkers, settings.data),
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
     )
     app.state.desk, app.state.is_stopping = desk, False
     app.include_router(videos.routes)
@@ -85,6 +83,23 @@ def application(settings: Settings, crew: Crew, store: Store, folders: Folders) 
         app.add_exception_handler(kind, handler)
     app.openapi = lambda: _document(app)  # type: ignore[method-assign]
     return app
+
+
+def _running(checkers: Sequence[Checker], data: Path) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    """Returns what is run around the application: the first checker is started, and all are closed at the end."""
+
+    @asynccontextmanager
+    async def running(_: FastAPI) -> AsyncIterator[None]:
+        try:
+            await run_in_threadpool(checkers[0].start)
+        except CheckerMissingError as error:  # the next request tries again
+            _log.error("cannot check requests", extra={"reason": str(error)})
+        with _spooled_in(data):
+            yield
+        for checker in checkers:
+            await run_in_threadpool(checker.close)
+
+    return running
 
 
 @contextmanager
@@ -126,7 +141,10 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         return _answer(_not_allowed(request))
     code = "not_found" if error.status_code == HTTPStatus.NOT_FOUND else "invalid_request"
-    message = f"{error.detail}: {printable(request.url.path[:MOST_SHOWN])}"
+    path = printable(request.url.path[:MOST_SHOWN])
+    message = f"{error.detail}: {path}"
+    if error.status_code == HTTPStatus.NOT_FOUND:
+        message = f"there is nothing at {path} - /openapi.json lists what there is"
     return JSONResponse(error_body(message, code), error.status_code, error.headers)
 
 
@@ -147,7 +165,9 @@ async def _on_wrong_parameter(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     param = str(first["loc"][-1])
-    return _answer(ApiError(400, f"{param}: {first['msg']}", "invalid_value", param))
+    rule = first["msg"].removeprefix("Input should be ").partition(", unable to")[0]
+    message = f"{param} must be {rule}; got {shown(first['input'])} - leave it out, or send another value"
+    return _answer(ApiError(400, message, "invalid_value", param))
 
 
 async def _on_departure(_: Request, error: Exception) -> Response:

@@ -84,7 +84,7 @@ async def _json_in(request: Request) -> bytearray:
     async for chunk in request.stream():
         body += chunk
         if len(body) > _MOST_JSON_BYTES:
-            message = f"a body in JSON has at most {_MOST_JSON_BYTES} bytes - upload files as {_FORM}"
+            message = f"a body in JSON has at most {_MOST_JSON_BYTES / 1e6:g} MB - upload files as {_FORM}"
             raise ApiError(413, message, "body_too_large", headers={"Connection": "close"})
     return body
 

@@ -168,12 +168,14 @@ class Draft:
         fields: fields of Request by name; None for one that is to have its default. Media are names in `inputs`.
         inputs: content of each image and clip, by the name of ours that its file gets.
         labels: what messages call each image and clip, by the same name.
+        sent: names of the fields that the client sent.
     """
 
     model: str | None
     fields: dict[str, Any]
     inputs: dict[str, UploadFile | bytes]
     labels: dict[str, str]
+    sent: frozenset[str]
 
 
 @dataclass
@@ -239,6 +241,7 @@ def draft_of(values: Mapping[str, Any], uploads: Mapping[str, UploadFile], first
         ApiError: a field is unknown, or has a value that cannot be read.
     """
     fields = {name: value for name, value in values.items() if name in FIELDS or _refused(name)}
+    sent = frozenset(name for name, value in fields.items() if value is not None)
     model, inputs = fields.pop("model", None), _Inputs(uploads, first)
     if not isinstance(model, (str, type(None))):
         raise wrong("model", f"model must be text; got {shown(model)}", "give a name of /v1/models")
@@ -247,7 +250,7 @@ def draft_of(values: Mapping[str, Any], uploads: Mapping[str, UploadFile], first
     _set_duration(fields)
     _set_media(fields, inputs)
     inputs.check_uploads()
-    return Draft(model, fields, inputs.contents, inputs.labels)
+    return Draft(model, fields, inputs.contents, inputs.labels, sent)
 
 
 def _refused(name: str) -> bool:
@@ -278,6 +281,8 @@ def _set_size(fields: dict[str, Any]) -> None:
     match = _SIZE.fullmatch(size) if isinstance(size, str) else None
     if match is None:
         raise wrong("size", f"size must be WIDTHxHEIGHT; got {shown(size)}", "use a size of /v1/models")
+    if 0 in (int(match[1]), int(match[2])):
+        raise wrong("size", f"size must be at least 1x1; got {size}", "use a size of /v1/models")
     for name, value in (("width", int(match[1])), ("height", int(match[2]))):
         if fields.get(name) is not None:
             raise wrong(name, f"size and {name} set the same thing", "leave one of them out")

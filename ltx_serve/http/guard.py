@@ -102,6 +102,8 @@ def _check_token(headers: Headers, token: bytes) -> None:
     scheme, _, sent_token = headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not hmac.compare_digest(sent_token.strip().encode("latin-1", "replace"), token):
         problem = "the token is wrong" if sent_token else "there is no token"
+        if scheme and scheme.lower() != "bearer":
+            problem = "the header Authorization does not begin with 'Bearer '"
         message = f"{problem} - send the header Authorization: Bearer TOKEN"
         challenge = {"WWW-Authenticate": "Bearer"}
         raise ApiError(401, message, "invalid_api_key", None, AUTHENTICATION, challenge)
@@ -137,9 +139,9 @@ def _has_body(headers: Headers) -> bool:
 
 
 def _too_large(limit: int) -> ApiError:
-    return ApiError(
-        413, f"the request has more than {limit} bytes - send smaller files", "body_too_large", headers=_CLOSE
-    )
+    most_mb = (limit - _FORM_BYTES) / 1e6
+    message = f"the request has more than {most_mb:g} MB - send smaller files"
+    return ApiError(413, message, "body_too_large", headers=_CLOSE)
 
 
 class _Body:

@@ -23,6 +23,7 @@ from ltx_serve.jobs.store import Store, StoreError
 from ltx_serve.making.crew import Crew
 
 _log = logging.getLogger("ltx_serve.requests")
+_NO_WORKER = "no worker can make videos at present; the log says why"
 _LOOK_S = 1.0
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 
@@ -169,7 +170,7 @@ class _Readiness:
             if time.monotonic() - self._looked >= _LOOK_S:
                 self._disk_problem = self._look()
                 self._looked = time.monotonic()
-            return self._disk_problem or (None if self._crew.is_working else "no worker can make videos")
+            return self._disk_problem or (None if self._crew.is_working else _NO_WORKER)
 
     def _look(self) -> str | None:
         try:

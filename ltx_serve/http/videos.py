@@ -39,7 +39,7 @@ from ltx_serve.http.bodies import Intake
 from ltx_serve.http.fields import NAMES, Draft, body_of
 from ltx_serve.http.models import Model, Models
 from ltx_serve.jobs.folders import INPUT, Folders
-from ltx_serve.jobs.job import COMPLETED, FAILED, QUEUED, Job, is_id, new_id
+from ltx_serve.jobs.job import CANCELLED, COMPLETED, FAILED, QUEUED, Job, is_id, new_id
 from ltx_serve.jobs.store import QueueFullError, Store, StoreError
 from ltx_serve.making.crew import Crew
 
@@ -113,7 +113,7 @@ class Desk:
             fields = draft.fields
             if source is not None:
                 fields = await run_in_threadpool(self._varied, source, fields, folder)
-            filled = await self._checked(fields, folder, model, draft.labels)
+            filled = await self._checked(fields, folder, model, draft)
         except BaseException:
             await run_in_threadpool(self.folders.remove, id)
             raise
@@ -151,19 +151,17 @@ class Desk:
                     raise
         return fields
 
-    async def _checked(
-        self, fields: dict[str, Any], folder: Path, model: Model, labels: Mapping[str, str]
-    ) -> dict[str, Any]:
+    async def _checked(self, fields: dict[str, Any], folder: Path, model: Model, draft: Draft) -> dict[str, Any]:
         inputs = _inputs_of(fields)
         checker, lock = self._lanes[bool(inputs)]
         try:
             async with lock:
-                filled = await run_in_threadpool(checker.check, fields, folder, model.engines)
+                filled = await run_in_threadpool(checker.check, fields, folder, model.engines, draft.sent)
             if _inputs_of(filled) != inputs:  # so that what an image did to that process cannot name other files
                 raise CheckerLostError("checking ended in names of other files")
             return filled
         except LtxError as error:
-            raise refusal(_labelled(error, labels), NAMES) from None
+            raise _as_sent(refusal(_labelled(error, draft.labels), NAMES), draft) from None
         except CheckerLostError as error:
             message = f"the request cannot be used: {error} - send smaller images or clips"
             raise ApiError(400, message, "too_large") from None
@@ -194,6 +192,19 @@ def _labelled(error: LtxError, labels: Mapping[str, str]) -> LtxError:
         return re.sub(rf"\b{INPUT}\d+\b", lambda match: labels.get(match[0], match[0]), text)
 
     return LtxError(worded(error.problem), worded(error.advice))
+
+
+def _as_sent(refused: ApiError, draft: Draft) -> ApiError:
+    """Returns the answer with the field that the client sent in place of the one that its value went into."""
+    param, message = refused.param, refused.message
+    if param in ("width", "height") and "size" in draft.sent:
+        size = f"{draft.fields['width']}x{draft.fields['height']}"
+        param, message = "size", f"size {size} cannot be made: {message}"
+    elif param in ("num_frames", "duration") and "seconds" in draft.sent:
+        param, message = "seconds", f"seconds {draft.fields['duration']:g} cannot be made: {message}"
+    elif param == "size" and "size" not in draft.sent:
+        param = next((name for name in ("width", "height", "num_frames", "seconds") if name in draft.sent), None)
+    return ApiError(refused.status, message, refused.code, param)
 
 
 async def _write(path: Path, content: UploadFile | bytes) -> None:
@@ -337,7 +348,9 @@ def cancel_video(id: str, desk: TheDesk) -> VideoAnswer:
     desk.job_of(id)
     if not desk.crew.cancel(id):
         job = desk.job_of(id)  # as it is now: it may have ended, or been deleted, since the request came
-        message = f"the video is {job.status} and can no longer be cancelled - delete it"
+        is_cancelled = job.failure is not None and job.failure.code == CANCELLED
+        state = "was cancelled before" if is_cancelled else f"is {job.status} and can no longer be cancelled"
+        message = f"the video {state} - delete it if you do not need it"
         raise ApiError(409, message, "video_finished", "id", headers=_NO_RETRY)
     return desk.answer(desk.job_of(id))
 

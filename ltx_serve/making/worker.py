@@ -24,12 +24,12 @@ from typing import Any, TextIO
 from ltx_runtime import LtxError, Pipeline, Step, TakenError, Video
 from ltx_runtime.errors import explaining
 from ltx_runtime.files import written_whole
-from ltx_runtime.folder.manifest import MANIFEST
+from ltx_runtime.folder.manifest import MANIFEST, Engines
 from ltx_runtime.outputs.plain import request_from_fields
 from ltx_runtime.outputs.unfinished import place_beside
 from ltx_runtime.planning.work import DECODE, denoise_label
-from ltx_runtime.sessions import AUTO, find
-from ltx_runtime.spec.components import COMPONENT_NAMES, OPTIONAL
+from ltx_runtime.sessions import AUTO, Found, find
+from ltx_runtime.spec.components import COMPONENT_NAMES, OPTIONAL, ComponentName
 from ltx_serve.jobs.failures import making_error_of
 from ltx_serve.jobs.folders import THUMBNAIL, VIDEO, sync_folder
 from ltx_serve.making.events import DECODING, STEP, CancelledError
@@ -160,9 +160,8 @@ class Worker:
         try:
             pipe = Pipeline(**self._arguments, version=model, keep_loaded=True, note=self._notes.append)
             backend = self._arguments.get("backend", AUTO)
-            for name in COMPONENT_NAMES:
-                if backend != AUTO and name not in OPTIONAL:
-                    find(pipe.engines, name, backend)
+            if backend != AUTO:
+                found_in(pipe.engines, backend)
         except MemoryError:
             raise
         except Exception as error:
@@ -190,6 +189,19 @@ class Worker:
                 self._notes.append(f"begun anew, since what an interrupted run has left cannot be used: {error}")
                 unfinished.unlink(missing_ok=True)
         return _save(pipe(request_from_fields(fields, output.parent), overwrite=True), output, telling)
+
+
+def found_in(engines: Engines, backend: str) -> dict[ComponentName, Found]:
+    """Returns what runs each component of a version; optional components that nothing runs are left out.
+
+    Raises:
+        LtxError: nothing here runs a component that every video needs.
+    """
+    found = {name: find(engines, name, backend) for name in COMPONENT_NAMES if name not in OPTIONAL}
+    for name in OPTIONAL:
+        with suppress(LtxError):
+            found[name] = find(engines, name, backend)
+    return found
 
 
 def _is_gone(model: str, engines: Path) -> bool:

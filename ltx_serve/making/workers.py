@@ -21,7 +21,7 @@ def workers_of(settings: Settings) -> list[ProcessMaker]:
     Raises:
         LtxError: the backend is unknown.
     """
-    gpus = _gpus(settings.backend)
+    gpus = gpus_of(settings.backend)
     count = settings.workers or max(len(gpus), 1)
     threads = settings.threads or (cores() if count > 1 else None)
     share = None if threads is None else max(threads // count, 1)
@@ -40,7 +40,7 @@ def workers_of(settings: Settings) -> list[ProcessMaker]:
     return workers
 
 
-def _gpus(backend: str) -> list[str]:
+def gpus_of(backend: str) -> list[str]:
     """Returns the GPUs that a backend would use, each as a value of CUDA_VISIBLE_DEVICES."""
     if backend != AUTO and backend not in BACKENDS:
         raise LtxError(f"unknown backend {backend!r}", f"use one of {', '.join((AUTO, *BACKENDS))}")

@@ -5,7 +5,8 @@ import { ServerError, Unreachable, call, follow, json, post } from "./server.js"
 
 const PAGE = 24;
 const BUSY_MS = 2000;
-const IDLE_MS = 15000;
+const IDLE_MS = 5000;
+const HIDDEN_MS = 15000;
 const MOST_WAIT_MS = 10000;
 const MOST_STREAMS = 2; // a browser opens few connections to one server
 const MOST_OLD = 8; // unfinished videos beyond the newest page, asked for one by one
@@ -55,7 +56,8 @@ export class Videos {
 
   wait() {
     if (this.failures) return Math.min(1000 * 2 ** (this.failures - 1), MOST_WAIT_MS);
-    return this.active().length ? BUSY_MS : IDLE_MS;
+    if (this.active().length) return BUSY_MS;
+    return document.hidden ? HIDDEN_MS : IDLE_MS;
   }
 
   async refresh() {

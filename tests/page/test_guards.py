@@ -1,6 +1,8 @@
 """What the page must withstand: hostile prompts, a token, a server that is gone, and errors of every kind."""
 
+import json
 import re
+import urllib.request
 
 import pytest
 from page.asking import MIDDLING, ask, expect_playing, expect_ready, put_away
@@ -8,6 +10,7 @@ from page.browser import opened
 from playwright.sync_api import expect
 
 TOKEN = "open sesame"
+SOON_MS = 8000  # to notice what happens elsewhere
 HOSTILE = (
     "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>",
     '"><svg onload=alert(1)> javascript:alert(1) {{7*7}} ${7*7} </textarea></title>',
@@ -101,6 +104,23 @@ def test_a_server_that_is_gone_is_told_and_its_work_found_again_when_it_is_back(
     expect_ready(page)
     expect(page.locator("#prompt")).to_have_value("A grey owl")
     expect(page.locator("#connection")).to_be_hidden()
+
+
+def test_an_idle_page_soon_shows_what_others_ask_for_and_that_the_server_is_gone(context, own_server, watched):
+    watched.allowed += ("ERR_CONNECTION_REFUSED", "ERR_CONNECTION_RESET", "ERR_EMPTY_RESPONSE")
+    page = opened(context, own_server.start())
+    expect(page.locator("#empty")).to_be_visible()
+    page.wait_for_timeout(500)  # the page has looked, and found nothing
+    body = json.dumps({"prompt": "A red fox", "size": "96x64", "num_frames": 9}).encode()
+    headers = {"Content-Type": "application/json"}
+    urllib.request.urlopen(urllib.request.Request(own_server.url + "v1/videos", body, headers)).close()
+    expect(page.locator("#empty")).to_be_hidden(timeout=SOON_MS)
+    expect(page.locator(".tile .prompt")).to_have_text("A red fox", timeout=30_000)
+    own_server.process.kill()
+    own_server.process.wait()
+    expect(page.locator("#connection")).to_be_visible(timeout=SOON_MS)
+    bar, header = page.locator("#connection").bounding_box(), page.locator("header").bounding_box()
+    assert bar["y"] + bar["height"] <= header["y"]
 
 
 def test_what_the_server_refuses_is_shown_at_its_field(page, watched):

@@ -5,17 +5,19 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import psutil
 import pytest
 from fakes.servers import write_demo
 from samples.pictures import png
 
-from ltx_runtime import LtxError
+from ltx_runtime import VERSIONS, LtxError
 from ltx_runtime.folder.manifest import Engines, read_manifest
 from ltx_runtime.outputs.plain import request_from_fields
 from ltx_serve.checking import checker as checking
 from ltx_serve.checking.checker import Checker, CheckerLostError, CheckerMissingError
+from ltx_serve.checking.room import rooms_of
 
 ASKED = {"prompt": "A fox", "height": 64, "width": 96, "num_frames": 9}
 
@@ -167,3 +169,32 @@ def test_a_process_that_does_not_start_is_no_fault_of_the_request(engines, tmp_p
     monkeypatch.undo()
     assert checker.check({"prompt": "A fox"}, tmp_path, engines)["prompt"] == "A fox"
     checker.close()
+
+
+def test_a_video_that_needs_more_memory_than_there_is_is_refused_by_the_estimate_of_its_plan(engines, tmp_path):
+    (room,) = rooms_of([engines.folder], "cpu").values()
+    assert room.memory_bytes == psutil.virtual_memory().total
+    large = {"prompt": "A fox", "height": 1088, "width": 1920, "num_frames": 257}
+    tokens = (1088 // 32) * (1920 // 32) * ((257 - 1) // 8 + 1)
+    scores_bytes = 4 * VERSIONS["demo"].transformer.heads * tokens**2  # which ONNX Runtime holds for every pair
+    for memory_bytes, refuses in ((scores_bytes, True), (100 * scores_bytes, False)):
+        checker = Checker(1920 * 1088, 257, rooms={engines.folder: replace(room, memory_bytes=memory_bytes)})
+        try:
+            assert checker.check(ASKED, tmp_path, engines)
+            if refuses:
+                with pytest.raises(LtxError, match=r"^size 1920x1088 with 257 frames needs about \d+ GB .* smaller"):
+                    checker.check(large, tmp_path, engines)
+            else:
+                assert checker.check(large, tmp_path, engines)
+        finally:
+            checker.close()
+
+
+def test_what_the_decoder_has_no_memory_for_is_refused_with_the_size_that_was_asked_for(engines, tmp_path):
+    rooms = rooms_of([engines.folder], "cpu")
+    checker = Checker(1920 * 1088, 257, memory_bytes=1_000_000, rooms=rooms)
+    try:
+        with pytest.raises(LtxError, match=r"^size 96x64 with 9 frames cannot be made here: "):
+            checker.check(ASKED, tmp_path, engines)
+    finally:
+        checker.close()

@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 from fakes.servers import write_demo
+from onnxruntime import get_available_providers
 from samples.demo import folder_with_demo
 
 from ltx_runtime import read_record
@@ -167,6 +168,28 @@ def test_what_cannot_be_served_is_told_in_one_sentence(run, tmp_path):
         code, message = run("--port", "0", *arguments)
         assert code == 2, (arguments, message)
         assert message.startswith("error: ") and sentence in message and message.count("\n") == 1, (arguments, message)
+
+
+@pytest.mark.skipif("CUDAExecutionProvider" in get_available_providers(), reason="there is a CUDA provider here")
+def test_a_backend_that_cannot_run_here_is_told_at_once_with_the_command_that_helps(run):
+    code, message = run("--port", "0", "--backend", "cuda")
+    assert (code, message.count("\n")) == (2, 1)
+    assert message.startswith("error: this onnxruntime is without CUDA - run: ")
+
+
+def test_a_damaged_version_is_told_at_once(run, tmp_path):
+    weights = next((tmp_path / "engines" / "demo").glob("*.onnx"))
+    for damage in (lambda: weights.write_bytes(b"other"), weights.unlink):
+        damage()
+        code, message = run("--port", "0")
+        assert (code, message.count("\n")) == (2, 1)
+        assert message.startswith(f"error: {weights}") and " - run: " in message, message
+
+
+def test_the_version_is_told(run):
+    from ltx_runtime import __version__
+
+    assert [run(option) for option in ("--version", "--about")] == [(0, f"ltx-serve {__version__}\n")] * 2
 
 
 def test_a_missing_extra_is_told_with_the_command_that_installs_it(run, monkeypatch):

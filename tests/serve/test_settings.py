@@ -1,5 +1,6 @@
 """What a server refuses to be started with, and which workers a machine gets."""
 
+import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 
 from ltx_runtime import LtxError
 from ltx_serve.making import workers
-from ltx_serve.settings import Settings, check_settings, is_loopback
+from ltx_serve.settings import Settings, check_settings, is_loopback, url_of
 
 USUAL = Settings(Path("engines"), Path("data"))
 
@@ -25,6 +26,13 @@ def test_an_address_that_others_reach_needs_a_token(host):
     with pytest.raises(LtxError, match="can be reached from other machines, and there is no token - set LTX_TOKEN"):
         check_settings(replace(USUAL, host=host))
     assert check_settings(replace(USUAL, host=host, token="secret"))
+
+
+def test_the_address_that_is_printed_can_be_opened():
+    assert url_of("127.0.0.1", 8000) == "http://127.0.0.1:8000/"
+    assert url_of("::1", 8000) == "http://[::1]:8000/"
+    for host in ("0.0.0.0", "::"):  # which name all addresses, and so none to open
+        assert url_of(host, 8000) == f"http://{socket.gethostname()}:8000/"
 
 
 @pytest.mark.parametrize("token", ["", "two\nlines", "schlüssel", "\x7f"])

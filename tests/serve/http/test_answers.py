@@ -82,9 +82,46 @@ def test_sizes_that_the_model_cannot_make_are_padded_or_refused_if_that_was_rule
         assert (answer["size"], answer["request"]["pad"]) == (size, True)
         refused = server.client.post("/v1/videos", json={**fields, "pad": False})
         assert refused.status_code == 400
-        assert refused.json()["error"]["param"] in ("width", "height")
-    odd = server.client.post("/v1/videos", json={"prompt": "A fox", "size": "99x64", "num_frames": 9})
-    assert odd.status_code == 400 and "even" in odd.json()["error"]["message"]  # which H.264 in 4:2:0 needs
+        assert refused.json()["error"]["param"] == "size"
+
+
+def test_a_size_or_length_that_cannot_be_made_is_told_in_the_terms_in_which_it_was_asked_for(server):
+    for fields, param, *words in (
+        ({"size": "99x64"}, "size", "99x64", "an even width and height", "use 100x64"),  # which H.264 in 4:2:0 needs
+        ({"width": 99, "height": 64, "pad": True}, "width", "99x64", "even"),
+        ({"size": "0x0"}, "size", "0x0", "at least 1x1"),
+        ({"size": "1x1"}, "size", "size 1x1 cannot be made", "at least 64"),
+        ({"width": 100, "height": 60}, "height", "multiple of 32"),
+        ({"size": "96x64", "seconds": 10_000}, "seconds", "10000", "at most 10.71", "257 frames"),
+        ({"size": "96x64", "seconds": -1}, "seconds", "-1", "at most 10.71"),
+        ({"size": "96x64", "num_frames": 265}, "num_frames", "265", "257"),
+        ({"size": "9600x9600"}, "size", "9600x9600"),
+    ):
+        answer = server.client.post("/v1/videos", json={"prompt": "A fox", **fields})
+        error = answer.json()["error"]
+        assert (answer.status_code, error["param"]) == (400, param), (fields, error)
+        assert all(word in error["message"] for word in words), (fields, error)
+        assert ".gif" not in error["message"]
+
+
+def test_a_size_that_is_padded_has_the_length_that_it_would_have_otherwise_unless_padding_was_asked_for(server):
+    fields = {"prompt": "A fox", "size": "100x60", "seconds": 10}
+    frames = [
+        server.client.post("/v1/videos", json={**fields, **more}).json()["num_frames"]
+        for more in ({}, {"size": "96x64"}, {"pad": True})
+    ]
+    assert frames == [241, 241, 240]
+
+
+def test_wrong_parameters_and_paths_are_told_with_what_to_do(server):
+    for path, *words in (
+        ("/nope", "there is nothing at /nope - "),
+        ("/v1/videos?limit=0", "limit must be ", "got '0' - "),
+        ("/v1/videos?limit=many", "limit must be a valid integer; got 'many' - "),
+        ("/v1/videos/video_0/content?variant=x", "variant must be 'video' or 'thumbnail'; got 'x' - "),
+    ):
+        message = server.client.get(path).json()["error"]["message"]
+        assert all(word in message for word in words), message
 
 
 def test_seconds_are_the_nearest_number_of_frames_that_can_be_made(server):
@@ -226,7 +263,8 @@ def test_a_video_is_cancelled_while_it_waits_and_while_it_is_made(server, held):
     for id in (second, first):
         answer = server.client.post(f"/v1/videos/{id}/cancel").json()
         assert (answer["status"], answer["error"]["code"]) == ("failed", "cancelled")
-        assert server.client.post(f"/v1/videos/{id}/cancel").status_code == 409
+        again = server.client.post(f"/v1/videos/{id}/cancel")
+        assert again.status_code == 409 and "was cancelled before" in again.json()["error"]["message"]
         assert [event["kind"] for event in events_of(server.client.get(f"/v1/videos/{id}/events").text)] == ["failed"]
 
 
@@ -283,7 +321,10 @@ def test_a_server_is_ready_while_its_disk_can_be_written_and_it_has_workers(tmp_
         moved.rename(server.settings.data)
         server.crew.stop(0)
         answer = server.client.get("/readyz")
-        assert (answer.status_code, answer.json()["reason"]) == (503, "no worker can make videos")
+        assert (answer.status_code, answer.json()["reason"]) == (
+            503,
+            "no worker can make videos at present; the log says why",
+        )
         assert server.client.get("/healthz").status_code == 200
 
 

@@ -56,6 +56,17 @@ def test_without_the_token_nothing_is_answered_but_the_page_and_whether_the_serv
         assert stranger.get(guarded.url, headers=headers).status_code == 200
 
 
+def test_a_token_that_is_not_taken_is_told_with_what_is_wrong_about_it(guarded, stranger):
+    for header, problem in (
+        (None, "there is no token - "),
+        (TOKEN, "the header Authorization does not begin with 'Bearer ' - "),
+        ("Bearer wrong", "the token is wrong - "),
+    ):
+        headers = {} if header is None else {"Authorization": header}
+        message = stranger.get(guarded.url + "/v1/videos", headers=headers).json()["error"]["message"]
+        assert message == f"{problem}send the header Authorization: Bearer TOKEN"
+
+
 def test_with_the_token_everything_is_answered(guarded):
     for method, path in operations(guarded):
         assert guarded.client.request(method, path).status_code != 401, path
