@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path, PurePath
@@ -15,7 +17,7 @@ from ltx_runtime.noise.noise import check_seed
 from ltx_runtime.outputs.names import names_for
 from ltx_runtime.outputs.plain import fields_of_request, request_from_fields
 from ltx_runtime.outputs.unfinished import place_beside
-from ltx_runtime.pipeline import Pipeline
+from ltx_runtime.pipeline import RESUMED_FIELDS, Pipeline
 from ltx_runtime.planning.preset import read_preset
 from ltx_runtime.planning.request import Request, random_seed
 
@@ -129,11 +131,27 @@ class Planner:
         self._outputs: dict[str, int] = {}
         # Rows mostly differ in prompt and seed alone, which no plan depends on.
         self._plan = lru_cache(_KEPT_PLANS)(self._planned)
+        shown = {name: value for name, value in options.items() if name not in RESUMED_FIELDS}
+        typed_for_all = fields_of_request(typed(Request()), folder)
+        self._asked = hashlib.sha256()
+        self._add((pipe.version.name, shown, typed_for_all, seeds.listed, seeds.count))
+
+    @property
+    def asked(self) -> str:
+        """Checksum of what was asked for until now: the rows, and what holds for all of them.
+
+        It does not depend on random seeds, on files that exist, or on how much of the machine is used.
+        """
+        return self._asked.hexdigest()
+
+    def _add(self, data: Sequence[Any]) -> None:
+        self._asked.update(json.dumps(data, sort_keys=True).encode() + b"\n")
 
     def tasks(self, rows: Iterable[Row]) -> Iterator[tuple[Task, Planned] | Refused]:
         """Yields the tasks of all rows with their plans, in order; in place of what cannot be made, the reason."""
         number = 0
         for row_number, row in enumerate(rows, start=1):
+            self._add((row.fields, row.output, row.problem))
             try:
                 if row.problem:
                     raise LtxError(row.problem)

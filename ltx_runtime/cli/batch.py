@@ -63,12 +63,16 @@ def make(typed: Arguments) -> None:
                 pass
             print(json.dumps(survey.report(), indent=1) if typed.json else "\n".join(survey.lines()))
             raise SystemExit(SOME_FAILED if survey.refused else 0)
-        about = About(pipe.version.name, str(pipe.engines.folder), of_pipeline, options, typed.output_uri)
+
+        def about() -> About:
+            folder_of = str(pipe.engines.folder)
+            return About(pipe.version.name, folder_of, of_pipeline, options, typed.output_uri, planner.asked)
+
         stem = typed.prompts.stem if typed.prompts is not None and typed.prompts.stem not in ("", "-") else _UNNAMED
         with (
             joined_for(typed, pipe.engines.folder),
             folder_for(folder),
-            begin(folder / f"{stem}{RESULTS}", about, planned, overwrite=typed.overwrite) as results,
+            begin(folder / f"{stem}{RESULTS}", about, planned, note, overwrite=typed.overwrite) as results,
         ):
             _make(results, pipe, of_pipeline, typed, again=False)
 

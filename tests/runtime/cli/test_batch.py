@@ -257,6 +257,55 @@ def test_a_batch_that_was_begun_is_not_begun_again_unless_that_is_asked_for(batc
     assert statuses(tmp_path / "p-2.results.jsonl") == {"planned": 2, "done": 2}
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (("a fox", "--count", "2"), ("an owl", "--count", "2")),
+        (("a fox", "--count", "2"), ("a fox", "--count", "3")),
+        (("a fox", "--seeds", "1,2"), ("a fox", "--seeds", "3,4")),
+        (("a fox", "--count", "2"), ("a fox", "--count", "2", "--fps", "12")),
+        (("a fox", "--count", "2"), ("a fox", "--count", "2", "--crf", "0")),
+        (("a fox", "--count", "2"), ("a fox", "--count", "2", "--negative-prompt", "snow")),
+        (("--prompts", "p.csv"), ("--prompts", "p.jsonl")),
+        (("--prompts", "p.txt"), ("--prompts", "in/p.txt")),
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("overwrite", [(), ("--overwrite",)], ids=["", "overwrite"])
+def test_another_batch_in_the_same_folder_leaves_the_earlier_one_as_it_was(
+    batch, run, tmp_path, monkeypatch, first, second, overwrite
+):
+    assert batch("--plan")[0] == 0  # makes the version
+    (tmp_path / "p.csv").write_text("prompt\na fox\nan owl\n")
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a cat"}\n{"prompt": "a fox"}\n')
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "p.txt").write_text("a fox\nan owl in snow\n")
+    name = "batch" if first[0] == "a fox" else "p"
+    with monkeypatch.context() as patch:
+        patch.setitem(fake_stages.STAGES, "vae_decoder", failing("vae_decoder", {1}, KeyboardInterrupt))
+        assert run(*first, *SIZE, "--steps", "1")[0] == 130
+    before = (tmp_path / f"{name}.results.jsonl").read_bytes()
+    code, _, err = run(*second, *SIZE, "--steps", "1", *overwrite)
+    assert code == 0, err
+    assert f"note: another batch is not all made; go on with it by: ltx-run --resume {name}.results.jsonl\n" in err
+    assert (tmp_path / f"{name}.results.jsonl").read_bytes() == before
+    assert "planned" in statuses(tmp_path / f"{name}-2.results.jsonl")
+    code, out, err = run("--resume", f"{name}.results.jsonl")
+    assert (code, out.count("\n")) == (0, 2), err
+    assert not list(tmp_path.glob("*.unfinished"))
+
+
+def test_what_changes_nothing_of_the_videos_does_not_make_it_another_batch(batch, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setitem(fake_stages.STAGES, "vae_decoder", failing("vae_decoder", {1}, KeyboardInterrupt))
+        assert batch()[0] == 130
+    for words in ((), ("--threads", "1"), ("--low-memory",), ("--json",), ("--memory", "4")):
+        code, _, err = batch(*words)
+        assert code == 2
+        assert "an earlier run of this batch was interrupted" in err
+    assert len(list(tmp_path.glob("*.results.jsonl"))) == 1
+
+
 def test_a_run_that_an_earlier_batch_left_unfinished_is_not_taken_for_one_of_the_new(batch, run, tmp_path, monkeypatch):
     interrupted = failing("vae_decoder", {1}, KeyboardInterrupt)
     with monkeypatch.context() as patch:
@@ -268,7 +317,7 @@ def test_a_run_that_an_earlier_batch_left_unfinished_is_not_taken_for_one_of_the
         (tmp_path / "0001-a-fox-1.mp4.unfinished").rename(tmp_path / "0002-a-fox-1.mp4.unfinished")
         assert batch("--seeds", "1", "--overwrite")[0] == 130
     assert (tmp_path / "0002-a-fox-1.mp4.unfinished").exists()
-    assert run("--resume", "p.results.jsonl")[0] == 0
+    assert run("--resume", "p-2.results.jsonl")[0] == 0
     assert read_record(tmp_path / "0002-a-fox-1.mp4").request.fps == SINGLE.fps
     assert not list(tmp_path.glob("*.unfinished"))
 
