@@ -59,13 +59,14 @@ class Results:
         path: the file; the paths in it are relative to its folder.
         about: how the batch is made.
         planned: number of tasks.
-        refused: number of rows that were refused.
+        refused: lines of the rows that were refused.
         done: file and size in bytes of each video that is made, by the number of its task.
     """
 
     def __init__(self, path: Path, lock: Lock) -> None:
         self.path, self._lock = path, lock
-        self.planned, self.refused = 0, 0
+        self.planned = 0
+        self.refused: set[int] = set()
         self.done: dict[int, dict[str, Any]] = {}
         self._file = path.open("r+b", buffering=0)  # nothing of a line is left to write once it has been refused
         try:
@@ -170,13 +171,14 @@ class Results:
         if line[STATUS] == PLANNED:
             self.planned += 1
         elif line[STATUS] == REFUSED:
-            self.refused += 1
+            self.refused.add(int(line["line"]))
         elif line[STATUS] == DONE:
             self.done[int(line["number"])] = {name: line[name] for name in ("file", "bytes")}
 
     def _damaged(self, number: int) -> LtxError:
         return LtxError(
-            f"line {number} of {self.path} is none of the results of a batch", f"give a file that ends in {SUFFIX}"
+            f"line {number} of {self.path} is none of the results of a batch",
+            f"give a file that ends in {SUFFIX}, or prompts to --prompts",
         )
 
 

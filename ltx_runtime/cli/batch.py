@@ -29,6 +29,7 @@ SUFFIX = ".jsonl"  # that of files of results, as --resume takes them
 SOME_FAILED = 3
 _UNNAMED = "batch"
 _MOST_TOLD = 50
+_CORRECT = "correct what was told of them, in a file of their own, and give that to --prompts"
 
 
 def make(typed: Arguments) -> None:
@@ -81,7 +82,8 @@ def go_on(typed: Arguments) -> None:
     """Goes on with a batch that was interrupted, or of which some videos failed, from its file of results.
 
     Raises:
-        SystemExit: code 3, if a row was refused or a video failed.
+        SystemExit: code 3, if a video failed. Rows that were refused are told once more, but only a file of their own
+            can make them, so a script that goes on until code 0 comes to an end.
         LtxError: the file or an option cannot be used, or the batch is under way.
     """
     from ltx_runtime.batch.results import reopen
@@ -107,6 +109,31 @@ def go_on(typed: Arguments) -> None:
                 _make(results, pipe, of_pipeline, typed, again=True)
 
 
+def check_is_no_batch(resumed: Path, folder: Path) -> None:
+    """Raises LtxError if --resume is a file of prompts or a folder of videos, and names what can go on.
+
+    Args:
+        resumed: the file that was typed.
+        folder: the folder of the outputs, where the results of a file of prompts may be.
+    """
+    from ltx_runtime.batch.results import SUFFIX as RESULTS
+    from ltx_runtime.batch.rows import SUFFIXES
+    from ltx_runtime.outputs.unfinished import SUFFIX as UNFINISHED
+
+    if resumed.is_dir():
+        beside = resumed.with_name(resumed.name + UNFINISHED)  # that of a folder of frames
+        inside = (path for suffix in (RESULTS, UNFINISHED) for path in sorted(resumed.glob(f"*{suffix}")))
+        found = next((path for path in (beside, *inside) if path.exists()), None)
+        advice = "" if found else f"give a file that ends in {RESULTS} or {UNFINISHED}"
+        command = resuming(found) if found else ""
+        raise LtxError(f"{resumed} is a folder, from which no run goes on", advice, command)
+    if resumed.suffix.lower() in SUFFIXES:
+        results = (place / f"{resumed.stem}{RESULTS}" for place in (folder, resumed.parent))
+        found = next((path for path in results if path.exists()), None)
+        command = resuming(found) if found else ""
+        raise LtxError(f"{resumed} is no file to go on from", "give it to --prompts to begin", command)
+
+
 def _with_changes(changes: dict[str, Any], request: Any) -> Any:
     return replace(request, **changes)
 
@@ -121,6 +148,10 @@ def _rows(typed: Arguments) -> Iterator[Row]:
         yield from read_rows(typed.prompts, note)
 
 
+def _rows_refused(count: int, singular: str, plural: str) -> str:
+    return f"1 row {singular} refused" if count == 1 else f"{count} rows {plural} refused"
+
+
 class Survey:
     """Counts what is planned and tells what is refused, while tasks pass by.
 
@@ -131,6 +162,7 @@ class Survey:
 
     def __init__(self, name: str) -> None:
         self.name, self.refused, self._work = name, 0, 0.0
+        self._lines: set[int] = set()
         self._sizes: Counter[tuple[int, int, int, float]] = Counter()  # height, width, frames, frames per second
 
     def counted(self, planned: Iterable[tuple[Task, Planned] | Refused]) -> Iterator[Task | Refused]:
@@ -144,6 +176,7 @@ class Survey:
         for one in planned:
             if isinstance(one, Refused):
                 self.refused += 1
+                self._lines.add(one.line)
                 self._tell(one)
                 yield one
             else:
@@ -153,7 +186,7 @@ class Survey:
                 self._work += task.work
                 yield task
         if self.refused > _MOST_TOLD:
-            _error(f"{self.refused - _MOST_TOLD} more rows of {self.name} are refused")
+            _error(f"{self.refused - _MOST_TOLD} more of {self.name} cannot be made")
         if not self._sizes:
             if self.refused:
                 raise LtxError(f"nothing of {self.name} can be made", "correct what is told above")
@@ -177,7 +210,7 @@ class Survey:
         for (height, width, frames, fps), videos in self._sizes.most_common():
             yield f"{videos} of {width}x{height}, {frames} frames at {fps:g} fps"
         if self.refused:
-            yield f"{self.refused} rows are refused"
+            yield _rows_refused(len(self._lines), "is", "are")
 
 
 def _make(results: Results, pipe: Pipeline, of_pipeline: dict[str, Any], typed: Arguments, *, again: bool) -> None:
@@ -187,7 +220,7 @@ def _make(results: Results, pipe: Pipeline, of_pipeline: dict[str, Any], typed: 
     left, work = results.left()
     again_with = resuming(results.path, *(() if typed.ray is None else ("--ray", typed.ray)))
     if not left:
-        note(f"all {results.planned} videos are made")
+        note("the video is made" if results.planned == 1 else f"all {results.planned} videos are made")
     else:
         note(f"if this is interrupted, go on with: {again_with}")
     failed, output = 0, _Output(results.path)
@@ -203,7 +236,10 @@ def _make(results: Results, pipe: Pipeline, of_pipeline: dict[str, Any], typed: 
         raise
     if failed:
         note(f"{failed} of {left} videos failed; try them again with: {again_with}")
-    if failed or results.refused:
+    if results.refused:
+        when = " when the batch was begun" if again else ""
+        note(f"{_rows_refused(len(results.refused), 'was', 'were')}{when}: {_CORRECT}")
+    if failed or (results.refused and not again):
         raise SystemExit(SOME_FAILED)
 
 

@@ -139,8 +139,32 @@ def test_bad_rows_are_told_first_and_the_others_are_made(run, engines, tmp_path)
     told = re.findall(r"^error: line (\d) of rows\.jsonl: .* - .*$", err, re.MULTILINE)
     assert told == ["2", "3", "4", "5", "6", "7", "8"]
     assert err.index("line 8 of") < err.index("1 of 2 videos")
+    told = "7 rows were refused: correct what was told of them, in a file of their own, and give that to --prompts"
+    assert err.splitlines()[-1] == f"note: {told}"
     assert "same.mp4 is the output of line 1 as well" in err
     assert statuses(tmp_path / "rows.results.jsonl") == {"planned": 2, "refused": 7, "done": 2}
+
+
+def test_going_on_ends_with_code_0_when_all_but_refused_rows_are_made(
+    run, engines, tmp_path, monkeypatch
+):
+    engines(SINGLE)
+    (tmp_path / "rows.csv").write_text("prompt,height\na fox,64\nan owl,abc\n")
+    with monkeypatch.context() as patch:
+        patch.setitem(fake_stages.STAGES, "vae_decoder", failing("vae_decoder", {1, 2}))
+        assert run("--prompts", "rows.csv", "--width", "96", "--num-frames", "9", "--steps", "1")[0] == 3
+        code, _, err = run("--resume", "rows.results.jsonl")  # it still fails
+        assert (code, err.count("1 row was refused when the batch was begun: correct")) == (3, 1)
+    for made in (1, 0):
+        code, out, err = run("--resume", "rows.results.jsonl")
+        assert (code, out.count("\n")) == (0, made)
+        assert "note: 1 row was refused when the batch was begun: correct what was told" in err.splitlines()[-1]
+
+
+def test_a_row_that_has_no_text_for_a_prompt_is_told_what_to_call_it(run, engines, tmp_path):
+    engines(SINGLE)
+    (tmp_path / "rows.jsonl").write_text('{"text": "a fox"}\n')
+    assert "line 1 of rows.jsonl: a request has no field 'text' - use prompt\n" in run("--prompts", "rows.jsonl")[2]
 
 
 def test_a_batch_of_which_nothing_can_be_made_leaves_nothing(run, engines, tmp_path):
@@ -189,6 +213,11 @@ def test_a_video_that_fails_is_told_and_is_tried_again_by_resume(batch, run, tmp
         (("--count", "2"), "there is no prompt"),
         (("--resume", "none.jsonl"), "cannot read none.jsonl: no such file"),
         (("--resume", "rows.jsonl"), "line 1 of rows.jsonl is none of the results of a batch"),
+        (("--resume", "p.txt"), "p.txt is no file to go on from - give it to --prompts to begin"),
+        (
+            ("--resume", "engines"),
+            "is a folder, from which no run goes on - give a file that ends in .results.jsonl or",
+        ),
         (("--resume", "rows.jsonl", "--seed", "3"), "--seed has no effect on a batch that goes on"),
     ],
     ids=lambda one: " ".join(one) if isinstance(one, tuple) else "",
@@ -320,6 +349,21 @@ def test_a_run_that_an_earlier_batch_left_unfinished_is_not_taken_for_one_of_the
     assert run("--resume", "p-2.results.jsonl")[0] == 0
     assert read_record(tmp_path / "0002-a-fox-1.mp4").request.fps == SINGLE.fps
     assert not list(tmp_path.glob("*.unfinished"))
+
+
+def test_going_on_from_prompts_or_a_folder_names_the_file_to_go_on_from(batch, run, tmp_path):
+    assert batch("--output-dir", "out")[0] == 0
+    going_on = "run: ltx-run --resume out/p.results.jsonl"
+    code, _, err = run("--resume", "p.txt", "--output-dir", "out")
+    assert code == 2
+    assert err == f"error: p.txt is no file to go on from - {going_on}, or give it to --prompts to begin\n"
+    code, _, err = run("--resume", "out")
+    assert (code, err) == (2, f"error: out is a folder, from which no run goes on - {going_on}\n")
+    (tmp_path / "out" / "p.txt").write_text("a fox\n")
+    assert going_on in run("--resume", "out/p.txt")[2]
+    (tmp_path / "frames").mkdir()
+    (tmp_path / "frames.unfinished").touch()
+    assert "run: ltx-run --resume frames.unfinished" in run("--resume", "frames")[2]
 
 
 def test_a_plan_of_a_batch_that_goes_on_counts_what_is_left(batch, run, monkeypatch):
