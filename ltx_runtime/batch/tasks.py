@@ -19,6 +19,7 @@ from ltx_runtime.outputs.plain import fields_of_request, request_from_fields
 from ltx_runtime.outputs.unfinished import place_beside
 from ltx_runtime.pipeline import RESUMED_FIELDS, Pipeline
 from ltx_runtime.planning.preset import read_preset
+from ltx_runtime.planning.report import Memory
 from ltx_runtime.planning.request import Request, random_seed
 
 _KEPT_PLANS = 1024
@@ -97,11 +98,12 @@ def check_seeds(seeds: Seeds) -> None:
 
 @dataclass(frozen=True)
 class Planned:
-    """What a plan says of a video: height and width in pixels, length, and the operations of all its stages."""
+    """What a plan says of a video: height and width in pixels, length, memory, and the operations of all stages."""
 
     size: tuple[int, int]
     num_frames: int
     fps: float
+    memory: Memory
     work: float
 
 
@@ -187,7 +189,9 @@ class Planner:
 
     def _planned(self, request: Request) -> Planned:
         video = self._pipe(request, **self._options)
-        return Planned(video.size, video.ending.num_frames, video.ending.fps, sum(video.work().values()))
+        memory = video.memory()
+        assert memory is not None  # only latents that were saved have no plan
+        return Planned(video.size, video.ending.num_frames, video.ending.fps, memory, sum(video.work().values()))
 
     def _output(self, row_number: int, row: Row, request: Request) -> str:
         """Returns the name of a video: that of its row, with the seed if the row has several; or one made from both."""

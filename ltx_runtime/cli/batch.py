@@ -7,7 +7,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from ltx_runtime.cli.arguments import Arguments, is_typed
 from ltx_runtime.cli.cluster import joined_for, on_cluster
 from ltx_runtime.cli.streams import folder_for, note, resuming, tell, told_of
 from ltx_runtime.errors import LtxError
-from ltx_runtime.files import engines_folder
+from ltx_runtime.files import amount, engines_folder
 
 if TYPE_CHECKING:
     from ltx_runtime.batch.making import Executor
@@ -161,8 +161,11 @@ class Survey:
     """
 
     def __init__(self, name: str) -> None:
+        from ltx_runtime.planning.report import Memory
+
         self.name, self.refused, self._work = name, 0, 0.0
         self._lines: set[int] = set()
+        self._memory = Memory(0, 0)
         self._sizes: Counter[tuple[int, int, int, float]] = Counter()  # height, width, frames, frames per second
 
     def counted(self, planned: Iterable[tuple[Task, Planned] | Refused]) -> Iterator[Task | Refused]:
@@ -184,6 +187,7 @@ class Survey:
                 height, width = plan.size
                 self._sizes[height, width, plan.num_frames, plan.fps] += 1
                 self._work += task.work
+                self._memory = max(self._memory, plan.memory, key=lambda memory: memory.needed_bytes)
                 yield task
         if self.refused > _MOST_TOLD:
             _error(f"{self.refused - _MOST_TOLD} more of {self.name} cannot be made")
@@ -202,13 +206,25 @@ class Survey:
             {"width": width, "height": height, "frames": frames, "fps": fps, "videos": videos}
             for (height, width, frames, fps), videos in self._sizes.items()
         ]
-        return {"videos": self._sizes.total(), "refused": self.refused, "sizes": sizes, "operations": self._work}
+        return {
+            "videos": self._sizes.total(),
+            "refused": self.refused,
+            "sizes": sizes,
+            "memory": asdict(self._memory),
+            "operations": self._work,
+        }
 
     def lines(self) -> Iterator[str]:
         """Yields what is planned, for people."""
-        yield f"{self._sizes.total()} videos, about {self._work:.2g} floating-point operations"
+        videos = self._sizes.total()
+        num_frames = sum(frames * count for (_, _, frames, _), count in self._sizes.items())
+        duration_s = sum(frames / fps * count for (_, _, frames, fps), count in self._sizes.items())
+        yield f"{videos} {'video' if videos == 1 else 'videos'}, {num_frames} frames and {duration_s:.1f} s in all"
         for (height, width, frames, fps), videos in self._sizes.most_common():
             yield f"{videos} of {width}x{height}, {frames} frames at {fps:g} fps"
+        if self._memory.needed_bytes:
+            yield f"about {amount(self._memory.needed_bytes)} of memory at most, besides the weights"
+        yield from self._memory.lines()
         if self.refused:
             yield _rows_refused(len(self._lines), "is", "are")
 

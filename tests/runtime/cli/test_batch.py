@@ -117,8 +117,29 @@ def test_a_plan_makes_nothing_and_counts(batch, diary, tmp_path):
     plan = json.loads(out)
     assert (code, plan["videos"], plan["refused"]) == (0, 4, 0)
     assert plan["sizes"] == [{"width": 96, "height": 64, "frames": 9, "fps": SINGLE.fps, "videos": 4}]
-    assert "4 of 96x64, 9 frames" in batch("--count", "2", "--plan")[1]
+    lines = batch("--count", "2", "--plan")[1].splitlines()
+    assert lines[:2] == [f"4 videos, 36 frames and {36 / SINGLE.fps:.1f} s in all", "4 of 96x64, 9 frames at 30 fps"]
+    assert plan["memory"]["needed_bytes"] > 0
+    assert re.fullmatch(r"about .*B of memory at most, besides the weights", lines[2])
     assert ({*tmp_path.iterdir()}, diary) == (before, [])
+
+
+def test_a_plan_counts_one_of_a_thing_as_one(run, engines, tmp_path):
+    engines(SINGLE)
+    (tmp_path / "rows.csv").write_text("prompt,seed\na fox,1\nan owl,-1\n")
+    code, out, _ = run("--prompts", "rows.csv", *SIZE, "--plan")
+    assert (code, out.splitlines()[0].partition(",")[0], out.splitlines()[-1]) == (3, "1 video", "1 row is refused")
+
+
+def test_videos_for_which_the_machine_has_too_little_memory_are_planned_and_made_with_a_warning(
+    batch, run, monkeypatch
+):
+    monkeypatch.setattr("ltx_runtime.planning.report.total_memory", lambda: 1000)
+    warning = r"about .*B of memory are needed, but this machine has only .*B - ask for a smaller size or fewer frames"
+    assert len(re.findall(f"^{warning}$", batch("--plan")[1], re.MULTILINE)) == 1
+    assert len(re.findall(f"^{warning}$", run("a fox", *SIZE, "--plan")[1], re.MULTILINE)) == 1
+    code, out, err = batch("--steps", "1")
+    assert (code, out.count("\n"), len(re.findall(f"^note: {warning}$", err, re.MULTILINE))) == (0, 2, 1)
 
 
 # --- what fails -----------------------------------------------------------------------------------
@@ -145,9 +166,7 @@ def test_bad_rows_are_told_first_and_the_others_are_made(run, engines, tmp_path)
     assert statuses(tmp_path / "rows.results.jsonl") == {"planned": 2, "refused": 7, "done": 2}
 
 
-def test_going_on_ends_with_code_0_when_all_but_refused_rows_are_made(
-    run, engines, tmp_path, monkeypatch
-):
+def test_going_on_ends_with_code_0_when_all_but_refused_rows_are_made(run, engines, tmp_path, monkeypatch):
     engines(SINGLE)
     (tmp_path / "rows.csv").write_text("prompt,height\na fox,64\nan owl,abc\n")
     with monkeypatch.context() as patch:
