@@ -24,6 +24,7 @@ from ltx_runtime.planning.request import Request
 STANDARD_INPUT = Path("-")
 OUTPUT = "output"
 COLUMNS = (*(one.name for one in fields(Request)), IMAGE, OUTPUT)
+_SPREADSHEETS = (".xlsx", ".xls", ".ods", ".numbers")
 _DELIMITERS = (",", ";", "\t")
 _COMMENT = "#"
 _LONGEST_LINE = 1_000_000  # characters; /dev/zero has no second line
@@ -54,20 +55,26 @@ def read_rows(path: Path, note: Callable[[str], None]) -> Iterator[Row]:
 
     Args:
         path: the file; STANDARD_INPUT for standard input.
-        note: is called with what the user should know: how many lines are comments.
+        note: is called with what the user should know: how many lines are comments, or that prompts look like fields.
 
     Raises:
         LtxError: the file cannot be read, is not in UTF-8, or has a column that no request has.
     """
+    name = name_of(path)
+    if path.suffix.lower() in _SPREADSHEETS:
+        raise LtxError(f"{name} is a spreadsheet", "save it as CSV in UTF-8")
     with _opened(path) as file:
-        name = name_of(path)
         lines = _lines(file, name)
         head = []
         for number, line in lines:  # the first line that is not blank decides the form
             head.append((number, line))
             if line.strip():
                 break
-        form = _FORMS.get(path.suffix.lower()) or _form_of(head[-1][1] if head else "")
+        seems = _form_of(head[-1][1] if head else "")
+        form = _FORMS.get(path.suffix.lower()) or seems
+        if form is _text_rows is not seems:
+            kind, suffix = ("CSV", ".csv") if seems is _csv_rows else ("JSON lines", ".jsonl")
+            note(f"{name} begins like {kind}, but every line of it is taken for a prompt; for fields, call it {suffix}")
         if path.suffix.lower() == ".json":
             raise LtxError(f"{name} is JSON as a whole", "write one object a line, in a file that ends in .jsonl")
         yield from form(chain(head, lines), name, note)

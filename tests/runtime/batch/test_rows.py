@@ -48,6 +48,16 @@ def test_comments_are_told_of(tmp_path):
     assert notes == [f"1 line begins with # in {tmp_path / 'a.txt'}, as comments do"]
 
 
+@pytest.mark.parametrize(
+    ("first", "kind", "suffix"), [("prompt,seed", "CSV", ".csv"), ('{"prompt": "a fox"}', "JSON lines", ".jsonl")]
+)
+def test_a_text_that_looks_like_fields_is_prompts_with_a_note(tmp_path, first, kind, suffix):
+    notes = []
+    assert [row.fields for row in rows_of(tmp_path, "a.txt", first, notes)] == [{"prompt": first}]
+    said = f"begins like {kind}, but every line of it is taken for a prompt; for fields, call it {suffix}"
+    assert notes == [f"{tmp_path / 'a.txt'} {said}"]
+
+
 CELLS = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), max_size=20)
 EVERY = {
     "prompt": 'a "fox", 狐\nruns',
@@ -133,6 +143,7 @@ def test_what_comes_by_standard_input_or_has_no_suffix_is_recognized(tmp_path, m
 
 
 WHOLE_FILES = [
+    ("a.XLSX", b"PK\3\4", r"a\.XLSX is a spreadsheet - save it as CSV in UTF-8"),
     ("a.txt", b"a fox\ncaf\xe9\n", r"line 2 of .*a\.txt is not in UTF-8 - save it as text in UTF-8"),
     ("a.csv", b"prompt\ncaf\xe9\n", r"line 2 of .*a\.csv is not in UTF-8"),
     ("a.txt", "a fox\n".encode("utf-16"), r"is in UTF-16 - save it as text in UTF-8"),

@@ -219,12 +219,16 @@ def test_a_video_that_fails_is_told_and_is_tried_again_by_resume(batch, run, tmp
     [
         (("--prompts", "p.txt", "--seeds", "1,1"), "seeds has 1 twice"),
         (("--prompts", "p.txt", "--seeds", "1,x"), "seeds must be comma-separated whole numbers; got '1,x'"),
+        (
+            ("--prompts", "p.txt", "--seeds", "1-3"),
+            "got '1-3' - use e.g. 1,2,3, or --seed 1 --count 3 for seeds in a row",
+        ),
         (("--prompts", "p.txt", "--seeds", ","), "seeds has no seed"),
         (("--prompts", "p.txt", "--seeds", "-1"), "seed must be from 0"),
         (("--prompts", "p.txt", "--count", "0"), "count must be at least 1; got 0"),
         (("--prompts", "p.txt", "--count", "2", "--seeds", "1"), "--seeds and --count both set the seeds"),
         (("--prompts", "p.txt", "--seed", "2", "--seeds", "1"), "--seeds and --seed both set the seeds"),
-        (("--prompts", "p.txt", "-o", "a.mp4"), "--output has no effect on many videos"),
+        (("--prompts", "p.txt", "-o", "a.mp4"), "--output has no effect on many videos - use --output-dir FOLDER"),
         (("a fox", "--prompts", "p.txt"), "the prompt has no effect on many videos"),
         (("--prompts", "p.txt", "--save-latents", "a"), "--save-latents has no effect on many videos"),
         (("--prompts", "none.txt"), "cannot read none.txt: no such file"),
@@ -237,7 +241,11 @@ def test_a_video_that_fails_is_told_and_is_tried_again_by_resume(batch, run, tmp
             ("--resume", "engines"),
             "is a folder, from which no run goes on - give a file that ends in .results.jsonl or",
         ),
-        (("--resume", "rows.jsonl", "--seed", "3"), "--seed has no effect on a batch that goes on"),
+        (
+            ("--resume", "rows.jsonl", "--seed", "3"),
+            "a batch that goes on - leave it out: rows and settings are in its",
+        ),
+        (("--resume", "rows.jsonl", "--prompts", "p.txt"), "--prompts has no effect on a batch that goes on - leave"),
     ],
     ids=lambda one: " ".join(one) if isinstance(one, tuple) else "",
 )
