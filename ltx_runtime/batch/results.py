@@ -204,16 +204,8 @@ def begin(
         LtxError: the same batch was begun before and is not all made, or the file cannot be written.
     """
     with explaining(f"write {path}"), partial_folder(path.parent) as folder:
-        temporary, tasks = folder / path.name, folder / "tasks"
-        with tasks.open("wb") as file:
-            for task in planned:
-                file.write(_bytes_of(_line_of(task)))
-        how = about()
-        with temporary.open("wb") as file, tasks.open("rb") as lines:
-            file.write(_bytes_of({KEY: asdict(how)}))
-            shutil.copyfileobj(lines, file)
-            file.flush()
-            os.fsync(file.fileno())
+        temporary = folder / path.name
+        asked = _write(temporary, about, planned)
         lock = lock_of(temporary)
         assert lock is not None  # nobody else knows its name
         for name in chain([path], _numbered(path)):
@@ -221,7 +213,7 @@ def begin(
                 place_new(temporary, name)
                 return Results(name, lock)
             except FileExistsError:
-                if _asked_in(name) != how.asked:
+                if _asked_in(name) != asked:
                     _tell_other(name, note)
                     continue
                 with reopen(name) as earlier:
@@ -231,6 +223,21 @@ def begin(
                     if not earlier.is_made:
                         raise _begun(name) from None
     raise AssertionError("there is always a free number")
+
+
+def _write(path: Path, about: Callable[[], About], planned: Iterable[Task | Refused]) -> str:
+    """Writes how a batch is made and all that is planned; returns the checksum of what was asked for."""
+    tasks = path.with_name("tasks")
+    with tasks.open("wb") as file:
+        for task in planned:
+            file.write(_bytes_of(_line_of(task)))
+    how = about()
+    with path.open("wb") as file, tasks.open("rb") as lines:
+        file.write(_bytes_of({KEY: asdict(how)}))
+        shutil.copyfileobj(lines, file)
+        file.flush()
+        os.fsync(file.fileno())
+    return how.asked
 
 
 def _asked_in(path: Path) -> str:

@@ -15,7 +15,7 @@ from ltx_runtime.errors import LtxError
 from ltx_runtime.media.video import TakenError, check_output
 from ltx_runtime.noise.noise import check_seed
 from ltx_runtime.outputs.names import names_for
-from ltx_runtime.outputs.plain import fields_of_request, request_from_fields
+from ltx_runtime.outputs.plain import fields_of_request, relative_name, request_from_fields
 from ltx_runtime.outputs.unfinished import place_beside
 from ltx_runtime.pipeline import RESUMED_FIELDS, Pipeline
 from ltx_runtime.planning.preset import read_preset
@@ -136,7 +136,8 @@ class Planner:
         shown = {name: value for name, value in options.items() if name not in RESUMED_FIELDS}
         typed_for_all = fields_of_request(typed(Request()), folder)
         self._asked = hashlib.sha256()
-        self._add((pipe.version.name, shown, typed_for_all, seeds.listed, seeds.count))
+        place = relative_name(rows_folder, folder)  # the same rows elsewhere name other images
+        self._add((pipe.version.name, shown, typed_for_all, seeds.listed, seeds.count, place))
 
     @property
     def asked(self) -> str:
