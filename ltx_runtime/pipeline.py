@@ -41,7 +41,7 @@ _RUN_FIELDS = tuple(one.name for one in fields(RunOptions) if one.name not in _P
 # Fields of RunOptions that matter for latents that were saved, of which nothing is left to do but decode them.
 _DECODE_FIELDS = ("rng", "noise", "tiled", "save_noise", "overwrite", "metadata")
 # Fields of RunOptions that can be changed for a run that goes on.
-_RESUMED_FIELDS = ("tiled", "low_memory", "overwrite", "metadata")
+RESUMED_FIELDS = ("tiled", "low_memory", "overwrite", "metadata")
 
 Note = Callable[[str], None]
 Name = Callable[[int, "Video"], "Path | str"]  # the file of one of many videos, by its number
@@ -170,7 +170,7 @@ class Pipeline:
         if not isinstance(unfinished, Unfinished):
             unfinished = open_unfinished(path_of(unfinished, "unfinished"))
         try:
-            _check_known(changes, _RESUMED_FIELDS)
+            _check_known(changes, RESUMED_FIELDS)
             recorded, run = unfinished.recorded()
             own = {name: value for name, value in {**recorded.options, **run}.items() if name in _RUN_FIELDS}
             options = self._options_with({**own, **changes}, _RUN_FIELDS)

@@ -19,7 +19,7 @@ from ltx_runtime.outputs.unfinished import State, Unfinished, about_of, claim, p
 from ltx_runtime.packages import RELEASE
 from ltx_runtime.planning.media import NO_MEDIA, GivenMedia
 from ltx_runtime.planning.plan import Plan
-from ltx_runtime.planning.report import describe, lines_of
+from ltx_runtime.planning.report import Memory, describe, lines_of, memory_of
 from ltx_runtime.planning.request import Request
 from ltx_runtime.planning.work import work_of
 from ltx_runtime.progress import Progress, silent
@@ -107,6 +107,12 @@ class Video:
             "backends": self.backends,
         }
 
+    def memory(self) -> Memory | None:
+        """Estimates how much memory is needed, and how much there is; None for latents that were saved."""
+        if self.plan is None:
+            return None
+        return memory_of(self.plan, self._road.version, self._road.chosen, self._media)
+
     def work(self) -> dict[str, float]:
         """Estimates the floating-point operations of every stage by its name, for the total progress of a run."""
         if self.plan is None:
@@ -137,8 +143,9 @@ class Video:
         self._use((yield from run_passes(road, self.plan, self._media.frames, noise, state)), noise)
 
     def _tell(self, road: Road) -> None:
-        """Notes the backends that were chosen automatically and what differs of given media, each thing once."""
-        for line in (*road.chosen.lines(), *self._media.lines()):
+        """Notes which backends were chosen, what differs of given media, and too little memory, each thing once."""
+        memory = self.memory()
+        for line in (*road.chosen.lines(), *self._media.lines(), *(() if memory is None else memory.lines())):
             road.note_once(line)
 
     def _use(self, latents: Floats, noise: Noise) -> None:

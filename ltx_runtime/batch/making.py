@@ -14,7 +14,7 @@ from ltx_runtime.files import check_space
 from ltx_runtime.media.video import target_of
 from ltx_runtime.outputs.plain import request_from_fields
 from ltx_runtime.outputs.unfinished import open_unfinished, place_beside
-from ltx_runtime.pipeline import Pipeline
+from ltx_runtime.pipeline import RESUMED_FIELDS, Pipeline
 from ltx_runtime.progress import Progress
 from ltx_runtime.video import Video
 
@@ -23,8 +23,6 @@ Shown = Callable[[Task], AbstractContextManager[Progress]]
 # hands them to other machines.
 Executor = Callable[[Iterable[Task], Shown], Iterator[Outcome]]
 _SMALL_BYTES = 100_000
-# Fields of RunOptions that may be others when a video goes on, see `Pipeline.resume`.
-_RESUMED = ("tiled", "low_memory", "overwrite", "metadata")
 
 
 def made_here(
@@ -77,7 +75,7 @@ def _made(
         unfinished = open_unfinished(kept)
         unfinished.about["output"] = str(output.absolute())  # the folder may have been moved
         if video.is_of(unfinished.recorded()[0], output):
-            video = pipe.resume(unfinished, **{name: options[name] for name in _RESUMED if name in options})
+            video = pipe.resume(unfinished, **{name: options[name] for name in RESUMED_FIELDS if name in options})
         else:
             unfinished.unlock()
     elif again and target.exists() and video.is_saved_as(output):  # killed between its name and its line

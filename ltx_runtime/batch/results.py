@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -38,6 +39,7 @@ class About:
         pipeline: arguments of Pipeline by name: backend, cpu_mode, memory, gpu_memory and threads.
         options: fields of RunOptions by name, for every video.
         uri: where a cluster stores the videos; None for the folder of the file of results.
+        asked: checksum of what was asked for, see `Planner.asked`, by which a batch that is begun again is known.
         release: version of the program that began it.
     """
 
@@ -46,6 +48,7 @@ class About:
     pipeline: dict[str, Any]
     options: dict[str, Any]
     uri: str | None = None
+    asked: str = ""
     release: str = RELEASE
 
 
@@ -56,13 +59,14 @@ class Results:
         path: the file; the paths in it are relative to its folder.
         about: how the batch is made.
         planned: number of tasks.
-        refused: number of rows that were refused.
+        refused: lines of the rows that were refused.
         done: file and size in bytes of each video that is made, by the number of its task.
     """
 
     def __init__(self, path: Path, lock: Lock) -> None:
         self.path, self._lock = path, lock
-        self.planned, self.refused = 0, 0
+        self.planned = 0
+        self.refused: set[int] = set()
         self.done: dict[int, dict[str, Any]] = {}
         self._file = path.open("r+b", buffering=0)  # nothing of a line is left to write once it has been refused
         try:
@@ -167,36 +171,41 @@ class Results:
         if line[STATUS] == PLANNED:
             self.planned += 1
         elif line[STATUS] == REFUSED:
-            self.refused += 1
+            self.refused.add(int(line["line"]))
         elif line[STATUS] == DONE:
             self.done[int(line["number"])] = {name: line[name] for name in ("file", "bytes")}
 
     def _damaged(self, number: int) -> LtxError:
         return LtxError(
-            f"line {number} of {self.path} is none of the results of a batch", f"give a file that ends in {SUFFIX}"
+            f"line {number} of {self.path} is none of the results of a batch",
+            f"give a file that ends in {SUFFIX}, or prompts to --prompts",
         )
 
 
-def begin(path: Path, about: About, planned: Iterable[Task | Refused], *, overwrite: bool) -> Results:
+def begin(
+    path: Path,
+    about: Callable[[], About],
+    planned: Iterable[Task | Refused],
+    note: Callable[[str], None],
+    *,
+    overwrite: bool,
+) -> Results:
     """Writes the file of results of a new batch, which appears with all its tasks, and returns it locked.
 
     Args:
-        path: the file; its folder must exist. If it is that of a batch that is all made, the next number is taken.
-        about: how the batch is made.
+        path: the file; its folder must exist. The next number is taken if it is that of another batch, or that of the
+            same one, all made.
+        about: returns how the batch is made, once all of `planned` has passed.
         planned: the tasks, and the rows that were refused.
-        overwrite: whether the file of an earlier batch is replaced, unless that is under way.
+        note: is called with what the user should know: which other batches are not all made.
+        overwrite: whether the file of the same batch is replaced, unless that is under way.
 
     Raises:
-        LtxError: a batch of that name is not all made, or the file cannot be written.
+        LtxError: the same batch was begun before and is not all made, or the file cannot be written.
     """
     with explaining(f"write {path}"), partial_folder(path.parent) as folder:
         temporary = folder / path.name
-        with temporary.open("wb") as file:
-            file.write(_bytes_of({KEY: asdict(about)}))
-            for task in planned:
-                file.write(_bytes_of(_line_of(task)))
-            file.flush()
-            os.fsync(file.fileno())
+        asked = _write(temporary, about, planned)
         lock = lock_of(temporary)
         assert lock is not None  # nobody else knows its name
         for name in chain([path], _numbered(path)):
@@ -204,6 +213,9 @@ def begin(path: Path, about: About, planned: Iterable[Task | Refused], *, overwr
                 place_new(temporary, name)
                 return Results(name, lock)
             except FileExistsError:
+                if _asked_in(name) != asked:
+                    _tell_other(name, note)
+                    continue
                 with reopen(name) as earlier:
                     if overwrite:
                         temporary.replace(name)
@@ -211,6 +223,37 @@ def begin(path: Path, about: About, planned: Iterable[Task | Refused], *, overwr
                     if not earlier.is_made:
                         raise _begun(name) from None
     raise AssertionError("there is always a free number")
+
+
+def _write(path: Path, about: Callable[[], About], planned: Iterable[Task | Refused]) -> str:
+    """Writes how a batch is made and all that is planned; returns the checksum of what was asked for."""
+    tasks = path.with_name("tasks")
+    with tasks.open("wb") as file:
+        for task in planned:
+            file.write(_bytes_of(_line_of(task)))
+    how = about()
+    with path.open("wb") as file, tasks.open("rb") as lines:
+        file.write(_bytes_of({KEY: asdict(how)}))
+        shutil.copyfileobj(lines, file)
+        file.flush()
+        os.fsync(file.fileno())
+    return how.asked
+
+
+def _asked_in(path: Path) -> str:
+    """Returns the checksum of what was asked for with a batch, even if it is under way; empty for any other file."""
+    try:
+        with path.open("rb") as file:
+            return str(json.loads(file.readline())[KEY]["asked"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return ""
+
+
+def _tell_other(path: Path, note: Callable[[str], None]) -> None:
+    """Notes how another batch can go on that is not all made."""
+    with suppress(LtxError), reopen(path) as other:  # it may be under way, or no file of results
+        if not other.is_made:
+            note(f"another batch is not all made; go on with it by: {_resuming(path)}")
 
 
 def _numbered(path: Path) -> Iterator[Path]:
@@ -235,8 +278,12 @@ def _begun(path: Path) -> LtxError:
     return LtxError(
         f"an earlier run of this batch was interrupted, or some of its videos failed: {path}",
         "add --overwrite to start again",
-        f"ltx-run --resume {shlex.quote(shortest(path))}",
+        _resuming(path),
     )
+
+
+def _resuming(path: Path) -> str:
+    return f"ltx-run --resume {shlex.quote(shortest(path))}"
 
 
 def _locked(path: Path) -> Lock:

@@ -18,15 +18,15 @@ from typing import Any, TextIO
 
 from ltx_runtime.batch.cells import value_of
 from ltx_runtime.errors import LtxError, explaining
-from ltx_runtime.outputs.plain import IMAGE, nearest
+from ltx_runtime.outputs.plain import IMAGE, is_near, nearest, shown
 from ltx_runtime.planning.request import Request
 
 STANDARD_INPUT = Path("-")
 OUTPUT = "output"
 COLUMNS = (*(one.name for one in fields(Request)), IMAGE, OUTPUT)
+_SPREADSHEETS = (".xlsx", ".xls", ".ods", ".numbers")
 _DELIMITERS = (",", ";", "\t")
 _COMMENT = "#"
-_SHOWN_CHARACTERS = 40
 _LONGEST_LINE = 1_000_000  # characters; /dev/zero has no second line
 # How files in UTF-16 begin, when their bytes are read as UTF-8.
 _UTF16 = tuple(mark.decode("utf-8", "surrogateescape") for mark in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
@@ -55,20 +55,26 @@ def read_rows(path: Path, note: Callable[[str], None]) -> Iterator[Row]:
 
     Args:
         path: the file; STANDARD_INPUT for standard input.
-        note: is called with what the user should know: how many lines are comments.
+        note: is called with what the user should know: how many lines are comments, or that prompts look like fields.
 
     Raises:
         LtxError: the file cannot be read, is not in UTF-8, or has a column that no request has.
     """
+    name = name_of(path)
+    if path.suffix.lower() in _SPREADSHEETS:
+        raise LtxError(f"{name} is a spreadsheet", "save it as CSV in UTF-8")
     with _opened(path) as file:
-        name = name_of(path)
         lines = _lines(file, name)
         head = []
         for number, line in lines:  # the first line that is not blank decides the form
             head.append((number, line))
             if line.strip():
                 break
-        form = _FORMS.get(path.suffix.lower()) or _form_of(head[-1][1] if head else "")
+        seems = _form_of(head[-1][1] if head else "")
+        form = _FORMS.get(path.suffix.lower()) or seems
+        if form is _text_rows is not seems:
+            kind, suffix = ("CSV", ".csv") if seems is _csv_rows else ("JSON lines", ".jsonl")
+            note(f"{name} begins like {kind}, but every line of it is taken for a prompt; for fields, call it {suffix}")
         if path.suffix.lower() == ".json":
             raise LtxError(f"{name} is JSON as a whole", "write one object a line, in a file that ends in .jsonl")
         yield from form(chain(head, lines), name, note)
@@ -149,6 +155,11 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return row
 
 
+def _name_of(written: str) -> str:
+    """Returns the name of a field that a column or a key says, which may be spelled like its option."""
+    return written.replace("-", "_")
+
+
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is no number")
 
@@ -156,6 +167,10 @@ def _no_constant(name: str) -> Any:
 def _row_of(number: int, fields_of_row: Any) -> Row:
     if not isinstance(fields_of_row, dict):
         return Row(number, problem='it is no object - write {"prompt": "..."}')
+    try:
+        fields_of_row = _once([(_name_of(key), value) for key, value in fields_of_row.items()])
+    except ValueError as error:
+        return Row(number, problem=f"{error} - remove one")
     output = fields_of_row.pop(OUTPUT, None)
     if output is not None and not isinstance(output, str):
         return Row(number, problem=f"output must be text; got {output!r} - give a file name")
@@ -200,10 +215,16 @@ def _header(lines: Iterator[str], name: str) -> tuple[_Header, Iterator[str]]:
     """
     first = next((line for line in lines if line.strip()), "")
     columns, delimiter = _columns(first)
+    if columns and not any(column in COLUMNS or is_near(column, COLUMNS) for column in columns):
+        raise LtxError(
+            f"the first row of {name} must name the columns; got {shown(first.strip())}",
+            "begin it with a row such as prompt,seed",
+        )
     for column in columns:
         if column not in COLUMNS:
-            shown = column if len(column) <= _SHOWN_CHARACTERS else f"{column[:_SHOWN_CHARACTERS]}..."
-            raise LtxError(f"{name} has the column {shown!r}, which no request has", f"use {nearest(shown, COLUMNS)}")
+            raise LtxError(
+                f"{name} has the column {shown(column)}, which no request has", f"use {nearest(column, COLUMNS)}"
+            )
         if columns.count(column) > 1:
             raise LtxError(f"{name} has the column {column!r} twice", "remove one")
     return _Header(columns, delimiter), lines
@@ -217,7 +238,7 @@ def _columns(line: str) -> tuple[list[str], str]:
             cells = next(csv.reader([line.strip()], delimiter=delimiter), [])
         except csv.Error:  # such as a text of more characters than a cell may have
             cells = [line]
-        return [cell.strip().lower() for cell in cells]
+        return [_name_of(cell.strip().lower()) for cell in cells]
 
     delimiter = max(_DELIMITERS, key=lambda character: sum(column in COLUMNS for column in split(character)))
     return split(delimiter), delimiter
@@ -253,3 +274,4 @@ _FORMS: dict[str, Form] = {
     ".csv": _csv_rows,
     ".tsv": _csv_rows,
 }
+SUFFIXES = (*_FORMS,)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path, PurePath
@@ -13,10 +15,11 @@ from ltx_runtime.errors import LtxError
 from ltx_runtime.media.video import TakenError, check_output
 from ltx_runtime.noise.noise import check_seed
 from ltx_runtime.outputs.names import names_for
-from ltx_runtime.outputs.plain import fields_of_request, request_from_fields
+from ltx_runtime.outputs.plain import fields_of_request, relative_name, request_from_fields
 from ltx_runtime.outputs.unfinished import place_beside
-from ltx_runtime.pipeline import Pipeline
+from ltx_runtime.pipeline import RESUMED_FIELDS, Pipeline
 from ltx_runtime.planning.preset import read_preset
+from ltx_runtime.planning.report import Memory
 from ltx_runtime.planning.request import Request, random_seed
 
 _KEPT_PLANS = 1024
@@ -95,11 +98,12 @@ def check_seeds(seeds: Seeds) -> None:
 
 @dataclass(frozen=True)
 class Planned:
-    """What a plan says of a video: height and width in pixels, length, and the operations of all its stages."""
+    """What a plan says of a video: height and width in pixels, length, memory, and the operations of all stages."""
 
     size: tuple[int, int]
     num_frames: int
     fps: float
+    memory: Memory
     work: float
 
 
@@ -129,11 +133,28 @@ class Planner:
         self._outputs: dict[str, int] = {}
         # Rows mostly differ in prompt and seed alone, which no plan depends on.
         self._plan = lru_cache(_KEPT_PLANS)(self._planned)
+        shown = {name: value for name, value in options.items() if name not in RESUMED_FIELDS}
+        typed_for_all = fields_of_request(typed(Request()), folder)
+        self._asked = hashlib.sha256()
+        place = relative_name(rows_folder, folder)  # the same rows elsewhere name other images
+        self._add((pipe.version.name, shown, typed_for_all, seeds.listed, seeds.count, place))
+
+    @property
+    def asked(self) -> str:
+        """Checksum of what was asked for until now: the rows, and what holds for all of them.
+
+        It does not depend on random seeds, on files that exist, or on how much of the machine is used.
+        """
+        return self._asked.hexdigest()
+
+    def _add(self, data: Sequence[Any]) -> None:
+        self._asked.update(json.dumps(data, sort_keys=True).encode() + b"\n")
 
     def tasks(self, rows: Iterable[Row]) -> Iterator[tuple[Task, Planned] | Refused]:
         """Yields the tasks of all rows with their plans, in order; in place of what cannot be made, the reason."""
         number = 0
         for row_number, row in enumerate(rows, start=1):
+            self._add((row.fields, row.output, row.problem))
             try:
                 if row.problem:
                     raise LtxError(row.problem)
@@ -169,7 +190,9 @@ class Planner:
 
     def _planned(self, request: Request) -> Planned:
         video = self._pipe(request, **self._options)
-        return Planned(video.size, video.ending.num_frames, video.ending.fps, sum(video.work().values()))
+        memory = video.memory()
+        assert memory is not None  # only latents that were saved have no plan
+        return Planned(video.size, video.ending.num_frames, video.ending.fps, memory, sum(video.work().values()))
 
     def _output(self, row_number: int, row: Row, request: Request) -> str:
         """Returns the name of a video: that of its row, with the seed if the row has several; or one made from both."""

@@ -7,7 +7,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from ltx_runtime.cli.arguments import Arguments, is_typed
 from ltx_runtime.cli.cluster import joined_for, on_cluster
 from ltx_runtime.cli.streams import folder_for, note, resuming, tell, told_of
 from ltx_runtime.errors import LtxError
-from ltx_runtime.files import engines_folder
+from ltx_runtime.files import amount, engines_folder
 
 if TYPE_CHECKING:
     from ltx_runtime.batch.making import Executor
@@ -29,6 +29,7 @@ SUFFIX = ".jsonl"  # that of files of results, as --resume takes them
 SOME_FAILED = 3
 _UNNAMED = "batch"
 _MOST_TOLD = 50
+_CORRECT = "correct what was told of them, in a file of their own, and give that to --prompts"
 
 
 def make(typed: Arguments) -> None:
@@ -63,12 +64,16 @@ def make(typed: Arguments) -> None:
                 pass
             print(json.dumps(survey.report(), indent=1) if typed.json else "\n".join(survey.lines()))
             raise SystemExit(SOME_FAILED if survey.refused else 0)
-        about = About(pipe.version.name, str(pipe.engines.folder), of_pipeline, options, typed.output_uri)
+
+        def about() -> About:
+            folder_of = str(pipe.engines.folder)
+            return About(pipe.version.name, folder_of, of_pipeline, options, typed.output_uri, planner.asked)
+
         stem = typed.prompts.stem if typed.prompts is not None and typed.prompts.stem not in ("", "-") else _UNNAMED
         with (
             joined_for(typed, pipe.engines.folder),
             folder_for(folder),
-            begin(folder / f"{stem}{RESULTS}", about, planned, overwrite=typed.overwrite) as results,
+            begin(folder / f"{stem}{RESULTS}", about, planned, note, overwrite=typed.overwrite) as results,
         ):
             _make(results, pipe, of_pipeline, typed, again=False)
 
@@ -77,7 +82,8 @@ def go_on(typed: Arguments) -> None:
     """Goes on with a batch that was interrupted, or of which some videos failed, from its file of results.
 
     Raises:
-        SystemExit: code 3, if a row was refused or a video failed.
+        SystemExit: code 3, if a video failed. Rows that were refused are told once more, but only a file of their own
+            can make them, so a script that goes on until code 0 comes to an end.
         LtxError: the file or an option cannot be used, or the batch is under way.
     """
     from ltx_runtime.batch.results import reopen
@@ -103,6 +109,31 @@ def go_on(typed: Arguments) -> None:
                 _make(results, pipe, of_pipeline, typed, again=True)
 
 
+def check_is_no_batch(resumed: Path, folder: Path) -> None:
+    """Raises LtxError if --resume is a file of prompts or a folder of videos, and names what can go on.
+
+    Args:
+        resumed: the file that was typed.
+        folder: the folder of the outputs, where the results of a file of prompts may be.
+    """
+    from ltx_runtime.batch.results import SUFFIX as RESULTS
+    from ltx_runtime.batch.rows import SUFFIXES
+    from ltx_runtime.outputs.unfinished import SUFFIX as UNFINISHED
+
+    if resumed.is_dir():
+        beside = resumed.with_name(resumed.name + UNFINISHED)  # that of a folder of frames
+        inside = (path for suffix in (RESULTS, UNFINISHED) for path in sorted(resumed.glob(f"*{suffix}")))
+        found = next((path for path in (beside, *inside) if path.exists()), None)
+        advice = "" if found else f"give a file that ends in {RESULTS} or {UNFINISHED}"
+        command = resuming(found) if found else ""
+        raise LtxError(f"{resumed} is a folder, from which no run goes on", advice, command)
+    if resumed.suffix.lower() in SUFFIXES:
+        results = (place / f"{resumed.stem}{RESULTS}" for place in (folder, resumed.parent))
+        found = next((path for path in results if path.exists()), None)
+        command = resuming(found) if found else ""
+        raise LtxError(f"{resumed} is no file to go on from", "give it to --prompts to begin", command)
+
+
 def _with_changes(changes: dict[str, Any], request: Any) -> Any:
     return replace(request, **changes)
 
@@ -117,6 +148,10 @@ def _rows(typed: Arguments) -> Iterator[Row]:
         yield from read_rows(typed.prompts, note)
 
 
+def _rows_refused(count: int, singular: str, plural: str) -> str:
+    return f"1 row {singular} refused" if count == 1 else f"{count} rows {plural} refused"
+
+
 class Survey:
     """Counts what is planned and tells what is refused, while tasks pass by.
 
@@ -126,7 +161,11 @@ class Survey:
     """
 
     def __init__(self, name: str) -> None:
+        from ltx_runtime.planning.report import Memory
+
         self.name, self.refused, self._work = name, 0, 0.0
+        self._lines: set[int] = set()
+        self._memory = Memory(0, 0)
         self._sizes: Counter[tuple[int, int, int, float]] = Counter()  # height, width, frames, frames per second
 
     def counted(self, planned: Iterable[tuple[Task, Planned] | Refused]) -> Iterator[Task | Refused]:
@@ -140,6 +179,7 @@ class Survey:
         for one in planned:
             if isinstance(one, Refused):
                 self.refused += 1
+                self._lines.add(one.line)
                 self._tell(one)
                 yield one
             else:
@@ -147,9 +187,10 @@ class Survey:
                 height, width = plan.size
                 self._sizes[height, width, plan.num_frames, plan.fps] += 1
                 self._work += task.work
+                self._memory = max(self._memory, plan.memory, key=lambda memory: memory.needed_bytes)
                 yield task
         if self.refused > _MOST_TOLD:
-            _error(f"{self.refused - _MOST_TOLD} more rows of {self.name} are refused")
+            _error(f"{self.refused - _MOST_TOLD} more of {self.name} cannot be made")
         if not self._sizes:
             if self.refused:
                 raise LtxError(f"nothing of {self.name} can be made", "correct what is told above")
@@ -165,15 +206,27 @@ class Survey:
             {"width": width, "height": height, "frames": frames, "fps": fps, "videos": videos}
             for (height, width, frames, fps), videos in self._sizes.items()
         ]
-        return {"videos": self._sizes.total(), "refused": self.refused, "sizes": sizes, "operations": self._work}
+        return {
+            "videos": self._sizes.total(),
+            "refused": self.refused,
+            "sizes": sizes,
+            "memory": asdict(self._memory),
+            "operations": self._work,
+        }
 
     def lines(self) -> Iterator[str]:
         """Yields what is planned, for people."""
-        yield f"{self._sizes.total()} videos, about {self._work:.2g} floating-point operations"
+        videos = self._sizes.total()
+        num_frames = sum(frames * count for (_, _, frames, _), count in self._sizes.items())
+        duration_s = sum(frames / fps * count for (_, _, frames, fps), count in self._sizes.items())
+        yield f"{videos} {'video' if videos == 1 else 'videos'}, {num_frames} frames and {duration_s:.1f} s in all"
         for (height, width, frames, fps), videos in self._sizes.most_common():
             yield f"{videos} of {width}x{height}, {frames} frames at {fps:g} fps"
+        if self._memory.needed_bytes:
+            yield f"about {amount(self._memory.needed_bytes)} of memory at most, besides the weights"
+        yield from self._memory.lines()
         if self.refused:
-            yield f"{self.refused} rows are refused"
+            yield _rows_refused(len(self._lines), "is", "are")
 
 
 def _make(results: Results, pipe: Pipeline, of_pipeline: dict[str, Any], typed: Arguments, *, again: bool) -> None:
@@ -183,7 +236,7 @@ def _make(results: Results, pipe: Pipeline, of_pipeline: dict[str, Any], typed: 
     left, work = results.left()
     again_with = resuming(results.path, *(() if typed.ray is None else ("--ray", typed.ray)))
     if not left:
-        note(f"all {results.planned} videos are made")
+        note("the video is made" if results.planned == 1 else f"all {results.planned} videos are made")
     else:
         note(f"if this is interrupted, go on with: {again_with}")
     failed, output = 0, _Output(results.path)
@@ -199,7 +252,10 @@ def _make(results: Results, pipe: Pipeline, of_pipeline: dict[str, Any], typed: 
         raise
     if failed:
         note(f"{failed} of {left} videos failed; try them again with: {again_with}")
-    if failed or results.refused:
+    if results.refused:
+        when = " when the batch was begun" if again else ""
+        note(f"{_rows_refused(len(results.refused), 'was', 'were')}{when}: {_CORRECT}")
+    if failed or (results.refused and not again):
         raise SystemExit(SOME_FAILED)
 
 

@@ -133,11 +133,14 @@ def _make(typed: Arguments) -> None:
 @contextmanager
 def _planned(typed: Arguments) -> Iterator[tuple[Video, Iterator[Path]]]:
     """Yields the video that was asked for, and the names for it in the order in which they are tried."""
+    from ltx_runtime.cli import batch
     from ltx_runtime.cli import request_from_arguments as asked
     from ltx_runtime.outputs.record import Recorded, read_record
     from ltx_runtime.outputs.unfinished import open_unfinished
     from ltx_runtime.pipeline import Pipeline
 
+    if typed.resume is not None:
+        batch.check_is_no_batch(typed.resume, typed.output_dir or Path())
     if typed.embeddings_file is not None and (typed.prompt or typed.negative_prompt):
         note("the prompt only names the video: --embeddings-file holds encoded ones")
     if typed.output is not None and typed.output_dir is not None:

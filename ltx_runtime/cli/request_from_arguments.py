@@ -163,7 +163,8 @@ def seeds_of(typed: Arguments) -> Seeds:
     for one, other in (("seeds", "count"), ("seeds", "seed")):
         if getattr(typed, one) is not None and getattr(typed, other) is not None:
             raise LtxError(f"--{one} and --{other} both set the seeds", "leave one of them out")
-    listed = tuple(_numbers("seeds", typed.seeds, int))
+    in_a_row = "use e.g. 1,2,3, or --seed 1 --count 3 for seeds in a row"
+    listed = tuple(_numbers("seeds", typed.seeds, int, in_a_row))
     if typed.seeds is not None and not listed:
         raise LtxError("seeds has no seed", "use e.g. 1,2,3")
     seeds = Seeds(listed, 1 if typed.count is None else typed.count)
@@ -179,8 +180,12 @@ def check_batch_options(typed: Arguments) -> None:
     if typed.ray is None:
         check_no_cluster_options(typed)
     if typed.resume is not None:
-        _refuse_others(typed, _FOR_RESUMED_BATCH, "a batch that goes on")
+        advice = "leave it out: rows and settings are in its file of results"
+        _refuse_others(typed, _FOR_RESUMED_BATCH, "a batch that goes on", advice)
         return
+    if typed.prompts is not None:
+        others = [one.name for one in fields(Arguments) if one.name != "output"]
+        _refuse_others(typed, others, "many videos", "use --output-dir FOLDER, or an output in every row")
     refused = {*_NOT_FOR_BATCH} - ({"words", "prompt", "output"} if typed.prompts is None else set())
     _refuse_others(typed, [one.name for one in fields(Arguments) if one.name not in refused], "many videos")
 
@@ -191,13 +196,13 @@ def check_no_cluster_options(typed: Arguments) -> None:
     _refuse_others(typed, names, "videos that this machine makes")
 
 
-def _refuse_others(typed: Arguments, names: Sequence[str], what: str) -> None:
+def _refuse_others(typed: Arguments, names: Sequence[str], what: str, advice: str = "leave it out") -> None:
     """Raises LtxError if an option was typed that is not in `names`, and so has no effect."""
     for field in fields(Arguments):
         if field.name not in names and is_typed(typed, field.name):
             spelled = {"prompt": "the prompt", "words": "the prompt", "from_file": "--from"}
             option = spelled.get(field.name, f"--{field.name.replace('_', '-')}")
-            raise LtxError(f"{option} has no effect on {what}", "leave it out")
+            raise LtxError(f"{option} has no effect on {what}", advice)
 
 
 def _text(option: str, typed: str) -> str:
@@ -216,9 +221,11 @@ def _timesteps(typed: str | None) -> tuple[float, ...]:
     return listed
 
 
-def _numbers(name: str, typed: str | None, number: Callable[[str], _Parsed]) -> list[_Parsed]:
+def _numbers(
+    name: str, typed: str | None, number: Callable[[str], _Parsed], advice: str = "use e.g. 1,2"
+) -> list[_Parsed]:
     try:
         return [number(one) for one in (typed or "").replace(",", " ").split()]
     except ValueError:
         kind = "whole numbers" if number is int else "numbers"
-        raise LtxError(f"{name} must be comma-separated {kind}; got {typed!r}", "use e.g. 1,2") from None
+        raise LtxError(f"{name} must be comma-separated {kind}; got {typed!r}", advice) from None

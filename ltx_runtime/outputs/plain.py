@@ -26,6 +26,18 @@ from ltx_runtime.weights.lora import LoraFile
 IMAGE = "image"  # short for a condition at frame 0
 _MOST_SHOWN = 60  # characters of a value in a message
 _Kind = TypeVar("_Kind")
+# What files of prompts for other programs call some fields.
+_MEANT = {
+    "text": "prompt",
+    "caption": "prompt",
+    "description": "prompt",
+    "negative": "negative_prompt",
+    "frame_rate": "fps",
+    "num_inference_steps": "steps",
+    "file": "output",
+    "filename": "output",
+    "file_name": "output",
+}
 # What plain data can hold, by the name that messages use.
 _LABELS: dict[type, str] = {
     Request: "a request",
@@ -124,14 +136,25 @@ def relative_name(path: Path, folder: Path) -> str:
 
 def nearest(name: str, known: Sequence[str]) -> str:
     """Returns the known name that resembles a mistyped one, or all of them as a choice."""
-    resembling = get_close_matches(name, known, n=1)
-    return resembling[0] if resembling else f"one of {', '.join(known)}"
+    return _resembling(name, known) or f"one of {', '.join(known)}"
+
+
+def is_near(name: str, known: Sequence[str]) -> bool:
+    """Returns whether a known name resembles a mistyped one, or is what other programs call so."""
+    return _resembling(name, known) is not None
 
 
 def shown(value: object) -> str:
     """Returns a value as a message shows it, cut to one line."""
     text = repr(value)
     return text if len(text) <= _MOST_SHOWN else f"{text[: _MOST_SHOWN - 3]}..."
+
+
+def _resembling(name: str, known: Sequence[str]) -> str | None:
+    meant = _MEANT.get(name.lower())
+    if meant in known:
+        return meant
+    return next(iter(get_close_matches(name, known, n=1)), None)
 
 
 def _set_fields(value: Any) -> dict[str, Any]:

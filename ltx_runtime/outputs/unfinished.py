@@ -303,7 +303,13 @@ def open_unfinished(path: Path) -> Unfinished:
         pass
     lock = _locked(path)
     try:
-        about = json.loads(read_metadata(path)[_KEY])
+        metadata = read_metadata(path)
+    except LtxError:
+        if path.suffix == SUFFIX:
+            raise
+        raise LtxError(f"{path} is no unfinished run", f"give a file that ends in {SUFFIX}") from None
+    try:
+        about = json.loads(metadata[_KEY])
         unfinished = Unfinished(path, about, _state_of(path, about.pop("state")), lock)
         for name in ("record", "engines", "output"):
             if not isinstance(about[name], str):

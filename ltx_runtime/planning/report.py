@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -15,6 +15,8 @@ from ltx_runtime.planning.media import NO_MEDIA, Given, GivenMedia
 from ltx_runtime.planning.plan import Plan
 from ltx_runtime.sampling.pass_plan import PassPlan
 from ltx_runtime.sessions import BACKENDS, Found
+from ltx_runtime.sessions.processor import total_memory
+from ltx_runtime.spec.geometry import Grid
 from ltx_runtime.spec.presets import Guidance
 from ltx_runtime.spec.versions import TransformerSize, Version
 from ltx_runtime.text.tokenizer import Tokenizer
@@ -23,6 +25,48 @@ from ltx_runtime.weights.merging import Merging
 
 _FLOAT_BYTES, _HALF_PRECISIONS = 4, ("bf16", "fp16")
 _WIDE = 12  # (tokens, width) tensors that a block holds at once; the feed-forward's hidden tensor counts as four
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Estimated memory of what runs on the CPU, besides weights, which are mapped from their files.
+
+    Attributes:
+        needed_bytes: of the pass, the decoding or the media that need most; 0 if all of them are on a GPU.
+        machine_bytes: memory that the machine has, or this container.
+    """
+
+    needed_bytes: int
+    machine_bytes: int
+
+    def lines(self) -> Iterator[str]:
+        """Yields a warning, if the machine has less than is needed."""
+        if self.needed_bytes > self.machine_bytes:
+            yield (
+                f"about {amount(self.needed_bytes)} of memory are needed, but this machine has only "
+                f"{amount(self.machine_bytes)} - ask for a smaller size or fewer frames"
+            )
+
+
+def memory_of(planned: Plan, version: Version, chosen: Chosen, media: GivenMedia = NO_MEDIA) -> Memory:
+    """Returns how much memory a plan needs, and how much there is; see `describe` for the arguments."""
+    needed = [media.peak_bytes]
+    if chosen.found["transformer"].gpu_bytes is None:
+        passes = (_pass(one, version.transformer, chosen, media.added_frames) for one in planned.passes)
+        needed += [one["activation_bytes"] for one in passes]
+    if chosen.found["vae_decoder"].gpu_bytes is None:
+        needed.append(_decoding_bytes(_decoded(planned), chosen))
+    return Memory(max(needed), total_memory())
+
+
+def _decoded(planned: Plan) -> Grid:
+    last = planned.passes[-1].grid
+    return replace(last, frames=2 * last.frames - 1) if planned.temporal_upscale else last
+
+
+def _decoding_bytes(decoded: Grid, chosen: Chosen) -> int:
+    bytes_per_pixel = chosen.bytes_per_pixel("vae_decoder")
+    return peak_bytes(decoded, chosen.tiling(decoded), bytes_per_pixel=bytes_per_pixel)
 
 
 def describe(planned: Plan, chosen: Chosen, engines: Engines, media: GivenMedia = NO_MEDIA) -> dict[str, Any]:
@@ -37,11 +81,9 @@ def describe(planned: Plan, chosen: Chosen, engines: Engines, media: GivenMedia 
     Raises:
         LtxError: the tokenizer cannot be read.
     """
-    request, last = planned.request, planned.passes[-1].grid
+    request, decoded = planned.request, _decoded(planned)
     version = release_of(engines.manifest)
-    decoded = replace(last, frames=2 * last.frames - 1) if planned.temporal_upscale else last
-    tiling = chosen.tiling(decoded)
-    tile = tiling.window(decoded)
+    tile = chosen.tiling(decoded).window(decoded)
     return {
         "version": version.name,
         "seed": request.seed,
@@ -63,9 +105,10 @@ def describe(planned: Plan, chosen: Chosen, engines: Engines, media: GivenMedia 
         "passes": [_pass(one, version.transformer, chosen, media.added_frames) for one in planned.passes],
         "decode": {
             "tiles": None if tile == decoded else [tile.frames, tile.rows, tile.columns],
-            "activation_bytes": peak_bytes(decoded, tiling, bytes_per_pixel=chosen.bytes_per_pixel("vae_decoder")),
+            "activation_bytes": _decoding_bytes(decoded, chosen),
             "tone_map": planned.ending.tone_map,
         },
+        "memory": asdict(memory_of(planned, version, chosen, media)),
     }
 
 
@@ -212,6 +255,7 @@ def lines_of(described: dict[str, Any]) -> Iterator[str]:
         else "in tiles of {} latent frames, {} rows, {} columns".format(*decode["tiles"])
     )
     yield f"decode: {tiles}, about {amount(decode['activation_bytes'])} of activations"
+    yield from Memory(**described["memory"]).lines()
     for name, one in described["components"].items():
         yield f"{name}: {one['backend']} in {one['precision']}, {amount(one['weights_bytes'])} of weights on disk"
 

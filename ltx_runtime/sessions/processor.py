@@ -52,6 +52,15 @@ def memory_bytes() -> tuple[int, int]:
     return int(memory.total), int(memory.available)
 
 
+def total_memory(group: Path = Path("/sys/fs/cgroup")) -> int:
+    """Returns how many bytes of memory this machine has, or its container on Linux if that may take fewer."""
+    total, _ = memory_bytes()
+    for _, limit_name, _, _ in _CONTROL_GROUPS:
+        with suppress(OSError, ValueError):  # no container, or one without a limit ("max")
+            total = min(total, int((group / limit_name).read_text()))
+    return total
+
+
 def free_memory(group: Path = Path("/sys/fs/cgroup")) -> int:
     """Returns how many bytes of memory this process may still take, in a container of Linux too.
 

@@ -48,6 +48,16 @@ def test_comments_are_told_of(tmp_path):
     assert notes == [f"1 line begins with # in {tmp_path / 'a.txt'}, as comments do"]
 
 
+@pytest.mark.parametrize(
+    ("first", "kind", "suffix"), [("prompt,seed", "CSV", ".csv"), ('{"prompt": "a fox"}', "JSON lines", ".jsonl")]
+)
+def test_a_text_that_looks_like_fields_is_prompts_with_a_note(tmp_path, first, kind, suffix):
+    notes = []
+    assert [row.fields for row in rows_of(tmp_path, "a.txt", first, notes)] == [{"prompt": first}]
+    said = f"begins like {kind}, but every line of it is taken for a prompt; for fields, call it {suffix}"
+    assert notes == [f"{tmp_path / 'a.txt'} {said}"]
+
+
 CELLS = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), max_size=20)
 EVERY = {
     "prompt": 'a "fox", 狐\nruns',
@@ -70,6 +80,17 @@ AS_CELLS = EVERY | {
     "conditions": "b.png@8:0.5; c@2x.png@0",
     "loras": "fox.safetensors:0.8;style.safetensors",
 }
+
+
+def test_a_name_may_be_spelled_like_its_option(tmp_path):
+    rows = rows_of(tmp_path, "a.csv", "Prompt,num-frames,negative-prompt\na fox-cub,9,no-one\n")
+    rows += rows_of(tmp_path, "a.jsonl", '{"prompt": "a fox-cub", "num-frames": 9, "negative-prompt": "no-one"}\n')
+    for row in rows:
+        assert row.fields == {"prompt": "a fox-cub", "num_frames": 9, "negative_prompt": "no-one"}
+    assert rows_of(tmp_path, "unnamed", "prompt;num-frames\na fox;9\n")[0].fields == {
+        "prompt": "a fox",
+        "num_frames": 9,
+    }
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
@@ -122,12 +143,26 @@ def test_what_comes_by_standard_input_or_has_no_suffix_is_recognized(tmp_path, m
 
 
 WHOLE_FILES = [
+    ("a.XLSX", b"PK\3\4", r"a\.XLSX is a spreadsheet - save it as CSV in UTF-8"),
     ("a.txt", b"a fox\ncaf\xe9\n", r"line 2 of .*a\.txt is not in UTF-8 - save it as text in UTF-8"),
     ("a.csv", b"prompt\ncaf\xe9\n", r"line 2 of .*a\.csv is not in UTF-8"),
     ("a.txt", "a fox\n".encode("utf-16"), r"is in UTF-16 - save it as text in UTF-8"),
     ("a.txt", b"a fox\n\0\n", r"line 2 of .* has a NUL character"),
     ("a.txt", b"a" * 1_000_000, r"line 1 of .* is longer than 1000000 characters"),
     ("a.csv", b"prompt,heigth\nfox,3\n", r"has the column 'heigth', which no request has - use height"),
+    ("a.csv", b"text\na fox\n", r"has the column 'text', which no request has - use prompt$"),
+    ("a.csv", b"prompt,num-frame\nfox,9\n", r"has the column 'num_frame', which no request has - use num_frames$"),
+    ("a.csv", b"Num-frames,num_frames\n9,9\n", r"has the column 'num_frames' twice"),
+    (
+        "a.csv",
+        b"A fox in the snow, at dawn\n",
+        r"^the first row of .*a\.csv must name the columns; got 'A fox in .*dawn' -",
+    ),
+    (
+        "a.csv",
+        b"a fox" * 50 + b"\n",
+        r"^the first row of .* must name the columns; got .{60} - begin it with a row such as",
+    ),
     ("a.csv", b"prompt,prompt\nfox,3\n", r"has the column 'prompt' twice - remove one"),
     ("a.csv", b'prompt\n"a fox\n', r"the row of .* from line 2 on is no CSV: unexpected end of data"),
     ("a.csv", b'prompt\n"' + b"a" * 200_000 + b'"\n', r"from line 2 on is no CSV: field larger than field limit"),
@@ -145,6 +180,7 @@ ONE_ROW = [
     ("a.jsonl", "{bad", r"it is not JSON: .* - write one object a line"),
     ("a.jsonl", '{"seed": NaN}', r"it is not JSON: NaN is no number"),
     ("a.jsonl", '{"seed": 1, "seed": 2}', r"it is not JSON: it has 'seed' twice"),
+    ("a.jsonl", '{"num-frames": 9, "num_frames": 17}', r"it has 'num_frames' twice - remove one"),
     ("a.jsonl", "[" * 100_000, r"it is nested too deeply"),
     ("a.jsonl", '{"seed": ' + "9" * 5000 + "}", r"it is not JSON: "),
     ("a.jsonl", "[1]", r"it is no object - write \{"),

@@ -5,49 +5,16 @@ Whatever ends a batch, `--resume` with its file of results makes the rest, with 
 
 import json
 import re
-import shlex
-from collections import Counter
 
 import pytest
 from fakes import stages as fake_stages
+from fakes.batches import SIZE, failing, statuses, videos_in
 from PIL import Image
 
 from ltx_runtime.outputs.record import read_record
 from ltx_runtime.spec.versions import VERSIONS
 
 DEMO, SINGLE = VERSIONS["demo"], VERSIONS["0.9.5"]
-SIZE = ("--height", "64", "--width", "96", "--num-frames", "9")
-
-
-@pytest.fixture
-def batch(run, engines, tmp_path):
-    """Makes version 0.9.5 and a file of two prompts; runs it with further options."""
-    engines(SINGLE)
-    (tmp_path / "p.txt").write_text("a fox\nan owl\n")
-    return lambda *options: run("--prompts", "p.txt", *SIZE, "--steps", "2", *options)
-
-
-def videos_in(folder):
-    return {path.name: path.read_bytes() for path in folder.glob("*.mp4")}
-
-
-def statuses(path):
-    """Returns how many lines of each status a file of results has."""
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return Counter(line["status"] for line in lines if "status" in line)
-
-
-def failing(stage, calls, error=MemoryError):
-    """Returns a stage that raises an error in these of its calls, counted from 1."""
-    original, count = fake_stages.STAGES[stage], [0]
-
-    def run(feeds):
-        count[0] += 1
-        if count[0] in calls:
-            raise error
-        return original(feeds)
-
-    return run
 
 
 # --- rows and seeds -------------------------------------------------------------------------------
@@ -117,8 +84,29 @@ def test_a_plan_makes_nothing_and_counts(batch, diary, tmp_path):
     plan = json.loads(out)
     assert (code, plan["videos"], plan["refused"]) == (0, 4, 0)
     assert plan["sizes"] == [{"width": 96, "height": 64, "frames": 9, "fps": SINGLE.fps, "videos": 4}]
-    assert "4 of 96x64, 9 frames" in batch("--count", "2", "--plan")[1]
+    lines = batch("--count", "2", "--plan")[1].splitlines()
+    assert lines[:2] == [f"4 videos, 36 frames and {36 / SINGLE.fps:.1f} s in all", "4 of 96x64, 9 frames at 30 fps"]
+    assert plan["memory"]["needed_bytes"] > 0
+    assert re.fullmatch(r"about .*B of memory at most, besides the weights", lines[2])
     assert ({*tmp_path.iterdir()}, diary) == (before, [])
+
+
+def test_a_plan_counts_one_of_a_thing_as_one(run, engines, tmp_path):
+    engines(SINGLE)
+    (tmp_path / "rows.csv").write_text("prompt,seed\na fox,1\nan owl,-1\n")
+    code, out, _ = run("--prompts", "rows.csv", *SIZE, "--plan")
+    assert (code, out.splitlines()[0].partition(",")[0], out.splitlines()[-1]) == (3, "1 video", "1 row is refused")
+
+
+def test_videos_for_which_the_machine_has_too_little_memory_are_planned_and_made_with_a_warning(
+    batch, run, monkeypatch
+):
+    monkeypatch.setattr("ltx_runtime.planning.report.total_memory", lambda: 1000)
+    warning = r"about .*B of memory are needed, but this machine has only .*B - ask for a smaller size or fewer frames"
+    assert len(re.findall(f"^{warning}$", batch("--plan")[1], re.MULTILINE)) == 1
+    assert len(re.findall(f"^{warning}$", run("a fox", *SIZE, "--plan")[1], re.MULTILINE)) == 1
+    code, out, err = batch("--steps", "1")
+    assert (code, out.count("\n"), len(re.findall(f"^note: {warning}$", err, re.MULTILINE))) == (0, 2, 1)
 
 
 # --- what fails -----------------------------------------------------------------------------------
@@ -139,8 +127,30 @@ def test_bad_rows_are_told_first_and_the_others_are_made(run, engines, tmp_path)
     told = re.findall(r"^error: line (\d) of rows\.jsonl: .* - .*$", err, re.MULTILINE)
     assert told == ["2", "3", "4", "5", "6", "7", "8"]
     assert err.index("line 8 of") < err.index("1 of 2 videos")
+    told = "7 rows were refused: correct what was told of them, in a file of their own, and give that to --prompts"
+    assert err.splitlines()[-1] == f"note: {told}"
     assert "same.mp4 is the output of line 1 as well" in err
     assert statuses(tmp_path / "rows.results.jsonl") == {"planned": 2, "refused": 7, "done": 2}
+
+
+def test_going_on_ends_with_code_0_when_all_but_refused_rows_are_made(run, engines, tmp_path, monkeypatch):
+    engines(SINGLE)
+    (tmp_path / "rows.csv").write_text("prompt,height\na fox,64\nan owl,abc\n")
+    with monkeypatch.context() as patch:
+        patch.setitem(fake_stages.STAGES, "vae_decoder", failing("vae_decoder", {1, 2}))
+        assert run("--prompts", "rows.csv", "--width", "96", "--num-frames", "9", "--steps", "1")[0] == 3
+        code, _, err = run("--resume", "rows.results.jsonl")  # it still fails
+        assert (code, err.count("1 row was refused when the batch was begun: correct")) == (3, 1)
+    for made in (1, 0):
+        code, out, err = run("--resume", "rows.results.jsonl")
+        assert (code, out.count("\n")) == (0, made)
+        assert "note: 1 row was refused when the batch was begun: correct what was told" in err.splitlines()[-1]
+
+
+def test_a_row_that_has_no_text_for_a_prompt_is_told_what_to_call_it(run, engines, tmp_path):
+    engines(SINGLE)
+    (tmp_path / "rows.jsonl").write_text('{"text": "a fox"}\n')
+    assert "line 1 of rows.jsonl: a request has no field 'text' - use prompt\n" in run("--prompts", "rows.jsonl")[2]
 
 
 def test_a_batch_of_which_nothing_can_be_made_leaves_nothing(run, engines, tmp_path):
@@ -176,12 +186,16 @@ def test_a_video_that_fails_is_told_and_is_tried_again_by_resume(batch, run, tmp
     [
         (("--prompts", "p.txt", "--seeds", "1,1"), "seeds has 1 twice"),
         (("--prompts", "p.txt", "--seeds", "1,x"), "seeds must be comma-separated whole numbers; got '1,x'"),
+        (
+            ("--prompts", "p.txt", "--seeds", "1-3"),
+            "got '1-3' - use e.g. 1,2,3, or --seed 1 --count 3 for seeds in a row",
+        ),
         (("--prompts", "p.txt", "--seeds", ","), "seeds has no seed"),
         (("--prompts", "p.txt", "--seeds", "-1"), "seed must be from 0"),
         (("--prompts", "p.txt", "--count", "0"), "count must be at least 1; got 0"),
         (("--prompts", "p.txt", "--count", "2", "--seeds", "1"), "--seeds and --count both set the seeds"),
         (("--prompts", "p.txt", "--seed", "2", "--seeds", "1"), "--seeds and --seed both set the seeds"),
-        (("--prompts", "p.txt", "-o", "a.mp4"), "--output has no effect on many videos"),
+        (("--prompts", "p.txt", "-o", "a.mp4"), "--output has no effect on many videos - use --output-dir FOLDER"),
         (("a fox", "--prompts", "p.txt"), "the prompt has no effect on many videos"),
         (("--prompts", "p.txt", "--save-latents", "a"), "--save-latents has no effect on many videos"),
         (("--prompts", "none.txt"), "cannot read none.txt: no such file"),
@@ -189,134 +203,24 @@ def test_a_video_that_fails_is_told_and_is_tried_again_by_resume(batch, run, tmp
         (("--count", "2"), "there is no prompt"),
         (("--resume", "none.jsonl"), "cannot read none.jsonl: no such file"),
         (("--resume", "rows.jsonl"), "line 1 of rows.jsonl is none of the results of a batch"),
-        (("--resume", "rows.jsonl", "--seed", "3"), "--seed has no effect on a batch that goes on"),
+        (("--resume", "clip.mp4"), "clip.mp4 is no unfinished run - give a file that ends in .unfinished"),
+        (("--resume", "p.txt"), "p.txt is no file to go on from - give it to --prompts to begin"),
+        (
+            ("--resume", "engines"),
+            "a folder, from which no run goes on - give a file that ends in .results.jsonl or",
+        ),
+        (
+            ("--resume", "rows.jsonl", "--seed", "3"),
+            "a batch that goes on - leave it out: rows and settings are in its",
+        ),
+        (("--resume", "rows.jsonl", "--prompts", "p.txt"), "--prompts has no effect on a batch that goes on - leave"),
     ],
     ids=lambda one: " ".join(one) if isinstance(one, tuple) else "",
 )
 def test_a_wrong_command_ends_with_code_2_and_one_sentence(batch, run, tmp_path, words, message):
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a fox"}\n')
+    (tmp_path / "clip.mp4").write_bytes(b"a whole video")
     code, out, err = run(*words)
     assert (code, out) == (2, "")
     assert err.splitlines()[-1].startswith("error: ")
     assert message in err
-
-
-# --- going on -------------------------------------------------------------------------------------
-
-
-def test_ctrl_c_leaves_what_is_finished_and_says_how_to_go_on(batch, run, tmp_path, monkeypatch):
-    assert batch("--seeds", "1,2", "--output-dir", "whole")[0] == 0
-    with monkeypatch.context() as patch:
-        patch.setitem(fake_stages.STAGES, "transformer", failing("transformer", {4}, KeyboardInterrupt))
-        code, out, err = batch("--seeds", "1,2")
-    assert (code, out.count("\n"), len(videos_in(tmp_path))) == (130, 1, 1)
-    assert err.splitlines()[-1] == "error: interrupted; no half-written video was left"
-    command = shlex.split(re.findall(r"what is finished is kept; go on with: ltx-run (.*)", err)[-1])
-    code, out, _ = run(*command)
-    assert (code, out.count("\n")) == (0, 3)
-    assert videos_in(tmp_path) == videos_in(tmp_path / "whole")
-    assert not list(tmp_path.glob("*.unfinished"))
-
-
-def test_a_batch_can_go_on_in_another_place_and_after_its_file_of_prompts_has_gone(batch, run, tmp_path, monkeypatch):
-    assert batch("--seeds", "1", "--output-dir", "whole")[0] == 0
-    with monkeypatch.context() as patch:
-        patch.setitem(fake_stages.STAGES, "vae_decoder", failing("vae_decoder", {2}, KeyboardInterrupt))
-        assert batch("--seeds", "1", "--output-dir", "videos")[0] == 130
-    (tmp_path / "videos").rename(tmp_path / "moved")
-    (tmp_path / "p.txt").unlink()
-    code, _, err = run("--resume", "moved/p.results.jsonl")
-    assert code == 0, err
-    assert videos_in(tmp_path / "moved") == videos_in(tmp_path / "whole")
-
-
-def test_what_is_gone_is_made_again_and_what_has_changed_is_refused(batch, run, tmp_path):
-    assert batch("--seeds", "1")[0] == 0
-    whole = videos_in(tmp_path)
-    (tmp_path / "0001-a-fox-1.mp4").unlink()
-    assert run("--resume", "p.results.jsonl")[1].count("\n") == 1
-    assert videos_in(tmp_path) == whole
-    (tmp_path / "0001-a-fox-1.mp4").write_bytes(b"half")
-    code, _, err = run("--resume", "p.results.jsonl")
-    assert code == 2
-    assert "0001-a-fox-1.mp4 is not what was made - delete it" in err
-
-
-def test_a_batch_that_was_begun_is_not_begun_again_unless_that_is_asked_for(batch, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setitem(fake_stages.STAGES, "vae_decoder", failing("vae_decoder", {1}))
-        assert batch()[0] == 3
-    before = videos_in(tmp_path)
-    code, _, err = batch()
-    assert code == 2
-    assert "run: ltx-run --resume p.results.jsonl, or add --overwrite to start again" in err
-    assert videos_in(tmp_path) == before
-    assert batch("--overwrite")[0] == 0
-    assert statuses(tmp_path / "p.results.jsonl") == {"planned": 2, "done": 2}
-    assert batch()[0] == 0  # all made: other seeds, and results of their own
-    assert statuses(tmp_path / "p-2.results.jsonl") == {"planned": 2, "done": 2}
-
-
-def test_a_run_that_an_earlier_batch_left_unfinished_is_not_taken_for_one_of_the_new(batch, run, tmp_path, monkeypatch):
-    interrupted = failing("vae_decoder", {1}, KeyboardInterrupt)
-    with monkeypatch.context() as patch:
-        patch.setitem(fake_stages.STAGES, "vae_decoder", interrupted)
-        assert batch("--seeds", "1", "--crf", "1", "--fps", "12")[0] == 130
-    with monkeypatch.context() as patch:
-        patch.setitem(fake_stages.STAGES, "text_encoder", failing("text_encoder", {1}, KeyboardInterrupt))
-        (tmp_path / "p.txt").write_text("a cat\na fox\n")
-        (tmp_path / "0001-a-fox-1.mp4.unfinished").rename(tmp_path / "0002-a-fox-1.mp4.unfinished")
-        assert batch("--seeds", "1", "--overwrite")[0] == 130
-    assert (tmp_path / "0002-a-fox-1.mp4.unfinished").exists()
-    assert run("--resume", "p.results.jsonl")[0] == 0
-    assert read_record(tmp_path / "0002-a-fox-1.mp4").request.fps == SINGLE.fps
-    assert not list(tmp_path.glob("*.unfinished"))
-
-
-def test_a_plan_of_a_batch_that_goes_on_counts_what_is_left(batch, run, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setitem(fake_stages.STAGES, "vae_decoder", failing("vae_decoder", {1}))
-        assert batch()[0] == 3
-    assert run("--resume", "p.results.jsonl", "--plan")[1] == "1 of 2 videos are left to make\n"
-    assert json.loads(run("--resume", "p.results.jsonl", "--plan", "--json")[1]) == {"videos": 2, "left": 1}
-
-
-def test_files_of_others_are_left_alone(batch, tmp_path):
-    (tmp_path / "0001-a-fox-1.mp4").write_bytes(b"another's")
-    code, out, err = batch("--seeds", "1")
-    assert (code, out.count("\n")) == (3, 1)
-    assert "line 1 of p.txt: 0001-a-fox-1.mp4 exists" in err
-    assert (tmp_path / "0001-a-fox-1.mp4").read_bytes() == b"another's"
-
-
-def test_a_damaged_file_of_results_is_told_and_half_a_line_at_its_end_is_none(batch, run, tmp_path):
-    assert batch("--seeds", "1")[0] == 0
-    path = tmp_path / "p.results.jsonl"
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-20])
-    code, out, _ = run("--resume", "p.results.jsonl")  # the video is there, and only its line is missing
-    assert (code, out.count("\n")) == (0, 1)
-    assert statuses(path) == {"planned": 2, "done": 2}
-    for damaged in (b"", b"\n", whole.replace(b'"number"', b'"nummer"'), b"[]\n", whole.replace(b"{", b"", 4)):
-        path.write_bytes(damaged)
-        code, _, err = run("--resume", "p.results.jsonl")
-        assert code == 2
-        assert re.search(r"error: line \d of p.results.jsonl is none of the results of a batch", err)
-
-
-def test_a_full_disk_ends_a_batch_that_can_go_on_when_there_is_room(batch, run, tmp_path, monkeypatch):
-    assert batch("--seeds", "1", "--output-dir", "whole")[0] == 0
-    with monkeypatch.context() as patch:
-        patch.setattr("ltx_runtime.files.shutil.disk_usage", lambda folder: FULL)
-        patch.setitem(fake_stages.STAGES, "vae_decoder", failing("vae_decoder", {1}, OSError(28, "full")))
-        code, out, err = batch("--seeds", "1")
-    assert (code, out) == (2, "")
-    assert "more, but only 0.00 MB are free - free some space" in err.splitlines()[-1]
-    assert run("--resume", "p.results.jsonl")[0] == 0
-    assert videos_in(tmp_path) == videos_in(tmp_path / "whole")
-
-
-class FULL:
-    """The disk usage of a full disk."""
-
-    free = 0

@@ -1,21 +1,19 @@
 """Laws of batches in processes: killed at any moment, side by side, or with nobody who reads what they print."""
 
-import json
 import os
 import re
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 from fakes import program
+from fakes.batches import SIZE, statuses, videos_in
 
 from ltx_runtime.spec.versions import VERSIONS
 
 DEMO, SINGLE = VERSIONS["demo"], VERSIONS["0.9.5"]
-SIZE = ("--height", "64", "--width", "96", "--num-frames", "9")
 ROOT = Path(__file__).parents[3]
 MOMENTS = 10
 ENVIRONMENT = {
@@ -24,16 +22,6 @@ ENVIRONMENT = {
     "PATH": "",
     "PYTHONDONTWRITEBYTECODE": "1",
 }
-
-
-def videos_in(folder):
-    return {path.name: path.read_bytes() for path in folder.glob("*.mp4")}
-
-
-def statuses(path):
-    """Returns how many lines of each status a file of results has."""
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return Counter(line["status"] for line in lines if "status" in line)
 
 
 def killed_at(moment, *words):

@@ -18,7 +18,7 @@ from ltx_runtime.planning.backends import Size, choose, needed
 from ltx_runtime.planning.media import NO_MEDIA, Given, GivenMedia
 from ltx_runtime.planning.options import RunOptions
 from ltx_runtime.planning.plan import Plan, plan
-from ltx_runtime.planning.report import _transformer_bytes, describe
+from ltx_runtime.planning.report import Memory, _transformer_bytes, describe, memory_of
 from ltx_runtime.planning.request import Condition, Request
 from ltx_runtime.sessions import Found
 from ltx_runtime.spec.components import (
@@ -369,3 +369,27 @@ def test_the_line_about_decoding_says_whether_in_tiles(tiled):
         how = "in tiles of {} latent frames, {} rows, {} columns".format(*said["tiles"]) if tiled else "without tiles"
         memory = f"about {said['activation_bytes'] / 1e9:.2f} GB of activations"
         assert f"decode: {how}, {memory}" in lines_of(name, options, **LARGE), name
+
+
+@pytest.mark.parametrize("changes", [{}, LARGE, EVERYTHING], ids=["", "large", "media"])
+def test_the_memory_that_a_plan_needs_is_the_most_that_its_lines_tell(changes):
+    media = MEDIA if changes is EVERYTHING else NO_MEDIA
+    for name in VERSIONS:
+        said = described(name, media=media, **changes)
+        told = [one["activation_bytes"] for one in (*said["passes"], said["decode"])]
+        assert said["memory"]["needed_bytes"] == max(*told, said["media_bytes"]), name
+
+
+def test_what_runs_on_a_gpu_needs_no_memory_of_the_machine():
+    planned, version = asked("0.9.5", **LARGE)[0], VERSIONS["0.9.5"]
+    engines, options = Engines(T5, manifest_of("0.9.5")), RunOptions(backend="cpu")
+    chosen = choose(engines, needed(planned, options), options, Size(1, 1, 1, False))
+    on_gpu = {name: replace(found, gpu_bytes=80 * GB) for name, found in chosen.found.items()}
+    assert memory_of(planned, version, chosen).needed_bytes > 0
+    assert memory_of(planned, version, replace(chosen, found=on_gpu)).needed_bytes == 0
+
+
+def test_only_too_little_memory_is_told():
+    assert not list(Memory(8 * GB, 8 * GB).lines())
+    (line,) = Memory(491 * GB, 25 * GB).lines()
+    assert line.startswith("about 491.00 GB of memory are needed, but this machine has only 25.00 GB - ")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ltx_runtime.sessions import processor
-from ltx_runtime.sessions.processor import free_memory, memory_bytes, processor_name, speedups
+from ltx_runtime.sessions.processor import free_memory, memory_bytes, processor_name, speedups, total_memory
 
 KEY = f"{processor_name()}, {os.cpu_count()} cores, OpenVINO 1.0 of openvino"
 DAMAGED = tuple(f'{{"{KEY}": {row}}}' for row in ("{}", '{"q8": NaN}', '{"q8": 0}', '{"bf16": 2}'))
@@ -75,6 +75,7 @@ def test_memory_is_what_the_machine_and_the_container_leave(tmp_path, monkeypatc
     for text, free in ((none, 8000 << 10), ("6000000", 2_000_000), ("60000000000", 8000 << 10)):
         (group / limit).write_text(f"{text}\n")
         assert free_memory(group) == free
+        assert total_memory(group) == min(16 << 20, int(text) if text != "max" else 16 << 20)
 
 
 def test_without_a_place_to_keep_it_every_call_measures(measured, monkeypatch, tmp_path):
