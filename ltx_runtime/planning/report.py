@@ -52,8 +52,7 @@ def memory_of(planned: Plan, version: Version, chosen: Chosen, media: GivenMedia
     """Returns how much memory a plan needs, and how much there is; see `describe` for the arguments."""
     needed = [media.peak_bytes]
     if chosen.found["transformer"].gpu_bytes is None:
-        passes = (_pass(one, version.transformer, chosen, media.added_frames) for one in planned.passes)
-        needed += [one["activation_bytes"] for one in passes]
+        needed += [pass_bytes(one, version.transformer, chosen, media.added_frames) for one in planned.passes]
     if chosen.found["vae_decoder"].gpu_bytes is None:
         needed.append(_decoding_bytes(_decoded(planned), chosen))
     return Memory(max(needed), total_memory())

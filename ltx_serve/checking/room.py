@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ltx_runtime.folder.manifest import open_engines
 from ltx_runtime.sessions import Found
-from ltx_runtime.sessions.processor import memory_bytes
+from ltx_runtime.sessions.processor import total_memory
 from ltx_runtime.spec.components import ComponentName
 from ltx_serve.making.worker import found_in
 
@@ -26,7 +26,7 @@ class Room:
 
     Attributes:
         found: the graph or engine that runs each component; optional components that nothing runs are left out.
-        memory_bytes: memory of the GPU that runs the transformer, else of this machine.
+        memory_bytes: memory of the GPU that runs the transformer, else of this machine or container.
     """
 
     found: dict[ComponentName, Found]
@@ -61,4 +61,4 @@ def _room_of(folder: Path, backend: str) -> Room:
     """Returns the room for the videos of a version."""
     engines = open_engines(folder)
     found = found_in(engines, backend)
-    return Room(found, found["transformer"].gpu_bytes or memory_bytes()[0])
+    return Room(found, found["transformer"].gpu_bytes or total_memory())
