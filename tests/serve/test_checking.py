@@ -173,7 +173,7 @@ def test_a_process_that_does_not_start_is_no_fault_of_the_request(engines, tmp_p
 
 def test_a_video_that_needs_more_memory_than_there_is_is_refused_by_the_estimate_of_its_plan(engines, tmp_path):
     (room,) = rooms_of([engines.folder], "cpu").values()
-    assert room.memory_bytes == psutil.virtual_memory().total
+    assert 0 < room.memory_bytes <= psutil.virtual_memory().total  # less in a container
     large = {"prompt": "A fox", "height": 1088, "width": 1920, "num_frames": 257}
     tokens = (1088 // 32) * (1920 // 32) * ((257 - 1) // 8 + 1)
     scores_bytes = 4 * VERSIONS["demo"].transformer.heads * tokens**2  # which ONNX Runtime holds for every pair
