@@ -25,6 +25,7 @@ def test_a_server_with_the_backup_has_every_video_and_makes_those_that_waited(tm
         with sqlite3.connect(data / "jobs.sqlite") as database:
             database.execute(statement.replace("/backup/", f"{backup}/"))
         database.close()
+        (backup / "new.sqlite").rename(backup / "jobs.sqlite")
         shutil.copytree(data / "videos", backup / "videos")
         maker.may_go_on.set()
     with serving(tmp_path / "new") as server:

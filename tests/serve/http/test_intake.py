@@ -153,7 +153,7 @@ def test_a_job_that_is_being_recorded_when_the_server_stops_keeps_its_folder(ser
 
     monkeypatch.setattr(server.store, "add", slow_add)
     fields = {"prompt": "A fox", "height": 64, "width": 96, "num_frames": 9, "conditions": [{"media": "input-1"}]}
-    draft = Draft(None, fields, {"input-1": png()}, {})
+    draft = Draft(None, fields, {"input-1": png()}, {}, frozenset(fields))
 
     async def cut_off():
         task = asyncio.create_task(desk.accept(draft, desk.models.find(None)))
