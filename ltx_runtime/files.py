@@ -201,7 +201,7 @@ def acquired_lock(lock: Path, wait_s: float) -> Any:
 
     try:
         return FileLock(lock, timeout=wait_s).acquire().lock
-    except NotImplementedError:  # filelock's word for a network file system without locks; the file itself must do
+    except NotImplementedError:  # raised by filelock on network file systems without locks, where the file must do
         return SoftFileLock(lock, timeout=wait_s).acquire().lock
 
 

@@ -94,7 +94,7 @@ class Video:
         return describe(self.plan, self._road.chosen, self._road.engines, self._media)
 
     def result(self, file: Path) -> dict[str, Any]:
-        """What was made, as plain data: the file, its size, length, frame rate and seed, and how long stages took."""
+        """Returns the result as plain data: the file, its size, length, frame rate, seed, and seconds of the stages."""
         height, width = self.size
         return {
             "file": str(file),

@@ -29,7 +29,7 @@ _POSITIVE = ("max_job_s", "keep_days", "memory")
 
 @dataclass(frozen=True)
 class Settings:
-    """How a server serves.
+    """The settings of a server.
 
     Attributes:
         engines: a version folder, or a folder of version folders.

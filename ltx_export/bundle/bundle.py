@@ -35,7 +35,7 @@ _PACKED = {".gz", ".tgz", ".xz", ".txz", ".bz2", ".zst", ".zip"}
 
 @dataclass(frozen=True)
 class Options:
-    """What a bundle is for.
+    """The target and the contents of a bundle.
 
     Attributes:
         target: the machine to install on.

@@ -1,4 +1,4 @@
-"""Which files of a version folder a bundle needs: the graphs that its backends run, and the weights of those graphs."""
+"""The files of a version folder that a bundle needs: the graphs that its backends run, and the weights of those graphs."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ STATUS, PLANNED, REFUSED, DONE, FAILED = "status", "planned", "refused", "done",
 
 @dataclass(frozen=True)
 class About:
-    """How a batch is made.
+    """The version, the settings and the place of a batch.
 
     Attributes:
         version: name of the release.

@@ -55,7 +55,7 @@ class Refused:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a task.
+    """The outcome of a task.
 
     Attributes:
         task: the task.
@@ -76,7 +76,7 @@ def size_of(target: Path) -> int:
 
 @dataclass(frozen=True)
 class Seeds:
-    """Which seeds every row is made with: those listed, or as many as `count` from its own on, or from a random one."""
+    """The seeds of every row: those listed, or as many as `count` from its own on, or from a random one."""
 
     listed: tuple[int, ...] = ()
     count: int = 1
@@ -98,7 +98,7 @@ def check_seeds(seeds: Seeds) -> None:
 
 @dataclass(frozen=True)
 class Planned:
-    """What a plan says of a video: height and width in pixels, length, memory, and the operations of all stages."""
+    """The plan of a video: height and width in pixels, length, memory, and the operations of all stages."""
 
     size: tuple[int, int]
     num_frames: int

@@ -1,4 +1,4 @@
-"""What a command line says on standard output and standard error, and the folder that it writes to."""
+"""Lines on standard output and error that no encoding and no closed pipe stops, and the folder for the output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the videos of a batch go: a folder, or a URI of a file system that pyarrow knows, such as s3://bucket/videos."""
+"""The place of the videos of a batch: a folder, or a URI of a file system that pyarrow knows, such as s3://bucket/videos."""
 
 from __future__ import annotations
 

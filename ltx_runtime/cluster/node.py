@@ -1,4 +1,4 @@
-"""What runs on a node of a cluster: a warm Pipeline that makes tasks, in a folder that mirrors that of the outputs.
+"""The maker on a node of a cluster: a warm Pipeline that makes tasks, in a folder that mirrors that of the outputs.
 
 Files that a task names come with it, and its video goes back as bytes, so that nodes need no disk in common. Records
 hold paths relative to the output, so the mirror has every file under its own path below a temporary folder: the bytes
@@ -31,7 +31,7 @@ from ltx_runtime.weights.lora import files_of
 
 @dataclass(frozen=True)
 class Share:
-    """What a maker is told once.
+    """The orders that hold for all tasks of a maker.
 
     Attributes:
         engines: the version folder on the machine that hands out the tasks, absolute.
@@ -50,7 +50,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Introduction:
-    """What a maker says of itself, so that all videos of a batch are made alike.
+    """The release and the version folder of a maker, which must be the same for all videos of a batch.
 
     Attributes:
         release: the version of this program on its node.

@@ -1,4 +1,4 @@
-"""What is checked of a request: everything that the library checks before a run, and the limits of the server.
+"""The checks of a request: everything that the library checks before a run, and the limits of the server.
 
 It is the checking process alone that imports this file, and what it needs of the library.
 """
@@ -34,15 +34,7 @@ _MOST_CLIP_PIXELS = 4096 * 2304  # of each frame of a clip
 
 
 class Checks:
-    """Checks requests within the limits of a server.
-
-    Args:
-        max_pixels: most pixels of a frame of a video.
-        max_frames: most frames of a video.
-        memory_bytes: memory that the VAE, and all images and clips of a request, may take; None for the library's
-            default.
-        rooms: the room for the videos of each version, by its folder; where it is not known, any size is accepted.
-    """
+    """Checks requests within the limits of a server, which are the arguments of `Checker`."""
 
     def __init__(self, max_pixels: int, max_frames: int, memory_bytes: int | None, rooms: Mapping[Path, Room]) -> None:
         self._max_pixels, self._max_frames, self._memory_bytes = max_pixels, max_frames, memory_bytes

@@ -1,4 +1,4 @@
-"""What runs the networks of a version on this machine, and the memory that its videos have."""
+"""The backends that run the networks of a version on this machine, and the memory that its videos have."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _log = logging.getLogger("ltx_serve")
 
 @dataclass(frozen=True)
 class Room:
-    """What a video of a version may take.
+    """The backends and the memory for videos of a version.
 
     Attributes:
         found: the graph or engine that runs each component; optional components that nothing runs are left out.

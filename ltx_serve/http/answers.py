@@ -1,4 +1,4 @@
-"""What the server answers: a video, a model, a list, and an error, in the shapes of OpenAI's API with fields beside."""
+"""The answers of the server: videos, models, lists and errors, in the shapes of OpenAI's API with fields beside."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _in_fields(error: LtxError) -> str:
 
 
 class ErrorDetail(BaseModel):
-    """What was wrong with a request."""
+    """An error, which tells what was wrong with a request."""
 
     message: str
     type: str
@@ -99,7 +99,7 @@ class ErrorAnswer(BaseModel):
 
 
 class VideoFailure(BaseModel):
-    """Why a video could not be made."""
+    """The reason why a video could not be made."""
 
     code: str
     message: str

@@ -1,4 +1,4 @@
-"""What stands in front of every route: the token, the name of the host, and limits of size and patience."""
+"""The guard in front of every route: the token, the name of the host, and limits of size and patience."""
 
 from __future__ import annotations
 

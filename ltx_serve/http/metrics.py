@@ -1,4 +1,4 @@
-"""What operators look at: whether the server answers, whether it can make videos, figures for Prometheus, and a log."""
+"""The routes for operators: whether the server answers and can make videos, figures for Prometheus, and a log."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ class Length(BaseModel):
 
 
 class Defaults(BaseModel):
-    """What a model makes if nothing else is asked for."""
+    """The size and length that a model makes if nothing else is asked for."""
 
     width: int
     height: int

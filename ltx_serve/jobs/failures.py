@@ -1,4 +1,4 @@
-"""What an error says of a job: the code of its failure, and the sentence that its client reads."""
+"""The failure that an error makes of a job: the code of its failure, and the sentence that its client reads."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ _ID_BYTES = 16
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a job failed.
+    """The reason why a job failed.
 
     Attributes:
         code: cancelled, timed_out, worker_lost, out_of_memory, no_space, or failed for any other problem.

@@ -1,4 +1,4 @@
-"""What is told of a job while it is made, the contract of those who make it, and those who listen."""
+"""The events of a job while it is made, the contract of those who make it, and those who listen."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class CancelledError(Exception):
 
 
 class MakerLostError(Exception):
-    """What made the video is gone: it crashed, was killed or cannot be reached. The video may be made by another.
+    """The maker of a video is gone: it crashed, was killed or cannot be reached. The video may be made by another.
 
     Attributes:
         reason: what is known of it, for people.

@@ -1,4 +1,4 @@
-"""What has become of the jobs since the server was started, in numbers, for those who watch it."""
+"""Counts of the jobs that ended since the server was started, and of their stages, for those who watch it."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ class Figures:
 
     @property
     def outcomes(self) -> dict[str, int]:
-        """How many jobs ended in each way: completed, or the code of a failure."""
+        """Number of jobs that ended in each way: completed, or the code of a failure."""
         with self._lock:
             return dict(self._outcomes)
 
     @property
     def stages(self) -> dict[str, tuple[int, float]]:
-        """How often each stage ran, and its seconds in all, by name."""
+        """Number of runs of each stage, and its seconds in all, by name."""
         with self._lock:
             return {name: (count, self._stage_seconds[name]) for name, count in self._stage_counts.items()}
 
     @property
     def lost_makers(self) -> int:
-        """How often a maker was gone while it made a video, and another was started."""
+        """Number of makers that were gone while they made a video."""
         with self._lock:
             return self._lost

@@ -1,4 +1,4 @@
-"""How a maker fares: one that was lost rests before it takes another job, and leaves the lost job to others."""
+"""The health of a maker: one that was lost rests before it takes another job, and leaves the lost job to others."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _FIRST_REST_S, _MOST_REST_S = 1.0, 60.0  # the rest doubles with every loss in a
 
 
 class Health:
-    """What is known of a maker by its losses. Its crew guards it with a lock."""
+    """The state of a maker after its losses. Its crew guards it with a lock."""
 
     def __init__(self) -> None:
         self._losses = 0  # in a row

@@ -39,7 +39,7 @@ class Running:
 
 
 class Watched(Protocol):
-    """What a watcher needs of a crew."""
+    """The part of a crew that a watcher needs."""
 
     def under_way(self) -> list[Running]:
         """Returns the jobs under way."""

@@ -1,4 +1,4 @@
-"""Which workers a machine gets: one for each GPU, or one for the processor, and each its share of the threads."""
+"""The workers of a machine: one for each GPU, or one for the processor, and each its share of the threads."""
 
 from __future__ import annotations
 
