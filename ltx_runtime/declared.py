@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ltx_runtime.errors import LtxError
+from ltx_runtime.errors import LtxError, shown
 
 _Declared = TypeVar("_Declared")
 _OPTIONAL, _TUPLE, _ITEMS = " | None", "tuple[", ", ...]"
@@ -98,9 +98,7 @@ def _source(value: Any, name: str) -> Any:
 
 
 def _refusal(value: Any, name: str, kind: str) -> LtxError:
-    shown = repr(value)
-    shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
-    return LtxError(f"{name} must be {kind}; got {shown} of type {type(value).__name__}", f"give {kind}")
+    return LtxError(f"{name} must be {kind}; got {shown(value)} of type {type(value).__name__}", f"give {kind}")
 
 
 _KINDS: dict[str, Callable[[Any, str], Any]] = {

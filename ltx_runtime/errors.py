@@ -15,6 +15,7 @@ from contextlib import contextmanager
 
 USER_ERROR = 2
 INTERRUPTED = 130
+_MOST_SHOWN = 60  # characters of a value in a message
 _ENDING_SIGNALS = ("SIGTERM", "SIGHUP")  # Windows has no SIGHUP
 
 _ADVICE = {
@@ -114,6 +115,12 @@ def _interrupted_by_signals() -> Iterator[None]:
 def printable(text: str) -> str:
     """Escapes characters that must not reach a terminal, such as line breaks and escape sequences in file names."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def shown(value: object) -> str:
+    """Returns a value as a message shows it, cut to one line."""
+    text = repr(value)
+    return text if len(text) <= _MOST_SHOWN else f"{text[: _MOST_SHOWN - 3]}..."
 
 
 def first_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""The files of a version folder that a bundle needs: the graphs that its backends run, and the weights of those graphs."""
+"""The files of a version folder that a bundle needs: the graphs that its backends run, and their weights."""
 
 from __future__ import annotations
 

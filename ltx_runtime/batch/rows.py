@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ltx_runtime.batch.cells import value_of
-from ltx_runtime.errors import LtxError, explaining
-from ltx_runtime.outputs.plain import IMAGE, is_near, nearest, shown
+from ltx_runtime.errors import LtxError, explaining, shown
+from ltx_runtime.outputs.plain import IMAGE, is_near, nearest
 from ltx_runtime.planning.request import Request
 
 STANDARD_INPUT = Path("-")

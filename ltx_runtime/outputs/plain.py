@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ltx_runtime.declared import declared, path_of
-from ltx_runtime.errors import LtxError
+from ltx_runtime.errors import LtxError, shown
 from ltx_runtime.media.pictures import Source, is_url
 from ltx_runtime.planning.options import RunOptions
 from ltx_runtime.planning.preset import Preset
@@ -24,7 +24,6 @@ from ltx_runtime.spec.presets import Guidance, Pass, Schedule
 from ltx_runtime.weights.lora import LoraFile
 
 IMAGE = "image"  # short for a condition at frame 0
-_MOST_SHOWN = 60  # characters of a value in a message
 _Kind = TypeVar("_Kind")
 # What files of prompts for other programs call some fields.
 _MEANT = {
@@ -142,12 +141,6 @@ def nearest(name: str, known: Sequence[str]) -> str:
 def is_near(name: str, known: Sequence[str]) -> bool:
     """Returns whether a known name resembles a mistyped one, or is what other programs call so."""
     return _resembling(name, known) is not None
-
-
-def shown(value: object) -> str:
-    """Returns a value as a message shows it, cut to one line."""
-    text = repr(value)
-    return text if len(text) <= _MOST_SHOWN else f"{text[: _MOST_SHOWN - 3]}..."
 
 
 def _resembling(name: str, known: Sequence[str]) -> str | None:

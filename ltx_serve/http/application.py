@@ -20,8 +20,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from ltx_runtime.errors import LtxError, printable
-from ltx_runtime.outputs.plain import shown
+from ltx_runtime.errors import LtxError, printable, shown
 from ltx_runtime.packages import RELEASE
 from ltx_serve.checking.checker import Checker, CheckerMissingError
 from ltx_serve.checking.room import Room

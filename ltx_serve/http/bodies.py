@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 
-from ltx_runtime.outputs.plain import shown
+from ltx_runtime.errors import shown
 from ltx_serve.http.answers import MOST_SHOWN, RATE_LIMIT, RETRY, ApiError
 from ltx_serve.http.fields import CONDITION, FIELDS, MOST_INPUTS, TEXT, Draft, draft_of, number_of, wrong
 

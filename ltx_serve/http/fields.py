@@ -17,7 +17,8 @@ from typing import Any
 
 from starlette.datastructures import UploadFile
 
-from ltx_runtime.outputs.plain import nearest, shown
+from ltx_runtime.errors import shown
+from ltx_runtime.outputs.plain import nearest
 from ltx_runtime.planning.choices import FITS
 from ltx_runtime.spec.geometry import LARGEST, SPATIAL_SCALE
 from ltx_runtime.spec.presets import STG_MODES
