@@ -378,8 +378,14 @@ def test_a_version_that_was_not_made_is_refused_with_those_that_were(folder):
 
 
 @pytest.mark.parametrize("name", ["missing", "."])
-def test_a_place_without_versions_is_refused_with_the_command_that_makes_one(tmp_path, name):
-    with pytest.raises(LtxError, match="ltx-export random-weights demo"):
+@pytest.mark.parametrize(
+    ("torch", "way"), [(object(), "ltx-export random-weights demo"), (None, "ltx-run --fetch OWNER/NAME")]
+)
+def test_a_place_without_versions_is_refused_with_the_way_to_one_on_this_machine(
+    tmp_path, monkeypatch, name, torch, way
+):
+    monkeypatch.setattr("ltx_runtime.folder.commands.find_spec", lambda name: torch)
+    with pytest.raises(LtxError, match=way):
         find_folder(tmp_path / name, None)
     with pytest.raises(LtxError, match=r"found: none"):
         find_folder(tmp_path / name, "0.9.1")
