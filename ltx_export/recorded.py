@@ -15,6 +15,7 @@ import numpy as np
 
 from ltx_runtime.errors import LtxError, explaining
 from ltx_runtime.folder.manifest import QUANTIZED, Engines
+from ltx_runtime.graph.check import check_graph
 from ltx_runtime.spec.components import UNEVEN, Component, Port, check_feeds
 from ltx_runtime.spec.encodings import sinusoid_of
 
@@ -131,8 +132,8 @@ def check_folder(engines: Engines, report: Callable[[str], None]) -> None:
     """Runs the fp32 and q8 graphs of a verified version folder on the recorded inputs, and compares the outputs.
 
     Raises:
-        LtxError: a graph cannot be loaded, or its output differs from the record by more in relative L2 than LIMIT, or
-            for q8 by more than that beyond the difference at export.
+        LtxError: a graph cannot be loaded, or may not, or its output differs from the record by more in relative L2
+            than LIMIT, or for q8 by more than that beyond the difference at export.
     """
     for name, entry in engines.manifest.components.items():
         limits = {"fp32": LIMIT} if "fp32" in entry.graphs else {}
@@ -145,6 +146,7 @@ def check_folder(engines: Engines, report: Callable[[str], None]) -> None:
         for precision, limit in limits.items():
             weights = engines.weights_folder(name) if precision == "fp32" else engines.folder
             graph = engines.folder / entry.graphs[precision]
+            check_graph(graph, entry.signature, engines.weight_sizes(name, precision))
             (actual,) = run_graph(graph, weights, entry.signature, [feeds])
             error = relative_l2(actual, expected)
             if error > limit:

@@ -36,6 +36,7 @@ from ltx_runtime.folder.manifest import (
     open_engines,
     write_manifest,
 )
+from ltx_runtime.graph.check import check_graph
 from ltx_runtime.progress import Progress, silent
 
 # The last one is for tests, the one before it for the errors of products, the others for ranges.
@@ -123,6 +124,9 @@ def _checked(engines: Engines, prompts: Sequence[str]) -> ComponentEntry:
             "export it again from float weights, with the options that you used and --precision transformer=fp32 "
             "--precision transformer=bf16 --precision transformer=q8",
         )
+    for precision in ("fp32", QUANTIZED):
+        sizes = engines.weight_sizes("transformer", precision)
+        check_graph(engines.folder / entry.graphs[precision], entry.signature, sizes)
     if len(prompts) < _LEAST_PROMPTS:
         raise LtxError(f"calibration needs {_LEAST_PROMPTS} prompts or more; got {len(prompts)}", "add some")
     return entry

@@ -21,6 +21,7 @@ from ltx_runtime.files import locked
 from ltx_runtime.folder.address import EngineAddress, check_engine
 from ltx_runtime.folder.manifest import MANIFEST, checksum
 from ltx_runtime.folder.sidecar import Sidecar, Weights, read_sidecar, refit_graph_path, sidecar_path, write_sidecar
+from ltx_runtime.graph.check import check_graph
 from ltx_runtime.sessions.trt.library import load_library
 from ltx_runtime.spec.components import Component
 
@@ -33,9 +34,16 @@ def prepared_for(address: EngineAddress, weights: Weights) -> Prepared:
         weights: where the engine's weights will be, see sidecar.Weights.
 
     Raises:
-        LtxError: the version folder has no such graph, or the file is no ONNX graph of the component.
+        LtxError: the version folder has no such graph, or it is not one that may be loaded, see `check_graph`.
     """
-    return prepare(address.graph(), _signature(address), weights)
+    return prepare(_checked_graph(address), _signature(address), weights)
+
+
+def _checked_graph(address: EngineAddress) -> Path:
+    """Returns the path of an engine's graph, after checking that a library may load it."""
+    graph, sizes = address.graph(), address.engines.weight_sizes(address.component, address.precision)
+    check_graph(graph, _signature(address), sizes)
+    return graph
 
 
 def _signature(address: EngineAddress) -> Component:
@@ -74,7 +82,7 @@ def build_engine(address: EngineAddress, recipe: Recipe, progress: BuildProgress
         KeyboardInterrupt: Ctrl-C, once the build has ended.
     """
     library = load_library(address.maker.builder)
-    graph, weights = address.graph(), address.engines.weights_folder(address.component)
+    graph, weights = _checked_graph(address), address.engines.weights_folder(address.component)
     with _replacing(address.path) as (target, temporary, finish):
         prepared = engine_from_onnx(library, graph, weights, _signature(address), temporary, recipe, progress)
         finish(_sidecar_of(address, recipe, prepared, temporary), prepared)

@@ -174,6 +174,12 @@ class Engines:
         files = (*entry.weights_of(precision), *filter(None, [entry.graphs.get(precision)]))
         return [self.manifest.files[file].checksum for file in files if file in self.manifest.files]
 
+    def weight_sizes(self, name: str, precision: str) -> dict[str, int]:
+        """Returns the size in bytes of each weight file of one graph that the manifest lists, by name."""
+        listed = self.manifest.files
+        names = self.component(name).weights_of(precision)
+        return {file: listed[file].size_bytes for file in names if file in listed}
+
     def export_command(self) -> str:
         """Returns the command that exports the version again, into the same root of version folders."""
         return export_command(self.manifest.version, self.folder.parent)

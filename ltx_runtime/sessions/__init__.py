@@ -18,8 +18,9 @@ from ltx_runtime.folder.address import EngineAddress
 from ltx_runtime.folder.manifest import CALIBRATED, QUANTIZED, Engines
 from ltx_runtime.folder.profiles import Profile
 from ltx_runtime.folder.sidecar import ENGINE_PRECISIONS, Sidecar
+from ltx_runtime.graph.check import check_graph
 from ltx_runtime.packages import install_command
-from ltx_runtime.spec.components import Component, ComponentName, check_feeds
+from ltx_runtime.spec.components import Component, ComponentName, check_feeds, check_outputs
 from ltx_runtime.weights.lora import LoraFile
 from ltx_runtime.weights.merging import Merging, merging_of
 
@@ -56,6 +57,7 @@ class Found:
         gpu_bytes: total memory of the GPU that runs it; None on a CPU.
         gpu_memory_bytes: how much of the GPU's memory may be used; None for all that is free.
         threads: number of CPU threads; None for one per core.
+        named: size in bytes of each weight file, by the name that the graph has for it; empty for an engine.
         reasons: one clause for each backend that was tried before this one, with the reason why it cannot be used.
         merging: LoRAs that are merged into its weights when it is loaded; None for no LoRAs.
     """
@@ -71,6 +73,7 @@ class Found:
     gpu_bytes: int | None = None
     gpu_memory_bytes: int | None = None
     threads: int | None = None
+    named: Mapping[str, int] = field(default_factory=dict, compare=False)
     reasons: tuple[str, ...] = ()
     merging: Merging | None = None
 
@@ -172,6 +175,7 @@ class Backend:
         precisions: precisions of the graphs that it runs, or from which its engines are built, in order of preference.
         on_cpu: whether it computes on the CPU.
         always_preferable: whether AUTO uses it wherever it can run a component.
+        loads_graphs: whether it loads the graph of a component, which is checked before that, and not an engine.
         stores_scores: whether attention holds the scores of all pairs of tokens, if it runs on a CPU.
     """
 
@@ -180,6 +184,7 @@ class Backend:
     precisions: tuple[str, ...] = ()
     on_cpu: bool = False
     always_preferable: bool = True
+    loads_graphs: bool = False
     stores_scores: bool = True
 
 
@@ -188,11 +193,11 @@ _OPENVINO = "ltx_runtime.sessions.openvino_cpu"
 BACKENDS: dict[str, Backend] = {
     "tensorrt": Backend("ltx_runtime.sessions.trt.session", "tensorrt", ENGINE_PRECISIONS),
     "tensorrt_rtx": Backend("ltx_runtime.sessions.trt.session", "tensorrt-rtx", ENGINE_PRECISIONS),
-    "cuda": Backend("ltx_runtime.sessions.onnxruntime_cuda", "gpu", ("bf16", "fp16", "fp32")),
-    "openvino_int8": Backend(_OPENVINO, "openvino", (CALIBRATED, QUANTIZED, "bf16"), True, False, False),
-    "openvino_q8": Backend(_OPENVINO, "openvino", (QUANTIZED, "bf16"), True, False, False),
-    "openvino": Backend(_OPENVINO, "openvino", ("bf16",), True, False, False),
-    "cpu": Backend("ltx_runtime.sessions.onnxruntime_cpu", "cpu", ("fp32",), True),
+    "cuda": Backend("ltx_runtime.sessions.onnxruntime_cuda", "gpu", ("bf16", "fp16", "fp32"), loads_graphs=True),
+    "openvino_int8": Backend(_OPENVINO, "openvino", (CALIBRATED, QUANTIZED, "bf16"), True, False, True, False),
+    "openvino_q8": Backend(_OPENVINO, "openvino", (QUANTIZED, "bf16"), True, False, True, False),
+    "openvino": Backend(_OPENVINO, "openvino", ("bf16",), True, False, True, False),
+    "cpu": Backend("ltx_runtime.sessions.onnxruntime_cpu", "cpu", ("fp32",), True, loads_graphs=True),
 }
 # Way to compute on a CPU -> the backends on the CPU that AUTO may use for it. With "auto" it uses one that is not
 # always preferable only where that was measured to be faster.
@@ -224,9 +229,12 @@ class CheckedSession:
 
         Raises:
             ValueError: the feeds do not fit the component's ports.
+            LtxError: the outputs do not fit the component's ports.
         """
-        check_feeds(self.component, feeds)
-        return self.runner.run(feeds, wanted or [port.name for port in self.component.outputs])
+        sizes = check_feeds(self.component, feeds)
+        outputs = self.runner.run(feeds, wanted or [port.name for port in self.component.outputs])
+        check_outputs(self.component, sizes, outputs)
+        return outputs
 
 
 def find(
@@ -318,6 +326,12 @@ def _with_loras(engines: Engines, found: Found, loras: Sequence[LoraFile]) -> Fo
     return replace(found, merging=merging, file_bytes=held)
 
 
+def check_loadable(found: Found) -> None:
+    """Raises LtxError if the graph that was found is not one that a library may load; see `check_graph`."""
+    if BACKENDS[found.backend].loads_graphs:
+        check_graph(found.path, found.component, found.named)
+
+
 @contextmanager
 def open_session(found: Found) -> Iterator[Session]:
     """Yields an open session of a graph or engine, and frees its memory at the end of the `with` block.
@@ -325,6 +339,7 @@ def open_session(found: Found) -> Iterator[Session]:
     Raises:
         LtxError: the graph or engine cannot be loaded.
     """
+    check_loadable(found)
     runner: Runner = _module(found.backend).load(found)
     try:
         yield CheckedSession(found.component, runner)
@@ -342,10 +357,11 @@ def graph_found(engines: Engines, name: ComponentName, backend: str, precisions:
     for precision in precisions:
         if precision in entry.graphs:
             path = engines.folder / entry.graphs[precision]
-            names, files = entry.weights_of(precision), engines.manifest.files
-            weights = engines.weights_folder(name) if names == entry.weights else engines.folder
-            sizes = {weights / file: files[file].size_bytes for file in names if file in files}
-            return Found(backend, entry.signature, path, weights, precision, entry.parameters, sizes)
+            is_usual = entry.weights_of(precision) == entry.weights
+            weights = engines.weights_folder(name) if is_usual else engines.folder
+            named = engines.weight_sizes(name, precision)
+            sizes = {weights / file: size for file, size in named.items()}
+            return Found(backend, entry.signature, path, weights, precision, entry.parameters, sizes, named=named)
     raise LtxError(
         f"{engines.folder} has no {' or '.join(precisions)} graph of {name}, which backend {backend} needs",
         command=engines.export_command(),

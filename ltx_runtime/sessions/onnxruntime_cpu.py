@@ -14,6 +14,7 @@ import onnxruntime
 
 from ltx_runtime.errors import LtxError, explaining
 from ltx_runtime.folder.manifest import Engines
+from ltx_runtime.graph.reading import EXPORT_AGAIN
 from ltx_runtime.sessions import BACKENDS, Arrays, Found, graph_found
 from ltx_runtime.sessions.merged_weights import put_into_session
 from ltx_runtime.spec.components import UNEVEN, ComponentName
@@ -49,6 +50,7 @@ class CpuRunner:
         threads: int | None = None,
         merged: Mapping[str, Weight] = MappingProxyType({}),
     ) -> None:
+        self._graph = graph
         options = onnxruntime.SessionOptions()
         options.enable_cpu_mem_arena = arena
         options.intra_op_num_threads = threads or 0  # 0: one thread per core
@@ -76,6 +78,7 @@ class CpuRunner:
         """Runs the graph once, in a thread, so that Ctrl-C ends the run after the current operator.
 
         Raises:
+            LtxError: a node of the graph cannot be computed, for example as its inputs do not fit each other.
             MemoryError: there is too little memory.
         """
         options = onnxruntime.RunOptions()
@@ -86,7 +89,7 @@ class CpuRunner:
         except Exception as error:
             if _NO_MEMORY.search(str(error)):
                 raise MemoryError(str(error)) from error
-            raise
+            raise LtxError(f"ONNX Runtime cannot run {self._graph} ({_one_line(error)})", EXPORT_AGAIN) from error
         except BaseException:
             options.terminate = True
             wait([future])
@@ -117,5 +120,8 @@ def load(found: Found) -> CpuRunner:
     except Exception as error:  # ONNX Runtime's own
         if _NO_MEMORY.search(str(error)):
             raise MemoryError(str(error)) from error
-        reason = " ".join(str(error).split())[:200]
-        raise LtxError(f"{found.path} cannot be loaded ({reason})", "export the version again") from error
+        raise LtxError(f"{found.path} cannot be loaded ({_one_line(error)})", EXPORT_AGAIN) from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

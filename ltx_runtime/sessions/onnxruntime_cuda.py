@@ -74,7 +74,7 @@ class CudaRunner:
             GpuMemoryError: the graph does not fit into the GPU's memory.
             UnsupportedError: ONNX Runtime cannot run the graph on this GPU; the message has its reason.
         """
-        self._library, self._name = _onnxruntime(), found.component.name
+        self._library, self._name, self._graph = _onnxruntime(), found.component.name, found.path
         options = self._library.SessionOptions()
         options.log_severity_level = _SILENT
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(found.weights))
@@ -113,6 +113,7 @@ class CudaRunner:
 
         Raises:
             GpuMemoryError: there is too little GPU memory; smaller inputs may fit.
+            LtxError: a node of the graph cannot be computed, for example as its inputs do not fit each other.
         """
         options = self._library.RunOptions()
         options.log_severity_level = _SILENT
@@ -125,7 +126,9 @@ class CudaRunner:
             self._session.run_with_iobinding(self._binding, options)
             outputs = self._binding.copy_outputs_to_cpu()
         except Exception as error:
-            raise self._out_of_memory(error) or error from None
+            raise self._out_of_memory(error) or LtxError(
+                f"ONNX Runtime cannot run {self._graph} on the GPU ({_one_line(error)})", "try --backend cpu"
+            ) from error
         finally:
             self._binding.clear_binding_outputs()
         return dict(zip(wanted, outputs, strict=True))

@@ -156,6 +156,7 @@ class OpenVinoRunner:
         }
         if found.threads is not None:
             settings["INFERENCE_NUM_THREADS"] = found.threads
+        self._graph = found.path
         core = openvino.Core()
 
         def compiled(piece: Piece) -> _Compiled:
@@ -177,6 +178,7 @@ class OpenVinoRunner:
         """Runs the graph once; Ctrl-C ends the run. What depends only on the same text as before is not run again.
 
         Raises:
+            LtxError: a node of the graph cannot be computed, for example as its inputs do not fit each other.
             MemoryError: there is too little memory.
         """
         try:
@@ -193,7 +195,7 @@ class OpenVinoRunner:
         except RuntimeError as error:
             if _NO_MEMORY.search(str(error)):
                 raise MemoryError(str(error)) from error
-            raise
+            raise LtxError(f"OpenVINO cannot run {self._graph} ({_reason_of(error)})", "try --backend cpu") from error
 
     def close(self) -> None:
         """Frees weights and buffers."""
