@@ -17,9 +17,11 @@ from typing import Any
 from ltx_runtime.errors import LtxError
 from ltx_runtime.files import engines_folder, refuse_pointer, written_whole
 from ltx_runtime.folder.commands import export_command, fetch_advice, no_versions
+from ltx_runtime.folder.values import check_values
 from ltx_runtime.spec.components import Component, Port
 from ltx_runtime.spec.encodings import Rope
 from ltx_runtime.spec.presets import Schedule
+from ltx_runtime.spec.signatures import check_signatures
 
 MANIFEST = "manifest.json"
 FORMAT = 6
@@ -236,7 +238,9 @@ def read_manifest(folder: Path) -> Manifest:
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise LtxError(f"{path} has another format than {FORMAT}", command=export_command(folder.name, folder.parent))
     try:
+        check_values(data)
         manifest = _parse(data)
+        check_signatures(entry.signature for entry in manifest.components.values())
         if (transformer := manifest.components.get("transformer")) is not None:
             _check_rope(manifest.rope, transformer.signature)
         if manifest.tokenizer is None and "text_encoder" in manifest.components:
