@@ -17,7 +17,7 @@ PROGRAMS := bin
 endif
 BIN := $(VENV)/$(PROGRAMS)
 
-.PHONY: setup engines demo demo-engines check fix test test-runtime test-bundle test-page test-ray bench bench-whole fuzz-api clean
+.PHONY: setup engines demo demo-engines check fix test test-runtime test-bundle test-page test-ray bench bench-whole fuzz fuzz-api clean
 
 setup: $(VENV)/.ready
 
@@ -100,6 +100,13 @@ bench: setup
 
 bench-whole: setup
 	$(BIN)/python benchmarks/cpu_whole.py
+
+# Every reader of files that strangers may have made, guided by coverage; READERS names some, SECONDS is the time of each.
+SECONDS ?= 600
+READERS ?=
+fuzz: setup
+	$(BIN)/python -m pip install --quiet --group fuzz
+	PYTHONPATH=tests $(BIN)/python -m fuzz --seconds $(SECONDS) $(READERS)
 
 # schemathesis against ltx-serve on the demo, for ten minutes.
 fuzz-api: demo
