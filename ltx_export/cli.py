@@ -9,7 +9,7 @@ import typer
 
 from ltx_export.engines.arguments import Asked
 from ltx_runtime.cli.arguments import command_of
-from ltx_runtime.cli.streams import escape_what_cannot_be_encoded
+from ltx_runtime.cli.streams import answer, run
 from ltx_runtime.errors import LtxError, reported
 from ltx_runtime.files import engines_folder
 from ltx_runtime.packages import need
@@ -248,7 +248,7 @@ def inspect(
     from ltx_export.inspection.lines import lines_of
 
     inspection = look(path)
-    print(json.dumps(dataclasses.asdict(inspection), indent=1) if as_json else "\n".join(lines_of(inspection)))
+    answer(json.dumps(dataclasses.asdict(inspection), indent=1) if as_json else "\n".join(lines_of(inspection)))
 
 
 @app.command()
@@ -358,5 +358,4 @@ app.command("engine")(command_of(_engine, Asked))
 
 def main() -> None:
     """Runs the `ltx-export` command."""
-    escape_what_cannot_be_encoded()
-    app()
+    run(app)

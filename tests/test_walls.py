@@ -29,7 +29,8 @@ ROOMS = {
     ),
     "ltx_export": (
         *("recorded", "preview", "checkpoints", "sources", "models", "networks", "weights"),
-        *("graphs", "calibration", "engines", "inspection", "random_weights", "build", "publish", "bundle", "cli"),
+        *("graphs", "calibration", "engines", "inspection", "random_weights", "build", "publish", "bundle"),
+        *("cli", "__main__"),
     ),
     "ltx_serve": ("settings", "jobs", "making", "checking", "page", "http", "cluster", "cli"),
 }

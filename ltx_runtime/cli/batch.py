@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
@@ -14,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ltx_runtime.cli.arguments import Arguments, is_typed
 from ltx_runtime.cli.cluster import joined_for, on_cluster
-from ltx_runtime.cli.streams import folder_for, note, resuming, tell, told_of
+from ltx_runtime.cli.streams import answer, folder_for, note, resuming, tell, told_of
 from ltx_runtime.errors import LtxError
 from ltx_runtime.files import amount, engines_folder
 
@@ -62,7 +60,7 @@ def make(typed: Arguments) -> None:
         if typed.plan:
             for _ in planned:
                 pass
-            print(json.dumps(survey.report(), indent=1) if typed.json else "\n".join(survey.lines()))
+            answer(json.dumps(survey.report(), indent=1) if typed.json else "\n".join(survey.lines()))
             raise SystemExit(SOME_FAILED if survey.refused else 0)
 
         def about() -> About:
@@ -103,7 +101,7 @@ def go_on(typed: Arguments) -> None:
             if typed.plan:
                 left = sum(1 for _ in results.tasks())
                 told = f"{left} of {results.planned} videos are left to make"
-                print(json.dumps({"videos": results.planned, "left": left}) if typed.json else told)
+                answer(json.dumps({"videos": results.planned, "left": left}) if typed.json else told)
                 return
             with joined_for(typed, pipe.engines.folder):
                 _make(results, pipe, of_pipeline, typed, again=True)
@@ -239,14 +237,14 @@ def _make(results: Results, pipe: Pipeline, of_pipeline: dict[str, Any], typed: 
         note("the video is made" if results.planned == 1 else f"all {results.planned} videos are made")
     else:
         note(f"if this is interrupted, go on with: {again_with}")
-    failed, output = 0, _Output(results.path)
+    failed = 0
     try:
         make = _executor(results, pipe, of_pipeline, typed, again=again)
         with display_many(left, work) as display:
             for outcome in make(results.tasks(), lambda task: display(task.work)):
                 results.append(outcome)
                 failed += outcome.result is None
-                output.tell(outcome, as_json=typed.json)
+                _tell(outcome, results.path, as_json=typed.json)
     except BaseException:
         note(f"what is finished is kept; go on with: {again_with}")
         raise
@@ -273,34 +271,19 @@ def _executor(
     return lambda tasks, shown: made_here(tasks, pipe, about.options, folder, shown, again=again)
 
 
-class _Output:
-    """Standard output: a line for every outcome, as long as somebody reads it."""
-
-    def __init__(self, results: Path) -> None:
-        self._results, self._is_open = results, True
-
-    def tell(self, outcome: Outcome, *, as_json: bool) -> None:
-        task = outcome.task
-        if outcome.result is None:
-            _error(f"line {task.line}, {task.output}: {outcome.problem}")
-        if as_json:
-            numbers = {"number": task.number, "line": task.line}
-            self._print(json.dumps(numbers | (outcome.result or {"file": task.output, "problem": outcome.problem})))
-        elif outcome.result is not None:
-            self._print(told_of(outcome.result))
-
-    def _print(self, line: str) -> None:
-        """Prints a line; the videos are wanted even if their lines are not, as in `ltx-run ... | head -1`."""
-        if not self._is_open:
-            return
-        try:
-            print(line, flush=True)
-        except OSError as error:
-            self._is_open = False
-            with open(os.devnull, "wb") as nowhere:
-                os.dup2(nowhere.fileno(), sys.stdout.fileno())
-            reason = os.strerror(error.errno or 0).lower()
-            note(f"standard output cannot be written: {reason}; the results are in {self._results}")
+def _tell(outcome: Outcome, results: Path, *, as_json: bool) -> None:
+    """Tells an outcome on standard output, or a failure on standard error."""
+    task = outcome.task
+    if outcome.result is None:
+        _error(f"line {task.line}, {task.output}: {outcome.problem}")
+    if as_json:
+        numbers = {"number": task.number, "line": task.line}
+        line = json.dumps(numbers | (outcome.result or {"file": task.output, "problem": outcome.problem}))
+    elif outcome.result is not None:
+        line = told_of(outcome.result)
+    else:
+        return
+    answer(line, f"the results are in {results}")
 
 
 def _error(text: str) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ltx_runtime.cli.arguments import Arguments, command_of
-from ltx_runtime.cli.streams import escape_what_cannot_be_encoded, folder_for, note, resuming, told_of
+from ltx_runtime.cli.streams import answer, folder_for, note, resuming, run, told_of
 from ltx_runtime.errors import LtxError, printable, reported
 from ltx_runtime.files import engines_folder
 
@@ -37,13 +37,13 @@ def _run(typed: Arguments) -> None:
 
     typed = _at_home(typed)
     if typed.about:
-        print(_about())
+        answer(_about())
         return
     if typed.doctor:
         from ltx_runtime.doctor import lines
 
         wanted = find_version(typed.version).name if typed.version else None
-        print(lines.run(engines_folder(typed.engines), wanted, as_json=typed.json))
+        answer(lines.run(engines_folder(typed.engines), wanted, as_json=typed.json))
         return
     if typed.fetch is not None:
         from ltx_runtime.hub.version_folder import fetch_version
@@ -54,7 +54,7 @@ def _run(typed: Arguments) -> None:
         return
     if typed.resume is not None and (ended := _ended_run(typed.resume)) is not None:
         told = f"{printable(str(ended))} is whole: its run has ended"
-        print(json.dumps({"file": str(ended)}) if typed.json else told)
+        answer(json.dumps({"file": str(ended)}) if typed.json else told)
         return
     if typed.resume is not None and typed.resume.suffix == batch.SUFFIX:
         batch.go_on(typed)
@@ -122,12 +122,12 @@ def _make(typed: Arguments) -> None:
         if typed.plan:
             with suppress(TakenError) if typed.output is None else nullcontext():  # then the next name would be taken
                 video.check_output(output, folder_exists=typed.output_dir is None)
-            print(json.dumps(video.report(), indent=1) if typed.json else "\n".join(video.report_lines()))
+            answer(json.dumps(video.report(), indent=1) if typed.json else "\n".join(video.report_lines()))
             return
         with folder_for(typed.output_dir):
             target = _save(video, chain([output], outputs))
     result = video.result(target)
-    print(json.dumps(result) if typed.json else told_of(result))
+    answer(json.dumps(result) if typed.json else told_of(result), f"the video is {target}")
 
 
 @contextmanager
@@ -220,5 +220,4 @@ def main() -> None:
     # NumPy's BLAS would start a thread for every further core, each of which spins for 0.05 s. No stage multiplies
     # matrices in NumPy, and the backends have threads of their own.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    escape_what_cannot_be_encoded()
-    app()
+    run(app)

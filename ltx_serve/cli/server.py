@@ -13,7 +13,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from ltx_runtime.cli.streams import note
+from ltx_runtime.cli.streams import answer, note
 from ltx_runtime.errors import LtxError, printable
 from ltx_runtime.sessions.processor import cores
 from ltx_serve.checking.room import rooms_of
@@ -116,7 +116,7 @@ def _greet(listener: socket.socket, settings: Settings, models: Models) -> None:
     """Prints where the page is, and what is served."""
     names = ", ".join(model.version.name for model in models)
     url, place = url_of(*listener.getsockname()[:2]), printable(str(settings.data))
-    print(f"{url} serves {names}; videos are in {place}", flush=True)
+    answer(f"{url} serves {names}; videos are in {place}", "it serves all the same")
 
 
 def _note_workers(settings: Settings) -> None:
