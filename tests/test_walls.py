@@ -23,8 +23,8 @@ NAMELESS = {"util", "utils", "common", "helper", "helpers", "manager", "misc", "
 # import each other without a cycle.
 ROOMS = {
     "ltx_runtime": (
-        *("errors", "packages", "declared", "files", "progress", "spec", "folder", "hub", "tensors", "weights"),
-        *("sessions", "noise", "media", "text", "vae", "sampling", "planning", "outputs", "road", "video"),
+        *("errors", "packages", "declared", "files", "replacing", "progress", "spec", "folder", "hub", "tensors"),
+        *("weights", "sessions", "noise", "media", "text", "vae", "sampling", "planning", "outputs", "road", "video"),
         *("pipeline", "batch", "cluster", "doctor", "cli"),
     ),
     "ltx_export": (

@@ -19,6 +19,7 @@ from ltx_runtime.folder.manifest import CALIBRATED, QUANTIZED, Engines
 from ltx_runtime.folder.profiles import Profile
 from ltx_runtime.folder.sidecar import ENGINE_PRECISIONS, Sidecar
 from ltx_runtime.packages import install_command
+from ltx_runtime.replacing.held import UNHELD, Held
 from ltx_runtime.spec.components import Component, ComponentName, check_feeds
 from ltx_runtime.weights.lora import LoraFile
 from ltx_runtime.weights.merging import Merging, merging_of
@@ -58,6 +59,7 @@ class Found:
         threads: number of CPU threads; None for one per core.
         reasons: one clause for each backend that was tried before this one, with the reason why it cannot be used.
         merging: LoRAs that are merged into its weights when it is loaded; None for no LoRAs.
+        held: the version folder, which stays readable if an export replaces it before the component is loaded.
     """
 
     backend: str
@@ -73,6 +75,15 @@ class Found:
     threads: int | None = None
     reasons: tuple[str, ...] = ()
     merging: Merging | None = None
+    held: Held = field(default=UNHELD, compare=False, repr=False)
+
+    def placed(self) -> Found:
+        """Returns the same with the paths that the files have now, should an export have replaced the folder."""
+        merging = self.merging
+        if merging is not None:
+            changed = {name: replace(one, file=self.held.now(one.file)) for name, one in merging.changed.items()}
+            merging = replace(merging, changed=changed)
+        return replace(self, path=self.held.now(self.path), weights=self.held.now(self.weights), merging=merging)
 
     @property
     def profiles(self) -> Sequence[Profile]:
@@ -325,7 +336,7 @@ def open_session(found: Found) -> Iterator[Session]:
     Raises:
         LtxError: the graph or engine cannot be loaded.
     """
-    runner: Runner = _module(found.backend).load(found)
+    runner: Runner = found.held.read(lambda: _module(found.backend).load(found.placed()))
     try:
         yield CheckedSession(found.component, runner)
     finally:
@@ -345,7 +356,8 @@ def graph_found(engines: Engines, name: ComponentName, backend: str, precisions:
             names, files = entry.weights_of(precision), engines.manifest.files
             weights = engines.weights_folder(name) if names == entry.weights else engines.folder
             sizes = {weights / file: files[file].size_bytes for file in names if file in files}
-            return Found(backend, entry.signature, path, weights, precision, entry.parameters, sizes)
+            parameters, held = entry.parameters, engines.held
+            return Found(backend, entry.signature, path, weights, precision, parameters, sizes, held=held)
     raise LtxError(
         f"{engines.folder} has no {' or '.join(precisions)} graph of {name}, which backend {backend} needs",
         command=engines.export_command(),
@@ -368,6 +380,7 @@ def engine_found(address: EngineAddress, sidecar: Sidecar, gpu_bytes: int | None
         engines.component(name).parameters,
         file_bytes=sizes,
         gpu_bytes=gpu_bytes,
+        held=engines.held,
         address=address,
         sidecar=sidecar,
     )
