@@ -13,6 +13,7 @@ from ltx_runtime.cli.streams import answer, run
 from ltx_runtime.errors import LtxError, reported
 from ltx_runtime.files import engines_folder
 from ltx_runtime.packages import need
+from ltx_runtime.replacing.tidying import tidy
 from ltx_runtime.spec.versions import find_version
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
@@ -101,6 +102,8 @@ def onnx(
     quantize = _runs_on_cpu() and not (precision and everywhere)
     options = build.ExportOptions(precisions, of_component, _store_dtype(store), merged, link, stg, left_out, quantize)
     folder, target = weights or Path("weights") / release.name, engines_folder(engines) / release.name
+    for place in (folder, target.parent):
+        tidy(place, print)
     paths = {"vae": vae, "t5": t5, "upscaler": upscaler, "temporal_upscaler": temporal_upscaler}
     sources = find_sources(release, folder, **paths, tokenizer=tokenizer, variant=variant, without=left_out)
     with display(in_bytes=True) as progress:
@@ -178,6 +181,7 @@ def download(
     from ltx_export.sources.download import download as fetch
 
     target = folder or Path("weights") / release.name
+    tidy(target, print)
     fetch(release, target, t5, print, only_missing=missing, temporal_upscaler=temporal_upscaler)
     print(f"{target} is complete")
 
@@ -192,9 +196,10 @@ def publish_folder(
     """Upload a version folder to Hugging Face, where ltx-run --fetch gets it; engines are left out."""
     need("huggingface_hub", extra="download")
     from ltx_export.publish import publish
-    from ltx_runtime.folder.manifest import find_folder, open_engines
+    from ltx_runtime.folder.finding import find_tidied
+    from ltx_runtime.folder.manifest import open_engines
 
-    address = publish(open_engines(find_folder(folder, None)), repository, print, private=private)
+    address = publish(open_engines(find_tidied(folder, None, print)), repository, print, private=private)
     print(f"{address} is complete - get it with: ltx-run --fetch {repository}")
 
 
@@ -224,10 +229,11 @@ def bundle_version(
     from ltx_export.bundle.bundle import INSTALLER, Options, bundle, folder_of
     from ltx_export.bundle.target import target_of
     from ltx_runtime.cli.progress import display
-    from ltx_runtime.folder.manifest import find_folder, open_engines
+    from ltx_runtime.folder.finding import find_tidied
+    from ltx_runtime.folder.manifest import open_engines
 
     options = Options(target_of(platform, python), tuple(extra or ["cpu"]), tuple(precision or ()), overwrite)
-    opened = open_engines(find_folder(engines_folder(engines), release.name))
+    opened = open_engines(find_tidied(engines_folder(engines), release.name, print))
     with display(in_bytes=True) as progress:
         bundle(opened, output, options, print, progress)
     installer = f"{folder_of(release.name, options.target)}/{INSTALLER}"
@@ -265,9 +271,11 @@ def check(
     """Verify a version folder that was copied: checksums, and the fp32 graphs' results against those at export."""
     need("onnxruntime", extra="cpu")
     from ltx_export.recorded import check_folder
-    from ltx_runtime.folder.manifest import find_folder, open_engines
+    from ltx_runtime.folder.finding import find_tidied
+    from ltx_runtime.folder.manifest import open_engines
 
-    engines = open_engines(find_folder(engines_folder(folder), find_version(version).name if version else None))
+    name = find_version(version).name if version else None
+    engines = open_engines(find_tidied(engines_folder(folder), name, print))
     print(f"{engines.folder}: {len(engines.manifest.files)} files are intact")
     check_folder(engines, print)
 
@@ -291,10 +299,11 @@ def calibrate(
     from ltx_export.calibration.calibrate import PROMPTS
     from ltx_export.calibration.calibrate import calibrate as add_int8
     from ltx_runtime.cli.progress import display
-    from ltx_runtime.folder.manifest import find_folder, open_engines
+    from ltx_runtime.folder.finding import find_tidied
+    from ltx_runtime.folder.manifest import open_engines
     from ltx_runtime.spec.geometry import size_of
 
-    opened = open_engines(find_folder(engines_folder(engines), release.name))
+    opened = open_engines(find_tidied(engines_folder(engines), release.name, print))
     with display() as progress:
         add_int8(
             opened,
@@ -338,6 +347,7 @@ def random_weights(
     from ltx_export.random_weights import write_random_weights
 
     target = folder or Path("weights") / release.name
+    tidy(target, print)
     write_random_weights(release, target, seed=seed, sparse=sparse)
     print(f"{target} holds random weights of {release.name}")
 

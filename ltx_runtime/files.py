@@ -7,6 +7,7 @@ import itertools
 import os
 import secrets
 import shutil
+import stat
 import sys
 import time
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ except ImportError:  # Windows
 _WAIT_S = 0.2
 _SMALL_BYTES = 100_000_000
 _CACHE_VARIABLE = "LTX_CACHE"
-_PARTIAL = ".ltx-{}.partial"
+_PARTIAL, LOCK_SUFFIX = ".ltx-{}.partial", ".lock"
 _ABANDONED_S = 86_400.0
 _PROGRAM, _ENGINES = "ltx-engines", "engines"
 # Where a bundle puts its version folder, in the environment that it installs: the system's place for a program's data.
@@ -57,9 +58,10 @@ def written_whole(path: Path, *, replace: bool = True) -> Iterator[Path]:
 def partial_folder(parent: Path) -> Iterator[Path]:
     """Yields a new hidden folder in `parent` under a name of its own, which is deleted with its contents at the end.
 
-    Folders of this kind that killed processes have left in `parent` are deleted first.
+    What killed processes have left in `parent` is deleted first, see `delete_abandoned`. If someone reads a folder in
+    the yielded one at the end, both stay, and whoever comes next deletes them.
     """
-    _delete_abandoned(parent)
+    delete_abandoned(parent)
     lock: Lock | None = None
     while lock is None:  # another process may take the folder for abandoned before it is locked
         folder = parent / _PARTIAL.format(secrets.token_hex(4))
@@ -69,19 +71,87 @@ def partial_folder(parent: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):
+            _delete(folder)
         lock.release()
 
 
-def _delete_abandoned(parent: Path) -> None:
-    """Deletes temporary folders whose process has ended; where that cannot be seen, those unused for a day."""
-    for folder in parent.glob(_PARTIAL.format("*")):
+@contextmanager
+def partial_file(parent: Path, suffix: str) -> Iterator[Path]:
+    """Yields a new hidden file in `parent` that ends in `suffix`, which is deleted at the end; see `partial_folder`."""
+    delete_abandoned(parent)
+    lock: Lock | None = None
+    while lock is None:
+        file = parent / (_PARTIAL.format(secrets.token_hex(4)) + suffix)
+        with suppress(FileExistsError):
+            file.touch(exist_ok=False)
+            lock = lock_of(file)
+    try:
+        yield file
+    finally:
         with suppress(OSError):
-            lock = lock_of(folder)
+            _delete(file)
+        lock.release()
+
+
+def delete_abandoned(parent: Path) -> int:
+    """Deletes what killed processes have left in a folder: temporary folders and files, and lock files.
+
+    The locks on them tell whether their process has ended; where there are no locks, temporary ones are deleted that
+    were not used for a day. What a living process writes or reads stays, and so does a download that can be resumed.
+
+    Returns:
+        The size in bytes of what was deleted; lock files have none.
+    """
+    freed = 0
+    for path in [*partial_in(parent), *parent.glob(lock_name("*"))]:
+        with suppress(OSError):
+            lock = lock_of(path)
             if lock is not None:
-                if lock.keeps_out or time.time() - folder.stat().st_mtime > _ABANDONED_S:
-                    shutil.rmtree(folder, ignore_errors=True)
+                if lock.keeps_out or (path.suffix != LOCK_SUFFIX and time.time() - _used_at(path) > _ABANDONED_S):
+                    freed += _delete(path)
                 lock.release()
+    return freed
+
+
+def partial_in(parent: Path) -> Iterator[Path]:
+    """Yields the temporary folders and files in a folder, of living and of killed processes."""
+    return parent.glob(_PARTIAL.format("*") + "*")
+
+
+def lock_name(name: str) -> str:
+    """Returns the name of the lock file for a file or folder, which lies beside it."""
+    return f".ltx-{name}{LOCK_SUFFIX}"
+
+
+def _used_at(path: Path) -> float:
+    """Returns when a file, or anything in a folder, was changed last."""
+    return max(one.stat().st_mtime for one in (path, *path.rglob("*")))
+
+
+def _delete(path: Path) -> int:
+    """Deletes a file, or a folder unless someone reads a folder in it; returns how many bytes that frees."""
+    if not path.is_dir():
+        freed = _own_bytes(path)
+        with suppress(OSError):  # Windows does not delete an open file
+            path.unlink()
+        return freed
+    locks = [lock_of(one) for one in path.iterdir() if one.is_dir() and not one.is_symlink()]
+    freed = sum(map(_own_bytes, path.rglob("*")))
+    try:
+        if None in locks:
+            return 0
+        shutil.rmtree(path, ignore_errors=True)
+        return 0 if path.exists() else freed  # this user may not delete it
+    finally:
+        for lock in filter(None, locks):
+            lock.release()
+
+
+def _own_bytes(path: Path) -> int:
+    """Returns the size of a file that has no other name; 0 for anything else."""
+    status = path.lstat()
+    return status.st_size if stat.S_ISREG(status.st_mode) and status.st_nlink == 1 else 0
 
 
 class Lock:
@@ -102,8 +172,12 @@ class Lock:
     __del__ = release
 
 
-def lock_of(path: Path) -> Lock | None:
+def lock_of(path: Path, *, shared: bool = False) -> Lock | None:
     """Locks an existing file or folder.
+
+    Args:
+        path: the file or folder.
+        shared: whether others may have a shared lock on it at the same time.
 
     Returns:
         The lock; None if another process holds it or has removed the file.
@@ -115,7 +189,7 @@ def lock_of(path: Path) -> Lock | None:
     except FileNotFoundError:
         return None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         if os.path.samestat(os.fstat(descriptor), path.stat()):
             return Lock(descriptor)
     except (BlockingIOError, FileNotFoundError):

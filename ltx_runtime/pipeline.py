@@ -14,7 +14,8 @@ from typing import Any
 
 from ltx_runtime.declared import declared, path_of
 from ltx_runtime.errors import LtxError
-from ltx_runtime.folder.manifest import Engines, find_folder, open_engines
+from ltx_runtime.folder.finding import find_tidied
+from ltx_runtime.folder.manifest import Engines, open_engines
 from ltx_runtime.folder.release import release_of
 from ltx_runtime.outputs.places import check_readable, places_of
 from ltx_runtime.outputs.unfinished import Unfinished, open_unfinished
@@ -25,8 +26,10 @@ from ltx_runtime.planning.options import RunOptions, bytes_of, check_options
 from ltx_runtime.planning.plan import plan
 from ltx_runtime.planning.request import Request, resolved
 from ltx_runtime.progress import silent
+from ltx_runtime.replacing.tidying import tidy
 from ltx_runtime.road import Road, channels_of, noise_of
-from ltx_runtime.sessions import AUTO, Found
+from ltx_runtime.sessions import AUTO
+from ltx_runtime.sessions.found import Found
 from ltx_runtime.sessions.pool import pool_of
 from ltx_runtime.spec.components import ComponentName
 from ltx_runtime.spec.geometry import Grid
@@ -98,17 +101,18 @@ class Pipeline:
                 threads=threads,
             )
         )
+        self._note: Note = note or logging.getLogger("ltx_runtime").warning
+        self._opened = not isinstance(folder, Engines)
         if isinstance(folder, Engines):
             self.engines = folder
         else:
             name = None if version is None else find_version(version).name
             # Absolute, so that the pipeline still finds its files if the program changes its working directory.
-            self.engines = open_engines(find_folder(path_of(folder, "folder"), name).absolute())
+            self.engines = open_engines(find_tidied(path_of(folder, "folder"), name, self._note).absolute())
         self.version = release_of(self.engines.manifest)
         self._sessions = pool_of(keep_loaded)
         self._found: dict[ComponentName, Found] = {}
         self._noted: set[str] = set()
-        self._note: Note = note or logging.getLogger("ltx_runtime").warning
 
     def __enter__(self) -> Pipeline:
         return self
@@ -117,8 +121,10 @@ class Pipeline:
         self.close()
 
     def close(self) -> None:
-        """Frees every network that is kept loaded."""
+        """Frees every network that is kept loaded, and lets the folder go if the pipeline has opened it."""
         self._sessions.close()
+        if self._opened:
+            self.engines.held.release()
 
     def __call__(self, request: Request | str = "", /, **changes: Any) -> Video:
         """Plans a video and checks everything that can be checked without loading a network.
@@ -149,6 +155,8 @@ class Pipeline:
         chosen = choose(self.engines, needed(planned, options), options, size, self._found, loras)
         check_readable(options)
         places = places_of(self.engines, request, options)
+        for parent in {path.parent for path in places.writes.values()}:
+            tidy(parent, self._note)
         places.check(own=() if unfinished is None else unfinished.state.saved)
         if "vae_encoder" in chosen.names:
             for one in planned.passes:

@@ -30,14 +30,15 @@ from ltx_runtime.progress import Progress
 from ltx_runtime.sampling.start import Encoded, Media, encode_for, start_of
 from ltx_runtime.sampling.step import Step
 from ltx_runtime.sampling.velocity import make_latents
-from ltx_runtime.sessions import Found, Session, UnsupportedError
+from ltx_runtime.sessions import Session, UnsupportedError
+from ltx_runtime.sessions.found import Found
 from ltx_runtime.spec.components import ComponentName
 from ltx_runtime.spec.geometry import Grid
 from ltx_runtime.spec.versions import Version
 from ltx_runtime.text.cache import EmbeddingsCache
 from ltx_runtime.text.embeddings import Text, read_text, text_of, write_text
 from ltx_runtime.text.encode import encode_prompts
-from ltx_runtime.text.tokenizer import Tokenizer
+from ltx_runtime.text.tokenizer import tokenizer_of
 from ltx_runtime.vae.decode import decode, decode_pixels, ready_to_decode
 from ltx_runtime.vae.encode import Posterior, encode_media
 from ltx_runtime.vae.latents import adain
@@ -219,9 +220,7 @@ def _text(road: Road, planned: Plan, state: State) -> Text:
         if len(text.embeddings) > 1:
             raise LtxError(f"{options.embeddings} has {len(text.embeddings)} prompts", "give one, for one video")
     else:
-        file = road.engines.manifest.tokenizer
-        assert file is not None  # as it is only in a folder without a text encoder
-        tokenizer = Tokenizer(road.engines.folder / file, road.version.text_tokens)
+        tokenizer = tokenizer_of(road.engines, road.version.text_tokens)
         for name, prompt in planned.prompts.items():
             for note in tokenizer.read(prompt).notes(name):
                 road.note(note)

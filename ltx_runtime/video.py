@@ -23,6 +23,7 @@ from ltx_runtime.planning.report import Memory, describe, lines_of, memory_of
 from ltx_runtime.planning.request import Request
 from ltx_runtime.planning.work import work_of
 from ltx_runtime.progress import Progress, silent
+from ltx_runtime.replacing.tidying import tidy
 from ltx_runtime.road import Floats, Frame, Road, decoder_feeds, frames_of, noise_of, run_passes
 from ltx_runtime.sampling.step import Step
 from ltx_runtime.spec.components import ComponentName
@@ -273,6 +274,7 @@ class Video:
             LtxError: a file cannot be used or written, there is too little memory, or the output is not finite.
         """
         path = path_of(path, "path")
+        tidy(target_of(path).parent, self._road.note)
         if self._unfinished is not None and self._unfinished.is_finished():
             target = target_of(self._unfinished.output)
             self._unfinished.remove()

@@ -23,7 +23,7 @@ NAMELESS = {"util", "utils", "common", "helper", "helpers", "manager", "misc", "
 # import each other without a cycle.
 ROOMS = {
     "ltx_runtime": (
-        *("errors", "packages", "declared", "files", "progress", "spec", "folder", "hub", "tensors"),
+        *("errors", "packages", "declared", "files", "replacing", "progress", "spec", "folder", "hub", "tensors"),
         *("graph", "weights", "sessions", "noise", "media", "text", "vae", "sampling", "planning", "outputs", "road"),
         *("video", "pipeline", "batch", "cluster", "doctor", "cli"),
     ),

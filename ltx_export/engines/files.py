@@ -13,15 +13,18 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from ltx_export.engines.engine_from_onnx import Recipe, engine_from_onnx
+from ltx_export.engines.engine_from_onnx import TIMING_CACHE, Recipe, engine_from_onnx
 from ltx_export.engines.graph import Prepared, prepare
 from ltx_export.engines.progress import BuildProgress
+from ltx_export.weights.streaming import place_file
 from ltx_runtime.errors import LtxError
-from ltx_runtime.files import locked
+from ltx_runtime.files import partial_folder
 from ltx_runtime.folder.address import EngineAddress, check_engine
 from ltx_runtime.folder.manifest import MANIFEST, checksum
 from ltx_runtime.folder.sidecar import Sidecar, Weights, read_sidecar, refit_graph_path, sidecar_path, write_sidecar
 from ltx_runtime.graph.check import check_graph
+from ltx_runtime.progress import silent
+from ltx_runtime.replacing.exchange import exchanged, finish_exchanges, writing
 from ltx_runtime.sessions.trt.library import load_library
 from ltx_runtime.spec.components import Component
 
@@ -83,10 +86,10 @@ def build_engine(address: EngineAddress, recipe: Recipe, progress: BuildProgress
     """
     library = load_library(address.maker.builder)
     graph, weights = _checked_graph(address), address.engines.weights_folder(address.component)
-    with _replacing(address.path) as (target, temporary, finish):
+    with _replacing(address) as (temporary, finish):
         prepared = engine_from_onnx(library, graph, weights, _signature(address), temporary, recipe, progress)
         finish(_sidecar_of(address, recipe, prepared, temporary), prepared)
-    return target
+    return address.path
 
 
 def find_equal(address: EngineAddress, recipe: Recipe, prepared: Prepared, folders: Iterable[Path]) -> Path | None:
@@ -128,18 +131,19 @@ def siblings_of(folder: Path) -> list[Path]:
 
 def take_over(address: EngineAddress, recipe: Recipe, prepared: Prepared, other: Path) -> Path:
     """Hard-links or copies another folder's engine to this address, with its own sidecar; returns its path."""
-    with _replacing(address.path) as (target, temporary, finish):
+    with _replacing(address) as (temporary, finish):
         try:
             os.link(other, temporary)
         except OSError:  # another file system, or one without hard links
             shutil.copyfile(other, temporary)
         finish(_sidecar_of(address, recipe, prepared, temporary), prepared)
-    return target
+    return address.path
 
 
 def note_numbers(engine: Path, relative_l2: float | None) -> None:
     """Records in the sidecar the relative L2 error of an engine's output against the fp32 graph's."""
-    write_sidecar(engine, replace(read_sidecar(engine), relative_l2=relative_l2))
+    with writing(engine.parent):
+        write_sidecar(engine, replace(read_sidecar(engine), relative_l2=relative_l2))
 
 
 def remove_engine(engine: Path) -> None:
@@ -173,26 +177,43 @@ Finish = Callable[[Sidecar, Prepared], None]
 
 
 @contextmanager
-def _replacing(target: Path) -> Iterator[tuple[Path, Path, Finish]]:
-    """Yields a path, a temporary path beside it, and a function that replaces the engine by the temporary file.
+def _replacing(address: EngineAddress) -> Iterator[tuple[Path, Finish]]:
+    """Yields a path to write an engine to, and a function that puts the complete engine in the place of an earlier one.
 
-    The folder is locked inside the block. The sidecar proves that an engine is complete, so it is deleted first and
-    written last.
+    It replaces the whole folder of engines, in which the others are the same files. So an engine, its sidecar and what
+    sessions have saved beside it change together, and whatever happens, there is the earlier one or the new one.
+
+    Raises:
+        LtxError: another process builds an engine of this folder, or the version folder was replaced meanwhile.
     """
+    target, version_folder = address.path, address.engines.folder
     folder = target.parent
-    folder.mkdir(exist_ok=True)
-    temporary = target.with_name(f".{target.name}.partial")
+    finish_exchanges(version_folder)
+    with writing(folder), partial_folder(version_folder) as partial:
+        staging = partial / folder.name
+        staging.mkdir()
+        timings = folder / TIMING_CACHE
+        if timings.is_file():
+            place_file(timings, staging / TIMING_CACHE, silent)
 
-    def finish(sidecar: Sidecar, prepared: Prepared) -> None:
-        remove_engine(target)
-        if sidecar.weights == "refit":
-            refit_graph_path(target).write_bytes(prepared.model)
-        temporary.replace(target)
-        write_sidecar(target, sidecar)
+        def finish(sidecar: Sidecar, prepared: Prepared) -> None:
+            engine = staging / target.name
+            if sidecar.weights == "refit":
+                refit_graph_path(engine).write_bytes(prepared.model)
+            write_sidecar(engine, sidecar)
+            address.engines.held.check_stands()
+            if folder.exists():
+                _keep_others(folder, staging, target)
+                exchanged(staging, folder)
+            else:
+                staging.replace(folder)
 
-    with locked(folder / ".lock", f"build writes {folder}"):
-        try:
-            temporary.unlink(missing_ok=True)  # from a killed run; may be a hard link to another folder's engine
-            yield target, temporary, finish
-        finally:
-            temporary.unlink(missing_ok=True)
+        yield staging / target.name, finish
+
+
+def _keep_others(folder: Path, staging: Path, engine: Path) -> None:
+    """Places all other engines of a folder, with what is beside them, in the folder that replaces it."""
+    own = {engine, refit_graph_path(engine), *engine.parent.glob(f"{glob.escape(engine.name)}.*")}
+    for path in folder.iterdir():
+        if path not in own and not path.name.startswith(".") and not (staging / path.name).exists():
+            place_file(path, staging / path.name, silent)

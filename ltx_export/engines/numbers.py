@@ -17,8 +17,9 @@ from ltx_export.recorded import Feeds, random_feeds, read_record, relative_l2, r
 from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.profiles import Profile, profile_for, sizes_of
 from ltx_runtime.graph.check import check_graph
-from ltx_runtime.sessions import FoundEngine, Session, open_session
+from ltx_runtime.sessions import Session, open_session
 from ltx_runtime.sessions.cuda.memory import GpuMemoryError
+from ltx_runtime.sessions.found import FoundEngine
 
 Array = np.ndarray[Any, Any]
 Arrays = Mapping[str, Array]

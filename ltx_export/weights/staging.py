@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
+from ltx_export.weights.streaming import place_file
 from ltx_runtime.errors import LtxError
-from ltx_runtime.files import locked
+from ltx_runtime.files import partial_folder
 from ltx_runtime.folder.manifest import MANIFEST
+from ltx_runtime.progress import silent
+from ltx_runtime.replacing.exchange import exchanged, finish_exchanges, writing
 
 
 def refuse_foreign(folder: Path) -> None:
@@ -23,44 +25,40 @@ def refuse_foreign(folder: Path) -> None:
         )
 
 
-def writing(folder: Path) -> AbstractContextManager[None]:
-    """Holds the lock of a version folder, so that only one process writes it.
-
-    Raises:
-        LtxError: another process holds it.
-    """
-    folder = folder.resolve()
-    return locked(folder.with_name(f".{folder.name}.lock"), f"process is writing {folder}")
-
-
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
     """Yields a hidden folder that replaces `folder` if the block succeeds, and is removed if it fails.
 
-    Whatever happens, even between the two renames, the previous folder is kept or restored. If `folder` is a symbolic
-    link, its target is replaced.
+    Whatever happens, `folder` leads to the whole previous folder or to the whole new one. Whoever reads the previous
+    one keeps it until it is released. If `folder` is a symbolic link, its target is replaced.
 
     Raises:
         LtxError: another export writes the same folder.
     """
     folder = folder.resolve()
-    staging = folder.with_name(f".{folder.name}.partial")
-    retired = folder.with_name(f".{folder.name}.old")
-
-    def bring_back() -> None:
-        if retired.exists() and not folder.exists():
-            retired.replace(folder)
-        for leftover in (staging, retired):
-            shutil.rmtree(leftover, ignore_errors=True)
-
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with writing(folder):
-        bring_back()
+    finish_exchanges(folder.parent)
+    with writing(folder), partial_folder(folder.parent) as partial:
+        staging = partial / folder.name
         staging.mkdir()
-        try:
-            yield staging
-            if folder.exists():
-                folder.replace(retired)
+        yield staging
+        if folder.exists():
+            exchanged(staging, folder)
+        else:
             staging.replace(folder)
-        finally:
-            bring_back()
+
+
+def keep_rest(folder: Path, staging: Path) -> None:
+    """Places all other files of a version folder in the one that replaces it, as hard links where there can be any.
+
+    Temporary files and locks are left out.
+    """
+    for path in folder.iterdir():
+        target = staging / path.name
+        if path.name.startswith(".") or target.exists():
+            continue
+        if path.is_dir():
+            target.mkdir()
+            keep_rest(path, target)
+        else:
+            place_file(path, target, silent)

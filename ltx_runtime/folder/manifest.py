@@ -18,6 +18,8 @@ from ltx_runtime.errors import LtxError
 from ltx_runtime.files import engines_folder, refuse_pointer, written_whole
 from ltx_runtime.folder.commands import export_command, fetch_advice, no_versions
 from ltx_runtime.folder.values import check_values
+from ltx_runtime.replacing.exchange import standing, standing_in
+from ltx_runtime.replacing.held import UNHELD, Held, opened
 from ltx_runtime.spec.components import Component, Port
 from ltx_runtime.spec.encodings import Rope
 from ltx_runtime.spec.presets import Schedule
@@ -154,10 +156,11 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Engines:
-    """A version folder whose files have been verified."""
+    """A version folder whose files have been verified; `held` keeps it whole until it is released or forgotten."""
 
     folder: Path
     manifest: Manifest
+    held: Held = field(default=UNHELD, compare=False, repr=False)
 
     def weights_folder(self, name: str) -> Path:
         """Returns the folder to which the weight file names in a component's graphs are relative."""
@@ -210,10 +213,15 @@ def describe_files(paths: Mapping[str, Path]) -> dict[str, FileEntry]:
     return {name: FileEntry(path.stat().st_size, checksum(path)) for name, path in sorted(paths.items())}
 
 
+def manifest_text(manifest: Manifest) -> str:
+    """Returns the content of manifest.json."""
+    return json.dumps({"format": FORMAT, **asdict(manifest)}, indent=1)
+
+
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Writes manifest.json to a temporary file, syncs it to disk and renames it."""
     with written_whole(folder / MANIFEST) as temporary, temporary.open("w") as file:
-        json.dump({"format": FORMAT, **asdict(manifest)}, file, indent=1)
+        file.write(manifest_text(manifest))
         file.flush()
         os.fsync(file.fileno())
 
@@ -333,6 +341,10 @@ def open_engines(folder: Path) -> Engines:
     Raises:
         LtxError: the folder is incomplete, or a file is missing or has changed.
     """
+    return opened(folder, _verified)
+
+
+def _verified(folder: Path, held: Held) -> Engines:
     manifest = read_manifest(folder)
     for name, entry in manifest.files.items():
         path = manifest.place(folder, name)
@@ -355,7 +367,7 @@ def open_engines(folder: Path) -> Engines:
             raise LtxError(
                 f"{path} has changed since the export", command=export_command(manifest.version, folder.parent)
             )
-    return Engines(folder, manifest)
+    return Engines(folder, manifest, held)
 
 
 def find_folder(engines: Path, version: str | None) -> Path:
@@ -364,23 +376,24 @@ def find_folder(engines: Path, version: str | None) -> Path:
     Raises:
         LtxError: there is no such folder, it has another version, or there are several and no version was named.
     """
+    engines = standing(engines)
     if (engines / MANIFEST).exists() or any(engines.glob("*.onnx")):
         folder_version = read_manifest(engines).version
         if version not in (None, folder_version):
             raise LtxError(f"{engines} holds version {folder_version}, not {version}", "leave --version out")
         return engines
     if version is not None:
-        if not (engines / version).is_dir():
+        if not standing(engines / version).is_dir():
             versions = ", ".join(_versions_in(engines)) or "none"
             raise LtxError(
                 f"no engines for {version} in {engines} (found: {versions})",
                 fetch_advice(version),
                 export_command(version, engines),
             )
-        return engines / version
+        return standing(engines / version)
     names = _versions_in(engines)
     if len(names) == 1:
-        return engines / names[0]
+        return standing(engines / names[0])
     if names:
         raise LtxError(f"{engines} holds several versions", f"choose one with --version: {', '.join(names)}")
     if not engines.is_dir():
@@ -392,4 +405,5 @@ def find_folder(engines: Path, version: str | None) -> Path:
 
 
 def _versions_in(root: Path) -> list[str]:
-    return sorted(path.parent.name for path in root.glob(f"[!.]*/{MANIFEST}"))
+    names = (path.parent.name for path in root.glob(f"[!.]*/{MANIFEST}"))
+    return sorted({*names, *(path.name for path in standing_in(root))})

@@ -14,6 +14,7 @@ from ltx_runtime.hub.environment import influences, prepare
 from ltx_runtime.hub.folder import STATE, Report, complete, filling
 from ltx_runtime.hub.remote import AbsentError, Published, RemoteFile, UnreachableError, ask, check_name
 from ltx_runtime.packages import need
+from ltx_runtime.replacing.tidying import tidy
 from ltx_runtime.spec.versions import find_version
 
 
@@ -40,6 +41,7 @@ def fetch_version(repository: str, root: Path, report: Report) -> Path:
     need("huggingface_hub", "filelock", extra="download")
     check_name(repository)
     prepare()
+    tidy(root, report)
     staging = (root / f".{repository.replace('/', '--')}.fetched").absolute()
     try:
         (published,) = _asked(repository, [MANIFEST], "main")

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from ltx_runtime.errors import LtxError, explaining
 from ltx_runtime.files import partial_folder, place_new, placed
 from ltx_runtime.media.comments import PNG_KEYWORD, ascii_of
+from ltx_runtime.replacing.exchange import exchanged
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -282,8 +283,9 @@ def _published(temporary: Path, target: Path, real: Path, *, overwrite: bool) ->
         with suppress(LtxError, OSError):
             _check_free(target, overwrite=True, of_frames=temporary.is_dir())
             if real.is_dir():
-                real.rename(temporary.with_name("replaced"))
-            temporary.replace(real)
+                exchanged(temporary, real)
+            else:
+                temporary.replace(real)
             return target
     try:
         place_new(temporary, real)

@@ -14,7 +14,8 @@ from ltx_runtime.folder.manifest import Engines
 from ltx_runtime.folder.profiles import profile_for, profiles
 from ltx_runtime.planning.options import RunOptions
 from ltx_runtime.planning.plan import Plan
-from ltx_runtime.sessions import AUTO, BACKENDS, Found, FoundEngine, check_loadable, find
+from ltx_runtime.sessions import AUTO, BACKENDS, check_loadable, find
+from ltx_runtime.sessions.found import Found, FoundEngine
 from ltx_runtime.spec.components import ComponentName
 from ltx_runtime.spec.geometry import Grid
 from ltx_runtime.vae.tile_sizes import (

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,13 +16,13 @@ import numpy as np
 from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.address import EngineAddress
 from ltx_runtime.folder.manifest import CALIBRATED, QUANTIZED, Engines
-from ltx_runtime.folder.profiles import Profile
 from ltx_runtime.folder.sidecar import ENGINE_PRECISIONS, Sidecar
 from ltx_runtime.graph.check import check_graph
 from ltx_runtime.packages import install_command
+from ltx_runtime.sessions.found import Found, FoundEngine
 from ltx_runtime.spec.components import Component, ComponentName, check_feeds, check_outputs
 from ltx_runtime.weights.lora import LoraFile
-from ltx_runtime.weights.merging import Merging, merging_of
+from ltx_runtime.weights.merging import merging_of
 
 # ONNX Runtime (from 1.29) and OpenVINO send statistics of their use to their makers, and write an identifier into the
 # home for it, unless they are told not to before they are imported. OpenVINO does without a package that is not there.
@@ -31,109 +31,10 @@ sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 AUTO = "auto"
-# Estimates for a GPU, not measured yet: the share of its memory that is left beside the driver and other programs, the
-# memory of a CUDA context and its libraries, and the least memory that is assumed to be left for activations.
-_USABLE_SHARE, _CONTEXT_BYTES, _MIN_ACTIVATION_BYTES = 0.9, 1_500_000_000, 500_000_000
 
 
 class UnsupportedError(LtxError):
     """The error of a backend whose library turns out not to run a graph, which shows only when the graph is loaded."""
-
-
-@dataclass(frozen=True)
-class Found:
-    """The ONNX graph that a backend would run for a component; nothing of it is loaded.
-
-    Attributes:
-        backend: name of the backend, a key of BACKENDS.
-        component: ports of the component.
-        path: path of the graph, or of the engine.
-        weights: folder of the weight files; the graph names them relative to it.
-        precision: precision of the graph, or of the graph from which the engine was built.
-        parameters: number of parameters of the component.
-        file_bytes: size of each weight file, or of the engine and of each file with weights that are its inputs;
-            components may share files.
-        packed_bytes: memory of the backend's own copy of the weights; 0 if it maps the files.
-        gpu_bytes: total memory of the GPU that runs it; None on a CPU.
-        gpu_memory_bytes: how much of the GPU's memory may be used; None for all that is free.
-        threads: number of CPU threads; None for one per core.
-        named: size in bytes of each weight file, by the name that the graph has for it; empty for an engine.
-        reasons: one clause for each backend that was tried before this one, with the reason why it cannot be used.
-        merging: LoRAs that are merged into its weights when it is loaded; None for no LoRAs.
-    """
-
-    backend: str
-    component: Component
-    path: Path
-    weights: Path
-    precision: str = "fp32"
-    parameters: int = 0
-    file_bytes: Mapping[Path, int] = field(default_factory=dict, compare=False)
-    packed_bytes: int = 0
-    gpu_bytes: int | None = None
-    gpu_memory_bytes: int | None = None
-    threads: int | None = None
-    named: Mapping[str, int] = field(default_factory=dict, compare=False)
-    reasons: tuple[str, ...] = ()
-    merging: Merging | None = None
-
-    @property
-    def profiles(self) -> Sequence[Profile]:
-        """The sizes that it serves; empty for a graph, which serves all sizes."""
-        return ()
-
-    @property
-    def weights_bytes(self) -> int:
-        """Size of all weight files, or of the engine and the weights that are its inputs."""
-        return sum(self.file_bytes.values())
-
-    @property
-    def held_bytes(self) -> Mapping[Path, int]:
-        """Memory of the weights while the component is open: of its own copy, or of files that others may share."""
-        return {self.path: self.packed_bytes} if self.packed_bytes else self.file_bytes
-
-    @property
-    def usable_gpu_bytes(self) -> int | None:
-        """GPU memory that all open components together may take; None on a CPU."""
-        if self.gpu_bytes is None:
-            return None
-        return min(int(_USABLE_SHARE * self.gpu_bytes), self.gpu_memory_bytes or self.gpu_bytes)
-
-    @property
-    def activation_bytes(self) -> int | None:
-        """Estimated GPU memory that is left for activations; None on a CPU."""
-        usable = self.usable_gpu_bytes
-        if usable is None:
-            return None
-        return max(usable - self._loaded_bytes() - _CONTEXT_BYTES, _MIN_ACTIVATION_BYTES)
-
-    def _loaded_bytes(self) -> int:
-        return self.path.stat().st_size
-
-
-@dataclass(frozen=True, kw_only=True)
-class FoundEngine(Found):
-    """The engine that a backend would run for a component, made by `engine_found` after `check_engine`.
-
-    Attributes:
-        address: identifies the engine, and has the command that builds it again.
-        sidecar: records the engine's sources, the sizes it serves, and where its weights are.
-    """
-
-    address: EngineAddress
-    sidecar: Sidecar
-
-    @property
-    def profiles(self) -> Sequence[Profile]:
-        """The sizes that the engine serves, in its own order."""
-        return self.sidecar.profiles
-
-    def _loaded_bytes(self) -> int:
-        return self.weights_bytes
-
-    def rebuild_command(self) -> str:
-        """Returns the command that builds the engine again with the same options."""
-        return self.address.rebuild_command(self.sidecar.options)
 
 
 class Runner(Protocol):
@@ -339,12 +240,17 @@ def open_session(found: Found) -> Iterator[Session]:
     Raises:
         LtxError: the graph or engine cannot be loaded.
     """
-    check_loadable(found)
-    runner: Runner = _module(found.backend).load(found)
+    runner: Runner = found.held.read(lambda: _loaded(found.placed()))
     try:
         yield CheckedSession(found.component, runner)
     finally:
         runner.close()
+
+
+def _loaded(found: Found) -> Runner:
+    check_loadable(found)
+    runner: Runner = _module(found.backend).load(found)
+    return runner
 
 
 def graph_found(engines: Engines, name: ComponentName, backend: str, precisions: Sequence[str]) -> Found:
@@ -359,9 +265,10 @@ def graph_found(engines: Engines, name: ComponentName, backend: str, precisions:
             path = engines.folder / entry.graphs[precision]
             is_usual = entry.weights_of(precision) == entry.weights
             weights = engines.weights_folder(name) if is_usual else engines.folder
-            named = engines.weight_sizes(name, precision)
+            named, held = engines.weight_sizes(name, precision), engines.held
             sizes = {weights / file: size for file, size in named.items()}
-            return Found(backend, entry.signature, path, weights, precision, entry.parameters, sizes, named=named)
+            parameters = entry.parameters
+            return Found(backend, entry.signature, path, weights, precision, parameters, sizes, named=named, held=held)
     raise LtxError(
         f"{engines.folder} has no {' or '.join(precisions)} graph of {name}, which backend {backend} needs",
         command=engines.export_command(),
@@ -384,6 +291,7 @@ def engine_found(address: EngineAddress, sidecar: Sidecar, gpu_bytes: int | None
         engines.component(name).parameters,
         file_bytes=sizes,
         gpu_bytes=gpu_bytes,
+        held=engines.held,
         address=address,
         sidecar=sidecar,
     )

@@ -15,7 +15,8 @@ import onnxruntime
 from ltx_runtime.errors import LtxError, explaining
 from ltx_runtime.folder.manifest import Engines
 from ltx_runtime.graph.reading import EXPORT_AGAIN
-from ltx_runtime.sessions import BACKENDS, Arrays, Found, graph_found
+from ltx_runtime.sessions import BACKENDS, Arrays, graph_found
+from ltx_runtime.sessions.found import Found
 from ltx_runtime.sessions.merged_weights import put_into_session
 from ltx_runtime.spec.components import UNEVEN, ComponentName
 from ltx_runtime.weights.merging import Weight, merged

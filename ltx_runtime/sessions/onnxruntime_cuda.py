@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.manifest import Engines
 from ltx_runtime.packages import install_command, replace_command
-from ltx_runtime.sessions import BACKENDS, Arrays, Found, UnsupportedError, graph_found
+from ltx_runtime.sessions import BACKENDS, Arrays, UnsupportedError, graph_found
 from ltx_runtime.sessions.cuda.gpu import find_gpu
 from ltx_runtime.sessions.cuda.memory import GpuMemoryError
+from ltx_runtime.sessions.found import Found
 from ltx_runtime.sessions.merged_weights import put_into_session
 from ltx_runtime.spec.components import ComponentName
 from ltx_runtime.weights.merging import merged

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ltx_runtime.errors import LtxError
 from ltx_runtime.files import refuse_pointer
+from ltx_runtime.folder.manifest import Engines
 
 PAD_ID = 0
 END_ID = 1
@@ -118,6 +119,13 @@ class Tokenizer:
             else:
                 pieces += zip(self._pieces.encode(part), self._pieces.encode(part, out_type=str), strict=True)
         return pieces
+
+
+def tokenizer_of(engines: Engines, max_tokens: int) -> Tokenizer:
+    """Opens the tokenizer of a version folder that has a text encoder. Raises LtxError if it cannot be read."""
+    file = engines.manifest.tokenizer
+    assert file is not None  # as it is only in a folder without a text encoder
+    return engines.held.read(lambda: Tokenizer(engines.held.now(engines.folder / file), max_tokens))
 
 
 def _ended(ids: list[int]) -> list[int]:

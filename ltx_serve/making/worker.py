@@ -28,7 +28,8 @@ from ltx_runtime.folder.manifest import MANIFEST, Engines
 from ltx_runtime.outputs.plain import request_from_fields
 from ltx_runtime.outputs.unfinished import place_beside
 from ltx_runtime.planning.work import DECODE, denoise_label
-from ltx_runtime.sessions import AUTO, Found, find
+from ltx_runtime.sessions import AUTO, find
+from ltx_runtime.sessions.found import Found
 from ltx_runtime.spec.components import COMPONENT_NAMES, OPTIONAL, ComponentName
 from ltx_serve.jobs.failures import making_error_of
 from ltx_serve.jobs.folders import THUMBNAIL, VIDEO, sync_folder

@@ -1,4 +1,4 @@
-"""A version folder of a stranger: the demo's, in which a test may change what it likes and list it like an honest one."""
+"""A version folder of a stranger: the demo's, in which a test may change anything and list it like an honest one."""
 
 import json
 from collections.abc import Callable

@@ -17,9 +17,10 @@ from ltx_runtime.folder.address import EngineAddress, check_engine, engines_opti
 from ltx_runtime.folder.manifest import Engines
 from ltx_runtime.folder.profiles import profile_for, sizes_of
 from ltx_runtime.folder.sidecar import ENGINE_PRECISIONS
-from ltx_runtime.sessions import Arrays, FoundEngine, engine_found
+from ltx_runtime.sessions import Arrays, engine_found
 from ltx_runtime.sessions.cuda import device as cuda
 from ltx_runtime.sessions.cuda.gpu import find_gpu
+from ltx_runtime.sessions.found import FoundEngine
 from ltx_runtime.sessions.trt.engine import OpenEngine, advice_on_weights
 from ltx_runtime.sessions.trt.library import load_library, maker_of, refuse_unserved
 from ltx_runtime.sessions.trt.ports import PortBuffers

@@ -112,8 +112,8 @@ def test_a_calibration_that_is_interrupted_leaves_a_folder_that_works(folder, mo
         with pytest.raises(KeyboardInterrupt):
             calibrated(folder)
     graphs = open_engines(folder).component("transformer").graphs
-    assert ("int8" in graphs) == (stop == "measure")
-    assert ".calibration.partial" not in names_in(folder)
+    assert "int8" in graphs
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
     calibrated(folder)
     assert "int8" in open_engines(folder).component("transformer").graphs
 

@@ -17,8 +17,9 @@ from ltx_runtime.folder.address import EngineAddress
 from ltx_runtime.folder.manifest import Engines, open_engines
 from ltx_runtime.folder.profiles import Limits, Span, profile_for, profiles, sizes_of
 from ltx_runtime.folder.sidecar import Sidecar
-from ltx_runtime.sessions import CheckedSession, Found, FoundEngine
+from ltx_runtime.sessions import CheckedSession
 from ltx_runtime.sessions.cuda.memory import GpuMemoryError
+from ltx_runtime.sessions.found import Found, FoundEngine
 from ltx_runtime.spec.geometry import Grid
 
 RELEASE = "0.9.5"

@@ -17,7 +17,8 @@ from ltx_runtime.planning.backends import Chosen, Size, choose, needed
 from ltx_runtime.planning.options import RunOptions
 from ltx_runtime.planning.plan import grids_of, plan
 from ltx_runtime.planning.request import Condition, Request
-from ltx_runtime.sessions import BACKENDS, Found, FoundEngine, graph_found
+from ltx_runtime.sessions import BACKENDS, graph_found
+from ltx_runtime.sessions.found import Found, FoundEngine
 from ltx_runtime.spec.geometry import Grid, grid_of
 from ltx_runtime.spec.versions import VERSIONS
 from ltx_runtime.vae.tiling import Tiling

@@ -20,7 +20,7 @@ from ltx_runtime.planning.options import RunOptions
 from ltx_runtime.planning.plan import Plan, plan
 from ltx_runtime.planning.report import Memory, _transformer_bytes, describe, memory_of
 from ltx_runtime.planning.request import Condition, Request
-from ltx_runtime.sessions import Found
+from ltx_runtime.sessions.found import Found
 from ltx_runtime.spec.components import (
     COMPONENT_NAMES,
     temporal_upsampler,

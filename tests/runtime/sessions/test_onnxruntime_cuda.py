@@ -13,9 +13,10 @@ from samples.onnx_bytes import graph_that_adds
 from stand_ins.engine_cases import folder_of
 
 from ltx_runtime.errors import LtxError
-from ltx_runtime.sessions import Found, find, onnxruntime_cuda, open_session
+from ltx_runtime.sessions import find, onnxruntime_cuda, open_session
 from ltx_runtime.sessions.cuda import gpu
 from ltx_runtime.sessions.cuda.memory import GpuMemoryError
+from ltx_runtime.sessions.found import Found
 from ltx_runtime.spec.components import text_encoder
 
 ADDING = text_encoder(6)

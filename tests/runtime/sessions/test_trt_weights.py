@@ -132,12 +132,12 @@ def test_two_processes_do_not_refit_one_engine_at_once(bench, monkeypatch):
 
     def keep(*arguments):
         with pytest.raises(Timeout):
-            FileLock(plan.with_name(f".{plan.name}.lock"), timeout=0).acquire()
+            FileLock(plan.with_name(f".ltx-{plan.name}.lock"), timeout=0).acquire()
         real(*arguments)
 
     monkeypatch.setattr(trt_engine, "keep_plan", keep)
     run(bench)
-    FileLock(plan.with_name(f".{plan.name}.lock"), timeout=0).acquire().lock.release()
+    FileLock(plan.with_name(f".ltx-{plan.name}.lock"), timeout=0).acquire().lock.release()
 
 
 def test_a_refitted_engine_is_of_these_weights_only(bench):
