@@ -185,7 +185,7 @@ def _refuse_misfits(parts: Sequence[Part], sources: Sources, folder: Path, optio
     """Raises LtxError if the tokenizer does not fit the text encoder, or if weights would be lost with the folder."""
     if (text_part := _text_part(parts)) is not None:
         assert sources.tokenizer is not None  # found beside the text encoder, or given
-        _check_tokenizer(sources.tokenizer, text_part.tensors["shared.weight"].shape[0])
+        Tokenizer(sources.tokenizer, max_tokens=1).check_vocabulary(text_part.tensors["shared.weight"].shape[0])
     _refuse_own_weights(parts, folder, options)
     for part in parts:
         options.precisions_of(part)
@@ -341,13 +341,3 @@ def _save(model: ir.Model, precision: str, place: Placed, path: Path) -> None:
     made = at_precision(model, precision)
     attach(made, place.weights, place.names, place.folder)
     ir.save(made, path)
-
-
-def _check_tokenizer(file: Path, vocabulary: int) -> None:
-    """Raises LtxError if the file is not a T5 tokenizer, or has pieces that the text encoder does not know."""
-    pieces = Tokenizer(file, max_tokens=1).pieces
-    if pieces > vocabulary:
-        raise LtxError(
-            f"{file} has {pieces} pieces, but the text encoder knows {vocabulary}",
-            "give the text encoder's own tokenizer",
-        )

@@ -5,6 +5,7 @@ This record is part of the version folder, so that results of another machine, l
 
 from __future__ import annotations
 
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ import numpy as np
 from ltx_runtime.errors import LtxError, explaining
 from ltx_runtime.folder.manifest import QUANTIZED, Engines
 from ltx_runtime.graph.check import check_graph
+from ltx_runtime.sessions import CheckedSession
 from ltx_runtime.spec.components import UNEVEN, Component, Port, check_feeds
 from ltx_runtime.spec.encodings import sinusoid_of
 
@@ -29,6 +31,9 @@ SIZES: tuple[dict[str, int], ...] = (
     {"batch": 3, "tokens": 6, "timesteps": 6, "text_tokens": 5, "frames": 1, "rows": 2, "columns": 3},
 )
 _SMALLEST_VOCABULARY = 100
+_ENCRYPTED = 1  # flag of a member of a zip file
+# What zipfile and numpy raise of files that are none of theirs, besides what it says in their documentation.
+_DAMAGED = (zipfile.BadZipFile, NotImplementedError, tokenize.TokenError)
 _OF_ANGLES = {"cosines": np.cos, "sines": np.sin}  # ports that take functions of the same angles
 
 
@@ -84,9 +89,9 @@ def run_graph(graph: Path, weights: Path, component: Component, requests: Sequen
 
     # The VAE's layers differ in size, so that an arena reuses little memory: 0.7 GB with it, 0.5 GB without.
     runner = CpuRunner(graph, weights, arena=component.name not in UNEVEN)
-    output = component.outputs[0].name
+    session = CheckedSession(component, runner)
     try:
-        return [runner.run(feeds, [output])[output] for feeds in requests]
+        return [session.run(feeds)[component.outputs[0].name] for feeds in requests]
     finally:
         runner.close()
 
@@ -119,11 +124,16 @@ def read_record(path: Path, component: Component) -> tuple[Feeds, Array]:
         LtxError: the file is damaged, or does not fit the component's ports.
     """
     try:
+        with explaining(f"read {path}"), zipfile.ZipFile(path) as members:
+            if any(member.compress_type or member.flag_bits & _ENCRYPTED for member in members.infolist()):
+                raise ValueError("it is compressed or encrypted")  # so that it unpacks to no more than its size
         with np.load(path) as arrays:
             feeds = {port.name: arrays[port.name] for port in component.inputs}
             expected = arrays[component.outputs[0].name]
-        check_feeds(component, feeds)
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        shape = component.outputs[0].shape(check_feeds(component, feeds))
+        if expected.shape != shape or expected.dtype != component.outputs[0].dtype:
+            raise ValueError(f"its output is {expected.dtype} {expected.shape}")
+    except (ValueError, KeyError, EOFError, OSError, *_DAMAGED) as error:
         raise LtxError(f"{path} is not a record of {component.name} ({error})", "export the version again") from None
     return feeds, expected
 

@@ -37,8 +37,7 @@ from ltx_runtime.spec.geometry import Grid
 from ltx_runtime.spec.versions import Version
 from ltx_runtime.text.cache import EmbeddingsCache
 from ltx_runtime.text.embeddings import Text, read_text, text_of, write_text
-from ltx_runtime.text.encode import encode_prompts
-from ltx_runtime.text.tokenizer import tokenizer_of
+from ltx_runtime.text.encode import encode_prompts, tokenizer_of
 from ltx_runtime.vae.decode import decode, decode_pixels, ready_to_decode
 from ltx_runtime.vae.encode import Posterior, encode_media
 from ltx_runtime.vae.latents import adain
@@ -220,7 +219,7 @@ def _text(road: Road, planned: Plan, state: State) -> Text:
         if len(text.embeddings) > 1:
             raise LtxError(f"{options.embeddings} has {len(text.embeddings)} prompts", "give one, for one video")
     else:
-        tokenizer = tokenizer_of(road.engines, road.version.text_tokens)
+        tokenizer = tokenizer_of(road.engines, road.chosen.found["text_encoder"], road.version.text_tokens)
         for name, prompt in planned.prompts.items():
             for note in tokenizer.read(prompt).notes(name):
                 road.note(note)

@@ -259,7 +259,7 @@ def _found(
     engines: Engines, name: ComponentName, options: RunOptions, loras: tuple[LoraFile, ...] = (), after: str = ""
 ) -> Found:
     found = find(engines, name, options.backend, after=after, cpu_mode=options.cpu_mode, loras=loras)
-    check_loadable(found)
+    found.held.read(lambda: check_loadable(found.placed()))
     return replace(found, gpu_memory_bytes=options.gpu_memory_bytes, threads=options.threads)
 
 

@@ -69,9 +69,7 @@ class CpuRunner:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights))
         self._merged = merged  # the session uses their memory
         put_into_session(onnxruntime, options, merged)
-        self._session: Any = onnxruntime.InferenceSession(
-            graph.read_bytes(), options, providers=["CPUExecutionProvider"]
-        )
+        self._session: Any = _opened(graph, options)
         self._thread = ThreadPoolExecutor(1)  # one for all runs, since the C library keeps freed memory per thread
         self.outputs = [output.name for output in self._session.get_outputs()]
 
@@ -113,15 +111,18 @@ def load(found: Found) -> CpuRunner:
     """
     arena = found.component.name not in UNEVEN
     weights = {} if found.merging is None else merged(found.merging)
+    return CpuRunner(found.path, found.weights, arena=arena, threads=found.threads, merged=weights)
+
+
+def _opened(graph: Path, options: Any) -> Any:
+    with explaining(f"read {graph}"):
+        model = graph.read_bytes()
     try:
-        with explaining(f"read {found.path}"):
-            return CpuRunner(found.path, found.weights, arena=arena, threads=found.threads, merged=weights)
-    except (LtxError, MemoryError):
-        raise
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's own
         if _NO_MEMORY.search(str(error)):
             raise MemoryError(str(error)) from error
-        raise LtxError(f"{found.path} cannot be loaded ({_one_line(error)})", EXPORT_AGAIN) from error
+        raise LtxError(f"{graph} cannot be loaded ({_one_line(error)})", EXPORT_AGAIN) from error
 
 
 def _one_line(error: Exception) -> str:
