@@ -71,6 +71,14 @@ class Video:
         return self._road.seconds
 
     @property
+    def remarks(self) -> dict[str, str]:
+        """What is odd about the video, as sentences: that every frame is black, for example. Keys are for programs.
+
+        Keys: zero_text, constant_text, zero_velocity, black, constant and frozen; the last three once it is decoded.
+        """
+        return self._road.remarks
+
+    @property
     def backends(self) -> dict[ComponentName, str]:
         """The backend of each network, in the order in which they run."""
         chosen = self._road.chosen
@@ -94,7 +102,7 @@ class Video:
         return describe(self.plan, self._road.chosen, self._road.engines, self._media)
 
     def result(self, file: Path) -> dict[str, Any]:
-        """Returns the result as plain data: the file, its size, length, frame rate, seed, and seconds of the stages."""
+        """Returns the result as plain data: the file, its size, length, frame rate, seed, times and remarks."""
         height, width = self.size
         return {
             "file": str(file),
@@ -105,6 +113,7 @@ class Video:
             "seed": self.ending.seed,
             "seconds": self.seconds,
             "backends": self.backends,
+            "remarks": self.remarks,
         }
 
     def memory(self) -> Memory | None:
@@ -133,6 +142,7 @@ class Video:
         if self.plan is None:
             raise ValueError("latents that were saved have no steps")
         self._latents = self._feeds = None
+        self.remarks.clear()
         road = self._running(progress)
         self._state = state = State() if self._unfinished is None else self._unfinished.state
         given = {}

@@ -8,13 +8,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltx_runtime.sessions import Session
+from ltx_runtime.sessions.numbers import finite
 from ltx_runtime.text.tokenizer import padded
 
 Floats = NDArray[np.float32]
 
 
 def encode_prompts(session: Session, prompts: Sequence[Sequence[int]]) -> list[Floats]:
-    """Returns the embeddings (T, C) float32 of each prompt, given the T token ids of each, computed in one batch."""
+    """Returns the embeddings (T, C) float32 of each prompt, given the T token ids of each, computed in one batch.
+
+    Raises:
+        NotFiniteError: an embedding has a value that is not finite.
+    """
     ids, mask = padded(prompts)
     embeddings = session.run({"ids": ids, "mask": mask})["text"]
-    return [np.asarray(row[: len(prompt)]) for row, prompt in zip(embeddings, prompts, strict=True)]
+    rows = [np.asarray(row[: len(prompt)]) for row, prompt in zip(embeddings, prompts, strict=True)]
+    return [finite(row, f"the {session.component.name}") for row in rows]
