@@ -20,6 +20,7 @@ from ltx_runtime.errors import LtxError
 from ltx_runtime.files import amount
 from ltx_runtime.folder.manifest import Engines
 from ltx_runtime.noise.noise import RNGS, FileNoise, GivenNoise, Noise, RecordingNoise
+from ltx_runtime.outputs.frames import SENTENCES, Watched
 from ltx_runtime.outputs.unfinished import ReplayedNoise, State
 from ltx_runtime.planning.backends import Chosen
 from ltx_runtime.planning.media import read_media
@@ -32,11 +33,12 @@ from ltx_runtime.sampling.step import Step
 from ltx_runtime.sampling.velocity import make_latents
 from ltx_runtime.sessions import Session, UnsupportedError
 from ltx_runtime.sessions.found import Found
+from ltx_runtime.sessions.numbers import NotFiniteError, computing, finite
 from ltx_runtime.spec.components import ComponentName
 from ltx_runtime.spec.geometry import Grid
 from ltx_runtime.spec.versions import Version
 from ltx_runtime.text.cache import EmbeddingsCache
-from ltx_runtime.text.embeddings import Text, read_text, text_of, write_text
+from ltx_runtime.text.embeddings import Text, faults_of, read_text, text_of, write_text
 from ltx_runtime.text.encode import encode_prompts, tokenizer_of
 from ltx_runtime.vae.decode import decode, decode_pixels, ready_to_decode
 from ltx_runtime.vae.encode import Posterior, encode_media
@@ -48,6 +50,7 @@ from ltx_runtime.vae.upsample import upsample
 
 Frame = NDArray[np.uint8]
 Floats = NDArray[np.float32]
+STILL = "zero_velocity"  # the key of a remark
 
 
 class Sessions(Protocol):
@@ -70,6 +73,7 @@ class Road:
         note: is called with each remark that the user should know of.
         note_once: the same, but a remark that was made for an earlier video is not made again.
         seconds: duration of each finished stage, by its label.
+        remarks: sentences on what is odd about the video but does not end it, by a key for programs.
     """
 
     engines: Engines
@@ -81,20 +85,47 @@ class Road:
     note: Callable[[str], None]
     note_once: Callable[[str], None]
     seconds: dict[str, float] = field(default_factory=dict)
+    remarks: dict[str, str] = field(default_factory=dict)
 
     @contextmanager
-    def stage(self, label: str, units: int, name: ComponentName) -> Iterator[tuple[Session, Callable[[], None]]]:
+    def stage(
+        self, label: str, units: int, name: ComponentName, unit: str = ""
+    ) -> Iterator[tuple[Session, Callable[[], None]]]:
         """Opens a stage: yields a session of its component, and a function to call after each unit of work.
 
         Args:
             label: the name of the stage, for its progress and its duration.
             units: number of units of work.
             name: the component.
+            unit: the word for a unit, if messages are to tell in which one a problem came up.
+
+        Raises:
+            NotFiniteError: numbers of the stage are not finite; it says where, what computed them, and what to try.
         """
-        started = perf_counter()
-        with self.progress(label, units) as advance, self._session(name) as session:
-            yield session, lambda: advance(1)
+        started, finished = perf_counter(), 0
+
+        def done() -> None:
+            nonlocal finished
+            finished += 1
+            advance(1)
+
+        try:
+            with self.progress(label, units) as advance, self._session(name) as session:
+                yield session, done
+        except NotFiniteError as error:
+            where = f"{label}, {unit} {finished + 1} of {units}" if unit else label
+            raise error.explained(where, self.chosen.found[name], self.engines.folder) from None
         self.seconds[label] = perf_counter() - started
+
+    def computing(self, name: ComponentName) -> str:
+        """Names what computes a network, for messages."""
+        return computing(self.chosen.found[name])
+
+    def remark(self, key: str, sentence: str) -> None:
+        """Adds a remark on the video, unless it has it already, and notes it."""
+        if key not in self.remarks:
+            self.remarks[key] = sentence
+            self.note(str(LtxError(sentence, "", f"ltx-export check {self.engines.folder}")))
 
     @contextmanager
     def _session(self, name: ComponentName) -> Iterator[Session]:
@@ -204,7 +235,7 @@ def _save(road: Road, state: State, path: Path | None, write: Callable[[Path, bo
 def _upscaled(road: Road, latents: Floats) -> Floats:
     """Returns the latents of a pass at twice their height and width, from which the next pass begins."""
     with road.stage(UPSCALE, 1, "upsampler") as (session, done):
-        upscaled = adain(upsample(session, latents), latents)
+        upscaled = finite(adain(upsample(session, latents), latents), "the statistics of what the upsampler")
         done()
     return upscaled
 
@@ -224,6 +255,10 @@ def _text(road: Road, planned: Plan, state: State) -> Text:
             for note in tokenizer.read(prompt).notes(name):
                 road.note(note)
         text = text_of(_embeddings(road, [tokenizer.tokens(prompt) for prompt in planned.prompts.values()]))
+    for key, sentence in faults_of(text).items():
+        road.remark(
+            key, sentence if options.embeddings is not None else f"{sentence} ({road.computing('text_encoder')})"
+        )
     _save(road, state, options.save_embeddings, lambda path, replace: write_text(path, text, replace=replace))
     return text
 
@@ -259,7 +294,7 @@ def _encoded(road: Road, planned: Plan, media: Sequence[Media]) -> list[Encoded]
     count = len(media[0].clips) + (media[0].whole is not None)
     if not count:
         return [Encoded()] * len(planned.passes)
-    with road.stage(MEDIA, count * len(planned.passes), "vae_encoder") as (session, done):
+    with road.stage(MEDIA, count * len(planned.passes), "vae_encoder", "clip") as (session, done):
 
         def encode(clip: Floats, grid: Grid) -> Posterior:
             posterior = encode_media(session, clip, road.chosen.tiling(grid, encoding=True))
@@ -293,14 +328,20 @@ def _run_pass(
     shape = (1, road.channels, grid.frames, grid.rows, grid.columns)
     causal, sampled = manifest.causal_positions, road.options.sample_posterior
     start = start_of(one, planned.settings, shape, before, media, encoded, draw, causal=causal, sampled=sampled)
-    with road.stage(denoise_label(number, count), len(one.sigmas), "transformer") as (session, done):
+    label = denoise_label(number, count)
+    with road.stage(label, len(one.sigmas), "transformer", "step") as (session, done):
         for _ in range(state.steps):
             done()
         resumed = None if state.tokens is None else (state.steps, state.tokens)
         low_memory = road.options.low_memory
+        finite(start.tokens, "the start of the pass")
         inputs = (text, manifest.rope, start, one, planned.settings)
         made = make_latents(session, *inputs, draw, low_memory=low_memory, resumed=resumed)
         for each in made:
+            finite(each.tokens, "guidance, of constant or too large velocities,")
+            if not each.velocity.any():
+                here = f"{label}, step {each.index + 1} of {len(one.sigmas)}"
+                road.remark(STILL, f"{here}: the velocity is nothing but zeros ({road.computing('transformer')})")
             step = Step(each.index, len(one.sigmas), number, count, each.sigma, each, grid, start.extra, road.engines)
             done()
             if each.index + 1 < len(one.sigmas):  # after the last one, the pass is kept as a whole
@@ -323,11 +364,14 @@ def frames_of(road: Road, feeds: dict[str, Floats], ending: Ending) -> Iterator[
     Yields:
         Frames (height, width, 3) uint8 RGB.
     """
-    tiling = road.chosen.tiling(Grid(*feeds["latents"].shape[2:]))
+    tiling, watched = road.chosen.tiling(Grid(*feeds["latents"].shape[2:])), Watched()
     with road.stage(DECODE, ending.num_frames, "vae_decoder") as (session, done):
         for frame in islice(_pixels(session, feeds, tiling, ending), ending.num_frames):
+            watched.see(frame)
             yield frame
             done()
+    if watched.fault is not None:
+        road.remark(watched.fault, SENTENCES[watched.fault])
 
 
 def _pixels(session: Session, feeds: dict[str, Floats], tiling: Tiling, ending: Ending) -> Iterator[Frame]:

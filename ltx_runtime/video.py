@@ -72,6 +72,14 @@ class Video:
         return self._road.seconds
 
     @property
+    def remarks(self) -> dict[str, str]:
+        """What is odd about the video, as sentences: that every frame is black, for example. Keys are for programs.
+
+        Keys: zero_text, constant_text, zero_velocity, black, constant and frozen; the last three once it is decoded.
+        """
+        return self._road.remarks
+
+    @property
     def backends(self) -> dict[ComponentName, str]:
         """The backend of each network, in the order in which they run."""
         chosen = self._road.chosen
@@ -95,7 +103,7 @@ class Video:
         return describe(self.plan, self._road.chosen, self._road.engines, self._media)
 
     def result(self, file: Path) -> dict[str, Any]:
-        """Returns the result as plain data: the file, its size, length, frame rate, seed, and seconds of the stages."""
+        """Returns the result as plain data: the file, its size, length, frame rate, seed, times and remarks."""
         height, width = self.size
         return {
             "file": str(file),
@@ -106,6 +114,7 @@ class Video:
             "seed": self.ending.seed,
             "seconds": self.seconds,
             "backends": self.backends,
+            "remarks": self.remarks,
         }
 
     def memory(self) -> Memory | None:
@@ -134,9 +143,11 @@ class Video:
         if self.plan is None:
             raise ValueError("latents that were saved have no steps")
         self._latents = self._feeds = None
+        self.remarks.clear()
         road = self._running(progress)
         self._state = state = State() if self._unfinished is None else self._unfinished.state
         given = {}
+        self._places.try_writing()
         if road.options.initial_latents is not None:
             given["pass1/initial"] = read_initial(road.options.initial_latents, self.plan.passes[0].grid, road.channels)
         noise = noise_of(road.options, self.ending.seed, given)
@@ -181,7 +192,8 @@ class Video:
         """
         latents = self.latents(progress, each_step=each_step)
         road = self._running(progress)
-        if self.plan is None:  # otherwise steps has told
+        if self.plan is None:  # otherwise steps has tried and told
+            self._places.try_writing()
             self._tell(road)
         if self._feeds is None:
             assert self._noise is not None

@@ -13,6 +13,7 @@ from ltx_runtime.folder.manifest import Engines
 from ltx_runtime.graph.reading import EXPORT_AGAIN, read_graph
 from ltx_runtime.sessions import BACKENDS, Session
 from ltx_runtime.sessions.found import Found
+from ltx_runtime.sessions.numbers import finite
 from ltx_runtime.text.tokenizer import Tokenizer, padded
 
 Floats = NDArray[np.float32]
@@ -54,7 +55,12 @@ def _words_of(graph: Path) -> int:
 
 
 def encode_prompts(session: Session, prompts: Sequence[Sequence[int]]) -> list[Floats]:
-    """Returns the embeddings (T, C) float32 of each prompt, given the T token ids of each, computed in one batch."""
+    """Returns the embeddings (T, C) float32 of each prompt, given the T token ids of each, computed in one batch.
+
+    Raises:
+        NotFiniteError: an embedding has a value that is not finite.
+    """
     ids, mask = padded(prompts)
     embeddings = session.run({"ids": ids, "mask": mask})["text"]
-    return [np.asarray(row[: len(prompt)]) for row, prompt in zip(embeddings, prompts, strict=True)]
+    rows = [np.asarray(row[: len(prompt)]) for row, prompt in zip(embeddings, prompts, strict=True)]
+    return [finite(row, f"the {session.component.name}") for row in rows]

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ltx_runtime.errors import LtxError
 from ltx_runtime.noise.noise import Noise
 from ltx_runtime.sessions import Session
+from ltx_runtime.sessions.numbers import finite
 from ltx_runtime.spec.components import Port
 from ltx_runtime.spec.encodings import sinusoid_of
 from ltx_runtime.spec.geometry import Grid
@@ -45,9 +45,9 @@ def decode(session: Session, feeds: dict[str, Floats], tiling: Tiling) -> Iterat
     """Yields frames (3, height, width) float32 in 0..1; `ready_to_decode` returns the inputs in `feeds`.
 
     Raises:
-        LtxError: the decoder's output has values that are not finite.
+        NotFiniteError: the decoder's output has values that are not finite.
     """
-    grid = Grid(*feeds["latents"].shape[2:])
+    grid, source = Grid(*feeds["latents"].shape[2:]), f"the {session.component.name}"
 
     def window(over_frames: slice, over_rows: slice, over_columns: slice) -> Floats:
         window_feeds = dict(feeds)
@@ -55,10 +55,7 @@ def decode(session: Session, feeds: dict[str, Floats], tiling: Tiling) -> Iterat
         for name in feeds:
             if name.startswith("noise_"):
                 window_feeds[name] = _map_of(feeds[name], grid.rows, grid.columns, over_rows, over_columns)
-        video: Floats = session.run(window_feeds)["video"][0]
-        if not np.isfinite(video).all():
-            raise _not_finite_error()
-        return video
+        return finite(session.run(window_feeds)["video"][0], source)
 
     for frame in decode_tiled(grid, window, tiling):
         yield np.clip(frame * np.float32(0.5) + np.float32(0.5), 0.0, 1.0)
@@ -68,17 +65,12 @@ def decode_pixels(session: Session, feeds: dict[str, Floats]) -> NDArray[np.uint
     """Returns frames (F, height, width, 3) uint8 RGB that the decoder's engine made; the session must have `frames`.
 
     Raises:
-        LtxError: the decoder's output has values that are not finite.
+        NotFiniteError: the decoder's output has values that are not finite.
     """
     outputs = session.run(feeds, ["frames", "mean"])
-    if not np.isfinite(outputs["mean"]).all():
-        raise _not_finite_error()
+    finite(outputs["mean"], f"the {session.component.name}, each the mean of a video,")
     pixels: NDArray[np.uint8] = outputs["frames"][0]
     return pixels
-
-
-def _not_finite_error() -> LtxError:
-    return LtxError("the decoder computed values that are not finite", "try another checkpoint or report it")
 
 
 def _map_of(maps: Floats, rows: int, columns: int, over_rows: slice, over_columns: slice) -> Floats:

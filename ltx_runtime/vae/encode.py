@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltx_runtime.sessions import Session
+from ltx_runtime.sessions.numbers import finite
 from ltx_runtime.vae.tiling import Tiling, encode_tiled
 
 Floats = NDArray[np.float32]
@@ -27,10 +28,14 @@ class Posterior:
 
 
 def encode_media(session: Session, video: Floats, tiling: Tiling) -> Posterior:
-    """Returns the posterior of a clip (1, 3, 8F-7, 32H, 32W) float32 in [-1, 1], encoded whole or in tiles."""
+    """Returns the posterior of a clip (1, 3, 8F-7, 32H, 32W) float32 in [-1, 1], encoded whole or in tiles.
+
+    Raises:
+        NotFiniteError: a value is not finite.
+    """
 
     def encode(clip: Floats) -> Floats:
-        return np.asarray(session.run({"video": clip[None]})["posterior"][0])
+        return finite(np.asarray(session.run({"video": clip[None]})["posterior"][0]), f"the {session.component.name}")
 
     posterior = encode_tiled(video[0], encode, tiling)[None]
     mean, deviation = np.split(posterior, 2, axis=1)

@@ -140,13 +140,13 @@ class Worker:
             telling = Telling(lambda message: self._send({EVENT: message, "job": job}), check)
             video = self._saved(pipe, order["fields"], output, telling)
             stages = {name: round(seconds, 3) for name, seconds in video.seconds.items()}
-            result = {"stages": stages, "backends": video.backends, "notes": [*self._notes]}
+            result = {"stages": stages, "backends": video.backends, "remarks": video.remarks, "notes": [*self._notes]}
         else:
             self._send({READY: True, "job": job})
         place_beside(output).unlink(missing_ok=True)  # stays if the run was killed after the video got its name
         write_thumbnail(output, folder / THUMBNAIL)
         sync_folder(folder)
-        return {"stages": {}, "backends": {}, "notes": [], **result, "bytes": output.stat().st_size}
+        return {"stages": {}, "backends": {}, "remarks": {}, "notes": [], **result, "bytes": output.stat().st_size}
 
     def _pipeline(self, model: str) -> Pipeline:
         """Returns the pipeline of a version; that of another version is freed first.

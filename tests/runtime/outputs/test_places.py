@@ -1,5 +1,6 @@
 """Laws of the places of a run's files: none of those that are written is any other, whatever its spelling or links."""
 
+import errno
 import os
 
 import pytest
@@ -137,3 +138,33 @@ def test_pictures_in_memory_have_no_place(spiece):
 
     request = Request("a cat", conditions=(Condition(np.zeros((32, 32, 3), np.uint8)),))
     assert places_of(engines_of(DEMO, spiece), request, RunOptions()).reads == {}
+
+
+def everything_about(folder):
+    return {path: (path.lstat().st_mtime_ns, path.lstat().st_ctime_ns) for path in (folder, *folder.rglob("*"))}
+
+
+def test_a_plan_changes_no_folder_not_even_its_time(run, engines, tmp_path):
+    engines(DEMO)
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / ".ltx-0123abcd.partial").mkdir()  # that of a process that was killed
+    (tmp_path / "p.txt").write_text("a fox\n")
+    before = everything_about(tmp_path)
+    kept = [word for save in SAVES for word in (save, f"kept/{save[7:]}.safetensors")]
+    for words in ((*SMALL, *kept), (*SMALL, *kept, "--output", "kept/clip.mp4"), ("--prompts", "p.txt")):
+        assert run(*words, "--plan")[0] == 0
+        assert everything_about(tmp_path) == before
+    assert run(*SMALL, *kept)[0] == 0
+    assert [path.suffix for path in sorted((tmp_path / "kept").iterdir())] == [".safetensors"] * 3
+
+
+def test_a_folder_that_only_seems_to_be_writable_is_refused_before_a_network_runs(run, engines, diary, monkeypatch):
+    engines(DEMO)
+
+    def full(self, *more, **options):
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), str(self))
+
+    monkeypatch.setattr("pathlib.Path.touch", full)
+    said = refusal(run, "--save-latents", "latents.safetensors")
+    assert said.startswith("error: cannot write latents.safetensors: disk quota exceeded - free some space")
+    assert diary == []
