@@ -14,7 +14,13 @@ Floats = NDArray[np.float32]
 
 
 def encode_prompts(session: Session, prompts: Sequence[Sequence[int]]) -> list[Floats]:
-    """Returns the embeddings (T, C) float32 of each prompt, given the T token ids of each, computed in one batch."""
-    ids, mask = padded(prompts)
-    embeddings = session.run({"ids": ids, "mask": mask})["text"]
-    return [np.asarray(row[: len(prompt)]) for row, prompt in zip(embeddings, prompts, strict=True)]
+    """Returns the embeddings (T, C) float32 of each prompt, given the T token ids of each.
+
+    Each is computed alone: in a batch, a library may add in another order, and what is kept of one prompt for later
+    videos would depend on which others were encoded with it.
+    """
+    embeddings = []
+    for prompt in prompts:
+        ids, mask = padded([prompt])
+        embeddings.append(np.asarray(session.run({"ids": ids, "mask": mask})["text"][0]))
+    return embeddings
