@@ -289,8 +289,8 @@ def _blurred_band(around: Pixels) -> Pixels:
 def _compressed(frame: NDArray[np.uint8], crf: int) -> NDArray[np.uint8]:
     """Compresses (H, W, 3) as one frame of H.264 and decodes it; an odd last row or column is dropped.
 
-    x264 divides a frame into as many slices as there are processors, so the result depends on the machine, as it does
-    in the official code.
+    The frame is one slice, so that the pixels are the same on every machine: those of the official code on one
+    processor. There, x264 divides a frame into as many slices as there are processors.
     """
     import av  # noqa: PLC0415
 
@@ -299,6 +299,7 @@ def _compressed(frame: NDArray[np.uint8], crf: int) -> NDArray[np.uint8]:
     with av.open(file, "w", format="mp4") as container:
         stream: Any = container.add_stream("libx264", rate=1, options={"crf": str(crf), "preset": "veryfast"})
         stream.height, stream.width = height, width
+        stream.codec_context.thread_count = 1
         even = np.ascontiguousarray(frame[:height, :width])
         picture = av.VideoFrame.from_ndarray(even, format="rgb24").reformat(format="yuv420p")
         container.mux(stream.encode(picture))

@@ -35,6 +35,8 @@ Write = Callable[[Frame], None]
 Writer = Callable[[Path, float, str], AbstractContextManager[Write]]
 
 _BT709 = 1
+# Of the encoders, on any machine: x264 cuts frames into a slice for each thread, and VP9 computes otherwise with one.
+_THREADS = 8
 
 
 class TakenError(LtxError):
@@ -56,6 +58,7 @@ def _encoded(
         stream: Any = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options=options)
         stream.pix_fmt = "yuv420p"
         context = stream.codec_context
+        context.thread_count = _THREADS
         context.color_primaries = context.color_trc = context.colorspace = _BT709
         context.color_range = 1
         reformatter: Any = VideoReformatter()  # of all frames, since making its tables takes longer than a small frame

@@ -55,12 +55,17 @@ def _words_of(graph: Path) -> int:
 
 
 def encode_prompts(session: Session, prompts: Sequence[Sequence[int]]) -> list[Floats]:
-    """Returns the embeddings (T, C) float32 of each prompt, given the T token ids of each, computed in one batch.
+    """Returns the embeddings (T, C) float32 of each prompt, given the T token ids of each.
+
+    Each is computed alone: in a batch, a library may add in another order, and what is kept of one prompt for later
+    videos would depend on which others were encoded with it.
 
     Raises:
         NotFiniteError: an embedding has a value that is not finite.
     """
-    ids, mask = padded(prompts)
-    embeddings = session.run({"ids": ids, "mask": mask})["text"]
-    rows = [np.asarray(row[: len(prompt)]) for row, prompt in zip(embeddings, prompts, strict=True)]
-    return [finite(row, f"the {session.component.name}") for row in rows]
+    embeddings = []
+    for prompt in prompts:
+        ids, mask = padded([prompt])
+        row = np.asarray(session.run({"ids": ids, "mask": mask})["text"][0])
+        embeddings.append(finite(row, f"the {session.component.name}"))
+    return embeddings

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from fakes.processors import CAN_CHANGE, one_core
 from PIL import Image
 from samples.clips import flat, noisy, save_clip, save_image, stripes
 
@@ -122,6 +123,14 @@ def test_compression_loses_more_at_a_higher_crf_and_an_odd_row_and_column_always
         assert loaded.shape == (62, 94, 3)
         losses.append(np.abs(loaded - pixels[:62, :94]).mean())
     assert losses == sorted(losses) and losses[0] < losses[-1]
+
+
+@pytest.mark.skipif(not CAN_CHANGE, reason="this system does not bind processes to cores")
+def test_a_picture_is_compressed_alike_on_one_core_and_on_all(tmp_path):
+    path = save_image(tmp_path / "a.png", noisy(256, 384))
+    with one_core():
+        on_one = load_media(path, 256, 384, most_frames=1, resize=False)
+    np.testing.assert_array_equal(load_media(path, 256, 384, most_frames=1, resize=False), on_one)
 
 
 @pytest.mark.parametrize("colour", [RED, GREEN, BLUE, GREY], ids=str)

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from fakes.requests import encoded
 from fakes.sessions import session_of
 from fakes.stages import CHANNELS, TEXT_CHANNELS, posterior
 from fakes.stages import decode as in_cells
@@ -54,14 +53,13 @@ def ids_as_text(feeds):
     return {"text": np.repeat(feeds["ids"][..., None], TEXT_CHANNELS, 2).astype(np.float32)}
 
 
-def test_prompts_are_encoded_in_one_batch_to_rows_of_their_own_length(spiece):
+def test_every_prompt_is_encoded_alone_to_a_row_of_its_own_length(spiece):
     session, tokenizer = session_of(text_encoder(TEXT_CHANNELS), ids_as_text), Tokenizer(spiece, 256)
     prompts = [tokenizer.tokens(prompt) for prompt in ("a cat walks on wet grass", "blurry")]
     rows = encode_prompts(session, prompts)
-    (feeds,) = session.runner.fed
-    ids, mask = encoded(tokenizer, ["a cat walks on wet grass", "blurry"])
-    np.testing.assert_array_equal(feeds["ids"], ids)
-    np.testing.assert_array_equal(feeds["mask"], mask)
+    for feeds, prompt in zip(session.runner.fed, prompts, strict=True):
+        np.testing.assert_array_equal(feeds["ids"], [prompt])
+        np.testing.assert_array_equal(feeds["mask"], np.ones((1, len(prompt))))
     assert [row[:, 0].tolist() for row in rows] == prompts
 
 
