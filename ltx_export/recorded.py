@@ -5,6 +5,7 @@ This record is part of the version folder, so that results of another machine, l
 
 from __future__ import annotations
 
+import math
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ltx_runtime.errors import LtxError, explaining
+from ltx_runtime.errors import LtxError, explaining, shown
 from ltx_runtime.folder.manifest import QUANTIZED, Engines
 from ltx_runtime.spec.components import UNEVEN, Component, Port, check_feeds
 from ltx_runtime.spec.encodings import sinusoid_of
@@ -118,13 +119,31 @@ def read_record(path: Path, component: Component) -> tuple[Feeds, Array]:
         LtxError: the file is damaged, or does not fit the component's ports.
     """
     try:
-        with np.load(path) as arrays:
+        _check_stored(path)
+        with np.load(path, allow_pickle=False) as arrays:
             feeds = {port.name: arrays[port.name] for port in component.inputs}
             expected = arrays[component.outputs[0].name]
         check_feeds(component, feeds)
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise LtxError(f"{path} is not a record of {component.name} ({error})", "export the version again") from None
     return feeds, expected
+
+
+def _check_stored(path: Path) -> None:
+    """Raises ValueError unless every array of an .npz file is stored as it is, with the bytes that its header says."""
+    with zipfile.ZipFile(path) as file:
+        for member in file.infolist():
+            if member.compress_type != zipfile.ZIP_STORED or member.file_size > path.stat().st_size:
+                raise ValueError(f"{shown(member.filename)} is compressed")
+            with file.open(member) as array:
+                version = np.lib.format.read_magic(array)
+                read_header = {
+                    (1, 0): np.lib.format.read_array_header_1_0,
+                    (2, 0): np.lib.format.read_array_header_2_0,
+                }[version]
+                shape, _, dtype = read_header(array)
+                if array.tell() + math.prod(shape) * dtype.itemsize != member.file_size:
+                    raise ValueError(f"{shown(member.filename)} is not as long as its header says")
 
 
 def check_folder(engines: Engines, report: Callable[[str], None]) -> None:

@@ -76,7 +76,8 @@ def calibrate(
     if not 0 < limit < inf:
         raise LtxError(f"the limit of the error must be a positive number; got {limit}", f"use {LIMIT}")
     with writing(engines.folder), _beside(engines.folder) as work:
-        engines = open_engines(engines.folder)  # another process may have replaced it before it was locked
+        # Another process may have replaced it before it was locked.
+        engines = open_engines(engines.folder, trust=engines.trusted)
         entry = _checked(engines, prompts)
         for name in entry.quantized[QUANTIZED].weights:
             place_file(engines.folder / name, work / name, silent)

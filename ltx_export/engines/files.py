@@ -20,7 +20,15 @@ from ltx_runtime.errors import LtxError
 from ltx_runtime.files import locked
 from ltx_runtime.folder.address import EngineAddress, check_engine
 from ltx_runtime.folder.manifest import MANIFEST, checksum
-from ltx_runtime.folder.sidecar import Sidecar, Weights, read_sidecar, refit_graph_path, sidecar_path, write_sidecar
+from ltx_runtime.folder.sidecar import (
+    Sidecar,
+    Weights,
+    is_own,
+    read_sidecar,
+    refit_graph_path,
+    sidecar_path,
+    write_sidecar,
+)
 from ltx_runtime.sessions.trt.library import load_library
 from ltx_runtime.spec.components import Component
 
@@ -102,6 +110,8 @@ def find_equal(address: EngineAddress, recipe: Recipe, prepared: Prepared, folde
     }
     for folder in folders:
         engine = replace(address, engines=replace(address.engines, folder=folder)).path
+        if not (address.engines.trusted or is_own(engine)):
+            continue
         try:
             sidecar = read_sidecar(engine)
         except LtxError:

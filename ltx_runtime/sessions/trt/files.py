@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ltx_runtime.files import acquired_lock
+from ltx_runtime.folder.trust import record_made
 
 _WAIT_S = 600.0  # refitting a large engine takes less
 
@@ -39,7 +40,7 @@ def read(path: Path) -> bytes | None:
 
 
 def leave(path: Path, data: Any) -> None:
-    """Writes bytes to a temporary file and renames it to `path`; does nothing if that is impossible."""
+    """Writes bytes to a temporary file, renames it to `path` and records it as made here; does nothing if it cannot."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with temporary.open("wb") as file:
@@ -47,6 +48,7 @@ def leave(path: Path, data: Any) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        record_made(path)
     except OSError:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
