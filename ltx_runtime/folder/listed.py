@@ -17,6 +17,7 @@ from ltx_runtime.folder.trust import is_own_link
 
 # Bounds that every export keeps by far: a release has about 30 files, and a manifest of some tens of kilobytes.
 MOST_FILES, MOST_MANIFEST_BYTES, MOST_SIDECAR_BYTES = 1000, 4 << 20, 64 << 20
+MOST_WHOLE_BYTES = 128 << 20  # of a graph without its weights, a tokenizer or recorded inputs
 _MOST_NAME_BYTES, _MOST_PATH_BYTES = 255, 1000  # of a part of a name, as file systems have it, and of all parts
 # What Windows takes for something else than a name in the folder; each device with any suffix.
 _FOR_WINDOWS = frozenset('\\:*?"<>|')

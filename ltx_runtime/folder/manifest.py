@@ -19,6 +19,7 @@ from ltx_runtime.files import refuse_pointer, written_whole
 from ltx_runtime.folder.commands import export_command
 from ltx_runtime.folder.listed import (
     MOST_MANIFEST_BYTES,
+    MOST_WHOLE_BYTES,
     check_inside,
     check_link,
     check_names,
@@ -256,9 +257,13 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def _check_files(manifest: Manifest) -> None:
-    """Raises KeyError for a file that is named and not listed, ValueError for a link to anything but weights.
+    """Checks that all files that the components name are listed, that only weights are links, and only they are large.
 
-    All weights of a component lie in one folder, and so do all its other files: in the version folder.
+    All weights of a component lie in one folder. Its other files lie in the version folder, and are read as a whole.
+
+    Raises:
+        KeyError: a file is not listed.
+        ValueError: a link or a size cannot be.
     """
     if manifest.tokenizer is None and "text_encoder" in manifest.components:
         raise KeyError("tokenizer")
@@ -268,11 +273,15 @@ def _check_files(manifest: Manifest) -> None:
             raise KeyError(f"weights of {entry.signature.name}")
         if len({manifest.linked.get(name) for name in entry.weights}) > 1:
             raise ValueError(f"the weights of {entry.signature.name} are in more than one folder")
-        in_folder |= {name for name in entry.files() if name not in entry.weights}
+        in_folder |= {*entry.graphs.values(), *filter(None, [entry.recorded])}
         for name in entry.files():
             manifest.files[name]
+        for graph in entry.quantized.values():
+            if graph.weights != entry.weights and manifest.linked.keys() & {*graph.weights}:
+                raise ValueError(f"the weights of integers of {entry.signature.name} are links")
     for name in in_folder:
-        manifest.files[name]
+        if manifest.files[name].size_bytes > MOST_WHOLE_BYTES:
+            raise ValueError(f"{name} has more than {MOST_WHOLE_BYTES} bytes")
         if name in manifest.linked:
             raise ValueError(f"{name} is a link, and only weights can be")
 
@@ -289,7 +298,7 @@ def _parse(data: dict[str, Any]) -> Manifest:
         rope=_parse_rope(data["rope"]),
         tokenizer=data["tokenizer"],
         components={name: _parse_component(entry) for name, entry in data["components"].items()},
-        files={name: FileEntry(**entry) for name, entry in data["files"].items()},
+        files={name: _parse_file(FileEntry(**entry)) for name, entry in data["files"].items()},
         linked={str(name): str(folder) for name, folder in data["linked"].items()},
         loras=tuple(data["loras"]),
         allowed_sigmas=tuple(float(sigma) for sigma in data["allowed_sigmas"]),
@@ -317,6 +326,12 @@ def _parse_component(entry: dict[str, Any]) -> ComponentEntry:
         int(entry["parameters"]),
         {name: Quantized(tuple(graph["weights"]), float(graph["error"])) for name, graph in entry["quantized"].items()},
     )
+
+
+def _parse_file(entry: FileEntry) -> FileEntry:
+    if type(entry.size_bytes) is not int or not isinstance(entry.checksum, str):
+        raise TypeError("the size or checksum of a file is of another type")
+    return entry
 
 
 def _parse_rope(entry: dict[str, Any]) -> Rope:
