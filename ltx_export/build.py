@@ -38,6 +38,7 @@ from ltx_runtime.folder.manifest import (
     describe_files,
     write_manifest,
 )
+from ltx_runtime.folder.trust import record_link
 from ltx_runtime.progress import Progress, silent
 from ltx_runtime.spec.components import Component
 from ltx_runtime.spec.versions import Version
@@ -141,7 +142,15 @@ def export_version(
         merged = tuple(f"{lora.file.name}:{lora.scale:g}" for lora in loras)
         manifest = Manifest(version.name, causal, schedule, rope, tokenizer, entries, files, linked, merged, sigmas)
         write_manifest(staging, manifest)
+        _record_links(manifest, folder, report)
     return manifest
+
+
+def _record_links(manifest: Manifest, folder: Path, report: Report) -> None:
+    """Records that it is the user who makes the folder read files elsewhere."""
+    places = {manifest.place(folder, name): manifest.files[name] for name in manifest.linked}
+    if not all([record_link(place, file.size_bytes, file.checksum) for place, file in places.items()]):
+        report("these links cannot be recorded as yours: other programs will need --trust-engines")
 
 
 def _report_notes(notes: Sequence[str], report: Report) -> None:

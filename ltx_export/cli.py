@@ -26,6 +26,14 @@ EnginesRoot = Annotated[
         envvar="LTX_ENGINES", help="Folder of exported versions (default: ./engines, else the user's data folder)."
     ),
 ]
+TrustEngines = Annotated[
+    bool,
+    typer.Option(
+        "--trust-engines",
+        envvar="LTX_TRUST_ENGINES",
+        help="Use links to other folders that somebody else has put into the folder.",
+    ),
+]
 Weights = Annotated[
     _File,
     typer.Option(
@@ -192,6 +200,7 @@ def publish_folder(
     folder: Annotated[Path, typer.Argument(help="A version folder.")],
     repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Repository; created if missing.")],
     private: Annotated[bool, typer.Option("--private", help="Let only the owner see a new repository.")] = False,
+    trust_engines: TrustEngines = False,
 ) -> None:
     """Upload a version folder to Hugging Face, where ltx-run --fetch gets it; engines are left out."""
     need("huggingface_hub", extra="download")
@@ -199,7 +208,8 @@ def publish_folder(
     from ltx_runtime.folder.finding import find_tidied
     from ltx_runtime.folder.manifest import open_engines
 
-    address = publish(open_engines(find_tidied(folder, None, print)), repository, print, private=private)
+    opened = open_engines(find_tidied(folder, None, print), trust=trust_engines)
+    address = publish(opened, repository, print, private=private)
     print(f"{address} is complete - get it with: ltx-run --fetch {repository}")
 
 
@@ -223,6 +233,7 @@ def bundle_version(
         typer.Option(help="Only graphs of this precision. Can be repeated (default: all that can be run there)."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file of that name.")] = False,
+    trust_engines: TrustEngines = False,
 ) -> None:
     """Pack a version, all wheels and an installer into one file, for a machine that has only Python and no network."""
     release = find_version(version)
@@ -233,7 +244,7 @@ def bundle_version(
     from ltx_runtime.folder.manifest import open_engines
 
     options = Options(target_of(platform, python), tuple(extra or ["cpu"]), tuple(precision or ()), overwrite)
-    opened = open_engines(find_tidied(engines_folder(engines), release.name, print))
+    opened = open_engines(find_tidied(engines_folder(engines), release.name, print), trust=trust_engines)
     with display(in_bytes=True) as progress:
         bundle(opened, output, options, print, progress)
     installer = f"{folder_of(release.name, options.target)}/{INSTALLER}"
@@ -245,6 +256,7 @@ def bundle_version(
 def inspect(
     path: Annotated[Path, typer.Argument(help="A weights file, a folder of weights, or a version folder.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+    trust_engines: TrustEngines = False,
 ) -> None:
     """Show what a file or folder is, which version and why, what is missing, and how much memory it will need."""
     import dataclasses
@@ -253,7 +265,7 @@ def inspect(
     from ltx_export.inspection.inspect import inspect as look
     from ltx_export.inspection.lines import lines_of
 
-    inspection = look(path)
+    inspection = look(path, trust=trust_engines)
     answer(json.dumps(dataclasses.asdict(inspection), indent=1) if as_json else "\n".join(lines_of(inspection)))
 
 
@@ -267,6 +279,7 @@ def check(
         ),
     ] = None,
     version: Annotated[str | None, typer.Option(help="Version to check, if the folder has several.")] = None,
+    trust_engines: TrustEngines = False,
 ) -> None:
     """Verify a version folder that was copied: checksums, and the fp32 graphs' results against those at export."""
     need("onnxruntime", extra="cpu")
@@ -275,7 +288,7 @@ def check(
     from ltx_runtime.folder.manifest import open_engines
 
     name = find_version(version).name if version else None
-    engines = open_engines(find_tidied(engines_folder(folder), name, print))
+    engines = open_engines(find_tidied(engines_folder(folder), name, print), trust=trust_engines)
     print(f"{engines.folder}: {len(engines.manifest.files)} files are intact")
     check_folder(engines, print)
 
@@ -292,6 +305,7 @@ def calibrate(
     error: Annotated[
         float, typer.Option(help="Largest relative L2 of a step to fp32; the worst products stay q8 to keep it.")
     ] = 0.025,
+    trust_engines: TrustEngines = False,
 ) -> None:
     """Measure a transformer's activations for a few prompts, and add its int8 graph for --cpu-mode int8."""
     release = find_version(version)
@@ -303,7 +317,7 @@ def calibrate(
     from ltx_runtime.folder.manifest import open_engines
     from ltx_runtime.spec.geometry import size_of
 
-    opened = open_engines(find_tidied(engines_folder(engines), release.name, print))
+    opened = open_engines(find_tidied(engines_folder(engines), release.name, print), trust=trust_engines)
     with display() as progress:
         add_int8(
             opened,

@@ -5,6 +5,7 @@ This record is part of the version folder, so that results of another machine, l
 
 from __future__ import annotations
 
+import math
 import tokenize
 import zipfile
 import zlib
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ltx_runtime.errors import LtxError, explaining
+from ltx_runtime.errors import LtxError, explaining, shown
 from ltx_runtime.folder.manifest import QUANTIZED, Engines
 from ltx_runtime.graph.check import check_graph
 from ltx_runtime.sessions import CheckedSession
@@ -124,10 +125,8 @@ def read_record(path: Path, component: Component) -> tuple[Feeds, Array]:
         LtxError: the file is damaged, or does not fit the component's ports.
     """
     try:
-        with explaining(f"read {path}"), zipfile.ZipFile(path) as members:
-            if any(member.compress_type or member.flag_bits & _ENCRYPTED for member in members.infolist()):
-                raise ValueError("it is compressed or encrypted")  # so that it unpacks to no more than its size
-        with np.load(path) as arrays:
+        _check_stored(path)
+        with explaining(f"read {path}"), np.load(path, allow_pickle=False) as arrays:
             feeds = {port.name: arrays[port.name] for port in component.inputs}
             expected = arrays[component.outputs[0].name]
         shape = component.outputs[0].shape(check_feeds(component, feeds))
@@ -136,6 +135,24 @@ def read_record(path: Path, component: Component) -> tuple[Feeds, Array]:
     except (ValueError, KeyError, EOFError, OSError, *_DAMAGED) as error:
         raise LtxError(f"{path} is not a record of {component.name} ({error})", "export the version again") from None
     return feeds, expected
+
+
+def _check_stored(path: Path) -> None:
+    """Raises ValueError unless every array of an .npz file is stored as it is, with the bytes that its header says."""
+    with zipfile.ZipFile(path) as file:
+        for member in file.infolist():
+            stored = member.compress_type == zipfile.ZIP_STORED and not member.flag_bits & _ENCRYPTED
+            if not stored or member.file_size > path.stat().st_size:
+                raise ValueError(f"{shown(member.filename)} is compressed or encrypted")
+            with file.open(member) as array:
+                version = np.lib.format.read_magic(array)
+                read_header = {
+                    (1, 0): np.lib.format.read_array_header_1_0,
+                    (2, 0): np.lib.format.read_array_header_2_0,
+                }[version]
+                shape, _, dtype = read_header(array)
+                if array.tell() + math.prod(shape) * dtype.itemsize != member.file_size:
+                    raise ValueError(f"{shown(member.filename)} is not as long as its header says")
 
 
 def check_folder(engines: Engines, report: Callable[[str], None]) -> None:

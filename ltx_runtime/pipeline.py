@@ -65,6 +65,8 @@ class Pipeline:
         memory: GB for the activations of the VAE; larger videos are decoded in tiles. None for 8, or what the GPU has.
         gpu_memory: GB of GPU memory to plan with; None for all that is free.
         threads: number of CPU threads; None for one per core.
+        trust_engines: whether engines and links in the folder are used that you have not made on this machine. An
+            engine of TensorRT is code, so this trusts whoever made the folder like the author of a program.
         keep_loaded: True keeps every network loaded from one video to the next; a number limits the weights of all
             loaded networks to this many GB. To make room, or if the memory of a GPU or of the machine runs short, the
             network that a video needs first is unloaded first.
@@ -88,6 +90,7 @@ class Pipeline:
         memory: float | None = None,
         gpu_memory: float | None = None,
         threads: int | None = None,
+        trust_engines: bool = False,
         keep_loaded: bool | float = False,
         note: Note | None = None,
     ) -> None:
@@ -108,7 +111,8 @@ class Pipeline:
         else:
             name = None if version is None else find_version(version).name
             # Absolute, so that the pipeline still finds its files if the program changes its working directory.
-            self.engines = open_engines(find_tidied(path_of(folder, "folder"), name, self._note).absolute())
+            found_folder = find_tidied(path_of(folder, "folder"), name, self._note).absolute()
+            self.engines = open_engines(found_folder, trust=trust_engines)
         self.version = release_of(self.engines.manifest)
         self._sessions = pool_of(keep_loaded)
         self._found: dict[ComponentName, Found] = {}

@@ -4,7 +4,7 @@ import os
 import shutil
 import signal
 import tempfile
-from pathlib import Path
+from functools import cache
 
 import platformdirs
 import pytest
@@ -27,10 +27,11 @@ def pytest_unconfigure():
 
 
 @pytest.fixture(autouse=True)
-def nothing_of_the_user(monkeypatch):
-    """Keeps runs from the caches and engines in the user's home; a test that wants a folder names it."""
+def nothing_of_the_user(monkeypatch, tmp_path_factory):
+    """Keeps runs from the caches, engines and records in the user's home; a test that wants a folder names it."""
+    data = cache(lambda: tmp_path_factory.mktemp("user-data"))
     monkeypatch.setenv("LTX_CACHE", "")
-    monkeypatch.setattr(platformdirs, "user_data_path", lambda *_, **__: Path("user-data").absolute())
+    monkeypatch.setattr(platformdirs, "user_data_path", lambda *_, **__: data())
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -75,10 +75,10 @@ def calibrate(
     """
     if not 0 < limit < inf:
         raise LtxError(f"the limit of the error must be a positive number; got {limit}", f"use {LIMIT}")
-    folder = engines.folder
+    folder, trusted = engines.folder, engines.trusted
     engines.held.release()
     with staged(folder) as work:
-        engines = open_engines(folder)  # another process may have replaced it before it was locked
+        engines = open_engines(folder, trust=trusted)  # another process may have replaced it before it was locked
         entry = _checked(engines, prompts)
         for name in entry.quantized[QUANTIZED].weights:
             place_file(engines.folder / name, work / name, silent)

@@ -36,6 +36,7 @@ from ltx_runtime.folder.finding import find_tidied
 from ltx_runtime.folder.manifest import MANIFEST, Engines, open_engines
 from ltx_runtime.folder.profiles import Limits, Profile
 from ltx_runtime.folder.sidecar import ENGINE_PRECISIONS, WEIGHTS, Maker, Sidecar, Weights
+from ltx_runtime.folder.trust import check_records
 from ltx_runtime.planning.plan import grids_of
 from ltx_runtime.sessions import engine_found
 from ltx_runtime.sessions.trt.library import LIBRARIES, load_library, maker_of, title_of
@@ -100,7 +101,9 @@ def run_command(asked: Asked, report: Report) -> None:
     recipe = Recipe("embedded", limits, asked.weight_streaming, _options(asked))
     if asked.weights != AUTO:
         refuse_impossible(library, title_of(builder), replace(recipe, weights=_modes(asked, 0)[0]))
-    engines = open_engines(find_tidied(engines_folder(asked.engines), version.name, report))
+    engines = open_engines(find_tidied(engines_folder(asked.engines), version.name, report), trust=asked.trust_engines)
+    if not asked.trust_engines:
+        check_records()
     place = _Place(engines, maker_of(builder, library, gpu), no_gpu)
     report(f"{title_of(builder)} {library.__version__}{why}")
     jobs = [

@@ -21,7 +21,15 @@ from ltx_runtime.errors import LtxError
 from ltx_runtime.files import partial_folder
 from ltx_runtime.folder.address import EngineAddress, check_engine
 from ltx_runtime.folder.manifest import MANIFEST, checksum
-from ltx_runtime.folder.sidecar import Sidecar, Weights, read_sidecar, refit_graph_path, sidecar_path, write_sidecar
+from ltx_runtime.folder.sidecar import (
+    Sidecar,
+    Weights,
+    is_own,
+    read_sidecar,
+    refit_graph_path,
+    sidecar_path,
+    write_sidecar,
+)
 from ltx_runtime.graph.check import check_graph
 from ltx_runtime.progress import silent
 from ltx_runtime.replacing.exchange import exchanged, finish_exchanges, writing
@@ -113,6 +121,8 @@ def find_equal(address: EngineAddress, recipe: Recipe, prepared: Prepared, folde
     }
     for folder in folders:
         engine = replace(address, engines=replace(address.engines, folder=folder)).path
+        if not (address.engines.trusted or is_own(engine)):
+            continue
         try:
             sidecar = read_sidecar(engine)
         except LtxError:

@@ -42,7 +42,6 @@ def make(typed: Arguments) -> None:
     from ltx_runtime.batch.rows import name_of
     from ltx_runtime.batch.tasks import Planner
     from ltx_runtime.cli import request_from_arguments as asked
-    from ltx_runtime.pipeline import Pipeline
     from ltx_runtime.planning.options import RunOptions
 
     asked.check_batch_options(typed)
@@ -51,7 +50,7 @@ def make(typed: Arguments) -> None:
     usual = RunOptions()
     options = {name: value for name, value in options.items() if value != getattr(usual, name)}
     folder = (typed.output_dir or Path()) if typed.output is None else typed.output.parent
-    with Pipeline(engines_folder(typed.engines), typed.version, **of_pipeline, keep_loaded=True, note=note) as pipe:
+    with _opened(engines_folder(typed.engines), typed.version, of_pipeline, typed) as pipe:
         typed_for = partial(_with_changes, changes)
         rows_folder = Path() if typed.prompts is None else typed.prompts.parent
         planner = Planner(pipe, options, typed_for, seeds, folder, rows_folder)
@@ -86,7 +85,6 @@ def go_on(typed: Arguments) -> None:
     """
     from ltx_runtime.batch.results import reopen
     from ltx_runtime.cli import request_from_arguments as asked
-    from ltx_runtime.pipeline import Pipeline
 
     asked.check_batch_options(typed)
     assert typed.resume is not None
@@ -94,10 +92,10 @@ def go_on(typed: Arguments) -> None:
         results.check_unchanged()
         about = results.about
         changed = asked.pipeline_options_of(typed, {})
-        of_pipeline = about.pipeline | {name: value for name, value in changed.items() if is_typed(typed, name)}
-        with Pipeline(
-            typed.engines or Path(about.engines), about.version, **of_pipeline, keep_loaded=True, note=note
-        ) as pipe:
+        of_pipeline = {
+            name: value if is_typed(typed, name) else about.pipeline.get(name, value) for name, value in changed.items()
+        }
+        with _opened(typed.engines or Path(about.engines), about.version, of_pipeline, typed) as pipe:
             if typed.plan:
                 left = sum(1 for _ in results.tasks())
                 told = f"{left} of {results.planned} videos are left to make"
@@ -105,6 +103,13 @@ def go_on(typed: Arguments) -> None:
                 return
             with joined_for(typed, pipe.engines.folder):
                 _make(results, pipe, of_pipeline, typed, again=True)
+
+
+def _opened(folder: Path, version: str | None, of_pipeline: dict[str, Any], typed: Arguments) -> Pipeline:
+    """Returns a pipeline for many videos; whether its folder is trusted is typed, and never what a file says."""
+    from ltx_runtime.pipeline import Pipeline
+
+    return Pipeline(folder, version, **of_pipeline, trust_engines=typed.trust_engines, keep_loaded=True, note=note)
 
 
 def check_is_no_batch(resumed: Path, folder: Path) -> None:

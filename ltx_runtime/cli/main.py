@@ -43,7 +43,8 @@ def _run(typed: Arguments) -> None:
         from ltx_runtime.doctor import lines
 
         wanted = find_version(typed.version).name if typed.version else None
-        answer(lines.run(engines_folder(typed.engines), wanted, as_json=typed.json))
+        folder, trust = engines_folder(typed.engines), typed.trust_engines
+        answer(lines.run(folder, wanted, as_json=typed.json, trust=trust))
         return
     if typed.fetch is not None:
         from ltx_runtime.hub.version_folder import fetch_version
@@ -139,6 +140,7 @@ def _planned(typed: Arguments) -> Iterator[tuple[Video, Iterator[Path]]]:
     from ltx_runtime.outputs.unfinished import open_unfinished
     from ltx_runtime.pipeline import Pipeline
 
+    trust = typed.trust_engines  # never of what is recorded, which a stranger may have written
     if typed.resume is not None:
         batch.check_is_no_batch(typed.resume, typed.output_dir or Path())
     if typed.embeddings_file is not None and (typed.prompt or typed.negative_prompt):
@@ -149,11 +151,12 @@ def _planned(typed: Arguments) -> Iterator[tuple[Video, Iterator[Path]]]:
         changes, unfinished = asked.resumed_options_of(typed), open_unfinished(typed.resume)
         engines = typed.engines or unfinished.engines
         options = asked.pipeline_options_of(typed, unfinished.options)
-        with Pipeline(engines, **options, note=note) as pipe:
+        with Pipeline(engines, **options, trust_engines=trust, note=note) as pipe:
             yield pipe.resume(unfinished, **changes), iter([typed.output or unfinished.output])
     elif typed.latents is not None:
         changes, options = asked.decode_options_of(typed), asked.pipeline_options_of(typed)
-        with Pipeline(engines_folder(typed.engines), typed.version, **options, note=note) as pipe:
+        folder = engines_folder(typed.engines)
+        with Pipeline(folder, typed.version, **options, trust_engines=trust, note=note) as pipe:
             video = pipe.decode(typed.latents, **changes)
             yield video, _outputs_of(typed, typed.latents.stem, video)
     else:
@@ -161,7 +164,7 @@ def _planned(typed: Arguments) -> Iterator[tuple[Video, Iterator[Path]]]:
         request, options = asked.request_of(typed, recorded.request), recorded.options
         version = typed.version or recorded.version or None
         folder, options_of = engines_folder(typed.engines), asked.pipeline_options_of(typed, options)
-        with Pipeline(folder, version, **options_of, note=note) as pipe:
+        with Pipeline(folder, version, **options_of, trust_engines=trust, note=note) as pipe:
             video = pipe(request, **asked.run_options_of(typed, options))
             if typed.preset is not None:
                 video.reads_also("the preset", typed.preset)

@@ -11,14 +11,22 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from math import inf
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 from ltx_runtime.errors import LtxError
-from ltx_runtime.files import engines_folder, refuse_pointer, written_whole
-from ltx_runtime.folder.commands import export_command, fetch_advice, no_versions
+from ltx_runtime.files import refuse_pointer, written_whole
+from ltx_runtime.folder.commands import export_command
+from ltx_runtime.folder.listed import (
+    MOST_MANIFEST_BYTES,
+    MOST_WHOLE_BYTES,
+    check_inside,
+    check_link,
+    check_names,
+    ordinary_size,
+    read_small,
+)
 from ltx_runtime.folder.values import check_values
-from ltx_runtime.replacing.exchange import standing, standing_in
 from ltx_runtime.replacing.held import UNHELD, Held, opened
 from ltx_runtime.spec.components import Component, Port
 from ltx_runtime.spec.encodings import Rope
@@ -156,10 +164,18 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Engines:
-    """A version folder whose files have been verified; `held` keeps it whole until it is released or forgotten."""
+    """A version folder whose files have been verified.
+
+    Attributes:
+        folder: the folder.
+        manifest: its manifest.
+        trusted: whether engines and links in it are used that the user has not made on this machine.
+        held: keeps the folder whole until it is released or forgotten.
+    """
 
     folder: Path
     manifest: Manifest
+    trusted: bool = False
     held: Held = field(default=UNHELD, compare=False, repr=False)
 
     def weights_folder(self, name: str) -> Path:
@@ -233,45 +249,64 @@ def read_manifest(folder: Path) -> Manifest:
         LtxError: there is no manifest, it is damaged, or this release does not read its format.
     """
     path = folder / MANIFEST
+    again = export_command(folder.name, folder.parent)
+    check_inside(folder, path)
+    content = read_small(path, MOST_MANIFEST_BYTES)
+    if content is None:
+        raise LtxError(f"{folder} holds no {MANIFEST}: it is missing or its export was interrupted", command=again)
     refuse_pointer(path)
     try:
-        data: dict[str, Any] = json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        raise LtxError(
-            f"{folder} holds no {MANIFEST}: it is missing or its export was interrupted",
-            command=export_command(folder.name, folder.parent),
-        ) from None
+        data: dict[str, Any] = json.loads(content)
     except (ValueError, RecursionError):
-        raise LtxError(f"{path} is not valid JSON", command=export_command(folder.name, folder.parent)) from None
+        raise LtxError(f"{path} is not valid JSON", command=again) from None
     if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise LtxError(f"{path} has another format than {FORMAT}", command=export_command(folder.name, folder.parent))
+        raise LtxError(f"{path} has another format than {FORMAT}", command=again)
     try:
         check_values(data)
         manifest = _parse(data)
         check_signatures(entry.signature for entry in manifest.components.values())
         if (transformer := manifest.components.get("transformer")) is not None:
             _check_rope(manifest.rope, transformer.signature)
-        if manifest.tokenizer is None and "text_encoder" in manifest.components:
-            raise KeyError("tokenizer")
-        names = {*filter(None, [manifest.tokenizer])}
-        for entry in manifest.components.values():
-            if not entry.weights:
-                raise KeyError(f"weights of {entry.signature.name}")
-            names |= entry.files()
-        for name in names:
-            _refuse_outside(name)
-            manifest.files[name]
+        check_names(MANIFEST, manifest.files, manifest.linked)
+        _check_files(manifest)
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-        raise LtxError(f"{path} is damaged ({error})", command=export_command(folder.name, folder.parent)) from None
+        raise LtxError(f"{path} is damaged ({error})", command=again) from None
     return manifest
 
 
-def _refuse_outside(name: str) -> None:
-    if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
-        raise ValueError(f"{name} is outside the folder")
+def _check_files(manifest: Manifest) -> None:
+    """Checks that all files that the components name are listed, that only weights are links, and only they are large.
+
+    All weights of a component lie in one folder. Its other files lie in the version folder, and are read as a whole.
+
+    Raises:
+        KeyError: a file is not listed.
+        ValueError: a link or a size cannot be.
+    """
+    if manifest.tokenizer is None and "text_encoder" in manifest.components:
+        raise KeyError("tokenizer")
+    in_folder = {*filter(None, [manifest.tokenizer])}
+    for entry in manifest.components.values():
+        if not entry.weights:
+            raise KeyError(f"weights of {entry.signature.name}")
+        if len({manifest.linked.get(name) for name in entry.weights}) > 1:
+            raise ValueError(f"the weights of {entry.signature.name} are in more than one folder")
+        in_folder |= {*entry.graphs.values(), *filter(None, [entry.recorded])}
+        for name in entry.files():
+            manifest.files[name]
+        for graph in entry.quantized.values():
+            if graph.weights != entry.weights and manifest.linked.keys() & {*graph.weights}:
+                raise ValueError(f"the weights of integers of {entry.signature.name} are links")
+    for name in in_folder:
+        if manifest.files[name].size_bytes > MOST_WHOLE_BYTES:
+            raise ValueError(f"{name} has more than {MOST_WHOLE_BYTES} bytes")
+        if name in manifest.linked:
+            raise ValueError(f"{name} is a link, and only weights can be")
 
 
 def _parse(data: dict[str, Any]) -> Manifest:
+    if not isinstance(data["version"], str):
+        raise TypeError("version is not text")
     if not isinstance(data["causal_positions"], bool):
         raise TypeError("causal_positions is not true or false")
     return Manifest(
@@ -281,7 +316,7 @@ def _parse(data: dict[str, Any]) -> Manifest:
         rope=_parse_rope(data["rope"]),
         tokenizer=data["tokenizer"],
         components={name: _parse_component(entry) for name, entry in data["components"].items()},
-        files={name: FileEntry(**entry) for name, entry in data["files"].items()},
+        files={name: _parse_file(FileEntry(**entry)) for name, entry in data["files"].items()},
         linked={str(name): str(folder) for name, folder in data["linked"].items()},
         loras=tuple(data["loras"]),
         allowed_sigmas=tuple(float(sigma) for sigma in data["allowed_sigmas"]),
@@ -311,6 +346,12 @@ def _parse_component(entry: dict[str, Any]) -> ComponentEntry:
     )
 
 
+def _parse_file(entry: FileEntry) -> FileEntry:
+    if type(entry.size_bytes) is not int or not isinstance(entry.checksum, str):
+        raise TypeError("the size or checksum of a file is of another type")
+    return entry
+
+
 def _parse_rope(entry: dict[str, Any]) -> Rope:
     seconds, row, column = map(float, entry["max_position"])
     return Rope(tuple(map(float, entry["frequencies"])), (seconds, row, column))
@@ -335,75 +376,56 @@ def _parse_preview(entry: dict[str, Any]) -> Preview:
     return Preview((red, green, blue), bias)
 
 
-def open_engines(folder: Path) -> Engines:
-    """Reads the manifest, and verifies size and checksum of every file that it lists.
+def open_engines(folder: Path, *, trust: bool = False) -> Engines:
+    """Reads the manifest, and verifies place, size and checksum of every file that it lists.
+
+    Args:
+        folder: the version folder.
+        trust: whether engines and links in it are used that the user has not made on this machine.
 
     Raises:
-        LtxError: the folder is incomplete, or a file is missing or has changed.
+        LtxError: the folder is incomplete, or a file is missing, has changed, or is not inside the folder.
     """
-    return opened(folder, _verified)
+    return opened(folder, lambda folder, held: _verified(Engines(folder, read_manifest(folder), trust, held)))
 
 
-def _verified(folder: Path, held: Held) -> Engines:
-    manifest = read_manifest(folder)
-    for name, entry in manifest.files.items():
-        path = manifest.place(folder, name)
-        if not path.is_file() and name in manifest.linked:
-            raise LtxError(
-                f"{path} is gone, and {folder} only links to it",
-                "put it back",
-                export_command(manifest.version, folder.parent),
-            )
-        if not path.is_file():
-            raise LtxError(f"{path} is missing", command=export_command(manifest.version, folder.parent))
+def _verified(engines: Engines) -> Engines:
+    for name, entry in engines.manifest.files.items():
+        path = placed_file(engines, name)
         refuse_pointer(path)
-        size = path.stat().st_size
-        if size != entry.size_bytes:
-            raise LtxError(
-                f"{path} has {size} bytes instead of {entry.size_bytes}",
-                command=export_command(manifest.version, folder.parent),
-            )
         if checksum(path) != entry.checksum:
-            raise LtxError(
-                f"{path} has changed since the export", command=export_command(manifest.version, folder.parent)
-            )
-    return Engines(folder, manifest, held)
+            raise LtxError(f"{path} has changed since the export", command=engines.export_command())
+    return engines
 
 
-def find_folder(engines: Path, version: str | None) -> Path:
-    """Returns the version folder selected by `--engines` (a version folder, or a root of several) and `--version`.
+def listed_path(engines: Engines, name: str) -> Path:
+    """Returns the path of a listed file, which is not looked at.
 
     Raises:
-        LtxError: there is no such folder, it has another version, or there are several and no version was named.
+        LtxError: it is outside the folder by a link that the user has not made.
     """
-    engines = standing(engines)
-    if (engines / MANIFEST).exists() or any(engines.glob("*.onnx")):
-        folder_version = read_manifest(engines).version
-        if version not in (None, folder_version):
-            raise LtxError(f"{engines} holds version {folder_version}, not {version}", "leave --version out")
-        return engines
-    if version is not None:
-        if not standing(engines / version).is_dir():
-            versions = ", ".join(_versions_in(engines)) or "none"
-            raise LtxError(
-                f"no engines for {version} in {engines} (found: {versions})",
-                fetch_advice(version),
-                export_command(version, engines),
-            )
-        return standing(engines / version)
-    names = _versions_in(engines)
-    if len(names) == 1:
-        return standing(engines / names[0])
-    if names:
-        raise LtxError(f"{engines} holds several versions", f"choose one with --version: {', '.join(names)}")
-    if not engines.is_dir():
-        if engines == engines_folder(None):
-            problem = f"there are no exported versions: neither ./engines nor {engines} is a folder"
-            raise no_versions(problem, "add --version and a release to see how to get it")
-        raise no_versions(f"{engines} is not a folder", "check the path")
-    raise no_versions(f"{engines} holds no complete version folder")
+    path, entry = engines.manifest.place(engines.folder, name), engines.manifest.files[name]
+    if not engines.trusted and name in engines.manifest.linked:
+        check_link(engines.folder, path, entry.size_bytes, entry.checksum)
+    elif not engines.trusted:
+        check_inside(engines.folder, path)
+    return path
 
 
-def _versions_in(root: Path) -> list[str]:
-    names = (path.parent.name for path in root.glob(f"[!.]*/{MANIFEST}"))
-    return sorted({*names, *(path.name for path in standing_in(root))})
+def placed_file(engines: Engines, name: str) -> Path:
+    """Returns the path of a listed file, of which place, kind and size are verified; it is not opened.
+
+    Raises:
+        LtxError: it is missing, is no ordinary file, has another size, or is outside the folder by a link that the user
+            has not made.
+    """
+    path, entry = listed_path(engines, name), engines.manifest.files[name]
+    size = ordinary_size(path)
+    if size is None and name in engines.manifest.linked:
+        gone = f"{path} is gone, and {engines.folder} only links to it"
+        raise LtxError(gone, "put it back", engines.export_command())
+    if size is None:
+        raise LtxError(f"{path} is missing", command=engines.export_command())
+    if size != entry.size_bytes:
+        raise LtxError(f"{path} has {size} bytes instead of {entry.size_bytes}", command=engines.export_command())
+    return path

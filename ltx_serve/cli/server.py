@@ -44,12 +44,13 @@ def serve(settings: Settings) -> None:
     models = Models(settings.engines)
     with ExitStack() as stack:
         listener = stack.enter_context(listener_on(settings.host, settings.port))
-        rooms = rooms_of([model.engines.folder for model in models], settings.backend)
+        folders = [model.engines.folder for model in models]
+        rooms = rooms_of(folders, settings.backend, trust=settings.trust_engines)
         store = Store(settings.data / "jobs.sqlite", settings.max_queue, settings.keep_days)
         stack.callback(store.close)
-        folders = Folders(settings.data / "videos")
-        crew = Crew(store, folders, settings, workers_of(settings))
-        app = application(settings, crew, store, folders, rooms)
+        jobs = Folders(settings.data / "videos")
+        crew = Crew(store, jobs, settings, workers_of(settings))
+        app = application(settings, crew, store, jobs, rooms)
         crew.start()
         stack.callback(crew.stop, settings.grace_s)
         _note_workers(settings)

@@ -82,6 +82,7 @@ def _run(settings: Settings) -> None:
         "backend": settings.backend,
         "memory": settings.memory,
         "threads": settings.threads,
+        "trust_engines": settings.trust_engines,
     }
     makers = ray_serve.deployment(
         Replica,

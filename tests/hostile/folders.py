@@ -1,4 +1,4 @@
-"""A version folder of a stranger: the demo's, in which a test may change anything and list it like an honest one."""
+"""A stranger's version folder: the demo's, in which a test changes what it likes, and lists it like an honest one."""
 
 import json
 from collections.abc import Callable

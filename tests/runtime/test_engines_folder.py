@@ -8,7 +8,7 @@ import pytest
 
 from ltx_runtime.files import engines_folder
 from ltx_runtime.folder.address import engines_option
-from ltx_runtime.folder.manifest import find_folder
+from ltx_runtime.folder.finding import find_folder
 from ltx_runtime.spec.versions import VERSIONS
 
 DEMO = VERSIONS["demo"]

@@ -16,6 +16,7 @@ import numpy as np
 from ltx_runtime.errors import LtxError, explaining
 from ltx_runtime.files import amount
 from ltx_runtime.folder.sidecar import read_sidecar
+from ltx_runtime.folder.trust import is_made_here
 from ltx_runtime.sessions.cuda.device import Device
 from ltx_runtime.sessions.cuda.memory import GpuMemoryError
 from ltx_runtime.sessions.found import FoundEngine
@@ -92,7 +93,7 @@ class OpenEngine:
     def _load_refitted(self) -> None:
         plan = plan_path(self._found)
         with locked(plan):  # another process waits for the refitted engine and then loads it
-            if plan.is_file():
+            if self._may_use(plan):
                 self._refuse_too_large(plan)
                 self._deserialize(plan)
             if self._engine is not None:
@@ -104,6 +105,10 @@ class OpenEngine:
             except LtxError as error:
                 raise self._out_of_memory() or LtxError(str(error), command=self._found.rebuild_command()) from None
             keep_plan(self._library, self._engine, plan)
+
+    def _may_use(self, path: Path) -> bool:
+        """Returns whether a session left this file beside the engine: of this user, since it is code, or of anyone."""
+        return path.is_file() if self._found.address.engines.trusted else is_made_here(path)
 
     def _refuse_too_large(self, plan: Path) -> None:
         """Raises GpuMemoryError if a plan is too large: it takes about as much memory as its file has bytes."""
@@ -173,7 +178,7 @@ class OpenEngine:
             config.dynamic_shapes_kernel_specialization_strategy = strategy
         if compiles_at_run_time(self._library):
             self._kernels = config.create_runtime_cache()
-            self._kernels_read = read(self._kernels_path())
+            self._kernels_read = read(self._kernels_path()) if self._may_use(self._kernels_path()) else None
             if self._kernels_read:
                 self._kernels.deserialize(self._kernels_read)  # stays empty if they are another driver's
             config.set_runtime_cache(self._kernels)

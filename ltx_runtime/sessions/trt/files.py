@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ltx_runtime.files import acquired_lock, lock_name, written_whole
+from ltx_runtime.folder.trust import record_made
 
 _WAIT_S = 600.0  # refitting a large engine takes less
 
@@ -42,8 +43,10 @@ def read(path: Path) -> bytes | None:
 
 
 def leave(path: Path, data: Any) -> None:
-    """Writes bytes to a temporary file and renames it to `path`; does nothing if that is impossible."""
-    with suppress(OSError), written_whole(path) as temporary, temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    """Writes bytes to a temporary file, renames it to `path` and records it as made here; does nothing if it cannot."""
+    with suppress(OSError):
+        with written_whole(path) as temporary, temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        record_made(path)

@@ -10,6 +10,7 @@ from stand_ins.gpu_machine import Machine
 
 from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.sidecar import WeightInput
+from ltx_runtime.folder.trust import record_made
 from ltx_runtime.sessions import open_session
 from ltx_runtime.sessions.cuda import device as cuda
 from ltx_runtime.sessions.cuda.memory import GpuMemoryError
@@ -173,6 +174,7 @@ def test_the_graph_that_an_engine_was_built_from_goes_before_the_folder_s(bench)
     refitting(bench)
     graph = bench.find().path.with_suffix(".onnx")
     graph.write_bytes(b"another")
+    record_made(graph)
     with pytest.raises(LtxError, match=r"takes no weights from .*/transformer\.bf16\.onnx \("):
         run(bench)
     graph.write_bytes((bench.engines.folder / "transformer.bf16.onnx").read_bytes())
