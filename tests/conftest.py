@@ -1,4 +1,4 @@
-"""What every test can rely on: signals are heard, and the workers of a run share the graphs they trace."""
+"""What every test can rely on: signals are heard, and the workers of a run share what they export."""
 
 import os
 import shutil
@@ -8,15 +8,15 @@ from functools import cache
 
 import platformdirs
 import pytest
-from samples.shared_graphs import FOLDER
+from samples.shared import FOLDER
 
 _made: list[str] = []
 
 
 def pytest_configure():
-    """Makes the folder of shared graphs; workers inherit it from the process that starts them."""
+    """Makes the folder of what is shared; workers inherit it from the process that starts them."""
     if FOLDER not in os.environ:
-        os.environ[FOLDER] = tempfile.mkdtemp(prefix="ltx-graphs-")
+        os.environ[FOLDER] = tempfile.mkdtemp(prefix="ltx-shared-")
         _made.append(os.environ[FOLDER])
 
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from samples.demo import DEMO, folder_with_demo, folder_with_quantized_demo
-from samples.tiny import sources_of
+from samples.tiny import export, sources_of
 
-from ltx_export.build import ExportOptions, export_version
+from ltx_export.build import ExportOptions
 from ltx_export.calibration import calibrate as calibration
 from ltx_export.calibration.calibrate import calibrate
 from ltx_export.calibration.trial import Trial
@@ -158,7 +158,7 @@ def test_a_folder_that_links_to_its_weights_is_calibrated_through_a_link_to_it(t
     monkeypatch.setenv("LTX_CACHE", "")
     sources = sources_of(DEMO, folder_with_demo() / "weights")
     options = ExportOptions(("fp32", "q8"), link=True)
-    export_version(DEMO, sources, tmp_path / "demo", options, lambda line: None)
+    export(DEMO, sources, tmp_path / "demo", options=options)
     (tmp_path / "link").symlink_to("demo")
     calibrated(tmp_path / "link")
     engines = open_engines(tmp_path / "demo")
