@@ -38,11 +38,11 @@ from ltx_runtime.folder.manifest import (
     describe_files,
     write_manifest,
 )
-from ltx_runtime.folder.trust import record_link
 from ltx_runtime.progress import Progress, silent
 from ltx_runtime.spec.components import Component
 from ltx_runtime.spec.versions import Version
 from ltx_runtime.text.tokenizer import Tokenizer
+from ltx_runtime.trust.made_here import record_link
 from ltx_runtime.weights.checkpoint import StoredTensor
 from ltx_runtime.weights.lora import Lora, LoraFile, open_lora
 

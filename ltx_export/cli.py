@@ -206,7 +206,7 @@ def publish_folder(
     need("huggingface_hub", extra="download")
     from ltx_export.publish import publish
     from ltx_runtime.folder.finding import find_tidied
-    from ltx_runtime.folder.manifest import open_engines
+    from ltx_runtime.folder.reading import open_engines
 
     opened = open_engines(find_tidied(folder, None, print), trust=trust_engines)
     address = publish(opened, repository, print, private=private)
@@ -241,7 +241,7 @@ def bundle_version(
     from ltx_export.bundle.target import target_of
     from ltx_runtime.cli.progress import display
     from ltx_runtime.folder.finding import find_tidied
-    from ltx_runtime.folder.manifest import open_engines
+    from ltx_runtime.folder.reading import open_engines
 
     options = Options(target_of(platform, python), tuple(extra or ["cpu"]), tuple(precision or ()), overwrite)
     opened = open_engines(find_tidied(engines_folder(engines), release.name, print), trust=trust_engines)
@@ -285,7 +285,7 @@ def check(
     need("onnxruntime", extra="cpu")
     from ltx_export.recorded import check_folder
     from ltx_runtime.folder.finding import find_tidied
-    from ltx_runtime.folder.manifest import open_engines
+    from ltx_runtime.folder.reading import open_engines
 
     name = find_version(version).name if version else None
     engines = open_engines(find_tidied(engines_folder(folder), name, print), trust=trust_engines)
@@ -314,7 +314,7 @@ def calibrate(
     from ltx_export.calibration.calibrate import calibrate as add_int8
     from ltx_runtime.cli.progress import display
     from ltx_runtime.folder.finding import find_tidied
-    from ltx_runtime.folder.manifest import open_engines
+    from ltx_runtime.folder.reading import open_engines
     from ltx_runtime.spec.geometry import size_of
 
     opened = open_engines(find_tidied(engines_folder(engines), release.name, print), trust=trust_engines)

@@ -15,7 +15,8 @@ from typing import Any
 from ltx_runtime.declared import declared, path_of
 from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.finding import find_tidied
-from ltx_runtime.folder.manifest import Engines, open_engines
+from ltx_runtime.folder.manifest import Engines
+from ltx_runtime.folder.reading import open_engines
 from ltx_runtime.folder.release import release_of
 from ltx_runtime.outputs.places import check_readable, places_of
 from ltx_runtime.outputs.unfinished import Unfinished, open_unfinished

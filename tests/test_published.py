@@ -19,7 +19,8 @@ from ltx_runtime import Pipeline, packages
 from ltx_runtime.cli import main as runner
 from ltx_runtime.errors import LtxError
 from ltx_runtime.files import locked
-from ltx_runtime.folder.manifest import MANIFEST, Engines, describe_files, open_engines, read_manifest, write_manifest
+from ltx_runtime.folder.manifest import MANIFEST, Engines, describe_files, write_manifest
+from ltx_runtime.folder.reading import open_engines, read_manifest
 from ltx_runtime.hub.folder import STATE
 from ltx_runtime.hub.version_folder import fetch_version
 from ltx_runtime.spec.versions import VERSIONS

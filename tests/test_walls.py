@@ -23,9 +23,9 @@ NAMELESS = {"util", "utils", "common", "helper", "helpers", "manager", "misc", "
 # import each other without a cycle.
 ROOMS = {
     "ltx_runtime": (
-        *("errors", "packages", "declared", "files", "replacing", "progress", "spec", "folder", "hub", "tensors"),
-        *("graph", "weights", "sessions", "noise", "media", "text", "vae", "sampling", "planning", "outputs", "road"),
-        *("video", "pipeline", "batch", "cluster", "doctor", "cli"),
+        *("errors", "packages", "declared", "files", "replacing", "trust", "progress", "spec", "folder", "hub"),
+        *("tensors", "graph", "weights", "sessions", "noise", "media", "text", "vae", "sampling", "planning"),
+        *("outputs", "road", "video", "pipeline", "batch", "cluster", "doctor", "cli"),
     ),
     "ltx_export": (
         *("recorded", "preview", "checkpoints", "sources", "models", "networks", "weights"),

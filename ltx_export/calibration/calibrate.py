@@ -31,9 +31,9 @@ from ltx_runtime.folder.manifest import (
     Engines,
     Quantized,
     describe_files,
-    open_engines,
     write_manifest,
 )
+from ltx_runtime.folder.reading import open_engines
 from ltx_runtime.graph.check import check_graph
 from ltx_runtime.progress import Progress, silent
 

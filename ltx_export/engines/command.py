@@ -33,16 +33,17 @@ from ltx_runtime.errors import LtxError
 from ltx_runtime.files import engines_folder
 from ltx_runtime.folder.address import EngineAddress
 from ltx_runtime.folder.finding import find_tidied
-from ltx_runtime.folder.manifest import MANIFEST, Engines, open_engines
+from ltx_runtime.folder.manifest import MANIFEST, Engines
 from ltx_runtime.folder.profiles import Limits, Profile
+from ltx_runtime.folder.reading import open_engines
 from ltx_runtime.folder.sidecar import ENGINE_PRECISIONS, WEIGHTS, Maker, Sidecar, Weights
-from ltx_runtime.folder.trust import check_records
 from ltx_runtime.planning.plan import grids_of
 from ltx_runtime.sessions import engine_found
 from ltx_runtime.sessions.trt.library import LIBRARIES, load_library, maker_of, title_of
 from ltx_runtime.spec.components import COMPONENT_NAMES
 from ltx_runtime.spec.geometry import grid_of, size_of
 from ltx_runtime.spec.versions import Version, find_version
+from ltx_runtime.trust.made_here import check_records
 
 Report = Callable[[str], None]
 

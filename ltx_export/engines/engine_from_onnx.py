@@ -19,9 +19,9 @@ from ltx_runtime.errors import LtxError, explaining
 from ltx_runtime.files import written_whole
 from ltx_runtime.folder.profiles import Limits, Profile, profiles
 from ltx_runtime.folder.sidecar import Weights
-from ltx_runtime.folder.trust import is_made_here, record_made
 from ltx_runtime.sessions.trt.library import compiles_at_run_time, first_error, logger_of
 from ltx_runtime.spec.components import Component, Port, line_of
+from ltx_runtime.trust.made_here import is_made_here, record_made
 
 _REFIT = ("STRIP_PLAN", "REFIT_IDENTICAL")  # REFIT alone would disable fusions
 _STREAMING = "WEIGHT_STREAMING"

@@ -23,7 +23,8 @@ from ltx_export.inspection.facts import KINDS, Facts, File, Inspection
 from ltx_export.inspection.needs import memory_of, missing_for
 from ltx_export.sources.layouts import snapshot_of
 from ltx_runtime.errors import LtxError
-from ltx_runtime.folder.manifest import MANIFEST, Engines, listed_path, read_manifest
+from ltx_runtime.folder.manifest import MANIFEST, Engines
+from ltx_runtime.folder.reading import listed_path, read_manifest
 from ltx_runtime.spec.versions import VERSIONS, Version
 from ltx_runtime.weights.checkpoint import Checkpoint
 from ltx_runtime.weights.floats import FLOAT_DTYPES

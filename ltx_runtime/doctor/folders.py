@@ -15,8 +15,9 @@ from ltx_runtime.doctor.machine import reason_of
 from ltx_runtime.errors import LtxError, explaining
 from ltx_runtime.files import engines_folder
 from ltx_runtime.folder.address import FOREIGN, EngineAddress, check_engine, engine_paths, has_foreign_sidecar
-from ltx_runtime.folder.manifest import MANIFEST, Engines, placed_file, read_manifest
+from ltx_runtime.folder.manifest import MANIFEST, Engines
 from ltx_runtime.folder.profiles import Profile, Span
+from ltx_runtime.folder.reading import placed_file, read_manifest
 from ltx_runtime.folder.sidecar import ENGINE_PRECISIONS, Maker, Sidecar, read_sidecar
 from ltx_runtime.sessions import BACKENDS, find_preferable
 from ltx_runtime.sessions.trt.library import LIBRARIES, title_of

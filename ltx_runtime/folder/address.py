@@ -10,11 +10,11 @@ from pathlib import Path
 from ltx_runtime.errors import LtxError
 from ltx_runtime.files import engines_folder
 from ltx_runtime.folder.commands import onnx_command
-from ltx_runtime.folder.listed import ordinary_size
 from ltx_runtime.folder.manifest import Engines, checksum
 from ltx_runtime.folder.profiles import profiles
 from ltx_runtime.folder.sidecar import ENGINE_PRECISIONS, Maker, Sidecar, is_own, read_sidecar, sidecar_path
-from ltx_runtime.folder.trust import is_made_here
+from ltx_runtime.trust.listed import ordinary_size
+from ltx_runtime.trust.made_here import is_made_here
 
 FOREIGN = "was not built by you on this machine, and an engine is code: --trust-engines runs it"
 _MISFITS = {

@@ -8,7 +8,8 @@ from pathlib import Path
 from ltx_runtime.errors import LtxError
 from ltx_runtime.files import cache_folder, engines_folder
 from ltx_runtime.folder.commands import export_command, fetch_advice, no_versions
-from ltx_runtime.folder.manifest import MANIFEST, read_manifest
+from ltx_runtime.folder.manifest import MANIFEST
+from ltx_runtime.folder.reading import read_manifest
 from ltx_runtime.replacing.exchange import standing, standing_in
 from ltx_runtime.replacing.tidying import tidy, tidy_below
 

@@ -16,9 +16,9 @@ from typing import Any, Literal, get_args
 
 from ltx_runtime.errors import LtxError
 from ltx_runtime.files import written_whole
-from ltx_runtime.folder.listed import MOST_SIDECAR_BYTES, read_small
 from ltx_runtime.folder.profiles import Profile, Span
-from ltx_runtime.folder.trust import is_made_here, record_made
+from ltx_runtime.trust.listed import MOST_SIDECAR_BYTES, read_small
+from ltx_runtime.trust.made_here import is_made_here, record_made
 
 _MOST_COUNTED = 1 << 50  # bytes or values
 _TEXTS = (

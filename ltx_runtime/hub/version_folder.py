@@ -9,7 +9,8 @@ import shutil
 from pathlib import Path
 
 from ltx_runtime.errors import LtxError, explaining
-from ltx_runtime.folder.manifest import MANIFEST, Manifest, open_engines, read_manifest
+from ltx_runtime.folder.manifest import MANIFEST, Manifest
+from ltx_runtime.folder.reading import open_engines, read_manifest
 from ltx_runtime.hub.environment import influences, prepare
 from ltx_runtime.hub.folder import STATE, Report, complete, filling
 from ltx_runtime.hub.remote import AbsentError, Published, RemoteFile, UnreachableError, ask, check_name

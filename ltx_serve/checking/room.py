@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from ltx_runtime.folder.manifest import open_engines
+from ltx_runtime.folder.reading import open_engines
 from ltx_runtime.sessions.found import Found
 from ltx_runtime.sessions.processor import total_memory
 from ltx_runtime.spec.components import ComponentName

@@ -12,7 +12,8 @@ from pydantic import BaseModel, Field
 
 from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.finding import find_folder
-from ltx_runtime.folder.manifest import MANIFEST, Engines, read_manifest
+from ltx_runtime.folder.manifest import MANIFEST, Engines
+from ltx_runtime.folder.reading import read_manifest
 from ltx_runtime.folder.release import release_of
 from ltx_runtime.spec.geometry import SPATIAL_SCALE, TEMPORAL_SCALE
 from ltx_runtime.spec.versions import Version, find_version

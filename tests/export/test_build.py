@@ -20,7 +20,8 @@ from ltx_export.random_weights import write_random_weights
 from ltx_export.sources.find import TEXT_ENCODER_FILE, TOKENIZER_FILE, Sources
 from ltx_export.weights import staging
 from ltx_runtime.errors import LtxError
-from ltx_runtime.folder.manifest import MANIFEST, open_engines
+from ltx_runtime.folder.manifest import MANIFEST
+from ltx_runtime.folder.reading import open_engines
 from ltx_runtime.spec.presets import Schedule
 from ltx_runtime.spec.versions import VERSIONS
 

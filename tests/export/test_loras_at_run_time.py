@@ -19,7 +19,8 @@ from samples.tiny import export
 from ltx_export.build import ExportOptions
 from ltx_export.recorded import SIZES, random_feeds, relative_l2
 from ltx_runtime import LoraFile, LtxError, Pipeline, Request, read_record
-from ltx_runtime.folder.manifest import Engines, open_engines
+from ltx_runtime.folder.manifest import Engines
+from ltx_runtime.folder.reading import open_engines
 from ltx_runtime.sessions import BACKENDS, Backend, find, onnxruntime_cuda, open_session
 from ltx_runtime.sessions.cuda.gpu import Gpu
 from ltx_runtime.sessions.found import FoundEngine

@@ -10,7 +10,7 @@ from hostile.watched import MOST_BYTES, ROOT, Run, WatchedProcess
 from samples.demo import folder_with_demo
 
 from ltx_runtime.errors import LtxError
-from ltx_runtime.folder.manifest import open_engines
+from ltx_runtime.folder.reading import open_engines
 
 SECRET = b"SECRET-OF-THE-USER " * 64
 

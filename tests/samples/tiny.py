@@ -20,7 +20,8 @@ from ltx_export.graphs.onnx_from_torch import onnx_from_torch
 from ltx_export.models.network import Network, build_empty
 from ltx_export.random_weights import write_random_weights
 from ltx_export.sources.find import TEXT_ENCODER_FILE, TOKENIZER_FILE, Sources
-from ltx_runtime.folder.manifest import Manifest, read_manifest
+from ltx_runtime.folder.manifest import Manifest
+from ltx_runtime.folder.reading import read_manifest
 from ltx_runtime.spec.presets import Pass
 from ltx_runtime.spec.versions import (
     SIZE_13B,

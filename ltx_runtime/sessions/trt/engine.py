@@ -16,13 +16,13 @@ import numpy as np
 from ltx_runtime.errors import LtxError, explaining
 from ltx_runtime.files import amount
 from ltx_runtime.folder.sidecar import read_sidecar
-from ltx_runtime.folder.trust import is_made_here
 from ltx_runtime.sessions.cuda.device import Device
 from ltx_runtime.sessions.cuda.memory import GpuMemoryError
 from ltx_runtime.sessions.found import FoundEngine
 from ltx_runtime.sessions.trt.files import leave, locked, read
 from ltx_runtime.sessions.trt.library import compiles_at_run_time, first_error, logger_of, title_of
 from ltx_runtime.sessions.trt.weights import keep_plan, plan_path, refit, weights_bytes
+from ltx_runtime.trust.made_here import is_made_here
 
 _NO_MEMORY = re.compile(r"out ?of ?memory|bad.?alloc|cudaErrorMemoryAllocation", re.IGNORECASE)
 _CHECKSUM_DIGITS = 16  # of an engine's checksum in the names of files beside it

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ltx_runtime.files import acquired_lock, lock_name, written_whole
-from ltx_runtime.folder.trust import record_made
+from ltx_runtime.trust.made_here import record_made
 
 _WAIT_S = 600.0  # refitting a large engine takes less
 

@@ -8,7 +8,8 @@ import pytest
 from fakes.stages import engines_of
 from fakes.wheels import lend_index
 
-from ltx_runtime.folder.manifest import Engines, Quantized, describe_files, open_engines, write_manifest
+from ltx_runtime.folder.manifest import Engines, Quantized, describe_files, write_manifest
+from ltx_runtime.folder.reading import open_engines
 from ltx_runtime.spec.versions import VERSIONS
 
 SPIECE = Path(__file__).parents[2] / "golden" / "t5" / "spiece.model"

@@ -14,7 +14,8 @@ from ltx_export.calibration.calibrate import calibrate
 from ltx_export.calibration.trial import Trial
 from ltx_export.recorded import SIZES, random_feeds, relative_l2
 from ltx_runtime.errors import LtxError
-from ltx_runtime.folder.manifest import open_engines, write_manifest
+from ltx_runtime.folder.manifest import write_manifest
+from ltx_runtime.folder.reading import open_engines
 from ltx_runtime.sessions import find, open_session
 
 SIZE = (64, 96, 9)

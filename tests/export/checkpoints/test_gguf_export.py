@@ -23,7 +23,8 @@ from ltx_export.models.t5 import T5Config, TextEncoder
 from ltx_export.random_weights import write_random_weights
 from ltx_export.recorded import SIZES, random_feeds, run_graph
 from ltx_export.sources.find import Sources
-from ltx_runtime.folder.manifest import Engines, Manifest, open_engines
+from ltx_runtime.folder.manifest import Engines, Manifest
+from ltx_runtime.folder.reading import open_engines
 from ltx_runtime.spec.components import ComponentName
 from ltx_runtime.spec.versions import TextEncoderSize, TransformerSize
 

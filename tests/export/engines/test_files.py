@@ -14,8 +14,8 @@ from ltx_export.engines import command as engine_command
 from ltx_export.engines import files as engine_files
 from ltx_export.engines.files import build_engine, find_equal, prepared_for
 from ltx_export.random_weights import write_random_weights
-from ltx_runtime.folder.manifest import open_engines
 from ltx_runtime.folder.profiles import Limits
+from ltx_runtime.folder.reading import open_engines
 from ltx_runtime.folder.sidecar import read_sidecar
 from ltx_runtime.spec.geometry import Grid
 

@@ -8,7 +8,7 @@ from samples.tiny import export
 
 from ltx_export.build import ExportOptions
 from ltx_export.recorded import SIZES, random_feeds, relative_l2
-from ltx_runtime.folder.manifest import open_engines
+from ltx_runtime.folder.reading import open_engines
 from ltx_runtime.sessions import find, open_session
 
 pytest.importorskip("openvino", reason="OpenVINO is not installed, as in the environment with .[cpu] alone")

@@ -17,7 +17,8 @@ from ltx_export.checkpoints.blocks import Q8, quantized
 from ltx_export.checkpoints.values import float32_of
 from ltx_export.recorded import SIZES, check_folder, random_feeds, relative_l2, run_graph
 from ltx_runtime.errors import LtxError
-from ltx_runtime.folder.manifest import QUANTIZED_BLOCK, open_engines, read_manifest
+from ltx_runtime.folder.manifest import QUANTIZED_BLOCK
+from ltx_runtime.folder.reading import open_engines, read_manifest
 from ltx_runtime.sessions import find, open_session
 from ltx_runtime.weights.checkpoint import open_safetensors
 

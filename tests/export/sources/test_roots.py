@@ -15,7 +15,8 @@ from ltx_export.checkpoints.readers import open_weights
 from ltx_export.inspection.inspect import inspect
 from ltx_export.sources.find import Sources, find_sources, open_sources
 from ltx_runtime.errors import LtxError
-from ltx_runtime.folder.manifest import MANIFEST, open_engines, read_manifest
+from ltx_runtime.folder.manifest import MANIFEST
+from ltx_runtime.folder.reading import open_engines, read_manifest
 from ltx_runtime.spec.versions import VERSIONS
 from ltx_runtime.tensors import read_tensors
 from ltx_runtime.text.tokenizer import Tokenizer

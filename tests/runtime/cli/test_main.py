@@ -17,7 +17,8 @@ from fakes import stages as fake_stages
 from PIL import Image
 
 from ltx_runtime import __version__
-from ltx_runtime.folder.manifest import read_manifest, write_manifest
+from ltx_runtime.folder.manifest import write_manifest
+from ltx_runtime.folder.reading import read_manifest
 from ltx_runtime.sessions import BACKENDS
 from ltx_runtime.spec.versions import VERSIONS
 from ltx_runtime.tensors import write_tensors

@@ -18,7 +18,8 @@ from fakes import program
 from fakes import stages as fake_stages
 from PIL import Image
 
-from ltx_runtime.folder.manifest import describe_files, read_manifest, write_manifest
+from ltx_runtime.folder.manifest import describe_files, write_manifest
+from ltx_runtime.folder.reading import read_manifest
 from ltx_runtime.outputs import unfinished
 from ltx_runtime.outputs.record import read_record
 from ltx_runtime.pipeline import Pipeline

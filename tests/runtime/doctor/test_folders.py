@@ -65,7 +65,7 @@ def make_folder(path):
 
 
 def manifest_of(folder):
-    from ltx_runtime.folder.manifest import read_manifest
+    from ltx_runtime.folder.reading import read_manifest
 
     return read_manifest(folder)
 

@@ -11,7 +11,7 @@ import pytest
 from fakes.stages import ROPE
 
 from ltx_runtime.errors import LtxError
-from ltx_runtime.folder import manifest as manifest_file
+from ltx_runtime.folder import reading
 from ltx_runtime.folder.commands import export_command
 from ltx_runtime.folder.finding import find_folder
 from ltx_runtime.folder.manifest import (
@@ -21,14 +21,13 @@ from ltx_runtime.folder.manifest import (
     Parity,
     checksum,
     describe_files,
-    open_engines,
-    read_manifest,
     write_manifest,
 )
-from ltx_runtime.folder.trust import record_link
+from ltx_runtime.folder.reading import open_engines, read_manifest
 from ltx_runtime.spec.components import text_encoder, transformer, vae_decoder
 from ltx_runtime.spec.encodings import Rope
 from ltx_runtime.spec.presets import SD3, Schedule
+from ltx_runtime.trust.made_here import record_link
 
 MIB = 1 << 20
 SIGNATURES = (
@@ -275,9 +274,9 @@ def test_a_position_embedding_that_does_not_fill_the_width_or_is_not_positive_is
     frequencies, position
 ):
     signature = transformer(4, 6, 12)
-    manifest_file._check_rope(Rope((1.0, 2.0), (20.0, 1.0, 1.0)), signature)
+    reading._check_rope(Rope((1.0, 2.0), (20.0, 1.0, 1.0)), signature)
     with pytest.raises(ValueError, match="rope has"):
-        manifest_file._check_rope(Rope(frequencies, (20.0, position, 1.0)), signature)
+        reading._check_rope(Rope(frequencies, (20.0, position, 1.0)), signature)
 
 
 @pytest.mark.parametrize("field", [field.name for field in fields(Manifest)])

@@ -10,7 +10,8 @@ import pytest
 from fakes.stages import engines_of
 
 from ltx_runtime.errors import LtxError
-from ltx_runtime.folder.manifest import FORMAT, MANIFEST, FileEntry, read_manifest
+from ltx_runtime.folder.manifest import FORMAT, MANIFEST, FileEntry
+from ltx_runtime.folder.reading import read_manifest
 from ltx_runtime.folder.release import release_of
 from ltx_runtime.planning.plan import plan
 from ltx_runtime.planning.request import Request

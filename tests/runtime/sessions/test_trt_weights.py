@@ -10,13 +10,13 @@ from stand_ins.gpu_machine import Machine
 
 from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.sidecar import WeightInput
-from ltx_runtime.folder.trust import record_made
 from ltx_runtime.sessions import open_session
 from ltx_runtime.sessions.cuda import device as cuda
 from ltx_runtime.sessions.cuda.memory import GpuMemoryError
 from ltx_runtime.sessions.trt import engine as trt_engine
 from ltx_runtime.sessions.trt import weights as trt_weights
 from ltx_runtime.sessions.trt.weights import plan_path
+from ltx_runtime.trust.made_here import record_made
 
 pytest.importorskip("filelock", reason="sessions of engines need it; it comes with them")
 

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ltx_runtime.errors import LtxError
-from ltx_runtime.folder.listed import MOST_FILES, check_inside, check_link, check_names, ordinary_size, read_small
-from ltx_runtime.folder.trust import record_link
+from ltx_runtime.trust.listed import MOST_FILES, check_inside, check_link, check_names, ordinary_size, read_small
+from ltx_runtime.trust.made_here import record_link
 
 MANIFEST = "manifest.json"
 OUTSIDE = ["/etc/passwd", "..", "../spiece.model", "a/../../b", "a/..", "/", ".", ""]

@@ -7,8 +7,8 @@ import platformdirs
 import pytest
 
 from ltx_runtime.errors import LtxError
-from ltx_runtime.folder import trust
-from ltx_runtime.folder.trust import check_records, is_made_here, is_own_link, record_link, record_made
+from ltx_runtime.trust import made_here as trust
+from ltx_runtime.trust.made_here import check_records, is_made_here, is_own_link, record_link, record_made
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
 from ltx_runtime.errors import LtxError, explaining, shown
-from ltx_runtime.folder.trust import is_own_link
+from ltx_runtime.trust.made_here import is_own_link
 
 # Bounds that every export keeps by far: a release has about 30 files, and a manifest of some tens of kilobytes.
 MOST_FILES, MOST_MANIFEST_BYTES, MOST_SIDECAR_BYTES = 1000, 4 << 20, 64 << 20
