@@ -15,7 +15,7 @@ class Reader:
         seeds: returns inputs to begin with, in the form that `file_of` takes.
         file_of: turns an input into the bytes of a file, such as by adding a length or a checksum without which the
             reader would look no further.
-        suffix: suffix of the file's name.
+        suffix: suffix of the file's name, or of that of its folder with the name behind it.
     """
 
     read: Callable[[Path], object]
@@ -33,6 +33,7 @@ def attempt(reader: Reader, data: bytes, path: Path) -> bool:
     """
     from ltx_runtime.errors import LtxError
 
+    path.parent.mkdir(exist_ok=True)
     path.write_bytes(reader.file_of(data))
     try:
         reader.read(path)

@@ -2,12 +2,12 @@
 
 import json
 import math
-from copy import deepcopy
 from dataclasses import asdict
 from itertools import cycle, islice
 
 import pytest
 from fakes.stages import engines_of
+from samples.changed_values import VALUES, changed, places_in
 
 from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.manifest import FORMAT, MANIFEST, FileEntry
@@ -16,12 +16,6 @@ from ltx_runtime.folder.release import release_of
 from ltx_runtime.planning.plan import plan
 from ltx_runtime.planning.request import Request
 from ltx_runtime.spec.versions import VERSIONS
-
-VALUES = (
-    *(None, True, -1, 0, 1, 3, 10**30, 1.5, math.nan, math.inf, "", "x", "8*rows", "\ud800", "a\0b", "y" * 2000),
-    *([], [1], ["x"], [[]], {}, {"x": 1}, [None] * 3, [math.nan] * 3),
-)
-DELETED = object()
 
 
 @pytest.fixture(scope="module")
@@ -34,26 +28,6 @@ def written(spiece):
         data = {"format": FORMAT, **asdict(manifest), "files": {file: asdict(FileEntry(1, "0")) for file in names}}
         manifests.append(json.loads(json.dumps(data)))
     return manifests
-
-
-def places_in(value, place=()):
-    """Yields the keys that lead to each value inside another; of equal entries of a long list, the first two."""
-    keys = {dict: list, list: lambda entries: range(min(2, len(entries)))}.get(type(value), lambda _: ())
-    for key in keys(value):
-        yield (*place, key)
-        yield from places_in(value[key], (*place, key))
-
-
-def changed(data, place, value):
-    copy = deepcopy(data)
-    holder = copy
-    for key in place[:-1]:
-        holder = holder[key]
-    if value is DELETED:
-        del holder[place[-1]]
-    else:
-        holder[place[-1]] = value
-    return copy
 
 
 def read(folder, data):
@@ -69,9 +43,9 @@ def test_whatever_one_value_becomes_the_manifest_is_refused_in_one_sentence_or_c
     refused = 0
     for data in written:
         read(tmp_path / "folder", data)
-        values = cycle(VALUES)  # five for each place; the fuzzer tries more
+        values = cycle(VALUES)  # six for each place; the fuzzer tries all
         for place in places_in(data):
-            for value in (DELETED, *islice(values, 5)):
+            for value in islice(values, 6):
                 try:
                     read(tmp_path / "folder", changed(data, place, value))
                 except LtxError as error:
@@ -99,7 +73,7 @@ def test_whatever_one_value_becomes_the_manifest_is_refused_in_one_sentence_or_c
 )
 def test_a_value_that_no_export_writes_is_named_with_its_place(tmp_path, written, place, value, reason):
     with pytest.raises(LtxError, match=rf"manifest\.json is damaged \(.*{reason}"):
-        read(tmp_path / "folder", changed(written[1], place.split("."), value))
+        read(tmp_path / "folder", changed(written[1], tuple(place.split(".")), value))
 
 
 def test_a_graph_of_integers_that_is_not_there_is_refused(tmp_path, written):
