@@ -188,7 +188,7 @@ def run_passes(
     _save_latents(road, planned, state)  # a run may have ended between keeping latents and saving them
     names = [f"pass{number}" for number in range(1, len(planned.passes) + 1)]
     if names[-1] not in state.latents:
-        media = read_media(planned, media_frames, road.options.crf)
+        media = read_media(planned, media_frames, road.options.crf, road.options.memory_bytes)
         state.text = text = state.text or _text(road, planned, state)
         encoded = _encoded(road, planned, media)
         state.keep()

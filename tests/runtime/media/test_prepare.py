@@ -167,7 +167,7 @@ def test_a_clip_is_not_read_beyond_what_is_wanted(tmp_path, monkeypatch):
             yield Frame(32, 48, lambda shade=shade: flat(shade))
         raise AssertionError("a fourth frame was read")
 
-    monkeypatch.setattr(pictures, "_opened_file", lambda path, stack: Opened(Facts(32, 48, 5), frames()))
+    monkeypatch.setattr(pictures, "_opened_file", lambda path, stack, most_bytes: Opened(Facts(32, 48, 5), frames()))
     (tmp_path / "a.mp4").touch()
     assert look_at(tmp_path / "a.mp4", 3).seen == 3
     assert load_media(tmp_path / "a.mp4", 32, 48, **{**PLAIN, "most_frames": 3}).shape[2] == 3
