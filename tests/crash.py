@@ -1,4 +1,4 @@
-"""Kills programs at every event on the disk, and prints what is left of it: python tests/crash.py [--kills N] [NAME ...]
+"""Kills programs at every event on the disk, and prints what is left: python tests/crash.py [--kills N] [NAME ...]
 
 Every state must hold the old or the new, each whole, and the next run must work and leave nothing of the dead one.
 """
@@ -33,8 +33,12 @@ def _tabulated(asked: argparse.Namespace, place: Path) -> int:
     from crashes.subjects import SUBJECTS, lent
     from crashes.tracer import is_possible
 
+    sys.stdout.reconfigure(line_buffering=True)
+
     if not is_possible():
-        print("programs cannot be traced on this machine: it takes Linux on x86-64 or ARM64, and ptrace")
+        sys.stdout.write(
+            "programs cannot be traced on this machine: it takes Linux on x86-64 or ARM64, and ptrace" + "\n"
+        )
         return CANNOT
     chosen = [one for one in SUBJECTS if not asked.names or one.name.startswith(tuple(asked.names))]
     print(
@@ -45,11 +49,11 @@ def _tabulated(asked: argparse.Namespace, place: Path) -> int:
         for row in rows(iter(chosen), place, asked.kills, asked.interruptions):
             took, started = time.monotonic() - started, time.monotonic()
             counts = (row.events, row.kills, row.interruptions, row.old, row.new, row.some, row.left_bytes, round(took))
-            print(f"| {row.name} | {' | '.join(map(str, counts))} |", flush=True)
+            sys.stdout.write(f"| {row.name} | {' | '.join(map(str, counts))} |" + "\n")
             for failure in row.failures:
-                print(f"  WRONG: {failure}", flush=True)
+                sys.stdout.write(f"  WRONG: {failure}" + "\n")
             failures, kills = failures + len(row.failures), kills + row.kills
-    print(f"{kills} kills, {failures} failures")
+    sys.stdout.write(f"{kills} kills, {failures} failures" + "\n")
     return int(failures > 0)
 
 

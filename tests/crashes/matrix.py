@@ -5,7 +5,7 @@ import importlib
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -239,11 +239,8 @@ class Matrix:
 
 def _difference(now: Contents, wanted: Contents) -> str:
     """Describes how contents differ from those that were wanted."""
-    names = {*now, *wanted}
-    files: Callable[[str], set[tuple[str, str]]] = lambda name: (
-        {*now.get(name, {}).items()} ^ {*wanted.get(name, {}).items()}
-    )
-    return f"{sorted({file for name in names for file, _ in files(name)})} differently"
+    different = {name for name in {*now, *wanted} if now.get(name) != wanted.get(name)}
+    return f"{sorted(different)} differently"
 
 
 def rows(subjects: Iterator[Subject], place: Path, kills: int, interruptions: int) -> Iterator[Row]:
