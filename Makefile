@@ -25,7 +25,7 @@ COMMA := ,
 INSTALL := -m pip install --quiet --no-compile
 
 .PHONY: setup engines demo demo-engines check fix test runtime test-runtime test-bundle test-page test-ray lock audit bench \
-	bench-whole fuzz fuzz-api clean
+	bench-whole crash fuzz fuzz-api clean
 
 setup: $(VENV)/.ready
 
@@ -139,6 +139,10 @@ READERS ?=
 fuzz: setup
 	$(BIN)/python -m pip install --quiet --group fuzz
 	PYTHONPATH=tests $(BIN)/python -m fuzz --seconds $(SECONDS) $(READERS)
+
+# Both programs, killed at every one of their dealings with files: 700 times, and 20 minutes on two cores.
+crash: setup
+	$(BIN)/python tests/crash.py
 
 # schemathesis against ltx-serve on the demo, for ten minutes.
 fuzz-api: demo
