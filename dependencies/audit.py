@@ -17,7 +17,7 @@ Audit = Callable[[Path], str]
 
 
 def pip_audit(requirements: Path) -> str:
-    """Runs pip-audit on a file of requirements with exact versions; returns what it prints: JSON if it was answered."""
+    """Runs pip-audit on a file of exact versions; returns what it prints, which is JSON if it got an answer."""
     options = ["--no-deps", "--disable-pip", "--format", "json", "--progress-spinner", "off"]
     command = [sys.executable, "-m", "pip_audit", *options, "--requirement", str(requirements)]
     return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True).stdout
