@@ -25,7 +25,7 @@ COMMA := ,
 INSTALL := -m pip install --quiet --no-compile
 
 .PHONY: setup engines demo demo-engines check fix test runtime test-runtime test-bundle test-page test-ray lock audit bench \
-	bench-whole crash fuzz fuzz-api clean
+	bench-whole crash fuzz fuzz-api soak clean
 
 setup: $(VENV)/.ready
 
@@ -148,6 +148,17 @@ crash: setup
 fuzz-api: demo
 	$(BIN)/python -m pip install --quiet --group fuzz
 	$(BIN)/python benchmarks/fuzz_api.py
+
+# Equal bytes on every backend, 500 videos, 2,000 cancels, runs on a folder that is replaced, and a server with 300 jobs.
+# Takes an hour or two on two cores that have nothing else to do. Linux only.
+soak: demo
+	$(BIN)/ltx-export onnx demo --engines build/soak
+	$(BIN)/ltx-export calibrate demo --engines build/soak
+	$(BIN)/python tests/soak/equal_bytes.py build/soak/demo
+	$(BIN)/python tests/soak/many_videos.py engines/demo
+	$(BIN)/python tests/soak/cancels.py engines/demo
+	$(BIN)/python tests/soak/replaced.py
+	$(BIN)/python tests/soak/server.py engines/demo
 
 clean:
 	rm -rf $(VENV) $(VENV)-runtime $(VENV)-tools build dist engines/demo weights/demo
