@@ -89,7 +89,10 @@ GRAPHS: dict[str, tuple[Edit, str]] = {
     "a training graph": (lambda model: model.training_info.add(), "field 20 that no export writes"),
     "a sparse constant": (lambda model: model.graph.sparse_initializer.add(), "field 15 that no export writes"),
     "a hundred thousand nodes": (add_many_nodes, "more than 100000 nodes"),
-    "weights outside the folder": (lambda model: place(model, location="../outside/secret.bin"), "is no weight file"),
+    "weights outside the folder": (
+        lambda model: place(model, location="../../outside/secret.bin"),
+        "is no weight file",
+    ),
     "weights at an absolute path": (lambda model: place(model, location="/etc/passwd"), "'/etc/passwd', which is no"),
     "weights of a detour": (lambda model: place(model, location="./checkpoint.safetensors"), "is no weight file"),
     "weights of another component": (
@@ -174,9 +177,9 @@ def stranger_output(name: str) -> str:
 
 
 def test_check_refuses_a_graph_that_a_run_would_refuse(stranger, refused):
-    edit(stranger, TRANSFORMER, lambda model: place(model, location="../outside/secret.bin"))
+    edit(stranger, TRANSFORMER, lambda model: place(model, location="../../outside/secret.bin"))
     sentence = refused("check", stranger.folder, program="ltx-export")
-    assert "reads '../outside/secret.bin', which is no weight file of transformer" in sentence
+    assert "reads '../../outside/secret.bin', which is no weight file of transformer" in sentence
 
 
 def test_a_graph_whose_nodes_do_not_fit_each_other_is_refused_by_the_library_in_one_sentence(stranger, watched):
