@@ -21,6 +21,8 @@ from ltx_runtime.graph.check import check_graph
 from ltx_runtime.sessions import CheckedSession
 from ltx_runtime.spec.components import UNEVEN, Component, Port, check_feeds
 from ltx_runtime.spec.encodings import sinusoid_of
+from ltx_runtime.text.encode import words_of
+from ltx_runtime.text.tokenizer import Tokenizer
 
 Array = np.ndarray[Any, Any]
 Feeds = dict[str, Array]
@@ -155,13 +157,23 @@ def _check_stored(path: Path) -> None:
                     raise ValueError(f"{shown(member.filename)} is not as long as its header says")
 
 
+def _check_tokenizer(engines: Engines) -> None:
+    file, encoder = engines.manifest.tokenizer, engines.manifest.components.get("text_encoder")
+    if file is not None and encoder is not None:
+        tokenizer = Tokenizer(engines.folder / file, max_tokens=1)
+        for graph in encoder.graphs.values():
+            tokenizer.check_vocabulary(words_of(engines.folder / graph))
+
+
 def check_folder(engines: Engines, report: Callable[[str], None]) -> None:
     """Runs the fp32 and q8 graphs of a verified version folder on the recorded inputs, and compares the outputs.
 
     Raises:
-        LtxError: a graph cannot be loaded, or may not, or its output differs from the record by more in relative L2
-            than LIMIT, or for q8 by more than that beyond the difference at export.
+        LtxError: the tokenizer cannot be opened, or does not fit the text encoder; a graph cannot be loaded, or may
+            not; or its output differs from the record by more in relative L2 than LIMIT, or for q8 by more than that
+            beyond the difference at export.
     """
+    _check_tokenizer(engines)
     for name, entry in engines.manifest.components.items():
         limits = {"fp32": LIMIT} if "fp32" in entry.graphs else {}
         if QUANTIZED in entry.quantized:

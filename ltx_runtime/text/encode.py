@@ -35,11 +35,11 @@ def tokenizer_of(engines: Engines, found: Found, max_tokens: int) -> Tokenizer:
     held, folder = engines.held, engines.folder
     tokenizer = held.read(lambda: Tokenizer(held.now(folder / file), max_tokens))
     if BACKENDS[found.backend].loads_graphs:
-        tokenizer.check_vocabulary(held.read(lambda: _words_of(held.now(found.path))))
+        tokenizer.check_vocabulary(held.read(lambda: words_of(held.now(found.path))))
     return tokenizer
 
 
-def _words_of(graph: Path) -> int:
+def words_of(graph: Path) -> int:
     """Returns the number of rows of the tables in which the graph of a text encoder looks ids up.
 
     Raises:

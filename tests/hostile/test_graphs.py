@@ -254,3 +254,4 @@ def test_a_tokenizer_that_its_library_could_not_bear_is_refused(stranger, refuse
     assert path.read_bytes() != before
     stranger.list(path.name)
     assert str(path) in refused()
+    assert str(path) in refused("check", stranger.folder, program="ltx-export")
