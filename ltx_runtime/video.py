@@ -96,6 +96,12 @@ class Video:
         left, right, top, bottom = self.ending.crop
         return self.ending.size[0] - top - bottom, self.ending.size[1] - left - right
 
+    @property
+    def has_unkept_files(self) -> bool:
+        """Whether an interrupted run has saved files that the file to go on from may not know as its own."""
+        kept = self._unfinished
+        return kept is not None and kept.is_behind and bool(kept.state.saved)
+
     def report(self) -> dict[str, Any]:
         """The plan as plain data: steps, guidance, backends, tiles and estimates of memory."""
         if self.plan is None:
@@ -363,6 +369,8 @@ class Video:
                 kept.remove()
                 self._unfinished = None
                 raise
+            if kept.is_behind:  # the half-written video is gone, which may have made room
+                kept.keep(at_once=True)
             # A folder that has gone, such as that of a disk that was unplugged, takes the file with it.
             if not kept.path.exists() and kept.moved_to(Path.cwd()) and told is not None:
                 told(kept.path)

@@ -214,7 +214,8 @@ def _save(video: Video, outputs: Iterator[Path]) -> Path:
         raise refused
     except BaseException:
         if kept and kept[-1].exists():
-            note(f"what is finished is kept; go on with: {resuming(kept[-1])}")
+            again = ("--overwrite",) if video.has_unkept_files else ()
+            note(f"what is finished is kept; go on with: {resuming(kept[-1], *again)}")
         raise
 
 

@@ -68,15 +68,22 @@ def _reliable(stream: TextIO | None, *, waits: bool) -> TextIO:
         return io.TextIOWrapper(io.BufferedWriter(_Outlet(None, waits)), "utf-8", "backslashreplace", None, True)
     if not isinstance(stream, io.TextIOWrapper):  # that of a program of which this is a part
         return stream
-    raw = getattr(stream.buffer, "raw", stream.buffer)
+    raw = _end_of(stream)
     if isinstance(raw, _Outlet) or not isinstance(raw, io.RawIOBase):
         stream.reconfigure(errors="backslashreplace")
         return stream
     with suppress(OSError):
         stream.flush()
-    buffer = io.BufferedWriter(_Outlet(stream, waits))
+    outlet: Any = _Outlet(stream, waits)
+    buffer = outlet if raw is stream.buffer else io.BufferedWriter(outlet)  # `python -u` has no buffers
     how = stream.line_buffering, stream.write_through
     return io.TextIOWrapper(buffer, stream.encoding, "backslashreplace", None, *how)
+
+
+def _end_of(stream: Any) -> Any:
+    """Returns what a stream finally writes to, without its buffers."""
+    buffer = getattr(stream, "buffer", None)
+    return getattr(buffer, "raw", buffer)
 
 
 class _Outlet(io.RawIOBase):
@@ -89,8 +96,7 @@ class _Outlet(io.RawIOBase):
 
     def __init__(self, stream: io.TextIOWrapper | None, waits: bool) -> None:
         self._stream, self._waits = stream, waits  # the stream is kept, or its end would close the file
-        buffer = None if stream is None else stream.buffer
-        self._raw: Any = getattr(buffer, "raw", buffer)
+        self._raw: Any = _end_of(stream)
         self._patience_s = _PATIENCE_S
         self.loss: OSError | None = None
         self.is_told = False
@@ -162,7 +168,7 @@ def is_told(kept: str = "", *, is_result: bool = True) -> bool:
     """
     with suppress(OSError):
         sys.stdout.flush()
-    outlet = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+    outlet = _end_of(sys.stdout)
     if not isinstance(outlet, _Outlet) or outlet.loss is None:
         return True
     if not outlet.is_told:
