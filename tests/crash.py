@@ -22,7 +22,7 @@ def main() -> int:
     parser.add_argument("--interruptions", type=int, default=8, help="most times that each gets Ctrl-C twice")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="crash-") as folder:
-        os.environ.setdefault("LTX_TEST_GRAPHS", folder)  # where the tests of one run share the graphs that they trace
+        os.environ.setdefault("LTX_TEST_SHARED", folder)  # where the tests of one run share the graphs that they trace
         os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
         sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
         return _tabulated(asked, Path(folder))
@@ -33,28 +33,28 @@ def _tabulated(asked: argparse.Namespace, place: Path) -> int:
     from crashes.subjects import SUBJECTS, lent
     from crashes.tracer import is_possible
 
-    sys.stdout.reconfigure(line_buffering=True)
-
     if not is_possible():
-        sys.stdout.write(
-            "programs cannot be traced on this machine: it takes Linux on x86-64 or ARM64, and ptrace" + "\n"
-        )
+        _say("programs cannot be traced on this machine: it takes Linux on x86-64 or ARM64, and ptrace")
         return CANNOT
     chosen = [one for one in SUBJECTS if not asked.names or one.name.startswith(tuple(asked.names))]
-    print(
-        "| program | events | kills | Ctrl-C twice | old | new | some of each | most bytes left | s |\n|" + "---|" * 9
-    )
+    _say("| program | events | kills | Ctrl-C twice | old | new | some of each | most bytes left | s |")
+    _say("|" + "---|" * 9)
     failures, kills, started = 0, 0, time.monotonic()
     with lent(place):
         for row in rows(iter(chosen), place, asked.kills, asked.interruptions):
             took, started = time.monotonic() - started, time.monotonic()
             counts = (row.events, row.kills, row.interruptions, row.old, row.new, row.some, row.left_bytes, round(took))
-            sys.stdout.write(f"| {row.name} | {' | '.join(map(str, counts))} |" + "\n")
+            _say(f"| {row.name} | {' | '.join(map(str, counts))} |")
             for failure in row.failures:
-                sys.stdout.write(f"  WRONG: {failure}" + "\n")
+                _say(f"  WRONG: {failure}")
             failures, kills = failures + len(row.failures), kills + row.kills
-    sys.stdout.write(f"{kills} kills, {failures} failures" + "\n")
+    _say(f"{kills} kills, {failures} failures")
     return int(failures > 0)
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -284,16 +284,23 @@ def place_engines(folder: Path, version: str, sums: "dict") -> None:
     if all(same_file(source / name, target / name, sums[start + name]) for name in names):
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.parent / f".{version}.new"
-    shutil.rmtree(str(temporary), ignore_errors=True)
+    temporary, old = target.parent / f".{version}.partial", target.parent / f".{version}.old"
+    whole = target.parent / f".ltx-{version}.new"  # where ltx-run finds a whole folder that is to replace another one
+    if whole.exists() and not target.exists():
+        whole.replace(target)
+    for left in (temporary, old, whole):
+        shutil.rmtree(str(left), ignore_errors=True)
     try:
         for name in names:
             (temporary / name).parent.mkdir(parents=True, exist_ok=True)
             link_or_copy(source / name, temporary / name)
-        shutil.rmtree(str(target), ignore_errors=True)
-        temporary.replace(target)
+        temporary.replace(whole)
+        if target.exists():
+            target.replace(old)
+        whole.replace(target)
     finally:
-        shutil.rmtree(str(temporary), ignore_errors=True)
+        for left in (temporary, old):
+            shutil.rmtree(str(left), ignore_errors=True)
 
 
 def same_file(source: Path, target: Path, digest: str) -> bool:

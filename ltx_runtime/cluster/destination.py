@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,7 @@ from ltx_runtime.errors import LtxError, explaining, first_line
 from ltx_runtime.files import partial_folder, place_new
 from ltx_runtime.media.video import TakenError
 from ltx_runtime.packages import need
+from ltx_runtime.replacing.exchange import exchanged
 
 # File systems on which a file appears when it is whole. On all others it is written under another name and renamed.
 _WHOLE = ("s3", "gcs", "abfs")
@@ -78,8 +80,10 @@ class Folder:
 
     def _place(self, whole: Path, target: Path, *, overwrite: bool) -> None:
         if overwrite and target.is_dir() and whole.is_dir():
-            for path in whole.iterdir():  # other files of the folder stay
-                path.replace(target / path.name)
+            for path in target.iterdir():  # other files of the folder stay
+                if not (whole / path.name).exists():
+                    _keep(path, whole / path.name)
+            exchanged(whole, target)
         elif overwrite:
             whole.replace(target)
         else:
@@ -87,6 +91,14 @@ class Folder:
                 place_new(whole, target)
             except FileExistsError:
                 raise TakenError(f"{target} exists", "choose another name, or add --overwrite") from None
+
+
+def _keep(path: Path, place: Path) -> None:
+    """Gives a file another name, or copies it and folders where that cannot be."""
+    try:
+        os.link(path, place, follow_symlinks=False)
+    except OSError:
+        (shutil.copytree if path.is_dir() else shutil.copy2)(path, place)
 
 
 class Remote:

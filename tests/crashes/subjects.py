@@ -22,7 +22,7 @@ from ltx_export.build import ExportOptions, export_version
 from ltx_export.calibration import calibrate as calibration
 from ltx_export.publish import publish
 from ltx_export.random_weights import write_random_weights
-from ltx_runtime.folder.manifest import open_engines
+from ltx_runtime.folder.reading import open_engines
 from ltx_runtime.replacing import exchange
 from ltx_runtime.spec.versions import VERSIONS
 
@@ -65,7 +65,7 @@ class Subject:
 
 def _command(main: Callable[[], None], *words: str) -> None:
     sys.argv = [*words]
-    os.environ["LTX_CACHE"] = str(Path("cache").absolute())
+    os.environ |= {"LTX_CACHE": str(Path("cache").absolute()), "XDG_DATA_HOME": str(Path("cache", "data").absolute())}
     main()
 
 
