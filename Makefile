@@ -155,6 +155,7 @@ soak: demo
 	$(BIN)/ltx-export onnx demo --engines build/soak
 	$(BIN)/ltx-export calibrate demo --engines build/soak
 	$(BIN)/python tests/soak/equal_bytes.py build/soak/demo
+	$(BIN)/python tests/soak/thread_counts.py
 	$(BIN)/python tests/soak/many_videos.py engines/demo
 	$(BIN)/python tests/soak/cancels.py engines/demo
 	$(BIN)/python tests/soak/replaced.py

@@ -26,7 +26,7 @@ from samples.loras import shapes_of, write_lora
 from soak.ways import Case, Circumstances, Result, Way, by_command, by_library, by_server, in_batch
 
 from ltx_runtime import LtxError
-from ltx_runtime.folder.manifest import open_engines
+from ltx_runtime.folder.reading import open_engines
 from ltx_runtime.sessions import BACKENDS, find
 from ltx_runtime.tensors import names_in, read_tensors
 

@@ -25,7 +25,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
-from samples.shared_graphs import FOLDER as GRAPHS
+from samples.shared import FOLDER as SHARED
 from samples.tiny import export, sources_of
 from soak.ways import MADE_S, RUN, Circumstances, started
 
@@ -42,7 +42,7 @@ SMALL = ("A red fox", "--seed", "7", "--height", "64", "--width", "96", "--num-f
 def exports(folder: Path, count: int = 2) -> list[Path]:
     """Exports the demo with different random weights; returns the version folders."""
     made = []
-    os.environ.setdefault(GRAPHS, str(folder))
+    os.environ.setdefault(SHARED, str(folder))
     for seed in range(count):
         weights, target = folder / f"weights{seed}", folder / f"export{seed}" / "demo"
         write_random_weights(DEMO, weights, seed=seed)
