@@ -105,6 +105,8 @@ def delete_abandoned(parent: Path) -> int:
     """
     freed = 0
     for path in [*partial_in(parent), *parent.glob(lock_name("*"))]:
+        if path.is_symlink():  # of somebody else, and perhaps to where nothing is to be deleted
+            continue
         with suppress(OSError):
             lock = lock_of(path)
             if lock is not None:
@@ -185,7 +187,7 @@ def lock_of(path: Path, *, shared: bool = False) -> Lock | None:
     if fcntl is None:
         return Lock(None)
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for whoever writes to it
     except FileNotFoundError:
         return None
     try:

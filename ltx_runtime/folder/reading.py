@@ -108,10 +108,6 @@ def _check_weights(entry: ComponentEntry, linked: Mapping[str, str]) -> None:
 
 
 def _parse(data: dict[str, Any]) -> Manifest:
-    if not isinstance(data["version"], str):
-        raise TypeError("version is not text")
-    if not isinstance(data["causal_positions"], bool):
-        raise TypeError("causal_positions is not true or false")
     return Manifest(
         version=data["version"],
         causal_positions=data["causal_positions"],
@@ -119,7 +115,7 @@ def _parse(data: dict[str, Any]) -> Manifest:
         rope=_parse_rope(data["rope"]),
         tokenizer=data["tokenizer"],
         components={name: _parse_component(entry) for name, entry in data["components"].items()},
-        files={name: _parse_file(FileEntry(**entry)) for name, entry in data["files"].items()},
+        files={name: FileEntry(**entry) for name, entry in data["files"].items()},
         linked={str(name): str(folder) for name, folder in data["linked"].items()},
         loras=tuple(data["loras"]),
         allowed_sigmas=tuple(float(sigma) for sigma in data["allowed_sigmas"]),
@@ -147,12 +143,6 @@ def _parse_component(entry: dict[str, Any]) -> ComponentEntry:
         int(entry["parameters"]),
         {name: Quantized(tuple(graph["weights"]), float(graph["error"])) for name, graph in entry["quantized"].items()},
     )
-
-
-def _parse_file(entry: FileEntry) -> FileEntry:
-    if type(entry.size_bytes) is not int or not isinstance(entry.checksum, str):
-        raise TypeError("the size or checksum of a file is of another type")
-    return entry
 
 
 def _parse_rope(entry: dict[str, Any]) -> Rope:

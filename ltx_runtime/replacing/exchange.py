@@ -120,6 +120,8 @@ def standing_in(parent: Path) -> Iterator[Path]:
 def finish_exchanges(parent: Path) -> None:
     """Finishes what a killed process has begun in `parent`; does nothing where this user may not write."""
     for whole in parent.glob(_WHOLE.format("*")):
+        if whole.is_symlink():  # of somebody else
+            continue
         lock, folder = lock_of(whole), folder_of(whole)
         if lock is None:  # its process is alive, or somebody reads it
             continue

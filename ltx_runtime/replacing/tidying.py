@@ -20,5 +20,6 @@ def tidy_below(folder: Path, note: Callable[[str], None]) -> None:
     """Tidies a folder and the folders in it; see `tidy`."""
     tidy(folder, note)
     for inner in folder.glob("[!.]*/"):
-        if inner.is_dir():  # before Python 3.11, the pattern finds files too
+        # Before Python 3.11, the pattern finds files too. A link may lead out of the folder.
+        if inner.is_dir() and not inner.is_symlink():
             tidy(inner, note)

@@ -1,5 +1,6 @@
 """Version folders of strangers, and a process in which programs are watched that are given them."""
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,22 +25,36 @@ def watched_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watche
 
 
 @pytest.fixture(scope="session")
-def honest() -> Path:
-    """The demo's version folder: that of `make demo` where there is one, since an export takes long."""
+def honest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Copies the demo's version folder: that of `make demo` where there is one, since an export takes long."""
     try:
-        return open_engines(ROOT / "engines" / "demo").folder
+        demo = open_engines(ROOT / "engines" / "demo").folder
     except LtxError:
-        return folder_with_demo() / "engines" / "demo"
+        demo = folder_with_demo() / "engines" / "demo"
+    folder = tmp_path_factory.mktemp("honest") / "demo"
+    shutil.copytree(demo, folder, ignore=shutil.ignore_patterns("*-tensorrt*"))
+    yield folder
+    open_engines(folder)  # no test has written to it by way of a hard link
 
 
 @pytest.fixture
 def stranger(honest: Path, tmp_path: Path) -> Stranger:
-    """Copies the demo's version folder to `tmp_path`/folder, with files of the user in `tmp_path`/outside."""
-    folder, outside = tmp_path / "folder", tmp_path / "outside"
-    shutil.copytree(honest, folder)
+    """Copies the demo's version folder to `tmp_path`/engines/demo, with files of the user in `tmp_path`/outside.
+
+    Weights are hard links to those of other tests: a test may replace them, but not write to them.
+    """
+    folder, outside = tmp_path / "engines" / "demo", tmp_path / "outside"
+    shutil.copytree(honest, folder, copy_function=_copy)
     outside.mkdir()
     (outside / "secret.bin").write_bytes(SECRET)
     return Stranger(folder, outside)
+
+
+def _copy(source: str, target: str) -> None:
+    if source.endswith(".safetensors"):
+        os.link(source, target)
+    else:
+        shutil.copyfile(source, target)
 
 
 @pytest.fixture
@@ -69,7 +84,7 @@ def refused(watched: Callable[..., Run], stranger: Stranger, tmp_path: Path) -> 
         assert len(errors) == 1 and errors[0].startswith("error: "), ended.err
         assert "Traceback" not in ended.out + ended.err
         assert "SECRET" not in ended.out + ended.err
-        assert ended.outside(stranger.folder, tmp_path / "work") == set()
+        assert ended.outside(stranger.folder.parent, tmp_path / "work") == set()
         assert ended.peak_bytes < MOST_BYTES
         return errors[0].removeprefix("error: ")
 

@@ -19,15 +19,20 @@ LARGE_BYTES = 1 << 40  # of a file of holes
 NAMES = [
     *(
         "/etc/passwd",
-        "../outside/secret.bin",
-        "a/../../outside/secret.bin",
+        "../../outside/secret.bin",
+        "a/../../../outside/secret.bin",
         "..",
         ".",
         "",
         "/dev/zero",
-        "/proc/self/mem",
     ),
-    *("..\\outside\\secret.bin", "C:\\Windows\\win.ini", "C:secret.bin", "\\\\server\\share\\a", "file:///etc/passwd"),
+    *(
+        "..\\..\\outside\\secret.bin",
+        "C:\\Windows\\win.ini",
+        "C:secret.bin",
+        "\\\\server\\share\\a",
+        "file:///etc/passwd",
+    ),
     *("NUL", "con.model", "a/COM1", ".hidden", "./tokenizer.model", "a//b", "tokenizer.model.", "tokenizer.model "),
     *("tokenizer\0.model", "tokenizer\n.model", "\x1b[31mtokenizer", "\ud800", "t" * 300, "t/" * 4000 + "t"),
     *("manifest.json", "Manifest.JSON", "CHECKPOINT.safetensors"),
@@ -38,15 +43,15 @@ def test_the_folder_that_nobody_has_changed_makes_a_video_and_reads_nothing_outs
     ended = watched("ltx-run", *small_video(stranger.folder))
     assert ended.code == 0, ended.err
     assert (tmp_path / "work" / "fox.mp4").stat().st_size > 0
-    assert ended.outside(stranger.folder, tmp_path / "work") == set()
+    assert ended.outside(stranger.folder.parent, tmp_path / "work") == set()
 
 
 def test_the_watch_sees_a_file_outside_that_a_run_is_told_to_read(watched, stranger, tmp_path):
     ended = watched("ltx-run", *small_video(stranger.folder), "--image", stranger.outside / "secret.bin")
-    assert str(stranger.outside / "secret.bin") in ended.outside(stranger.folder, tmp_path / "work")
+    assert str(stranger.outside / "secret.bin") in ended.outside(stranger.folder.parent, tmp_path / "work")
 
 
-@pytest.mark.parametrize("name", NAMES, ids=ascii)
+@pytest.mark.parametrize("name", NAMES, ids=lambda name: ascii(name)[:40])
 def test_a_name_that_leads_elsewhere_on_any_system_is_refused(refused, stranger, name):
     entry = {"size_bytes": 1, "checksum": "0"}
     stranger.change(lambda data: data.update(tokenizer=name, files=data["files"] | {name: entry}))
@@ -76,7 +81,7 @@ def test_a_link_that_the_user_has_not_made_is_refused_even_with_the_right_checks
     stranger.rename(old, target.name)
     link(stranger, target.name, target)
     reason = refused()
-    assert "a link that you have not made" in reason or "only weights can be" in reason or "are links" in reason
+    assert "a link that you have not made" in reason or "only weights can be" in reason or "of integers" in reason
 
 
 @pytest.mark.parametrize("folder", ["../outside", "", "~", "outside", ["/"], None, 1, "/\0"], ids=ascii)
@@ -119,7 +124,7 @@ def test_links_that_stay_inside_the_folder_lead_to_listed_files_only(watched, re
     (stranger.folder / TOKENIZER).symlink_to("pieces.model")
     assert watched("ltx-run", *small_video(stranger.folder), "--plan").code == 0
     (stranger.folder / TOKENIZER).unlink()
-    (stranger.folder / TOKENIZER).symlink_to("../folder/../outside/secret.bin")
+    (stranger.folder / TOKENIZER).symlink_to("../demo/../../outside/secret.bin")
     assert "is a link out of its folder" in refused()
 
 
@@ -159,10 +164,7 @@ def test_a_file_that_is_read_as_a_whole_and_has_no_end_in_sight_is_refused(refus
 
 @pytest.mark.parametrize(
     ("size", "reason"),
-    [
-        *((-1, "bytes instead of"), (0, "bytes instead of"), (1 << 70, "bytes instead of"), (True, "another type")),
-        *(("1", "another type"), (1.5, "another type"), (None, "another type"), ([1], "another type")),
-    ],
+    [(0, "bytes instead of"), *((value, "is damaged") for value in (-1, 1 << 70, True, "1", 1.5, None, [1]))],
 )
 def test_sizes_that_are_not_those_of_the_files_are_refused(refused, stranger, size, reason):
     stranger.change(lambda data: data["files"][WEIGHTS].update(size_bytes=size))
@@ -173,12 +175,12 @@ def test_sizes_that_are_not_those_of_the_files_are_refused(refused, stranger, si
 def test_checksums_that_are_not_those_of_the_files_are_refused(refused, stranger, value):
     stranger.change(lambda data: data["files"][TOKENIZER].update(checksum=value))
     reason = refused()
-    assert "has changed since the export" in reason or "another type" in reason
+    assert "has changed since the export" in reason or "is damaged" in reason
 
 
 def test_a_manifest_that_lists_more_than_any_folder_has_is_refused(refused, stranger):
-    entry = {"size_bytes": 0, "checksum": ""}
-    stranger.change(lambda data: data["files"].update({f"{number}": entry for number in range(20_000)}))
+    entry = {"size_bytes": 0, "checksum": "0"}
+    stranger.change(lambda data: data["files"].update({f"{number}": entry for number in range(5_000)}))
     assert "files, and 1000 are the most" in refused()
 
 
@@ -200,7 +202,7 @@ def test_a_manifest_that_is_large_or_no_object_takes_little_memory(refused, stra
     refused()
 
 
-@pytest.mark.parametrize("version", ["demo; rm -rf ~", "$(id)", "../../demo", "", "x" * 100_000, 1, None, ["demo"]])
+@pytest.mark.parametrize("version", ["demo; rm -rf ~", "$(id)", "../../demo", "x" * 900, "", 1, None, ["demo"]])
 def test_the_name_of_a_version_is_never_part_of_a_command_as_it_is(refused, stranger, version):
     stranger.change(lambda data: data.update(version=version))
     os.truncate(stranger.folder / TOKENIZER, 1)
@@ -231,7 +233,7 @@ def test_every_program_refuses_a_stranger_s_folder_alike(refused, stranger, tmp_
     link(stranger, "secret.bin", stranger.outside / "secret.bin")
     assert "a link that you have not made on this machine" in refused(*given, program=program)
     stranger.manifest.write_text(whole)
-    stranger.rename(TOKENIZER, "../outside/secret.bin")
+    stranger.rename(TOKENIZER, "../../outside/secret.bin")
     assert "is outside the folder" in refused(*given, program=program)
     stranger.manifest.unlink()
     os.mkfifo(stranger.manifest)
@@ -244,7 +246,7 @@ def test_the_doctor_tells_of_a_stranger_s_folder_and_reads_nothing_outside(watch
     link(stranger, "secret.bin", stranger.outside / "secret.bin")
     ended = watched("ltx-run", "--engines", stranger.folder, "--doctor")
     assert ended.code == 0 and "a link that you have not made on this machine" in ended.out
-    assert ended.outside(stranger.folder, tmp_path / "work") == set() and "Traceback" not in ended.err
+    assert ended.outside(stranger.folder.parent, tmp_path / "work") == set() and "Traceback" not in ended.err
 
 
 def test_a_folder_that_is_trusted_may_have_links(watched, stranger):
@@ -258,6 +260,23 @@ def test_a_folder_that_is_trusted_may_have_links(watched, stranger):
     assert watched("ltx-export", "inspect", stranger.folder, "--trust-engines").code == 0
 
 
+@pytest.mark.parametrize("name", [".ltx-a.partial", ".ltx-demo.lock", ".ltx-a.partial.onnx", ".ltx-demo.new"])
+@pytest.mark.parametrize("kind", ["pipe", "link", "file"])
+def test_what_only_looks_as_if_a_killed_run_had_left_it_is_not_followed(watched, stranger, tmp_path, name, kind):
+    for folder in (stranger.folder, stranger.folder / "portable-tensorrt_rtx-1.0"):
+        folder.mkdir(exist_ok=True)
+        if kind == "pipe":
+            os.mkfifo(folder / name)
+        elif kind == "link":
+            (folder / name).symlink_to(stranger.outside)
+        else:
+            os.link(stranger.outside / "secret.bin", folder / name)
+    ended = watched("ltx-run", *small_video(stranger.folder), "--plan")
+    assert ended.code == 0, ended.err
+    assert ended.outside(stranger.folder.parent, tmp_path / "work") == set()
+    assert [path.name for path in stranger.outside.iterdir()] == ["secret.bin"]
+
+
 @pytest.mark.parametrize("kind", ["bomb", "objects", "header"])
 def test_recorded_inputs_that_unpack_to_more_than_they_are_are_refused(refused, stranger, kind):
     name = "text_encoder.recorded.npz"
@@ -266,14 +285,15 @@ def test_recorded_inputs_that_unpack_to_more_than_they_are_are_refused(refused, 
         whole = dict(arrays)
     path.unlink()
     if kind == "bomb":
-        np.savez_compressed(path, **whole | {"mask": np.zeros((1, 200_000_000), np.int64)})
+        np.savez_compressed(path, **whole | {"mask": np.zeros((1, 3_000_000), np.int64)})
     elif kind == "objects":
         np.savez(path, allow_pickle=True, **whole | {"mask": np.array([print], object)})
     else:
+        del whole["mask"]
         np.savez(path, **whole)
         with zipfile.ZipFile(path, "a") as file:
             header = {"descr": "<i8", "fortran_order": False, "shape": (1, 1 << 40)}
-            with file.open("more.npy", "w") as array:
+            with file.open("mask.npy", "w") as array:
                 np.lib.format.write_array_header_1_0(array, header)
     stranger.list(name)
     assert "is not a record of text_encoder" in refused("check", stranger.folder, program="ltx-export")

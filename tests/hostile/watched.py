@@ -19,14 +19,20 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 60.0
+_LIBRARY = f"libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0"
 MOST_BYTES = 1_000_000_000  # of memory that a refusal may take
 # Installed files: of Python, its packages and this project, of the system's libraries, and what the kernel tells.
+_PYTHON = Path(sys.base_prefix) / "lib" / f"python{sys.version_info.major}{sys.version_info.minor}.zip"
 _INSTALLED = (
     *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
     *(str(ROOT / package) for package in ("ltx_runtime", "ltx_export", "ltx_serve", "tests")),
     *("/usr/lib", "/usr/lib64", "/lib", "/lib64", "/usr/local/lib", "/proc", "/sys", "/dev/null", "/dev/urandom"),
-    *("/etc/ld.so.cache", "/etc/ld.so.preload", "/etc/localtime"),
+    *("/usr/share/zoneinfo", "/usr/share/locale", "/usr/share/misc", "/etc/ssl/openssl.cnf"),
+    *("/etc/ld.so.cache", "/etc/ld.so.preload", "/etc/localtime", "/etc/locale.alias"),
+    *("/usr/sbin/ldconfig", "/sbin/ldconfig", str(Path(sys.prefix) / "pyvenv.cfg")),
+    *(str(_PYTHON), os.path.realpath(sys.executable), str(Path(sys.base_prefix) / "lib" / _LIBRARY)),
 )
+_SEMAPHORES = "/dev/shm/sem."  # of processes that Python starts
 _OPENED = re.compile(r'\b(?:open|openat|openat2|creat)\((?:AT_FDCWD|[^,"]*)?(?:, )?"((?:[^"\\]|\\.)*)".*\) = \d')
 
 
@@ -111,7 +117,12 @@ class WatchedProcess:
             raise AssertionError(f"{program} {arguments} crashed with {process.returncode}")
         answer = json.loads(line)
         opened = {*answer.pop("opened"), *self._opened_by_system_calls(cwd)}
-        own = frozenset(path for path in opened if not _is_below(path, _INSTALLED))
+        places = (*_INSTALLED, str(self._folder))
+        own = frozenset(
+            path
+            for path in opened
+            if not (_is_below(path, places) or path in (*sys.path, str(ROOT)) or path.startswith(_SEMAPHORES))
+        )
         return Run(**answer, opened=own, traced=self._traces)
 
     def _started(self) -> subprocess.Popen[str]:

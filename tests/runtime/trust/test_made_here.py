@@ -7,7 +7,7 @@ import platformdirs
 import pytest
 
 from ltx_runtime.errors import LtxError
-from ltx_runtime.trust import made_here as trust
+from ltx_runtime.trust import made_here
 from ltx_runtime.trust.made_here import check_records, is_made_here, is_own_link, record_link, record_made
 
 
@@ -38,8 +38,14 @@ def test_no_byte_may_be_another_even_if_size_and_time_are_the_same(made, place):
 
 
 def test_what_is_still_the_same_file_is_not_read_again(made, monkeypatch):
-    monkeypatch.setattr(trust, "_mark_of_bytes", None)
+    monkeypatch.setattr(made_here, "_mark_of_bytes", None)
     assert is_made_here(made) and record_made(made)
+
+
+def test_what_has_the_size_of_nothing_that_was_made_is_not_read(made, tmp_path, monkeypatch):
+    os.truncate(made, 1 << 40)
+    monkeypatch.setattr(made_here, "_mark_of_bytes", None)
+    assert not is_made_here(made)
 
 
 def test_links_folders_and_what_is_gone_are_not_what_was_made(made, tmp_path):
