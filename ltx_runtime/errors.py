@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -135,6 +136,27 @@ def interruptible() -> Iterator[None]:
         for number, handler in handlers.items():
             # A program that has done what it was for only has to tell of it and to end.
             signal.signal(number, signal.SIG_IGN if is_program else handler)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Has signals that interrupt wait for the end of the block, which deletes what must not stay half deleted.
+
+    It changes nothing in other threads than the main one, which alone handle signals.
+    """
+    waiting: list[tuple[int, FrameType | None]] = []
+    handlers: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in _signals():
+            if callable(signal.getsignal(number)):  # neither ignored nor the end of the process
+                handlers[number] = signal.signal(number, lambda *signalled: waiting.append(signalled))
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    for number, frame in waiting:
+        handlers[number](number, frame)
 
 
 @contextmanager

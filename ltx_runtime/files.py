@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ltx_runtime.errors import LtxError
+from ltx_runtime.errors import LtxError, uninterrupted
 
 try:
     import fcntl
@@ -63,17 +63,20 @@ def partial_folder(parent: Path) -> Iterator[Path]:
     """
     delete_abandoned(parent)
     lock: Lock | None = None
-    while lock is None:  # another process may take the folder for abandoned before it is locked
-        folder = parent / _PARTIAL.format(secrets.token_hex(4))
-        with suppress(FileExistsError):
-            folder.mkdir()
-            lock = lock_of(folder)
-    try:
+    folder = parent / _PARTIAL.format(secrets.token_hex(4))
+    try:  # from before the folder is there, since Ctrl-C may come at once
+        while lock is None:  # another process may take the folder for abandoned before it is locked
+            with suppress(FileExistsError):
+                folder.mkdir()
+                lock = lock_of(folder)
+            if lock is None:
+                folder = parent / _PARTIAL.format(secrets.token_hex(4))
         yield folder
     finally:
-        with suppress(OSError):
+        with uninterrupted(), suppress(OSError):
             _delete(folder)
-        lock.release()
+        if lock is not None:
+            lock.release()
 
 
 @contextmanager
@@ -81,17 +84,20 @@ def partial_file(parent: Path, suffix: str) -> Iterator[Path]:
     """Yields a new hidden file in `parent` that ends in `suffix`, which is deleted at the end; see `partial_folder`."""
     delete_abandoned(parent)
     lock: Lock | None = None
-    while lock is None:
-        file = parent / (_PARTIAL.format(secrets.token_hex(4)) + suffix)
-        with suppress(FileExistsError):
-            file.touch(exist_ok=False)
-            lock = lock_of(file)
+    file = parent / (_PARTIAL.format(secrets.token_hex(4)) + suffix)
     try:
+        while lock is None:
+            with suppress(FileExistsError):
+                file.touch(exist_ok=False)
+                lock = lock_of(file)
+            if lock is None:
+                file = parent / (_PARTIAL.format(secrets.token_hex(4)) + suffix)
         yield file
     finally:
-        with suppress(OSError):
+        with uninterrupted(), suppress(OSError):
             _delete(file)
-        lock.release()
+        if lock is not None:
+            lock.release()
 
 
 def delete_abandoned(parent: Path) -> int:
@@ -262,8 +268,9 @@ def locked(lock: Path, writer: str) -> Iterator[None]:
     try:
         yield
     finally:
-        _remove(lock)
-        held.release()
+        with uninterrupted():
+            _remove(lock)
+            held.release()
 
 
 def acquired_lock(lock: Path, wait_s: float) -> Any:
