@@ -294,9 +294,9 @@ class Video:
         path = path_of(path, "path")
         tidy(target_of(path).parent, self._road.note)
         if self._unfinished is not None and self._unfinished.is_finished():
-            target = target_of(self._unfinished.output)
+            target, given = target_of(self._unfinished.output), target_of(path)
             self._unfinished.remove()
-            return target
+            return given if given.absolute() == target else target
         target = self.check_output(path)
         record = "" if self.plan is None else self._record(path)
         begin = partial(self.frames, progress, each_step=each_step)

@@ -253,7 +253,14 @@ SUBJECTS = (
     ),
     Subject("random-weights", lambda: None, _exporting("random-weights", NAME), (f"weights/{NAME}/*",)),
     Subject("bundle", _stages, _bundling, ("demo.tar",), states=16),
-    Subject("download", lambda: None, _downloading, ("weights/[!.]*",), _PARTS_OF_DOWNLOADS, ("*.metadata",)),
+    Subject(
+        "download",
+        lambda: None,
+        _downloading,
+        ("weights/*.*", "weights/tokenizer/*"),
+        _PARTS_OF_DOWNLOADS,
+        ("*.metadata",),
+    ),
     Subject(
         "fetch",
         lambda: None,
