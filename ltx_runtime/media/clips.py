@@ -81,7 +81,7 @@ def opened_container(file: BinaryIO, most_pixels: int) -> Iterator[Any]:
 
     options = {"max_pixels": str(most_pixels)}
     # What to do about tags in no known encoding; from 19 on av replaces what it cannot read, and has no such option.
-    about_tags = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
+    about_tags: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
     with av.open(file, options=options, container_options=_OPTIONS, **about_tags) as container:
         for stream in container.streams.video:
             if stream.codec_context is not None:
