@@ -69,6 +69,7 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --python-version 3.13
 
 fix: setup
 	$(BIN)/ruff check --fix .

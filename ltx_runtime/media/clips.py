@@ -80,7 +80,9 @@ def opened_container(file: BinaryIO, most_pixels: int) -> Iterator[Any]:
     import av  # noqa: PLC0415
 
     options = {"max_pixels": str(most_pixels)}
-    with av.open(file, metadata_errors="replace", options=options, container_options=_OPTIONS) as container:
+    # What to do about tags in no known encoding; from 19 on av replaces what it cannot read, and has no such option.
+    about_tags: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
+    with av.open(file, options=options, container_options=_OPTIONS, **about_tags) as container:
         for stream in container.streams.video:
             if stream.codec_context is not None:
                 stream.codec_context.options = options
@@ -88,10 +90,10 @@ def opened_container(file: BinaryIO, most_pixels: int) -> Iterator[Any]:
 
 
 def _is_cover(stream: Any) -> bool:
-    """Whether a stream is the attached picture of a song or film; PyAV before 15 does not say."""
+    """Whether a stream is the attached picture of a song or film."""
     import av  # noqa: PLC0415
 
-    return hasattr(stream, "disposition") and bool(stream.disposition & av.stream.Disposition.attached_pic)
+    return bool(stream.disposition & av.stream.Disposition.attached_pic)
 
 
 def _facts(container: Any, stream: Any) -> Facts:
@@ -183,7 +185,7 @@ def _decoded(container: Any, stream: Any) -> Iterator[Any]:
             raise EOFError
         yield from packet.decode() if decoder is None else decoder.decode(packet if packet.size else None)
     # FFmpeg skips frames that the index places behind the end of a file that was cut off.
-    index = getattr(stream, "index_entries", ())  # from PyAV 14 on
+    index = stream.index_entries
     if any(entry.pos + entry.size > container.size for entry in index):
         raise EOFError
 

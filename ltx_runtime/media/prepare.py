@@ -369,6 +369,7 @@ def _decoded(file: io.BytesIO) -> NDArray[np.uint8]:
     """Returns the frame of a file of `_encoded` as (H, W, 3)."""
     import av  # noqa: PLC0415
 
-    with av.open(file) as container:
-        decoded: NDArray[np.uint8] = next(container.decode(video=0)).to_ndarray(format="rgb24")
+    with av.open(file, "r") as container:
+        first: Any = next(container.decode(video=0))
+    decoded: NDArray[np.uint8] = first.to_ndarray(format="rgb24")
     return decoded

@@ -306,4 +306,5 @@ def write_thumbnail(video: Path, path: Path) -> None:
     import av  # noqa: PLC0415
 
     with written_whole(path) as temporary, av.open(str(video.absolute())) as container:
-        next(container.decode(video=0)).to_image().save(temporary, "webp", quality=80)
+        first: Any = next(container.decode(video=0))
+        first.to_image().save(temporary, "webp", quality=80)

@@ -90,6 +90,7 @@ def started(moment, *arguments):
     return ended.returncode, ended.stderr
 
 
+@pytest.mark.kills
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
 @pytest.mark.parametrize("output", ["clip.mp4", "clip.png"])
 def test_a_run_that_is_killed_at_any_moment_goes_on_with_the_printed_command(engines, tmp_path, monkeypatch, output):
