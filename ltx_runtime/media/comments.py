@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ltx_runtime.errors import LtxError, explaining
 from ltx_runtime.media.clips import opened_container
+from ltx_runtime.media.pictures import file_of
 
 PNG_KEYWORD = "Comment"
 _MOST_PIXELS = 1 << 26  # of a video whose text is read, for which a frame may have to be decoded
@@ -32,6 +33,7 @@ def read_comment(path: Path) -> str:
         if not frames:
             raise LtxError(f"{path} has no frames", "give a video, or a folder of frames")
         path = frames[0]
+    path = file_of(path)
     with explaining(f"read {path}"), path.open("rb") as file:
         start = file.read(8)
     try:
