@@ -26,10 +26,10 @@ _INTEGERS = ("I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL")
 _NAMES_SHOWN = 8
 # A checkpoint of 13B has 2,000 tensors and a header of 0.3 MB, a quantized one some times as many. Parsing a header
 # takes up to 30 times its size in memory.
-MOST_HEADER_BYTES, MOST_TENSORS = 16 << 20, 50_000
+MOST_HEADER_BYTES, MOST_TENSORS = 8 << 20, 50_000
 _LENGTH_BYTES, _SHORTEST_HEADER = 8, 2  # the length stands before the header, of which `{}` is the shortest
 _DIGITS = re.compile(r"[^0-9]")
-_MOST_READ_BYTES = 1 << 30  # that reading the tensors of a file may take; latents of a minute in 4K take 0.7 GB
+_MOST_READ_BYTES = 1_000_000_000  # that reading the tensors of a file may take; latents of a minute in 4K take 0.7 GB
 
 Tensors = dict[str, NDArray[Any]]
 

@@ -76,13 +76,20 @@ def opened_container(file: BinaryIO, most_pixels: int) -> Iterator[Any]:
     Args:
         file: the file, which may be of any of the formats that are one file.
         most_pixels: the most pixels of a frame that are decoded, also while FFmpeg looks at the first ones.
+
+    Raises:
+        ValueError: it has too many streams, or claims more than any file has.
     """
     import av  # noqa: PLC0415
 
     options = {"max_pixels": str(most_pixels)}
     # What to do about tags in no known encoding; from 19 on av replaces what it cannot read, and has no such option.
     about_tags: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
-    with av.open(file, options=options, container_options=_OPTIONS, **about_tags) as container:
+    try:
+        container = av.open(file, options=options, container_options=_OPTIONS, **about_tags)
+    except MemoryError as error:  # what FFmpeg says of numbers that it refuses to allocate anything for
+        raise ValueError from error
+    with container:
         for stream in container.streams.video:
             if stream.codec_context is not None:
                 stream.codec_context.options = options

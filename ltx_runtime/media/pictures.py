@@ -31,9 +31,8 @@ if TYPE_CHECKING:
 # channel is opacity.
 Source: TypeAlias = "Path | str | Image.Image | NDArray[np.generic]"
 
-READING_BYTES = (
-    1 << 30
-)  # memory that reading a picture may take if nobody says otherwise; 76 megapixels of JPEG or PNG take as much
+# Memory that reading a picture may take if nobody says otherwise; 71 megapixels of JPEG or PNG take as much.
+READING_BYTES = 1_000_000_000
 _ARRAY_BYTES = 14  # for each pixel of a picture in memory, to blur and compress it
 _RGB, _RGBA = 3, 4
 _LONGEST_URL = 200  # characters that a message shows

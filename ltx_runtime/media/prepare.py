@@ -58,9 +58,10 @@ def look_at(
         LtxError: the image or clip cannot be read, see `load_media`; or `check` raises it.
     """
     if (path := _prepared_file(source)) is not None:
-        frames, height, width = _prepared_tensor(path).shape[2:]
+        stored = _prepared_tensor(path)
+        frames, height, width = stored.shape[2:]
         read = frames if most_frames is None else min(frames, most_frames)
-        for _ in _planes(path, read):
+        for _ in _planes(stored, read):
             pass
         return Facts(height, width, frames, seen=read, prepared=True)
     with opened(source, most_bytes) as pictures:
@@ -89,9 +90,10 @@ def prepared_media(source: Source, most_frames: int) -> Pixels | None:
     path = _prepared_file(source)
     if path is None:
         return None
-    frames, height, width = _prepared_tensor(path).shape[2:]
+    stored = _prepared_tensor(path)
+    frames, height, width = stored.shape[2:]
     media = np.empty((1, 3, min(frames, most_frames), height, width), np.float32)
-    for channel, frame, plane in _planes(path, media.shape[2]):
+    for channel, frame, plane in _planes(stored, media.shape[2]):
         media[0, channel, frame] = plane
     return media
 
@@ -223,18 +225,17 @@ def _prepared_tensor(path: Path) -> StoredTensor:
     return media
 
 
-def _planes(path: Path, frames: int) -> Iterator[tuple[int, int, Pixels]]:
+def _planes(media: StoredTensor, frames: int) -> Iterator[tuple[int, int, Pixels]]:
     """Yields channel, frame and pixels (H, W) of prepared media, for the first frames of each channel."""
     from ltx_runtime.weights.floats import FLOAT_DTYPES, widened  # noqa: PLC0415
 
-    media = _prepared_tensor(path)
     plane_bytes = media.length // (3 * media.shape[2])
     for channel, frame in itertools.product(range(3), range(frames)):
         begin = (channel * media.shape[2] + frame) * plane_bytes
         raw = media.read(begin, begin + plane_bytes)
         plane: Pixels = widened(raw, media.dtype) if media.dtype in FLOAT_DTYPES else raw.view("<f8").astype(np.float32)
         if not (largest := float(np.abs(plane).max())) <= 1 + 1e-6:
-            raise LtxError(f"media in {path} has absolute values up to {largest:g}", "scale it to -1..1")
+            raise LtxError(f"media in {media.file} has absolute values up to {largest:g}", "scale it to -1..1")
         yield channel, frame, plane.reshape(media.shape[3:])
 
 

@@ -310,7 +310,7 @@ def bomb(path, width, height):
 def test_an_image_of_more_pixels_than_memory_holds_is_refused_by_its_header(tmp_path):
     path = bomb(tmp_path / "a.png", 48_000, 48_000)
     said = (
-        f"{path} is 48000x48000 pixels and needs about 32.26 GB of memory, more than the 1.07 GB that reading a "
+        f"{path} is 48000x48000 pixels and needs about 32.26 GB of memory, more than the 1.00 GB that reading a "
         "picture may take - make it smaller, or give a larger --memory"
     )
     for changes in ({"conditions": (Condition(path),)}, {"video": path}, {"video": path, "num_frames": None}):
