@@ -3,7 +3,9 @@
 import struct
 from collections.abc import Sequence
 
-FLOAT, INT64 = 1, 7  # data types of onnx.proto
+from ltx_runtime.spec.components import Component
+
+FLOAT, INT8, INT64 = 1, 3, 7  # data types of onnx.proto
 IR_VERSION, OPSET = 10, 23  # those of exported graphs
 
 
@@ -71,3 +73,20 @@ def graph_that_adds(*inputs: str, output: str, channels: int = 6) -> bytes:
     constants = integers("last", [len(axes)]), integers("times", [1, 1, channels])
     ports = [value(name, INT64, axes) for name in inputs]
     return model(nodes, ports, [value(output, FLOAT, (*axes, channels))], constants)
+
+
+def graph_of(component: Component, weights: str, words: int = 1) -> bytes:
+    """Returns a graph with the ports of a component, which may be loaded and computes nothing of use.
+
+    Args:
+        component: the ports.
+        weights: name of a file of at least so many bytes.
+        words: number of ids that a text encoder knows.
+    """
+    types = {"float32": FLOAT, "int64": INT64}
+    sides = component.inputs, component.outputs
+    inputs, outputs = ([value(port.name, types[port.dtype], port.axes) for port in side] for side in sides)
+    first, *_ = (port.name for port in component.inputs)
+    nodes = [node("Gather", ["table", first], "rows"), *(node("Cast", ["rows"], p.name) for p in component.outputs)]
+    table = outside("table", INT8, [words], location=weights, offset=0, length=words)
+    return model(nodes, inputs, outputs, [table])

@@ -1,14 +1,19 @@
 """Reports of a plan: JSON whose numbers add up to what would run, and lines that say the same."""
 
+import atexit
 import json
 import re
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from shutil import copyfile, rmtree
+from tempfile import mkdtemp
 
 import numpy as np
 import pytest
 from fakes.requests import default_request
 from fakes.stages import ROPE
+from samples.onnx_bytes import graph_of
 
 from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.manifest import ComponentEntry, Engines, FileEntry, Manifest
@@ -32,7 +37,8 @@ from ltx_runtime.spec.components import (
 )
 from ltx_runtime.spec.versions import VERSIONS
 
-T5 = Path(__file__).parents[2] / "golden" / "t5"  # the folder of the tokenizer
+TOKENIZER = Path(__file__).parents[2] / "golden" / "t5" / "spiece.model"
+WORDS = 32_128  # of T5
 EVERY_VERSION = pytest.mark.parametrize("name", VERSIONS)
 GB = 10**9
 # Component -> the files of its weights, whose sizes are in SIZES. Three components share the checkpoint.
@@ -76,6 +82,17 @@ def manifest_of(name: str) -> Manifest:
     return Manifest(name, version.causal_positions, version.schedule, ROPE, "spiece.model", components, files)
 
 
+@cache
+def folder_of(name: str) -> Path:
+    """Writes graphs with the ports of a release, and T5's tokenizer, once for all tests."""
+    folder = Path(mkdtemp(prefix="report"))
+    atexit.register(rmtree, folder, ignore_errors=True)
+    copyfile(TOKENIZER, folder / TOKENIZER.name)
+    for entry in manifest_of(name).components.values():
+        (folder / entry.graphs["fp32"]).write_bytes(graph_of(entry.signature, entry.weights[0], WORDS))
+    return folder
+
+
 def asked(name: str, **changes) -> tuple[Plan, Request]:
     version = VERSIONS[name]
     request = replace(default_request(version, "a cat", 7), **changes)
@@ -86,7 +103,7 @@ def described(
     name: str, options: RunOptions | None = None, manifest: Manifest | None = None, media=NO_MEDIA, **changes
 ) -> dict:
     planned, manifest, options = asked(name, **changes)[0], manifest or manifest_of(name), options or RunOptions()
-    engines = Engines(T5, manifest)
+    engines = Engines(folder_of(name), manifest)
     chosen = choose(engines, needed(planned, options), replace(options, backend="cpu"), Size(1, 1, 1, False))
     return describe(planned, chosen, engines, media)
 
@@ -382,7 +399,7 @@ def test_the_memory_that_a_plan_needs_is_the_most_that_its_lines_tell(changes):
 
 def test_what_runs_on_a_gpu_needs_no_memory_of_the_machine():
     planned, version = asked("0.9.5", **LARGE)[0], VERSIONS["0.9.5"]
-    engines, options = Engines(T5, manifest_of("0.9.5")), RunOptions(backend="cpu")
+    engines, options = Engines(folder_of("0.9.5"), manifest_of("0.9.5")), RunOptions(backend="cpu")
     chosen = choose(engines, needed(planned, options), options, Size(1, 1, 1, False))
     on_gpu = {name: replace(found, gpu_bytes=80 * GB) for name, found in chosen.found.items()}
     assert memory_of(planned, version, chosen).needed_bytes > 0
