@@ -257,7 +257,7 @@ SUBJECTS = (
         "download",
         lambda: None,
         _downloading,
-        ("weights/*.*", "weights/tokenizer/*"),
+        ("weights/[!.]*.*", "weights/tokenizer/*"),
         _PARTS_OF_DOWNLOADS,
         ("*.metadata",),
     ),
