@@ -28,6 +28,8 @@ from ltx_runtime.planning.options import RunOptions
 from ltx_runtime.planning.plan import Plan
 from ltx_runtime.planning.work import DECODE, FRAME_RATE, MEDIA, TEXT, UPSCALE, denoise_label
 from ltx_runtime.progress import Progress
+from ltx_runtime.sampling import denoise
+from ltx_runtime.sampling.pass_plan import PassPlan
 from ltx_runtime.sampling.start import Encoded, Media, encode_for, start_of
 from ltx_runtime.sampling.step import Step
 from ltx_runtime.sampling.velocity import make_latents
@@ -338,16 +340,23 @@ def _run_pass(
         inputs = (text, manifest.rope, start, one, planned.settings)
         made = make_latents(session, *inputs, draw, low_memory=low_memory, resumed=resumed)
         for each in made:
-            finite(each.tokens, "guidance, of constant or too large velocities,")
-            if not each.velocity.any():
-                here = f"{label}, step {each.index + 1} of {len(one.sigmas)}"
-                road.remark(STILL, f"{here}: the velocity is nothing but zeros ({road.computing('transformer')})")
+            _look_at(road, label, each, one)
             step = Step(each.index, len(one.sigmas), number, count, each.sigma, each, grid, start.extra, road.engines)
             done()
             if each.index + 1 < len(one.sigmas):  # after the last one, the pass is kept as a whole
                 state.stepped(each.tokens, each.index + 1)
             yield step
     return step.latents
+
+
+def _look_at(road: Road, label: str, step: denoise.Step, one: PassPlan) -> None:
+    """Looks at a step: of finite predictions, guidance may make what is not finite; and they may all be zero."""
+    guidance = one.guidance[step.index]
+    if guidance.uses_cfg or guidance.uses_stg:
+        finite(step.tokens, "guidance, of constant or too large velocities,")
+    if not (step.velocity[:, :1].any() or step.velocity.any()):
+        here = f"{label}, step {step.index + 1} of {len(one.sigmas)}"
+        road.remark(STILL, f"{here}: the velocity is nothing but zeros ({road.computing('transformer')})")
 
 
 def decoder_feeds(road: Road, latents: Floats, ending: Ending, noise: Noise, state: State) -> dict[str, Floats]:

@@ -45,7 +45,7 @@ def runs(forks, tmp_path, spiece):
 
 
 @pytest.mark.parametrize(
-    ("names", "moments"), [(("SIGINT", "SIGINT"), 10), (("SIGTERM", "SIGHUP", "SIGINT"), 4)], ids=str
+    ("names", "moments"), [(("SIGINT", "SIGINT"), 7), (("SIGTERM", "SIGHUP", "SIGINT"), 3)], ids=str
 )
 def test_a_run_that_is_interrupted_once_or_again_while_it_cleans_up_leaves_one_line(runs, tmp_path, names, moments):
     words = (*FOX, "--engines", str(tmp_path / "engines"), "--output", "fox.mp4", "--save-latents", "l.safetensors")
