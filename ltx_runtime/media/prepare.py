@@ -175,11 +175,8 @@ def levels_of(
             levels = _fitted(levels, height, width, name, fit, resize=resize)
             fitted = levels.shape
             levels = _blurred(levels, blur, in_bytes=crf > 0)
-            if crf:
-                levels = _as_yuv(levels)
-                levels = _decoded(_encoded(levels, crf))
-            if resize or fit == PAD:
-                levels = _filled(levels, fitted)
+            levels = _decoded(_encoded(_as_yuv(levels), crf)) if crf else levels
+            levels = _filled(levels, fitted) if resize or fit == PAD else levels
             if levels.shape != (size or levels.shape):
                 raise LtxError(f"the frames of {name} differ in size", "convert it to .mp4")
             size = levels.shape
