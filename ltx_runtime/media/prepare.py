@@ -175,12 +175,19 @@ def levels_of(
             levels = _fitted(levels, height, width, name, fit, resize=resize)
             fitted = levels.shape
             levels = _blurred(levels, blur, in_bytes=crf > 0)
-            levels = _decoded(_encoded(_as_yuv(levels), crf)) if crf else levels
-            levels = _filled(levels, fitted) if resize or fit == PAD else levels
-            if levels.shape != (size or levels.shape):
-                raise LtxError(f"the frames of {name} differ in size", "convert it to .mp4")
-            size = levels.shape
+            if crf:
+                levels = _decoded(_encoded(levels := _as_yuv(levels), crf))
+            if resize or fit == PAD:
+                levels = _filled(levels, fitted)
+            size = _same_size(levels, size, name)
             yield levels
+
+
+def _same_size(levels: Levels, size: tuple[int, ...] | None, name: str) -> tuple[int, ...]:
+    """Returns the shape of a frame; raises LtxError if those before it had another."""
+    if levels.shape != (size or levels.shape):
+        raise LtxError(f"the frames of {name} differ in size", "convert it to .mp4")
+    return levels.shape
 
 
 def scaled(plane: NDArray[Any], padding: Padding = NO_PADDING) -> Pixels:

@@ -35,7 +35,7 @@ CLIPS = {
     "mpg": ("mpeg", "mpeg1video"),
     "asf": ("asf", "wmv2"),
     "flv": ("flv", "flv"),
-    "ogg": ("ogg", "libtheora"),
+    "ogg": ("ogg", "libvpx"),
     "mxf": ("mxf", "mpeg2video"),
     "nut": ("nut", "ffv1"),
     "y4m": ("yuv4mpegpipe", "wrapped_avframe"),
@@ -47,8 +47,8 @@ def read_pictures(path: Path) -> None:
     """Reads the first frames of an image or clip."""
     with opened(path) as pictures:
         for frame in islice(pictures.frames, MOST_FRAMES):
-            frame.picture()
             frame.transparent()
+            frame.picture()
 
 
 def image_seeds(name: str) -> list[bytes]:
