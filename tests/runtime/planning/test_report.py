@@ -1,19 +1,16 @@
 """Reports of a plan: JSON whose numbers add up to what would run, and lines that say the same."""
 
-import atexit
 import json
 import re
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from shutil import copyfile, rmtree
-from tempfile import mkdtemp
 
 import numpy as np
 import pytest
 from fakes.requests import default_request
 from fakes.stages import ROPE
-from samples.onnx_bytes import graph_of
+from samples.graph_folders import folder_with_graphs
 
 from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.manifest import ComponentEntry, Engines, FileEntry, Manifest
@@ -38,7 +35,6 @@ from ltx_runtime.spec.components import (
 from ltx_runtime.spec.versions import VERSIONS
 
 TOKENIZER = Path(__file__).parents[2] / "golden" / "t5" / "spiece.model"
-WORDS = 32_128  # of T5
 EVERY_VERSION = pytest.mark.parametrize("name", VERSIONS)
 GB = 10**9
 # Component -> the files of its weights, whose sizes are in SIZES. Three components share the checkpoint.
@@ -82,15 +78,7 @@ def manifest_of(name: str) -> Manifest:
     return Manifest(name, version.causal_positions, version.schedule, ROPE, "spiece.model", components, files)
 
 
-@cache
-def folder_of(name: str) -> Path:
-    """Writes graphs with the ports of a release, and T5's tokenizer, once for all tests."""
-    folder = Path(mkdtemp(prefix="report"))
-    atexit.register(rmtree, folder, ignore_errors=True)
-    copyfile(TOKENIZER, folder / TOKENIZER.name)
-    for entry in manifest_of(name).components.values():
-        (folder / entry.graphs["fp32"]).write_bytes(graph_of(entry.signature, entry.weights[0], WORDS))
-    return folder
+folder_of = cache(lambda name: folder_with_graphs(manifest_of(name), TOKENIZER))
 
 
 def asked(name: str, **changes) -> tuple[Plan, Request]:
