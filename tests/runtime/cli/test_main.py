@@ -216,7 +216,7 @@ def test_latents_that_a_failing_decoder_left_are_decoded_later_at_their_frame_ra
     engines(DEMO)
 
     def broken(feeds):
-        return {"video": np.full((1, 3, 9, 128, 128), np.nan, np.float32)}
+        return {"video": np.full_like(fake_stages.decode(feeds)["video"], np.nan)}
 
     with monkeypatch.context() as patch:
         patch.setitem(fake_stages.STAGES, "vae_decoder", broken)
