@@ -21,7 +21,7 @@ from ltx_export.recorded import read_record
 from ltx_export.sources.find import find_sources, open_sources
 from ltx_runtime.batch.rows import read_rows
 from ltx_runtime.errors import LtxError
-from ltx_runtime.folder.manifest import open_engines, read_manifest
+from ltx_runtime.folder.reading import open_engines, read_manifest
 from ltx_runtime.folder.sidecar import read_sidecar
 from ltx_runtime.media.prepare import look_at, prepared_media
 from ltx_runtime.planning.preset import read_preset
