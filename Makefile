@@ -141,7 +141,7 @@ fuzz: setup
 	$(BIN)/python -m pip install --quiet --group fuzz
 	PYTHONPATH=tests $(BIN)/python -m fuzz --seconds $(SECONDS) $(READERS)
 
-# Both programs, killed at every one of their dealings with files: 700 times, and 20 minutes on two cores.
+# Both programs, killed at every one of their dealings with files: about 1,400 times, which takes more than an hour on two cores.
 crash: setup
 	$(BIN)/python tests/crash.py
 

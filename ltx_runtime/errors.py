@@ -163,11 +163,12 @@ def uninterrupted() -> Iterator[None]:
 def program() -> Iterator[None]:
     """Makes the block a program, of which Ctrl-C leaves one line: not even its imports, or its end, have a traceback.
 
-    Before a block that is `interruptible` there is nothing to clean up, so Ctrl-C ends the process at once. After the
-    block no signal is heard, as all that is left is the end of the process.
+    Before a block that is `interruptible` there is nothing to clean up, so Ctrl-C and the signals that act like it end
+    the process at once. After the block no signal is heard, as all that is left is the end of the process.
     """
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _end)
+    for number, usual in _signals().items():
+        if signal.getsignal(number) is usual:
+            signal.signal(number, _end)
     try:
         yield
     finally:

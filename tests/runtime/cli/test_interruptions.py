@@ -26,7 +26,7 @@ def heard(event, arguments):
     if event == "import":
         count += 1
         if count == moment:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.{signal})
 sys.addaudithook(heard)
 sys.argv = ["program", "--help"]
 try:
@@ -69,12 +69,14 @@ def test_a_run_that_is_interrupted_once_or_again_while_it_cleans_up_leaves_one_l
         assert (runs.folder / "fox.mp4").read_bytes() == whole
 
 
-@pytest.mark.parametrize("package", ["ltx_runtime.cli", "ltx_serve.cli"])
-def test_ctrl_c_while_the_program_is_imported_is_one_line(tmp_path, package):
+@pytest.mark.parametrize(
+    ("package", "name"), [("ltx_runtime.cli", "SIGINT"), ("ltx_runtime.cli", "SIGTERM"), ("ltx_serve.cli", "SIGHUP")]
+)
+def test_a_signal_while_the_program_is_imported_is_one_line(tmp_path, package, name):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
 
     def interrupted_at(moment):
-        command = [sys.executable, "-c", INTERRUPTED_IMPORT.format(package=package), str(moment)]
+        command = [sys.executable, "-c", INTERRUPTED_IMPORT.format(package=package, signal=name), str(moment)]
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
 
     whole = interrupted_at(0)
