@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import itertools
 import os
+import platform
 import secrets
 import shutil
 import stat
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from fnmatch import fnmatch
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +29,8 @@ except ImportError:  # Windows
 _WAIT_S = 0.2
 _SMALL_BYTES = 100_000_000
 _CACHE_VARIABLE = "LTX_CACHE"
-_PARTIAL, LOCK_SUFFIX = ".ltx-{}.partial", ".lock"
+_PARTIAL, WHOLE, LOCK_SUFFIX = ".ltx-{}.partial", ".ltx-{}.new", ".lock"
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _ABANDONED_S = 86_400.0
 _PROGRAM, _ENGINES = "ltx-engines", "engines"
 # Where a bundle puts its version folder, in the environment that it installs: the system's place for a program's data.
@@ -54,77 +59,109 @@ def written_whole(path: Path, *, replace: bool = True) -> Iterator[Path]:
             place_new(temporary, path)
 
 
-@contextmanager
-def partial_folder(parent: Path) -> Iterator[Path]:
+def partial_folder(parent: Path) -> AbstractContextManager[Path]:
     """Yields a new hidden folder in `parent` under a name of its own, which is deleted with its contents at the end.
 
     What killed processes have left in `parent` is deleted first, see `delete_abandoned`. If someone reads a folder in
     the yielded one at the end, both stay, and whoever comes next deletes them.
     """
-    delete_abandoned(parent)
-    lock: Lock | None = None
-    folder = parent / _PARTIAL.format(secrets.token_hex(4))
-    try:  # from before the folder is there, since Ctrl-C may come at once
-        while lock is None:  # another process may take the folder for abandoned before it is locked
-            with suppress(FileExistsError):
-                folder.mkdir()
-                lock = lock_of(folder)
-            if lock is None:
-                folder = parent / _PARTIAL.format(secrets.token_hex(4))
-        yield folder
-    finally:
-        with uninterrupted(), suppress(OSError):
-            _delete(folder)
-        if lock is not None:
-            lock.release()
+    return _partial(parent, "", Path.mkdir)
+
+
+def partial_file(parent: Path, suffix: str) -> AbstractContextManager[Path]:
+    """Yields a new hidden file in `parent` that ends in `suffix`, which is deleted at the end; see `partial_folder`."""
+    return _partial(parent, suffix, partial(Path.touch, exist_ok=False))
 
 
 @contextmanager
-def partial_file(parent: Path, suffix: str) -> Iterator[Path]:
-    """Yields a new hidden file in `parent` that ends in `suffix`, which is deleted at the end; see `partial_folder`."""
+def _partial(parent: Path, suffix: str, create: Callable[[Path], None]) -> Iterator[Path]:
     delete_abandoned(parent)
     lock: Lock | None = None
-    file = parent / (_PARTIAL.format(secrets.token_hex(4)) + suffix)
-    try:
-        while lock is None:
+    path = _new_name(parent, suffix)
+    try:  # from before it is there, since Ctrl-C may come at once
+        while lock is None:  # another process may take it for abandoned before it is locked
             with suppress(FileExistsError):
-                file.touch(exist_ok=False)
-                lock = lock_of(file)
+                create(path)
+                lock = lock_of(path)
             if lock is None:
-                file = parent / (_PARTIAL.format(secrets.token_hex(4)) + suffix)
-        yield file
+                path = _new_name(parent, suffix)
+        yield path
     finally:
         with uninterrupted(), suppress(OSError):
-            _delete(file)
+            _delete(path)
         if lock is not None:
             lock.release()
+
+
+def _new_name(parent: Path, suffix: str = "") -> Path:
+    """Returns a name for a temporary file or folder, which says under which system its process runs."""
+    return parent / (_PARTIAL.format(f"{_system()}-{secrets.token_hex(4)}") + suffix)
+
+
+@cache
+def _system() -> str:
+    """Names the running system, to whose processes its locks are known for certain: a kernel, until it is restarted."""
+    try:
+        name = _BOOT_ID.read_text()
+    except OSError:
+        name = platform.node()
+    return hashlib.sha256(name.encode()).hexdigest()[:8]
 
 
 def delete_abandoned(parent: Path) -> int:
     """Deletes what killed processes have left in a folder: temporary folders and files, and lock files.
 
-    The locks on them tell whether their process has ended; where there are no locks, temporary ones are deleted that
-    were not used for a day. What a living process writes or reads stays, and so does a download that can be resumed.
+    The locks on them tell whether their process has ended, if it ran under this system. On other machines it may hold
+    locks that are not seen here: what comes from there, and all where there are no locks, is deleted if it was not used
+    for a day. What a living process writes or reads stays, and so does a download that can be resumed.
 
     Returns:
         The size in bytes of what was deleted; lock files have none.
     """
+    for whole in wholes_in(parent):
+        with suppress(OSError):
+            # Its process was killed before the old folder gave up its name, so that one stays.
+            if os.path.lexists(folder_of(whole)) and (lock := _lock_of_left(whole)) is not None:
+                whole.rename(_new_name(parent))  # in one step, so that no half of it gets a name
+                lock.release()
     freed = 0
     for path in [*partial_in(parent), *parent.glob(lock_name("*"))]:
-        if path.is_symlink():  # of somebody else, and perhaps to where nothing is to be deleted
-            continue
         with suppress(OSError):
-            lock = lock_of(path)
+            lock = _lock_of_left(path)
             if lock is not None:
-                if lock.keeps_out or (path.suffix != LOCK_SUFFIX and time.time() - _used_at(path) > _ABANDONED_S):
-                    freed += _delete(path)
+                freed += _delete(path)
                 lock.release()
     return freed
+
+
+def _lock_of_left(path: Path) -> Lock | None:
+    """Locks what a killed process has left, and returns the lock; None if its process may be alive."""
+    if path.is_symlink():  # of somebody else, and perhaps to where nothing is to be deleted
+        return None
+    is_partial = fnmatch(path.name, _PARTIAL.format("*") + "*")
+    lock = lock_of(path)
+    if lock is None or (lock.keeps_out and (_system() in path.name or not is_partial)):
+        return lock
+    return lock if path.suffix != LOCK_SUFFIX and time.time() - _used_at(path) > _ABANDONED_S else None
 
 
 def partial_in(parent: Path) -> Iterator[Path]:
     """Yields the temporary folders and files in a folder, of living and of killed processes."""
     return parent.glob(_PARTIAL.format("*") + "*")
+
+
+def folder_of(whole: Path) -> Path:
+    """Returns the folder whose place a whole one takes."""
+    before, after = WHOLE.split("{}")
+    return whole.with_name(whole.name.removeprefix(before).removesuffix(after))
+
+
+def wholes_in(parent: Path) -> Iterator[Path]:
+    """Yields the whole folders in a folder that take the place of others, of living and of killed processes."""
+    for path in parent.glob(WHOLE.format("?*")):
+        named = path.name not in map(WHOLE.format, (".", ".."))
+        if named and os.path.isdir(path) and not path.is_symlink():
+            yield path
 
 
 def lock_name(name: str) -> str:
@@ -269,7 +306,8 @@ def locked(lock: Path, writer: str) -> Iterator[None]:
         yield
     finally:
         with uninterrupted():
-            _remove(lock)
+            with suppress(OSError):  # Windows does not delete an open file; the next run locks it again
+                lock.unlink()
             held.release()
 
 
@@ -286,11 +324,6 @@ def acquired_lock(lock: Path, wait_s: float) -> Any:
         return FileLock(lock, timeout=wait_s).acquire().lock
     except NotImplementedError:  # raised by filelock on network file systems without locks, where the file must do
         return SoftFileLock(lock, timeout=wait_s).acquire().lock
-
-
-def _remove(lock: Path) -> None:
-    with suppress(OSError):  # Windows does not delete an open file; the next run locks the remaining file again
-        lock.unlink()
 
 
 def refuse_pointer(path: Path) -> None:

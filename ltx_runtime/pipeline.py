@@ -14,7 +14,7 @@ from typing import Any
 
 from ltx_runtime.declared import declared, path_of
 from ltx_runtime.errors import LtxError
-from ltx_runtime.folder.finding import find_tidied
+from ltx_runtime.folder.finding import find_folder
 from ltx_runtime.folder.manifest import Engines
 from ltx_runtime.folder.reading import open_engines
 from ltx_runtime.folder.release import release_of
@@ -27,7 +27,6 @@ from ltx_runtime.planning.options import RunOptions, bytes_of, check_options
 from ltx_runtime.planning.plan import plan
 from ltx_runtime.planning.request import Request, resolved
 from ltx_runtime.progress import silent
-from ltx_runtime.replacing.tidying import tidy
 from ltx_runtime.road import Road, channels_of, noise_of
 from ltx_runtime.sessions import AUTO
 from ltx_runtime.sessions.found import Found
@@ -112,7 +111,7 @@ class Pipeline:
         else:
             name = None if version is None else find_version(version).name
             # Absolute, so that the pipeline still finds its files if the program changes its working directory.
-            found_folder = find_tidied(path_of(folder, "folder"), name, self._note).absolute()
+            found_folder = find_folder(path_of(folder, "folder"), name).absolute()
             self.engines = open_engines(found_folder, trust=trust_engines)
         self.version = release_of(self.engines.manifest)
         self._sessions = pool_of(keep_loaded)
@@ -160,8 +159,6 @@ class Pipeline:
         chosen = choose(self.engines, needed(planned, options), options, size, self._found, loras)
         check_readable(options)
         places = places_of(self.engines, request, options)
-        for parent in {path.parent for path in places.writes.values()}:
-            tidy(parent, self._note)
         places.check(own=() if unfinished is None else unfinished.state.saved)
         if "vae_encoder" in chosen.names:
             for one in planned.passes:

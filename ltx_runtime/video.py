@@ -153,7 +153,7 @@ class Video:
         road = self._running(progress)
         self._state = state = State() if self._unfinished is None else self._unfinished.state
         given = {}
-        self._places.try_writing()
+        self._places.try_writing(self._road.note)
         if road.options.initial_latents is not None:
             given["pass1/initial"] = read_initial(road.options.initial_latents, self.plan.passes[0].grid, road.channels)
         noise = noise_of(road.options, self.ending.seed, given)
@@ -199,7 +199,7 @@ class Video:
         latents = self.latents(progress, each_step=each_step)
         road = self._running(progress)
         if self.plan is None:  # otherwise steps has tried and told
-            self._places.try_writing()
+            self._places.try_writing(self._road.note)
             self._tell(road)
         if self._feeds is None:
             assert self._noise is not None

@@ -28,10 +28,16 @@ def find_tidied(engines: Path, version: str | None, note: Callable[[str], None])
     for folder in (engines.absolute().parent, engines):
         tidy(folder, note)
     folder = find_folder(engines, version)
+    tidy_around(folder, note)
+    return folder
+
+
+def tidy_around(folder: Path, note: Callable[[str], None]) -> None:
+    """Clears away what killed runs have left around a version folder, in it and in the caches; see `tidy`."""
+    tidy(folder.parent, note)
     tidy_below(folder, note)
     if (cache := cache_folder()) is not None:
         tidy_below(cache, note)
-    return folder
 
 
 def find_folder(engines: Path, version: str | None) -> Path:

@@ -6,18 +6,20 @@ import errno
 import os
 import sys
 import unicodedata
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ltx_runtime.errors import LtxError, explaining
 from ltx_runtime.files import partial_folder
+from ltx_runtime.folder.finding import tidy_around
 from ltx_runtime.folder.manifest import Engines
 from ltx_runtime.media.pictures import file_of
 from ltx_runtime.media.video import TakenError
 from ltx_runtime.planning.options import RunOptions
 from ltx_runtime.planning.request import Request
+from ltx_runtime.replacing.tidying import tidy
 from ltx_runtime.weights.lora import files_of
 
 _Identity = tuple[object, ...]
@@ -53,12 +55,20 @@ class Places:
             with explaining(f"write {path}"):
                 _check_name(path, replace=self.overwrite or str(path.absolute()) in own)
 
-    def try_writing(self) -> None:
+    def try_writing(self, note: Callable[[str], None]) -> None:
         """Writes and deletes an empty file in place of each file to write, before anything is computed for it.
+
+        What killed runs have left there and around the version folder is cleared away first.
+
+        Args:
+            note: is called with what that frees.
 
         Raises:
             LtxError: a file cannot be written, whatever the rights of its folder promise.
         """
+        tidy_around(self.engines.folder, note)
+        for parent in {path.parent for path in self.writes.values()}:
+            tidy(parent, note)
         for path in self.writes.values():
             with explaining(f"write {path}"), partial_folder(path.parent) as folder:
                 (folder / path.name).touch()

@@ -12,17 +12,17 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, suppress
 from functools import cache
 from pathlib import Path
 
 from ltx_runtime.errors import LtxError
-from ltx_runtime.files import lock_name, lock_of, locked, partial_folder
+from ltx_runtime.files import WHOLE, folder_of, lock_name, lock_of, locked, wholes_in
 
-_WHOLE = ".ltx-{}.new"
 _HERE = -100  # AT_FDCWD of Linux: paths begin in the working directory
 _RENAME_EXCHANGE = _RENAME_SWAP = 2  # of Linux's renameat2, and of renamex_np on macOS
-_CANNOT_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM)
+_CANNOT_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM, errno.EXDEV)
+_ELSEWHERE = "delete it first, or choose a place on a volume"
 
 
 def writing(folder: Path) -> AbstractContextManager[None]:
@@ -43,23 +43,39 @@ def exchanged(new: Path, old: Path) -> None:
         old: the folder that is replaced, by nobody else at the same time.
 
     Raises:
-        OSError: the system refuses a name; then everything is as it was.
+        LtxError: the old folder cannot be moved, or something else has the name that this takes.
+        OSError: the system refuses a name. In both cases everything is as it was.
     """
     if _exchanged_at_once(new, old):
         return
-    whole, lock = (
-        whole_beside(old),
-        lock_of(new),
-    )  # the lock goes with the folder, and says that nobody is to finish this
+    lock = lock_of(new)  # goes with the folder, and says that nobody is to delete it
+    try:
+        _exchanged_by_names(new, whole_beside(old), old)
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def _exchanged_by_names(new: Path, whole: Path, old: Path) -> None:
+    if os.path.lexists(whole):
+        raise LtxError(f"{whole} is in the way of a new {old.name}", "move or delete it")
     new.replace(whole)
     try:
         old.replace(new)
-    except OSError:
+    except OSError as error:
         whole.replace(new)
+        if error.errno == errno.EXDEV:
+            raise LtxError(f"{old} cannot be moved: it belongs to the image of a container", _ELSEWHERE) from None
         raise
-    whole.replace(old)
-    if lock is not None:
-        lock.release()
+    try:
+        whole.replace(old)
+    except OSError:
+        if old.exists():  # another process has finished it, see `finish_exchanges`
+            return
+        new.replace(old)
+        if whole.exists():
+            whole.replace(new)
+        raise
 
 
 def _exchanged_at_once(new: Path, old: Path) -> bool:
@@ -91,44 +107,37 @@ def _exchange_of_system() -> Callable[[bytes, bytes], int] | None:
 
 
 def whole_beside(folder: Path) -> Path:
-    """Returns the name beside a folder of one that is whole and will replace it."""
-    return folder.with_name(_WHOLE.format(folder.name))
-
-
-def folder_of(whole: Path) -> Path:
-    """Returns the folder that a whole one will replace."""
-    before, after = _WHOLE.split("{}")
-    return whole.with_name(whole.name.removeprefix(before).removesuffix(after))
+    """Returns the name beside a folder of one that is whole and takes its place, where that takes two renames."""
+    return folder.with_name(WHOLE.format(folder.name))
 
 
 def standing(folder: Path) -> Path:
-    """Returns a folder; if its name leads nowhere, the whole one that a killed process was about to give this name.
-
-    It gets this name now if this user may write.
-    """
-    finish_exchanges(folder.parent)
-    if not folder.exists() and (whole := whole_beside(folder)).is_dir():
-        return whole
-    return folder
+    """Returns a folder; if its name leads nowhere, the whole one that a killed process was about to give this name."""
+    if os.path.lexists(folder) or not folder.name:
+        return folder
+    return next((whole for whole in wholes_in(folder.parent) if whole == whole_beside(folder)), folder)
 
 
 def standing_in(parent: Path) -> Iterator[Path]:
     """Yields the names of folders in `parent` that lead nowhere, and that a killed process was about to give."""
-    return (name for whole in parent.glob(_WHOLE.format("*")) if not (name := folder_of(whole)).exists())
+    return (name for whole in wholes_in(parent) if not os.path.lexists(name := folder_of(whole)))
 
 
-def finish_exchanges(parent: Path) -> None:
-    """Finishes what a killed process has begun in `parent`; does nothing where this user may not write."""
-    for whole in parent.glob(_WHOLE.format("*")):
-        if whole.is_symlink():  # of somebody else
-            continue
-        lock, folder = lock_of(whole), folder_of(whole)
-        if lock is None:  # its process is alive, or somebody reads it
-            continue
-        # Where folders cannot be locked, the lock file tells, if there is what it takes to read it.
-        guard = nullcontext() if lock.keeps_out else writing(folder)
-        with suppress(LtxError, OSError, ImportError), guard, partial_folder(parent) as retired:
-            if folder.exists():
-                folder.replace(retired / folder.name)
-            whole.replace(folder)
-        lock.release()
+def finish_exchanges(parent: Path) -> list[Path]:
+    """Gives whole folders in `parent` the names that killed processes were about to give; returns these names.
+
+    Nothing that has such a name is touched: its old folder stays, and `delete_abandoned` deletes the whole one. If the
+    process is alive after all, it finds its work done. A folder of another user keeps its name, under which it is read.
+    """
+    finished = []
+    for folder in [*standing_in(parent)]:
+        with suppress(OSError):  # it may have its name by now, or this user may not write
+            if _is_own(whole := whole_beside(folder)):
+                whole.rename(folder)
+                finished.append(folder)
+    return finished
+
+
+def _is_own(path: Path) -> bool:
+    """Returns whether a file or folder belongs to this user; on Windows, everything does."""
+    return os.name != "posix" or path.stat().st_uid == os.geteuid()

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from ltx_runtime.errors import LtxError
-from ltx_runtime.files import Lock, delete_abandoned, lock_of, partial_in
-from ltx_runtime.replacing.exchange import folder_of, whole_beside
+from ltx_runtime.files import Lock, delete_abandoned, folder_of, lock_of, partial_in
+from ltx_runtime.replacing.exchange import whole_beside
 
 T = TypeVar("T")
 
@@ -30,7 +30,7 @@ class Held:
     def __init__(self, path: Path | None) -> None:
         """Holds the folder that has this name now; one that is just being removed was replaced, and is not taken."""
         self._path = path or Path()
-        self._real = self._path.resolve()
+        self._real = self._path.resolve() if path else self._path  # the working directory may be gone
         self._identity: _Identity | None = None
         self._lock: Lock | None = None
         for _ in range(_TRIES if path else 0):

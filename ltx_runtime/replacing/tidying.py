@@ -10,8 +10,9 @@ from ltx_runtime.replacing.exchange import finish_exchanges
 
 
 def tidy(folder: Path, note: Callable[[str], None]) -> None:
-    """Finishes what killed processes have begun in a folder, deletes what they have left, and notes what that frees."""
-    finish_exchanges(folder)
+    """Finishes what killed processes have begun in a folder, deletes what they have left, and notes what it did."""
+    for finished in finish_exchanges(folder):
+        note(f"{finished} is the new one: an interrupted run was about to give it this name")
     if freed := delete_abandoned(folder):
         note(f"an interrupted run had left {amount(freed)} in {folder}, which are free again")
 

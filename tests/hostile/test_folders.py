@@ -261,18 +261,24 @@ def test_a_folder_that_is_trusted_may_have_links(watched, stranger):
 
 
 @pytest.mark.parametrize("name", [".ltx-a.partial", ".ltx-demo.lock", ".ltx-a.partial.onnx", ".ltx-demo.new"])
-@pytest.mark.parametrize("kind", ["pipe", "link", "file"])
+@pytest.mark.parametrize("kind", ["pipe", "link", "file", "folder"])
 def test_what_only_looks_as_if_a_killed_run_had_left_it_is_not_followed(watched, stranger, tmp_path, name, kind):
     for folder in (stranger.folder, stranger.folder / "portable-tensorrt_rtx-1.0"):
-        folder.mkdir(exist_ok=True)
+        (folder / "demo").mkdir(parents=True)  # which it seems to replace
+        (folder / "demo" / "photo").write_text("precious")
         if kind == "pipe":
             os.mkfifo(folder / name)
         elif kind == "link":
             (folder / name).symlink_to(stranger.outside)
-        else:
+        elif kind == "file":
             os.link(stranger.outside / "secret.bin", folder / name)
-    ended = watched("ltx-run", *small_video(stranger.folder), "--plan")
-    assert ended.code == 0, ended.err
+        else:
+            (folder / name).mkdir()
+            (folder / name / "link").symlink_to(stranger.outside)
+    for words in (["--plan"], []):
+        ended = watched("ltx-run", *small_video(stranger.folder), *words)
+        assert ended.code == 0, ended.err
+        assert {path.read_text() for path in stranger.folder.rglob("photo")} == {"precious"}
     assert ended.outside(stranger.folder.parent, tmp_path / "work") == set()
     assert [path.name for path in stranger.outside.iterdir()] == ["secret.bin"]
 

@@ -7,6 +7,7 @@ import pytest
 
 from ltx_export.weights.staging import refuse_foreign, staged
 from ltx_runtime.errors import LtxError
+from ltx_runtime.files import lock_name, partial_folder
 from ltx_runtime.folder.manifest import MANIFEST
 from ltx_runtime.replacing.held import Held
 
@@ -27,9 +28,11 @@ def test_a_folder_takes_the_place_of_the_one_before(tmp_path):
 
 
 def test_leftovers_of_an_export_that_was_killed_vanish(tmp_path):
-    for name in (".ltx-01234567.partial/0.9.5", ".ltx-0.9.5.lock"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("x")
+    with partial_folder(tmp_path) as left:
+        pass
+    left.mkdir()
+    for path in (left / "0.9.5", tmp_path / lock_name("0.9.5")):
+        path.write_text("x")
     (tmp_path / "0.9.5").mkdir()
     write(tmp_path / "0.9.5", "new")
     assert contents(tmp_path) == {f"0.9.5/{MANIFEST}": "new"}

@@ -1,5 +1,7 @@
 """Laws of replacing a folder: its name never leads nowhere or to a mixture, whatever the system can do."""
 
+import ctypes
+import errno
 import os
 import threading
 import time
@@ -7,9 +9,11 @@ from contextlib import suppress
 
 import pytest
 
-from ltx_runtime.files import lock_of, partial_folder
+from ltx_runtime.errors import LtxError
+from ltx_runtime.files import Lock, folder_of, lock_of, partial_folder
 from ltx_runtime.replacing import exchange
-from ltx_runtime.replacing.exchange import exchanged, finish_exchanges, folder_of, standing, standing_in, whole_beside
+from ltx_runtime.replacing.exchange import exchanged, standing, standing_in, whole_beside
+from ltx_runtime.replacing.tidying import tidy
 
 NAMES = ("first", "second")
 
@@ -71,7 +75,9 @@ def test_a_process_that_is_killed_between_names_leaves_the_old_or_the_new_folder
     """The kill is an exception that leaves no time to put anything back; what the process held is free again."""
     monkeypatch.setattr(exchange, "_exchange_of_system", lambda: None)
     write(tmp_path / "demo", "old")
-    write(tmp_path / ".ltx-0123abcd.partial" / "demo", "new")
+    with partial_folder(tmp_path) as partial:
+        pass
+    write(partial / "demo", "new")
     rename, done = type(tmp_path).replace, []
 
     class KilledError(BaseException):
@@ -85,51 +91,107 @@ def test_a_process_that_is_killed_between_names_leaves_the_old_or_the_new_folder
 
     with monkeypatch.context() as patch, suppress(KilledError):
         patch.setattr(type(tmp_path), "replace", limited)
-        exchanged(tmp_path / ".ltx-0123abcd.partial" / "demo", tmp_path / "demo")
-    assert read(standing(tmp_path / "demo")) == ({"old"} if renamings == 0 else {"new"})
-    assert [*standing_in(tmp_path)] == []
-    with partial_folder(tmp_path):
-        pass
+        exchanged(partial / "demo", tmp_path / "demo")
+    expected = {"old"} if renamings < 2 else {"new"}
+    before = sorted(tmp_path.rglob("*"))
+    assert read(standing(tmp_path / "demo")) == expected
+    assert [*standing_in(tmp_path)] == [tmp_path / "demo"] * (renamings == 2)
+    assert sorted(tmp_path.rglob("*")) == before  # whoever only looks changes nothing
+    tidy(tmp_path, lambda line: None)
+    assert read(tmp_path / "demo") == expected
     assert [path.name for path in tmp_path.iterdir()] == ["demo"]
 
 
-def test_whoever_may_not_write_reads_the_new_folder_under_the_name_that_it_has(tmp_path, monkeypatch):
+def test_whoever_may_not_write_reads_the_new_folder_under_the_name_that_it_has(tmp_path):
     write(whole_beside(tmp_path / "demo"), "new")
-    monkeypatch.setattr(exchange, "finish_exchanges", lambda parent: None)
     assert read(standing(tmp_path / "demo")) == {"new"}
     assert [*standing_in(tmp_path)] == [tmp_path / "demo"]
     assert folder_of(standing(tmp_path / "demo")) == tmp_path / "demo"
 
 
-def test_an_exchange_that_a_living_process_makes_is_left_to_it(tmp_path):
+@pytest.mark.parametrize("renamings", [1, 2])
+def test_an_exchange_by_names_ends_well_if_others_tidy_up_meanwhile(tmp_path, monkeypatch, renamings):
+    """Also where folders cannot be locked, as on NFS and Windows."""
+    monkeypatch.setattr(exchange, "_exchange_of_system", lambda: None)
+    monkeypatch.setattr("ltx_runtime.files.lock_of", lambda path, shared=False: Lock(None))
+    write(tmp_path / "demo", "old")
+    rename, done = type(tmp_path).replace, []
+
+    def watched(self, target):
+        if len(done) == renamings:
+            tidy(tmp_path, lambda line: None)
+        done.append(target)
+        return rename(self, target)
+
+    with partial_folder(tmp_path) as partial:
+        write(partial / "demo", "new")
+        with monkeypatch.context() as patch:
+            patch.setattr(type(tmp_path), "replace", watched)
+            exchanged(partial / "demo", tmp_path / "demo")
+        assert (read(partial / "demo"), read(tmp_path / "demo")) == ({"old"}, {"new"})
+    assert [path.name for path in tmp_path.iterdir()] == ["demo"]
+
+
+def test_a_whole_folder_beside_a_standing_one_is_left_to_its_living_process_and_deleted_once_that_is_dead(tmp_path):
     write(whole_beside(tmp_path / "demo"), "new")
+    write(tmp_path / "demo", "old")
     lock = lock_of(whole_beside(tmp_path / "demo"))
     if not lock.keeps_out:
         pytest.skip("folders cannot be locked here")
-    finish_exchanges(tmp_path)
-    assert not (tmp_path / "demo").exists()
+    tidy(tmp_path, lambda line: None)
+    assert read(whole_beside(tmp_path / "demo")) == {"new"}
     lock.release()
-    finish_exchanges(tmp_path)
-    assert read(tmp_path / "demo") == {"new"}
+    tidy(tmp_path, lambda line: None)
+    assert read(tmp_path / "demo") == {"old"} and [path.name for path in tmp_path.iterdir()] == ["demo"]
 
 
-def test_a_name_that_is_refused_leaves_everything_as_it_was(tmp_path, monkeypatch):
+@pytest.mark.parametrize("refused_at", [1, 2, 3])
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EXDEV])
+def test_a_name_that_is_refused_leaves_everything_as_it_was(tmp_path, monkeypatch, refused_at, number):
+    """An image of a container refuses to move its folders, with EXDEV: that is one clear sentence."""
     monkeypatch.setattr(exchange, "_exchange_of_system", lambda: None)
     write(tmp_path / "demo", "old")
-    rename = type(tmp_path).replace
+    rename, done = type(tmp_path).replace, []
 
     def refused(self, target):
-        if self.name == "demo" and self.parent == tmp_path:
-            raise PermissionError(13, os.strerror(13), str(self))
+        done.append(target)
+        if len(done) == refused_at:
+            raise OSError(number, os.strerror(number), str(self))
         return rename(self, target)
 
     with partial_folder(tmp_path) as partial:
         write(partial / "demo", "new")
         monkeypatch.setattr(type(tmp_path), "replace", refused)
-        with pytest.raises(PermissionError):
+        told = "demo cannot be moved: it belongs to the image of a container - delete it first, or choose"
+        in_a_sentence = number == errno.EXDEV and refused_at == 2
+        with pytest.raises(LtxError if in_a_sentence else OSError, match=told if in_a_sentence else None):
             exchanged(partial / "demo", tmp_path / "demo")
         assert (read(partial / "demo"), read(tmp_path / "demo")) == ({"new"}, {"old"})
     assert [path.name for path in tmp_path.iterdir()] == ["demo"]
+
+
+def test_what_is_in_the_way_of_an_exchange_by_names_is_told_and_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(exchange, "_exchange_of_system", lambda: None)
+    write(tmp_path / "demo", "old")
+    with partial_folder(tmp_path) as partial:
+        write(partial / "demo", "new")
+        whole_beside(tmp_path / "demo").write_text("of a stranger")
+        with pytest.raises(LtxError, match=r"\.ltx-demo\.new is in the way of a new demo - move or delete it"):
+            exchanged(partial / "demo", tmp_path / "demo")
+    assert read(tmp_path / "demo") == {"old"} and whole_beside(tmp_path / "demo").read_text() == "of a stranger"
+
+
+def test_an_exchange_that_the_system_refuses_between_disks_is_made_by_names(tmp_path, monkeypatch):
+    def refused(new, old):
+        ctypes.set_errno(errno.EXDEV)
+        return -1
+
+    monkeypatch.setattr(exchange, "_exchange_of_system", lambda: refused)
+    write(tmp_path / "demo", "old")
+    with partial_folder(tmp_path) as partial:
+        write(partial / "demo", "new")
+        exchanged(partial / "demo", tmp_path / "demo")
+    assert read(tmp_path / "demo") == {"new"}
 
 
 def test_readers_of_a_folder_that_is_replaced_all_the_time_never_see_both(way, tmp_path):

@@ -1,5 +1,10 @@
 """Laws of folders that are read while others replace them."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from ltx_runtime.errors import LtxError
@@ -96,3 +101,11 @@ def test_where_folders_cannot_be_locked_it_is_told_that_one_was_replaced(folder,
     replace(folder, "1")
     with pytest.raises(LtxError, match="demo was replaced while it was read - run the command again"):
         reader.now(folder / "file")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows does not remove the working directory of a process")
+def test_the_runtime_can_be_imported_where_the_working_directory_is_gone(tmp_path):
+    (tmp_path / "gone").mkdir()
+    program = "import os; os.rmdir(os.getcwd()); import ltx_runtime.folder.manifest"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path / "gone", env=environment, check=True)
