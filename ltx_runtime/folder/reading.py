@@ -40,15 +40,20 @@ from ltx_runtime.trust.listed import (
 )
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path, *, trust: bool = False) -> Manifest:
     """Reads the manifest of a version folder without checking the files that it lists.
+
+    Args:
+        folder: the version folder.
+        trust: whether the manifest may be a link to elsewhere.
 
     Raises:
         LtxError: there is no manifest, it is damaged, or this release does not read its format.
     """
     path = folder / MANIFEST
     again = export_command(folder.name, folder.parent)
-    check_inside(folder, path)
+    if not trust:
+        check_inside(folder, path)
     content = read_small(path, MOST_MANIFEST_BYTES)
     if content is None:
         raise LtxError(f"{folder} holds no {MANIFEST}: it is missing or its export was interrupted", command=again)
@@ -179,7 +184,9 @@ def open_engines(folder: Path, *, trust: bool = False) -> Engines:
     Raises:
         LtxError: the folder is incomplete, or a file is missing, has changed, or is not inside the folder.
     """
-    return opened(folder, lambda folder, held: _verified(Engines(folder, read_manifest(folder), trust, held)))
+    return opened(
+        folder, lambda folder, held: _verified(Engines(folder, read_manifest(folder, trust=trust), trust, held))
+    )
 
 
 def _verified(engines: Engines) -> Engines:
