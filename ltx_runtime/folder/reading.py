@@ -70,6 +70,8 @@ def read_manifest(folder: Path, *, trust: bool = False) -> Manifest:
         check_signatures(entry.signature for entry in manifest.components.values())
         if (transformer := manifest.components.get("transformer")) is not None:
             _check_rope(manifest.rope, transformer.signature)
+        if (encoder := manifest.components.get("vae_encoder")) is not None:
+            _check_preview(encoder)
         check_names(MANIFEST, manifest.files, manifest.linked)
         _check_files(manifest)
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
@@ -162,6 +164,15 @@ def _check_rope(rope: Rope, transformer: Component) -> None:
         raise ValueError(f"rope has {len(rope.frequencies)} frequencies for a width of {half}")
     if not all(0 < value < inf for value in (*rope.frequencies, *rope.max_position)):
         raise ValueError("rope has numbers that are not positive")
+
+
+def _check_preview(encoder: ComponentEntry) -> None:
+    """Raises ValueError unless an encoder's preview has a number for each channel of its latents."""
+    means_and_deviations = encoder.signature.outputs[0].axes[1]
+    assert isinstance(means_and_deviations, int)
+    channels = means_and_deviations // 2
+    if encoder.preview is not None and len(encoder.preview.weights[0]) != channels:
+        raise ValueError(f"preview has {len(encoder.preview.weights[0])} columns for latents of {channels} channels")
 
 
 def _parse_preview(entry: dict[str, Any]) -> Preview:

@@ -76,6 +76,17 @@ def test_a_value_that_no_export_writes_is_named_with_its_place(tmp_path, written
         read(tmp_path / "folder", changed(written[1], tuple(place.split(".")), value))
 
 
+@pytest.mark.parametrize("columns", [0, 1, 3, 5])
+def test_a_preview_has_a_number_for_each_channel(tmp_path, written, columns):
+    channels = written[0]["components"]["vae_encoder"]["signature"]["outputs"][0]["axes"][1] // 2
+    place = ("components", "vae_encoder", "preview")
+    colours = {"weights": [[0.5] * channels] * 3, "bias": [0.0] * 3}
+    assert read(tmp_path / "folder", changed(written[0], place, colours)).components["vae_encoder"].preview is not None
+    colours["weights"] = [[0.5] * columns] * 3
+    with pytest.raises(LtxError, match=f"preview has {columns} columns for latents of {channels} channels"):
+        read(tmp_path / "folder", changed(written[0], place, colours))
+
+
 def test_a_graph_of_integers_that_is_not_there_is_refused(tmp_path, written):
     quantized = {"q8": {"weights": ["x"], "error": 0.0}}
     with pytest.raises(LtxError, match="quantized has q8, of which there is no graph"):
