@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from fnmatch import fnmatch
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ltx_runtime.errors import LtxError, uninterrupted
 
@@ -338,13 +338,10 @@ def refuse_pointer(path: Path) -> None:
 
 def cache_folder() -> Path | None:
     """Returns the folder of caches: LTX_CACHE, or else the system's usual place; None if LTX_CACHE is empty."""
-    import platformdirs  # noqa: PLC0415  (importing the runtime loads no library)
-
     named = os.environ.get(_CACHE_VARIABLE)
     if named is not None:
         return Path(named) if named else None
-    place = platformdirs.user_cache_path(_PROGRAM, appauthor=False)
-    return place if place.is_absolute() else None  # a user without a home, as in some containers
+    return _place_of_user("user_cache_path")
 
 
 def prune(folder: Path, most_bytes: int) -> None:
@@ -377,10 +374,19 @@ def engines_folder(given: Path | None) -> Path:
 
 def data_folder(name: str) -> Path:
     """Returns the folder of this name among the user's own data; in the current folder for a user without a home."""
-    import platformdirs  # noqa: PLC0415
+    place = _place_of_user("user_data_path")
+    return Path(name) if place is None else place / name
 
-    place = platformdirs.user_data_path(_PROGRAM, appauthor=False)
-    return place / name if place.is_absolute() else Path(name)
+
+def _place_of_user(kind: Literal["user_cache_path", "user_data_path"]) -> Path | None:
+    """Returns the system's place for what this user keeps; None for a user without a home, as in some containers."""
+    import platformdirs  # noqa: PLC0415  (importing the runtime loads no library)
+
+    try:
+        place: Path = getattr(platformdirs, kind)(_PROGRAM, appauthor=False)
+    except RuntimeError:  # HOME is not set, and the system knows no user of this number
+        return None
+    return place if place.is_absolute() else None  # releases of platformdirs before 4.5 return ~/.cache then
 
 
 def check_space(folder: Path, needed_bytes: int) -> None:

@@ -102,8 +102,9 @@ def run_command(asked: Asked, report: Report) -> None:
     recipe = Recipe("embedded", limits, asked.weight_streaming, _options(asked))
     if asked.weights != AUTO:
         refuse_impossible(library, title_of(builder), replace(recipe, weights=_modes(asked, 0)[0]))
-    engines = open_engines(find_tidied(engines_folder(asked.engines), version.name, report), trust=asked.trust_engines)
-    if not asked.trust_engines:
+    trust = asked.trust_engines
+    engines = open_engines(find_tidied(engines_folder(asked.engines), version.name, report, trust=trust), trust=trust)
+    if not trust:
         check_records()
     place = _Place(engines, maker_of(builder, library, gpu), no_gpu)
     report(f"{title_of(builder)} {library.__version__}{why}")

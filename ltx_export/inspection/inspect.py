@@ -280,7 +280,7 @@ def _lora(checkpoint: Checkpoint) -> Facts:
 
 
 def _version_folder(path: Path, trust: bool) -> Inspection:
-    manifest = read_manifest(path)
+    manifest = read_manifest(path, trust=trust)
     opened = Engines(path, manifest, trust)
     places = {name: listed_path(opened, name) for name in manifest.files}
     weights = {

@@ -128,7 +128,7 @@ def look_at(folder: Path, makers: Mapping[str, Maker], *, trust: bool = False) -
         trust: whether engines and links in it are used that the user has not made on this machine.
     """
     try:
-        manifest = read_manifest(folder)
+        manifest = read_manifest(folder, trust=trust)
     except LtxError as error:
         return FolderFacts(str(folder), folder.name, 0, error.problem, command=error.command)
     engines = Engines(folder, manifest, trust)

@@ -15,6 +15,7 @@ from pathlib import Path
 from ltx_runtime.errors import LtxError
 from ltx_runtime.files import written_whole
 from ltx_runtime.folder.commands import export_command
+from ltx_runtime.folder.values import check_values
 from ltx_runtime.replacing.held import UNHELD, Held
 from ltx_runtime.spec.components import Component
 from ltx_runtime.spec.encodings import Rope
@@ -217,13 +218,23 @@ def describe_files(paths: Mapping[str, Path]) -> dict[str, FileEntry]:
 
 
 def manifest_text(manifest: Manifest) -> str:
-    """Returns the content of manifest.json."""
-    return json.dumps({"format": FORMAT, **asdict(manifest)}, indent=1)
+    """Returns the content of manifest.json.
+
+    Raises:
+        LtxError: `read_manifest` would not read it, for example since the name of a linked folder has a line break.
+    """
+    text = json.dumps({"format": FORMAT, **asdict(manifest)}, indent=1)
+    try:
+        check_values(json.loads(text))
+    except ValueError as error:
+        raise LtxError(f"no {MANIFEST} can have this: {error}", "rename the file or folder of this name") from None
+    return text
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Writes manifest.json to a temporary file, syncs it to disk and renames it."""
+    """Writes manifest.json to a temporary file, syncs it to disk and renames it; see `manifest_text`."""
+    text = manifest_text(manifest)
     with written_whole(folder / MANIFEST) as temporary, temporary.open("w") as file:
-        file.write(manifest_text(manifest))
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())

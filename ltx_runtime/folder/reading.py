@@ -40,15 +40,20 @@ from ltx_runtime.trust.listed import (
 )
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path, *, trust: bool = False) -> Manifest:
     """Reads the manifest of a version folder without checking the files that it lists.
+
+    Args:
+        folder: the version folder.
+        trust: whether the manifest may be a link to elsewhere.
 
     Raises:
         LtxError: there is no manifest, it is damaged, or this release does not read its format.
     """
     path = folder / MANIFEST
     again = export_command(folder.name, folder.parent)
-    check_inside(folder, path)
+    if not trust:
+        check_inside(folder, path)
     content = read_small(path, MOST_MANIFEST_BYTES)
     if content is None:
         raise LtxError(f"{folder} holds no {MANIFEST}: it is missing or its export was interrupted", command=again)
@@ -65,6 +70,8 @@ def read_manifest(folder: Path) -> Manifest:
         check_signatures(entry.signature for entry in manifest.components.values())
         if (transformer := manifest.components.get("transformer")) is not None:
             _check_rope(manifest.rope, transformer.signature)
+        if (encoder := manifest.components.get("vae_encoder")) is not None:
+            _check_preview(encoder)
         check_names(MANIFEST, manifest.files, manifest.linked)
         _check_files(manifest)
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
@@ -159,6 +166,15 @@ def _check_rope(rope: Rope, transformer: Component) -> None:
         raise ValueError("rope has numbers that are not positive")
 
 
+def _check_preview(encoder: ComponentEntry) -> None:
+    """Raises ValueError unless an encoder's preview has a number for each channel of its latents."""
+    means_and_deviations = encoder.signature.outputs[0].axes[1]
+    assert isinstance(means_and_deviations, int)
+    channels = means_and_deviations // 2
+    if encoder.preview is not None and len(encoder.preview.weights[0]) != channels:
+        raise ValueError(f"preview has {len(encoder.preview.weights[0])} columns for latents of {channels} channels")
+
+
 def _parse_preview(entry: dict[str, Any]) -> Preview:
     red, green, blue = (tuple(map(float, row)) for row in entry["weights"])
     if not len(red) == len(green) == len(blue):
@@ -179,7 +195,9 @@ def open_engines(folder: Path, *, trust: bool = False) -> Engines:
     Raises:
         LtxError: the folder is incomplete, or a file is missing, has changed, or is not inside the folder.
     """
-    return opened(folder, lambda folder, held: _verified(Engines(folder, read_manifest(folder), trust, held)))
+    return opened(
+        folder, lambda folder, held: _verified(Engines(folder, read_manifest(folder, trust=trust), trust, held))
+    )
 
 
 def _verified(engines: Engines) -> Engines:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection
 from typing import Any
+from unicodedata import category
 
 from ltx_runtime.errors import shown
 from ltx_runtime.spec.components import COMPONENT_NAMES
@@ -13,6 +14,7 @@ from ltx_runtime.spec.presets import SAMPLERS, SHIFTINGS
 Check = Callable[[Any, str], None]  # takes a value and its place in the manifest
 
 _MOST_CHARACTERS, _MOST_ENTRIES = 1000, 10_000
+_MOST_PATH_CHARACTERS = 32_767  # of the longest path on any system, which is Windows
 _LARGEST = 1 << 62
 PRECISIONS = ("fp32", "bf16", "fp16", "q8", "int8")
 
@@ -38,9 +40,14 @@ def _refusal(value: Any, place: str, kind: str) -> ValueError:
     return ValueError(f"{place or 'the manifest'} is {shown(value)}, not {kind}")
 
 
-def _text(value: Any, place: str) -> None:
-    if not isinstance(value, str) or not 0 < len(value) <= _MOST_CHARACTERS or not value.isprintable():
-        raise _refusal(value, place, "a printable text")
+def _text(value: Any, place: str, most: int = _MOST_CHARACTERS) -> None:
+    """Checks a text that may be part of the name of a file, which users write as they like: messages escape it."""
+    if not isinstance(value, str) or not 0 < len(value) <= most or any(category(sign) == "Cc" for sign in value):
+        raise _refusal(value, place, f"a text of up to {most} characters, none of them control characters")
+
+
+def _path(value: Any, place: str) -> None:
+    _text(value, place, _MOST_PATH_CHARACTERS)
 
 
 def _flag(value: Any, place: str) -> None:
@@ -159,7 +166,7 @@ _MANIFEST = _fields(
     tokenizer=_or_null(_text),
     components=_by_name(_COMPONENT, COMPONENT_NAMES),
     files=_by_name(_fields(size_bytes=_whole, checksum=_text)),
-    linked=_by_name(_text),
+    linked=_by_name(_path),
     loras=_list(_text),
     allowed_sigmas=_list(_noise_level),
 )

@@ -31,10 +31,11 @@ def check_signatures(signatures: Iterable[Component]) -> None:
         name = signature.name
         _refuse_difference(signature, _PORTS_OF[name](signature))
         for port in (*signature.inputs, *signature.outputs):
-            if port.name in ("latents", "text"):
+            if port.name in ("latents", "posterior", "text"):
                 axis = port.axes[1] if "frames" in port.axes else port.axes[-1]
                 assert isinstance(axis, int)
-                (latents if port.name == "latents" else text).setdefault(axis, name)
+                count = axis // 2 if port.name == "posterior" else axis  # means, and as many standard deviations
+                (text if port.name == "text" else latents).setdefault(count, name)
     for what, sizes in (("latents", latents), ("text", text)):
         if len(sizes) > 1:
             listed = " and ".join(f"{count} in {name}" for count, name in sizes.items())
@@ -101,7 +102,7 @@ _PORTS_OF: dict[ComponentName, Callable[[Component], Component]] = {
 
 
 def _has(signature: Component, port: str) -> bool:
-    return any(one.name == port for one in signature.inputs)
+    return port in {each.name for each in signature.inputs}
 
 
 def _size(signature: Component, ports: Sequence[Port], name: str, axis: int, most: int) -> int:

@@ -7,6 +7,7 @@ whose opening does something, such as a pipe or a device.
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 import unicodedata
 from collections.abc import Iterable, Mapping
@@ -23,7 +24,7 @@ _MOST_NAME_BYTES, _MOST_PATH_BYTES = 255, 1000  # of a part of a name, as file s
 _FOR_WINDOWS = frozenset('\\:*?"<>|')
 _DEVICES = {"CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"}
 _DEVICES |= {f"{port}{number}" for port in ("COM", "LPT") for number in "0123456789¹²³"}
-_NOT_YOURS = "give --trust-engines if you trust whoever made the folder"
+_NOT_YOURS = "give --trust-engines (in Python: trust_engines=True) if you trust whoever made the folder"
 
 
 def check_names(manifest: str, files: Iterable[str], linked: Mapping[str, str]) -> None:
@@ -87,7 +88,7 @@ def _folded(name: str) -> str:
 def check_link(folder: Path, place: Path, size_bytes: int, checksum: str) -> None:
     """Raises LtxError unless the user has made a version folder read this file elsewhere; the file is not looked at."""
     if not is_own_link(place, size_bytes, checksum):
-        raise LtxError(f"{folder} reads {shown(str(place))}, a link that you have not made on this machine", _NOT_YOURS)
+        raise LtxError(f"{folder} reads {place}, a link that you have not made on this machine", _NOT_YOURS)
 
 
 def check_inside(folder: Path, path: Path) -> None:
@@ -95,8 +96,20 @@ def check_inside(folder: Path, path: Path) -> None:
     if not path.is_symlink() and path.parent == folder:
         return
     real = os.path.realpath(path)
-    if not Path(real).is_relative_to(os.path.realpath(folder)):
-        raise LtxError(f"{path} is a link out of its folder, to {shown(real)}", f"copy the file there, or {_NOT_YOURS}")
+    if Path(real).is_relative_to(os.path.realpath(folder)):
+        return
+    repository = _repository_of(folder)
+    if repository:  # not even those who trust it can use it: the libraries that run graphs follow no links to weights
+        problem = f"{folder} is a snapshot in Hugging Face's cache, which is nothing but links"
+        raise LtxError(problem, command=f"ltx-run --fetch {shlex.quote(repository)}")
+    raise LtxError(f"{path} is a link out of its folder, to {real}", f"copy the file there, or {_NOT_YOURS}")
+
+
+def _repository_of(folder: Path) -> str:
+    """Returns OWNER/NAME of a snapshot in Hugging Face's cache, models--OWNER--NAME/snapshots/COMMIT; else nothing."""
+    snapshots = folder.absolute().parent
+    kind, *names = snapshots.parent.name.split("--")
+    return "/".join(names) if snapshots.name == "snapshots" and kind == "models" and len(names) == 2 else ""
 
 
 def ordinary_size(path: Path) -> int | None:

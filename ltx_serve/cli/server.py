@@ -41,7 +41,7 @@ def serve(settings: Settings) -> None:
     """
     _log_to_stderr()
     _allow_many_files()
-    models = Models(settings.engines)
+    models = Models(settings.engines, trust=settings.trust_engines)
     with ExitStack() as stack:
         listener = stack.enter_context(listener_on(settings.host, settings.port))
         folders = [model.engines.folder for model in models]

@@ -48,7 +48,7 @@ def serve(settings: Settings, address: str) -> None:
     need("ray", extra="ray")
     if settings.port == 0:
         raise LtxError("port 0 cannot be used on a cluster", "give the number of a free port")
-    models = Models(settings.engines)
+    models = Models(settings.engines, trust=settings.trust_engines)
     with joined(address):
         from ray import serve as ray_serve
 

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from hostile.conftest import small_video
 
+from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.manifest import checksum
+from ltx_serve.http.models import Models
 
 WEIGHTS, TOKENIZER, GRAPH = "checkpoint.safetensors", "tokenizer.model", "transformer.fp32.onnx"
 LARGE_BYTES = 1 << 40  # of a file of holes
@@ -69,7 +71,7 @@ def test_a_link_to_the_root_makes_nothing_readable(refused, stranger):
     assert "it does not list" in refused()
     entry = {"size_bytes": Path("/etc/passwd").stat().st_size, "checksum": checksum(Path("/etc/passwd"))}
     stranger.change(lambda data: data["files"].update({"etc/passwd": entry}))
-    assert "'/etc/passwd', a link that you have not made on this machine" in refused()
+    assert "/etc/passwd, a link that you have not made on this machine" in refused()
 
 
 @pytest.mark.parametrize("role", ["weights", "tokenizer", "graph", "recorded", "integers", "unused"])
@@ -136,13 +138,13 @@ def test_a_hard_link_is_the_file_that_is_listed_or_refused_unread(refused, stran
 
 @pytest.mark.parametrize("name", [WEIGHTS, TOKENIZER, GRAPH, "manifest.json"])
 @pytest.mark.parametrize("kind", ["pipe", "socket", "folder", "loop", "device"])
-def test_what_is_no_ordinary_file_is_refused_without_being_opened(refused, stranger, name, kind):
+def test_what_is_no_ordinary_file_is_refused_without_being_opened(refused, stranger, name, kind, monkeypatch):
     path = stranger.folder / name
     path.unlink()
     if kind == "pipe":
         os.mkfifo(path)
     elif kind == "socket":
-        os.chdir(stranger.folder)  # since such names must be short
+        monkeypatch.chdir(stranger.folder)  # since such names must be short
         with socket.socket(socket.AF_UNIX) as bound:
             bound.bind(name)
     elif kind == "folder":
@@ -258,6 +260,20 @@ def test_a_folder_that_is_trusted_may_have_links(watched, stranger):
         ended = watched("ltx-run", *small_video(stranger.folder), "--plan", *option, **environment)
         assert ended.code == 0, ended.err
     assert watched("ltx-export", "inspect", stranger.folder, "--trust-engines").code == 0
+
+
+def test_a_manifest_that_is_a_link_is_read_where_the_folder_is_trusted_by_every_program(watched, refused, stranger):
+    moved = stranger.manifest.rename(stranger.outside / "manifest.json")
+    stranger.manifest.symlink_to(moved)
+    assert "manifest.json is a link out of its folder, to " in refused()
+    run = watched("ltx-run", *small_video(stranger.folder), "--plan", "--trust-engines")
+    assert run.code == 0, run.err
+    assert watched("ltx-export", "inspect", stranger.folder, "--trust-engines").code == 0
+    doctor = watched("ltx-run", "--engines", stranger.folder, "--doctor", "--trust-engines")
+    assert doctor.code == 0 and "is a link out of its folder" not in doctor.out
+    with pytest.raises(LtxError, match="is a link out of its folder"):
+        Models(stranger.folder)
+    assert [model.version.name for model in Models(stranger.folder, trust=True)] == ["demo"]
 
 
 @pytest.mark.parametrize("name", [".ltx-a.partial", ".ltx-demo.lock", ".ltx-a.partial.onnx", ".ltx-demo.new"])

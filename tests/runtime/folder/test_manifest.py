@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +86,22 @@ def test_a_manifest_is_read_as_it_was_written(tmp_path):
     written = write_folder(tmp_path / "demo")
     assert read_manifest(tmp_path / "demo") == written
     assert open_engines(tmp_path / "demo").manifest == written
+
+
+@pytest.mark.parametrize("part", ["no\u00a0break", "ideographic\u3000space", "a\u200djoiner", "\udcff", "deep/" * 300])
+def test_whatever_a_user_calls_files_and_folders_what_is_written_is_read(folder, weights, part):
+    manifest = read_manifest(folder)
+    linked, loras = {weights.name: str(weights.parent / part)}, (f"{Path(part).name}.safetensors:0.5",)
+    written = replace(manifest, linked=linked, loras=loras)
+    write_manifest(folder, written)
+    assert read_manifest(folder) == written
+
+
+def test_what_would_not_be_read_is_not_written(folder, weights):
+    before = read_manifest(folder)
+    with pytest.raises(LtxError, match=r"is '/a\\nb', not a text .* - rename the file or folder of this"):
+        write_manifest(folder, replace(before, linked={weights.name: "/a\nb"}))
+    assert read_manifest(folder) == before
 
 
 def test_only_a_folder_without_a_text_encoder_may_have_no_tokenizer(folder):

@@ -58,7 +58,7 @@ def test_no_port_of_a_signature_can_be_changed_left_out_or_added(signature):
                     check_signatures([replace(signature, **{side: (*ports[:place], *some, *ports[place + 1 :])})])
 
 
-@pytest.mark.parametrize("other", [text_encoder(65), vae_decoder(9, timestep=False), upsampler(4)])
+@pytest.mark.parametrize("other", [text_encoder(65), vae_encoder(4), vae_decoder(9, timestep=False), upsampler(4)])
 def test_components_that_hand_on_other_numbers_of_channels_are_refused(other):
     with pytest.raises(ValueError, match=r"(latents|text) have .* and .* channels"):
         check_signatures([transformer(8, 64, 12), other])

@@ -1,6 +1,7 @@
 """Laws of what a manifest may list: plain names, the same on every system, of ordinary files inside the folder."""
 
 import os
+import re
 
 import pytest
 from hypothesis import given
@@ -124,6 +125,34 @@ def test_a_path_that_leads_out_of_its_folder_by_a_link_at_any_place_is_refused(t
     for name in ("out", "dir/c", "dir"):
         with pytest.raises(LtxError, match=f"{name} is a link out of its folder, to "):
             check_inside(folder, folder / name)
+
+
+def test_paths_and_advice_are_whole_however_long_they_are(tmp_path):
+    elsewhere = tmp_path / ("long " * 20) / "a"
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a").symlink_to(elsewhere)
+    whole = re.escape(f"{elsewhere}")
+    yours = r"give --trust-engines \(in Python: trust_engines=True\) if you trust whoever made the folder"
+    with pytest.raises(LtxError, match=f"to {whole} - copy the file there, or {yours}"):
+        check_inside(tmp_path / "folder", tmp_path / "folder" / "a")
+    with pytest.raises(LtxError, match=f"reads {whole}, a link that you have not made on this machine - {yours}"):
+        check_link(tmp_path / "folder", elsewhere, 1, "sum")
+
+
+def test_of_a_snapshot_in_the_hub_s_cache_the_command_is_named_that_gets_its_files(tmp_path):
+    snapshot = tmp_path / "models--someone--a-video-model" / "snapshots" / ("0" * 40)
+    blob = snapshot.parents[1] / "blobs" / "manifest"
+    for folder in (snapshot, blob.parent):
+        folder.mkdir(parents=True)
+    blob.touch()
+    (snapshot / MANIFEST).symlink_to(f"../../blobs/{blob.name}")
+    with pytest.raises(LtxError, match=r"nothing but links - run: ltx-run --fetch someone/a-video-model$"):
+        check_inside(snapshot, snapshot / MANIFEST)
+    for other in ("datasets--someone--a", "models--a", "models--a--b--c"):
+        moved = blob.parents[1].rename(tmp_path / other) / "snapshots" / snapshot.name
+        with pytest.raises(LtxError, match="is a link out of its folder, to "):
+            check_inside(moved, moved / MANIFEST)
+        moved.parents[1].rename(blob.parents[1])
 
 
 def test_only_ordinary_files_have_a_size_and_are_read_and_no_more_of_them_than_fits(tmp_path):
