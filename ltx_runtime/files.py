@@ -202,6 +202,8 @@ def _own_bytes(path: Path) -> int:
 class Lock:
     """A lock on a file or folder, until it is released or forgotten, or the process ends.
 
+    It belongs to one process and one object: a copy, such as the one that another process gets, locks nothing.
+
     Attributes:
         keeps_out: whether others are kept out; where files cannot be locked, nobody is.
     """
@@ -210,9 +212,13 @@ class Lock:
         self._descriptor, self.keeps_out = descriptor, descriptor is not None
 
     def release(self) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-        self._descriptor = None
+        # Forgotten first: if Ctrl-C comes in between, the number may soon be that of another file.
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+
+    def __reduce__(self) -> tuple[type[Lock], tuple[None]]:
+        return Lock, (None,)
 
     __del__ = release
 

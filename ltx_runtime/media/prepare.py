@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ltx_runtime.errors import LtxError
 from ltx_runtime.media.facts import Facts, Picture, seen
 from ltx_runtime.media.pictures import Source, file_of, label_of, opened
+from ltx_runtime.tensors import names_in
 
 if TYPE_CHECKING:
     from ltx_runtime.weights.checkpoint import StoredTensor
@@ -214,10 +215,10 @@ def _prepared_tensor(path: Path) -> StoredTensor:
     """Returns where prepared media (1, 3, F, H, W) are in their file."""
     from ltx_runtime.weights.checkpoint import open_safetensors  # noqa: PLC0415  (only for .safetensors files)
 
-    tensors = open_safetensors(path).tensors
-    media = tensors.get("media")
+    names = names_in(path)  # which refuses a file with more bytes than its tensors have
+    media = open_safetensors(path).tensors.get("media")
     if media is None:
-        held = ", ".join(sorted(tensors)[:_NAMES_SHOWN])
+        held = ", ".join(names[:_NAMES_SHOWN])
         raise LtxError(f"{path} has no tensor media; it holds {held or 'nothing'}", "check the file")
     if media.dtype not in _PREPARED_DTYPES or len(media.shape) != 5 or media.shape[:2] != (1, 3) or 0 in media.shape:
         raise LtxError(

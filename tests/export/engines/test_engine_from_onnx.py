@@ -37,7 +37,7 @@ def engines(exported, tmp_path) -> Engines:
 
 
 def names_in(folder) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+    return sorted(path.name for path in folder.glob("*"))
 
 
 @pytest.mark.parametrize(("precision", "weights"), [("bf16", "embedded"), ("fp16", "inputs")])

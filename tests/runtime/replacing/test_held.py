@@ -1,6 +1,7 @@
 """Laws of folders that are read while others replace them."""
 
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -109,3 +110,12 @@ def test_the_runtime_can_be_imported_where_the_working_directory_is_gone(tmp_pat
     program = "import os; os.rmdir(os.getcwd()); import ltx_runtime.folder.manifest"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path / "gone", env=environment, check=True)
+
+
+def test_a_copy_of_a_held_folder_such_as_another_process_gets_closes_nothing_of_this_one(folder):
+    held = Held(folder)
+    for _ in range(3):
+        copy = pickle.loads(pickle.dumps(held))
+        assert copy.stands
+        copy.release()
+    held.release()  # its descriptor is still its own, or this fails
