@@ -11,6 +11,7 @@ from fakes.wheels import lend_index
 from ltx_runtime.folder.manifest import Engines, Quantized, describe_files, write_manifest
 from ltx_runtime.folder.reading import open_engines
 from ltx_runtime.spec.versions import VERSIONS
+from ltx_runtime.trust.made_here import record_link
 
 SPIECE = Path(__file__).parents[2] / "golden" / "t5" / "spiece.model"
 
@@ -38,6 +39,8 @@ def engines(tmp_path) -> Engines:
     (folder / "portable-tensorrt_rtx-1.7" / "transformer.bf16.engine").write_bytes(b"engine")
     changed = replace(manifest, components=components, linked=linked, files=describe_files(places))
     write_manifest(folder, changed)
+    for name in linked:
+        record_link(places[name], changed.files[name].size_bytes, changed.files[name].checksum)
     return open_engines(folder)
 
 
