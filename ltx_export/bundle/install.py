@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 BUNDLE = Path(__file__).resolve().parent
 FACTS, SUMS, LOCK = "bundle.json", "SHA256SUMS", "requirements.txt"
