@@ -9,8 +9,9 @@ import pytest
 
 TOOL = Path(__file__).with_name("crash.py")
 CANNOT = 3
-NAMES = ("run: mp4 over", "run: folder of frames", "batch", "export over", "engine --force", "download", "fetch")
-KILLS, PROGRAMS = 3, 10
+NAMES = ("run: mp4 over", "run: folder of frames, by names", "batch", "export over a folder, by names")
+NAMES += ("engine --force, by names", "fetch")
+KILLS, PROGRAMS = 3, 6
 
 
 def test_programs_that_are_killed_leave_the_old_or_the_new_and_the_next_run_works(tmp_path):

@@ -20,7 +20,7 @@ from ltx_export.calibration.products import add_measurements, products_of, store
 from ltx_export.calibration.smoothing import chosen_smoothing
 from ltx_export.calibration.trial import GRAPH, WEIGHTS, Calibrated, Report, Step, Trial, place_of
 from ltx_export.checkpoints.values import float32_of
-from ltx_export.weights.staging import keep_rest, staged
+from ltx_export.weights.staging import staged
 from ltx_export.weights.streaming import place_file
 from ltx_runtime.errors import LtxError
 from ltx_runtime.files import check_space
@@ -36,6 +36,8 @@ from ltx_runtime.folder.manifest import (
 from ltx_runtime.folder.reading import open_engines
 from ltx_runtime.graph.check import check_graph
 from ltx_runtime.progress import Progress, silent
+from ltx_runtime.replacing.keeping import keep_rest
+from ltx_runtime.trust.made_here import still_known
 
 # The last one is for tests, the one before it for the errors of products, the others for ranges.
 PROMPTS = (
@@ -166,5 +168,6 @@ def _complete(engines: Engines, entry: ComponentEntry, work: Path, error: float)
     files = manifest.files | describe_files({name: work / name for name in (GRAPH, WEIGHTS)})
     components = manifest.components | {"transformer": added}
     write_manifest(work, replace(manifest, components=components, files=files))
-    keep_rest(engines.folder, work)
+    with still_known(engines.folder):
+        keep_rest(engines.folder, work)
     engines.held.release()

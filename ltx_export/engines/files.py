@@ -9,14 +9,14 @@ import glob
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from ltx_export.engines.engine_from_onnx import TIMING_CACHE, Recipe, engine_from_onnx
+from ltx_export.engines.engine_from_onnx import Recipe, engine_from_onnx
 from ltx_export.engines.graph import Prepared, prepare
 from ltx_export.engines.progress import BuildProgress
-from ltx_export.weights.streaming import place_file
+from ltx_export.weights.staging import put_in_place
 from ltx_runtime.errors import LtxError
 from ltx_runtime.files import partial_folder
 from ltx_runtime.folder.address import EngineAddress, check_engine
@@ -31,10 +31,11 @@ from ltx_runtime.folder.sidecar import (
     write_sidecar,
 )
 from ltx_runtime.graph.check import check_graph
-from ltx_runtime.progress import silent
-from ltx_runtime.replacing.exchange import exchanged, finish_exchanges, writing
+from ltx_runtime.replacing.exchange import finish_exchanges, writing
+from ltx_runtime.replacing.keeping import keep_rest
 from ltx_runtime.sessions.trt.library import load_library
 from ltx_runtime.spec.components import Component
+from ltx_runtime.trust.made_here import still_known
 
 
 def prepared_for(address: EngineAddress, weights: Weights) -> Prepared:
@@ -143,7 +144,8 @@ def take_over(address: EngineAddress, recipe: Recipe, prepared: Prepared, other:
     """Hard-links or copies another folder's engine to this address, with its own sidecar; returns its path."""
     with _replacing(address) as (temporary, finish):
         try:
-            os.link(other, temporary)
+            with still_known(other.parent):
+                os.link(other, temporary)
         except OSError:  # another file system, or one without hard links
             shutil.copyfile(other, temporary)
         finish(_sidecar_of(address, recipe, prepared, temporary), prepared)
@@ -199,12 +201,17 @@ def _replacing(address: EngineAddress) -> Iterator[tuple[Path, Finish]]:
     target, version_folder = address.path, address.engines.folder
     folder = target.parent
     finish_exchanges(version_folder)
-    with writing(folder), partial_folder(version_folder) as partial:
+
+    def keep_others() -> None:
+        own, beside = {target.name, refit_graph_path(target).name}, f"{target.name}."
+        with still_known(folder):
+            keep_rest(folder, staging, lambda name: name in own or name.startswith(beside))
+
+    with writing(folder), ExitStack() as deleting, partial_folder(version_folder) as partial:
         staging = partial / folder.name
         staging.mkdir()
-        timings = folder / TIMING_CACHE
-        if timings.is_file():
-            place_file(timings, staging / TIMING_CACHE, silent)
+        if folder.exists():
+            keep_others()  # what cannot be kept is told before an engine is built for an hour
 
         def finish(sidecar: Sidecar, prepared: Prepared) -> None:
             engine = staging / target.name
@@ -213,17 +220,7 @@ def _replacing(address: EngineAddress) -> Iterator[tuple[Path, Finish]]:
             write_sidecar(engine, sidecar)
             address.engines.held.check_stands()
             if folder.exists():
-                _keep_others(folder, staging, target)
-                exchanged(staging, folder)
-            else:
-                staging.replace(folder)
+                keep_others()  # what sessions have saved meanwhile
+            put_in_place(staging, folder, deleting)
 
         yield staging / target.name, finish
-
-
-def _keep_others(folder: Path, staging: Path, engine: Path) -> None:
-    """Places all other engines of a folder, with what is beside them, in the folder that replaces it."""
-    own = {engine, refit_graph_path(engine), *engine.parent.glob(f"{glob.escape(engine.name)}.*")}
-    for path in folder.iterdir():
-        if path not in own and not path.name.startswith(".") and not (staging / path.name).exists():
-            place_file(path, staging / path.name, silent)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from ltx_export.weights.streaming import place_file
 from ltx_runtime.errors import LtxError
 from ltx_runtime.files import partial_folder
 from ltx_runtime.folder.manifest import MANIFEST
-from ltx_runtime.progress import silent
 from ltx_runtime.replacing.exchange import exchanged, finish_exchanges, writing
+from ltx_runtime.trust.made_here import still_known
 
 
 def refuse_foreign(folder: Path) -> None:
@@ -38,27 +37,23 @@ def staged(folder: Path) -> Iterator[Path]:
     folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
     finish_exchanges(folder.parent)
-    with writing(folder), partial_folder(folder.parent) as partial:
+    with writing(folder), ExitStack() as deleting, partial_folder(folder.parent) as partial:
         staging = partial / folder.name
         staging.mkdir()
         yield staging
-        if folder.exists():
-            exchanged(staging, folder)
-        else:
-            staging.replace(folder)
+        put_in_place(staging, folder, deleting)
 
 
-def keep_rest(folder: Path, staging: Path) -> None:
-    """Places all other files of a version folder in the one that replaces it, as hard links where there can be any.
+def put_in_place(staging: Path, folder: Path, deleting: ExitStack) -> None:
+    """Gives a whole folder its name, in exchange for an earlier one if there is one.
 
-    Temporary files and locks are left out.
+    Args:
+        staging: the whole folder.
+        folder: the name.
+        deleting: is closed once the earlier folder is deleted, by which files with names in both lose one.
     """
-    for path in folder.iterdir():
-        target = staging / path.name
-        if path.name.startswith(".") or target.exists():
-            continue
-        if path.is_dir():
-            target.mkdir()
-            keep_rest(path, target)
-        else:
-            place_file(path, target, silent)
+    if folder.exists():
+        exchanged(staging, folder)
+        deleting.enter_context(still_known(folder))
+    else:
+        staging.replace(folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -12,9 +11,10 @@ from typing import Any, Protocol
 
 from ltx_runtime.errors import LtxError, explaining, first_line
 from ltx_runtime.files import partial_folder, place_new
-from ltx_runtime.media.video import TakenError
+from ltx_runtime.media.video import TakenError, is_frame
 from ltx_runtime.packages import need
 from ltx_runtime.replacing.exchange import exchanged
+from ltx_runtime.replacing.keeping import keep_rest
 
 # File systems on which a file appears when it is whole. On all others it is written under another name and renamed.
 _WHOLE = ("s3", "gcs", "abfs")
@@ -80,9 +80,7 @@ class Folder:
 
     def _place(self, whole: Path, target: Path, *, overwrite: bool) -> None:
         if overwrite and target.is_dir() and whole.is_dir():
-            for path in target.iterdir():  # other files of the folder stay
-                if not (whole / path.name).exists():
-                    _keep(path, whole / path.name)
+            keep_rest(target, whole, lambda file: is_frame(Path(file)))
             exchanged(whole, target)
         elif overwrite:
             whole.replace(target)
@@ -91,14 +89,6 @@ class Folder:
                 place_new(whole, target)
             except FileExistsError:
                 raise TakenError(f"{target} exists", "choose another name, or add --overwrite") from None
-
-
-def _keep(path: Path, place: Path) -> None:
-    """Gives a file another name, or copies it and folders where that cannot be."""
-    try:
-        os.link(path, place, follow_symlinks=False)
-    except OSError:
-        (shutil.copytree if path.is_dir() else shutil.copy2)(path, place)
 
 
 class Remote:

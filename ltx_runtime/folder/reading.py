@@ -203,7 +203,6 @@ def open_engines(folder: Path, *, trust: bool = False) -> Engines:
 def _verified(engines: Engines) -> Engines:
     for name, entry in engines.manifest.files.items():
         path = placed_file(engines, name)
-        refuse_pointer(path)
         if checksum(path) != entry.checksum:
             raise LtxError(f"{path} has changed since the export", command=engines.export_command())
     return engines
@@ -238,5 +237,6 @@ def placed_file(engines: Engines, name: str) -> Path:
     if size is None:
         raise LtxError(f"{path} is missing", command=engines.export_command())
     if size != entry.size_bytes:
+        refuse_pointer(path)
         raise LtxError(f"{path} has {size} bytes instead of {entry.size_bytes}", command=engines.export_command())
     return path

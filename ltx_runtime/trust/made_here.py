@@ -11,6 +11,8 @@ import errno
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ltx_runtime.errors import explaining
@@ -52,6 +54,39 @@ def is_made_here(path: Path) -> bool:
     if file is not None:
         _write(file, path)
     return True
+
+
+@contextmanager
+def still_known(folder: Path) -> Iterator[None]:
+    """Has recorded files of a folder be known as before after a block that adds or removes names of them.
+
+    A hard link more or less changes the time of a file's last change, so that all of it would be read once more. What
+    the block changes otherwise is not known afterwards.
+    """
+    before = {}
+    for path in _files_in(folder):
+        file = _mark_of_file(path)
+        if file is not None and _is_written(file):
+            before[path] = file, _state(path)
+    try:
+        yield
+    finally:
+        for path, (file, state) in before.items():
+            with suppress(OSError):
+                now = _mark_of_file(path)
+                if now is not None and now != file and _state(path) == state and _write(now, path):
+                    _remove(file)
+
+
+def _files_in(folder: Path) -> Iterator[Path]:
+    for place, _, names in os.walk(folder):
+        yield from (path for name in names if not (path := Path(place, name)).is_symlink() and path.is_file())
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    """Returns what of a file no name of it changes."""
+    status = path.lstat()
+    return status.st_dev, status.st_ino, status.st_mode, status.st_size, status.st_mtime_ns
 
 
 def check_records() -> None:
@@ -121,6 +156,12 @@ def _place_of(mark: str) -> Path | None:
 def _is_written(mark: str) -> bool:
     place = _place_of(mark)
     return place is not None and place.is_file()
+
+
+def _remove(mark: str) -> None:
+    place = _place_of(mark)
+    if place is not None:
+        place.unlink(missing_ok=True)
 
 
 def _write(mark: str, path: Path) -> bool:

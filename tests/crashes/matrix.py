@@ -101,6 +101,12 @@ def _is_named(name: Path, patterns: tuple[str, ...]) -> bool:
     return any("/" not in pattern and fnmatch(name.name, pattern) for pattern in patterns)
 
 
+def _everything(folder: Path) -> set[str]:
+    """Returns the names of everything in a folder but the cache."""
+    names = (path.relative_to(folder) for path in folder.rglob("*"))
+    return {str(name) for name in names if name.parts[0] != _CACHE}
+
+
 def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
 
@@ -183,12 +189,15 @@ class Matrix:
         self._count(seen, moment)
         self.row.left_bytes = max(self.row.left_bytes, seen.left_bytes)
         program, is_same = self._next(folder, number)
+        before = _everything(folder)
         ended = traced(program, folder)
         after = seen_in(folder, self._subject)
         nothing_yet = not seen.wholes and not is_same and ended.code == _REFUSED
+        if program is self._subject.plan and _everything(folder) != before:
+            self.row.failures.append(f"{moment}: a plan changes {sorted({*before} ^ {*_everything(folder)})}")
         if (ended.code != 0 and not nothing_yet) or "Traceback" in ended.text:
             self.row.failures.append(f"{moment}: the next run ends with {ended.code}: {ended.text[-1500:]}")
-        elif after.hidden or (is_same and after.resumed):
+        elif (after.hidden and program is not self._subject.plan) or (is_same and after.resumed):
             self.row.failures.append(f"{moment}: the next run leaves {after.hidden + after.resumed}")
         elif is_same and after.wholes != self._new.wholes:
             self.row.failures.append(f"{moment}: the next run makes {_difference(after.wholes, self._new.wholes)}")
@@ -200,7 +209,7 @@ class Matrix:
 
     def _next(self, folder: Path, number: int) -> tuple[Program, bool]:
         """Returns the next program in this folder, and whether it makes what the killed one was to make."""
-        others = self._subject.others
+        others = (*self._subject.others, *filter(None, [self._subject.plan]))
         place = number % (1 + len(others))
         if place:
             return others[place - 1], False

@@ -48,6 +48,7 @@ class Subject:
         resumed: patterns of what may stay beside them until the next run, since that goes on from it.
         records: patterns of files that tell what was done, which stay for good and are not compared.
         others: programs of which any may be the next run; `run` itself is one too.
+        plan: a program that may be the next run and changes nothing.
         goes_on: returns the program that goes on after a kill; None for `run`.
         states: most states to kill it in.
     """
@@ -59,6 +60,7 @@ class Subject:
     resumed: tuple[str, ...] = ()
     records: tuple[str, ...] = ()
     others: tuple[Program, ...] = ()
+    plan: Program | None = None
     goes_on: Callable[[], Program | None] = lambda: None
     states: int = 400
 
@@ -203,27 +205,27 @@ _FORCED = ("engine --force", "engine --force, by names")
 _FRAMES = ("folder of frames", "folder of frames, by names")
 
 SUBJECTS = (
-    Subject("export", _weights, _exporting("onnx", NAME, *_PARTS), (f"engines/{NAME}",), others=(_LOOK,)),
+    Subject("export", _weights, _exporting("onnx", NAME, *_PARTS), (f"engines/{NAME}",), plan=_LOOK),
     *(
         Subject(
             name,
             _exported_before,
             _exporting("onnx", NAME, *_PARTS, at_once=name == _OVER[0]),
             (f"engines/{NAME}",),
-            others=(_LOOK, _exporting("check", f"engines/{NAME}")),
+            others=(_exporting("check", f"engines/{NAME}"),),
+            plan=_LOOK,
         )
         for name in _OVER
     ),
-    Subject(
-        "engine", _exported, _exporting("engine", NAME, *_SMALLEST_ENGINE), ("engines/*/portable-*",), others=(_LOOK,)
-    ),
+    Subject("engine", _exported, _exporting("engine", NAME, *_SMALLEST_ENGINE), ("engines/*/portable-*",), plan=_LOOK),
     *(
         Subject(
             name,
             _built_before,
             _exporting("engine", NAME, *_SMALLEST_ENGINE, "--force", at_once=name == _FORCED[0]),
             ("engines/*/portable-*",),
-            others=(_LOOK, _exporting("engine", NAME, *_SMALLEST_ENGINE)),
+            others=(_exporting("engine", NAME, *_SMALLEST_ENGINE),),
+            plan=_LOOK,
         )
         for name in _FORCED
     ),
@@ -232,7 +234,7 @@ SUBJECTS = (
         _with_quantized_demo,
         _exporting("calibrate", "demo", "--prompts", "prompts.txt", "--size", "64x96x9", "--error", "0.05"),
         ("engines/demo",),
-        others=(_running("a fox", "--plan"),),
+        plan=_running("a fox", "--plan"),
         states=8,
     ),
     _run("mp4, saving all", "-o", "fox.mp4", *_SAVED, wholes=_FILES),

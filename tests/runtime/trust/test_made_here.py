@@ -8,7 +8,7 @@ import pytest
 
 from ltx_runtime.errors import LtxError
 from ltx_runtime.trust import made_here
-from ltx_runtime.trust.made_here import check_records, is_made_here, is_own_link, record_link, record_made
+from ltx_runtime.trust.made_here import check_records, is_made_here, is_own_link, record_link, record_made, still_known
 
 
 @pytest.fixture
@@ -85,3 +85,23 @@ def test_records_are_the_user_s_alone(made, tmp_path, monkeypatch):
     monkeypatch.setattr(platformdirs, "user_data_path", lambda *_, **__: tmp_path / "data")
     assert record_made(made)
     assert (tmp_path / "data" / "made-here").stat().st_mode & 0o077 == 0
+
+
+def test_names_that_come_and_go_are_no_reason_to_read_a_file_again_and_nothing_else_is_overlooked(
+    made, tmp_path, monkeypatch
+):
+    unknown, changed = made.with_name("unknown"), made.with_name("changed")
+    for path in (unknown, changed):
+        path.write_bytes(path.name.encode())
+    record_made(changed)
+    records = len([*made_here.data_folder("made-here").iterdir()])
+    with still_known(made.parent):
+        for path in (made, unknown, changed):
+            os.link(path, tmp_path / path.name)
+        changed.write_bytes(b"another")
+    assert len([*made_here.data_folder("made-here").iterdir()]) == records  # those that no file has any more are gone
+    with still_known(tmp_path):
+        made.unlink()
+    assert not is_made_here(unknown) and not is_made_here(changed)
+    monkeypatch.setattr(made_here, "_mark_of_bytes", None)
+    assert is_made_here(tmp_path / made.name)
