@@ -55,8 +55,13 @@ class LtxError(Exception):
         self.problem, self.advice, self.command = problem, advice, command
 
     def __str__(self) -> str:
-        to_do = ", or ".join(filter(None, (self.command and f"run: {self.command}", self.advice)))
-        return f"{self.problem} - {to_do}" if to_do else self.problem
+        return advised(self.problem, self.advice, self.command)
+
+
+def advised(problem: str, advice: str = "", command: str = "") -> str:
+    """Returns a problem with what can be done about it, a command or words, in one line."""
+    to_do = ", or ".join(filter(None, (command and f"run: {command}", advice)))
+    return f"{problem} - {to_do}" if to_do else problem
 
 
 @contextmanager

@@ -16,8 +16,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ltx_runtime.errors import LtxError
+from ltx_runtime.errors import LtxError, advised
 from ltx_runtime.files import amount
+from ltx_runtime.folder.commands import check_command
 from ltx_runtime.folder.manifest import Engines
 from ltx_runtime.noise.noise import RNGS, FileNoise, GivenNoise, Noise, RecordingNoise
 from ltx_runtime.outputs.frames import SENTENCES, Watched
@@ -42,12 +43,10 @@ from ltx_runtime.spec.versions import Version
 from ltx_runtime.text.cache import EmbeddingsCache
 from ltx_runtime.text.embeddings import Text, faults_of, read_text, text_of, write_text
 from ltx_runtime.text.encode import encode_prompts, tokenizer_of
-from ltx_runtime.vae.decode import decode, decode_pixels, ready_to_decode
+from ltx_runtime.vae.decode import pixels_of, ready_to_decode
 from ltx_runtime.vae.encode import Posterior, encode_media
 from ltx_runtime.vae.latents import adain
-from ltx_runtime.vae.resize import resize_bilinear
 from ltx_runtime.vae.saved_latents import Ending, write_latents
-from ltx_runtime.vae.tiling import Tiling
 from ltx_runtime.vae.upsample import upsample
 
 Frame = NDArray[np.uint8]
@@ -111,13 +110,28 @@ class Road:
             finished += 1
             advance(1)
 
-        try:
-            with self.progress(label, units) as advance, self._session(name) as session:
-                yield session, done
-        except NotFiniteError as error:
-            where = f"{label}, {unit} {finished + 1} of {units}" if unit else label
-            raise error.explained(where, self.chosen.found[name], self.engines.folder) from None
+        def place() -> str:
+            return f"{label}, {unit} {finished + 1} of {units}" if unit else label
+
+        with self.placing(place, name), self.progress(label, units) as advance, self._session(name) as session:
+            yield session, done
         self.seconds[label] = perf_counter() - started
+
+    @contextmanager
+    def placing(self, place: Callable[[], str], name: ComponentName) -> Iterator[None]:
+        """Explains numbers that are not finite.
+
+        Args:
+            place: returns the stage, and the part of it.
+            name: the component that computed them, or that from which they were computed.
+
+        Raises:
+            NotFiniteError: numbers are not finite; it says where, what computed them, and what to try.
+        """
+        try:
+            yield
+        except NotFiniteError as error:
+            raise error.explained(place(), self.chosen.found[name], self.engines.folder) from None
 
     def computing(self, name: ComponentName) -> str:
         """Names what computes a network, for messages."""
@@ -127,7 +141,7 @@ class Road:
         """Adds a remark on the video, unless it has it already, and notes it."""
         if key not in self.remarks:
             self.remarks[key] = sentence
-            self.note(str(LtxError(sentence, "", f"ltx-export check {self.engines.folder}")))
+            self.note(advised(sentence, command=check_command(self.engines.folder)))
 
     @contextmanager
     def _session(self, name: ComponentName) -> Iterator[Session]:
@@ -237,7 +251,7 @@ def _save(road: Road, state: State, path: Path | None, write: Callable[[Path, bo
 def _upscaled(road: Road, latents: Floats) -> Floats:
     """Returns the latents of a pass at twice their height and width, from which the next pass begins."""
     with road.stage(UPSCALE, 1, "upsampler") as (session, done):
-        upscaled = finite(adain(upsample(session, latents), latents), "the statistics of what the upsampler")
+        upscaled = finite(adain(upsample(session, latents), latents), "the statistics of the upscaled latents gave")
         done()
     return upscaled
 
@@ -329,14 +343,14 @@ def _run_pass(
 
     shape = (1, road.channels, grid.frames, grid.rows, grid.columns)
     causal, sampled = manifest.causal_positions, road.options.sample_posterior
-    start = start_of(one, planned.settings, shape, before, media, encoded, draw, causal=causal, sampled=sampled)
+    with road.placing(lambda: MEDIA, "vae_encoder"):
+        start = start_of(one, planned.settings, shape, before, media, encoded, draw, causal=causal, sampled=sampled)
     label = denoise_label(number, count)
     with road.stage(label, len(one.sigmas), "transformer", "step") as (session, done):
         for _ in range(state.steps):
             done()
         resumed = None if state.tokens is None else (state.steps, state.tokens)
         low_memory = road.options.low_memory
-        finite(start.tokens, "the start of the pass")
         inputs = (text, manifest.rope, start, one, planned.settings)
         made = make_latents(session, *inputs, draw, low_memory=low_memory, resumed=resumed)
         for each in made:
@@ -349,13 +363,13 @@ def _run_pass(
     return step.latents
 
 
-def _look_at(road: Road, label: str, step: denoise.Step, one: PassPlan) -> None:
-    """Looks at a step: of finite predictions, guidance may make what is not finite; and they may all be zero."""
-    guidance = one.guidance[step.index]
+def _look_at(road: Road, label: str, step: denoise.Step, of_pass: PassPlan) -> None:
+    """Checks the tokens after a step, which guidance may have spoiled, and remarks on a velocity of zeros."""
+    guidance = of_pass.guidance[step.index]
     if guidance.uses_cfg or guidance.uses_stg:
-        finite(step.tokens, "guidance, of constant or too large velocities,")
+        finite(step.tokens, "guidance made of constant or too large velocities")
     if not (step.velocity[:, :1].any() or step.velocity.any()):
-        here = f"{label}, step {step.index + 1} of {len(one.sigmas)}"
+        here = f"{label}, step {step.index + 1} of {len(of_pass.sigmas)}"
         road.remark(STILL, f"{here}: the velocity is nothing but zeros ({road.computing('transformer')})")
 
 
@@ -375,26 +389,9 @@ def frames_of(road: Road, feeds: dict[str, Floats], ending: Ending) -> Iterator[
     """
     tiling, watched = road.chosen.tiling(Grid(*feeds["latents"].shape[2:])), Watched()
     with road.stage(DECODE, ending.num_frames, "vae_decoder") as (session, done):
-        for frame in islice(_pixels(session, feeds, tiling, ending), ending.num_frames):
+        for frame in islice(pixels_of(session, feeds, tiling, ending), ending.num_frames):
             watched.see(frame)
             yield frame
             done()
     if watched.fault is not None:
         road.remark(watched.fault, SENTENCES[watched.fault])
-
-
-def _pixels(session: Session, feeds: dict[str, Floats], tiling: Tiling, ending: Ending) -> Iterator[Frame]:
-    """Yields frames (height, width, 3) uint8 of the requested size; pixels are floor(255 y), as in the official code.
-
-    A decoder that returns bytes itself is used for them, if the frames need no tiles and no resizing.
-    """
-    left, right, top, bottom = ending.crop
-    height, width = ending.size
-    grid = Grid(*feeds["latents"].shape[2:])
-    if tiling.window(grid) == grid and (height, width) == (grid.height, grid.width) and "frames" in session.outputs:
-        for pixels in decode_pixels(session, feeds):
-            yield pixels[top : height - bottom, left : width - right]
-        return
-    for frame in decode(session, feeds, tiling):
-        sized = resize_bilinear(frame, height, width)[:, top : height - bottom, left : width - right]
-        yield (sized * np.float32(255.0)).astype(np.uint8).transpose(1, 2, 0)

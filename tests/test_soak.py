@@ -48,7 +48,8 @@ def test_after_every_cancel_nothing_is_left_and_the_next_video_is_right(engines,
     for _ in range(CANCELS):
         cancelled.once()
     cancelled.close()
-    assert sum(cancelled.counts.values()) == CANCELS
+    in_time = sum(count for what, count in cancelled.counts.items() if what.endswith(", cancelled"))
+    assert in_time > CANCELS / 2, cancelled.counts
 
 
 @pytest.mark.parametrize("name", ["private_mb", "threads", "descriptors", "files"])

@@ -106,6 +106,14 @@ def test_the_rooms_that_make_videos_can_be_imported_without_the_libraries_of_the
     assert ended.returncode == 0, ended.stderr
 
 
+def test_the_page_on_the_architecture_has_the_rooms_in_their_order():
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    listed = page.split("only rooms that come earlier in this list:")[1].split("```")[1].strip()
+    lines = listed.replace("\n    |", ",").splitlines()
+    rooms = [tuple(room for room in order if not room.startswith("__")) for order in ROOMS.values()]
+    assert [tuple(line.replace("|", ",").replace(" ", "").split(",")) for line in lines] == rooms
+
+
 def test_the_server_imports_nothing_from_above_the_wall_and_a_library_only_in_the_room_that_is_for_it():
     for path in SERVE:
         libraries = {name.partition(".")[0] for name in imported(path)}

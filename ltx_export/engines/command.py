@@ -79,6 +79,16 @@ class _Place:
     no_gpu: LtxError | None
 
 
+def _check_records(trust: bool, report: Report) -> None:
+    """Raises LtxError if engines cannot be recorded as the user's own; only reports it to who trusts the folder."""
+    try:
+        check_records()
+    except LtxError as error:
+        if not trust:
+            raise
+        report(f"{error.problem}: each run with these engines will need --trust-engines")
+
+
 def run_command(asked: Asked, report: Report) -> None:
     """Builds, takes over or only checks the engines of a version folder, and reports one line about each.
 
@@ -104,8 +114,7 @@ def run_command(asked: Asked, report: Report) -> None:
         refuse_impossible(library, title_of(builder), replace(recipe, weights=_modes(asked, 0)[0]))
     trust = asked.trust_engines
     engines = open_engines(find_tidied(engines_folder(asked.engines), version.name, report, trust=trust), trust=trust)
-    if not trust:
-        check_records()
+    _check_records(trust, report)
     place = _Place(engines, maker_of(builder, library, gpu), no_gpu)
     report(f"{title_of(builder)} {library.__version__}{why}")
     jobs = [

@@ -147,7 +147,8 @@ def _pinned(published: Published) -> Published:
         raise LtxError(
             f"{file.repository}/{file.name} has SHA-256 {published.checksum}, but the file that was published has "
             f"{expected}",
-            "check HF_ENDPOINT",
+            "check HF_ENDPOINT; if its owner has replaced the file, update this program, or export a copy of the first "
+            "one with ltx-export onnx --weights FILE",
         )
     return published
 

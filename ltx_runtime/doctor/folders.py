@@ -173,7 +173,7 @@ def _saying(engines: Engines, name: str, backend: str) -> Saying:
 
 
 def _engine(engines: Engines, name: str, path: Path, makers: Mapping[str, Maker]) -> EngineFile:
-    relative_path, size = str(path.relative_to(engines.folder)), path.stat().st_size
+    relative_path, size = str(path.relative_to(engines.folder)), path.stat().st_size if path.exists() else 0
     precision = path.name.removeprefix(f"{name}.").removesuffix(".engine")
     default = next(iter(makers.values()), Maker(next(iter(LIBRARIES)), ""))
     rebuild = EngineAddress(engines, name, default, precision).rebuild_command()

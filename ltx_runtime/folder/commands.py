@@ -35,6 +35,11 @@ def onnx_command(version: str, root: Path | None = None, options: str = "") -> s
     return f"ltx-export onnx {shlex.quote(version)}{options and f' {options}'}{into}"
 
 
+def check_command(folder: Path) -> str:
+    """Returns the command that runs every graph of a version folder on its recorded inputs."""
+    return f"ltx-export check {shlex.quote(str(folder))}"
+
+
 def no_versions(problem: str, advice: str = "") -> LtxError:
     """Returns the error of a place without versions, which says how to get one on this machine.
 

@@ -23,10 +23,10 @@ from ltx_runtime.spec.presets import STG_MODES
 from ltx_runtime.text.embeddings import Text
 
 Floats = NDArray[np.float32]
-_SOURCES = {
-    "text": "the transformer",
-    "negative": "the transformer, with the negative prompt,",
-    "perturbed": "the transformer, with skipped blocks,",
+_MADE = {
+    "text": "the transformer computed",
+    "negative": "the transformer computed with the negative prompt",
+    "perturbed": "the transformer computed with skipped blocks",
 }
 
 
@@ -99,7 +99,7 @@ def velocity_function(
                 "sinusoid": sinusoid_of(np.broadcast_to(timesteps, (rows, timesteps.shape[1]))),
             }
             velocity = session.run({**feeds, **constant_feeds[key]})["velocity"]
-            outputs += map(finite, np.split(velocity, len(group)), [_SOURCES[condition] for condition in group])
+            outputs += map(finite, np.split(velocity, len(group)), [_MADE[condition] for condition in group])
         velocities = dict(zip(conditions, outputs, strict=True))
         return combine(guidance, velocities["text"], velocities.get("negative"), velocities.get("perturbed"))
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltx_runtime.errors import LtxError
+from ltx_runtime.folder.commands import check_command
 from ltx_runtime.sessions import BACKENDS
 from ltx_runtime.sessions.found import Found
 
@@ -28,7 +29,7 @@ class NotFiniteError(LtxError):
         is_exact = BACKENDS[found.backend].on_cpu and found.precision == "fp32"
         advice = "" if is_exact else 'use --backend cpu (in Python: backend="cpu"), which computes in fp32'
         problem = f"{where}: {self.problem} ({computing(found)})"
-        return NotFiniteError(problem, advice, f"ltx-export check {folder}")
+        return NotFiniteError(problem, advice, check_command(folder))
 
 
 def computing(found: Found) -> str:
@@ -36,12 +37,12 @@ def computing(found: Found) -> str:
     return f"{found.component.name} on {found.backend} in {found.precision}"
 
 
-def finite(array: Floats, source: str) -> Floats:
+def finite(array: Floats, made: str) -> Floats:
     """Returns an array as it is.
 
     Args:
         array: what was computed, of any shape.
-        source: what has computed it, for the message: "the transformer".
+        made: who has made it, for the message: "the transformer computed".
 
     Raises:
         NotFiniteError: a number is NaN or infinite.
@@ -49,7 +50,7 @@ def finite(array: Floats, source: str) -> Floats:
     if not is_finite(array):
         count = array.size - np.count_nonzero(np.isfinite(array))
         kinds = [kind for kind, found in (("NaN", np.isnan), ("infinite", np.isinf)) if found(array).any()]
-        raise NotFiniteError(f"{count} of {array.size} numbers that {source} computed are {' or '.join(kinds)}")
+        raise NotFiniteError(f"{count} of {array.size} numbers that {made} are {' or '.join(kinds)}")
     return array
 
 

@@ -67,5 +67,5 @@ def encode_prompts(session: Session, prompts: Sequence[Sequence[int]]) -> list[F
     for prompt in prompts:
         ids, mask = padded([prompt])
         row = np.asarray(session.run({"ids": ids, "mask": mask})["text"][0])
-        embeddings.append(finite(row, f"the {session.component.name}"))
+        embeddings.append(finite(row, f"the {session.component.name} computed"))
     return embeddings

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ltx_runtime.errors import explaining
+from ltx_runtime.errors import LtxError
 from ltx_runtime.files import data_folder
 
 _FOLDER = "made-here"
@@ -92,11 +92,18 @@ def _state(path: Path) -> tuple[int, ...]:
 def check_records() -> None:
     """Raises LtxError if the user has no place for records, which is told before an engine is built for an hour."""
     folder = data_folder(_FOLDER)
-    with explaining(f"write to {folder}, where it is recorded what you have made"):
+    try:
         if folder.is_absolute():
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not (folder.is_absolute() and os.access(folder, os.W_OK)):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+        if folder.is_absolute() and os.access(folder, os.W_OK):
+            return
+        number = errno.EACCES
+    except OSError as error:
+        number = error.errno or 0
+    raise LtxError(
+        f"cannot write to {folder}, where it is recorded what you have made: {os.strerror(number).lower()}",
+        "set HOME or XDG_DATA_HOME to a folder that you can write, or give --trust-engines, here and to each run",
+    )
 
 
 def record_link(place: Path, size_bytes: int, checksum: str) -> bool:

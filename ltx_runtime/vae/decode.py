@@ -14,6 +14,7 @@ from ltx_runtime.spec.components import Port
 from ltx_runtime.spec.encodings import sinusoid_of
 from ltx_runtime.spec.geometry import Grid
 from ltx_runtime.vae.latents import tone_mapped
+from ltx_runtime.vae.resize import resize_bilinear
 from ltx_runtime.vae.saved_latents import Ending
 from ltx_runtime.vae.tiling import Tiling, decode_tiled
 
@@ -47,7 +48,7 @@ def decode(session: Session, feeds: dict[str, Floats], tiling: Tiling) -> Iterat
     Raises:
         NotFiniteError: the decoder's output has values that are not finite.
     """
-    grid, source = Grid(*feeds["latents"].shape[2:]), f"the {session.component.name}"
+    grid, made = Grid(*feeds["latents"].shape[2:]), f"the {session.component.name} computed"
 
     def window(over_frames: slice, over_rows: slice, over_columns: slice) -> Floats:
         window_feeds = dict(feeds)
@@ -55,7 +56,7 @@ def decode(session: Session, feeds: dict[str, Floats], tiling: Tiling) -> Iterat
         for name in feeds:
             if name.startswith("noise_"):
                 window_feeds[name] = _map_of(feeds[name], grid.rows, grid.columns, over_rows, over_columns)
-        return finite(session.run(window_feeds)["video"][0], source)
+        return finite(session.run(window_feeds)["video"][0], made)
 
     for frame in decode_tiled(grid, window, tiling):
         yield np.clip(frame * np.float32(0.5) + np.float32(0.5), 0.0, 1.0)
@@ -68,9 +69,31 @@ def decode_pixels(session: Session, feeds: dict[str, Floats]) -> NDArray[np.uint
         NotFiniteError: the decoder's output has values that are not finite.
     """
     outputs = session.run(feeds, ["frames", "mean"])
-    finite(outputs["mean"], f"the {session.component.name}, each the mean of a video,")
+    finite(outputs["mean"], f"the {session.component.name} computed as means of its videos")
     pixels: NDArray[np.uint8] = outputs["frames"][0]
     return pixels
+
+
+def pixels_of(
+    session: Session, feeds: dict[str, Floats], tiling: Tiling, ending: Ending
+) -> Iterator[NDArray[np.uint8]]:
+    """Yields frames (height, width, 3) uint8 of the requested size; pixels are floor(255 y), as in the official code.
+
+    A decoder that returns bytes itself is used for them, if the frames need no tiles and no resizing.
+
+    Raises:
+        NotFiniteError: the decoder's output has values that are not finite.
+    """
+    left, right, top, bottom = ending.crop
+    height, width = ending.size
+    grid = Grid(*feeds["latents"].shape[2:])
+    if tiling.window(grid) == grid and (height, width) == (grid.height, grid.width) and "frames" in session.outputs:
+        for pixels in decode_pixels(session, feeds):
+            yield pixels[top : height - bottom, left : width - right]
+        return
+    for frame in decode(session, feeds, tiling):
+        sized = resize_bilinear(frame, height, width)[:, top : height - bottom, left : width - right]
+        yield (sized * np.float32(255.0)).astype(np.uint8).transpose(1, 2, 0)
 
 
 def _map_of(maps: Floats, rows: int, columns: int, over_rows: slice, over_columns: slice) -> Floats:

@@ -22,9 +22,12 @@ class Posterior:
     deviation: Floats
 
     def sample(self, noise: Floats) -> Floats:
-        """Returns latents sampled from the posterior with standard normal noise of the same shape."""
-        sampled: Floats = self.mean + self.deviation * noise
-        return sampled
+        """Returns latents sampled from the posterior with standard normal noise of the same shape.
+
+        Raises:
+            NotFiniteError: a value is not finite, as of a huge deviation.
+        """
+        return finite(self.mean + self.deviation * noise, "sampling from the encoded media gave")
 
 
 def encode_media(session: Session, video: Floats, tiling: Tiling) -> Posterior:
@@ -34,8 +37,10 @@ def encode_media(session: Session, video: Floats, tiling: Tiling) -> Posterior:
         NotFiniteError: a value is not finite.
     """
 
+    made = f"the {session.component.name} computed"
+
     def encode(clip: Floats) -> Floats:
-        return finite(np.asarray(session.run({"video": clip[None]})["posterior"][0]), f"the {session.component.name}")
+        return finite(np.asarray(session.run({"video": clip[None]})["posterior"][0]), made)
 
     posterior = encode_tiled(video[0], encode, tiling)[None]
     mean, deviation = np.split(posterior, 2, axis=1)

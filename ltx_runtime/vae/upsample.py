@@ -17,4 +17,4 @@ def upsample(session: Session, latents: Floats) -> Floats:
     Raises:
         NotFiniteError: a value is not finite.
     """
-    return finite(np.asarray(session.run({"latents": latents})["upsampled"]), f"the {session.component.name}")
+    return finite(np.asarray(session.run({"latents": latents})["upsampled"]), f"the {session.component.name} computed")

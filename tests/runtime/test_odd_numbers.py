@@ -2,7 +2,9 @@
 
 import itertools
 import json
+import shutil
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -64,7 +66,7 @@ def test_a_number_that_is_not_finite_is_told_with_its_stage_and_what_computed_it
         list(video)
     problem = str(caught.value)
     assert problem.startswith(f"{where}: ")
-    assert f"the {stage}" in problem and f"computed are {word}" in problem
+    assert f"the {stage}" in problem and f" are {word}" in problem
     assert f"({stage} on fake in fp32) - " in problem
     assert problem.endswith(f"run: ltx-export check {pipe.engines.folder}, or {caught.value.advice}")
 
@@ -85,7 +87,7 @@ def test_of_guidance_the_prediction_that_is_not_finite_is_named(spiece, diary, m
     with Pipeline(engines_of(SINGLE, spiece), backend="fake") as pipe:
         video = pipe("a fox", **SMALL, guidance_scale=3.0, stg_scale=0.0, steps=2, low_memory=low_memory)
         with pytest.raises(
-            NotFiniteError, match=r"step 1 of 2: .* the transformer, with the negative prompt, computed"
+            NotFiniteError, match=r"step 1 of 2: .* the transformer computed with the negative prompt are"
         ):
             list(video)
 
@@ -97,7 +99,7 @@ def test_guidance_that_divides_by_zero_is_told_as_guidance(spiece, diary, monkey
         video = pipe("a fox", **SMALL, stg_scale=1.0, rescaling_scale=0.5, steps=2)
         with pytest.raises(
             NotFiniteError,
-            match=r"step 1 of 2: .* that guidance, of constant or too large velocities, computed are NaN",
+            match=r"step 1 of 2: .* that guidance made of constant or too large velocities are NaN",
         ):
             list(video)
 
@@ -105,8 +107,39 @@ def test_guidance_that_divides_by_zero_is_told_as_guidance(spiece, diary, monkey
 def test_upscaled_latents_without_contrast_are_told_as_such(pipe, monkeypatch):
     flat = lambda feeds: {"upsampled": np.ones_like(feeds["latents"]).repeat(2, 3).repeat(2, 4)}  # noqa: E731
     monkeypatch.setitem(fake_stages.STAGES, "upsampler", flat)
-    with pytest.raises(NotFiniteError, match=r"upscale: .* the statistics of what the upsampler computed are NaN"):
+    with pytest.raises(NotFiniteError, match=r"upscale: .* the statistics of the upscaled latents gave are NaN"):
         list(pipe("a fox", **SMALL))
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_sample_of_the_media_that_is_infinite_is_told_of_the_encoder(pipe, monkeypatch, tmp_path, whole):
+    """Means and deviations are finite numbers, but their sum with noise is not."""
+    image = tmp_path / "image.png"
+    Image.new("RGB", (96, 64)).save(image)
+    original = fake_stages.STAGES["vae_encoder"]
+    huge = lambda feeds: {"posterior": np.full_like(original(feeds)["posterior"], np.finfo(np.float32).max)}  # noqa: E731
+    monkeypatch.setitem(fake_stages.STAGES, "vae_encoder", huge)
+    media = {"video": image, "single_pass": True, "num_frames": 1} if whole else {"conditions": (Condition(image),)}
+    with np.errstate(over="ignore"), pytest.raises(NotFiniteError) as caught:
+        list(pipe("a fox", **SMALL | media, sample_posterior=True))
+    problem = str(caught.value)
+    assert problem.startswith("media: ") and "that sampling from the encoded media gave are infinite" in problem
+    assert "(vae_encoder on fake in fp32)" in problem and "transformer" not in problem
+
+
+def test_commands_in_messages_quote_the_folder(spiece, diary, monkeypatch, tmp_path):
+    engines = engines_of(DEMO, spiece)
+    folder = shutil.copytree(engines.folder, tmp_path / "a folder of $HOME")
+    engines, command = replace(engines, folder=folder), f"ltx-export check '{folder}'"
+    monkeypatch.setitem(fake_stages.STAGES, "transformer", spoiled("transformer", np.nan))
+    with Pipeline(engines, backend="fake") as pipe, pytest.raises(NotFiniteError) as caught:
+        list(pipe("a fox", **SMALL))
+    assert caught.value.command == command
+    monkeypatch.setitem(fake_stages.STAGES, "transformer", lambda feeds: {"velocity": 0 * feeds["latents"]})
+    notes = []
+    with Pipeline(engines, backend="fake", note=notes.append) as pipe:
+        list(pipe("a fox", **SMALL, rescaling_scale=1.0))
+    assert any(note.endswith(f" - run: {command}") for note in notes)
 
 
 def test_a_step_that_is_not_finite_is_not_kept_and_the_run_goes_on_before_it(pipe, monkeypatch, tmp_path):

@@ -116,6 +116,7 @@ def soaked(
                 outcomes[references[saved]] += 1
     left = sorted(path.name for path in target.parent.iterdir() if path != target)
     assert not [name for name in left if name.endswith((".partial", ".new"))], left
+    assert {*references.values()} <= outcomes.keys(), f"not every export has made a video: {dict(outcomes)}"
     return outcomes, len(done)
 
 

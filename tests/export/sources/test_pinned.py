@@ -30,7 +30,7 @@ def test_a_hub_with_another_file_than_the_published_one_is_refused_and_nothing_i
         if name != other:
             monkeypatch.setitem(PINNED, (OFFICIAL, name), stored.checksum)
     with pytest.raises(
-        LtxError, match=f"{other} has SHA-256 .{{64}}, but the .* has {PINNED[OFFICIAL, other]} - check HF"
+        LtxError, match=f"{other} has SHA-256 .{{64}}, but .* {PINNED[OFFICIAL, other]} - check HF.* --weights FILE"
     ):
         bring(tmp_path, release=replace(RELEASE, repository=OFFICIAL))
     assert found(tmp_path) == {}

@@ -221,6 +221,16 @@ def test_an_engine_that_has_changed_or_was_built_from_another_graph_is_of_no_use
     assert only_engine(folder).problem
 
 
+@pytest.mark.parametrize("target", ["nowhere", "vae_decoder.bf16.engine"], ids=["nowhere", "itself"])
+def test_an_engine_that_is_a_link_to_nowhere_or_itself_is_told_like_any_other(folder, target):
+    path = add_engine(folder)
+    path.unlink()
+    path.symlink_to(target)
+    for trust in (False, True):
+        engine = only_engine(folder, trust=trust)
+        assert engine.problem and engine.size_bytes == 0
+
+
 @pytest.mark.parametrize("content", [None, "", "{}"])
 def test_an_engine_whose_sidecar_cannot_be_read_is_told(folder, content):
     path = add_engine(folder)
