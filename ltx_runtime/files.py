@@ -36,7 +36,6 @@ _PROGRAM, _ENGINES = "ltx-engines", "engines"
 # Where a bundle puts its version folder, in the environment that it installs: the system's place for a program's data.
 INSTALLED_ENGINES = Path("share") / _PROGRAM / _ENGINES
 _NO_LINKS = (errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EINVAL)
-_POINTER_START, _POINTER_BYTES = b"version https://git-lfs.github.com/spec/", 1024  # a pointer is smaller
 
 
 @contextmanager
@@ -76,8 +75,7 @@ def partial_file(parent: Path, suffix: str) -> AbstractContextManager[Path]:
 @contextmanager
 def _partial(parent: Path, suffix: str, create: Callable[[Path], None]) -> Iterator[Path]:
     delete_abandoned(parent)
-    lock: Lock | None = None
-    path = _new_name(parent, suffix)
+    lock, path = None, _new_name(parent, suffix)
     try:  # from before it is there, since Ctrl-C may come at once
         while lock is None:  # another process may take it for abandoned before it is locked
             with suppress(FileExistsError):
@@ -330,16 +328,6 @@ def acquired_lock(lock: Path, wait_s: float) -> Any:
         return FileLock(lock, timeout=wait_s).acquire().lock
     except NotImplementedError:  # raised by filelock on network file systems without locks, where the file must do
         return SoftFileLock(lock, timeout=wait_s).acquire().lock
-
-
-def refuse_pointer(path: Path) -> None:
-    """Raises LtxError if a file is a Git LFS pointer, which a clone without Git LFS has in place of the file."""
-    with suppress(OSError):  # whoever reads the file tells why it cannot be read
-        if path.is_file() and path.stat().st_size < _POINTER_BYTES:
-            with path.open("rb") as file:
-                start = file.read(len(_POINTER_START))
-            if start == _POINTER_START:
-                raise LtxError(f"{path} is a Git LFS pointer, not the file", command="git lfs pull")
 
 
 def cache_folder() -> Path | None:

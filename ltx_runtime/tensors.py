@@ -19,7 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from ltx_runtime.errors import LtxError, explaining
-from ltx_runtime.files import amount, partial_folder, placed, refuse_pointer
+from ltx_runtime.files import amount, partial_folder, placed
+from ltx_runtime.trust.pointers import refuse_pointer
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _INTEGERS = ("I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL")

@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 from ltx_export.checkpoints.blocks import BLOCK_TYPES
 from ltx_runtime.errors import LtxError, explaining
-from ltx_runtime.files import refuse_pointer
+from ltx_runtime.trust.pointers import refuse_pointer
 from ltx_runtime.weights.checkpoint import ITEM_BYTES, StoredTensor
 
 MAGIC = b"GGUF"

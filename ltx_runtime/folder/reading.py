@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from ltx_runtime.errors import LtxError
-from ltx_runtime.files import refuse_pointer
 from ltx_runtime.folder.commands import export_command
 from ltx_runtime.folder.manifest import (
     FORMAT,
@@ -38,6 +37,7 @@ from ltx_runtime.trust.listed import (
     ordinary_size,
     read_small,
 )
+from ltx_runtime.trust.pointers import refuse_pointer
 
 
 def read_manifest(folder: Path, *, trust: bool = False) -> Manifest:

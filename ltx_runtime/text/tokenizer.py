@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltx_runtime.errors import LtxError, explaining, first_line
-from ltx_runtime.files import refuse_pointer
 from ltx_runtime.text.tokenizer_file import MOST_BYTES, check_model
+from ltx_runtime.trust.pointers import refuse_pointer
 
 PAD_ID = 0
 END_ID = 1

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltx_runtime.errors import LtxError, explaining
-from ltx_runtime.files import refuse_pointer
 from ltx_runtime.tensors import MOST_HEADER_BYTES, header_of
+from ltx_runtime.trust.pointers import refuse_pointer
 
 # Bytes per element of the safetensors dtypes whose elements are whole bytes.
 ITEM_BYTES = {
