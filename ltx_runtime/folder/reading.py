@@ -8,7 +8,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from ltx_runtime.errors import LtxError
+from ltx_runtime.errors import LtxError, shown
 from ltx_runtime.folder.commands import export_command
 from ltx_runtime.folder.manifest import (
     FORMAT,
@@ -28,6 +28,7 @@ from ltx_runtime.spec.components import Component, Port
 from ltx_runtime.spec.encodings import Rope
 from ltx_runtime.spec.presets import Schedule
 from ltx_runtime.spec.signatures import check_signatures
+from ltx_runtime.spec.versions import VERSIONS
 from ltx_runtime.trust.listed import (
     MOST_MANIFEST_BYTES,
     MOST_WHOLE_BYTES,
@@ -51,19 +52,22 @@ def read_manifest(folder: Path, *, trust: bool = False) -> Manifest:
         LtxError: there is no manifest, it is damaged, or this release does not read its format.
     """
     path = folder / MANIFEST
-    again = export_command(folder.name, folder.parent)
+    # A folder that was renamed says nothing of its version while its manifest cannot be read.
+    known = folder.name in VERSIONS
+    command = export_command(folder.name, folder.parent) if known else ""
+    again = "" if known else "export the version or get its folder again", command
     if not trust:
         check_inside(folder, path)
     content = read_small(path, MOST_MANIFEST_BYTES)
     if content is None:
-        raise LtxError(f"{folder} holds no {MANIFEST}: it is missing or its export was interrupted", command=again)
+        raise LtxError(f"{folder} holds no {MANIFEST}: it is missing or its export was interrupted", *again)
     refuse_pointer(path)
     try:
         data: dict[str, Any] = json.loads(content)
     except (ValueError, RecursionError):
-        raise LtxError(f"{path} is not valid JSON", command=again) from None
+        raise LtxError(f"{path} is not valid JSON", *again) from None
     if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise LtxError(f"{path} has another format than {FORMAT}", command=again)
+        raise LtxError(f"{path} has another format than {FORMAT}", *again)
     try:
         check_values(data)
         manifest = _parse(data)
@@ -75,7 +79,7 @@ def read_manifest(folder: Path, *, trust: bool = False) -> Manifest:
         check_names(MANIFEST, manifest.files, manifest.linked)
         _check_files(manifest)
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-        raise LtxError(f"{path} is damaged ({error})", command=again) from None
+        raise LtxError(f"{path} is damaged ({error})", *again) from None
     return manifest
 
 
@@ -85,17 +89,17 @@ def _check_files(manifest: Manifest) -> None:
     All weights of a component lie in one folder. Its other files lie in the version folder, and are read as a whole.
 
     Raises:
-        KeyError: a file is not listed.
-        ValueError: a link or a size cannot be.
+        ValueError: a file is not listed, or a link or a size cannot be.
     """
     if manifest.tokenizer is None and "text_encoder" in manifest.components:
-        raise KeyError("tokenizer")
-    in_folder = {*filter(None, [manifest.tokenizer])}
+        raise ValueError("there is a text encoder, but no tokenizer")
+    in_folder, needed = {*filter(None, [manifest.tokenizer])}, set[str]()
     for entry in manifest.components.values():
         _check_weights(entry, manifest.linked)
         in_folder |= {*entry.graphs.values(), *filter(None, [entry.recorded])}
-        for name in entry.files():
-            manifest.files[name]
+        needed |= entry.files()
+    if unlisted := (needed | in_folder) - manifest.files.keys():
+        raise ValueError(f"files does not list {shown(min(unlisted))}")
     for name in in_folder:
         if manifest.files[name].size_bytes > MOST_WHOLE_BYTES:
             raise ValueError(f"{name} has more than {MOST_WHOLE_BYTES} bytes")
@@ -106,7 +110,7 @@ def _check_files(manifest: Manifest) -> None:
 def _check_weights(entry: ComponentEntry, linked: Mapping[str, str]) -> None:
     name = entry.signature.name
     if not entry.weights:
-        raise KeyError(f"weights of {name}")
+        raise ValueError(f"there are no weights of {name}")
     if len({linked.get(file) for file in entry.weights}) > 1:
         raise ValueError(f"the weights of {name} are in more than one folder")
     for graph in entry.quantized.values():
