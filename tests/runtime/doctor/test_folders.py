@@ -39,12 +39,14 @@ def backends(monkeypatch):
             module = ModuleType(f"fake_{name}")
             module.find = find
             monkeypatch.setitem(sys.modules, module.__name__, module)
-            monkeypatch.setitem(BACKENDS, name, Backend(module.__name__, "gpu"))
+            BACKENDS[name] = Backend(module.__name__, "gpu")
 
-    for name in list(BACKENDS):
-        monkeypatch.delitem(BACKENDS, name)
+    order = dict(BACKENDS)
+    BACKENDS.clear()
     put(tensorrt=refuse, tensorrt_rtx=refuse, cuda=refuse, cpu=graph)
-    return put
+    yield put
+    BACKENDS.clear()
+    BACKENDS.update(order)  # restores the order, which is that of preference
 
 
 @pytest.fixture
