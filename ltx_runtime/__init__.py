@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from ltx_runtime.packages import RELEASE
+
 if TYPE_CHECKING:
     from ltx_runtime.errors import LtxError as LtxError
     from ltx_runtime.media.video import TakenError as TakenError
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from ltx_runtime.video import Video as Video
     from ltx_runtime.weights.lora import LoraFile as LoraFile
 
-    __version__: str
+__version__ = RELEASE
 
 _PLACES = {
     "Pipeline": "pipeline",
@@ -55,12 +57,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        return importlib.import_module("ltx_runtime.packages").RELEASE
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted((*globals(), *__all__, "__version__"))
+    return sorted((*globals(), *__all__))

@@ -20,8 +20,7 @@ def export_command(version: str, root: Path | None = None) -> str:
     """
     release = VERSIONS.get(version)
     makes_weights = release is not None and release.repository is None
-    name = shlex.quote(version)  # of a folder, or of a manifest that may be a stranger's
-    weights = f"ltx-export random-weights {name}" if makes_weights else f"ltx-export download {name} --missing"
+    weights = f"ltx-export random-weights {version}" if makes_weights else f"ltx-export download {version} --missing"
     return f"{weights} && {onnx_command(version, root)}"
 
 
@@ -32,12 +31,7 @@ def onnx_command(version: str, root: Path | None = None, options: str = "") -> s
         if root is None or root.resolve() == engines_folder(None).resolve()
         else f" --engines {shlex.quote(str(root))}"
     )
-    return f"ltx-export onnx {shlex.quote(version)}{options and f' {options}'}{into}"
-
-
-def check_command(folder: Path) -> str:
-    """Returns the command that runs every graph of a version folder on its recorded inputs."""
-    return f"ltx-export check {shlex.quote(str(folder))}"
+    return f"ltx-export onnx {version}{options and f' {options}'}{into}"
 
 
 def no_versions(problem: str, advice: str = "") -> LtxError:

@@ -28,8 +28,7 @@ def adain(latents: Latents, reference: Latents) -> Latents:
     """
     mean, deviation = _statistics(latents)
     reference_mean, reference_deviation = _statistics(reference)
-    with np.errstate(divide="ignore", invalid="ignore"):  # of a constant channel; the caller looks for NaN
-        adapted: Latents = (latents - mean) / deviation * reference_deviation + reference_mean
+    adapted: Latents = (latents - mean) / deviation * reference_deviation + reference_mean
     return adapted
 
 

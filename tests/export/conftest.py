@@ -1,6 +1,7 @@
 """Tiny releases that are exported once for all tests of the exporter."""
 
 from collections.abc import Callable
+from functools import cache
 
 import pytest
 from samples.tiny import Exported, export_tiny
@@ -12,6 +13,12 @@ EVERY_PRECISION = ("0.9.0", "0.9.1", "0.9.8-13b-distilled")
 
 
 @pytest.fixture(scope="session")
-def exported() -> Callable[[str], Exported]:
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Exported]:
     """Returns the complete folder of a tiny release, by name; tests must not change it."""
-    return lambda name: export_tiny(name, tuple(PRECISIONS) if name in EVERY_PRECISION else ("fp32",))
+
+    @cache
+    def of(name: str) -> Exported:
+        precisions = tuple(PRECISIONS) if name in EVERY_PRECISION else ("fp32",)
+        return export_tiny(name, tmp_path_factory.mktemp(name), precisions)
+
+    return of

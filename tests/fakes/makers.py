@@ -15,7 +15,6 @@ from ltx_serve.making.events import DECODING, STEP, CancelledError, Event, Tell
 
 STEPS = 4
 STAGES = {"denoise 1": 0.5, "decode": 0.25}
-REMARKS = {"black": "every frame is black"}
 
 
 class QuickMaker:
@@ -52,8 +51,7 @@ class QuickMaker:
         save_video(iter(frames), folder / VIDEO, (fields["height"], fields["width"]), fields["fps"])
         Image.fromarray(frames[0]).save(folder / THUMBNAIL)
         self.made.append(job)
-        result = {"stages": STAGES, "backends": {"transformer": "noise"}, "remarks": REMARKS}
-        return result | {"bytes": (folder / VIDEO).stat().st_size}
+        return {"stages": STAGES, "backends": {"transformer": "noise"}, "bytes": (folder / VIDEO).stat().st_size}
 
     def cancel(self, id: str) -> None:
         """Ends the making of a job if it is held."""

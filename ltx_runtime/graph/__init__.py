@@ -1,1 +1,0 @@
-"""ONNX graphs as untrusted files: read within limits, and checked before a library sees them."""
