@@ -7,6 +7,8 @@ T5 ?=
 UPSCALER ?=
 BUILDER ?= auto
 VENV ?= .venv
+# Which versions of packages `make setup` installs: those in this file, or the newest with LOCKED= (nothing).
+LOCKED ?= dependencies/locked.txt
 # On Windows, GNU make needs a POSIX shell, such as that of Git for Windows.
 ifeq ($(OS),Windows_NT)
 PYTHON ?= python
@@ -17,14 +19,22 @@ PROGRAMS := bin
 endif
 BIN := $(VENV)/$(PROGRAMS)
 
-.PHONY: setup engines demo demo-engines check fix test test-runtime test-bundle test-page test-ray bench bench-whole fuzz-api clean
+EXTRAS := cpu openvino export tensorrt-rtx serve
+EMPTY :=
+COMMA := ,
+INSTALL := -m pip install --quiet --no-compile
+
+.PHONY: setup engines demo demo-engines check fix test runtime test-runtime test-bundle test-page test-ray lock audit bench \
+	bench-whole crash fuzz fuzz-api soak clean
 
 setup: $(VENV)/.ready
 
-$(VENV)/.ready: pyproject.toml
+# What the file locks is checked by its checksums. It has all but PyTorch, which comes second.
+$(VENV)/.ready: pyproject.toml $(LOCKED)
+	@$(PYTHON) -c "import sys; sys.version_info < (3, 11) and sys.exit('development needs Python 3.11, as diffusers does')"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --editable ".[cpu,openvino,export,tensorrt-rtx,serve]" --group dev
+	$(BIN)/python $(INSTALL) $(if $(LOCKED),--requirement $(LOCKED),--upgrade "pip>=25.1" "hatchling>=1.25" editables)
+	$(BIN)/python $(INSTALL) --no-build-isolation --editable ".[$(subst $(EMPTY) $(EMPTY),$(COMMA),$(EXTRAS))]" --group dev
 	touch $@
 
 # Checkpoint -> engines/VERSION. What weights/VERSION/ lacks is downloaded; the demo's weights are random and made here.
@@ -59,6 +69,7 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --python-version 3.13
 
 fix: setup
 	$(BIN)/ruff check --fix .
@@ -73,15 +84,37 @@ test-page: demo
 	$(BIN)/python -m pip install --quiet --group page
 	$(BIN)/python -m pytest tests/page
 
-# The runtime as it is on a machine without PyTorch, in an environment and a place of its own.
-test-runtime: demo
+# The runtime as it is on a machine without PyTorch, with the oldest packages that it may have.
+runtime: $(VENV)-runtime/.ready
+
+$(VENV)-runtime/.ready: pyproject.toml dependencies/oldest.txt $(wildcard ltx_*/*.py ltx_*/*/*.py ltx_*/*/*/*.py)
 	$(PYTHON) -m venv $(VENV)-runtime
-	$(VENV)-runtime/$(PROGRAMS)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(VENV)-runtime/$(PROGRAMS)/python -m pip install --quiet ".[cpu]" pytest hypothesis filelock
+	$(VENV)-runtime/$(PROGRAMS)/python $(INSTALL) --constraint dependencies/oldest.txt --force-reinstall \
+		".[cpu]" pytest pytest-xdist hypothesis filelock
 	! $(VENV)-runtime/$(PROGRAMS)/python -c "import torch" 2>/dev/null
-	$(VENV)-runtime/$(PROGRAMS)/python -m pytest tests/runtime tests/test_walls.py
+	touch $@
+
+# In an environment and a place of its own. What is killed at many moments is not killed again: `make test` does that.
+test-runtime: demo runtime
+	OMP_NUM_THREADS=1 $(VENV)-runtime/$(PROGRAMS)/python -m pytest -n 2 --dist loadfile \
+		-m "not kills and not index and not ray" tests/runtime tests/test_walls.py
 	rm -rf $(VENV)-runtime/moved && cp -r engines/demo $(VENV)-runtime/moved
 	cd $(VENV)-runtime && $(PROGRAMS)/ltx-run --engines moved --prompt "A red fox" --output fox.png && rm -r fox
+
+# Writes the lock file anew, with the newest versions. PyTorch is not in it, nor its libraries for GPUs: which of its
+# builds is installed depends on the machine, and each has checksums of its own.
+lock:
+	$(PYTHON) -m venv $(VENV)-tools
+	$(VENV)-tools/$(PROGRAMS)/python -m pip install --quiet uv
+	$(VENV)-tools/$(PROGRAMS)/uv pip compile --quiet --upgrade --no-python-downloads --universal --python-version 3.11 \
+		--generate-hashes --no-annotate --no-header --no-emit-package torch --excludes dependencies/not_locked.txt \
+		$(addprefix --extra ,$(EXTRAS)) --group dev --group installing pyproject.toml --output-file dependencies/locked.txt
+
+# Asks the package index for known vulnerabilities of what is locked.
+audit:
+	$(PYTHON) -m venv $(VENV)-tools
+	$(VENV)-tools/$(PROGRAMS)/python -m pip install --quiet pip-audit
+	$(VENV)-tools/$(PROGRAMS)/python dependencies/audit.py dependencies/locked.txt
 
 # Bundles with wheels from the package index, one of which is installed in an empty network namespace.
 test-bundle: setup
@@ -101,10 +134,33 @@ bench: setup
 bench-whole: setup
 	$(BIN)/python benchmarks/cpu_whole.py
 
+# Every reader of files that strangers may have made, guided by coverage; READERS names some, SECONDS is the time of each.
+SECONDS ?= 600
+READERS ?=
+fuzz: setup
+	$(BIN)/python -m pip install --quiet --group fuzz
+	PYTHONPATH=tests $(BIN)/python -m fuzz --seconds $(SECONDS) $(READERS)
+
+# Both programs, killed at every one of their dealings with files: about 1,400 times, which takes more than an hour on two cores.
+crash: setup
+	$(BIN)/python tests/crash.py
+
 # schemathesis against ltx-serve on the demo, for ten minutes.
 fuzz-api: demo
 	$(BIN)/python -m pip install --quiet --group fuzz
 	$(BIN)/python benchmarks/fuzz_api.py
 
+# Equal bytes on every backend, 500 videos, 2,000 cancels, runs on a folder that is replaced, and a server with 300 jobs.
+# Takes an hour or two on two cores that have nothing else to do. Linux only.
+soak: demo
+	$(BIN)/ltx-export onnx demo --engines build/soak
+	$(BIN)/ltx-export calibrate demo --engines build/soak
+	$(BIN)/python tests/soak/equal_bytes.py build/soak/demo
+	$(BIN)/python tests/soak/thread_counts.py
+	$(BIN)/python tests/soak/many_videos.py engines/demo
+	$(BIN)/python tests/soak/cancels.py engines/demo
+	$(BIN)/python tests/soak/replaced.py
+	$(BIN)/python tests/soak/server.py engines/demo
+
 clean:
-	rm -rf $(VENV) $(VENV)-runtime build dist engines/demo weights/demo
+	rm -rf $(VENV) $(VENV)-runtime $(VENV)-tools build dist engines/demo weights/demo

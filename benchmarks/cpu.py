@@ -36,7 +36,8 @@ from ltx_export.random_weights import write_random_weights
 from ltx_export.recorded import relative_l2
 from ltx_export.sources.find import find_sources
 from ltx_runtime.errors import LtxError
-from ltx_runtime.folder.manifest import Engines, open_engines
+from ltx_runtime.folder.manifest import Engines
+from ltx_runtime.folder.reading import open_engines
 from ltx_runtime.sessions import find, open_session
 from ltx_runtime.sessions.processor import memory_bytes, processor_name
 from ltx_runtime.spec.components import ComponentName

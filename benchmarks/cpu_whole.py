@@ -28,7 +28,7 @@ from ltx_export.build import ExportOptions, export_version
 from ltx_export.random_weights import write_random_weights
 from ltx_export.sources.find import TEXT_ENCODER_FILE, TOKENIZER_FILE, find_sources
 from ltx_runtime.errors import LtxError
-from ltx_runtime.folder.manifest import open_engines
+from ltx_runtime.folder.reading import open_engines
 from ltx_runtime.spec.versions import Version, find_version
 
 ROOT = Path(__file__).parents[1]

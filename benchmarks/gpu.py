@@ -35,7 +35,8 @@ from gpu_reference import COMPILES
 
 from ltx_export.models.rope import rope_of
 from ltx_runtime.errors import reported
-from ltx_runtime.folder.manifest import ComponentEntry, Engines, Manifest, read_manifest
+from ltx_runtime.folder.manifest import ComponentEntry, Engines, Manifest
+from ltx_runtime.folder.reading import read_manifest
 from ltx_runtime.sessions import BACKENDS
 from ltx_runtime.spec import components
 from ltx_runtime.spec.components import ComponentName

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.address import EngineAddress
-from ltx_runtime.folder.manifest import Engines, read_manifest
+from ltx_runtime.folder.manifest import Engines
 from ltx_runtime.folder.profiles import Limits
+from ltx_runtime.folder.reading import read_manifest
 from ltx_runtime.sessions.trt.library import load_library, maker_of
 from ltx_runtime.spec.geometry import Grid, grid_of
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ltx_runtime.folder.manifest import read_manifest
+from ltx_runtime.folder.reading import read_manifest
 from ltx_runtime.sessions.onnxruntime_cpu import CpuRunner
 from ltx_runtime.spec.encodings import sinusoid_of
 from ltx_runtime.spec.geometry import Grid, grid_of

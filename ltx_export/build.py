@@ -42,6 +42,7 @@ from ltx_runtime.progress import Progress, silent
 from ltx_runtime.spec.components import Component
 from ltx_runtime.spec.versions import Version
 from ltx_runtime.text.tokenizer import Tokenizer
+from ltx_runtime.trust.made_here import record_link
 from ltx_runtime.weights.checkpoint import StoredTensor
 from ltx_runtime.weights.lora import Lora, LoraFile, open_lora
 
@@ -141,7 +142,15 @@ def export_version(
         merged = tuple(f"{lora.file.name}:{lora.scale:g}" for lora in loras)
         manifest = Manifest(version.name, causal, schedule, rope, tokenizer, entries, files, linked, merged, sigmas)
         write_manifest(staging, manifest)
+        _record_links(manifest, folder, report)
     return manifest
+
+
+def _record_links(manifest: Manifest, folder: Path, report: Report) -> None:
+    """Records that it is the user who makes the folder read files elsewhere."""
+    places = {manifest.place(folder, name): manifest.files[name] for name in manifest.linked}
+    if not all([record_link(place, file.size_bytes, file.checksum) for place, file in places.items()]):
+        report("these links cannot be recorded as yours: other programs will need --trust-engines")
 
 
 def _report_notes(notes: Sequence[str], report: Report) -> None:
@@ -185,7 +194,7 @@ def _refuse_misfits(parts: Sequence[Part], sources: Sources, folder: Path, optio
     """Raises LtxError if the tokenizer does not fit the text encoder, or if weights would be lost with the folder."""
     if (text_part := _text_part(parts)) is not None:
         assert sources.tokenizer is not None  # found beside the text encoder, or given
-        _check_tokenizer(sources.tokenizer, text_part.tensors["shared.weight"].shape[0])
+        Tokenizer(sources.tokenizer, max_tokens=1).check_vocabulary(text_part.tensors["shared.weight"].shape[0])
     _refuse_own_weights(parts, folder, options)
     for part in parts:
         options.precisions_of(part)
@@ -341,13 +350,3 @@ def _save(model: ir.Model, precision: str, place: Placed, path: Path) -> None:
     made = at_precision(model, precision)
     attach(made, place.weights, place.names, place.folder)
     ir.save(made, path)
-
-
-def _check_tokenizer(file: Path, vocabulary: int) -> None:
-    """Raises LtxError if the file is not a T5 tokenizer, or has pieces that the text encoder does not know."""
-    pieces = Tokenizer(file, max_tokens=1).pieces
-    if pieces > vocabulary:
-        raise LtxError(
-            f"{file} has {pieces} pieces, but the text encoder knows {vocabulary}",
-            "give the text encoder's own tokenizer",
-        )

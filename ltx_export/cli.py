@@ -9,10 +9,11 @@ import typer
 
 from ltx_export.engines.arguments import Asked
 from ltx_runtime.cli.arguments import command_of
-from ltx_runtime.cli.streams import escape_what_cannot_be_encoded
+from ltx_runtime.cli.streams import answer, run
 from ltx_runtime.errors import LtxError, reported
 from ltx_runtime.files import engines_folder
 from ltx_runtime.packages import need
+from ltx_runtime.replacing.tidying import tidy
 from ltx_runtime.spec.versions import find_version
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
@@ -23,6 +24,14 @@ EnginesRoot = Annotated[
     _File,
     typer.Option(
         envvar="LTX_ENGINES", help="Folder of exported versions (default: ./engines, else the user's data folder)."
+    ),
+]
+TrustEngines = Annotated[
+    bool,
+    typer.Option(
+        "--trust-engines",
+        envvar="LTX_TRUST_ENGINES",
+        help="Use links to other folders that somebody else has put into the folder.",
     ),
 ]
 Weights = Annotated[
@@ -101,6 +110,8 @@ def onnx(
     quantize = _runs_on_cpu() and not (precision and everywhere)
     options = build.ExportOptions(precisions, of_component, _store_dtype(store), merged, link, stg, left_out, quantize)
     folder, target = weights or Path("weights") / release.name, engines_folder(engines) / release.name
+    for place in (folder, target.parent):
+        tidy(place, print)
     paths = {"vae": vae, "t5": t5, "upscaler": upscaler, "temporal_upscaler": temporal_upscaler}
     sources = find_sources(release, folder, **paths, tokenizer=tokenizer, variant=variant, without=left_out)
     with display(in_bytes=True) as progress:
@@ -178,6 +189,7 @@ def download(
     from ltx_export.sources.download import download as fetch
 
     target = folder or Path("weights") / release.name
+    tidy(target, print)
     fetch(release, target, t5, print, only_missing=missing, temporal_upscaler=temporal_upscaler)
     print(f"{target} is complete")
 
@@ -188,13 +200,16 @@ def publish_folder(
     folder: Annotated[Path, typer.Argument(help="A version folder.")],
     repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Repository; created if missing.")],
     private: Annotated[bool, typer.Option("--private", help="Let only the owner see a new repository.")] = False,
+    trust_engines: TrustEngines = False,
 ) -> None:
     """Upload a version folder to Hugging Face, where ltx-run --fetch gets it; engines are left out."""
     need("huggingface_hub", extra="download")
     from ltx_export.publish import publish
-    from ltx_runtime.folder.manifest import find_folder, open_engines
+    from ltx_runtime.folder.finding import find_tidied
+    from ltx_runtime.folder.reading import open_engines
 
-    address = publish(open_engines(find_folder(folder, None)), repository, print, private=private)
+    opened = open_engines(find_tidied(folder, None, print, trust=trust_engines), trust=trust_engines)
+    address = publish(opened, repository, print, private=private)
     print(f"{address} is complete - get it with: ltx-run --fetch {repository}")
 
 
@@ -218,16 +233,19 @@ def bundle_version(
         typer.Option(help="Only graphs of this precision. Can be repeated (default: all that can be run there)."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file of that name.")] = False,
+    trust_engines: TrustEngines = False,
 ) -> None:
     """Pack a version, all wheels and an installer into one file, for a machine that has only Python and no network."""
     release = find_version(version)
     from ltx_export.bundle.bundle import INSTALLER, Options, bundle, folder_of
     from ltx_export.bundle.target import target_of
     from ltx_runtime.cli.progress import display
-    from ltx_runtime.folder.manifest import find_folder, open_engines
+    from ltx_runtime.folder.finding import find_tidied
+    from ltx_runtime.folder.reading import open_engines
 
     options = Options(target_of(platform, python), tuple(extra or ["cpu"]), tuple(precision or ()), overwrite)
-    opened = open_engines(find_folder(engines_folder(engines), release.name))
+    found = find_tidied(engines_folder(engines), release.name, print, trust=trust_engines)
+    opened = open_engines(found, trust=trust_engines)
     with display(in_bytes=True) as progress:
         bundle(opened, output, options, print, progress)
     installer = f"{folder_of(release.name, options.target)}/{INSTALLER}"
@@ -239,6 +257,7 @@ def bundle_version(
 def inspect(
     path: Annotated[Path, typer.Argument(help="A weights file, a folder of weights, or a version folder.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+    trust_engines: TrustEngines = False,
 ) -> None:
     """Show what a file or folder is, which version and why, what is missing, and how much memory it will need."""
     import dataclasses
@@ -247,8 +266,8 @@ def inspect(
     from ltx_export.inspection.inspect import inspect as look
     from ltx_export.inspection.lines import lines_of
 
-    inspection = look(path)
-    print(json.dumps(dataclasses.asdict(inspection), indent=1) if as_json else "\n".join(lines_of(inspection)))
+    inspection = look(path, trust=trust_engines)
+    answer(json.dumps(dataclasses.asdict(inspection), indent=1) if as_json else "\n".join(lines_of(inspection)))
 
 
 @app.command()
@@ -261,13 +280,16 @@ def check(
         ),
     ] = None,
     version: Annotated[str | None, typer.Option(help="Version to check, if the folder has several.")] = None,
+    trust_engines: TrustEngines = False,
 ) -> None:
     """Verify a version folder that was copied: checksums, and the fp32 graphs' results against those at export."""
     need("onnxruntime", extra="cpu")
     from ltx_export.recorded import check_folder
-    from ltx_runtime.folder.manifest import find_folder, open_engines
+    from ltx_runtime.folder.finding import find_tidied
+    from ltx_runtime.folder.reading import open_engines
 
-    engines = open_engines(find_folder(engines_folder(folder), find_version(version).name if version else None))
+    name = find_version(version).name if version else None
+    engines = open_engines(find_tidied(engines_folder(folder), name, print, trust=trust_engines), trust=trust_engines)
     print(f"{engines.folder}: {len(engines.manifest.files)} files are intact")
     check_folder(engines, print)
 
@@ -284,6 +306,7 @@ def calibrate(
     error: Annotated[
         float, typer.Option(help="Largest relative L2 of a step to fp32; the worst products stay q8 to keep it.")
     ] = 0.025,
+    trust_engines: TrustEngines = False,
 ) -> None:
     """Measure a transformer's activations for a few prompts, and add its int8 graph for --cpu-mode int8."""
     release = find_version(version)
@@ -291,10 +314,12 @@ def calibrate(
     from ltx_export.calibration.calibrate import PROMPTS
     from ltx_export.calibration.calibrate import calibrate as add_int8
     from ltx_runtime.cli.progress import display
-    from ltx_runtime.folder.manifest import find_folder, open_engines
+    from ltx_runtime.folder.finding import find_tidied
+    from ltx_runtime.folder.reading import open_engines
     from ltx_runtime.spec.geometry import size_of
 
-    opened = open_engines(find_folder(engines_folder(engines), release.name))
+    found = find_tidied(engines_folder(engines), release.name, print, trust=trust_engines)
+    opened = open_engines(found, trust=trust_engines)
     with display() as progress:
         add_int8(
             opened,
@@ -338,6 +363,7 @@ def random_weights(
     from ltx_export.random_weights import write_random_weights
 
     target = folder or Path("weights") / release.name
+    tidy(target, print)
     write_random_weights(release, target, seed=seed, sparse=sparse)
     print(f"{target} holds random weights of {release.name}")
 
@@ -358,5 +384,4 @@ app.command("engine")(command_of(_engine, Asked))
 
 def main() -> None:
     """Runs the `ltx-export` command."""
-    escape_what_cannot_be_encoded()
-    app()
+    run(app)

@@ -6,15 +6,13 @@ Engines are left out: they are built where they run.
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from ltx_runtime.errors import LtxError
 from ltx_runtime.files import amount
-from ltx_runtime.folder.manifest import MANIFEST, Engines, write_manifest
+from ltx_runtime.folder.manifest import MANIFEST, Engines, manifest_text
 from ltx_runtime.hub.environment import prepare
 from ltx_runtime.hub.remote import UnreachableError, check_name, refusal, status_of
 
@@ -42,9 +40,7 @@ def publish(engines: Engines, repository: str, report: Callable[[str], None], *,
     size = sum(entry.size_bytes for entry in manifest.files.values())
     report(f"{len(manifest.files) + 1} files, {amount(size)}, to {constants.ENDPOINT}/{repository}")
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            write_manifest(Path(folder), replace(manifest, linked={}))
-            _upload(HfApi(), engines, Path(folder) / MANIFEST, repository, private)
+        _upload(HfApi(), engines, repository, private)
     except (HTTPError, OSError, ValueError, RuntimeError) as error:
         # An upload in a thread of the library's fails with a RuntimeError that only names the file.
         cause = error.__cause__ if isinstance(error.__cause__, Exception) and type(error) is RuntimeError else error
@@ -54,15 +50,18 @@ def publish(engines: Engines, repository: str, report: Callable[[str], None], *,
     return f"{constants.ENDPOINT}/{repository}"
 
 
-def _upload(api: Any, engines: Engines, manifest_file: Path, repository: str, private: bool) -> None:
+def _upload(api: Any, engines: Engines, repository: str, private: bool) -> None:
     from huggingface_hub import CommitOperationAdd  # noqa: PLC0415
 
     manifest = engines.manifest
     api.create_repo(repository, private=private, exist_ok=True)
-    paths = {name: manifest.place(engines.folder, name) for name in manifest.files} | {MANIFEST: manifest_file}
-    additions = [CommitOperationAdd(name, os.fspath(path)) for name, path in sorted(paths.items())]
+    paths = {name: os.fspath(manifest.place(engines.folder, name)) for name in manifest.files}
+    contents = paths | {MANIFEST: manifest_text(replace(manifest, linked={})).encode()}
+    additions = [CommitOperationAdd(name, content) for name, content in sorted(contents.items())]
+    engines.held.check_stands()  # by now, the checksums of all files were computed
     message = f"{manifest.version}, exported by ltx-engines"
     api.create_commit(repository, additions, commit_message=message)
+    engines.held.check_stands()
 
 
 def _refusal(error: Exception, repository: str) -> LtxError:

@@ -5,6 +5,8 @@ This record is part of the version folder, so that results of another machine, l
 
 from __future__ import annotations
 
+import math
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -13,10 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from ltx_runtime.errors import LtxError, explaining
+from ltx_runtime.errors import LtxError, explaining, shown
 from ltx_runtime.folder.manifest import QUANTIZED, Engines
+from ltx_runtime.graph.check import check_graph
+from ltx_runtime.sessions import CheckedSession
 from ltx_runtime.spec.components import UNEVEN, Component, Port, check_feeds
 from ltx_runtime.spec.encodings import sinusoid_of
+from ltx_runtime.text.encode import words_of
+from ltx_runtime.text.tokenizer import Tokenizer
 
 Array = np.ndarray[Any, Any]
 Feeds = dict[str, Array]
@@ -28,6 +34,9 @@ SIZES: tuple[dict[str, int], ...] = (
     {"batch": 3, "tokens": 6, "timesteps": 6, "text_tokens": 5, "frames": 1, "rows": 2, "columns": 3},
 )
 _SMALLEST_VOCABULARY = 100
+_ENCRYPTED = 1  # flag of a member of a zip file
+# What zipfile and numpy raise of files that are none of theirs, besides what it says in their documentation.
+_DAMAGED = (zipfile.BadZipFile, NotImplementedError, tokenize.TokenError)
 _OF_ANGLES = {"cosines": np.cos, "sines": np.sin}  # ports that take functions of the same angles
 
 
@@ -83,9 +92,9 @@ def run_graph(graph: Path, weights: Path, component: Component, requests: Sequen
 
     # The VAE's layers differ in size, so that an arena reuses little memory: 0.7 GB with it, 0.5 GB without.
     runner = CpuRunner(graph, weights, arena=component.name not in UNEVEN)
-    output = component.outputs[0].name
+    session = CheckedSession(component, runner)
     try:
-        return [runner.run(feeds, [output])[output] for feeds in requests]
+        return [session.run(feeds)[component.outputs[0].name] for feeds in requests]
     finally:
         runner.close()
 
@@ -118,22 +127,53 @@ def read_record(path: Path, component: Component) -> tuple[Feeds, Array]:
         LtxError: the file is damaged, or does not fit the component's ports.
     """
     try:
-        with np.load(path) as arrays:
+        _check_stored(path)
+        with explaining(f"read {path}"), np.load(path, allow_pickle=False) as arrays:
             feeds = {port.name: arrays[port.name] for port in component.inputs}
             expected = arrays[component.outputs[0].name]
-        check_feeds(component, feeds)
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        shape = component.outputs[0].shape(check_feeds(component, feeds))
+        if expected.shape != shape or expected.dtype != component.outputs[0].dtype:
+            raise ValueError(f"its output is {expected.dtype} {expected.shape}")
+    except (ValueError, KeyError, EOFError, OSError, *_DAMAGED) as error:
         raise LtxError(f"{path} is not a record of {component.name} ({error})", "export the version again") from None
     return feeds, expected
+
+
+def _check_stored(path: Path) -> None:
+    """Raises ValueError unless every array of an .npz file is stored as it is, with the bytes that its header says."""
+    with zipfile.ZipFile(path) as file:
+        for member in file.infolist():
+            stored = member.compress_type == zipfile.ZIP_STORED and not member.flag_bits & _ENCRYPTED
+            if not stored or member.file_size > path.stat().st_size:
+                raise ValueError(f"{shown(member.filename)} is compressed or encrypted")
+            with file.open(member) as array:
+                version = np.lib.format.read_magic(array)
+                read_header = {
+                    (1, 0): np.lib.format.read_array_header_1_0,
+                    (2, 0): np.lib.format.read_array_header_2_0,
+                }[version]
+                shape, _, dtype = read_header(array)
+                if array.tell() + math.prod(shape) * dtype.itemsize != member.file_size:
+                    raise ValueError(f"{shown(member.filename)} is not as long as its header says")
+
+
+def _check_tokenizer(engines: Engines) -> None:
+    file, encoder = engines.manifest.tokenizer, engines.manifest.components.get("text_encoder")
+    if file is not None and encoder is not None:
+        tokenizer = Tokenizer(engines.folder / file, max_tokens=1)
+        for graph in encoder.graphs.values():
+            tokenizer.check_vocabulary(words_of(engines.folder / graph))
 
 
 def check_folder(engines: Engines, report: Callable[[str], None]) -> None:
     """Runs the fp32 and q8 graphs of a verified version folder on the recorded inputs, and compares the outputs.
 
     Raises:
-        LtxError: a graph cannot be loaded, or its output differs from the record by more in relative L2 than LIMIT, or
-            for q8 by more than that beyond the difference at export.
+        LtxError: the tokenizer cannot be opened, or does not fit the text encoder; a graph cannot be loaded, or may
+            not; or its output differs from the record by more in relative L2 than LIMIT, or for q8 by more than that
+            beyond the difference at export.
     """
+    _check_tokenizer(engines)
     for name, entry in engines.manifest.components.items():
         limits = {"fp32": LIMIT} if "fp32" in entry.graphs else {}
         if QUANTIZED in entry.quantized:
@@ -145,6 +185,7 @@ def check_folder(engines: Engines, report: Callable[[str], None]) -> None:
         for precision, limit in limits.items():
             weights = engines.weights_folder(name) if precision == "fp32" else engines.folder
             graph = engines.folder / entry.graphs[precision]
+            check_graph(graph, entry.signature, engines.weight_sizes(name, precision))
             (actual,) = run_graph(graph, weights, entry.signature, [feeds])
             error = relative_l2(actual, expected)
             if error > limit:

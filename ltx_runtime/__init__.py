@@ -8,8 +8,6 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from ltx_runtime.packages import RELEASE
-
 if TYPE_CHECKING:
     from ltx_runtime.errors import LtxError as LtxError
     from ltx_runtime.media.video import TakenError as TakenError
@@ -29,7 +27,7 @@ if TYPE_CHECKING:
     from ltx_runtime.video import Video as Video
     from ltx_runtime.weights.lora import LoraFile as LoraFile
 
-__version__ = RELEASE
+    __version__: str
 
 _PLACES = {
     "Pipeline": "pipeline",
@@ -57,10 +55,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.import_module("ltx_runtime.packages").RELEASE
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted((*globals(), *__all__))
+    return sorted((*globals(), *__all__, "__version__"))

@@ -1,4 +1,4 @@
-"""LtxError, the exception for problems that the user can fix, and how command lines report it.
+"""LtxError, the exception for problems that the user can fix, and how command lines report it and Ctrl-C.
 
 Any exception that is not reported here is a bug of this project and keeps its traceback.
 """
@@ -10,13 +10,20 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
+from typing import Any
 
 USER_ERROR = 2
 INTERRUPTED = 130
 _MOST_SHOWN = 60  # characters of a value in a message
-_ENDING_SIGNALS = ("SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+_LIKE_CTRL_C = ("SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+# So long after an interruption another one is not heard. People press twice, and a terminal that is closed sends
+# several signals; the second must not end the deletion of files that the first has begun.
+_CLEANING_S = 2.0
+_STANDARD_ERROR = 2
 
 _ADVICE = {
     errno.ENOSPC: "free some space or choose another disk",
@@ -48,8 +55,13 @@ class LtxError(Exception):
         self.problem, self.advice, self.command = problem, advice, command
 
     def __str__(self) -> str:
-        to_do = ", or ".join(filter(None, (self.command and f"run: {self.command}", self.advice)))
-        return f"{self.problem} - {to_do}" if to_do else self.problem
+        return advised(self.problem, self.advice, self.command)
+
+
+def advised(problem: str, advice: str = "", command: str = "") -> str:
+    """Returns a problem with what can be done about it, a command or words, in one line."""
+    to_do = ", or ".join(filter(None, (command and f"run: {command}", advice)))
+    return f"{problem} - {to_do}" if to_do else problem
 
 
 @contextmanager
@@ -65,11 +77,16 @@ def explaining(doing: str | None = None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        advice = _ADVICE.get(error.errno or 0)
-        if advice is None:
+        advice = advice_of(error)
+        if not advice:
             raise
         doing = doing or (f"use {error.filename}" if error.filename else "continue")
         raise LtxError(f"cannot {doing}: {os.strerror(error.errno or 0).lower()}", advice) from None
+
+
+def advice_of(error: OSError) -> str:
+    """Returns what the user can do about an error of the system; empty if that is not known."""
+    return _ADVICE.get(error.errno or 0, "")
 
 
 @contextmanager
@@ -85,31 +102,97 @@ def reported(left: str = "nothing was left half-written") -> Iterator[None]:
         SystemExit: code 2 for an LtxError, an OSError with advice or a MemoryError; code 130 for Ctrl-C and the
             signals that act like it.
     """
-    try:
-        with explaining(), _interrupted_by_signals():
-            yield
-    except LtxError as error:
-        _exit(str(error), USER_ERROR)
-    except MemoryError:
-        _exit("not enough memory - ask for a smaller size or fewer frames, or close other programs", USER_ERROR)
-    except KeyboardInterrupt:
-        _exit(f"interrupted; {left}", INTERRUPTED)
+    with interruptible():
+        try:
+            with explaining():
+                yield
+        except LtxError as error:
+            _exit(str(error), USER_ERROR)
+        except MemoryError:
+            _exit("not enough memory - ask for a smaller size or fewer frames, or close other programs", USER_ERROR)
+        except KeyboardInterrupt:
+            _exit(f"interrupted; {left}", INTERRUPTED)
 
 
 @contextmanager
-def _interrupted_by_signals() -> Iterator[None]:
-    """Makes a closed terminal and `kill` end the block like Ctrl-C, so that partial files are removed."""
-    handlers = {}
+def interruptible() -> Iterator[None]:
+    """Makes Ctrl-C, a closed terminal and `kill` raise KeyboardInterrupt inside the block.
+
+    Signals that follow one within two seconds are not heard. Those that the process ignores, as under `nohup`, are
+    ignored in the block as well; in other threads than the main one, nothing changes.
+    """
+    heard_at = -float("inf")
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal heard_at
+        now = time.monotonic()
+        if now - heard_at > _CLEANING_S:
+            heard_at = now
+            raise KeyboardInterrupt
+
+    handlers, is_program = {}, signal.getsignal(signal.SIGINT) is _end
     if threading.current_thread() is threading.main_thread():
-        for name in _ENDING_SIGNALS:
-            number = getattr(signal, name, None)
-            if number is not None and signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores SIGHUP
-                handlers[number] = signal.signal(number, signal.default_int_handler)
+        for number, usual in _signals().items():
+            if signal.getsignal(number) in (usual, _end):
+                handlers[number] = signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            # A program that has done what it was for only has to tell of it and to end.
+            signal.signal(number, signal.SIG_IGN if is_program else handler)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Has signals that interrupt wait for the end of the block, which deletes what must not stay half deleted.
+
+    It changes nothing in other threads than the main one, which alone handle signals.
+    """
+    waiting: list[tuple[int, FrameType | None]] = []
+    handlers: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in _signals():
+            if callable(signal.getsignal(number)):  # neither ignored nor the end of the process
+                handlers[number] = signal.signal(number, lambda *signalled: waiting.append(signalled))
     try:
         yield
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+    for number, frame in waiting:
+        handlers[number](number, frame)
+
+
+@contextmanager
+def program() -> Iterator[None]:
+    """Makes the block a program, of which Ctrl-C leaves one line: not even its imports, or its end, have a traceback.
+
+    Before a block that is `interruptible` there is nothing to clean up, so Ctrl-C and the signals that act like it end
+    the process at once. After the block no signal is heard, as all that is left is the end of the process.
+    """
+    for number, usual in _signals().items():
+        if signal.getsignal(number) is usual:
+            signal.signal(number, _end)
+    try:
+        yield
+    finally:
+        for number in _signals():
+            signal.signal(number, signal.SIG_IGN)
+
+
+def _signals() -> dict[int, object]:
+    """Returns the signals that interrupt, each with the handler that it has if nobody has chosen another."""
+    usual: dict[int, object] = {signal.SIGINT: signal.default_int_handler}
+    return usual | {getattr(signal, name): signal.SIG_DFL for name in _LIKE_CTRL_C if hasattr(signal, name)}
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """Ends the process, which has begun nothing yet."""
+    try:
+        os.write(_STANDARD_ERROR, b"error: interrupted; nothing was begun\n")
+    finally:
+        os._exit(INTERRUPTED)
 
 
 def printable(text: str) -> str:

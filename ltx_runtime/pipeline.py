@@ -14,7 +14,9 @@ from typing import Any
 
 from ltx_runtime.declared import declared, path_of
 from ltx_runtime.errors import LtxError
-from ltx_runtime.folder.manifest import Engines, find_folder, open_engines
+from ltx_runtime.folder.finding import find_folder
+from ltx_runtime.folder.manifest import Engines
+from ltx_runtime.folder.reading import open_engines
 from ltx_runtime.folder.release import release_of
 from ltx_runtime.outputs.places import check_readable, places_of
 from ltx_runtime.outputs.unfinished import Unfinished, open_unfinished
@@ -26,7 +28,8 @@ from ltx_runtime.planning.plan import plan
 from ltx_runtime.planning.request import Request, resolved
 from ltx_runtime.progress import silent
 from ltx_runtime.road import Road, channels_of, noise_of
-from ltx_runtime.sessions import AUTO, Found
+from ltx_runtime.sessions import AUTO
+from ltx_runtime.sessions.found import Found
 from ltx_runtime.sessions.pool import pool_of
 from ltx_runtime.spec.components import ComponentName
 from ltx_runtime.spec.geometry import Grid
@@ -62,6 +65,8 @@ class Pipeline:
         memory: GB for the activations of the VAE; larger videos are decoded in tiles. None for 8, or what the GPU has.
         gpu_memory: GB of GPU memory to plan with; None for all that is free.
         threads: number of CPU threads; None for one per core.
+        trust_engines: whether engines and links in the folder are used that you have not made on this machine. An
+            engine of TensorRT is code, so this trusts whoever made the folder like the author of a program.
         keep_loaded: True keeps every network loaded from one video to the next; a number limits the weights of all
             loaded networks to this many GB. To make room, or if the memory of a GPU or of the machine runs short, the
             network that a video needs first is unloaded first.
@@ -85,6 +90,7 @@ class Pipeline:
         memory: float | None = None,
         gpu_memory: float | None = None,
         threads: int | None = None,
+        trust_engines: bool = False,
         keep_loaded: bool | float = False,
         note: Note | None = None,
     ) -> None:
@@ -98,17 +104,19 @@ class Pipeline:
                 threads=threads,
             )
         )
+        self._note: Note = note or logging.getLogger("ltx_runtime").warning
+        self._opened = not isinstance(folder, Engines)
         if isinstance(folder, Engines):
             self.engines = folder
         else:
             name = None if version is None else find_version(version).name
             # Absolute, so that the pipeline still finds its files if the program changes its working directory.
-            self.engines = open_engines(find_folder(path_of(folder, "folder"), name).absolute())
+            found_folder = find_folder(path_of(folder, "folder"), name, trust=trust_engines).absolute()
+            self.engines = open_engines(found_folder, trust=trust_engines)
         self.version = release_of(self.engines.manifest)
         self._sessions = pool_of(keep_loaded)
         self._found: dict[ComponentName, Found] = {}
         self._noted: set[str] = set()
-        self._note: Note = note or logging.getLogger("ltx_runtime").warning
 
     def __enter__(self) -> Pipeline:
         return self
@@ -117,8 +125,10 @@ class Pipeline:
         self.close()
 
     def close(self) -> None:
-        """Frees every network that is kept loaded."""
+        """Frees every network that is kept loaded, and lets the folder go if the pipeline has opened it."""
         self._sessions.close()
+        if self._opened:
+            self.engines.held.release()
 
     def __call__(self, request: Request | str = "", /, **changes: Any) -> Video:
         """Plans a video and checks everything that can be checked without loading a network.

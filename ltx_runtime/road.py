@@ -16,10 +16,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ltx_runtime.errors import LtxError
+from ltx_runtime.errors import LtxError, advised
 from ltx_runtime.files import amount
+from ltx_runtime.folder.commands import check_command
 from ltx_runtime.folder.manifest import Engines
 from ltx_runtime.noise.noise import RNGS, FileNoise, GivenNoise, Noise, RecordingNoise
+from ltx_runtime.outputs.frames import SENTENCES, Watched
 from ltx_runtime.outputs.unfinished import ReplayedNoise, State
 from ltx_runtime.planning.backends import Chosen
 from ltx_runtime.planning.media import read_media
@@ -27,27 +29,29 @@ from ltx_runtime.planning.options import RunOptions
 from ltx_runtime.planning.plan import Plan
 from ltx_runtime.planning.work import DECODE, FRAME_RATE, MEDIA, TEXT, UPSCALE, denoise_label
 from ltx_runtime.progress import Progress
+from ltx_runtime.sampling import denoise
+from ltx_runtime.sampling.pass_plan import PassPlan
 from ltx_runtime.sampling.start import Encoded, Media, encode_for, start_of
 from ltx_runtime.sampling.step import Step
 from ltx_runtime.sampling.velocity import make_latents
-from ltx_runtime.sessions import Found, Session, UnsupportedError
+from ltx_runtime.sessions import Session, UnsupportedError
+from ltx_runtime.sessions.found import Found
+from ltx_runtime.sessions.numbers import NotFiniteError, computing, finite
 from ltx_runtime.spec.components import ComponentName
 from ltx_runtime.spec.geometry import Grid
 from ltx_runtime.spec.versions import Version
 from ltx_runtime.text.cache import EmbeddingsCache
-from ltx_runtime.text.embeddings import Text, read_text, text_of, write_text
-from ltx_runtime.text.encode import encode_prompts
-from ltx_runtime.text.tokenizer import Tokenizer
-from ltx_runtime.vae.decode import decode, decode_pixels, ready_to_decode
+from ltx_runtime.text.embeddings import Text, faults_of, read_text, text_of, write_text
+from ltx_runtime.text.encode import encode_prompts, tokenizer_of
+from ltx_runtime.vae.decode import pixels_of, ready_to_decode
 from ltx_runtime.vae.encode import Posterior, encode_media
 from ltx_runtime.vae.latents import adain
-from ltx_runtime.vae.resize import resize_bilinear
 from ltx_runtime.vae.saved_latents import Ending, write_latents
-from ltx_runtime.vae.tiling import Tiling
 from ltx_runtime.vae.upsample import upsample
 
 Frame = NDArray[np.uint8]
 Floats = NDArray[np.float32]
+STILL = "zero_velocity"  # the key of a remark
 
 
 class Sessions(Protocol):
@@ -70,6 +74,7 @@ class Road:
         note: is called with each remark that the user should know of.
         note_once: the same, but a remark that was made for an earlier video is not made again.
         seconds: duration of each finished stage, by its label.
+        remarks: sentences on what is odd about the video but does not end it, by a key for programs.
     """
 
     engines: Engines
@@ -81,20 +86,62 @@ class Road:
     note: Callable[[str], None]
     note_once: Callable[[str], None]
     seconds: dict[str, float] = field(default_factory=dict)
+    remarks: dict[str, str] = field(default_factory=dict)
 
     @contextmanager
-    def stage(self, label: str, units: int, name: ComponentName) -> Iterator[tuple[Session, Callable[[], None]]]:
+    def stage(
+        self, label: str, units: int, name: ComponentName, unit: str = ""
+    ) -> Iterator[tuple[Session, Callable[[], None]]]:
         """Opens a stage: yields a session of its component, and a function to call after each unit of work.
 
         Args:
             label: the name of the stage, for its progress and its duration.
             units: number of units of work.
             name: the component.
+            unit: the word for a unit, if messages are to tell in which one a problem came up.
+
+        Raises:
+            NotFiniteError: numbers of the stage are not finite; it says where, what computed them, and what to try.
         """
-        started = perf_counter()
-        with self.progress(label, units) as advance, self._session(name) as session:
-            yield session, lambda: advance(1)
+        started, finished = perf_counter(), 0
+
+        def done() -> None:
+            nonlocal finished
+            finished += 1
+            advance(1)
+
+        def place() -> str:
+            return f"{label}, {unit} {finished + 1} of {units}" if unit else label
+
+        with self.placing(place, name), self.progress(label, units) as advance, self._session(name) as session:
+            yield session, done
         self.seconds[label] = perf_counter() - started
+
+    @contextmanager
+    def placing(self, place: Callable[[], str], name: ComponentName) -> Iterator[None]:
+        """Explains numbers that are not finite.
+
+        Args:
+            place: returns the stage, and the part of it.
+            name: the component that computed them, or that from which they were computed.
+
+        Raises:
+            NotFiniteError: numbers are not finite; it says where, what computed them, and what to try.
+        """
+        try:
+            yield
+        except NotFiniteError as error:
+            raise error.explained(place(), self.chosen.found[name], self.engines.folder) from None
+
+    def computing(self, name: ComponentName) -> str:
+        """Names what computes a network, for messages."""
+        return computing(self.chosen.found[name])
+
+    def remark(self, key: str, sentence: str) -> None:
+        """Adds a remark on the video, unless it has it already, and notes it."""
+        if key not in self.remarks:
+            self.remarks[key] = sentence
+            self.note(advised(sentence, command=check_command(self.engines.folder)))
 
     @contextmanager
     def _session(self, name: ComponentName) -> Iterator[Session]:
@@ -157,7 +204,7 @@ def run_passes(
     _save_latents(road, planned, state)  # a run may have ended between keeping latents and saving them
     names = [f"pass{number}" for number in range(1, len(planned.passes) + 1)]
     if names[-1] not in state.latents:
-        media = read_media(planned, media_frames, road.options.crf)
+        media = read_media(planned, media_frames, road.options.crf, road.options.memory_bytes)
         state.text = text = state.text or _text(road, planned, state)
         encoded = _encoded(road, planned, media)
         state.keep()
@@ -204,7 +251,7 @@ def _save(road: Road, state: State, path: Path | None, write: Callable[[Path, bo
 def _upscaled(road: Road, latents: Floats) -> Floats:
     """Returns the latents of a pass at twice their height and width, from which the next pass begins."""
     with road.stage(UPSCALE, 1, "upsampler") as (session, done):
-        upscaled = adain(upsample(session, latents), latents)
+        upscaled = finite(adain(upsample(session, latents), latents), "the statistics of the upscaled latents gave")
         done()
     return upscaled
 
@@ -219,13 +266,15 @@ def _text(road: Road, planned: Plan, state: State) -> Text:
         if len(text.embeddings) > 1:
             raise LtxError(f"{options.embeddings} has {len(text.embeddings)} prompts", "give one, for one video")
     else:
-        file = road.engines.manifest.tokenizer
-        assert file is not None  # as it is only in a folder without a text encoder
-        tokenizer = Tokenizer(road.engines.folder / file, road.version.text_tokens)
+        tokenizer = tokenizer_of(road.engines, road.chosen.found["text_encoder"], road.version.text_tokens)
         for name, prompt in planned.prompts.items():
             for note in tokenizer.read(prompt).notes(name):
                 road.note(note)
         text = text_of(_embeddings(road, [tokenizer.tokens(prompt) for prompt in planned.prompts.values()]))
+    for key, sentence in faults_of(text).items():
+        road.remark(
+            key, sentence if options.embeddings is not None else f"{sentence} ({road.computing('text_encoder')})"
+        )
     _save(road, state, options.save_embeddings, lambda path, replace: write_text(path, text, replace=replace))
     return text
 
@@ -261,7 +310,7 @@ def _encoded(road: Road, planned: Plan, media: Sequence[Media]) -> list[Encoded]
     count = len(media[0].clips) + (media[0].whole is not None)
     if not count:
         return [Encoded()] * len(planned.passes)
-    with road.stage(MEDIA, count * len(planned.passes), "vae_encoder") as (session, done):
+    with road.stage(MEDIA, count * len(planned.passes), "vae_encoder", "clip") as (session, done):
 
         def encode(clip: Floats, grid: Grid) -> Posterior:
             posterior = encode_media(session, clip, road.chosen.tiling(grid, encoding=True))
@@ -294,8 +343,10 @@ def _run_pass(
 
     shape = (1, road.channels, grid.frames, grid.rows, grid.columns)
     causal, sampled = manifest.causal_positions, road.options.sample_posterior
-    start = start_of(one, planned.settings, shape, before, media, encoded, draw, causal=causal, sampled=sampled)
-    with road.stage(denoise_label(number, count), len(one.sigmas), "transformer") as (session, done):
+    with road.placing(lambda: MEDIA, "vae_encoder"):
+        start = start_of(one, planned.settings, shape, before, media, encoded, draw, causal=causal, sampled=sampled)
+    label = denoise_label(number, count)
+    with road.stage(label, len(one.sigmas), "transformer", "step") as (session, done):
         for _ in range(state.steps):
             done()
         resumed = None if state.tokens is None else (state.steps, state.tokens)
@@ -303,12 +354,23 @@ def _run_pass(
         inputs = (text, manifest.rope, start, one, planned.settings)
         made = make_latents(session, *inputs, draw, low_memory=low_memory, resumed=resumed)
         for each in made:
+            _look_at(road, label, each, one)
             step = Step(each.index, len(one.sigmas), number, count, each.sigma, each, grid, start.extra, road.engines)
             done()
             if each.index + 1 < len(one.sigmas):  # after the last one, the pass is kept as a whole
                 state.stepped(each.tokens, each.index + 1)
             yield step
     return step.latents
+
+
+def _look_at(road: Road, label: str, step: denoise.Step, of_pass: PassPlan) -> None:
+    """Checks the tokens after a step, which guidance may have spoiled, and remarks on a velocity of zeros."""
+    guidance = of_pass.guidance[step.index]
+    if guidance.uses_cfg or guidance.uses_stg:
+        finite(step.tokens, "guidance made of constant or too large velocities")
+    if not (step.velocity[:, :1].any() or step.velocity.any()):
+        here = f"{label}, step {step.index + 1} of {len(of_pass.sigmas)}"
+        road.remark(STILL, f"{here}: the velocity is nothing but zeros ({road.computing('transformer')})")
 
 
 def decoder_feeds(road: Road, latents: Floats, ending: Ending, noise: Noise, state: State) -> dict[str, Floats]:
@@ -325,25 +387,11 @@ def frames_of(road: Road, feeds: dict[str, Floats], ending: Ending) -> Iterator[
     Yields:
         Frames (height, width, 3) uint8 RGB.
     """
-    tiling = road.chosen.tiling(Grid(*feeds["latents"].shape[2:]))
+    tiling, watched = road.chosen.tiling(Grid(*feeds["latents"].shape[2:])), Watched()
     with road.stage(DECODE, ending.num_frames, "vae_decoder") as (session, done):
-        for frame in islice(_pixels(session, feeds, tiling, ending), ending.num_frames):
+        for frame in islice(pixels_of(session, feeds, tiling, ending), ending.num_frames):
+            watched.see(frame)
             yield frame
             done()
-
-
-def _pixels(session: Session, feeds: dict[str, Floats], tiling: Tiling, ending: Ending) -> Iterator[Frame]:
-    """Yields frames (height, width, 3) uint8 of the requested size; pixels are floor(255 y), as in the official code.
-
-    A decoder that returns bytes itself is used for them, if the frames need no tiles and no resizing.
-    """
-    left, right, top, bottom = ending.crop
-    height, width = ending.size
-    grid = Grid(*feeds["latents"].shape[2:])
-    if tiling.window(grid) == grid and (height, width) == (grid.height, grid.width) and "frames" in session.outputs:
-        for pixels in decode_pixels(session, feeds):
-            yield pixels[top : height - bottom, left : width - right]
-        return
-    for frame in decode(session, feeds, tiling):
-        sized = resize_bilinear(frame, height, width)[:, top : height - bottom, left : width - right]
-        yield (sized * np.float32(255.0)).astype(np.uint8).transpose(1, 2, 0)
+    if watched.fault is not None:
+        road.remark(watched.fault, SENTENCES[watched.fault])

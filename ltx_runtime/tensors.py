@@ -7,9 +7,11 @@ are large, are read by ltx_export. This module does not know what the tensors me
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +19,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from ltx_runtime.errors import LtxError, explaining
-from ltx_runtime.files import partial_folder, placed, refuse_pointer
+from ltx_runtime.files import amount, partial_folder, placed
+from ltx_runtime.trust.pointers import refuse_pointer
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _INTEGERS = ("I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL")
 _NAMES_SHOWN = 8
+# A checkpoint of 13B has 2,000 tensors and a header of 0.3 MB, a quantized one some times as many. Parsing a header
+# takes up to 30 times its size in memory.
+MOST_HEADER_BYTES, MOST_TENSORS = 8 << 20, 50_000
+_LENGTH_BYTES, _SHORTEST_HEADER = 8, 2  # the length stands before the header, of which `{}` is the shortest
+_DIGITS = re.compile(r"[^0-9]")
+_MOST_READ_BYTES = 1_000_000_000  # that reading the tensors of a file may take; latents of a minute in 4K take 0.7 GB
 
 Tensors = dict[str, NDArray[Any]]
 
@@ -38,19 +47,23 @@ def read_tensors(path: Path, required: Collection[str], optional: Collection[str
         Tensors by name, with their stored shapes: F64, F32, F16 and BF16 as float32, integers and booleans as int64.
 
     Raises:
-        LtxError: the file cannot be read or lacks a required tensor, or a requested tensor has another dtype or holds
-            numbers that are not finite or too large.
+        LtxError: the file cannot be read or lacks a required tensor, or a requested tensor has another dtype, takes
+            more memory than 1 GB with those before it, or holds numbers that are not finite or too large.
     """
     tensors: Tensors = {}
+    held = 0
     with _open(path) as file:
         stored = sorted(file.keys())
         missing = [name for name in required if name not in stored]
         if missing:
             raise LtxError(f"{path} has no tensor {_listed(missing)}; it holds {_listed(stored)}", "check the file")
         for name in (*required, *(name for name in optional if name in stored)):
-            dtype = file.get_slice(name).get_dtype()
+            stored_tensor = file.get_slice(name)
+            dtype = stored_tensor.get_dtype()
             if dtype not in _FLOATS + _INTEGERS:
                 raise LtxError(f"{name} of {path} is stored as {dtype}", "save it as float32, float16 or bfloat16")
+            shape = stored_tensor.get_shape()
+            held += _check_room(math.prod(shape), dtype, held, f"{name} of {path} is of shape {shape}")
             # numpy has no bfloat16, so safetensors cannot return such a tensor.
             tensor = _read_bfloat16(path, name) if dtype == "BF16" else file.get_tensor(name)
             tensors[name] = _converted(tensor, dtype, f"{name} of {path}")
@@ -102,14 +115,47 @@ def packed(tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | No
 def _open(path: Path) -> Any:
     """Opens a file with safetensors, which checks its header. Raises LtxError if it cannot be read or is damaged."""
     # The OSErrors that safetensors raises have no errno, from which `explaining` takes its advice.
-    with explaining(f"read {path}"), path.open("rb"):
-        pass
     refuse_pointer(path)
+    with explaining(f"read {path}"), path.open("rb") as file:
+        header_of(path, file)
     try:
         return safe_open(path, framework="numpy")
     except (SafetensorError, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise LtxError(f"{path} is not a complete safetensors file ({reason})", "create it again") from None
+
+
+def header_of(path: Path, file: BinaryIO) -> bytes:
+    """Returns the JSON header of an open safetensors file, not parsed yet; empty if the file has none.
+
+    Raises:
+        LtxError: it is longer, or lists more tensors, than any file that this project reads.
+    """
+    start, size = file.read(_LENGTH_BYTES), path.stat().st_size
+    length = int.from_bytes(start, "little")
+    if len(start) < _LENGTH_BYTES or not _SHORTEST_HEADER <= length <= size - _LENGTH_BYTES:
+        return b""
+    advice = "check that it is the file that you mean"
+    if length > MOST_HEADER_BYTES:
+        read = f"more than the {amount(MOST_HEADER_BYTES)} that are read"
+        raise LtxError(f"{path} has a header of {amount(length)}, {read}", advice)
+    raw = file.read(length)
+    if (count := raw.count(b'"data_offsets"')) > MOST_TENSORS:
+        raise LtxError(f"{path} lists {count:,} tensors, more than the {MOST_TENSORS:,} that are read", advice)
+    return raw
+
+
+def _check_room(elements: int, dtype: str, held: int, described: str) -> int:
+    """Returns the memory that a tensor takes as it is returned; raises LtxError if reading it takes too much."""
+    stored = elements * int(_DIGITS.sub("", dtype) or 8) // 8
+    converted = elements * (4 if dtype in _FLOATS else 8)
+    needed = held + stored + converted + elements  # a flag for each number that is not finite
+    if needed > _MOST_READ_BYTES:
+        raise LtxError(
+            f"{described} and needs about {amount(needed)} of memory, more than {amount(_MOST_READ_BYTES)}",
+            "check that it is the file that you mean",
+        )
+    return converted
 
 
 def _listed(names: Collection[str]) -> str:

@@ -23,6 +23,7 @@ from ltx_runtime.planning.report import Memory, describe, lines_of, memory_of
 from ltx_runtime.planning.request import Request
 from ltx_runtime.planning.work import work_of
 from ltx_runtime.progress import Progress, silent
+from ltx_runtime.replacing.tidying import tidy
 from ltx_runtime.road import Floats, Frame, Road, decoder_feeds, frames_of, noise_of, run_passes
 from ltx_runtime.sampling.step import Step
 from ltx_runtime.spec.components import ComponentName
@@ -71,6 +72,14 @@ class Video:
         return self._road.seconds
 
     @property
+    def remarks(self) -> dict[str, str]:
+        """What is odd about the video, as sentences: that every frame is black, for example. Keys are for programs.
+
+        Keys: zero_text, constant_text, zero_velocity, black, constant and frozen; the last three once it is decoded.
+        """
+        return self._road.remarks
+
+    @property
     def backends(self) -> dict[ComponentName, str]:
         """The backend of each network, in the order in which they run."""
         chosen = self._road.chosen
@@ -87,6 +96,12 @@ class Video:
         left, right, top, bottom = self.ending.crop
         return self.ending.size[0] - top - bottom, self.ending.size[1] - left - right
 
+    @property
+    def has_unkept_files(self) -> bool:
+        """Whether an interrupted run has saved files that the file to go on from may not know as its own."""
+        kept = self._unfinished
+        return kept is not None and kept.is_behind and bool(kept.state.saved)
+
     def report(self) -> dict[str, Any]:
         """The plan as plain data: steps, guidance, backends, tiles and estimates of memory."""
         if self.plan is None:
@@ -94,7 +109,7 @@ class Video:
         return describe(self.plan, self._road.chosen, self._road.engines, self._media)
 
     def result(self, file: Path) -> dict[str, Any]:
-        """Returns the result as plain data: the file, its size, length, frame rate, seed, and seconds of the stages."""
+        """Returns the result as plain data: the file, its size, length, frame rate, seed, times and remarks."""
         height, width = self.size
         return {
             "file": str(file),
@@ -105,6 +120,7 @@ class Video:
             "seed": self.ending.seed,
             "seconds": self.seconds,
             "backends": self.backends,
+            "remarks": self.remarks,
         }
 
     def memory(self) -> Memory | None:
@@ -133,9 +149,11 @@ class Video:
         if self.plan is None:
             raise ValueError("latents that were saved have no steps")
         self._latents = self._feeds = None
+        self.remarks.clear()
         road = self._running(progress)
         self._state = state = State() if self._unfinished is None else self._unfinished.state
         given = {}
+        self._places.try_writing(self._road.note)
         if road.options.initial_latents is not None:
             given["pass1/initial"] = read_initial(road.options.initial_latents, self.plan.passes[0].grid, road.channels)
         noise = noise_of(road.options, self.ending.seed, given)
@@ -180,7 +198,8 @@ class Video:
         """
         latents = self.latents(progress, each_step=each_step)
         road = self._running(progress)
-        if self.plan is None:  # otherwise steps has told
+        if self.plan is None:  # otherwise steps has tried and told
+            self._places.try_writing(self._road.note)
             self._tell(road)
         if self._feeds is None:
             assert self._noise is not None
@@ -273,10 +292,11 @@ class Video:
             LtxError: a file cannot be used or written, there is too little memory, or the output is not finite.
         """
         path = path_of(path, "path")
+        tidy(target_of(path).parent, self._road.note)
         if self._unfinished is not None and self._unfinished.is_finished():
-            target = target_of(self._unfinished.output)
+            target, given = target_of(self._unfinished.output), target_of(path)
             self._unfinished.remove()
-            return target
+            return given if given.absolute() == target else target
         target = self.check_output(path)
         record = "" if self.plan is None else self._record(path)
         begin = partial(self.frames, progress, each_step=each_step)
@@ -349,6 +369,8 @@ class Video:
                 kept.remove()
                 self._unfinished = None
                 raise
+            if kept.is_behind:  # the half-written video is gone, which may have made room
+                kept.keep(at_once=True)
             # A folder that has gone, such as that of a disk that was unplugged, takes the file with it.
             if not kept.path.exists() and kept.moved_to(Path.cwd()) and told is not None:
                 told(kept.path)

@@ -49,6 +49,7 @@ class Settings:
         backend: a name of BACKENDS, or AUTO.
         memory: GB for the activations of the VAE, as in Pipeline.
         threads: number of CPU threads of all workers together; None for one per core.
+        trust_engines: whether engines and links in the folder are used that the user of the server has not made here.
         grace_s: seconds that a running video is given to finish when the server stops; after that it is queued again.
     """
 
@@ -69,6 +70,7 @@ class Settings:
     backend: str = AUTO
     memory: float | None = None
     threads: int | None = None
+    trust_engines: bool = False
     grace_s: float = 30.0
 
 

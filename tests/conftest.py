@@ -1,22 +1,22 @@
-"""What every test can rely on: signals are heard, and the workers of a run share the graphs they trace."""
+"""What every test can rely on: signals are heard, and the workers of a run share what they export."""
 
 import os
 import shutil
 import signal
 import tempfile
-from pathlib import Path
+from functools import cache
 
 import platformdirs
 import pytest
-from samples.shared_graphs import FOLDER
+from samples.shared import FOLDER
 
 _made: list[str] = []
 
 
 def pytest_configure():
-    """Makes the folder of shared graphs; workers inherit it from the process that starts them."""
+    """Makes the folder of what is shared; workers inherit it from the process that starts them."""
     if FOLDER not in os.environ:
-        os.environ[FOLDER] = tempfile.mkdtemp(prefix="ltx-graphs-")
+        os.environ[FOLDER] = tempfile.mkdtemp(prefix="ltx-shared-")
         _made.append(os.environ[FOLDER])
 
 
@@ -27,10 +27,11 @@ def pytest_unconfigure():
 
 
 @pytest.fixture(autouse=True)
-def nothing_of_the_user(monkeypatch):
-    """Keeps runs from the caches and engines in the user's home; a test that wants a folder names it."""
+def nothing_of_the_user(monkeypatch, tmp_path_factory):
+    """Keeps runs from the caches, engines and records in the user's home; a test that wants a folder names it."""
+    data = cache(lambda: tmp_path_factory.mktemp("user-data"))
     monkeypatch.setenv("LTX_CACHE", "")
-    monkeypatch.setattr(platformdirs, "user_data_path", lambda *_, **__: Path("user-data").absolute())
+    monkeypatch.setattr(platformdirs, "user_data_path", lambda *_, **__: data())
 
 
 @pytest.fixture(autouse=True, scope="session")

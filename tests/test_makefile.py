@@ -21,5 +21,5 @@ def test_every_target_runs_the_programs_of_its_environment(tmp_path, system, pro
         command = ["make", "--dry-run", f"OS={system}", f"VENV={tmp_path / 'venv'}", target]
         lines = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
         assert f"{python} -m venv {tmp_path / 'venv'}" in lines, target
-        places = {*re.findall(r"venv(?:-runtime)?/(\w+)/[a-z-]+", lines)}
+        places = {*re.findall(r"venv(?:-runtime|-tools)?/(\w+)/[a-z-]+", lines)}
         assert places == {programs}, target

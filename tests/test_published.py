@@ -19,10 +19,12 @@ from ltx_runtime import Pipeline, packages
 from ltx_runtime.cli import main as runner
 from ltx_runtime.errors import LtxError
 from ltx_runtime.files import locked
-from ltx_runtime.folder.manifest import MANIFEST, Engines, describe_files, open_engines, read_manifest, write_manifest
+from ltx_runtime.folder.manifest import MANIFEST, Engines, describe_files, write_manifest
+from ltx_runtime.folder.reading import open_engines, read_manifest
 from ltx_runtime.hub.folder import STATE
 from ltx_runtime.hub.version_folder import fetch_version
 from ltx_runtime.spec.versions import VERSIONS
+from ltx_runtime.trust.made_here import record_link
 
 REPOSITORY = "tests/fox"
 SPIECE = Path(__file__).parent / "golden" / "t5" / "spiece.model"
@@ -47,7 +49,9 @@ def exported(tmp_path) -> Engines:
     for number, name in enumerate(sorted(names)):
         places[name].write_bytes(bytes([number]) * (50_000 if name == LARGE else 2000 * (number % 3)))
     (folder / "portable-tensorrt_rtx-1.7" / "transformer.bf16.engine").write_bytes(b"engine")
-    write_manifest(folder, replace(manifest, linked=linked, files=describe_files(places)))
+    files = describe_files(places)
+    write_manifest(folder, replace(manifest, linked=linked, files=files))
+    record_link(places[LINKED], files[LINKED].size_bytes, files[LINKED].checksum)
     return open_engines(folder)
 
 
@@ -199,7 +203,7 @@ OUTSIDE = ("../x", "/etc/x", "a/../../x", "a\\x", "C:x", ".cache/x", "a/.x", "a/
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_a_manifest_cannot_name_files_outside_its_folder(hub, exported, root, name):
     published(exported)
-    changed(hub, files=lambda files: files | {name: {"size_bytes": 0, "checksum": ""}})
+    changed(hub, files=lambda files: files | {name: {"size_bytes": 0, "checksum": "0" * 64}})
     hub.requests.clear()
     assert repr(name) in refusal(root)
     assert {one.name for one in hub.requests} == {MANIFEST}
@@ -212,7 +216,7 @@ def test_a_manifest_cannot_name_files_outside_its_folder(hub, exported, root, na
         ({"version": lambda _: "9.9"}, "unknown version '9.9' - update this program"),
         ({"format": lambda _: 99}, "manifest.json has another format than 6 - update this program"),
         ({"components": lambda _: None}, "manifest.json is damaged"),
-        ({"linked": lambda _: {"a": "/etc"}}, "names 'a', which is outside its folder - do not use it"),
+        ({"linked": lambda _: {LARGE: "/etc"}}, f"names {LARGE!r}, which is outside its folder - do not use it"),
     ],
     ids=["outside", "unknown", "format", "damaged", "linked"],
 )

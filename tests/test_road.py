@@ -2,7 +2,6 @@
 
 import sys
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 import av
@@ -34,12 +33,6 @@ HEIGHT, WIDTH, NUM_FRAMES, FPS, STEPS, SEED = 64, 96, 17, 12, 4, 7
 SIZE = (3, 2, 3)
 
 
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory):
-    """Returns the complete folder of a tiny release, by name."""
-    return cache(lambda name: export_tiny(name, tmp_path_factory.mktemp(name)))
-
-
 @pytest.fixture
 def ltx_run(monkeypatch, capsys, tmp_path):
     """Runs the command on a tiny release; returns its output."""
@@ -64,8 +57,8 @@ def frames_in(folder: Path) -> np.ndarray:
 
 
 @EVERY_RELEASE
-def test_a_prompt_becomes_a_video_of_the_size_length_and_speed_asked_for(exported, ltx_run, tmp_path, name):
-    said = ltx_run(exported(name), tmp_path / "clip.mp4")
+def test_a_prompt_becomes_a_video_of_the_size_length_and_speed_asked_for(ltx_run, tmp_path, name):
+    said = ltx_run(export_tiny(name), tmp_path / "clip.mp4")
     assert "clip.mp4" in said
     assert [path.name for path in tmp_path.iterdir()] == ["clip.mp4"]
     with av.open(str(tmp_path / "clip.mp4")) as container:
@@ -75,9 +68,9 @@ def test_a_prompt_becomes_a_video_of_the_size_length_and_speed_asked_for(exporte
 
 
 @EVERY_RELEASE
-def test_the_same_seed_makes_the_same_frames_and_another_one_others(exported, ltx_run, tmp_path, name):
+def test_the_same_seed_makes_the_same_frames_and_another_one_others(ltx_run, tmp_path, name):
     for output, seed in (("first", SEED), ("again", SEED), ("other", SEED + 1)):
-        ltx_run(exported(name), tmp_path / f"{output}.png", seed=seed)
+        ltx_run(export_tiny(name), tmp_path / f"{output}.png", seed=seed)
     first, again, other = (frames_in(tmp_path / output) for output in ("first", "again", "other"))
     assert first.shape == (NUM_FRAMES, HEIGHT, WIDTH, 3)
     assert np.array_equal(first, again)
@@ -85,15 +78,15 @@ def test_the_same_seed_makes_the_same_frames_and_another_one_others(exported, lt
 
 
 @EVERY_RELEASE
-def test_another_prompt_makes_another_video(exported, ltx_run, tmp_path, name):
-    ltx_run(exported(name), tmp_path / "fox.png")
-    ltx_run(exported(name), tmp_path / "train.png", prompt="An old man looks out of a moving train.")
+def test_another_prompt_makes_another_video(ltx_run, tmp_path, name):
+    ltx_run(export_tiny(name), tmp_path / "fox.png")
+    ltx_run(export_tiny(name), tmp_path / "train.png", prompt="An old man looks out of a moving train.")
     assert not np.array_equal(frames_in(tmp_path / "fox"), frames_in(tmp_path / "train"))
 
 
 @EVERY_ROAD
-def test_latents_and_frames_are_those_of_the_same_sampling_in_torch(exported, ltx_run, tmp_path, name, mode):
-    release = exported(name)
+def test_latents_and_frames_are_those_of_the_same_sampling_in_torch(ltx_run, tmp_path, name, mode):
+    release = export_tiny(name)
     networks = networks_of(release)
     tokenizer = Tokenizer(release.folder / release.manifest.tokenizer, release.version.text_tokens)
     prompts = [PROMPT, NEGATIVE] if release.version.passes[0].guidance[0].uses_cfg else [PROMPT]
@@ -112,9 +105,9 @@ def test_latents_and_frames_are_those_of_the_same_sampling_in_torch(exported, lt
 
 
 @pytest.mark.parametrize("name", ["0.9.0", "0.9.1"])
-def test_guidance_matters_in_the_compared_sampling(exported, name):
+def test_guidance_matters_in_the_compared_sampling(name):
     """Without CFG, without STG or in another mode the latents differ, so the comparison would notice."""
-    release = exported(name)
+    release = export_tiny(name)
     networks = networks_of(release)
     ids, mask = torch.tensor([[5, 9, 17, 1], [8, 3, 1, 0]]), torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
     (one,) = release.version.passes

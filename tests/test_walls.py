@@ -23,13 +23,14 @@ NAMELESS = {"util", "utils", "common", "helper", "helpers", "manager", "misc", "
 # import each other without a cycle.
 ROOMS = {
     "ltx_runtime": (
-        *("errors", "packages", "declared", "files", "progress", "spec", "folder", "hub", "tensors", "weights"),
-        *("sessions", "noise", "media", "text", "vae", "sampling", "planning", "outputs", "road", "video"),
-        *("pipeline", "batch", "cluster", "doctor", "cli"),
+        *("errors", "packages", "declared", "files", "replacing", "trust", "progress", "spec", "folder", "hub"),
+        *("tensors", "graph", "weights", "sessions", "noise", "media", "text", "vae", "sampling", "planning"),
+        *("outputs", "road", "video", "pipeline", "batch", "cluster", "doctor", "cli"),
     ),
     "ltx_export": (
         *("recorded", "preview", "checkpoints", "sources", "models", "networks", "weights"),
-        *("graphs", "calibration", "engines", "inspection", "random_weights", "build", "publish", "bundle", "cli"),
+        *("graphs", "calibration", "engines", "inspection", "random_weights", "build", "publish", "bundle"),
+        *("cli", "__main__"),
     ),
     "ltx_serve": ("settings", "jobs", "making", "checking", "page", "http", "cluster", "cli"),
 }
@@ -103,6 +104,14 @@ def test_the_rooms_that_make_videos_can_be_imported_without_the_libraries_of_the
     modules = [module for path in SERVE if place_of(module := module_of(path))[1] in ("", "settings", "jobs", "making")]
     ended = import_alone(*modules, blocked={*NOT_FOR_THE_SERVER, *LIBRARIES_OF_ROOMS})
     assert ended.returncode == 0, ended.stderr
+
+
+def test_the_page_on_the_architecture_has_the_rooms_in_their_order():
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    listed = page.split("only rooms that come earlier in this list:")[1].split("```")[1].strip()
+    lines = listed.replace("\n    |", ",").splitlines()
+    rooms = [tuple(room for room in order if not room.startswith("__")) for order in ROOMS.values()]
+    assert [tuple(line.replace("|", ",").replace(" ", "").split(",")) for line in lines] == rooms
 
 
 def test_the_server_imports_nothing_from_above_the_wall_and_a_library_only_in_the_room_that_is_for_it():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +19,10 @@ from ltx_export.bundle.wheel_file import Wheel, read_wheel
 from ltx_export.bundle.wheels import download_wheels, lock_of
 from ltx_runtime.errors import LtxError, explaining
 from ltx_runtime.files import amount, check_space, written_whole
-from ltx_runtime.folder.manifest import MANIFEST, Engines, write_manifest
+from ltx_runtime.folder.manifest import MANIFEST, Engines, manifest_text
 from ltx_runtime.packages import RELEASE
 from ltx_runtime.progress import Progress, silent
+from ltx_runtime.replacing.tidying import tidy
 from ltx_runtime.spec.versions import find_version
 
 INSTALLER = "install.py"
@@ -73,6 +73,7 @@ def bundle(
             get a wheel, or the disk has too little space.
     """
     with explaining(f"write {output}"):
+        tidy(output.parent, report)
         _check_output(output, engines, overwrite=options.overwrite)
         contents = contents_of(engines, options.extras, options.precisions)
         check_space(output.parent, contents.size_bytes)
@@ -82,6 +83,7 @@ def bundle(
         with written_whole(output, replace=options.overwrite) as temporary:
             wheels = _wheels(temporary.with_name(f"{temporary.name}.wheels"), options, report, make_wheel)
             _write(temporary, contents, wheels, options, report, progress)
+            engines.held.check_stands()
     return output
 
 
@@ -137,7 +139,7 @@ def _write(
         INSTALLER: Path(__file__).with_name(INSTALLER).read_text("utf-8"),
         LOCK: lock_of(wheels),
         MATERIALS: bill_of_materials(version, contents.manifest, wheels),
-        f"{engines}/{MANIFEST}": _manifest_text(contents),
+        f"{engines}/{MANIFEST}": manifest_text(contents.manifest),
     }
     facts = facts_of(version.name, contents, wheels, options, len(named) + len(texts) + 1)
     texts[FACTS] = json.dumps(facts, indent=1)
@@ -203,9 +205,3 @@ def least_systems(target: Target, wheels: Iterable[Wheel]) -> dict[str, list[int
             name, version = needed
             least[name] = max(version, least.get(name, version))
     return least
-
-
-def _manifest_text(contents: Contents) -> str:
-    with tempfile.TemporaryDirectory() as folder:
-        write_manifest(Path(folder), contents.manifest)
-        return (Path(folder) / MANIFEST).read_text()

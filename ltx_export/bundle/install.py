@@ -19,6 +19,11 @@ import tempfile
 import time
 from pathlib import Path, PurePosixPath
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 BUNDLE = Path(__file__).resolve().parent
 FACTS, SUMS, LOCK = "bundle.json", "SHA256SUMS", "requirements.txt"
 FORMAT = 1
@@ -284,16 +289,52 @@ def place_engines(folder: Path, version: str, sums: "dict") -> None:
     if all(same_file(source / name, target / name, sums[start + name]) for name in names):
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.parent / f".{version}.new"
-    shutil.rmtree(str(temporary), ignore_errors=True)
+    temporary, old = target.parent / f".{version}.partial", target.parent / f".{version}.old"
+    whole = target.parent / f".ltx-{version}.new"  # where ltx-run finds a whole folder that is to replace another one
+    if whole.exists() and not target.exists():
+        whole.replace(target)
+    for left in (temporary, old, whole):
+        shutil.rmtree(str(left), ignore_errors=True)
+    held = None
     try:
         for name in names:
             (temporary / name).parent.mkdir(parents=True, exist_ok=True)
             link_or_copy(source / name, temporary / name)
-        shutil.rmtree(str(target), ignore_errors=True)
-        temporary.replace(target)
+        held = lock_on(temporary)
+        replace_folder(temporary, whole, target, old)
     finally:
-        shutil.rmtree(str(temporary), ignore_errors=True)
+        if held is not None:
+            os.close(held)
+        for left in (temporary, old):
+            shutil.rmtree(str(left), ignore_errors=True)
+
+
+def lock_on(folder: Path) -> "int | None":
+    """Locks a folder, so that ltx-run does not take it for what a killed installer has left; None where none can be."""
+    if fcntl is None:
+        return None
+    descriptor = os.open(str(folder), os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # a file system without locks, where ltx-run leaves alone what is new
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def replace_folder(temporary: Path, whole: Path, target: Path, old: Path) -> None:
+    """Gives a whole folder the name of an old one, which gets another name; if that fails, the old one has its own."""
+    temporary.replace(whole)
+    if target.exists():
+        target.replace(old)
+    try:
+        whole.replace(target)
+    except OSError:
+        if target.exists():  # an ltx-run that was started meanwhile has given it its name
+            return
+        if old.exists():
+            old.replace(target)
+        raise
 
 
 def same_file(source: Path, target: Path, digest: str) -> bool:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
 _METADATA = re.compile(r"[^/]+\.dist-info/METADATA")
-_NO_LICENCE = {"", "unknown"}
+_NO_LICENCE = {"unknown", "none"}
 
 
 @dataclass(frozen=True)
@@ -91,10 +91,11 @@ def read_wheel(path: Path) -> Wheel:
 def _licence_in_words(licence: str, classifiers: Iterable[str]) -> str:
     """Returns the licence in older metadata: a short name, or else what the classifiers say."""
     first, *rest = licence.strip().splitlines() or [""]
-    if not rest and first.lower() not in _NO_LICENCE:
+    first = "" if first.strip().lower() in _NO_LICENCE else first.strip()
+    if first and not rest:
         return first
     names = (text.rpartition(" :: ")[2] for text in classifiers if text.startswith("License :: "))
-    return ", ".join(names) or first.strip()  # some give the whole text
+    return ", ".join(names) or first  # some give the whole text
 
 
 def sha256_of(path: Path) -> str:

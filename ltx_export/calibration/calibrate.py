@@ -1,16 +1,14 @@
 """Adds an int8 graph of the transformer to a version folder: measure activations, choose scales, keep what is exact.
 
-The folder is complete at every moment: new files are written beside it, and the manifest names them last.
+The folder is replaced as a whole by one that has the int8 graph too; all other files are the same ones.
 """
 
 from __future__ import annotations
 
 import math
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import contextmanager
 from dataclasses import replace
 from math import inf
 from pathlib import Path
@@ -22,7 +20,7 @@ from ltx_export.calibration.products import add_measurements, products_of, store
 from ltx_export.calibration.smoothing import chosen_smoothing
 from ltx_export.calibration.trial import GRAPH, WEIGHTS, Calibrated, Report, Step, Trial, place_of
 from ltx_export.checkpoints.values import float32_of
-from ltx_export.weights.staging import writing
+from ltx_export.weights.staging import staged
 from ltx_export.weights.streaming import place_file
 from ltx_runtime.errors import LtxError
 from ltx_runtime.files import check_space
@@ -33,10 +31,13 @@ from ltx_runtime.folder.manifest import (
     Engines,
     Quantized,
     describe_files,
-    open_engines,
     write_manifest,
 )
+from ltx_runtime.folder.reading import open_engines
+from ltx_runtime.graph.check import check_graph
 from ltx_runtime.progress import Progress, silent
+from ltx_runtime.replacing.keeping import keep_rest
+from ltx_runtime.trust.made_here import still_known
 
 # The last one is for tests, the one before it for the errors of products, the others for ranges.
 PROMPTS = (
@@ -48,6 +49,7 @@ PROMPTS = (
 )
 _LEAST_PROMPTS = 3
 SIZE = (256, 384, 25)
+_MEASURING = "measuring.onnx"
 LIMIT = 0.025
 
 
@@ -63,7 +65,7 @@ def calibrate(
     """Writes the int8 graph of a version folder's transformer. If that fails, the folder works as before without one.
 
     Args:
-        engines: the version folder.
+        engines: the version folder; it is released at the end.
         report: receives a line for each thing that is done.
         prompts: at least three; the last one is only tested, and decides about the error.
         size: height, width and number of frames of the videos that are denoised.
@@ -75,8 +77,10 @@ def calibrate(
     """
     if not 0 < limit < inf:
         raise LtxError(f"the limit of the error must be a positive number; got {limit}", f"use {LIMIT}")
-    with writing(engines.folder), _beside(engines.folder) as work:
-        engines = open_engines(engines.folder)  # another process may have replaced it before it was locked
+    folder, trusted = engines.folder, engines.trusted
+    engines.held.release()
+    with staged(folder) as work:
+        engines = open_engines(folder, trust=trusted)  # another process may have replaced it before it was locked
         entry = _checked(engines, prompts)
         for name in entry.quantized[QUANTIZED].weights:
             place_file(engines.folder / name, work / name, silent)
@@ -84,7 +88,7 @@ def calibrate(
         kept, error = Trial(engines, calibrated, work, steps).chosen(limit, report)
         for line in _table(calibrated.errors(), kept):
             report(line)
-        _put_into_place(engines, entry, work, error)
+        _complete(engines, entry, work, error)
     report(f"transformer: {len(kept)} of {len(calibrated.stored)} products are int8, relative L2 {error:.1e} to fp32")
 
 
@@ -103,8 +107,8 @@ def _calibrated(
     stored = {name: stored_matrix(exact.graph, name, weights) for names in matrices.values() for name in names}
     add_measurements(exact.graph, {x: stored[names[0]].shape[1] for x, names in matrices.items()})
     check_space(work, sum(math.prod(matrix.shape) for matrix in stored.values()))
-    ir.save(exact, work / "measuring.onnx")
-    measuring = measure(engines, work / "measuring.onnx", [*matrices], prompts, size, report, progress)
+    ir.save(exact, work / _MEASURING)
+    measuring = measure(engines, work / _MEASURING, [*matrices], prompts, size, report, progress)
     seen, smoothing = measuring.seen(), {}
     with progress("scales", len(matrices)) as advance:
         for x, names in matrices.items():
@@ -123,21 +127,12 @@ def _checked(engines: Engines, prompts: Sequence[str]) -> ComponentEntry:
             "export it again from float weights, with the options that you used and --precision transformer=fp32 "
             "--precision transformer=bf16 --precision transformer=q8",
         )
+    for precision in ("fp32", QUANTIZED):
+        sizes = engines.weight_sizes("transformer", precision)
+        check_graph(engines.folder / entry.graphs[precision], entry.signature, sizes)
     if len(prompts) < _LEAST_PROMPTS:
         raise LtxError(f"calibration needs {_LEAST_PROMPTS} prompts or more; got {len(prompts)}", "add some")
     return entry
-
-
-@contextmanager
-def _beside(folder: Path) -> Iterator[Path]:
-    """Yields a hidden folder inside the version folder, which is removed at the end."""
-    work = folder / ".calibration.partial"
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir()
-    try:
-        yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def _some(steps: Sequence[Step]) -> list[Step]:
@@ -157,27 +152,22 @@ def _table(errors: Mapping[str, float], kept: AbstractSet[str]) -> Iterator[str]
         yield f"{block}: {', '.join(products)}"
 
 
-def _put_into_place(engines: Engines, entry: ComponentEntry, work: Path, error: float) -> None:
-    """Moves the files into the folder; until the manifest names them, and while others are replaced, it has none."""
+def _complete(engines: Engines, entry: ComponentEntry, work: Path, error: float) -> None:
+    """Adds to the folder with the int8 graph all that the version folder has besides, and releases that."""
     manifest = engines.manifest
-    without = replace(
-        entry,
-        graphs={name: file for name, file in entry.graphs.items() if name != CALIBRATED},
-        quantized={name: graph for name, graph in entry.quantized.items() if name != CALIBRATED},
-    )
-    others = {name: file for name, file in manifest.files.items() if name not in (GRAPH, WEIGHTS)}
-    components = manifest.components | {"transformer": without}
-    write_manifest(engines.folder, replace(manifest, components=components, files=others))
+    (work / _MEASURING).unlink()
     for name in (GRAPH, WEIGHTS):
         with (work / name).open("rb") as file:
             os.fsync(file.fileno())  # before the manifest says that it is whole
-        (work / name).replace(engines.folder / name)
     weights = (*entry.quantized[QUANTIZED].weights, WEIGHTS)
     added = replace(
-        without,
-        graphs={**without.graphs, CALIBRATED: GRAPH},
-        quantized={**without.quantized, CALIBRATED: Quantized(weights, error)},
+        entry,
+        graphs={**entry.graphs, CALIBRATED: GRAPH},
+        quantized={**entry.quantized, CALIBRATED: Quantized(weights, error)},
     )
-    files = others | describe_files({name: engines.folder / name for name in (GRAPH, WEIGHTS)})
+    files = manifest.files | describe_files({name: work / name for name in (GRAPH, WEIGHTS)})
     components = manifest.components | {"transformer": added}
-    write_manifest(engines.folder, replace(manifest, components=components, files=files))
+    write_manifest(work, replace(manifest, components=components, files=files))
+    with still_known(engines.folder):
+        keep_rest(engines.folder, work)
+    engines.held.release()

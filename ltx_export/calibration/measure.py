@@ -23,7 +23,8 @@ from ltx_runtime.planning.plan import Plan, plan
 from ltx_runtime.planning.request import Condition, Request
 from ltx_runtime.progress import Progress
 from ltx_runtime.road import Road, noise_of, run_passes
-from ltx_runtime.sessions import Arrays, CheckedSession, Found, Session, open_session
+from ltx_runtime.sessions import Arrays, CheckedSession, Session, open_session
+from ltx_runtime.sessions.found import Found
 from ltx_runtime.sessions.onnxruntime_cpu import CpuRunner
 
 Floats = NDArray[np.float32]

@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 from ltx_export.checkpoints.blocks import BLOCK_TYPES
 from ltx_runtime.errors import LtxError, explaining
-from ltx_runtime.files import refuse_pointer
+from ltx_runtime.trust.pointers import refuse_pointer
 from ltx_runtime.weights.checkpoint import ITEM_BYTES, StoredTensor
 
 MAGIC = b"GGUF"
@@ -36,6 +36,8 @@ _MAX_DIMENSIONS = 4
 _MAX_STRING_BYTES = (1 << 16) - 1  # the format's limit for keys; its limit for tensor names is lower
 _MAX_HEADER_BYTES = 32 << 20  # a tokenizer of 256,000 words takes a third of it
 _MAX_DEPTH = 8
+# Counts of what is read one by one. A T5 has 220 tensors, a transformer 2,000; a tokenizer, 256,000 words.
+_MAX_TENSORS, _MAX_PAIRS, _MAX_ITEMS = 50_000, 50_000, 1_000_000
 
 _UINT32, _STRING, _ARRAY = 4, 8, 9
 _SCALAR_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
@@ -71,6 +73,7 @@ class _Header:
         self.path = path
         self.size = os.fstat(file.fileno()).st_size
         self.position = 0
+        self.items = 0  # number of texts and arrays that were skipped, which takes time for each
         self._file = file
 
     def refusal(self, problem: str, advice: str = "download it again") -> LtxError:
@@ -126,6 +129,9 @@ def open_gguf(path: Path) -> GgufFile:
         _check_start(header)
         tensor_count, pair_count = header.integer(8), header.integer(8)
         header.require(tensor_count * _MIN_TENSOR_BYTES + pair_count * _MIN_PAIR_BYTES)
+        for count, most, what in ((tensor_count, _MAX_TENSORS, "tensors"), (pair_count, _MAX_PAIRS, "metadata values")):
+            if count > most:
+                raise header.refusal(f"lists {count:,} {what}, more than the {most:,} that are read")
         architecture, config, alignment = _read_metadata(header, pair_count)
         tensors: dict[str, StoredTensor] = {}
         for _ in range(tensor_count):
@@ -177,6 +183,9 @@ def _skip_values(header: _Header, kind: int, count: int, depth: int) -> None:
     if kind in _SCALAR_BYTES:
         header.skip(count * _SCALAR_BYTES[kind])
         return
+    header.items += count
+    if header.items > _MAX_ITEMS:
+        raise header.refusal(f"has more than {_MAX_ITEMS:,} texts in its metadata")
     for _ in range(count):
         if kind == _STRING:
             header.skip(header.integer(8))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ltx_export.checkpoints.gguf import MAGIC, open_gguf
 from ltx_runtime.errors import LtxError, explaining
-from ltx_runtime.files import refuse_pointer
+from ltx_runtime.trust.pointers import refuse_pointer
 from ltx_runtime.weights.checkpoint import INDEX_SUFFIX, Checkpoint, open_safetensors, open_shards
 
 # File names, without suffix, that diffusers and transformers give the weights in a component's folder.

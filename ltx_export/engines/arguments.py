@@ -62,6 +62,14 @@ class Asked:
     check: Annotated[
         bool, typer.Option("--check", help="Build nothing; fail if an engine is missing or does not fit.")
     ] = False
+    trust_engines: Annotated[
+        bool,
+        typer.Option(
+            "--trust-engines",
+            envvar="LTX_TRUST_ENGINES",
+            help="Use links and engines that somebody else has put into the folder.",
+        ),
+    ] = False
     if_possible: Annotated[
         bool,
         typer.Option(

@@ -32,8 +32,10 @@ from ltx_export.engines.progress import shown
 from ltx_runtime.errors import LtxError
 from ltx_runtime.files import engines_folder
 from ltx_runtime.folder.address import EngineAddress
-from ltx_runtime.folder.manifest import MANIFEST, Engines, find_folder, open_engines
+from ltx_runtime.folder.finding import find_tidied
+from ltx_runtime.folder.manifest import MANIFEST, Engines
 from ltx_runtime.folder.profiles import Limits, Profile
+from ltx_runtime.folder.reading import open_engines
 from ltx_runtime.folder.sidecar import ENGINE_PRECISIONS, WEIGHTS, Maker, Sidecar, Weights
 from ltx_runtime.planning.plan import grids_of
 from ltx_runtime.sessions import engine_found
@@ -41,6 +43,7 @@ from ltx_runtime.sessions.trt.library import LIBRARIES, load_library, maker_of, 
 from ltx_runtime.spec.components import COMPONENT_NAMES
 from ltx_runtime.spec.geometry import grid_of, size_of
 from ltx_runtime.spec.versions import Version, find_version
+from ltx_runtime.trust.made_here import check_records
 
 Report = Callable[[str], None]
 
@@ -76,6 +79,16 @@ class _Place:
     no_gpu: LtxError | None
 
 
+def _check_records(trust: bool, report: Report) -> None:
+    """Raises LtxError if engines cannot be recorded as the user's own; only reports it to who trusts the folder."""
+    try:
+        check_records()
+    except LtxError as error:
+        if not trust:
+            raise
+        report(f"{error.problem}: each run with these engines will need --trust-engines")
+
+
 def run_command(asked: Asked, report: Report) -> None:
     """Builds, takes over or only checks the engines of a version folder, and reports one line about each.
 
@@ -99,7 +112,9 @@ def run_command(asked: Asked, report: Report) -> None:
     recipe = Recipe("embedded", limits, asked.weight_streaming, _options(asked))
     if asked.weights != AUTO:
         refuse_impossible(library, title_of(builder), replace(recipe, weights=_modes(asked, 0)[0]))
-    engines = open_engines(find_folder(engines_folder(asked.engines), version.name))
+    trust = asked.trust_engines
+    engines = open_engines(find_tidied(engines_folder(asked.engines), version.name, report, trust=trust), trust=trust)
+    _check_records(trust, report)
     place = _Place(engines, maker_of(builder, library, gpu), no_gpu)
     report(f"{title_of(builder)} {library.__version__}{why}")
     jobs = [

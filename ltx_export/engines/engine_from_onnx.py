@@ -21,6 +21,7 @@ from ltx_runtime.folder.profiles import Limits, Profile, profiles
 from ltx_runtime.folder.sidecar import Weights
 from ltx_runtime.sessions.trt.library import compiles_at_run_time, first_error, logger_of
 from ltx_runtime.spec.components import Component, Port, line_of
+from ltx_runtime.trust.made_here import is_made_here, record_made
 
 _REFIT = ("STRIP_PLAN", "REFIT_IDENTICAL")  # REFIT alone would disable fusions
 _STREAMING = "WEIGHT_STREAMING"
@@ -114,20 +115,22 @@ def timings_kept(library: Any, config: Any, folder: Path) -> Iterator[None]:
     """Gives a builder the timing cache of a folder, and saves it with the measurements made inside the block.
 
     Libraries that compile kernels at run time measure nothing during a build, and have no timing cache. If the library
-    refuses the cache, such as one of another version, it gets an empty one. A block that fails changes nothing.
+    refuses the cache, such as one of another version, or it is not one that was made here, it gets an empty one. A
+    block that fails changes nothing.
     The caller must hold the folder's lock.
     """
     if compiles_at_run_time(library) or not hasattr(config, "create_timing_cache"):
         yield
         return
     path = folder / TIMING_CACHE
-    stored = path.read_bytes() if path.is_file() else b""
+    stored = path.read_bytes() if is_made_here(path) else b""
     cache = config.create_timing_cache(stored)
     if cache is None or not config.set_timing_cache(cache, False):
         config.set_timing_cache(config.create_timing_cache(b""), False)
     yield
     with written_whole(path) as temporary:
         temporary.write_bytes(bytes(config.get_timing_cache().serialize()))
+    record_made(path)
 
 
 def _network_flags(library: Any) -> int:

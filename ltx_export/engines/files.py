@@ -9,20 +9,33 @@ import glob
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from ltx_export.engines.engine_from_onnx import Recipe, engine_from_onnx
 from ltx_export.engines.graph import Prepared, prepare
 from ltx_export.engines.progress import BuildProgress
+from ltx_export.weights.staging import put_in_place
 from ltx_runtime.errors import LtxError
-from ltx_runtime.files import locked
+from ltx_runtime.files import partial_folder
 from ltx_runtime.folder.address import EngineAddress, check_engine
 from ltx_runtime.folder.manifest import MANIFEST, checksum
-from ltx_runtime.folder.sidecar import Sidecar, Weights, read_sidecar, refit_graph_path, sidecar_path, write_sidecar
+from ltx_runtime.folder.sidecar import (
+    Sidecar,
+    Weights,
+    is_own,
+    read_sidecar,
+    refit_graph_path,
+    sidecar_path,
+    write_sidecar,
+)
+from ltx_runtime.graph.check import check_graph
+from ltx_runtime.replacing.exchange import finish_exchanges, writing
+from ltx_runtime.replacing.keeping import keep_rest
 from ltx_runtime.sessions.trt.library import load_library
 from ltx_runtime.spec.components import Component
+from ltx_runtime.trust.made_here import still_known
 
 
 def prepared_for(address: EngineAddress, weights: Weights) -> Prepared:
@@ -33,9 +46,16 @@ def prepared_for(address: EngineAddress, weights: Weights) -> Prepared:
         weights: where the engine's weights will be, see sidecar.Weights.
 
     Raises:
-        LtxError: the version folder has no such graph, or the file is no ONNX graph of the component.
+        LtxError: the version folder has no such graph, or it is not one that may be loaded, see `check_graph`.
     """
-    return prepare(address.graph(), _signature(address), weights)
+    return prepare(_checked_graph(address), _signature(address), weights)
+
+
+def _checked_graph(address: EngineAddress) -> Path:
+    """Returns the path of an engine's graph, after checking that a library may load it."""
+    graph, sizes = address.graph(), address.engines.weight_sizes(address.component, address.precision)
+    check_graph(graph, _signature(address), sizes)
+    return graph
 
 
 def _signature(address: EngineAddress) -> Component:
@@ -74,11 +94,11 @@ def build_engine(address: EngineAddress, recipe: Recipe, progress: BuildProgress
         KeyboardInterrupt: Ctrl-C, once the build has ended.
     """
     library = load_library(address.maker.builder)
-    graph, weights = address.graph(), address.engines.weights_folder(address.component)
-    with _replacing(address.path) as (target, temporary, finish):
+    graph, weights = _checked_graph(address), address.engines.weights_folder(address.component)
+    with _replacing(address) as (temporary, finish):
         prepared = engine_from_onnx(library, graph, weights, _signature(address), temporary, recipe, progress)
         finish(_sidecar_of(address, recipe, prepared, temporary), prepared)
-    return target
+    return address.path
 
 
 def find_equal(address: EngineAddress, recipe: Recipe, prepared: Prepared, folders: Iterable[Path]) -> Path | None:
@@ -102,6 +122,8 @@ def find_equal(address: EngineAddress, recipe: Recipe, prepared: Prepared, folde
     }
     for folder in folders:
         engine = replace(address, engines=replace(address.engines, folder=folder)).path
+        if not (address.engines.trusted or is_own(engine)):
+            continue
         try:
             sidecar = read_sidecar(engine)
         except LtxError:
@@ -120,18 +142,20 @@ def siblings_of(folder: Path) -> list[Path]:
 
 def take_over(address: EngineAddress, recipe: Recipe, prepared: Prepared, other: Path) -> Path:
     """Hard-links or copies another folder's engine to this address, with its own sidecar; returns its path."""
-    with _replacing(address.path) as (target, temporary, finish):
+    with _replacing(address) as (temporary, finish):
         try:
-            os.link(other, temporary)
+            with still_known(other.parent):
+                os.link(other, temporary)
         except OSError:  # another file system, or one without hard links
             shutil.copyfile(other, temporary)
         finish(_sidecar_of(address, recipe, prepared, temporary), prepared)
-    return target
+    return address.path
 
 
 def note_numbers(engine: Path, relative_l2: float | None) -> None:
     """Records in the sidecar the relative L2 error of an engine's output against the fp32 graph's."""
-    write_sidecar(engine, replace(read_sidecar(engine), relative_l2=relative_l2))
+    with writing(engine.parent):
+        write_sidecar(engine, replace(read_sidecar(engine), relative_l2=relative_l2))
 
 
 def remove_engine(engine: Path) -> None:
@@ -165,26 +189,38 @@ Finish = Callable[[Sidecar, Prepared], None]
 
 
 @contextmanager
-def _replacing(target: Path) -> Iterator[tuple[Path, Path, Finish]]:
-    """Yields a path, a temporary path beside it, and a function that replaces the engine by the temporary file.
+def _replacing(address: EngineAddress) -> Iterator[tuple[Path, Finish]]:
+    """Yields a path to write an engine to, and a function that puts the complete engine in the place of an earlier one.
 
-    The folder is locked inside the block. The sidecar proves that an engine is complete, so it is deleted first and
-    written last.
+    It replaces the whole folder of engines, in which the others are the same files. So an engine, its sidecar and what
+    sessions have saved beside it change together, and whatever happens, there is the earlier one or the new one.
+
+    Raises:
+        LtxError: another process builds an engine of this folder, or the version folder was replaced meanwhile.
     """
+    target, version_folder = address.path, address.engines.folder
     folder = target.parent
-    folder.mkdir(exist_ok=True)
-    temporary = target.with_name(f".{target.name}.partial")
+    finish_exchanges(version_folder)
 
-    def finish(sidecar: Sidecar, prepared: Prepared) -> None:
-        remove_engine(target)
-        if sidecar.weights == "refit":
-            refit_graph_path(target).write_bytes(prepared.model)
-        temporary.replace(target)
-        write_sidecar(target, sidecar)
+    def keep_others() -> None:
+        own, beside = {target.name, refit_graph_path(target).name}, f"{target.name}."
+        with still_known(folder):
+            keep_rest(folder, staging, lambda name: name in own or name.startswith(beside))
 
-    with locked(folder / ".lock", f"build writes {folder}"):
-        try:
-            temporary.unlink(missing_ok=True)  # from a killed run; may be a hard link to another folder's engine
-            yield target, temporary, finish
-        finally:
-            temporary.unlink(missing_ok=True)
+    with writing(folder), ExitStack() as deleting, partial_folder(version_folder) as partial:
+        staging = partial / folder.name
+        staging.mkdir()
+        if folder.exists():
+            keep_others()  # what cannot be kept is told before an engine is built for an hour
+
+        def finish(sidecar: Sidecar, prepared: Prepared) -> None:
+            engine = staging / target.name
+            if sidecar.weights == "refit":
+                refit_graph_path(engine).write_bytes(prepared.model)
+            write_sidecar(engine, sidecar)
+            address.engines.held.check_stands()
+            if folder.exists():
+                keep_others()  # what sessions have saved meanwhile
+            put_in_place(staging, folder, deleting)
+
+        yield staging / target.name, finish

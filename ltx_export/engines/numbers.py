@@ -16,8 +16,10 @@ import numpy as np
 from ltx_export.recorded import Feeds, random_feeds, read_record, relative_l2, run_graph
 from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.profiles import Profile, profile_for, sizes_of
-from ltx_runtime.sessions import FoundEngine, Session, open_session
+from ltx_runtime.graph.check import check_graph
+from ltx_runtime.sessions import Session, open_session
 from ltx_runtime.sessions.cuda.memory import GpuMemoryError
+from ltx_runtime.sessions.found import FoundEngine
 
 Array = np.ndarray[Any, Any]
 Arrays = Mapping[str, Array]
@@ -97,6 +99,7 @@ def _request(engine: FoundEngine) -> tuple[Feeds, Callable[[], Array | None]]:
         graph = entry.graphs.get("fp32")
         if graph is None or _cells(sizes) > _MAX_CELLS:
             return None
+        check_graph(engines.folder / graph, component, engines.weight_sizes(component.name, "fp32"))
         try:
             return run_graph(engines.folder / graph, engines.weights_folder(component.name), component, [feeds])[0]
         except ModuleNotFoundError:  # a machine with engines needs no ONNX Runtime

@@ -23,7 +23,8 @@ from ltx_export.inspection.facts import KINDS, Facts, File, Inspection
 from ltx_export.inspection.needs import memory_of, missing_for
 from ltx_export.sources.layouts import snapshot_of
 from ltx_runtime.errors import LtxError
-from ltx_runtime.folder.manifest import MANIFEST, read_manifest
+from ltx_runtime.folder.manifest import MANIFEST, Engines
+from ltx_runtime.folder.reading import listed_path, read_manifest
 from ltx_runtime.spec.versions import VERSIONS, Version
 from ltx_runtime.weights.checkpoint import Checkpoint
 from ltx_runtime.weights.floats import FLOAT_DTYPES
@@ -58,20 +59,25 @@ _LORA_DIFFERENCE = re.compile(r".+\.diff(_b)?")
 _LORA_DOWN = re.compile(r"((?:\w*model\.|transformer\.|lora_[a-z]+_)*).+?([._]lora[._](?:A.*|down)\.weight)")
 
 
-def inspect(path: Path) -> Inspection:
+def inspect(path: Path, *, trust: bool = False) -> Inspection:
     """Inspects a weights file, an index of shards, a folder of either, or a version folder.
 
     Damaged files in a folder do not raise an error, but are part of the results.
 
+    Args:
+        path: the file or folder.
+        trust: whether links in a version folder are followed that the user has not made on this machine.
+
     Raises:
-        LtxError: the path does not exist, is a damaged file or a single shard, or holds no known weights.
+        LtxError: the path does not exist, is a damaged file or a single shard, holds no known weights, or is a version
+            folder that names files outside it.
     """
     path = path.parent if path.name in (MANIFEST, "model_index.json") else path
     if not path.exists():
         raise LtxError(f"{path} not found", "check the path")
     path = snapshot_of(path)
     if (path / MANIFEST).exists() or any(path.glob("[!.]*.onnx")):
-        return _version_folder(path)
+        return _version_folder(path, trust)
     if path.is_file() and _SHARD.search(path.name):
         raise LtxError(f"{path} is one shard of several", "give their index or folder")
     files = [_file(path, [])] if path.is_file() else [_file_or_problem(*place) for place in _places(path)]
@@ -273,9 +279,10 @@ def _lora(checkpoint: Checkpoint) -> Facts:
     }
 
 
-def _version_folder(path: Path) -> Inspection:
-    manifest = read_manifest(path)
-    places = {name: manifest.place(path, name) for name in manifest.files}
+def _version_folder(path: Path, trust: bool) -> Inspection:
+    manifest = read_manifest(path, trust=trust)
+    opened = Engines(path, manifest, trust)
+    places = {name: listed_path(opened, name) for name in manifest.files}
     weights = {
         component: dict.fromkeys(name for precision in entry.graphs for name in entry.weights_of(precision))
         for component, entry in manifest.components.items()

@@ -16,7 +16,7 @@ from ltx_export.sources.upscalers import has_upscaler, temporal_upscaler_of
 from ltx_runtime.errors import LtxError
 from ltx_runtime.hub.environment import influences, prepare
 from ltx_runtime.hub.folder import Report, complete, filling, is_available_offline
-from ltx_runtime.hub.remote import RemoteFile, UnreachableError, ask
+from ltx_runtime.hub.remote import Published, RemoteFile, UnreachableError, ask
 from ltx_runtime.spec.versions import Version
 from ltx_runtime.weights.checkpoint import open_safetensors
 
@@ -27,6 +27,17 @@ _QUANTIZATIONS = ("Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q
 # Text encoder -> its file: the index of the shards in the release's text repository, or a file of GGUF_REPOSITORY.
 T5_CHOICES = {"bf16": TEXT_ENCODER_INDEX} | {name: f"t5-v1_1-xxl-encoder-{name}.gguf" for name in _QUANTIZATIONS}
 NO_T5 = "none"
+
+# SHA-256 of published files, by repository and name, where several independent projects state the same one. Those of
+# other files are known from the hub alone.
+PINNED = {
+    ("Lightricks/LTX-Video", "ltxv-2b-0.9.8-distilled.safetensors"): (
+        "76aa8c4786af752fa6f951947129d5290c3c6c0b2fadcadea6b5e114ae2cad8f"
+    ),
+    ("Lightricks/LTX-Video", "ltxv-spatial-upscaler-0.9.8.safetensors"): (
+        "5b076031c6f860db9037a54f3bb819f10bfb5532ea26a6d30062292428a0c208"
+    ),
+}
 
 _SHARD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors")
 _PRECISIONS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -75,8 +86,8 @@ def download(
         temporal_upscaler: whether to fetch the temporal upscaler too.
 
     Raises:
-        LtxError: a file cannot be fetched, the disk is full, or a checksum is wrong. A partial file is kept, unless
-            its checksum is wrong.
+        LtxError: a file cannot be fetched, the disk is full, a checksum is wrong, or the hub has another file than the
+            one that is known to be published. A partial file is kept, unless its checksum is wrong.
     """
     files = files_of(version, t5, temporal_upscaler=temporal_upscaler)
     if only_missing:
@@ -112,7 +123,7 @@ def _complete_with_hub(files: Sequence[RemoteFile], folder: Path, report: Report
 
     The hub is asked for the metadata of all files before the first large one is fetched.
     """
-    all_published = [ask(file) for file in files]
+    all_published = [_pinned(ask(file)) for file in files]
     index = [published for published in all_published if published.file.name == TEXT_ENCODER_INDEX]
     complete(index, folder, report)
     shards = [shard for published in index for shard in _shards(published.file, folder)]
@@ -122,6 +133,24 @@ def _complete_with_hub(files: Sequence[RemoteFile], folder: Path, report: Report
         report,
     )
     return shards
+
+
+def _pinned(published: Published) -> Published:
+    """Returns what the hub says of a file, if it is the file that is known to be published.
+
+    Raises:
+        LtxError: its checksum is another one than that in PINNED.
+    """
+    file = published.file
+    expected = PINNED.get((file.repository, file.name), published.checksum)
+    if published.checksum != expected:
+        raise LtxError(
+            f"{file.repository}/{file.name} has SHA-256 {published.checksum}, but the file that was published has "
+            f"{expected}",
+            "check HF_ENDPOINT; if its owner has replaced the file, update this program, or export a copy of the first "
+            "one with ltx-export onnx --weights FILE",
+        )
+    return published
 
 
 def _complete_without_hub(files: Sequence[RemoteFile], folder: Path, reason: str, report: Report) -> list[RemoteFile]:

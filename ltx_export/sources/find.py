@@ -19,8 +19,8 @@ from ltx_export.sources.layouts import Places, places_beside, places_in, snapsho
 from ltx_export.sources.matching import matching, only, only_match
 from ltx_export.sources.upscalers import Upscaler, UpscalerKind, find_upscaler, open_upscaler
 from ltx_runtime.errors import LtxError, explaining
-from ltx_runtime.files import refuse_pointer
 from ltx_runtime.spec.versions import VERSIONS, Version
+from ltx_runtime.trust.pointers import refuse_pointer
 from ltx_runtime.weights.checkpoint import Checkpoint
 from ltx_runtime.weights.names import first
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from ltx_runtime.errors import LtxError
-from ltx_runtime.files import locked
+from ltx_runtime.files import partial_folder
 from ltx_runtime.folder.manifest import MANIFEST
+from ltx_runtime.replacing.exchange import exchanged, finish_exchanges, writing
+from ltx_runtime.trust.made_here import still_known
 
 
 def refuse_foreign(folder: Path) -> None:
@@ -23,44 +24,36 @@ def refuse_foreign(folder: Path) -> None:
         )
 
 
-def writing(folder: Path) -> AbstractContextManager[None]:
-    """Holds the lock of a version folder, so that only one process writes it.
-
-    Raises:
-        LtxError: another process holds it.
-    """
-    folder = folder.resolve()
-    return locked(folder.with_name(f".{folder.name}.lock"), f"process is writing {folder}")
-
-
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
     """Yields a hidden folder that replaces `folder` if the block succeeds, and is removed if it fails.
 
-    Whatever happens, even between the two renames, the previous folder is kept or restored. If `folder` is a symbolic
-    link, its target is replaced.
+    Whatever happens, `folder` leads to the whole previous folder or to the whole new one. Whoever reads the previous
+    one keeps it until it is released. If `folder` is a symbolic link, its target is replaced.
 
     Raises:
         LtxError: another export writes the same folder.
     """
     folder = folder.resolve()
-    staging = folder.with_name(f".{folder.name}.partial")
-    retired = folder.with_name(f".{folder.name}.old")
-
-    def bring_back() -> None:
-        if retired.exists() and not folder.exists():
-            retired.replace(folder)
-        for leftover in (staging, retired):
-            shutil.rmtree(leftover, ignore_errors=True)
-
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with writing(folder):
-        bring_back()
+    finish_exchanges(folder.parent)
+    with writing(folder), ExitStack() as deleting, partial_folder(folder.parent) as partial:
+        staging = partial / folder.name
         staging.mkdir()
-        try:
-            yield staging
-            if folder.exists():
-                folder.replace(retired)
-            staging.replace(folder)
-        finally:
-            bring_back()
+        yield staging
+        put_in_place(staging, folder, deleting)
+
+
+def put_in_place(staging: Path, folder: Path, deleting: ExitStack) -> None:
+    """Gives a whole folder its name, in exchange for an earlier one if there is one.
+
+    Args:
+        staging: the whole folder.
+        folder: the name.
+        deleting: is closed once the earlier folder is deleted, by which files with names in both lose one.
+    """
+    if folder.exists():
+        exchanged(staging, folder)
+        deleting.enter_context(still_known(folder))
+    else:
+        staging.replace(folder)

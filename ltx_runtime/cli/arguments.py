@@ -208,6 +208,15 @@ class Arguments:
             envvar="LTX_ENGINES",
         ),
     ] = None
+    trust_engines: Annotated[
+        bool,
+        _expert(
+            _RUN,
+            "Use engines, which are code, and links that somebody else has put into the version folder.",
+            "--trust-engines",
+            envvar="LTX_TRUST_ENGINES",
+        ),
+    ] = False
     version: Annotated[
         str | None, _option(_RUN, "Version to use, if there are several.", "--version", "--ltxv-version")
     ] = None

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
@@ -14,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ltx_runtime.cli.arguments import Arguments, is_typed
 from ltx_runtime.cli.cluster import joined_for, on_cluster
-from ltx_runtime.cli.streams import folder_for, note, resuming, tell, told_of
+from ltx_runtime.cli.streams import answer, folder_for, note, resuming, tell, told_of
 from ltx_runtime.errors import LtxError
 from ltx_runtime.files import amount, engines_folder
 
@@ -44,7 +42,6 @@ def make(typed: Arguments) -> None:
     from ltx_runtime.batch.rows import name_of
     from ltx_runtime.batch.tasks import Planner
     from ltx_runtime.cli import request_from_arguments as asked
-    from ltx_runtime.pipeline import Pipeline
     from ltx_runtime.planning.options import RunOptions
 
     asked.check_batch_options(typed)
@@ -53,7 +50,7 @@ def make(typed: Arguments) -> None:
     usual = RunOptions()
     options = {name: value for name, value in options.items() if value != getattr(usual, name)}
     folder = (typed.output_dir or Path()) if typed.output is None else typed.output.parent
-    with Pipeline(engines_folder(typed.engines), typed.version, **of_pipeline, keep_loaded=True, note=note) as pipe:
+    with _opened(engines_folder(typed.engines), typed.version, of_pipeline, typed) as pipe:
         typed_for = partial(_with_changes, changes)
         rows_folder = Path() if typed.prompts is None else typed.prompts.parent
         planner = Planner(pipe, options, typed_for, seeds, folder, rows_folder)
@@ -62,7 +59,7 @@ def make(typed: Arguments) -> None:
         if typed.plan:
             for _ in planned:
                 pass
-            print(json.dumps(survey.report(), indent=1) if typed.json else "\n".join(survey.lines()))
+            answer(json.dumps(survey.report(), indent=1) if typed.json else "\n".join(survey.lines()))
             raise SystemExit(SOME_FAILED if survey.refused else 0)
 
         def about() -> About:
@@ -88,7 +85,6 @@ def go_on(typed: Arguments) -> None:
     """
     from ltx_runtime.batch.results import reopen
     from ltx_runtime.cli import request_from_arguments as asked
-    from ltx_runtime.pipeline import Pipeline
 
     asked.check_batch_options(typed)
     assert typed.resume is not None
@@ -96,17 +92,24 @@ def go_on(typed: Arguments) -> None:
         results.check_unchanged()
         about = results.about
         changed = asked.pipeline_options_of(typed, {})
-        of_pipeline = about.pipeline | {name: value for name, value in changed.items() if is_typed(typed, name)}
-        with Pipeline(
-            typed.engines or Path(about.engines), about.version, **of_pipeline, keep_loaded=True, note=note
-        ) as pipe:
+        of_pipeline = {
+            name: value if is_typed(typed, name) else about.pipeline.get(name, value) for name, value in changed.items()
+        }
+        with _opened(typed.engines or Path(about.engines), about.version, of_pipeline, typed) as pipe:
             if typed.plan:
                 left = sum(1 for _ in results.tasks())
                 told = f"{left} of {results.planned} videos are left to make"
-                print(json.dumps({"videos": results.planned, "left": left}) if typed.json else told)
+                answer(json.dumps({"videos": results.planned, "left": left}) if typed.json else told)
                 return
             with joined_for(typed, pipe.engines.folder):
                 _make(results, pipe, of_pipeline, typed, again=True)
+
+
+def _opened(folder: Path, version: str | None, of_pipeline: dict[str, Any], typed: Arguments) -> Pipeline:
+    """Returns a pipeline for many videos; whether its folder is trusted is typed, and never what a file says."""
+    from ltx_runtime.pipeline import Pipeline
+
+    return Pipeline(folder, version, **of_pipeline, trust_engines=typed.trust_engines, keep_loaded=True, note=note)
 
 
 def check_is_no_batch(resumed: Path, folder: Path) -> None:
@@ -239,14 +242,14 @@ def _make(results: Results, pipe: Pipeline, of_pipeline: dict[str, Any], typed: 
         note("the video is made" if results.planned == 1 else f"all {results.planned} videos are made")
     else:
         note(f"if this is interrupted, go on with: {again_with}")
-    failed, output = 0, _Output(results.path)
+    failed = 0
     try:
         make = _executor(results, pipe, of_pipeline, typed, again=again)
         with display_many(left, work) as display:
             for outcome in make(results.tasks(), lambda task: display(task.work)):
                 results.append(outcome)
                 failed += outcome.result is None
-                output.tell(outcome, as_json=typed.json)
+                _tell(outcome, results.path, as_json=typed.json)
     except BaseException:
         note(f"what is finished is kept; go on with: {again_with}")
         raise
@@ -273,34 +276,19 @@ def _executor(
     return lambda tasks, shown: made_here(tasks, pipe, about.options, folder, shown, again=again)
 
 
-class _Output:
-    """Standard output: a line for every outcome, as long as somebody reads it."""
-
-    def __init__(self, results: Path) -> None:
-        self._results, self._is_open = results, True
-
-    def tell(self, outcome: Outcome, *, as_json: bool) -> None:
-        task = outcome.task
-        if outcome.result is None:
-            _error(f"line {task.line}, {task.output}: {outcome.problem}")
-        if as_json:
-            numbers = {"number": task.number, "line": task.line}
-            self._print(json.dumps(numbers | (outcome.result or {"file": task.output, "problem": outcome.problem})))
-        elif outcome.result is not None:
-            self._print(told_of(outcome.result))
-
-    def _print(self, line: str) -> None:
-        """Prints a line; the videos are wanted even if their lines are not, as in `ltx-run ... | head -1`."""
-        if not self._is_open:
-            return
-        try:
-            print(line, flush=True)
-        except OSError as error:
-            self._is_open = False
-            with open(os.devnull, "wb") as nowhere:
-                os.dup2(nowhere.fileno(), sys.stdout.fileno())
-            reason = os.strerror(error.errno or 0).lower()
-            note(f"standard output cannot be written: {reason}; the results are in {self._results}")
+def _tell(outcome: Outcome, results: Path, *, as_json: bool) -> None:
+    """Tells an outcome on standard output, or a failure on standard error."""
+    task = outcome.task
+    if outcome.result is None:
+        _error(f"line {task.line}, {task.output}: {outcome.problem}")
+    if as_json:
+        numbers = {"number": task.number, "line": task.line}
+        line = json.dumps(numbers | (outcome.result or {"file": task.output, "problem": outcome.problem}))
+    elif outcome.result is not None:
+        line = told_of(outcome.result)
+    else:
+        return
+    answer(line, f"the results are in {results}")
 
 
 def _error(text: str) -> None:

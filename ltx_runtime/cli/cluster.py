@@ -66,6 +66,7 @@ def on_cluster(
 
     if typed.ray_cpus is not None and of_pipeline["threads"] is None:
         of_pipeline = of_pipeline | {"threads": typed.ray_cpus}
+    of_pipeline = of_pipeline | {"trust_engines": typed.trust_engines}
     place = Path(os.path.realpath(folder))
     team = Team(Share(pipe.engines.folder, typed.send_engines, of_pipeline, about.options, place), typed.ray_cpus, note)
     batch = Batch(pipe, about.options, folder, destination_of(about.uri, folder))

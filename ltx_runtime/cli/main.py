@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ltx_runtime.cli.arguments import Arguments, command_of
-from ltx_runtime.cli.streams import escape_what_cannot_be_encoded, folder_for, note, resuming, told_of
+from ltx_runtime.cli.streams import answer, folder_for, note, resuming, run, told_of
 from ltx_runtime.errors import LtxError, printable, reported
 from ltx_runtime.files import engines_folder
 
@@ -37,13 +37,14 @@ def _run(typed: Arguments) -> None:
 
     typed = _at_home(typed)
     if typed.about:
-        print(_about())
+        answer(_about())
         return
     if typed.doctor:
         from ltx_runtime.doctor import lines
 
         wanted = find_version(typed.version).name if typed.version else None
-        print(lines.run(engines_folder(typed.engines), wanted, as_json=typed.json))
+        folder, trust = engines_folder(typed.engines), typed.trust_engines
+        answer(lines.run(folder, wanted, as_json=typed.json, trust=trust))
         return
     if typed.fetch is not None:
         from ltx_runtime.hub.version_folder import fetch_version
@@ -54,7 +55,7 @@ def _run(typed: Arguments) -> None:
         return
     if typed.resume is not None and (ended := _ended_run(typed.resume)) is not None:
         told = f"{printable(str(ended))} is whole: its run has ended"
-        print(json.dumps({"file": str(ended)}) if typed.json else told)
+        answer(json.dumps({"file": str(ended)}) if typed.json else told)
         return
     if typed.resume is not None and typed.resume.suffix == batch.SUFFIX:
         batch.go_on(typed)
@@ -122,12 +123,12 @@ def _make(typed: Arguments) -> None:
         if typed.plan:
             with suppress(TakenError) if typed.output is None else nullcontext():  # then the next name would be taken
                 video.check_output(output, folder_exists=typed.output_dir is None)
-            print(json.dumps(video.report(), indent=1) if typed.json else "\n".join(video.report_lines()))
+            answer(json.dumps(video.report(), indent=1) if typed.json else "\n".join(video.report_lines()))
             return
         with folder_for(typed.output_dir):
             target = _save(video, chain([output], outputs))
     result = video.result(target)
-    print(json.dumps(result) if typed.json else told_of(result))
+    answer(json.dumps(result) if typed.json else told_of(result), f"the video is {target}")
 
 
 @contextmanager
@@ -139,6 +140,7 @@ def _planned(typed: Arguments) -> Iterator[tuple[Video, Iterator[Path]]]:
     from ltx_runtime.outputs.unfinished import open_unfinished
     from ltx_runtime.pipeline import Pipeline
 
+    trust = typed.trust_engines  # never of what is recorded, which a stranger may have written
     if typed.resume is not None:
         batch.check_is_no_batch(typed.resume, typed.output_dir or Path())
     if typed.embeddings_file is not None and (typed.prompt or typed.negative_prompt):
@@ -149,11 +151,12 @@ def _planned(typed: Arguments) -> Iterator[tuple[Video, Iterator[Path]]]:
         changes, unfinished = asked.resumed_options_of(typed), open_unfinished(typed.resume)
         engines = typed.engines or unfinished.engines
         options = asked.pipeline_options_of(typed, unfinished.options)
-        with Pipeline(engines, **options, note=note) as pipe:
+        with Pipeline(engines, **options, trust_engines=trust, note=note) as pipe:
             yield pipe.resume(unfinished, **changes), iter([typed.output or unfinished.output])
     elif typed.latents is not None:
         changes, options = asked.decode_options_of(typed), asked.pipeline_options_of(typed)
-        with Pipeline(engines_folder(typed.engines), typed.version, **options, note=note) as pipe:
+        folder = engines_folder(typed.engines)
+        with Pipeline(folder, typed.version, **options, trust_engines=trust, note=note) as pipe:
             video = pipe.decode(typed.latents, **changes)
             yield video, _outputs_of(typed, typed.latents.stem, video)
     else:
@@ -161,7 +164,7 @@ def _planned(typed: Arguments) -> Iterator[tuple[Video, Iterator[Path]]]:
         request, options = asked.request_of(typed, recorded.request), recorded.options
         version = typed.version or recorded.version or None
         folder, options_of = engines_folder(typed.engines), asked.pipeline_options_of(typed, options)
-        with Pipeline(folder, version, **options_of, note=note) as pipe:
+        with Pipeline(folder, version, **options_of, trust_engines=trust, note=note) as pipe:
             video = pipe(request, **asked.run_options_of(typed, options))
             if typed.preset is not None:
                 video.reads_also("the preset", typed.preset)
@@ -211,7 +214,8 @@ def _save(video: Video, outputs: Iterator[Path]) -> Path:
         raise refused
     except BaseException:
         if kept and kept[-1].exists():
-            note(f"what is finished is kept; go on with: {resuming(kept[-1])}")
+            again = ("--overwrite",) if video.has_unkept_files else ()
+            note(f"what is finished is kept; go on with: {resuming(kept[-1], *again)}")
         raise
 
 
@@ -220,5 +224,4 @@ def main() -> None:
     # NumPy's BLAS would start a thread for every further core, each of which spins for 0.05 s. No stage multiplies
     # matrices in NumPy, and the backends have threads of their own.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    escape_what_cannot_be_encoded()
-    app()
+    run(app)

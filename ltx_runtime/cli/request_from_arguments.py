@@ -26,11 +26,12 @@ _SAME_NAMES = (
 _FOR_LATENTS = (
     *("latents", "rng", "noise_file", "save_noise", "memory", "vae_tiling", "vae_slicing", "output", "output_dir"),
     *("engines", "version", "backend", "cpu_mode", "gpu_memory", "threads", "plan", "json", "overwrite", "metadata"),
+    "trust_engines",
 )
 # Options that can be changed for a run that goes on.
 _FOR_RESUMED = (
     *("resume", "memory", "vae_tiling", "vae_slicing", "output", "engines", "gpu_memory", "threads", "low_memory"),
-    *("plan", "json", "overwrite", "metadata"),
+    *("plan", "json", "overwrite", "metadata", "trust_engines"),
 )
 # Options that cannot be given beside many prompts: those of one video, and of commands that make none.
 _NOT_FOR_BATCH = (
@@ -40,6 +41,7 @@ _NOT_FOR_BATCH = (
 # Options that can be changed for a batch that goes on.
 _FOR_RESUMED_BATCH = (
     *("resume", "memory", "engines", "gpu_memory", "threads", "plan", "json", "ray", "ray_cpus", "send_engines"),
+    "trust_engines",
 )
 # Files of a recorded run that make no sense beside what is typed: they hold what that would change.
 _REPLACES = {

@@ -11,8 +11,10 @@ from typing import Any, Protocol
 
 from ltx_runtime.errors import LtxError, explaining, first_line
 from ltx_runtime.files import partial_folder, place_new
-from ltx_runtime.media.video import TakenError
+from ltx_runtime.media.video import TakenError, is_frame
 from ltx_runtime.packages import need
+from ltx_runtime.replacing.exchange import exchanged
+from ltx_runtime.replacing.keeping import keep_rest
 
 # File systems on which a file appears when it is whole. On all others it is written under another name and renamed.
 _WHOLE = ("s3", "gcs", "abfs")
@@ -78,8 +80,8 @@ class Folder:
 
     def _place(self, whole: Path, target: Path, *, overwrite: bool) -> None:
         if overwrite and target.is_dir() and whole.is_dir():
-            for path in whole.iterdir():  # other files of the folder stay
-                path.replace(target / path.name)
+            keep_rest(target, whole, lambda file: is_frame(Path(file)))
+            exchanged(whole, target)
         elif overwrite:
             whole.replace(target)
         else:

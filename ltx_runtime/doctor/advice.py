@@ -5,6 +5,7 @@ The order is that in which to follow the advice: broken packages, libraries, ver
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,8 +175,8 @@ def _engines(machine: Machine, folders: Sequence[FolderFacts]) -> Iterator[Advic
         described = "engines that fit this machine" if outdated else "engines"
         yield Advice(
             f"{folder.version} has no {described} of {', '.join(component.name for component in lacking)}",
-            f"ltx-export engine {folder.version}{_component_options(lacking, folder.components)} --builder {builder}"
-            f"{engines_option(Path(folder.path), folder.version)}",
+            f"ltx-export engine {shlex.quote(folder.version)}{_component_options(lacking, folder.components)} "
+            f"--builder {builder}{engines_option(Path(folder.path), folder.version)}",
         )
 
 

@@ -14,9 +14,10 @@ from typing import cast
 from ltx_runtime.doctor.machine import reason_of
 from ltx_runtime.errors import LtxError, explaining
 from ltx_runtime.files import engines_folder
-from ltx_runtime.folder.address import EngineAddress, check_engine
-from ltx_runtime.folder.manifest import MANIFEST, Engines, Manifest, read_manifest
+from ltx_runtime.folder.address import FOREIGN, EngineAddress, check_engine, engine_paths, has_foreign_sidecar
+from ltx_runtime.folder.manifest import MANIFEST, Engines
 from ltx_runtime.folder.profiles import Profile, Span
+from ltx_runtime.folder.reading import placed_file, read_manifest
 from ltx_runtime.folder.sidecar import ENGINE_PRECISIONS, Maker, Sidecar, read_sidecar
 from ltx_runtime.sessions import BACKENDS, find_preferable
 from ltx_runtime.sessions.trt.library import LIBRARIES, title_of
@@ -118,38 +119,41 @@ def _is_version_folder(path: Path) -> bool:
     return (path / MANIFEST).exists() or any(path.glob("[!.]*.onnx"))
 
 
-def look_at(folder: Path, makers: Mapping[str, Maker]) -> FolderFacts:
-    """Examines a version folder; `makers` are the libraries that build and run engines here, by builder."""
+def look_at(folder: Path, makers: Mapping[str, Maker], *, trust: bool = False) -> FolderFacts:
+    """Examines a version folder.
+
+    Args:
+        folder: the version folder.
+        makers: the libraries that build and run engines here, by builder.
+        trust: whether engines and links in it are used that the user has not made on this machine.
+    """
     try:
-        manifest = read_manifest(folder)
+        manifest = read_manifest(folder, trust=trust)
     except LtxError as error:
         return FolderFacts(str(folder), folder.name, 0, error.problem, command=error.command)
-    engines = Engines(folder, manifest)
+    engines = Engines(folder, manifest, trust)
     size = sum(entry.size_bytes for entry in manifest.files.values())
-    problem = _problem(folder, manifest)
+    problem = _problem(engines)
     if problem:
         return FolderFacts(str(folder), manifest.version, size, problem, command=engines.export_command())
     components = tuple(_component(engines, name, makers) for name in manifest.components)
     return FolderFacts(str(folder), manifest.version, size, "", components)
 
 
-def _problem(folder: Path, manifest: Manifest) -> str:
+def _problem(engines: Engines) -> str:
     """Returns what is wrong with the first file that is missing or has the wrong size; empty if all are right."""
-    for name, entry in manifest.files.items():
-        path = manifest.place(folder, name)
-        try:
-            size = path.stat().st_size
-        except OSError:
-            return f"{path} is missing"
-        if size != entry.size_bytes:
-            return f"{path} has {size} bytes instead of {entry.size_bytes}"
+    try:
+        for name in engines.manifest.files:
+            placed_file(engines, name)
+    except LtxError as error:
+        return error.problem
     return ""
 
 
 def _component(engines: Engines, name: str, makers: Mapping[str, Maker]) -> ComponentFacts:
     sayings = tuple(_saying(engines, name, backend) for backend in BACKENDS)
     chosen = next((saying.backend for saying in sayings if saying.fits), "")
-    files = sorted(engines.folder.glob(f"*/{name}.*.engine"))
+    files = engine_paths(engines, f"*/{name}.*.engine")
     precisions = tuple(engines.component(name).graphs)
     return ComponentFacts(
         name, precisions, sayings, chosen, tuple(_engine(engines, name, path, makers) for path in files)
@@ -169,13 +173,15 @@ def _saying(engines: Engines, name: str, backend: str) -> Saying:
 
 
 def _engine(engines: Engines, name: str, path: Path, makers: Mapping[str, Maker]) -> EngineFile:
-    relative_path, size = str(path.relative_to(engines.folder)), path.stat().st_size
+    relative_path, size = str(path.relative_to(engines.folder)), path.stat().st_size if path.exists() else 0
     precision = path.name.removeprefix(f"{name}.").removesuffix(".engine")
     default = next(iter(makers.values()), Maker(next(iter(LIBRARIES)), ""))
+    rebuild = EngineAddress(engines, name, default, precision).rebuild_command()
     try:
+        if has_foreign_sidecar(engines, path):
+            raise LtxError(FOREIGN)
         sidecar = read_sidecar(path)
     except LtxError as error:
-        rebuild = EngineAddress(engines, name, default, precision).rebuild_command()
         return EngineFile(relative_path, name, size, "", precision, "", (), None, error.problem, rebuild)
     maker = makers.get(sidecar.builder)
     problem = _misfit(engines, name, path, sidecar, maker)

@@ -14,18 +14,19 @@ from ltx_runtime.errors import printable
 from ltx_runtime.files import amount
 
 
-def run(root: Path, version: str | None, as_json: bool) -> str:
+def run(root: Path, version: str | None, as_json: bool, *, trust: bool = False) -> str:
     """Examines the machine and the version folders, and returns the report as text or JSON.
 
     Args:
         root: a folder of version folders, or a version folder.
         version: the only version to report on; None for all.
         as_json: whether to return JSON.
+        trust: whether engines and links are used that the user has not made on this machine.
 
     Raises:
         LtxError: the root is not a folder, cannot be read, or neither it nor its parent folder exists.
     """
-    report = examine(root, version)
+    report = examine(root, version, trust=trust)
     return json.dumps(asdict(report), indent=1) if as_json else "\n".join(lines_of(report))
 
 

@@ -40,8 +40,13 @@ class Report:
     advice: tuple[Advice, ...]
 
 
-def examine(root: Path, version: str | None = None) -> Report:
+def examine(root: Path, version: str | None = None, *, trust: bool = False) -> Report:
     """Examines the machine and the version folders in a root, or only that of `version`.
+
+    Args:
+        root: a folder of version folders, or a version folder.
+        version: the only version to examine; None for all.
+        trust: whether engines and links in them are used that the user has not made on this machine.
 
     Raises:
         LtxError: the root is not a folder, cannot be read, or neither it nor its parent folder exists.
@@ -49,7 +54,7 @@ def examine(root: Path, version: str | None = None) -> Report:
     paths = folders_in(root, version)
     machine, gpu = look()
     makers = _makers(machine, gpu)
-    folders = tuple(look_at(path, makers) for path in paths)
+    folders = tuple(look_at(path, makers, trust=trust) for path in paths)
     advice = advice_of(machine, folders, version)
     return Report(machine, str(root), root.is_dir(), _free_bytes(root), folders, advice)
 

@@ -20,7 +20,8 @@ def export_command(version: str, root: Path | None = None) -> str:
     """
     release = VERSIONS.get(version)
     makes_weights = release is not None and release.repository is None
-    weights = f"ltx-export random-weights {version}" if makes_weights else f"ltx-export download {version} --missing"
+    name = shlex.quote(version)  # of a folder, or of a manifest that may be a stranger's
+    weights = f"ltx-export random-weights {name}" if makes_weights else f"ltx-export download {name} --missing"
     return f"{weights} && {onnx_command(version, root)}"
 
 
@@ -31,7 +32,12 @@ def onnx_command(version: str, root: Path | None = None, options: str = "") -> s
         if root is None or root.resolve() == engines_folder(None).resolve()
         else f" --engines {shlex.quote(str(root))}"
     )
-    return f"ltx-export onnx {version}{options and f' {options}'}{into}"
+    return f"ltx-export onnx {shlex.quote(version)}{options and f' {options}'}{into}"
+
+
+def check_command(folder: Path) -> str:
+    """Returns the command that runs every graph of a version folder on its recorded inputs."""
+    return f"ltx-export check {shlex.quote(str(folder))}"
 
 
 def no_versions(problem: str, advice: str = "") -> LtxError:

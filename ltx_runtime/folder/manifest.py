@@ -10,14 +10,14 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from math import inf
-from pathlib import Path, PurePath
-from typing import Any
+from pathlib import Path
 
 from ltx_runtime.errors import LtxError
-from ltx_runtime.files import engines_folder, refuse_pointer, written_whole
-from ltx_runtime.folder.commands import export_command, fetch_advice, no_versions
-from ltx_runtime.spec.components import Component, Port
+from ltx_runtime.files import written_whole
+from ltx_runtime.folder.commands import export_command
+from ltx_runtime.folder.values import check_values
+from ltx_runtime.replacing.held import UNHELD, Held
+from ltx_runtime.spec.components import Component
 from ltx_runtime.spec.encodings import Rope
 from ltx_runtime.spec.presets import Schedule
 
@@ -152,10 +152,19 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Engines:
-    """A version folder whose files have been verified."""
+    """A version folder whose files have been verified.
+
+    Attributes:
+        folder: the folder.
+        manifest: its manifest.
+        trusted: whether engines and links in it are used that the user has not made on this machine.
+        held: keeps the folder whole until it is released or forgotten.
+    """
 
     folder: Path
     manifest: Manifest
+    trusted: bool = False
+    held: Held = field(default=UNHELD, compare=False, repr=False)
 
     def weights_folder(self, name: str) -> Path:
         """Returns the folder to which the weight file names in a component's graphs are relative."""
@@ -173,6 +182,12 @@ class Engines:
         entry = self.component(name)
         files = (*entry.weights_of(precision), *filter(None, [entry.graphs.get(precision)]))
         return [self.manifest.files[file].checksum for file in files if file in self.manifest.files]
+
+    def weight_sizes(self, name: str, precision: str) -> dict[str, int]:
+        """Returns the size in bytes of each weight file of one graph that the manifest lists, by name."""
+        listed = self.manifest.files
+        names = self.component(name).weights_of(precision)
+        return {file: listed[file].size_bytes for file in names if file in listed}
 
     def export_command(self) -> str:
         """Returns the command that exports the version again, into the same root of version folders."""
@@ -202,184 +217,24 @@ def describe_files(paths: Mapping[str, Path]) -> dict[str, FileEntry]:
     return {name: FileEntry(path.stat().st_size, checksum(path)) for name, path in sorted(paths.items())}
 
 
+def manifest_text(manifest: Manifest) -> str:
+    """Returns the content of manifest.json.
+
+    Raises:
+        LtxError: `read_manifest` would not read it, for example since the name of a linked folder has a line break.
+    """
+    text = json.dumps({"format": FORMAT, **asdict(manifest)}, indent=1)
+    try:
+        check_values(json.loads(text))
+    except ValueError as error:
+        raise LtxError(f"no {MANIFEST} can have this: {error}", "rename the file or folder of this name") from None
+    return text
+
+
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Writes manifest.json to a temporary file, syncs it to disk and renames it."""
+    """Writes manifest.json to a temporary file, syncs it to disk and renames it; see `manifest_text`."""
+    text = manifest_text(manifest)
     with written_whole(folder / MANIFEST) as temporary, temporary.open("w") as file:
-        json.dump({"format": FORMAT, **asdict(manifest)}, file, indent=1)
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
-
-
-def read_manifest(folder: Path) -> Manifest:
-    """Reads the manifest of a version folder without checking the files that it lists.
-
-    Raises:
-        LtxError: there is no manifest, it is damaged, or this release does not read its format.
-    """
-    path = folder / MANIFEST
-    refuse_pointer(path)
-    try:
-        data: dict[str, Any] = json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        raise LtxError(
-            f"{folder} holds no {MANIFEST}: it is missing or its export was interrupted",
-            command=export_command(folder.name, folder.parent),
-        ) from None
-    except (ValueError, RecursionError):
-        raise LtxError(f"{path} is not valid JSON", command=export_command(folder.name, folder.parent)) from None
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise LtxError(f"{path} has another format than {FORMAT}", command=export_command(folder.name, folder.parent))
-    try:
-        manifest = _parse(data)
-        if (transformer := manifest.components.get("transformer")) is not None:
-            _check_rope(manifest.rope, transformer.signature)
-        if manifest.tokenizer is None and "text_encoder" in manifest.components:
-            raise KeyError("tokenizer")
-        names = {*filter(None, [manifest.tokenizer])}
-        for entry in manifest.components.values():
-            if not entry.weights:
-                raise KeyError(f"weights of {entry.signature.name}")
-            names |= entry.files()
-        for name in names:
-            _refuse_outside(name)
-            manifest.files[name]
-    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-        raise LtxError(f"{path} is damaged ({error})", command=export_command(folder.name, folder.parent)) from None
-    return manifest
-
-
-def _refuse_outside(name: str) -> None:
-    if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
-        raise ValueError(f"{name} is outside the folder")
-
-
-def _parse(data: dict[str, Any]) -> Manifest:
-    if not isinstance(data["causal_positions"], bool):
-        raise TypeError("causal_positions is not true or false")
-    return Manifest(
-        version=data["version"],
-        causal_positions=data["causal_positions"],
-        schedule=Schedule(**data["schedule"]),
-        rope=_parse_rope(data["rope"]),
-        tokenizer=data["tokenizer"],
-        components={name: _parse_component(entry) for name, entry in data["components"].items()},
-        files={name: FileEntry(**entry) for name, entry in data["files"].items()},
-        linked={str(name): str(folder) for name, folder in data["linked"].items()},
-        loras=tuple(data["loras"]),
-        allowed_sigmas=tuple(float(sigma) for sigma in data["allowed_sigmas"]),
-    )
-
-
-def _parse_component(entry: dict[str, Any]) -> ComponentEntry:
-    def ports(side: str) -> tuple[Port, ...]:
-        return tuple(Port(p["name"], tuple(p["axes"]), p["dtype"]) for p in entry["signature"][side])
-
-    signature = Component(entry["signature"]["name"], ports("inputs"), ports("outputs"))
-    parity = entry["parity"]
-    if parity is not None:
-        parity = Parity(tuple(parity["relative_l2"]), tuple(parity["sizes"]), parity["weights"])
-    preview = entry.get("preview")  # missing in folders of earlier releases
-    if preview is not None:
-        preview = _parse_preview(preview)
-    return ComponentEntry(
-        signature,
-        tuple(entry["weights"]),
-        entry["graphs"],
-        parity,
-        entry["recorded"],
-        preview,
-        int(entry["parameters"]),
-        {name: Quantized(tuple(graph["weights"]), float(graph["error"])) for name, graph in entry["quantized"].items()},
-    )
-
-
-def _parse_rope(entry: dict[str, Any]) -> Rope:
-    seconds, row, column = map(float, entry["max_position"])
-    return Rope(tuple(map(float, entry["frequencies"])), (seconds, row, column))
-
-
-def _check_rope(rope: Rope, transformer: Component) -> None:
-    """Raises ValueError unless the frequencies of all three axes fill the transformer's width up to a remainder."""
-    half, rotated = transformer.input("cosines").axes[-1], 3 * len(rope.frequencies)
-    if not (isinstance(half, int) and 0 < rotated <= half < rotated + 3):
-        raise ValueError(f"rope has {len(rope.frequencies)} frequencies for a width of {half}")
-    if not all(0 < value < inf for value in (*rope.frequencies, *rope.max_position)):
-        raise ValueError("rope has numbers that are not positive")
-
-
-def _parse_preview(entry: dict[str, Any]) -> Preview:
-    red, green, blue = (tuple(map(float, row)) for row in entry["weights"])
-    if not len(red) == len(green) == len(blue):
-        raise ValueError("preview has rows that differ in length")
-    bias = tuple(map(float, entry["bias"]))
-    if len(bias) != len((red, green, blue)):
-        raise ValueError("preview has no bias for each colour")
-    return Preview((red, green, blue), bias)
-
-
-def open_engines(folder: Path) -> Engines:
-    """Reads the manifest, and verifies size and checksum of every file that it lists.
-
-    Raises:
-        LtxError: the folder is incomplete, or a file is missing or has changed.
-    """
-    manifest = read_manifest(folder)
-    for name, entry in manifest.files.items():
-        path = manifest.place(folder, name)
-        if not path.is_file() and name in manifest.linked:
-            raise LtxError(
-                f"{path} is gone, and {folder} only links to it",
-                "put it back",
-                export_command(manifest.version, folder.parent),
-            )
-        if not path.is_file():
-            raise LtxError(f"{path} is missing", command=export_command(manifest.version, folder.parent))
-        refuse_pointer(path)
-        size = path.stat().st_size
-        if size != entry.size_bytes:
-            raise LtxError(
-                f"{path} has {size} bytes instead of {entry.size_bytes}",
-                command=export_command(manifest.version, folder.parent),
-            )
-        if checksum(path) != entry.checksum:
-            raise LtxError(
-                f"{path} has changed since the export", command=export_command(manifest.version, folder.parent)
-            )
-    return Engines(folder, manifest)
-
-
-def find_folder(engines: Path, version: str | None) -> Path:
-    """Returns the version folder selected by `--engines` (a version folder, or a root of several) and `--version`.
-
-    Raises:
-        LtxError: there is no such folder, it has another version, or there are several and no version was named.
-    """
-    if (engines / MANIFEST).exists() or any(engines.glob("*.onnx")):
-        folder_version = read_manifest(engines).version
-        if version not in (None, folder_version):
-            raise LtxError(f"{engines} holds version {folder_version}, not {version}", "leave --version out")
-        return engines
-    if version is not None:
-        if not (engines / version).is_dir():
-            versions = ", ".join(_versions_in(engines)) or "none"
-            raise LtxError(
-                f"no engines for {version} in {engines} (found: {versions})",
-                fetch_advice(version),
-                export_command(version, engines),
-            )
-        return engines / version
-    names = _versions_in(engines)
-    if len(names) == 1:
-        return engines / names[0]
-    if names:
-        raise LtxError(f"{engines} holds several versions", f"choose one with --version: {', '.join(names)}")
-    if not engines.is_dir():
-        if engines == engines_folder(None):
-            problem = f"there are no exported versions: neither ./engines nor {engines} is a folder"
-            raise no_versions(problem, "add --version and a release to see how to get it")
-        raise no_versions(f"{engines} is not a folder", "check the path")
-    raise no_versions(f"{engines} holds no complete version folder")
-
-
-def _versions_in(root: Path) -> list[str]:
-    return sorted(path.parent.name for path in root.glob(f"[!.]*/{MANIFEST}"))

@@ -7,13 +7,25 @@ the installed library and the GPU is refused before it is loaded.
 from __future__ import annotations
 
 import json
+import os
+import re
 from dataclasses import asdict, dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ltx_runtime.errors import LtxError
 from ltx_runtime.files import written_whole
 from ltx_runtime.folder.profiles import Profile, Span
+from ltx_runtime.trust.listed import MOST_SIDECAR_BYTES, read_small
+from ltx_runtime.trust.made_here import is_made_here, record_made
+
+_MOST_COUNTED = 1 << 50  # bytes or values
+_TEXTS = (
+    *("builder", "builder_version", "target", "system", "gpu", "driver"),
+    *("component", "precision", "structure", "engine_checksum", "options"),
+)
+_OPTIONS = re.compile(r"(--[a-z-]+( \w+)?( (?=-)|$))*")
 
 PORTABLE = "portable"
 ENGINE_PRECISIONS = ("bf16", "fp16")  # in the order in which a session looks for them
@@ -130,9 +142,23 @@ def refit_graph_path(engine: Path) -> Path:
 
 
 def write_sidecar(engine: Path, sidecar: Sidecar) -> None:
-    """Writes the sidecar of an engine to a temporary file and renames it."""
+    """Writes the sidecar of an engine to a temporary file and renames it; records both as made here, see `is_own`."""
     with written_whole(sidecar_path(engine)) as temporary:
         temporary.write_text(json.dumps(asdict(sidecar), indent=1))
+    record_made(*filter(Path.is_file, _files_of(engine)))
+
+
+def is_own(engine: Path) -> bool:
+    """Returns whether this machine's user has built an engine, with its sidecar and the graph that it is refitted with.
+
+    An engine is code, and its sidecar says how its memory is used.
+    """
+    graph = refit_graph_path(engine)
+    return all(is_made_here(path) for path in _files_of(engine) if path != graph or os.path.lexists(path))
+
+
+def _files_of(engine: Path) -> tuple[Path, ...]:
+    return engine, sidecar_path(engine), refit_graph_path(engine)
 
 
 def read_sidecar(engine: Path) -> Sidecar:
@@ -141,18 +167,46 @@ def read_sidecar(engine: Path) -> Sidecar:
     Raises:
         LtxError: the sidecar is missing or damaged; the error has no advice.
     """
+    path = sidecar_path(engine)
+    content = read_small(path, MOST_SIDECAR_BYTES)
+    if content is None:
+        raise LtxError(f"{engine} has no sidecar {path.name}")
     try:
-        data: dict[str, Any] = json.loads(sidecar_path(engine).read_text())
+        data: dict[str, Any] = json.loads(content)
         profiles = [{axis: Span(**span) for axis, span in profile.items()} for profile in data.pop("profiles")]
         weight_inputs = {
             name: WeightInput(**{**values, "shape": tuple(values["shape"])})
             for name, values in data.pop("weight_inputs").items()
         }
         sidecar = Sidecar(**data, profiles=profiles, weight_inputs=weight_inputs)
-        if sidecar.weights not in WEIGHTS or not profiles:
-            raise ValueError(sidecar.weights)
+        _check_values(sidecar)
         return sidecar
-    except FileNotFoundError:
-        raise LtxError(f"{engine} has no sidecar {sidecar_path(engine).name}") from None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        raise LtxError(f"{sidecar_path(engine)} is damaged") from None
+        raise LtxError(f"{path} is damaged") from None
+
+
+def _check_values(sidecar: Sidecar) -> None:
+    """Raises ValueError for values of another kind than an export writes; `options` become part of a command."""
+    texts = [getattr(sidecar, name) for name in _TEXTS]
+    texts += [text for weight in sidecar.weight_inputs.values() for text in (weight.file, weight.dtype)]
+    counts = [count for weight in sidecar.weight_inputs.values() for count in (weight.size_bytes, *weight.shape)]
+    spans = [span for profile in sidecar.profiles for span in profile.values()]
+    error = sidecar.relative_l2
+    is_well = (
+        sidecar.weights in WEIGHTS
+        and sidecar.profiles
+        and all(isinstance(text, str) for text in (*texts, *sidecar.sources, *sidecar.sources.values()))
+        and all(map(_is_count, counts))
+        and all(weight.offset == 0 or _is_count(weight.offset) for weight in sidecar.weight_inputs.values())
+        and all(_is_count(size) for span in spans for size in (span.min, span.best, span.max))
+        and all(span.min <= span.best <= span.max for span in spans)
+        and (error is None or (isinstance(error, float) and isfinite(error)))
+        and isinstance(sidecar.weight_streaming, bool)
+        and _OPTIONS.fullmatch(sidecar.options)
+    )
+    if not is_well:
+        raise ValueError(sidecar)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 < value < _MOST_COUNTED

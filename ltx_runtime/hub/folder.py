@@ -21,6 +21,7 @@ Report = Callable[[str], None]
 
 # Also the place of `hf download --local-dir`'s records, so that each program trusts the files that the other fetched.
 STATE = Path(".cache", "huggingface", "download")
+_TAKEN = ".taken"  # suffix of a file from the shared cache that is not checked yet
 _CLOCK_SLACK_S = 1  # as in huggingface_hub: file systems round times, and network file systems have their own clocks
 
 
@@ -39,6 +40,8 @@ def filling(folder: Path, writer: str) -> Iterator[None]:
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
         with locked(lock, f"{writer} is writing to {folder}"):
+            for left in lock.parent.rglob(f"*{_TAKEN}"):  # by a killed download; it may be a link to the cache's file
+                left.unlink()
             yield
     except OSError as error:
         elsewhere = error.filename is not None and not Path(os.fsdecode(error.filename)).is_relative_to(folder)
@@ -47,7 +50,7 @@ def filling(folder: Path, writer: str) -> Iterator[None]:
 
 
 def complete(files: Sequence[Published], folder: Path, report: Report) -> None:
-    """Fetches the files that a folder lacks or has changed.
+    """Fetches the files that a folder lacks, or of which the hub has other ones since they were downloaded.
 
     Args:
         files: the files on the hub.
@@ -55,8 +58,8 @@ def complete(files: Sequence[Published], folder: Path, report: Report) -> None:
         report: called with each line of progress.
 
     Raises:
-        LtxError: a file cannot be fetched, the disk has too little space, or a checksum is wrong. A partial file is
-            kept, unless its checksum is wrong.
+        LtxError: a file cannot be fetched, the disk has too little space, a checksum is wrong, or somebody has put
+            another file under the name of one. A partial file is kept, unless its checksum is wrong.
     """
     missing = [
         published
@@ -102,30 +105,39 @@ def _drop_partials(published: Published, folder: Path, keep: Path | None = None)
 
 
 def _is_current(published: Published, folder: Path, report: Report) -> bool:
-    """Returns whether the folder has the hub's file; computes the checksum only if no current record of it exists."""
+    """Returns whether the folder has the hub's file; computes the checksum only if no current record of it exists.
+
+    Raises:
+        LtxError: there is a file of this name that no download has left there.
+    """
     path = folder / published.file.target
     if not path.is_file():
         return False
     if path.stat().st_size == published.size:
-        if _is_recorded(published, folder):
+        if _recorded(published.file, folder) == published.checksum:
             report(f"{published.file.target}: already present")
             return True
         if _has_right_checksum(path, published, report):
             _record(published, folder)
             report(f"{published.file.target}: already present, checksum verified")
             return True
-    report(f"{published.file.target}: is not the hub's and will be replaced")
+    if _recorded(published.file, folder) is None:
+        raise LtxError(
+            f"{path} is not the hub's file, and was changed or put there by somebody",
+            "move it away, or delete it to download the hub's",
+        )
+    report(f"{published.file.target}: the hub has another one by now, which replaces it")
     return False
 
 
-def _is_recorded(published: Published, folder: Path) -> bool:
+def _recorded(file: RemoteFile, folder: Path) -> str | None:
+    """Returns the checksum that a file had when it was downloaded; None if it was changed since, or not downloaded."""
     try:
-        _, recorded, time_s = _record_file(published.file, folder).read_text().split()
-        return recorded == published.checksum and (
-            (folder / published.file.target).stat().st_mtime - _CLOCK_SLACK_S <= float(time_s)
-        )
+        _, checksum, time_s = _record_file(file, folder).read_text().split()
+        unchanged = (folder / file.target).stat().st_mtime - _CLOCK_SLACK_S <= float(time_s)
+        return checksum if unchanged else None
     except (FileNotFoundError, ValueError):
-        return False
+        return None
 
 
 def _record(published: Published, folder: Path) -> None:
@@ -158,7 +170,7 @@ def _take_from_cache(published: Published, folder: Path, report: Report) -> bool
     if cached_copy is None or (cached_copy[1].checksum, cached_copy[1].size) != (published.checksum, published.size):
         return False
     # Not the partial file's name: a resumed download would append to the link, and so to the file in the cache.
-    temporary = _partial(published, folder).with_suffix(".taken")
+    temporary = _partial(published, folder).with_suffix(_TAKEN)
     temporary.parent.mkdir(parents=True, exist_ok=True)
     temporary.unlink(missing_ok=True)
     try:

@@ -6,14 +6,16 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from ltx_runtime.errors import LtxError, explaining
-from ltx_runtime.folder.manifest import MANIFEST, Manifest, open_engines, read_manifest
+from ltx_runtime.folder.manifest import MANIFEST, Manifest
+from ltx_runtime.folder.reading import open_engines, read_manifest
 from ltx_runtime.hub.environment import influences, prepare
 from ltx_runtime.hub.folder import STATE, Report, complete, filling
 from ltx_runtime.hub.remote import AbsentError, Published, RemoteFile, UnreachableError, ask, check_name
 from ltx_runtime.packages import need
+from ltx_runtime.replacing.tidying import tidy
 from ltx_runtime.spec.versions import find_version
 
 
@@ -40,6 +42,7 @@ def fetch_version(repository: str, root: Path, report: Report) -> Path:
     need("huggingface_hub", "filelock", extra="download")
     check_name(repository)
     prepare()
+    tidy(root, report)
     staging = (root / f".{repository.replace('/', '--')}.fetched").absolute()
     try:
         (published,) = _asked(repository, [MANIFEST], "main")
@@ -109,18 +112,10 @@ def _read(repository: str, folder: Path) -> Manifest:
         raise _UnusableError(
             f"{repository} cannot be used here: {shown}", "update this program, or ask for a newer export"
         ) from None
-    outside = [name for name in manifest.files if not _is_inside(name)]
-    if outside or manifest.linked:
-        name = (outside or list(manifest.linked))[0]
+    if manifest.linked:
+        name = next(iter(manifest.linked))
         raise _UnusableError(f"{repository} names {name!r}, which is outside its folder", "do not use it")
     return manifest
-
-
-def _is_inside(name: str) -> bool:
-    """Returns whether a name is a plain path in the folder, on every system, and not one of the download's own."""
-    parts = PurePosixPath(name).parts
-    plain = all(part not in ("", "..") and not part.startswith(".") for part in parts)
-    return bool(parts) and plain and name == "/".join(parts) and not set(name) & set('\\:*?"<>|\0') and name != MANIFEST
 
 
 def _check_same(target: Path, manifest: Manifest) -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from ltx_runtime.errors import LtxError, explaining
+from ltx_runtime.media.clips import opened_container
+from ltx_runtime.media.pictures import file_of
 
 PNG_KEYWORD = "Comment"
+_MOST_PIXELS = 1 << 26  # of a video whose text is read, for which a frame may have to be decoded
 
 
 def ascii_of(text: str) -> bytes:
@@ -30,6 +33,7 @@ def read_comment(path: Path) -> str:
         if not frames:
             raise LtxError(f"{path} has no frames", "give a video, or a folder of frames")
         path = frames[0]
+    path = file_of(path)
     with explaining(f"read {path}"), path.open("rb") as file:
         start = file.read(8)
     try:
@@ -41,15 +45,15 @@ def read_comment(path: Path) -> str:
 def _of_picture(path: Path) -> str:
     from PIL import Image  # noqa: PLC0415
 
-    with Image.open(path) as picture:
+    with Image.open(path, formats=("PNG", "GIF")) as picture:
+        if picture.height * picture.width > _MOST_PIXELS:  # the text of a PNG may stand behind its pixels
+            raise ValueError
         texts = getattr(picture, "text", {})  # of PNG
         stored = texts.get(PNG_KEYWORD) or picture.info.get("comment") or ""
     return stored.decode("utf-8", "replace") if isinstance(stored, bytes) else str(stored)
 
 
 def _of_video(path: Path) -> str:
-    import av  # noqa: PLC0415
-
-    with av.open(str(path.absolute()), metadata_errors="replace") as container:
+    with path.open("rb") as file, opened_container(file, _MOST_PIXELS) as container:
         tags = {name.lower(): text for name, text in container.metadata.items()}
     return str(tags.get("comment", ""))

@@ -43,6 +43,7 @@ class Facts:
         transparent: whether parts of a picture that was read are transparent.
         profile: the name of the colour profile from which colours are converted to sRGB; empty if they are not.
         prepared: whether these are prepared media, which are used as they are.
+        read_bytes: the most memory that reading, blurring and compressing a frame takes; 0 for prepared media.
     """
 
     height: int
@@ -61,6 +62,7 @@ class Facts:
     transparent: bool = False
     profile: str = ""
     prepared: bool = False
+    read_bytes: int = 0
 
     def speed_at(self, fps: float) -> float:
         """Returns how many times as fast the clip plays if its frames are shown at `fps`; 1 for nearly its own rate."""
@@ -74,7 +76,7 @@ class Frame:
 
     Attributes:
         height, width: size of its picture.
-        picture: converts it to RGB.
+        picture: converts it to RGB; may be called once, and `transparent` not after it, since it frees what was read.
         begins_s: when it is shown, in seconds; None if that is unknown.
         interlaced: whether it has lines of two moments.
         transparent: says whether a part of it is transparent, which takes a look at all its pixels.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -29,9 +29,28 @@ _FORMATS = (
 )
 # Formats with weak marks, which are tried when nothing else can read a file.
 _WEAK_FORMATS = ("TGA", "PCX", "DCX", "SUN", "XBM", "XPM", "MSP", "IM", "FITS")
+# Pillow unpacks with these whatever a file holds, at hundreds of bytes for each pixel.
+_REFUSED_DECODERS = ("fits_gzip",)
 # In other formats further pictures are pages, layers, sizes, or a second view of the same moment.
 _ANIMATED = ("GIF", "PNG", "WEBP", "AVIF")
-_ORIENTATION = 0x0112
+# Memory for each pixel while a picture is decoded, converted, blurred and compressed. Measured: 9 to 12 for JPEG and
+# PNG; some decoders keep copies of their own, those of animations whole frames.
+_USUAL_BYTES, _ANIMATED_BYTES = 14, 32
+_PIXEL_BYTES = dict.fromkeys(("WEBP", "AVIF", "HEIF", "JXL", "JPEG2000", "ICNS"), 20)
+_ORIENTATION, _UPRIGHT = 0x0112, 1
+# How an array (H, W, 3) is turned upright, by EXIF orientation. In the latter half, rows and columns are exchanged.
+_TURNED: dict[int, Callable[[Picture], Picture]] = {
+    _UPRIGHT: lambda pixels: pixels,
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.transpose(1, 0, 2),
+    6: lambda pixels: pixels[::-1].transpose(1, 0, 2),
+    7: lambda pixels: pixels[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda pixels: pixels[:, ::-1].transpose(1, 0, 2),
+}
+_LYING = (5, 6, 7, 8)
+_BAND_ROWS = 64
 _MOST_BITS = 8
 _SHADES = 17  # of each channel, to tell whether a profile differs from sRGB
 _UNSEEN = 2  # difference of levels between sRGB and a profile that says the same in other numbers
@@ -40,68 +59,91 @@ _limit = threading.Lock()
 
 
 @contextmanager
-def open_image(path: Path) -> Iterator[Opened | None]:
-    """Yields an image of a format with clear marks, or None if the file is none."""
-    with _open(path, _FORMATS) as image:
-        yield None if image is None else opened_image(image, str(path))
+def open_image(path: Path, most_bytes: int) -> Iterator[Opened | None]:
+    """Yields an image of a format with clear marks, or None if the file is none.
+
+    Args:
+        path: the file.
+        most_bytes: the most memory that reading a frame may take. An image that claims more is yielded, and only
+            refuses to read its frames.
+    """
+    with _open(path, _FORMATS, most_bytes) as opened:
+        yield opened
 
 
 @contextmanager
-def open_weakly_marked(path: Path) -> Iterator[Opened | None]:
-    """Yields an image of one of the formats that are tried last, or None if the file is none."""
-    with _open(path, _WEAK_FORMATS) as image:
-        yield None if image is None else opened_image(image, str(path))
+def open_weakly_marked(path: Path, most_bytes: int) -> Iterator[Opened | None]:
+    """Yields an image of one of the formats that are tried last, or None if the file is none; see `open_image`."""
+    with _open(path, _WEAK_FORMATS, most_bytes) as opened:
+        yield opened
 
 
 @contextmanager
-def _open(path: Path, formats: tuple[str, ...]) -> Iterator[Image.Image | None]:
+def _open(path: Path, formats: tuple[str, ...], most_bytes: int) -> Iterator[Opened | None]:
     from PIL import Image, UnidentifiedImageError  # noqa: PLC0415
 
     Image.init()
     with path.open("rb") as file:
         try:
-            with _any_size():
+            with _most_pixels(None):
                 image = Image.open(file, formats=[one for one in formats if one in Image.OPEN])
         except UnidentifiedImageError:
             yield None
             return
-        with image:
-            yield image
+        opened = opened_image(image, str(path), most_bytes)
+        del image  # whose pixels are freed as soon as they have been converted
+        yield opened
 
 
 @contextmanager
-def _any_size() -> Iterator[None]:
-    """Lifts Pillow's own limit of pixels: the memory that an image needs is compared with what is allowed."""
+def _most_pixels(pixels: int | None) -> Iterator[None]:
+    """Makes Pillow refuse to decode more pixels than this, and replaces its own limit.
+
+    Headers are read without a limit, so that the refusal can say what they claim. Frames may be larger than that: those
+    of a GIF, and the pictures in an icon.
+    """
     from PIL import Image  # noqa: PLC0415
 
     with _limit:
-        usual, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        # Pillow warns above its limit, and refuses above twice as much.
+        usual, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None if pixels is None else pixels // 2
         try:
             yield
         finally:
             Image.MAX_IMAGE_PIXELS = usual
 
 
-def opened_image(image: Image.Image, name: str) -> Opened:
-    """Returns the frames of an image that Pillow has opened, and what its header says.
+def opened_image(image: Image.Image, name: str, most_bytes: int) -> Opened:
+    """Returns the frames of an image that Pillow has opened, and what its header says; see `open_image`.
 
     Raises:
-        LtxError: it stores more than 8 bits of grey; the message begins with `name`.
+        LtxError: it stores more than 8 bits of grey, or is a compressed FITS; the message begins with `name`.
     """
     if image.mode[0] in "IF":  # Pillow would clip such values to white or black
         raise LtxError(f"{name} stores more than 8 bits per channel", "save it with 8 bits per channel")
+    if any(tile[0] in _REFUSED_DECODERS for tile in getattr(image, "tile", None) or []):
+        raise LtxError(f"{name} is a compressed FITS image, which is not read", "save it as PNG")
     first, count = _first_frame(image), _frames_in(image)
-    frames: int | None = count if count is None else count - first
+    pixel_bytes = _PIXEL_BYTES.get(image.format or "", _USUAL_BYTES) if count == 1 else _ANIMATED_BYTES
+    most_pixels = most_bytes // pixel_bytes
     # Not turned upright yet, since Pillow decodes a PNG to know its orientation.
-    facts = Facts(image.height, image.width, frames, bits=_bits(image), profile=_profile(image))
-    return Opened(facts, _frames(image, first, count))
+    facts = Facts(
+        image.height,
+        image.width,
+        count if count is None else count - first,
+        bits=_bits(image),
+        profile=_profile(image),
+        read_bytes=image.height * image.width * pixel_bytes,
+    )
+    frames = _still(image, most_pixels) if count == 1 else _frames(image, first, count, most_pixels)
+    return Opened(facts, frames)
 
 
 def _frames_in(image: Image.Image) -> int | None:
     """Returns the number of frames of an animated image, 1 for any other image; None if the file is damaged."""
     if image.format not in _ANIMATED:
         return 1
-    with suppress(Exception), _any_size():  # reading the frames will say what is wrong
+    with suppress(Exception), _most_pixels(None):  # reading the frames will say what is wrong
         return int(getattr(image, "n_frames", 1))
     return None
 
@@ -111,7 +153,18 @@ def _first_frame(image: Image.Image) -> int:
     return int(image.format == "PNG" and bool(image.info.get("default_image")) and getattr(image, "n_frames", 1) > 1)
 
 
-def _frames(image: Image.Image, first: int, count: int | None) -> Iterator[Frame]:
+def _still(image: Image.Image, most_pixels: int) -> Iterator[Frame]:
+    """Yields the only frame of an image; its pixels as Pillow has them are freed with the call of `picture`."""
+    kept = [image]
+    del image
+    with _most_pixels(most_pixels):
+        orientation = _orientation(kept[0])
+        kept[0].load()
+    height, width = _upright_size(kept[0], orientation)
+    yield Frame(height, width, lambda: _rgb(kept.pop(), orientation), 0.0, transparent=lambda: _is_transparent(kept[0]))
+
+
+def _frames(image: Image.Image, first: int, count: int | None, most_pixels: int) -> Iterator[Frame]:
     begins_s: float | None = 0.0
     index = first
     if count and image.format == "PNG" and image.tell():  # Pillow rewinds an animated PNG rightly from its end alone
@@ -119,41 +172,56 @@ def _frames(image: Image.Image, first: int, count: int | None) -> Iterator[Frame
         image.load()
     while count is None or index < count:
         try:
-            with _any_size():
-                if count != 1:
-                    image.seek(index)
-                turned = _upright(image)
-                turned.load()
+            with _most_pixels(most_pixels):
+                image.seek(index)
+                orientation = _orientation(image)
+                image.load()
         except EOFError:
             return
-        yield Frame(
-            turned.height, turned.width, partial(_rgb, turned), begins_s, transparent=partial(_transparent, turned)
-        )
+        height, width = _upright_size(image, orientation)
+        picture, transparent = partial(_rgb, image, orientation), partial(_is_transparent, image)
+        yield Frame(height, width, picture, begins_s, transparent=transparent)
         lasts_ms = image.info.get("duration")
         begins_s = begins_s + lasts_ms / 1000 if begins_s is not None and lasts_ms else None
         index += 1
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Returns the image rotated and mirrored as its EXIF orientation says.
+def _orientation(image: Image.Image) -> int:
+    """Returns the EXIF orientation of an image, from 1 (upright) to 8.
 
-    The official code does not rotate it, so a photo taken upright would be animated lying on its side.
+    The official code does not turn photos, so one taken upright would be animated lying on its side.
     """
-    from PIL import ImageOps  # noqa: PLC0415
-
-    # Without an orientation Pillow would return a copy.
-    return image if image.getexif().get(_ORIENTATION, 1) == 1 else ImageOps.exif_transpose(image)
+    orientation = image.getexif().get(_ORIENTATION, _UPRIGHT)
+    return orientation if orientation in _TURNED else _UPRIGHT
 
 
-def _rgb(image: Image.Image) -> Picture:
-    """Returns the pixels in sRGB, over black where they are transparent."""
+def _upright_size(image: Image.Image, orientation: int) -> tuple[int, int]:
+    """Returns height and width of an image after turning it."""
+    return (image.width, image.height) if orientation in _LYING else (image.height, image.width)
+
+
+def _rgb(image: Image.Image, orientation: int) -> Picture:
+    """Returns the pixels in sRGB, over black where they are transparent, and upright."""
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for top, band in _bands(image):
+        pixels[top : top + band.height] = np.asarray(_band_in_srgb(band))
+    return _TURNED[orientation](pixels)
+
+
+def _bands(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """Yields an image in bands of rows, each with its first row, so that converting it takes little memory."""
+    for top in range(0, image.height, _BAND_ROWS):
+        yield top, image.crop((0, top, image.width, min(top + _BAND_ROWS, image.height)))
+
+
+def _band_in_srgb(image: Image.Image) -> Image.Image:
     image = over_black(image)
     if image.mode == "P":
         image = image.convert("RGB")
     in_srgb = _to_srgb(image)
     if in_srgb is not None:
         image = in_srgb.apply(image)
-    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def over_black(image: Image.Image) -> Image.Image:
@@ -180,12 +248,13 @@ def _can_be_transparent(image: Image.Image) -> bool:
     return image.mode[-1] in "Aa" or palette[-1:] == "A" or "transparency" in image.info
 
 
-def _transparent(image: Image.Image) -> bool:
+def _is_transparent(image: Image.Image) -> bool:
     """Whether a pixel is not opaque."""
     if not _can_be_transparent(image):
         return False
-    lowest: Any = _rgba(image).getchannel("A").getextrema()[0]
-    return bool(lowest < (1 << _MOST_BITS) - 1)
+    opaque = (1 << _MOST_BITS) - 1
+    lowest: list[Any] = [_rgba(band).getchannel("A").getextrema()[0] for _, band in _bands(image)]
+    return bool(min(lowest) < opaque)
 
 
 def _bits(image: Image.Image) -> int:

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltx_runtime.errors import LtxError, explaining
+from ltx_runtime.files import amount
 from ltx_runtime.media.clips import open_clip
 from ltx_runtime.media.facts import Facts, Frame, Opened, Picture
 from ltx_runtime.media.images import open_image, open_weakly_marked, opened_image, over_black
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 # channel is opacity.
 Source: TypeAlias = "Path | str | Image.Image | NDArray[np.generic]"
 
+# Memory that reading a picture may take if nobody says otherwise; 71 megapixels of JPEG or PNG take as much.
+READING_BYTES = 1_000_000_000
+_ARRAY_BYTES = 14  # for each pixel of a picture in memory, to blur and compress it
 _RGB, _RGBA = 3, 4
 _LONGEST_URL = 200  # characters that a message shows
 # A drive of Windows has one letter.
@@ -78,28 +82,43 @@ def _is_there(path: Path) -> bool:
 
 
 @contextmanager
-def opened(source: Source) -> Iterator[Opened]:
+def opened(source: Source, most_bytes: int | None = None) -> Iterator[Opened]:
     """Yields an image or clip of which nothing but the header was read.
+
+    Args:
+        source: the image or clip.
+        most_bytes: the most memory that reading a frame may take; None for READING_BYTES.
 
     Raises:
         LtxError: the file does not exist, is no image or clip, is damaged in the part that is read or has no pictures;
-            or an array has another shape, dtype or range. Reading frames raises it, too.
+            its frames are too large; or an array has another shape, dtype or range. Reading frames raises it, too.
     """
-    if isinstance(source, np.ndarray):
-        yield _opened_array(source)
-        return
-    name = label_of(source)
+    name, most_bytes = label_of(source), most_bytes or READING_BYTES
     with ExitStack() as stack:
         with _explained(name):
-            if isinstance(source, (str, Path)):
-                found = _opened_file(file_of(source), stack)
+            if isinstance(source, np.ndarray):
+                found = _opened_array(source)
+            elif isinstance(source, (str, Path)):
+                found = _opened_file(file_of(source), stack, most_bytes)
             else:
-                found = opened_image(source, name)
+                found = opened_image(source, name, most_bytes)
+        _check_size(found.facts, name, most_bytes)
         yield replace(found, frames=_checked(found.frames, name))
 
 
-def _opened_file(path: Path, stack: ExitStack) -> Opened:
-    image = stack.enter_context(open_image(path))
+def _check_size(facts: Facts, name: str, most_bytes: int) -> None:
+    """Raises LtxError if reading a frame takes too much memory, before it is read."""
+    if facts.read_bytes > most_bytes:
+        height, width = facts.stored_size or (facts.height, facts.width)
+        raise LtxError(
+            f"{name} is {width}x{height} pixels and needs about {amount(facts.read_bytes)} of memory, more than the "
+            f"{amount(most_bytes)} that reading a picture may take",
+            "make it smaller, or give a larger --memory",
+        )
+
+
+def _opened_file(path: Path, stack: ExitStack, most_bytes: int) -> Opened:
+    image = stack.enter_context(open_image(path, most_bytes))
     if image is not None:
         return image
     with path.open("rb") as file:
@@ -109,9 +128,9 @@ def _opened_file(path: Path, stack: ExitStack) -> Opened:
             f"{path} is damaged, or a HEIF or AVIF image that this Pillow cannot read", "save it as PNG or JPEG"
         )
     try:
-        return stack.enter_context(open_clip(path))
+        return stack.enter_context(open_clip(path, most_bytes))
     except (OSError, ValueError):
-        image = stack.enter_context(open_weakly_marked(path))
+        image = stack.enter_context(open_weakly_marked(path, most_bytes))
         if image is None:
             raise
         return image
@@ -167,7 +186,7 @@ def _opened_array(array: NDArray[Any]) -> Opened:
         if not 0 <= lowest <= highest <= 1:
             raise LtxError(f"an array of float pictures must be from 0 to 1; got {lowest:g} to {highest:g}", "scale it")
     height, width = frames.shape[1:3]
-    facts = Facts(height, width, len(frames))
+    facts = Facts(height, width, len(frames), read_bytes=height * width * _ARRAY_BYTES)
     return Opened(
         facts,
         (Frame(height, width, partial(_rgb, one), transparent=partial(_transparent, one)) for one in frames),

@@ -11,7 +11,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,10 @@ from numpy.typing import NDArray
 from ltx_runtime.errors import LtxError
 from ltx_runtime.media.facts import Facts, Picture, seen
 from ltx_runtime.media.pictures import Source, file_of, label_of, opened
+from ltx_runtime.tensors import names_in
+
+if TYPE_CHECKING:
+    from ltx_runtime.weights.checkpoint import StoredTensor
 
 Pixels = NDArray[np.float32]
 Levels: TypeAlias = "NDArray[np.uint8] | NDArray[np.float32]"
@@ -29,29 +33,40 @@ LARGEST_CRF = 51
 CROP, PAD = "crop", "pad"
 NO_PADDING: Padding = (0, 0, 0, 0)
 _HEADER_AT = 8  # bytes before the JSON header of a safetensors file
-_LONGEST_HEADER = 100_000_000  # bytes, the limit of the format
+_LONGEST_HEADER = 100_000_000  # bytes, the limit of the format; `header_of` refuses shorter ones
 _SMALLEST_SIDE = 2  # the blur mirrors pixels at the border, and H.264 stores one colour for each 2x2 pixels
 _BAND_ROWS = 32
+_PREPARED_DTYPES = ("F32", "F16", "BF16", "F64")
+_LARGEST_PREPARED = 1 << 14  # pixels of a side, or frames
+_NAMES_SHOWN = 8
 
 
-def look_at(source: Source, most_frames: int | None = None, check: Callable[[Facts], None] | None = None) -> Facts:
+def look_at(
+    source: Source,
+    most_frames: int | None = None,
+    most_bytes: int | None = None,
+    check: Callable[[Facts], None] = lambda facts: None,
+) -> Facts:
     """Returns the facts about an image or clip after reading its frames, up to `most_frames`.
 
     Args:
         source: the image or clip.
         most_frames: the most frames to read.
+        most_bytes: the most memory that reading a frame may take; None for READING_BYTES.
         check: is called with what the header says, before any frame is read.
 
     Raises:
         LtxError: the image or clip cannot be read, see `load_media`; or `check` raises it.
     """
     if (path := _prepared_file(source)) is not None:
-        frames, height, width = _prepared(path).shape[2:]
+        stored = _prepared_tensor(path)
+        frames, height, width = stored.shape[2:]
         read = frames if most_frames is None else min(frames, most_frames)
+        for _ in _planes(stored, read):
+            pass
         return Facts(height, width, frames, seen=read, prepared=True)
-    with opened(source) as pictures:
-        if check is not None:
-            check(pictures.facts)
+    with opened(source, most_bytes) as pictures:
+        check(pictures.facts)
         return seen(pictures, most_frames)
 
 
@@ -74,7 +89,14 @@ def prepared_media(source: Source, most_frames: int) -> Pixels | None:
         LtxError: the file holds other tensors, or values outside [-1, 1].
     """
     path = _prepared_file(source)
-    return None if path is None else _prepared(path)[:, :, :most_frames]
+    if path is None:
+        return None
+    stored = _prepared_tensor(path)
+    frames, height, width = stored.shape[2:]
+    media = np.empty((1, 3, min(frames, most_frames), height, width), np.float32)
+    for channel, frame, plane in _planes(stored, media.shape[2]):
+        media[0, channel, frame] = plane
+    return media
 
 
 def load_media(
@@ -88,6 +110,7 @@ def load_media(
     crf: int = CRF,
     blur: bool = True,
     fit: str = CROP,
+    most_bytes: int | None = None,
 ) -> Pixels:
     """Reads and prepares an image or clip as (1, 3, F, H, W) float32 in [-1, 1], with F at most `most_frames`.
 
@@ -103,8 +126,8 @@ def load_media(
         return prepared
     media = np.zeros((3, 0, 0, 0), np.float32)
     count = 0
-    frames = levels_of(source, height, width, most_frames=most_frames, resize=resize, crf=crf, blur=blur, fit=fit)
-    for levels in frames:
+    how: Any = {"resize": resize, "crf": crf, "blur": blur, "fit": fit, "most_bytes": most_bytes}
+    for levels in levels_of(source, height, width, most_frames=most_frames, **how):
         for channel in range(3):
             plane = scaled(levels[..., channel], padding)
             if not media.size:
@@ -124,6 +147,7 @@ def levels_of(
     crf: int = CRF,
     blur: bool = True,
     fit: str = CROP,
+    most_bytes: int | None = None,
 ) -> Iterator[Levels]:
     """Yields the frames of an image or clip, blurred and compressed, one at a time.
 
@@ -135,6 +159,7 @@ def levels_of(
         crf: constant rate factor of the H.264 compression; 0 for no compression.
         blur: whether to blur by a Gaussian of standard deviation 1 over 3x3 pixels.
         fit: CROP cuts frames to the aspect ratio of the video; PAD scales them to fit into it and adds black.
+        most_bytes: the most memory that reading a frame may take; None for READING_BYTES.
 
     Yields:
         (H, W, 3), uint8 with compression and float32 in 0..1 without; `scaled` makes pixels of it.
@@ -144,21 +169,26 @@ def levels_of(
     """
     _check(height, width, crf)
     name, size = label_of(source), None
-    with opened(source) as pictures:
+    with opened(source, most_bytes) as pictures:
         for frame in itertools.islice(pictures.frames, most_frames):
-            # All under one name, so that a picture, which may be large, is freed before it is compressed.
+            # All under one name, so that what was before, which may be large, is freed.
             levels: Any = frame.picture()
             levels = _fitted(levels, height, width, name, fit, resize=resize)
             fitted = levels.shape
             levels = _blurred(levels, blur, in_bytes=crf > 0)
             if crf:
-                levels = _compressed(levels, crf)
+                levels = _decoded(_encoded(levels := _as_yuv(levels), crf))
             if resize or fit == PAD:
                 levels = _filled(levels, fitted)
-            if levels.shape != (size or levels.shape):
-                raise LtxError(f"the frames of {name} differ in size", "convert it to .mp4")
-            size = levels.shape
+            size = _same_size(levels, size, name)
             yield levels
+
+
+def _same_size(levels: Levels, size: tuple[int, ...] | None, name: str) -> tuple[int, ...]:
+    """Returns the shape of a frame; raises LtxError if those before it had another."""
+    if levels.shape != (size or levels.shape):
+        raise LtxError(f"the frames of {name} differ in size", "convert it to .mp4")
+    return levels.shape
 
 
 def scaled(plane: NDArray[Any], padding: Padding = NO_PADDING) -> Pixels:
@@ -181,18 +211,37 @@ def _check(height: int, width: int, crf: int) -> None:
         raise LtxError(f"images cannot be cropped to {width}x{height} pixels", "use 32x32 or more")
 
 
-def _prepared(path: Path) -> NDArray[np.float32]:
-    from ltx_runtime.tensors import read_tensors  # noqa: PLC0415  (only for .safetensors files)
+def _prepared_tensor(path: Path) -> StoredTensor:
+    """Returns where prepared media (1, 3, F, H, W) are in their file."""
+    from ltx_runtime.weights.checkpoint import open_safetensors  # noqa: PLC0415  (only for .safetensors files)
 
-    media: NDArray[np.float32] = read_tensors(path, ["media"])["media"]
-    if media.dtype != np.float32 or media.ndim != 5 or media.shape[:2] != (1, 3) or 0 in media.shape:
+    names = names_in(path)  # which refuses a file with more bytes than its tensors have
+    media = open_safetensors(path).tensors.get("media")
+    if media is None:
+        held = ", ".join(names[:_NAMES_SHOWN])
+        raise LtxError(f"{path} has no tensor media; it holds {held or 'nothing'}", "check the file")
+    if media.dtype not in _PREPARED_DTYPES or len(media.shape) != 5 or media.shape[:2] != (1, 3) or 0 in media.shape:
         raise LtxError(
-            f"media in {path} is {media.dtype} of shape {list(media.shape)}",
+            f"media in {path} are stored as {media.dtype} of shape {list(media.shape)}",
             "save it as float32 of (1, 3, frames, height, width)",
         )
-    if (largest := float(np.abs(media).max())) > 1 + 1e-6:
-        raise LtxError(f"media in {path} has absolute values up to {largest:g}", "scale it to -1..1")
+    if max(media.shape) > _LARGEST_PREPARED:
+        raise LtxError(f"media in {path} is of shape {list(media.shape)}", "make it smaller")
     return media
+
+
+def _planes(media: StoredTensor, frames: int) -> Iterator[tuple[int, int, Pixels]]:
+    """Yields channel, frame and pixels (H, W) of prepared media, for the first frames of each channel."""
+    from ltx_runtime.weights.floats import FLOAT_DTYPES, widened  # noqa: PLC0415
+
+    plane_bytes = media.length // (3 * media.shape[2])
+    for channel, frame in itertools.product(range(3), range(frames)):
+        begin = (channel * media.shape[2] + frame) * plane_bytes
+        raw = media.read(begin, begin + plane_bytes)
+        plane: Pixels = widened(raw, media.dtype) if media.dtype in FLOAT_DTYPES else raw.view("<f8").astype(np.float32)
+        if not (largest := float(np.abs(plane).max())) <= 1 + 1e-6:
+            raise LtxError(f"media in {media.file} has absolute values up to {largest:g}", "scale it to -1..1")
+        yield channel, frame, plane.reshape(media.shape[3:])
 
 
 def crop_of(own_height: int, own_width: int, height: int, width: int) -> tuple[int, int]:
@@ -263,10 +312,15 @@ def _blurred(picture: Picture, blur: bool, *, in_bytes: bool) -> Levels:
         float32 in 0..1, or with `in_bytes` 255 times that, floored to uint8.
     """
     blurred: Levels = np.empty(picture.shape, np.uint8 if in_bytes else np.float32)
-    mirrored = np.pad(picture, ((1, 1), (1, 1), (0, 0)), "reflect") if blur else picture
+    # Rows of the picture with the one above and the one below, mirrored at the border.
+    around = np.pad(np.arange(len(picture)), 1, "reflect")
     for first in range(0, len(picture), _BAND_ROWS):  # in bands, so that the float64 values stay in the CPU cache
         rows = len(blurred[first : first + _BAND_ROWS])
-        band = mirrored[first : first + rows + (2 if blur else 0)].astype(np.float32) / np.float32(255.0)
+        if blur:
+            picture_band = np.pad(picture[around[first : first + rows + 2]], ((0, 0), (1, 1), (0, 0)), "reflect")
+        else:
+            picture_band = picture[first : first + rows]
+        band = picture_band.astype(np.float32) / np.float32(255.0)
         if blur:
             band = _blurred_band(band)
         blurred[first : first + rows] = band * np.float32(255.0) if in_bytes else band
@@ -286,24 +340,42 @@ def _blurred_band(around: Pixels) -> Pixels:
     return band
 
 
-def _compressed(frame: NDArray[np.uint8], crf: int) -> NDArray[np.uint8]:
-    """Compresses (H, W, 3) as one frame of H.264 and decodes it; an odd last row or column is dropped.
+def _as_yuv(picture: NDArray[np.uint8]) -> Any:
+    """Returns (H, W, 3) as a frame of FFmpeg's in yuv420p, without an odd last row or column."""
+    import av  # noqa: PLC0415
 
-    x264 divides a frame into as many slices as there are processors, so the result depends on the machine, as it does
-    in the official code.
+    height, width = (side // 2 * 2 for side in picture.shape[:2])
+    frame: Any = av.VideoFrame(width, height, "rgb24")
+    # Written into the frame, whose rows are longer: PyAV's own conversion takes a copy more.
+    rows = np.frombuffer(frame.planes[0], np.uint8).reshape(height, -1)
+    rows[:, : 3 * width] = picture[:height, :width].reshape(height, -1)
+    return frame.reformat(format="yuv420p")
+
+
+def _encoded(frame: Any, crf: int) -> io.BytesIO:
+    """Compresses a frame with H.264 as a file of one frame.
+
+    The frame is one slice, so that the pixels are the same on every machine: those of the official code on one
+    processor. There, x264 divides a frame into as many slices as there are processors.
     """
     import av  # noqa: PLC0415
 
-    height, width = (side // 2 * 2 for side in frame.shape[:2])
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
         stream: Any = container.add_stream("libx264", rate=1, options={"crf": str(crf), "preset": "veryfast"})
-        stream.height, stream.width = height, width
-        even = np.ascontiguousarray(frame[:height, :width])
-        picture = av.VideoFrame.from_ndarray(even, format="rgb24").reformat(format="yuv420p")
-        container.mux(stream.encode(picture))
+        stream.height, stream.width = frame.height, frame.width
+        stream.codec_context.thread_count = 1
+        container.mux(stream.encode(frame))
         container.mux(stream.encode())
     file.seek(0)
-    with av.open(file) as container:
-        decoded: NDArray[np.uint8] = next(container.decode(video=0)).to_ndarray(format="rgb24")
+    return file
+
+
+def _decoded(file: io.BytesIO) -> NDArray[np.uint8]:
+    """Returns the frame of a file of `_encoded` as (H, W, 3)."""
+    import av  # noqa: PLC0415
+
+    with av.open(file, "r") as container:
+        first: Any = next(container.decode(video=0))
+    decoded: NDArray[np.uint8] = first.to_ndarray(format="rgb24")
     return decoded

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from ltx_runtime.errors import LtxError, explaining
 from ltx_runtime.files import partial_folder, place_new, placed
 from ltx_runtime.media.comments import PNG_KEYWORD, ascii_of
+from ltx_runtime.replacing.exchange import exchanged
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -34,6 +35,8 @@ Write = Callable[[Frame], None]
 Writer = Callable[[Path, float, str], AbstractContextManager[Write]]
 
 _BT709 = 1
+# Of the encoders, on any machine: x264 cuts frames into a slice for each thread, and VP9 computes otherwise with one.
+_THREADS = 8
 
 
 class TakenError(LtxError):
@@ -55,6 +58,7 @@ def _encoded(
         stream: Any = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options=options)
         stream.pix_fmt = "yuv420p"
         context = stream.codec_context
+        context.thread_count = _THREADS
         context.color_primaries = context.color_trc = context.colorspace = _BT709
         context.color_range = 1
         reformatter: Any = VideoReformatter()  # of all frames, since making its tables takes longer than a small frame
@@ -282,8 +286,9 @@ def _published(temporary: Path, target: Path, real: Path, *, overwrite: bool) ->
         with suppress(LtxError, OSError):
             _check_free(target, overwrite=True, of_frames=temporary.is_dir())
             if real.is_dir():
-                real.rename(temporary.with_name("replaced"))
-            temporary.replace(real)
+                exchanged(temporary, real)
+            else:
+                temporary.replace(real)
             return target
     try:
         place_new(temporary, real)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import unicodedata
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ltx_runtime.errors import LtxError, explaining
 from ltx_runtime.files import partial_folder
+from ltx_runtime.folder.finding import tidy_around
 from ltx_runtime.folder.manifest import Engines
 from ltx_runtime.media.pictures import file_of
 from ltx_runtime.media.video import TakenError
 from ltx_runtime.planning.options import RunOptions
 from ltx_runtime.planning.request import Request
+from ltx_runtime.replacing.tidying import tidy
 from ltx_runtime.weights.lora import files_of
 
 _Identity = tuple[object, ...]
@@ -38,26 +42,36 @@ class Places:
     overwrite: bool = False
 
     def check(self, own: Collection[str] = ()) -> None:
-        """Checks the files to write.
+        """Checks the files to write, without a change to their folders.
 
         Args:
             own: absolute paths of those that this run may find, since it wrote them before it was interrupted.
 
         Raises:
-            LtxError: a file exists, cannot be written, or is another file of the run.
+            LtxError: a file exists, its folder is not there or not to be written, or it is another file of the run.
         """
         self.check_distinct()
         for path in self.writes.values():
-            self._check_writable(path, replace=self.overwrite or str(path.absolute()) in own)
+            with explaining(f"write {path}"):
+                _check_name(path, replace=self.overwrite or str(path.absolute()) in own)
 
-    def _check_writable(self, path: Path, *, replace: bool) -> None:
-        """Raises LtxError unless a file can be written under this name, which is tried."""
-        if not path.name or path.is_dir():
-            raise LtxError(f"cannot write {path}: it is a folder", "give a file name")
-        if os.path.lexists(path) and not replace:
-            raise TakenError(f"{path} exists", "choose another name, or add --overwrite (in Python: overwrite=True)")
-        with explaining(f"write {path}"), partial_folder(path.parent) as folder:
-            (folder / path.name).touch()
+    def try_writing(self, note: Callable[[str], None]) -> None:
+        """Writes and deletes an empty file in place of each file to write, before anything is computed for it.
+
+        What killed runs have left there and around the version folder is cleared away first.
+
+        Args:
+            note: is called with what that frees.
+
+        Raises:
+            LtxError: a file cannot be written, whatever the rights of its folder promise.
+        """
+        tidy_around(self.engines.folder, note)
+        for parent in {path.parent for path in self.writes.values()}:
+            tidy(parent, note)
+        for path in self.writes.values():
+            with explaining(f"write {path}"), partial_folder(path.parent) as folder:
+                (folder / path.name).touch()
 
     def check_distinct(self) -> None:
         """Raises LtxError if a file to write is also read, is written twice, or is in a folder that must be left alone.
@@ -90,6 +104,26 @@ class Places:
     def adding(self, writes: Mapping[str, Path] | None = None, reads: Mapping[str, Path] | None = None) -> Places:
         """Returns the places with further files to write or to read."""
         return replace(self, reads={**self.reads, **(reads or {})}, writes={**self.writes, **(writes or {})})
+
+
+def _check_name(path: Path, *, replace: bool) -> None:
+    """Checks that a file could be written under this name, as far as can be seen.
+
+    Raises:
+        LtxError: the name is taken, or that of a folder.
+        OSError: it cannot be a name, or its folder is not there or not to be written.
+    """
+    if not path.name or path.is_dir():
+        raise LtxError(f"cannot write {path}: it is a folder", "give a file name")
+    with suppress(FileNotFoundError):
+        path.lstat()
+        if not replace:
+            raise TakenError(f"{path} exists", "choose another name, or add --overwrite (in Python: overwrite=True)")
+    path.parent.stat()
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        is_read_only = hasattr(os, "statvfs") and os.statvfs(path.parent).f_flag & os.ST_RDONLY
+        number = errno.EROFS if is_read_only else errno.EACCES
+        raise OSError(number, os.strerror(number), str(path))
 
 
 def check_readable(options: RunOptions) -> None:

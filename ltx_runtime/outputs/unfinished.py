@@ -108,11 +108,13 @@ class Unfinished:
         about: how the video is made, as plain data, see `about_of`.
         state: how far the run is.
         note: is called with the problem if the state cannot be written.
+        is_behind: whether the state could not be written the last time.
     """
 
     def __init__(self, path: Path, about: dict[str, Any], state: State, lock: Lock | None) -> None:
         self.path, self.about, self.state = path, about, state
         self.note: Callable[[str], None] = lambda text: None
+        self.is_behind = False
         self._lock = lock
         self._written_at, self._writing_s = -float("inf"), 0.0
 
@@ -140,16 +142,21 @@ class Unfinished:
         recorded = parse_record(self.about["record"], target_of(self.output))
         return recorded, {name: value for name, value in self.options.items() if name not in OPTIONS}
 
-    def keep(self) -> None:
+    def keep(self, *, at_once: bool = False) -> None:
         """Writes the state, unless the last time was so short ago that writing would take a noticeable share of time.
 
         A stage that has ended is always written. If it cannot be written, the run goes on.
+
+        Args:
+            at_once: whether it is written in any case.
         """
         now = time.perf_counter()
-        if self.state.tokens is not None and now - self._written_at < self._writing_s / SHARE_OF_TIME:
+        if not at_once and self.state.tokens is not None and now - self._written_at < self._writing_s / SHARE_OF_TIME:
             return
+        self.is_behind = True
         try:
             self.write()
+            self.is_behind = False
         except OSError as error:
             reason = os.strerror(error.errno).lower() if error.errno else str(error)
             self.note(

@@ -14,7 +14,8 @@ from ltx_runtime.folder.manifest import Engines
 from ltx_runtime.folder.profiles import profile_for, profiles
 from ltx_runtime.planning.options import RunOptions
 from ltx_runtime.planning.plan import Plan
-from ltx_runtime.sessions import AUTO, BACKENDS, Found, FoundEngine, find
+from ltx_runtime.sessions import AUTO, BACKENDS, check_loadable, find
+from ltx_runtime.sessions.found import Found, FoundEngine
 from ltx_runtime.spec.components import ComponentName
 from ltx_runtime.spec.geometry import Grid
 from ltx_runtime.vae.tile_sizes import (
@@ -232,8 +233,8 @@ def choose(
         loras: LoRAs that are merged into the transformer.
 
     Raises:
-        LtxError: the folder lacks a component, or nothing on this machine can run it, see `sessions.find`; a LoRA
-            cannot be used, or there is no room for the merged weights.
+        LtxError: the folder lacks a component, or nothing on this machine can run it, see `sessions.find`; its graph
+            may not be loaded; a LoRA cannot be used, or there is no room for the merged weights.
     """
     known = {} if known is None else known
     if loras:
@@ -258,6 +259,7 @@ def _found(
     engines: Engines, name: ComponentName, options: RunOptions, loras: tuple[LoraFile, ...] = (), after: str = ""
 ) -> Found:
     found = find(engines, name, options.backend, after=after, cpu_mode=options.cpu_mode, loras=loras)
+    found.held.read(lambda: check_loadable(found.placed()))
     return replace(found, gpu_memory_bytes=options.gpu_memory_bytes, threads=options.threads)
 
 

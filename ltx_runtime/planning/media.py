@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -26,9 +27,6 @@ from ltx_runtime.spec.versions import Version
 from ltx_runtime.vae.resize import resize_bilinear
 
 _PIXEL_BYTES = 12  # three channels of float32
-# Memory while a frame is read, blurred and compressed, for each of its own pixels. Measured: 19 for JPEG and PNG, 28
-# for WebP, and 155 for H.264, whose decoder keeps frames that others refer to and several that are decoded at once.
-_IMAGE_BYTES, _CLIP_BYTES = 30, 160
 _SMALLEST_SIDE, _EVEN = 2 * SPATIAL_SCALE, 2
 _ROUNDED = 1  # pixels that are lost to rounding alone
 
@@ -101,7 +99,8 @@ def filled(request: Request, version: Version, memory_bytes: int | None = None) 
     Args:
         request: the request; `fit` of the result is never FROM_IMAGE.
         version: the release, whose default size says how many pixels a size from an image has.
-        memory_bytes: memory that images and clips may take; None for CPU_MEMORY_BYTES.
+        memory_bytes: memory that images and clips may take; None for CPU_MEMORY_BYTES, of which reading one may take
+            READING_BYTES.
 
     Raises:
         LtxError: a file cannot be read, there is none to take the size from, or the request has a size already.
@@ -121,7 +120,7 @@ def filled(request: Request, version: Version, memory_bytes: int | None = None) 
     sources = [*(given.media for given in request.conditions), *([] if request.video is None else [request.video])]
     if not sources:
         raise LtxError(f"fit {FROM_IMAGE} needs an image or clip to take the size from", "add --image, or leave it out")
-    facts = _look_at(sources[0], 1, memory_bytes)
+    facts = look_at(sources[0], 1, memory_bytes)
     step = _EVEN if request.pad else SPATIAL_SCALE
     height, width = _size_like(facts.height, facts.width, version.height * version.width, step)
     return replace(request, height=height, width=width, fit=CROP)
@@ -131,13 +130,12 @@ def _length_of(clip: Source, memory_bytes: int | None) -> int:
     """Counts the frames of a clip to start from; one that is far too long is refused without reading it."""
 
     def check(facts: Facts) -> None:
-        _check_reading(clip, facts, memory_bytes)
         if facts.frames is not None and facts.frames > LARGEST:
             raise LtxError(
                 f"{label_of(clip)} has {_number(facts)} frames; a video has at most {LARGEST}", "give --num-frames"
             )
 
-    return look_at(clip, LARGEST, check).seen
+    return look_at(clip, LARGEST, memory_bytes, check).seen
 
 
 def _size_like(own_height: int, own_width: int, pixels: int, step: int) -> tuple[int, int]:
@@ -167,7 +165,8 @@ def media_of(planned: Plan, memory_bytes: int | None = None, *, sized: bool = Fa
 
     Args:
         planned: the plan of the request.
-        memory_bytes: memory that images and clips may take; None for CPU_MEMORY_BYTES.
+        memory_bytes: memory that images and clips may take; None for CPU_MEMORY_BYTES, of which reading one may take
+            READING_BYTES.
         sized: whether the size of the video was taken from the first image or clip.
 
     Raises:
@@ -178,7 +177,7 @@ def media_of(planned: Plan, memory_bytes: int | None = None, *, sized: bool = Fa
     given: list[Given] = []
     for condition in request.conditions:
         room = max(1, request.num_frames - condition.frame)
-        facts = _look_at(condition.media, room, memory_bytes)
+        facts = look_at(condition.media, room, memory_bytes)
         used = _checked_frames(condition, facts, planned)
         given.append(_given(planned, condition, facts, used, sized=sized and not given))
     if request.video is not None:
@@ -186,10 +185,6 @@ def media_of(planned: Plan, memory_bytes: int | None = None, *, sized: bool = Fa
     media = GivenMedia(tuple(given), video)
     _check_memory(media, memory_bytes)
     return media
-
-
-def _look_at(source: Source, most_frames: int, memory_bytes: int | None) -> Facts:
-    return look_at(source, most_frames, lambda facts: _check_reading(source, facts, memory_bytes))
 
 
 def _checked_frames(condition: Condition, facts: Facts, planned: Plan) -> int:
@@ -203,7 +198,7 @@ def _checked_frames(condition: Condition, facts: Facts, planned: Plan) -> int:
 def _video(planned: Plan, video: Source, memory_bytes: int | None, *, sized: bool) -> Given:
     """Returns what is used of the clip to start from."""
     num_frames = planned.passes[-1].grid.num_frames
-    facts = _look_at(video, num_frames, memory_bytes)
+    facts = look_at(video, num_frames, memory_bytes)
     if facts.seen < num_frames:
         raise LtxError(
             f"{label_of(video)} has {facts.seen} frames, but the new video needs {num_frames}",
@@ -219,30 +214,10 @@ def _given(planned: Plan, condition: Condition, facts: Facts, frames: int, *, si
     else:
         kept = _PIXEL_BYTES * frames * sum(one.grid.height * one.grid.width for one in planned.passes)
     remarks = tuple(_remarks(planned.request, facts, frames, sized))
-    return Given(condition, facts, frames, kept, _reading_bytes(facts), remarks)
+    return Given(condition, facts, frames, kept, facts.read_bytes, remarks)
 
 
 # --- memory ---------------------------------------------------------------------------------------
-
-
-def _reading_bytes(facts: Facts) -> int:
-    """Estimates the memory for reading one frame."""
-    if facts.prepared:
-        return 0
-    stored_height, stored_width = facts.stored_size or (facts.height, facts.width)
-    pixels = max(facts.height * facts.width, stored_height * stored_width)
-    return pixels * (_IMAGE_BYTES if facts.frames == 1 and facts.fps is None else _CLIP_BYTES)
-
-
-def _check_reading(source: Source, facts: Facts, memory_bytes: int | None) -> None:
-    """Raises LtxError if a frame is too large to be read, before it is."""
-    limit, needed = memory_bytes or CPU_MEMORY_BYTES, _reading_bytes(facts)
-    if needed > limit:
-        raise LtxError(
-            f"{label_of(source)} is {facts.width}x{facts.height} pixels and needs about {amount(needed)} of memory; "
-            f"--memory is {amount(limit)}",
-            "give a smaller picture",
-        )
 
 
 def _check_memory(media: GivenMedia, memory_bytes: int | None) -> None:
@@ -328,13 +303,14 @@ def _number(facts: Facts) -> str:
 # --- pixels ---------------------------------------------------------------------------------------
 
 
-def read_media(planned: Plan, frames_used: Sequence[int], crf: int) -> list[Media]:
+def read_media(planned: Plan, frames_used: Sequence[int], crf: int, memory_bytes: int | None = None) -> list[Media]:
     """Reads every image and clip of a request.
 
     Args:
         planned: the plan of the request.
         frames_used: how many frames of each condition are used, see GivenMedia.
         crf: constant rate factor of the H.264 compression, see `levels_of`.
+        memory_bytes: memory that images and clips may take, see `media_of`.
 
     Returns:
         The media of each pass, at its size; prepared media keep their own.
@@ -345,7 +321,7 @@ def read_media(planned: Plan, frames_used: Sequence[int], crf: int) -> list[Medi
     request, grids = planned.request, [one.grid for one in planned.passes]
     clips: list[list[Clip]] = [[] for _ in grids]
     for given, frames in zip(request.conditions, frames_used, strict=True):
-        videos = _videos(planned, given.media, frames, crf)
+        videos = _videos(planned, given.media, frames, crf, memory_bytes)
         for of_pass, video in zip(clips, videos, strict=True):
             of_pass.append(Clip(_whole(video, frames, given.media), given.frame, given.strength))
     whole = None
@@ -360,12 +336,13 @@ def read_media(planned: Plan, frames_used: Sequence[int], crf: int) -> list[Medi
             resize=True,
             crf=crf,
             fit=request.fit,
+            most_bytes=memory_bytes,
         )
         _whole(whole, num_frames, request.video)
     return [Media(tuple(of_pass), whole) for of_pass in clips]
 
 
-def _videos(planned: Plan, media: Source, frames: int, crf: int) -> list[Floats]:
+def _videos(planned: Plan, media: Source, frames: int, crf: int, memory_bytes: int | None) -> list[Floats]:
     """Returns an image or clip as (1, 3, F, H, W) for each pass; frames are resized as they are read.
 
     The numbers are those of resizing the whole clip, which may be much larger than the video.
@@ -376,9 +353,8 @@ def _videos(planned: Plan, media: Source, frames: int, crf: int) -> list[Floats]
         return [prepared] * len(grids)
     videos = [np.empty((1, 3, frames, grid.height, grid.width), np.float32) for grid in grids]
     count = 0
-    for levels in levels_of(
-        media, request.height, request.width, most_frames=frames, resize=False, crf=crf, fit=request.fit
-    ):
+    how: Any = {"resize": False, "crf": crf, "fit": request.fit, "most_bytes": memory_bytes}
+    for levels in levels_of(media, request.height, request.width, most_frames=frames, **how):
         for channel in range(3):
             plane = scaled(levels[..., channel], planned.padding)
             for video, grid in zip(videos, grids, strict=True):

@@ -14,12 +14,13 @@ from ltx_runtime.planning.backends import Chosen
 from ltx_runtime.planning.media import NO_MEDIA, Given, GivenMedia
 from ltx_runtime.planning.plan import Plan
 from ltx_runtime.sampling.pass_plan import PassPlan
-from ltx_runtime.sessions import BACKENDS, Found
+from ltx_runtime.sessions import BACKENDS
+from ltx_runtime.sessions.found import Found
 from ltx_runtime.sessions.processor import total_memory
 from ltx_runtime.spec.geometry import Grid
 from ltx_runtime.spec.presets import Guidance
 from ltx_runtime.spec.versions import TransformerSize, Version
-from ltx_runtime.text.tokenizer import Tokenizer
+from ltx_runtime.text.encode import tokenizer_of
 from ltx_runtime.vae.tile_sizes import peak_bytes
 from ltx_runtime.weights.merging import Merging
 
@@ -92,7 +93,7 @@ def describe(planned: Plan, chosen: Chosen, engines: Engines, media: GivenMedia 
             "frames": planned.ending.num_frames,
             "fps": planned.ending.fps,
         },
-        "prompts": _prompts(planned, engines, version) if "text_encoder" in chosen.names else [],
+        "prompts": _prompts(planned, chosen, engines, version) if "text_encoder" in chosen.names else [],
         "components": {name: _component(chosen.found[name]) for name in chosen.names},
         "loras": _loras(chosen.found["transformer"].merging),
         "given": [
@@ -137,11 +138,9 @@ def _given(one: Given, fps: float) -> dict[str, Any]:
     }
 
 
-def _prompts(planned: Plan, engines: Engines, version: Version) -> list[dict[str, Any]]:
+def _prompts(planned: Plan, chosen: Chosen, engines: Engines, version: Version) -> list[dict[str, Any]]:
     """Returns how much of each prompt the text encoder reads, with the notes that a run would print."""
-    file = engines.manifest.tokenizer
-    assert file is not None  # as it is only in a folder without a text encoder
-    tokenizer = Tokenizer(engines.folder / file, version.text_tokens)
+    tokenizer = tokenizer_of(engines, chosen.found["text_encoder"], version.text_tokens)
     readings = {name: tokenizer.read(prompt) for name, prompt in planned.prompts.items()}
     return [
         {"name": name, **asdict(one), "unknown": [*one.unknown], "notes": [*one.notes(name)]}

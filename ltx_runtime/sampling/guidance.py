@@ -47,7 +47,8 @@ def combine(
         assert perturbed is not None
         guided = guided + np.float32(guidance.stg_scale) * (text - perturbed)
         if guidance.rescale != 1.0:
-            factor = _deviation(text) / _deviation(guided)
+            with np.errstate(divide="ignore", invalid="ignore"):  # of a constant velocity; the caller looks for NaN
+                factor = _deviation(text) / _deviation(guided)
             guided = guided * (np.float32(guidance.rescale) * factor + np.float32(1.0 - guidance.rescale))
     return guided
 

@@ -16,12 +16,18 @@ from ltx_runtime.sampling.denoise import Step, VelocityOf, denoise
 from ltx_runtime.sampling.guidance import combine
 from ltx_runtime.sampling.pass_plan import PassPlan, Settings
 from ltx_runtime.sessions import Session
+from ltx_runtime.sessions.numbers import finite
 from ltx_runtime.spec.components import Port
 from ltx_runtime.spec.encodings import Rope, Rotation, sinusoid_of
 from ltx_runtime.spec.presets import STG_MODES
 from ltx_runtime.text.embeddings import Text
 
 Floats = NDArray[np.float32]
+_MADE = {
+    "text": "the transformer computed",
+    "negative": "the transformer computed with the negative prompt",
+    "perturbed": "the transformer computed with skipped blocks",
+}
 
 
 def make_latents(
@@ -72,7 +78,8 @@ def velocity_function(
 
     A step has up to three conditions: prompt, negative prompt with CFG, and perturbed with STG. In a batch the samples
     of one condition are adjacent: [B with the prompt, B with the negative prompt, ...]. Inputs that do not change from
-    step to step are built once and read-only, so that a session may keep them on its device.
+    step to step are built once and read-only, so that a session may keep them on its device. Velocities come back to
+    main memory from every device; the function raises NotFiniteError if one of them has a value that is not finite.
     """
     ports = {port.name: port for port in session.component.inputs}
     constant_feeds: dict[tuple[Any, ...], dict[str, NDArray[Any]]] = {}
@@ -91,7 +98,8 @@ def velocity_function(
                 "latents": np.concatenate([tokens] * len(group)),
                 "sinusoid": sinusoid_of(np.broadcast_to(timesteps, (rows, timesteps.shape[1]))),
             }
-            outputs += np.split(session.run({**feeds, **constant_feeds[key]})["velocity"], len(group))
+            velocity = session.run({**feeds, **constant_feeds[key]})["velocity"]
+            outputs += map(finite, np.split(velocity, len(group)), [_MADE[condition] for condition in group])
         velocities = dict(zip(conditions, outputs, strict=True))
         return combine(guidance, velocities["text"], velocities.get("negative"), velocities.get("perturbed"))
 

@@ -7,8 +7,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,12 +15,13 @@ import numpy as np
 from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.address import EngineAddress
 from ltx_runtime.folder.manifest import CALIBRATED, QUANTIZED, Engines
-from ltx_runtime.folder.profiles import Profile
 from ltx_runtime.folder.sidecar import ENGINE_PRECISIONS, Sidecar
+from ltx_runtime.graph.check import check_graph
 from ltx_runtime.packages import install_command
-from ltx_runtime.spec.components import Component, ComponentName, check_feeds
+from ltx_runtime.sessions.found import Found, FoundEngine
+from ltx_runtime.spec.components import Component, ComponentName, check_feeds, check_outputs
 from ltx_runtime.weights.lora import LoraFile
-from ltx_runtime.weights.merging import Merging, merging_of
+from ltx_runtime.weights.merging import merging_of
 
 # ONNX Runtime (from 1.29) and OpenVINO send statistics of their use to their makers, and write an identifier into the
 # home for it, unless they are told not to before they are imported. OpenVINO does without a package that is not there.
@@ -30,107 +30,10 @@ sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 AUTO = "auto"
-# Estimates for a GPU, not measured yet: the share of its memory that is left beside the driver and other programs, the
-# memory of a CUDA context and its libraries, and the least memory that is assumed to be left for activations.
-_USABLE_SHARE, _CONTEXT_BYTES, _MIN_ACTIVATION_BYTES = 0.9, 1_500_000_000, 500_000_000
 
 
 class UnsupportedError(LtxError):
     """The error of a backend whose library turns out not to run a graph, which shows only when the graph is loaded."""
-
-
-@dataclass(frozen=True)
-class Found:
-    """The ONNX graph that a backend would run for a component; nothing of it is loaded.
-
-    Attributes:
-        backend: name of the backend, a key of BACKENDS.
-        component: ports of the component.
-        path: path of the graph, or of the engine.
-        weights: folder of the weight files; the graph names them relative to it.
-        precision: precision of the graph, or of the graph from which the engine was built.
-        parameters: number of parameters of the component.
-        file_bytes: size of each weight file, or of the engine and of each file with weights that are its inputs;
-            components may share files.
-        packed_bytes: memory of the backend's own copy of the weights; 0 if it maps the files.
-        gpu_bytes: total memory of the GPU that runs it; None on a CPU.
-        gpu_memory_bytes: how much of the GPU's memory may be used; None for all that is free.
-        threads: number of CPU threads; None for one per core.
-        reasons: one clause for each backend that was tried before this one, with the reason why it cannot be used.
-        merging: LoRAs that are merged into its weights when it is loaded; None for no LoRAs.
-    """
-
-    backend: str
-    component: Component
-    path: Path
-    weights: Path
-    precision: str = "fp32"
-    parameters: int = 0
-    file_bytes: Mapping[Path, int] = field(default_factory=dict, compare=False)
-    packed_bytes: int = 0
-    gpu_bytes: int | None = None
-    gpu_memory_bytes: int | None = None
-    threads: int | None = None
-    reasons: tuple[str, ...] = ()
-    merging: Merging | None = None
-
-    @property
-    def profiles(self) -> Sequence[Profile]:
-        """The sizes that it serves; empty for a graph, which serves all sizes."""
-        return ()
-
-    @property
-    def weights_bytes(self) -> int:
-        """Size of all weight files, or of the engine and the weights that are its inputs."""
-        return sum(self.file_bytes.values())
-
-    @property
-    def held_bytes(self) -> Mapping[Path, int]:
-        """Memory of the weights while the component is open: of its own copy, or of files that others may share."""
-        return {self.path: self.packed_bytes} if self.packed_bytes else self.file_bytes
-
-    @property
-    def usable_gpu_bytes(self) -> int | None:
-        """GPU memory that all open components together may take; None on a CPU."""
-        if self.gpu_bytes is None:
-            return None
-        return min(int(_USABLE_SHARE * self.gpu_bytes), self.gpu_memory_bytes or self.gpu_bytes)
-
-    @property
-    def activation_bytes(self) -> int | None:
-        """Estimated GPU memory that is left for activations; None on a CPU."""
-        usable = self.usable_gpu_bytes
-        if usable is None:
-            return None
-        return max(usable - self._loaded_bytes() - _CONTEXT_BYTES, _MIN_ACTIVATION_BYTES)
-
-    def _loaded_bytes(self) -> int:
-        return self.path.stat().st_size
-
-
-@dataclass(frozen=True, kw_only=True)
-class FoundEngine(Found):
-    """The engine that a backend would run for a component, made by `engine_found` after `check_engine`.
-
-    Attributes:
-        address: identifies the engine, and has the command that builds it again.
-        sidecar: records the engine's sources, the sizes it serves, and where its weights are.
-    """
-
-    address: EngineAddress
-    sidecar: Sidecar
-
-    @property
-    def profiles(self) -> Sequence[Profile]:
-        """The sizes that the engine serves, in its own order."""
-        return self.sidecar.profiles
-
-    def _loaded_bytes(self) -> int:
-        return self.weights_bytes
-
-    def rebuild_command(self) -> str:
-        """Returns the command that builds the engine again with the same options."""
-        return self.address.rebuild_command(self.sidecar.options)
 
 
 class Runner(Protocol):
@@ -172,6 +75,7 @@ class Backend:
         precisions: precisions of the graphs that it runs, or from which its engines are built, in order of preference.
         on_cpu: whether it computes on the CPU.
         always_preferable: whether AUTO uses it wherever it can run a component.
+        loads_graphs: whether it loads the graph of a component, which is checked before that, and not an engine.
         stores_scores: whether attention holds the scores of all pairs of tokens, if it runs on a CPU.
     """
 
@@ -180,6 +84,7 @@ class Backend:
     precisions: tuple[str, ...] = ()
     on_cpu: bool = False
     always_preferable: bool = True
+    loads_graphs: bool = False
     stores_scores: bool = True
 
 
@@ -188,11 +93,11 @@ _OPENVINO = "ltx_runtime.sessions.openvino_cpu"
 BACKENDS: dict[str, Backend] = {
     "tensorrt": Backend("ltx_runtime.sessions.trt.session", "tensorrt", ENGINE_PRECISIONS),
     "tensorrt_rtx": Backend("ltx_runtime.sessions.trt.session", "tensorrt-rtx", ENGINE_PRECISIONS),
-    "cuda": Backend("ltx_runtime.sessions.onnxruntime_cuda", "gpu", ("bf16", "fp16", "fp32")),
-    "openvino_int8": Backend(_OPENVINO, "openvino", (CALIBRATED, QUANTIZED, "bf16"), True, False, False),
-    "openvino_q8": Backend(_OPENVINO, "openvino", (QUANTIZED, "bf16"), True, False, False),
-    "openvino": Backend(_OPENVINO, "openvino", ("bf16",), True, False, False),
-    "cpu": Backend("ltx_runtime.sessions.onnxruntime_cpu", "cpu", ("fp32",), True),
+    "cuda": Backend("ltx_runtime.sessions.onnxruntime_cuda", "gpu", ("bf16", "fp16", "fp32"), loads_graphs=True),
+    "openvino_int8": Backend(_OPENVINO, "openvino", (CALIBRATED, QUANTIZED, "bf16"), True, False, True, False),
+    "openvino_q8": Backend(_OPENVINO, "openvino", (QUANTIZED, "bf16"), True, False, True, False),
+    "openvino": Backend(_OPENVINO, "openvino", ("bf16",), True, False, True, False),
+    "cpu": Backend("ltx_runtime.sessions.onnxruntime_cpu", "cpu", ("fp32",), True, loads_graphs=True),
 }
 # Way to compute on a CPU -> the backends on the CPU that AUTO may use for it. With "auto" it uses one that is not
 # always preferable only where that was measured to be faster.
@@ -224,9 +129,12 @@ class CheckedSession:
 
         Raises:
             ValueError: the feeds do not fit the component's ports.
+            LtxError: the outputs do not fit the component's ports.
         """
-        check_feeds(self.component, feeds)
-        return self.runner.run(feeds, wanted or [port.name for port in self.component.outputs])
+        sizes = check_feeds(self.component, feeds)
+        outputs = self.runner.run(feeds, wanted or [port.name for port in self.component.outputs])
+        check_outputs(self.component, sizes, outputs)
+        return outputs
 
 
 def find(
@@ -318,6 +226,12 @@ def _with_loras(engines: Engines, found: Found, loras: Sequence[LoraFile]) -> Fo
     return replace(found, merging=merging, file_bytes=held)
 
 
+def check_loadable(found: Found) -> None:
+    """Raises LtxError if the graph that was found is not one that a library may load; see `check_graph`."""
+    if BACKENDS[found.backend].loads_graphs:
+        check_graph(found.path, found.component, found.named)
+
+
 @contextmanager
 def open_session(found: Found) -> Iterator[Session]:
     """Yields an open session of a graph or engine, and frees its memory at the end of the `with` block.
@@ -325,11 +239,17 @@ def open_session(found: Found) -> Iterator[Session]:
     Raises:
         LtxError: the graph or engine cannot be loaded.
     """
-    runner: Runner = _module(found.backend).load(found)
+    runner: Runner = found.held.read(lambda: _loaded(found.placed()))
     try:
         yield CheckedSession(found.component, runner)
     finally:
         runner.close()
+
+
+def _loaded(found: Found) -> Runner:
+    check_loadable(found)
+    runner: Runner = _module(found.backend).load(found)
+    return runner
 
 
 def graph_found(engines: Engines, name: ComponentName, backend: str, precisions: Sequence[str]) -> Found:
@@ -342,10 +262,12 @@ def graph_found(engines: Engines, name: ComponentName, backend: str, precisions:
     for precision in precisions:
         if precision in entry.graphs:
             path = engines.folder / entry.graphs[precision]
-            names, files = entry.weights_of(precision), engines.manifest.files
-            weights = engines.weights_folder(name) if names == entry.weights else engines.folder
-            sizes = {weights / file: files[file].size_bytes for file in names if file in files}
-            return Found(backend, entry.signature, path, weights, precision, entry.parameters, sizes)
+            is_usual = entry.weights_of(precision) == entry.weights
+            weights = engines.weights_folder(name) if is_usual else engines.folder
+            named, held = engines.weight_sizes(name, precision), engines.held
+            sizes = {weights / file: size for file, size in named.items()}
+            parameters = entry.parameters
+            return Found(backend, entry.signature, path, weights, precision, parameters, sizes, named=named, held=held)
     raise LtxError(
         f"{engines.folder} has no {' or '.join(precisions)} graph of {name}, which backend {backend} needs",
         command=engines.export_command(),
@@ -368,6 +290,7 @@ def engine_found(address: EngineAddress, sidecar: Sidecar, gpu_bytes: int | None
         engines.component(name).parameters,
         file_bytes=sizes,
         gpu_bytes=gpu_bytes,
+        held=engines.held,
         address=address,
         sidecar=sidecar,
     )

@@ -14,7 +14,9 @@ import onnxruntime
 
 from ltx_runtime.errors import LtxError, explaining
 from ltx_runtime.folder.manifest import Engines
-from ltx_runtime.sessions import BACKENDS, Arrays, Found, graph_found
+from ltx_runtime.graph.reading import EXPORT_AGAIN
+from ltx_runtime.sessions import BACKENDS, Arrays, graph_found
+from ltx_runtime.sessions.found import Found
 from ltx_runtime.sessions.merged_weights import put_into_session
 from ltx_runtime.spec.components import UNEVEN, ComponentName
 from ltx_runtime.weights.merging import Weight, merged
@@ -49,6 +51,7 @@ class CpuRunner:
         threads: int | None = None,
         merged: Mapping[str, Weight] = MappingProxyType({}),
     ) -> None:
+        self._graph = graph
         options = onnxruntime.SessionOptions()
         options.enable_cpu_mem_arena = arena
         options.intra_op_num_threads = threads or 0  # 0: one thread per core
@@ -66,9 +69,7 @@ class CpuRunner:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights))
         self._merged = merged  # the session uses their memory
         put_into_session(onnxruntime, options, merged)
-        self._session: Any = onnxruntime.InferenceSession(
-            graph.read_bytes(), options, providers=["CPUExecutionProvider"]
-        )
+        self._session: Any = _opened(graph, options)
         self._thread = ThreadPoolExecutor(1)  # one for all runs, since the C library keeps freed memory per thread
         self.outputs = [output.name for output in self._session.get_outputs()]
 
@@ -76,6 +77,7 @@ class CpuRunner:
         """Runs the graph once, in a thread, so that Ctrl-C ends the run after the current operator.
 
         Raises:
+            LtxError: a node of the graph cannot be computed, for example as its inputs do not fit each other.
             MemoryError: there is too little memory.
         """
         options = onnxruntime.RunOptions()
@@ -86,7 +88,7 @@ class CpuRunner:
         except Exception as error:
             if _NO_MEMORY.search(str(error)):
                 raise MemoryError(str(error)) from error
-            raise
+            raise LtxError(f"ONNX Runtime cannot run {self._graph} ({_one_line(error)})", EXPORT_AGAIN) from error
         except BaseException:
             options.terminate = True
             wait([future])
@@ -109,13 +111,19 @@ def load(found: Found) -> CpuRunner:
     """
     arena = found.component.name not in UNEVEN
     weights = {} if found.merging is None else merged(found.merging)
+    return CpuRunner(found.path, found.weights, arena=arena, threads=found.threads, merged=weights)
+
+
+def _opened(graph: Path, options: Any) -> Any:
+    with explaining(f"read {graph}"):
+        model = graph.read_bytes()
     try:
-        with explaining(f"read {found.path}"):
-            return CpuRunner(found.path, found.weights, arena=arena, threads=found.threads, merged=weights)
-    except (LtxError, MemoryError):
-        raise
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's own
         if _NO_MEMORY.search(str(error)):
             raise MemoryError(str(error)) from error
-        reason = " ".join(str(error).split())[:200]
-        raise LtxError(f"{found.path} cannot be loaded ({reason})", "export the version again") from error
+        raise LtxError(f"{graph} cannot be loaded ({_one_line(error)})", EXPORT_AGAIN) from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.manifest import Engines
 from ltx_runtime.packages import install_command, replace_command
-from ltx_runtime.sessions import BACKENDS, Arrays, Found, UnsupportedError, graph_found
+from ltx_runtime.sessions import BACKENDS, Arrays, UnsupportedError, graph_found
 from ltx_runtime.sessions.cuda.gpu import find_gpu
 from ltx_runtime.sessions.cuda.memory import GpuMemoryError
+from ltx_runtime.sessions.found import Found
 from ltx_runtime.sessions.merged_weights import put_into_session
 from ltx_runtime.spec.components import ComponentName
 from ltx_runtime.weights.merging import merged
@@ -74,7 +75,7 @@ class CudaRunner:
             GpuMemoryError: the graph does not fit into the GPU's memory.
             UnsupportedError: ONNX Runtime cannot run the graph on this GPU; the message has its reason.
         """
-        self._library, self._name = _onnxruntime(), found.component.name
+        self._library, self._name, self._graph = _onnxruntime(), found.component.name, found.path
         options = self._library.SessionOptions()
         options.log_severity_level = _SILENT
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(found.weights))
@@ -113,6 +114,7 @@ class CudaRunner:
 
         Raises:
             GpuMemoryError: there is too little GPU memory; smaller inputs may fit.
+            LtxError: a node of the graph cannot be computed, for example as its inputs do not fit each other.
         """
         options = self._library.RunOptions()
         options.log_severity_level = _SILENT
@@ -125,7 +127,9 @@ class CudaRunner:
             self._session.run_with_iobinding(self._binding, options)
             outputs = self._binding.copy_outputs_to_cpu()
         except Exception as error:
-            raise self._out_of_memory(error) or error from None
+            raise self._out_of_memory(error) or LtxError(
+                f"ONNX Runtime cannot run {self._graph} on the GPU ({_one_line(error)})", "try --backend cpu"
+            ) from error
         finally:
             self._binding.clear_binding_outputs()
         return dict(zip(wanted, outputs, strict=True))

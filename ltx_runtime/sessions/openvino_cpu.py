@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -20,10 +19,11 @@ from typing import Any
 import numpy as np
 
 from ltx_runtime.errors import LtxError, explaining
-from ltx_runtime.files import amount
+from ltx_runtime.files import amount, partial_file
 from ltx_runtime.folder.manifest import CALIBRATED, QUANTIZED, QUANTIZED_BLOCK, Engines
 from ltx_runtime.packages import install_command
-from ltx_runtime.sessions import BACKENDS, Arrays, Found, UnsupportedError, graph_found
+from ltx_runtime.sessions import BACKENDS, Arrays, UnsupportedError, graph_found
+from ltx_runtime.sessions.found import Found
 from ltx_runtime.sessions.merged_weights import put_into_model
 from ltx_runtime.sessions.openvino_pieces import Piece, pieces_of
 from ltx_runtime.sessions.processor import GROUP, free_memory, saturates, speedups
@@ -156,6 +156,7 @@ class OpenVinoRunner:
         }
         if found.threads is not None:
             settings["INFERENCE_NUM_THREADS"] = found.threads
+        self._graph = found.path
         core = openvino.Core()
 
         def compiled(piece: Piece) -> _Compiled:
@@ -177,6 +178,7 @@ class OpenVinoRunner:
         """Runs the graph once; Ctrl-C ends the run. What depends only on the same text as before is not run again.
 
         Raises:
+            LtxError: a node of the graph cannot be computed, for example as its inputs do not fit each other.
             MemoryError: there is too little memory.
         """
         try:
@@ -193,7 +195,7 @@ class OpenVinoRunner:
         except RuntimeError as error:
             if _NO_MEMORY.search(str(error)):
                 raise MemoryError(str(error)) from error
-            raise
+            raise LtxError(f"OpenVINO cannot run {self._graph} ({_reason_of(error)})", "try --backend cpu") from error
 
     def close(self) -> None:
         """Frees weights and buffers."""
@@ -217,15 +219,10 @@ def _beside_weights(found: Found) -> Iterator[Path]:
     if found.path.parent == found.weights:
         yield found.path
         return
-    with explaining(f"copy {found.path.name} to {found.weights}, beside its weights"):
-        handle, name = tempfile.mkstemp(".onnx", f".{found.path.stem}-", found.weights)
-        copy = Path(name)
-        try:
-            with open(handle, "wb") as file:
-                file.write(found.path.read_bytes())
-            yield copy
-        finally:
-            copy.unlink(missing_ok=True)
+    doing = f"copy {found.path.name} to {found.weights}, beside its weights"
+    with explaining(doing), partial_file(found.weights, ".onnx") as copy:
+        copy.write_bytes(found.path.read_bytes())
+        yield copy
 
 
 def load(found: Found) -> OpenVinoRunner:

@@ -11,8 +11,9 @@ import numpy as np
 
 from ltx_runtime.declared import number_of
 from ltx_runtime.errors import LtxError
-from ltx_runtime.sessions import Arrays, Found, Session, open_session
+from ltx_runtime.sessions import Arrays, Session, open_session
 from ltx_runtime.sessions.cuda.memory import GpuMemoryError
+from ltx_runtime.sessions.found import Found
 from ltx_runtime.sessions.processor import free_memory
 from ltx_runtime.spec.components import COMPONENT_NAMES, Component, ComponentName
 

@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from ltx_runtime.errors import LtxError
 from ltx_runtime.spec.encodings import SINUSOID_CHANNELS
 from ltx_runtime.spec.presets import STG_MODES
 
@@ -159,8 +160,11 @@ def _upsampler(name: ComponentName, channels: int, upsampled: tuple[Axis, ...]) 
     return Component(name, (latents,), (Port("upsampled", ("batch", channels, *upsampled)),))
 
 
-def check_feeds(component: Component, feeds: Mapping[str, np.ndarray[Any, Any]]) -> None:
+def check_feeds(component: Component, feeds: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, int]:
     """Checks names, dtypes and shapes of inputs against the ports, before a session runs.
+
+    Returns:
+        The size of every axis by name.
 
     Raises:
         ValueError: a port is missing or unknown, or has another dtype or shape; or an axis has two different sizes.
@@ -179,6 +183,28 @@ def check_feeds(component: Component, feeds: Mapping[str, np.ndarray[Any, Any]])
             _bind(component, port, axis, size, sizes)
     if sizes.get("timesteps") not in (None, 1, sizes.get("tokens")):
         raise ValueError(f"axis 'timesteps' is {sizes['timesteps']}, expected 1 or {sizes['tokens']}")
+    return sizes
+
+
+def check_outputs(component: Component, sizes: Mapping[str, int], outputs: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    """Checks dtypes and shapes of outputs against the ports, after a session ran; further outputs are left alone.
+
+    Args:
+        component: the ports.
+        sizes: the size of every axis by name, as `check_feeds` returns it.
+        outputs: the outputs by name.
+
+    Raises:
+        LtxError: an output has another dtype or shape than its port for inputs of these sizes.
+    """
+    for port in component.outputs:
+        array = outputs.get(port.name)
+        if array is not None and (array.dtype != port.dtype or array.shape != port.shape(sizes)):
+            raise LtxError(
+                f"the graph of {component.name} computes {port.name} as {array.dtype} {array.shape} instead of "
+                f"{port.dtype} {port.shape(sizes)}",
+                "export the version again",
+            )
 
 
 def _bind(component: Component, port: Port, axis: Axis, size: int, sizes: dict[str, int]) -> None:

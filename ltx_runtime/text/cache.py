@@ -60,12 +60,7 @@ class EmbeddingsCache:
             return
         with suppress(OSError, LtxError):
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            temporary = self._folder / f"{os.getpid()}-{self._path(self._folder, ids).name}"
-            try:
-                write_tensors(temporary, {_EMBEDDINGS: embeddings}, {})
-                temporary.replace(self._path(self._folder, ids))
-            finally:
-                temporary.unlink(missing_ok=True)
+            write_tensors(self._path(self._folder, ids), {_EMBEDDINGS: embeddings}, {}, replace=True)
             prune(self._folder, LARGEST_BYTES)
 
     def _path(self, folder: Path, ids: Sequence[int]) -> Path:

@@ -46,6 +46,23 @@ def text_of(embeddings: Sequence[NDArray[np.float32]]) -> Text:
     return Text(*pairs[0]) if len(pairs) == 1 else Text(*pairs[0], *pairs[1])
 
 
+def faults_of(text: Text) -> dict[str, str]:
+    """Returns what is wrong with a text that says nothing: sentences, by a key for programs."""
+    faults: dict[str, str] = {}
+    for name, embeddings, mask in (
+        ("prompt", text.embeddings, text.mask),
+        ("negative prompt", text.negative_embeddings, text.negative_mask),
+    ):
+        if embeddings is None or mask is None:
+            continue
+        tokens = embeddings[mask != 0]
+        if not tokens.any():
+            faults.setdefault("zero_text", f"the {name} is encoded as nothing but zeros")
+        elif len(tokens) > 1 and (tokens == tokens[0]).all():
+            faults.setdefault("constant_text", f"the {name} is encoded as the same numbers for each of its tokens")
+    return faults
+
+
 def read_text(path: Path, channels: int, *, negative: bool) -> Text:
     """Reads the prompt embeddings in a file, and the negative ones only if a step uses them.
 

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ltx_runtime.errors import LtxError
-from ltx_runtime.files import refuse_pointer
+from ltx_runtime.errors import LtxError, explaining, first_line
+from ltx_runtime.text.tokenizer_file import MOST_BYTES, check_model
+from ltx_runtime.trust.pointers import refuse_pointer
 
 PAD_ID = 0
 END_ID = 1
@@ -72,21 +73,29 @@ class Tokenizer:
     """
 
     def __init__(self, model_file: Path, max_tokens: int) -> None:
-        """Raises LtxError if the file is not a SentencePiece model with T5's special ids."""
+        """Opens the file.
+
+        Raises:
+            LtxError: it cannot be read, or is not a SentencePiece model with T5's special ids.
+        """
         import sentencepiece  # noqa: PLC0415  (2 MB of native code, loaded only when text is encoded)
 
         refuse_pointer(model_file)
-        self._max_tokens = max_tokens
+        self._file, self._max_tokens = model_file, max_tokens
         self._special = dict(_SPECIAL_IDS)
         try:
-            self._pieces = sentencepiece.SentencePieceProcessor(model_file=str(model_file))
-            fits = (self._pieces.pad_id(), self._pieces.eos_id()) == (PAD_ID, END_ID)
-        except (OSError, RuntimeError):
-            fits = False
-        if not fits:
+            model = _read(model_file)
+            check_model(model)
+            self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
+            self._pieces.id_to_piece([*range(self.pieces)])  # decodes them
+            special = self._pieces.pad_id(), self._pieces.eos_id(), self._pieces.unk_id()
+            if special != (PAD_ID, END_ID, UNKNOWN_ID):
+                raise ValueError(f"its special ids are {special}")
+        except (ValueError, RuntimeError) as error:  # the second is the library's refusal
             raise LtxError(
-                f"{model_file} is not T5's SentencePiece model", "export the version with T5's SentencePiece model"
-            )
+                f"{model_file} is not T5's SentencePiece model ({' '.join(first_line(error).split()[-12:])})",
+                "export the version with T5's SentencePiece model",
+            ) from None
         if self.pieces == _T5_PIECES:
             self._special |= _SENTINEL_IDS
 
@@ -94,6 +103,15 @@ class Tokenizer:
     def pieces(self) -> int:
         """Size of the vocabulary."""
         return int(self._pieces.get_piece_size())
+
+    def check_vocabulary(self, words: int) -> None:
+        """Raises LtxError if the tokenizer has ids that a text encoder with a table of so many words does not know."""
+        ids = max(self.pieces, *self._special.values())
+        if ids > words:
+            raise LtxError(
+                f"{self._file} has {self.pieces} pieces, but the text encoder knows {words}",
+                "give the text encoder's own tokenizer",
+            )
 
     def read(self, prompt: str) -> Reading:
         """Returns how many tokens a prompt has, and which of its pieces are unknown."""
@@ -118,6 +136,13 @@ class Tokenizer:
             else:
                 pieces += zip(self._pieces.encode(part), self._pieces.encode(part, out_type=str), strict=True)
         return pieces
+
+
+def _read(path: Path) -> bytes:
+    with explaining(f"read {path}"):
+        if path.stat().st_size > MOST_BYTES:
+            raise ValueError(f"it has more than {MOST_BYTES} bytes")
+        return path.read_bytes()
 
 
 def _ended(ids: list[int]) -> list[int]:

@@ -7,13 +7,14 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ltx_runtime.errors import LtxError
 from ltx_runtime.noise.noise import Noise
 from ltx_runtime.sessions import Session
+from ltx_runtime.sessions.numbers import finite
 from ltx_runtime.spec.components import Port
 from ltx_runtime.spec.encodings import sinusoid_of
 from ltx_runtime.spec.geometry import Grid
 from ltx_runtime.vae.latents import tone_mapped
+from ltx_runtime.vae.resize import resize_bilinear
 from ltx_runtime.vae.saved_latents import Ending
 from ltx_runtime.vae.tiling import Tiling, decode_tiled
 
@@ -45,9 +46,9 @@ def decode(session: Session, feeds: dict[str, Floats], tiling: Tiling) -> Iterat
     """Yields frames (3, height, width) float32 in 0..1; `ready_to_decode` returns the inputs in `feeds`.
 
     Raises:
-        LtxError: the decoder's output has values that are not finite.
+        NotFiniteError: the decoder's output has values that are not finite.
     """
-    grid = Grid(*feeds["latents"].shape[2:])
+    grid, made = Grid(*feeds["latents"].shape[2:]), f"the {session.component.name} computed"
 
     def window(over_frames: slice, over_rows: slice, over_columns: slice) -> Floats:
         window_feeds = dict(feeds)
@@ -55,10 +56,7 @@ def decode(session: Session, feeds: dict[str, Floats], tiling: Tiling) -> Iterat
         for name in feeds:
             if name.startswith("noise_"):
                 window_feeds[name] = _map_of(feeds[name], grid.rows, grid.columns, over_rows, over_columns)
-        video: Floats = session.run(window_feeds)["video"][0]
-        if not np.isfinite(video).all():
-            raise _not_finite_error()
-        return video
+        return finite(session.run(window_feeds)["video"][0], made)
 
     for frame in decode_tiled(grid, window, tiling):
         yield np.clip(frame * np.float32(0.5) + np.float32(0.5), 0.0, 1.0)
@@ -68,17 +66,34 @@ def decode_pixels(session: Session, feeds: dict[str, Floats]) -> NDArray[np.uint
     """Returns frames (F, height, width, 3) uint8 RGB that the decoder's engine made; the session must have `frames`.
 
     Raises:
-        LtxError: the decoder's output has values that are not finite.
+        NotFiniteError: the decoder's output has values that are not finite.
     """
     outputs = session.run(feeds, ["frames", "mean"])
-    if not np.isfinite(outputs["mean"]).all():
-        raise _not_finite_error()
+    finite(outputs["mean"], f"the {session.component.name} computed as means of its videos")
     pixels: NDArray[np.uint8] = outputs["frames"][0]
     return pixels
 
 
-def _not_finite_error() -> LtxError:
-    return LtxError("the decoder computed values that are not finite", "try another checkpoint or report it")
+def pixels_of(
+    session: Session, feeds: dict[str, Floats], tiling: Tiling, ending: Ending
+) -> Iterator[NDArray[np.uint8]]:
+    """Yields frames (height, width, 3) uint8 of the requested size; pixels are floor(255 y), as in the official code.
+
+    A decoder that returns bytes itself is used for them, if the frames need no tiles and no resizing.
+
+    Raises:
+        NotFiniteError: the decoder's output has values that are not finite.
+    """
+    left, right, top, bottom = ending.crop
+    height, width = ending.size
+    grid = Grid(*feeds["latents"].shape[2:])
+    if tiling.window(grid) == grid and (height, width) == (grid.height, grid.width) and "frames" in session.outputs:
+        for pixels in decode_pixels(session, feeds):
+            yield pixels[top : height - bottom, left : width - right]
+        return
+    for frame in decode(session, feeds, tiling):
+        sized = resize_bilinear(frame, height, width)[:, top : height - bottom, left : width - right]
+        yield (sized * np.float32(255.0)).astype(np.uint8).transpose(1, 2, 0)
 
 
 def _map_of(maps: Floats, rows: int, columns: int, over_rows: slice, over_columns: slice) -> Floats:

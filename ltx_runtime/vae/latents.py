@@ -28,7 +28,8 @@ def adain(latents: Latents, reference: Latents) -> Latents:
     """
     mean, deviation = _statistics(latents)
     reference_mean, reference_deviation = _statistics(reference)
-    adapted: Latents = (latents - mean) / deviation * reference_deviation + reference_mean
+    with np.errstate(divide="ignore", invalid="ignore"):  # of a constant channel; the caller looks for NaN
+        adapted: Latents = (latents - mean) / deviation * reference_deviation + reference_mean
     return adapted
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import struct
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltx_runtime.errors import LtxError, explaining
-from ltx_runtime.files import refuse_pointer
+from ltx_runtime.tensors import MOST_HEADER_BYTES, header_of
+from ltx_runtime.trust.pointers import refuse_pointer
 
 # Bytes per element of the safetensors dtypes whose elements are whole bytes.
 ITEM_BYTES = {
@@ -27,7 +27,6 @@ ITEM_BYTES = {
 }
 INDEX_SUFFIX = ".safetensors.index"
 _PARTS = ("transformer", "vae", "scheduler")  # parts of a configuration that are read
-_MAX_HEADER_BYTES = 100 << 20
 _MAX_DIMENSIONS = 8
 
 
@@ -109,22 +108,21 @@ def open_safetensors(path: Path) -> Checkpoint:
     """Reads the header of a safetensors file.
 
     Raises:
-        LtxError: the file is missing, not a safetensors file, truncated, or its header contradicts itself.
+        LtxError: the file is missing, not a safetensors file, truncated, or its header is too large or contradicts
+            itself.
     """
     refuse_pointer(path)
     with explaining(f"read {path}"), path.open("rb") as file:
         size = path.stat().st_size
-        start = file.read(8)
-        header_bytes = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if not 2 <= header_bytes <= min(_MAX_HEADER_BYTES, size - 8):
-            raise LtxError(f"{path} is not a complete safetensors file", "download it again")
-        raw = file.read(header_bytes)
+        raw = header_of(path, file)
+    if not raw:
+        raise LtxError(f"{path} is not a complete safetensors file", "download it again")
     try:
         header = json.loads(raw, object_pairs_hook=_with_unique_keys)
         metadata = header.pop("__metadata__", {})
         if not isinstance(metadata, dict):
             raise ValueError("its metadata is not a JSON object")
-        tensors = {name: _stored_tensor(path, 8 + header_bytes, entry) for name, entry in header.items()}
+        tensors = {name: _stored_tensor(path, 8 + len(raw), entry) for name, entry in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _damaged(path, _first_line(error)) from None
     _check_places(path, tensors, size)
@@ -182,8 +180,10 @@ def open_shards(index: Path) -> Checkpoint:
             lists for it.
     """
     refuse_pointer(index)
-    with explaining(f"read {index}"):
-        raw = index.read_bytes()
+    with explaining(f"read {index}"), index.open("rb") as stream:
+        raw = stream.read(MOST_HEADER_BYTES + 1)
+    if len(raw) > MOST_HEADER_BYTES:
+        raise LtxError(f"{index} is too large for an index of shards", "download it again")
     try:
         places = {str(name): _file_name(file) for name, file in json.loads(raw)["weight_map"].items()}
         if not places:

@@ -17,7 +17,7 @@ from reprlib import repr as shown  # shortens long and deeply nested values
 from typing import Any
 
 from ltx_runtime.errors import LtxError, explaining
-from ltx_runtime.files import refuse_pointer
+from ltx_runtime.trust.pointers import refuse_pointer
 from ltx_runtime.weights.checkpoint import Checkpoint
 
 FACTORS_FILE = "adapter_model.safetensors"

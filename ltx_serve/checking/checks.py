@@ -12,7 +12,8 @@ from typing import Any
 
 from ltx_runtime.errors import LtxError
 from ltx_runtime.files import amount
-from ltx_runtime.folder.manifest import Engines, read_manifest
+from ltx_runtime.folder.manifest import Engines
+from ltx_runtime.folder.reading import read_manifest
 from ltx_runtime.folder.release import release_of
 from ltx_runtime.media.pictures import label_of, opened
 from ltx_runtime.media.video import check_output

@@ -79,6 +79,15 @@ class Arguments:
     threads: Annotated[
         int | None, _expert(_RUN, "Number of CPU threads of all workers together (default: one per core).")
     ] = None
+    trust_engines: Annotated[
+        bool,
+        _expert(
+            _RUN,
+            "Use engines, which are code, and links that somebody else has put into the version folders.",
+            "--trust-engines",
+            envvar="LTX_TRUST_ENGINES",
+        ),
+    ] = False
     max_queue: Annotated[int, _expert(_LIMITS, "Most videos that wait at a time.")] = Settings.max_queue
     max_upload_mb: Annotated[float, _expert(_LIMITS, "Most MB of one request, with everything that it uploads.")] = (
         Settings.max_upload_bytes / 1e6

@@ -11,7 +11,7 @@ from typing import Any
 import typer
 
 from ltx_runtime.cli.arguments import command_of
-from ltx_runtime.cli.streams import escape_what_cannot_be_encoded
+from ltx_runtime.cli.streams import run
 from ltx_runtime.errors import LtxError, explaining, reported
 from ltx_runtime.files import data_folder, engines_folder
 from ltx_runtime.packages import RELEASE, need
@@ -100,5 +100,4 @@ def main() -> None:
     """Runs the `ltx-serve` command."""
     # As in ltx-run: NumPy's BLAS would start threads that nothing here uses.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    escape_what_cannot_be_encoded()
-    app()
+    run(app)

@@ -13,7 +13,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from ltx_runtime.cli.streams import note
+from ltx_runtime.cli.streams import answer, note
 from ltx_runtime.errors import LtxError, printable
 from ltx_runtime.sessions.processor import cores
 from ltx_serve.checking.room import rooms_of
@@ -41,15 +41,16 @@ def serve(settings: Settings) -> None:
     """
     _log_to_stderr()
     _allow_many_files()
-    models = Models(settings.engines)
+    models = Models(settings.engines, trust=settings.trust_engines)
     with ExitStack() as stack:
         listener = stack.enter_context(listener_on(settings.host, settings.port))
-        rooms = rooms_of([model.engines.folder for model in models], settings.backend)
+        folders = [model.engines.folder for model in models]
+        rooms = rooms_of(folders, settings.backend, trust=settings.trust_engines)
         store = Store(settings.data / "jobs.sqlite", settings.max_queue, settings.keep_days)
         stack.callback(store.close)
-        folders = Folders(settings.data / "videos")
-        crew = Crew(store, folders, settings, workers_of(settings))
-        app = application(settings, crew, store, folders, rooms)
+        jobs = Folders(settings.data / "videos")
+        crew = Crew(store, jobs, settings, workers_of(settings))
+        app = application(settings, crew, store, jobs, rooms)
         crew.start()
         stack.callback(crew.stop, settings.grace_s)
         _note_workers(settings)
@@ -116,7 +117,7 @@ def _greet(listener: socket.socket, settings: Settings, models: Models) -> None:
     """Prints where the page is, and what is served."""
     names = ", ".join(model.version.name for model in models)
     url, place = url_of(*listener.getsockname()[:2]), printable(str(settings.data))
-    print(f"{url} serves {names}; videos are in {place}", flush=True)
+    answer(f"{url} serves {names}; videos are in {place}", "it serves all the same")
 
 
 def _note_workers(settings: Settings) -> None:

@@ -37,7 +37,7 @@ class ReplicaMaker:
     def make(self, job: Job, folder: Path, tell: Tell) -> dict[str, Any]:
         """Makes the video of a job, see Maker; one that is whole, of an earlier attempt, is not made again."""
         if all((folder / name).exists() for name in OUTPUTS):
-            return {"stages": {}, "backends": {}, "notes": [], "bytes": (folder / VIDEO).stat().st_size}
+            return {"stages": {}, "backends": {}, "remarks": {}, "notes": [], "bytes": (folder / VIDEO).stat().st_size}
         with explaining():
             inputs = {path.name: path.read_bytes() for path in _inputs(folder)}
         stream = self._handle.make.remote(job, inputs)

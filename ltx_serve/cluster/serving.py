@@ -14,6 +14,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from ltx_runtime.cli.streams import answer
 from ltx_runtime.cluster.joining import Node, joined, nodes
 from ltx_runtime.cluster.node import Introduction, introduction_of
 from ltx_runtime.errors import LtxError, first_line, printable
@@ -47,7 +48,7 @@ def serve(settings: Settings, address: str) -> None:
     need("ray", extra="ray")
     if settings.port == 0:
         raise LtxError("port 0 cannot be used on a cluster", "give the number of a free port")
-    models = Models(settings.engines)
+    models = Models(settings.engines, trust=settings.trust_engines)
     with joined(address):
         from ray import serve as ray_serve
 
@@ -60,7 +61,8 @@ def serve(settings: Settings, address: str) -> None:
             _run(settings)
             names = ", ".join(model.version.name for model in models)
             place = printable(str(settings.data))
-            print(f"{url_of(settings.host, settings.port)} serves {names}; videos are in {place}", flush=True)
+            url = url_of(settings.host, settings.port)
+            answer(f"{url} serves {names}; videos are in {place}", "it serves all the same")
             _wait()
             print(STOPPING, file=sys.stderr)
         finally:
@@ -80,6 +82,7 @@ def _run(settings: Settings) -> None:
         "backend": settings.backend,
         "memory": settings.memory,
         "threads": settings.threads,
+        "trust_engines": settings.trust_engines,
     }
     makers = ray_serve.deployment(
         Replica,
@@ -151,8 +154,8 @@ def _check(settings: Settings, folders: list[Path]) -> int:
             node: ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote(folder)
             for node in room
         }
-        for node, answer in answers.items():
-            _compare(node, _answer(node, answer), ours, folder)
+        for node, introduced in answers.items():
+            _compare(node, _answer(node, introduced), ours, folder)
     most = sum(node.gpus if on_gpus else 1 for node in room)
     if settings.workers is not None and settings.workers > most:
         has = f"{most} GPUs" if on_gpus else f"{most} nodes that make videos"

@@ -128,6 +128,7 @@ class VideoAnswer(BaseModel):
     position: int | None = Field(description="Place in the queue, from 1; null unless it is queued.")
     request: dict[str, Any] = Field(description="Everything that was asked for, with what was filled in.")
     stages: dict[str, float] = Field(description="Seconds that each stage took, of a completed video.")
+    remarks: dict[str, str] = Field(description="What is odd about a completed video, such as that it is black.")
 
 
 class VideoList(BaseModel):
@@ -179,6 +180,7 @@ def video_answer(job: Job, position: int | None = None) -> VideoAnswer:
         position=position,
         request=fields,
         stages=job.result.get("stages", {}),
+        remarks=job.result.get("remarks", {}),
     )
 
 

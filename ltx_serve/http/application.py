@@ -59,7 +59,7 @@ def application(
     """
     memory = None if settings.memory is None else round(settings.memory * 1e9)
     checkers = [Checker(settings.max_pixels, settings.max_frames, memory, rooms) for _ in ("texts", "media")]
-    models, metrics = Models(settings.engines), Metrics(store, crew)
+    models, metrics = Models(settings.engines, trust=settings.trust_engines), Metrics(store, crew)
     desk = Desk(models, store, folders, crew, settings.max_queue, *checkers)
     # FastAPI's own pages of documentation load scripts from other servers.
     app = FastAPI(

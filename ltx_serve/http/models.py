@@ -11,7 +11,9 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from ltx_runtime.errors import LtxError
-from ltx_runtime.folder.manifest import MANIFEST, Engines, find_folder, read_manifest
+from ltx_runtime.folder.finding import find_folder
+from ltx_runtime.folder.manifest import MANIFEST, Engines
+from ltx_runtime.folder.reading import read_manifest
 from ltx_runtime.folder.release import release_of
 from ltx_runtime.spec.geometry import SPATIAL_SCALE, TEMPORAL_SCALE
 from ltx_runtime.spec.versions import Version, find_version
@@ -40,13 +42,18 @@ class Model:
 class Models:
     """The versions in the folder of a server, by name. The first one makes videos that name no model."""
 
-    def __init__(self, engines: Path) -> None:
+    def __init__(self, engines: Path, *, trust: bool = False) -> None:
         """Reads the manifests of a version folder, or of all version folders in a folder.
+
+        Args:
+            engines: the folder.
+            trust: whether manifests that are links to elsewhere are read.
 
         Raises:
             LtxError: there is no version folder, or a manifest cannot be read.
         """
-        self._by_name = {model.version.name: model for model in map(_model_of, _folders_in(engines))}
+        models = [_model_of(folder, trust) for folder in _folders_in(engines, trust)]
+        self._by_name = {model.version.name: model for model in models}
 
     def __iter__(self) -> Iterator[Model]:
         return iter(self._by_name.values())
@@ -72,15 +79,16 @@ class Models:
             return None
 
 
-def _folders_in(engines: Path) -> list[Path]:
-    if (engines / MANIFEST).exists() or not engines.is_dir():
-        return [find_folder(engines, None)]
-    return sorted(path.parent for path in engines.glob(f"[!.]*/{MANIFEST}")) or [find_folder(engines, None)]
+def _folders_in(engines: Path, trust: bool) -> list[Path]:
+    folders = []
+    if not (engines / MANIFEST).exists() and engines.is_dir():
+        folders = sorted(path.parent for path in engines.glob(f"[!.]*/{MANIFEST}"))
+    return folders or [find_folder(engines, None, trust=trust)]
 
 
-def _model_of(folder: Path) -> Model:
-    manifest = read_manifest(folder)
-    return Model(Engines(folder, manifest), release_of(manifest), int((folder / MANIFEST).stat().st_mtime))
+def _model_of(folder: Path, trust: bool) -> Model:
+    manifest = read_manifest(folder, trust=trust)
+    return Model(Engines(folder, manifest, trust), release_of(manifest), int((folder / MANIFEST).stat().st_mtime))
 
 
 class Length(BaseModel):

@@ -49,7 +49,8 @@ class Job:
         interruptions: how often the server was ended, not by its own stopping, while the job was under way.
         failure: why it failed; None if it did not.
         remixed_from: id of the job that this one varies.
-        result: what came of it: "stages" (seconds by name), "backends" (by network), and "bytes" of the video.
+        result: what came of it: "stages" (seconds by name), "backends" (by network), "remarks" (what is odd about it),
+            and "bytes" of the video.
     """
 
     id: str

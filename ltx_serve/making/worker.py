@@ -28,7 +28,8 @@ from ltx_runtime.folder.manifest import MANIFEST, Engines
 from ltx_runtime.outputs.plain import request_from_fields
 from ltx_runtime.outputs.unfinished import place_beside
 from ltx_runtime.planning.work import DECODE, denoise_label
-from ltx_runtime.sessions import AUTO, Found, find
+from ltx_runtime.sessions import AUTO, find
+from ltx_runtime.sessions.found import Found
 from ltx_runtime.spec.components import COMPONENT_NAMES, OPTIONAL, ComponentName
 from ltx_serve.jobs.failures import making_error_of
 from ltx_serve.jobs.folders import THUMBNAIL, VIDEO, sync_folder
@@ -139,13 +140,13 @@ class Worker:
             telling = Telling(lambda message: self._send({EVENT: message, "job": job}), check)
             video = self._saved(pipe, order["fields"], output, telling)
             stages = {name: round(seconds, 3) for name, seconds in video.seconds.items()}
-            result = {"stages": stages, "backends": video.backends, "notes": [*self._notes]}
+            result = {"stages": stages, "backends": video.backends, "remarks": video.remarks, "notes": [*self._notes]}
         else:
             self._send({READY: True, "job": job})
         place_beside(output).unlink(missing_ok=True)  # stays if the run was killed after the video got its name
         write_thumbnail(output, folder / THUMBNAIL)
         sync_folder(folder)
-        return {"stages": {}, "backends": {}, "notes": [], **result, "bytes": output.stat().st_size}
+        return {"stages": {}, "backends": {}, "remarks": {}, "notes": [], **result, "bytes": output.stat().st_size}
 
     def _pipeline(self, model: str) -> Pipeline:
         """Returns the pipeline of a version; that of another version is freed first.
@@ -305,4 +306,5 @@ def write_thumbnail(video: Path, path: Path) -> None:
     import av  # noqa: PLC0415
 
     with written_whole(path) as temporary, av.open(str(video.absolute())) as container:
-        next(container.decode(video=0)).to_image().save(temporary, "webp", quality=80)
+        first: Any = next(container.decode(video=0))
+        first.to_image().save(temporary, "webp", quality=80)

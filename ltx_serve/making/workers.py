@@ -30,6 +30,7 @@ def workers_of(settings: Settings) -> list[ProcessMaker]:
         "backend": settings.backend,
         "memory": settings.memory,
         "threads": share,
+        "trust_engines": settings.trust_engines,
     }
     of_threads = {} if share is None else {_THREADS: str(share)}
     workers = []

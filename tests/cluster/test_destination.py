@@ -57,6 +57,15 @@ def test_a_name_that_is_taken_is_refused_unless_it_is_to_be_replaced(destination
     assert (tmp_path / "copy.mp4").read_bytes() == b"second"
 
 
+def test_a_shorter_video_leaves_no_frames_of_the_longer_one_that_it_replaces_and_other_files_stay(tmp_path):
+    destination = destination_of(None, tmp_path)
+    destination.publish("night", {f"night/frame_{number:04d}.png": b"old" for number in range(3)}, overwrite=False)
+    (tmp_path / "night" / "notes.txt").write_bytes(b"mine")
+    destination.publish("night", {"night/frame_0000.png": b"new"}, overwrite=True)
+    found = {path.name: path.read_bytes() for path in (tmp_path / "night").iterdir()}
+    assert found == {"frame_0000.png": b"new", "notes.txt": b"mine"}
+
+
 def test_an_upload_that_is_refused_leaves_nothing_and_names_the_place_without_the_key(s3, tmp_path):
     destination = destination_of(s3.uri("bucket"), tmp_path)
     s3.fails = True

@@ -1,7 +1,6 @@
 """Tiny releases that are exported once for all tests of the exporter."""
 
 from collections.abc import Callable
-from functools import cache
 
 import pytest
 from samples.tiny import Exported, export_tiny
@@ -13,12 +12,6 @@ EVERY_PRECISION = ("0.9.0", "0.9.1", "0.9.8-13b-distilled")
 
 
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Exported]:
+def exported() -> Callable[[str], Exported]:
     """Returns the complete folder of a tiny release, by name; tests must not change it."""
-
-    @cache
-    def of(name: str) -> Exported:
-        precisions = tuple(PRECISIONS) if name in EVERY_PRECISION else ("fp32",)
-        return export_tiny(name, tmp_path_factory.mktemp(name), precisions)
-
-    return of
+    return lambda name: export_tiny(name, tuple(PRECISIONS) if name in EVERY_PRECISION else ("fp32",))

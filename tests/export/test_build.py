@@ -18,8 +18,10 @@ from samples.tiny import Exported, export, tiny
 from ltx_export.build import DEFAULT_PRECISIONS
 from ltx_export.random_weights import write_random_weights
 from ltx_export.sources.find import TEXT_ENCODER_FILE, TOKENIZER_FILE, Sources
+from ltx_export.weights import staging
 from ltx_runtime.errors import LtxError
-from ltx_runtime.folder.manifest import MANIFEST, open_engines
+from ltx_runtime.folder.manifest import MANIFEST
+from ltx_runtime.folder.reading import open_engines
 from ltx_runtime.spec.presets import Schedule
 from ltx_runtime.spec.versions import VERSIONS
 
@@ -225,14 +227,11 @@ def test_even_the_last_renaming_can_fail_without_losing_the_folder_of_before(
     root = tmp_path / "engines"
     export(release.version, release.sources, root / "0.9.0")
     before = contents(root)
-    rename = Path.replace
 
-    def fails(self: Path, target: Path) -> Path:
-        if self.is_dir() and (self / MANIFEST).exists() and Path(target).name == "0.9.0" and "partial" in self.name:
-            raise exception
-        return rename(self, target)
+    def fails(new: Path, old: Path) -> None:
+        raise exception
 
-    monkeypatch.setattr(Path, "replace", fails)
+    monkeypatch.setattr(staging, "exchanged", fails)
     with pytest.raises((type(exception), LtxError)):
         export(release.version, release.sources, root / "0.9.0")
     assert contents(root) == before

@@ -12,7 +12,7 @@ from samples.tiny import Exported, export
 from ltx_export.build import ExportOptions
 from ltx_export.networks.header_fields import allowed_sigmas
 from ltx_runtime.errors import LtxError
-from ltx_runtime.folder.manifest import open_engines
+from ltx_runtime.folder.reading import open_engines
 from ltx_runtime.sessions import find, open_session
 from ltx_runtime.spec.components import OPTIONAL, transformer
 from ltx_runtime.spec.presets import DISTILLED_SIGMAS

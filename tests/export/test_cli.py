@@ -16,7 +16,8 @@ from ltx_export import build, cli
 from ltx_export.graphs.precision import PRECISIONS
 from ltx_export.sources import download
 from ltx_export.sources.find import TEXT_ENCODER_FILE, TOKENIZER_FILE, Sources
-from ltx_runtime.folder.manifest import MANIFEST, describe_files, read_manifest, write_manifest
+from ltx_runtime.folder.manifest import MANIFEST, describe_files, write_manifest
+from ltx_runtime.folder.reading import read_manifest
 from ltx_runtime.progress import silent
 from ltx_runtime.sessions.cuda import driver
 from ltx_runtime.spec.components import COMPONENT_NAMES, OPTIONAL

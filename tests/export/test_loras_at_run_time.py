@@ -19,9 +19,11 @@ from samples.tiny import export
 from ltx_export.build import ExportOptions
 from ltx_export.recorded import SIZES, random_feeds, relative_l2
 from ltx_runtime import LoraFile, LtxError, Pipeline, Request, read_record
-from ltx_runtime.folder.manifest import Engines, open_engines
-from ltx_runtime.sessions import BACKENDS, Backend, FoundEngine, find, onnxruntime_cuda, open_session
+from ltx_runtime.folder.manifest import Engines
+from ltx_runtime.folder.reading import open_engines
+from ltx_runtime.sessions import BACKENDS, Backend, find, onnxruntime_cuda, open_session
 from ltx_runtime.sessions.cuda.gpu import Gpu
+from ltx_runtime.sessions.found import FoundEngine
 from ltx_runtime.weights import merging
 from ltx_runtime.weights.graph import weights_of
 from ltx_runtime.weights.merging import check_room, merged, merging_of

@@ -6,7 +6,8 @@ from samples.demo import folder_with_demo
 
 from ltx_export.preview import averaged, dead_leaves, fit_preview
 from ltx_runtime import Pipeline
-from ltx_runtime.folder.manifest import Engines, open_engines
+from ltx_runtime.folder.manifest import Engines
+from ltx_runtime.folder.reading import open_engines
 from ltx_runtime.sessions import find, open_session
 from ltx_runtime.spec.geometry import Grid
 from ltx_runtime.vae.encode import encode_media

@@ -16,7 +16,7 @@ from ltx_export.recorded import check_folder
 from ltx_export.sources.find import TEXT_ENCODER_FILE, TOKENIZER_FILE, find_sources
 from ltx_runtime.doctor import lines
 from ltx_runtime.errors import LtxError
-from ltx_runtime.folder.manifest import open_engines
+from ltx_runtime.folder.reading import open_engines
 from ltx_runtime.pipeline import Pipeline
 from ltx_runtime.spec.versions import VERSIONS
 

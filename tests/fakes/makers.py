@@ -15,6 +15,7 @@ from ltx_serve.making.events import DECODING, STEP, CancelledError, Event, Tell
 
 STEPS = 4
 STAGES = {"denoise 1": 0.5, "decode": 0.25}
+REMARKS = {"black": "every frame is black"}
 
 
 class QuickMaker:
@@ -51,7 +52,8 @@ class QuickMaker:
         save_video(iter(frames), folder / VIDEO, (fields["height"], fields["width"]), fields["fps"])
         Image.fromarray(frames[0]).save(folder / THUMBNAIL)
         self.made.append(job)
-        return {"stages": STAGES, "backends": {"transformer": "noise"}, "bytes": (folder / VIDEO).stat().st_size}
+        result = {"stages": STAGES, "backends": {"transformer": "noise"}, "remarks": REMARKS}
+        return result | {"bytes": (folder / VIDEO).stat().st_size}
 
     def cancel(self, id: str) -> None:
         """Ends the making of a job if it is held."""

@@ -26,11 +26,10 @@ def watch(moment: int) -> list[str]:
     return events
 
 
-def main() -> None:
-    """Installs the fake stages as the only backend, and runs the program."""
+def install_fake_stages() -> None:
+    """Makes the fake stages the only backend of this process."""
     from fakes.stages import Diary, Stage
 
-    from ltx_runtime.cli import main as cli
     from ltx_runtime.sessions import BACKENDS, Backend, graph_found
 
     module, notes = ModuleType("fake_stages"), Diary()
@@ -39,6 +38,13 @@ def main() -> None:
     sys.modules["fake_stages"] = module
     BACKENDS.clear()
     BACKENDS["cpu"] = Backend("fake_stages", "fake")
+
+
+def main() -> None:
+    """Installs the fake stages, and runs the program."""
+    from ltx_runtime.cli import main as cli
+
+    install_fake_stages()
     moment = int(sys.argv.pop(1))
     sys.argv[0] = "ltx-run"
     events = watch(moment)

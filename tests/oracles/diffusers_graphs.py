@@ -9,7 +9,7 @@ from oracles.networks import RELATIVE_L2, distance, tensor
 from torch import nn
 
 from ltx_export.recorded import SIZES, Feeds, random_feeds, run_graph
-from ltx_runtime.folder.manifest import open_engines
+from ltx_runtime.folder.reading import open_engines
 from ltx_runtime.spec.components import Component
 from ltx_runtime.spec.encodings import Rope, sinusoid_of
 

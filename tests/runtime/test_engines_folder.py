@@ -6,10 +6,11 @@ from pathlib import Path
 import platformdirs
 import pytest
 
-from ltx_runtime.files import engines_folder
+from ltx_runtime.files import cache_folder, data_folder, engines_folder
 from ltx_runtime.folder.address import engines_option
-from ltx_runtime.folder.manifest import find_folder
+from ltx_runtime.folder.finding import find_folder
 from ltx_runtime.spec.versions import VERSIONS
+from ltx_runtime.trust.made_here import is_made_here, record_made
 
 DEMO = VERSIONS["demo"]
 SMALL = ("a fox", "--height", "64", "--width", "96", "--num-frames", "9", "--seed", "3")
@@ -32,9 +33,22 @@ def test_the_folder_is_the_given_one_or_that_of_the_project_or_that_of_the_user(
     assert engines_folder(Path("mine")) == Path("mine")
 
 
-def test_a_user_without_a_home_has_the_working_folder(user, monkeypatch):
-    monkeypatch.setattr(platformdirs, "user_data_path", lambda name, appauthor: Path("~/.local/share") / name)
-    assert engines_folder(None) == Path("engines")
+@pytest.mark.parametrize("answer", ["the tilde as it is", "an error"])
+def test_a_user_without_a_home_has_the_working_folder_and_no_caches(user, monkeypatch, answer):
+    """Depending on the release of platformdirs: nobody of this user's number is known, and HOME is not set."""
+
+    def place(name, appauthor):
+        if answer == "an error":
+            raise RuntimeError("could not determine the home directory")
+        return Path("~/.local/share") / name
+
+    monkeypatch.delenv("LTX_CACHE", raising=False)
+    for kind in ("user_data_path", "user_cache_path"):
+        monkeypatch.setattr(platformdirs, kind, place)
+    assert engines_folder(None) == Path("engines") and cache_folder() is None and data_folder("x") == Path("x")
+    engine = user.parents[2] / "an.engine"
+    engine.touch()
+    assert not record_made(engine) and not is_made_here(engine)
 
 
 def test_commands_name_the_folder_only_where_it_is_not_the_default(user):

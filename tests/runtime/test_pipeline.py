@@ -93,7 +93,7 @@ def test_a_folder_without_what_is_not_needed_makes_the_same_video(version, spiec
 def test_the_negative_prompt_is_encoded_only_where_cfg_will_use_it(version, spiece, diary):
     make(engines_of(version, spiece), REQUEST)
     uses_cfg = any(entry.cfg_scale > 1 for one in version.passes for entry in one.guidance)
-    assert f"run text_encoder with {1 + uses_cfg}" in diary
+    assert diary.count("run text_encoder with 1") == 1 + uses_cfg
 
 
 @EVERY_VERSION
@@ -283,7 +283,7 @@ def test_text_that_the_text_encoder_cannot_read_is_noted_and_encoded_all_the_sam
     for name, told in (("prompt", "prompt"), ("negative_prompt", "negative prompt")):
         (note,) = make(engines, replace(REQUEST, **{name: "雪"})).notes
         assert note.startswith(f"1 of 2 pieces of the {told} are unknown to the text encoder: '雪'; ")
-    assert all(2 in fed["ids"] for fed in diary.fed("text_encoder"))
+    assert sum(2 in fed["ids"] for fed in diary.fed("text_encoder")) == 2  # once for each of the two videos
 
 
 # --- pixels ---------------------------------------------------------------------------------------

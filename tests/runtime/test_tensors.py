@@ -2,6 +2,8 @@
 
 import errno
 import json
+import math
+import os
 import struct
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 
 from ltx_runtime.errors import LtxError
-from ltx_runtime.tensors import read_metadata, read_tensors, write_tensors
+from ltx_runtime.tensors import names_in, read_metadata, read_tensors, write_tensors
 
 
 def write_by_hand(path, tensors):
@@ -173,3 +175,31 @@ def test_a_place_that_cannot_be_written_is_refused(path):
     with pytest.raises(LtxError, match=r"cannot write .*: is a directory - give a file"):
         write_tensors(path, {"x": np.zeros(1, np.float32)})
     assert list(path.parent.iterdir()) == [path]
+
+
+def sparse(path, name, shape):
+    """Writes a file with a float32 tensor of zeros, of which the disk holds the header alone."""
+    end = 4 * math.prod(shape)
+    header = json.dumps({name: {"dtype": "F32", "shape": shape, "data_offsets": [0, end]}}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    os.truncate(path, 8 + len(header) + end)
+    return path
+
+
+def test_a_tensor_that_takes_gigabytes_is_refused_before_it_is_read(tmp_path):
+    path = sparse(tmp_path / "a.safetensors", "x", (1 << 20, 1 << 10))
+    with pytest.raises(LtxError, match=r"x of .* is of shape .* needs about 9\.66 GB of memory, more than"):
+        read_tensors(path, ["x"])
+    assert names_in(path) == ["x"]
+
+
+@pytest.mark.parametrize("count", [50_000, 50_001])
+def test_a_header_lists_50_000_tensors_at_most(tmp_path, count):
+    entry = '"%d":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
+    header = ("{" + ",".join(entry % number for number in range(count)) + "}").encode()
+    (tmp_path / "a").write_bytes(len(header).to_bytes(8, "little") + header)
+    if count == 50_000:
+        assert len(names_in(tmp_path / "a")) == count
+        return
+    with pytest.raises(LtxError, match=r"lists 50,001 tensors, more than the 50,000 that are read"):
+        names_in(tmp_path / "a")

@@ -8,7 +8,8 @@ from oracles.pipeline_cases import deep
 from samples.tiny import export, sources_of
 
 from ltx_export.random_weights import write_random_weights
-from ltx_runtime.folder.manifest import Engines, open_engines
+from ltx_runtime.folder.manifest import Engines
+from ltx_runtime.folder.reading import open_engines
 
 _root = tempfile.TemporaryDirectory()
 

@@ -27,7 +27,7 @@ from ltx_export.networks.header import transformer_config, vae_config
 from ltx_export.networks.vae_encoder import encoder_config
 from ltx_export.recorded import SIZES, random_feeds, run_graph
 from ltx_export.sources.find import TEXT_ENCODER_FILE, TOKENIZER_FILE, Opened
-from ltx_runtime.folder.manifest import open_engines
+from ltx_runtime.folder.reading import open_engines
 from ltx_runtime.spec.versions import TextEncoderSize, Version
 from ltx_runtime.weights.checkpoint import StoredTensor
 

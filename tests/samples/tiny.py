@@ -6,12 +6,13 @@ Graphs of equal networks are traced once, and copied for later exports.
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from unittest.mock import patch
 
 import onnx_ir as ir
 import torch
-from samples import shared_graphs
+from samples import shared
 from torch import nn
 
 from ltx_export import build
@@ -20,6 +21,7 @@ from ltx_export.models.network import Network, build_empty
 from ltx_export.random_weights import write_random_weights
 from ltx_export.sources.find import TEXT_ENCODER_FILE, TOKENIZER_FILE, Sources
 from ltx_runtime.folder.manifest import Manifest
+from ltx_runtime.folder.reading import read_manifest
 from ltx_runtime.spec.presets import Pass
 from ltx_runtime.spec.versions import (
     SIZE_13B,
@@ -83,13 +85,18 @@ class Exported:
         return self.folder / self.manifest.components[component].graphs[precision]
 
 
-def export_tiny(name: str, root: Path, precisions: Sequence[str] = ("fp32",)) -> Exported:
-    """Writes random weights and a version folder of a tiny release, both below `root`."""
+@cache
+def export_tiny(name: str, precisions: tuple[str, ...] = ("fp32",)) -> Exported:
+    """Returns random weights and a version folder of a tiny release, which tests must not change."""
     version = tiny(name)
-    weights = root / "weights" / name
-    write_random_weights(version, weights)
+
+    def make(root: Path) -> None:
+        write_random_weights(version, root / "weights" / name)
+        export(version, sources_of(version, root / "weights" / name), root / "engines" / name, precisions)
+
+    root = shared.folder_of("-".join((name, *precisions)), make)
     folder = root / "engines" / name
-    return Exported(version, weights, folder, export(version, sources_of(version, weights), folder, precisions))
+    return Exported(version, root / "weights" / name, folder, read_manifest(folder))
 
 
 def export(
@@ -111,8 +118,8 @@ def traced_once(network: Network) -> tuple[ir.Model, ir.Model]:
     described = repr((*made, network.blocks, network.traced_blocks, network.path))
     key = hashlib.sha256(described.encode()).hexdigest()
     if key not in _traced:
-        _traced[key] = shared_graphs.read(key) or onnx_from_torch(network)
-        shared_graphs.write(key, _traced[key])
+        _traced[key] = shared.read(key) or onnx_from_torch(network)
+        shared.write(key, _traced[key])
     return _traced[key]  # not a copy: the exporter changes copies only
 
 

@@ -13,7 +13,8 @@ from fakes.servers import write_demo
 from samples.pictures import png
 
 from ltx_runtime import VERSIONS, LtxError
-from ltx_runtime.folder.manifest import Engines, read_manifest
+from ltx_runtime.folder.manifest import Engines
+from ltx_runtime.folder.reading import read_manifest
 from ltx_runtime.outputs.plain import request_from_fields
 from ltx_serve.checking import checker as checking
 from ltx_serve.checking.checker import Checker, CheckerLostError, CheckerMissingError

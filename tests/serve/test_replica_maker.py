@@ -10,7 +10,7 @@ from ltx_serve.cluster.replica import DONE, EVENT, FILE, LOST
 from ltx_serve.jobs.job import Job, new_id
 from ltx_serve.making.events import STEP, CancelledError, Event, MakerLostError
 
-RESULT = {"stages": {"decode": 1.0}, "backends": {}, "notes": [], "bytes": 5}
+RESULT = {"stages": {"decode": 1.0}, "backends": {}, "remarks": {}, "notes": [], "bytes": 5}
 FILES = [(FILE, ("thumbnail.webp", b"first")), (FILE, ("video.mp4", b"whole"))]
 
 

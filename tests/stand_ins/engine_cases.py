@@ -10,7 +10,8 @@ from stand_ins.engines import Recipe, install
 
 from ltx_runtime.folder.manifest import ComponentEntry, Engines, Manifest, describe_files, write_manifest
 from ltx_runtime.folder.profiles import Span
-from ltx_runtime.sessions import Found, find
+from ltx_runtime.sessions import find
+from ltx_runtime.sessions.found import Found
 from ltx_runtime.spec.components import text_encoder, transformer, vae_decoder
 from ltx_runtime.spec.presets import Schedule
 

@@ -7,8 +7,9 @@ from samples.tiny import Exported
 
 from ltx_export.engines.engine_from_onnx import Recipe
 from ltx_runtime.folder.address import EngineAddress
-from ltx_runtime.folder.manifest import Engines, open_engines
+from ltx_runtime.folder.manifest import Engines
 from ltx_runtime.folder.profiles import Limits
+from ltx_runtime.folder.reading import open_engines
 from ltx_runtime.folder.sidecar import Maker
 from ltx_runtime.sessions.trt.library import load_library, maker_of
 from ltx_runtime.spec.geometry import Grid

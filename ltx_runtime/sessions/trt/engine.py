@@ -15,14 +15,17 @@ import numpy as np
 
 from ltx_runtime.errors import LtxError, explaining
 from ltx_runtime.files import amount
-from ltx_runtime.sessions import FoundEngine
+from ltx_runtime.folder.sidecar import read_sidecar
 from ltx_runtime.sessions.cuda.device import Device
 from ltx_runtime.sessions.cuda.memory import GpuMemoryError
+from ltx_runtime.sessions.found import FoundEngine
 from ltx_runtime.sessions.trt.files import leave, locked, read
 from ltx_runtime.sessions.trt.library import compiles_at_run_time, first_error, logger_of, title_of
 from ltx_runtime.sessions.trt.weights import keep_plan, plan_path, refit, weights_bytes
+from ltx_runtime.trust.made_here import is_made_here
 
 _NO_MEMORY = re.compile(r"out ?of ?memory|bad.?alloc|cudaErrorMemoryAllocation", re.IGNORECASE)
+_CHECKSUM_DIGITS = 16  # of an engine's checksum in the names of files beside it
 _SPARE_BYTES = 512 << 20  # for inputs, outputs and the driver
 
 
@@ -66,7 +69,8 @@ class OpenEngine:
         """Loads the engine into memory, with all weights that are not inputs.
 
         Raises:
-            LtxError: the engine is damaged, has other ports than its graph, or does not fit into memory.
+            LtxError: the engine is damaged, was just built again, has other ports than its graph, or does not fit into
+                memory.
         """
         self._runtime = self._library.Runtime(logger_of(self._library))
         if self._sidecar.weights == "refit":
@@ -75,12 +79,21 @@ class OpenEngine:
             self._refuse_too_large(self._found.path)
             self._deserialize(self._found.path)
             self._refuse_missing()
+        if not self._stands():
+            raise LtxError(f"{self._found.path} was built again while it was opened", "run the command again")
         self._check_ports()
+
+    def _stands(self) -> bool:
+        """Returns whether the engine was not built again since it was found."""
+        try:
+            return read_sidecar(self._found.path).engine_checksum == self._sidecar.engine_checksum
+        except LtxError:
+            return False
 
     def _load_refitted(self) -> None:
         plan = plan_path(self._found)
         with locked(plan):  # another process waits for the refitted engine and then loads it
-            if plan.is_file():
+            if self._may_use(plan):
                 self._refuse_too_large(plan)
                 self._deserialize(plan)
             if self._engine is not None:
@@ -92,6 +105,10 @@ class OpenEngine:
             except LtxError as error:
                 raise self._out_of_memory() or LtxError(str(error), command=self._found.rebuild_command()) from None
             keep_plan(self._library, self._engine, plan)
+
+    def _may_use(self, path: Path) -> bool:
+        """Returns whether a session left this file beside the engine: of this user, since it is code, or of anyone."""
+        return path.is_file() if self._found.address.engines.trusted else is_made_here(path)
 
     def _refuse_too_large(self, plan: Path) -> None:
         """Raises GpuMemoryError if a plan is too large: it takes about as much memory as its file has bytes."""
@@ -161,7 +178,7 @@ class OpenEngine:
             config.dynamic_shapes_kernel_specialization_strategy = strategy
         if compiles_at_run_time(self._library):
             self._kernels = config.create_runtime_cache()
-            self._kernels_read = read(self._kernels_path())
+            self._kernels_read = read(self._kernels_path()) if self._may_use(self._kernels_path()) else None
             if self._kernels_read:
                 self._kernels.deserialize(self._kernels_read)  # stays empty if they are another driver's
             config.set_runtime_cache(self._kernels)
@@ -182,9 +199,10 @@ class OpenEngine:
         self._engine.weight_streaming_budget_v2 = min(budget, streamable)
 
     def _kernels_path(self) -> Path:
-        """Returns the path of the cache of compiled kernels, which has the GPU's name since they fit one GPU only."""
+        """Returns the path of the cache of compiled kernels, which fit one engine and one GPU only."""
         gpu = re.sub(r"[^a-z0-9]+", "-", self._device.gpu.name.lower()).strip("-")
-        return self._found.path.with_name(f"{self._found.path.name}.{gpu}.kernels")
+        engine = self._sidecar.engine_checksum[:_CHECKSUM_DIGITS]
+        return self._found.path.with_name(f"{self._found.path.name}.{gpu}.{engine}.kernels")
 
     def dtype_of(self, name: str) -> np.dtype[Any]:
         """Returns the dtype of an input or output."""
@@ -215,7 +233,7 @@ class OpenEngine:
         try:
             if self._kernels is not None and self.context is not None:
                 kernels = bytes(self._kernels.serialize())
-                if kernels != self._kernels_read:
+                if kernels != self._kernels_read and self._stands():
                     with locked(self._kernels_path()):
                         leave(self._kernels_path(), kernels)
         finally:

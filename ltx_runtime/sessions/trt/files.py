@@ -12,7 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ltx_runtime.files import acquired_lock
+from ltx_runtime.files import acquired_lock, lock_name, written_whole
+from ltx_runtime.trust.made_here import record_made
 
 _WAIT_S = 600.0  # refitting a large engine takes less
 
@@ -21,12 +22,15 @@ _WAIT_S = 600.0  # refitting a large engine takes less
 def locked(path: Path) -> Iterator[None]:
     """Holds a lock inside the block so that no other process makes the same file, or no lock if none can be had."""
     lock: Any = None
+    name = path.with_name(lock_name(path.name))
     with suppress(OSError):  # a read-only folder, or another process holds the lock for too long
-        lock = acquired_lock(path.with_name(f".{path.name}.lock"), _WAIT_S)
+        lock = acquired_lock(name, _WAIT_S)
     try:
         yield
     finally:
         if lock is not None:
+            with suppress(OSError):
+                name.unlink()
             lock.release()
 
 
@@ -39,14 +43,10 @@ def read(path: Path) -> bytes | None:
 
 
 def leave(path: Path, data: Any) -> None:
-    """Writes bytes to a temporary file and renames it to `path`; does nothing if that is impossible."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with temporary.open("wb") as file:
+    """Writes bytes to a temporary file, renames it to `path` and records it as made here; does nothing if it cannot."""
+    with suppress(OSError):
+        with written_whole(path) as temporary, temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        record_made(path)

@@ -6,6 +6,7 @@ libraries and CUDA are imported only if there is an engine to run.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -13,13 +14,14 @@ from typing import Any
 import numpy as np
 
 from ltx_runtime.errors import LtxError
-from ltx_runtime.folder.address import EngineAddress, check_engine, engines_option
+from ltx_runtime.folder.address import EngineAddress, check_engine, engine_paths, engines_option
 from ltx_runtime.folder.manifest import Engines
 from ltx_runtime.folder.profiles import profile_for, sizes_of
 from ltx_runtime.folder.sidecar import ENGINE_PRECISIONS
-from ltx_runtime.sessions import Arrays, FoundEngine, engine_found
+from ltx_runtime.sessions import Arrays, engine_found
 from ltx_runtime.sessions.cuda import device as cuda
 from ltx_runtime.sessions.cuda.gpu import find_gpu
+from ltx_runtime.sessions.found import FoundEngine
 from ltx_runtime.sessions.trt.engine import OpenEngine, advice_on_weights
 from ltx_runtime.sessions.trt.library import load_library, maker_of, refuse_unserved
 from ltx_runtime.sessions.trt.ports import PortBuffers
@@ -27,6 +29,7 @@ from ltx_runtime.sessions.trt.weights import WeightInputs
 from ltx_runtime.spec.components import UNEVEN, ComponentName
 
 _NO_PROFILE = -1
+_MOST_SHOWN = 5  # folders of engines in a message
 
 
 def find(engines: Engines, name: ComponentName, backend: str) -> FoundEngine:
@@ -37,8 +40,8 @@ def find(engines: Engines, name: ComponentName, backend: str) -> FoundEngine:
     """
     version = engines.manifest.version
     folder_option = engines_option(engines.folder, version)
-    command = f"ltx-export engine {version} --component {name} --builder {backend}{folder_option}"
-    folders = sorted({path.parent.name for path in engines.folder.glob(f"*-{backend}-*/{name}.*.engine")})
+    command = f"ltx-export engine {shlex.quote(version)} --component {name} --builder {backend}{folder_option}"
+    folders = list(dict.fromkeys(path.parent.name for path in engine_paths(engines, f"*-{backend}-*/{name}.*.engine")))
     if not folders:
         raise LtxError(f"no engine of {name}", command=command)
     library = load_library(backend)
@@ -56,7 +59,8 @@ def find(engines: Engines, name: ComponentName, backend: str) -> FoundEngine:
             refusals.append(error)
     if refusals:
         raise refusals[0]
-    raise LtxError(f"no engine of {name} for {maker.folder}, only for {', '.join(folders)}", command=command)
+    others = ", ".join(folders[:_MOST_SHOWN])
+    raise LtxError(f"no engine of {name} for {maker.folder}, only for {others}", command=command)
 
 
 class TrtRunner:

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from ltx_runtime.errors import LtxError, explaining
 from ltx_runtime.folder.sidecar import Sidecar, WeightInput, refit_graph_path
-from ltx_runtime.sessions import FoundEngine
 from ltx_runtime.sessions.cuda.device import Device
 from ltx_runtime.sessions.cuda.memory import Buffer
+from ltx_runtime.sessions.found import FoundEngine
 from ltx_runtime.sessions.trt.files import leave
 from ltx_runtime.sessions.trt.library import first_error, logger_of
 

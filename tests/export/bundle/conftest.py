@@ -8,8 +8,10 @@ import pytest
 from fakes.stages import engines_of
 from fakes.wheels import lend_index
 
-from ltx_runtime.folder.manifest import Engines, Quantized, describe_files, open_engines, write_manifest
+from ltx_runtime.folder.manifest import Engines, Quantized, describe_files, write_manifest
+from ltx_runtime.folder.reading import open_engines
 from ltx_runtime.spec.versions import VERSIONS
+from ltx_runtime.trust.made_here import record_link
 
 SPIECE = Path(__file__).parents[2] / "golden" / "t5" / "spiece.model"
 
@@ -35,8 +37,10 @@ def engines(tmp_path) -> Engines:
     for number, name in enumerate(sorted(names)):
         places[name].write_bytes(bytes([number]) * 3000 * (1 + number % 3))
     (folder / "portable-tensorrt_rtx-1.7" / "transformer.bf16.engine").write_bytes(b"engine")
-    changed = replace(manifest, components=components, linked=linked, files=describe_files(places))
-    write_manifest(folder, changed)
+    files = describe_files(places)
+    write_manifest(folder, replace(manifest, components=components, linked=linked, files=files))
+    for name in linked:
+        record_link(places[name], files[name].size_bytes, files[name].checksum)
     return open_engines(folder)
 
 

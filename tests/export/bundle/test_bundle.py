@@ -19,7 +19,7 @@ from ltx_export.bundle.bundle import TRIAL, Options, bundle, least_systems
 from ltx_export.bundle.target import target_of
 from ltx_export.bundle.wheel_file import read_wheel
 from ltx_runtime.errors import LtxError
-from ltx_runtime.folder.manifest import open_engines
+from ltx_runtime.folder.reading import open_engines
 from ltx_runtime.planning.plan import plan
 from ltx_runtime.spec.versions import VERSIONS
 

@@ -16,8 +16,10 @@ from pathlib import Path
 import pytest
 from fakes.wheels import lend_index, own_wheel_at, write_wheel
 
+from ltx_export.bundle import install as installer
 from ltx_export.bundle.bundle import Options, bundle
 from ltx_export.bundle.target import target_of
+from ltx_runtime.replacing.tidying import tidy
 
 PROGRAM = Path("install.py")
 BIN = "Scripts" if os.name == "nt" else "bin"
@@ -198,6 +200,44 @@ def test_a_first_video_that_fails_says_why_and_keeps_what_is_installed(install, 
     code, _, err = install("place")
     assert (code, err) == (2, "error: it is installed, but a first video fails: no memory - buy some\n")
     assert (tmp_path / "place" / BIN / "python").exists()
+
+
+@pytest.fixture
+def replaced(tmp_path):
+    """The four names of an installer that replaces a version folder: temporary, whole, target and old."""
+    names = [tmp_path / name for name in (".demo.partial", ".ltx-demo.new", "demo", ".demo.old")]
+    for folder, text in ((names[0], "new"), (names[2], "old")):
+        folder.mkdir()
+        (folder / "manifest.json").write_text(text)
+    return names
+
+
+@pytest.mark.parametrize("renamings", [1, 2])
+@pytest.mark.parametrize("is_locked", [True, False])
+def test_a_run_that_starts_while_a_version_folder_is_replaced_costs_neither_the_old_nor_the_new(
+    replaced, monkeypatch, renamings, is_locked
+):
+    rename, done = type(replaced[0]).replace, []
+    held = installer.lock_on(replaced[0]) if is_locked else None
+
+    def watched(self, target):
+        if len(done) == renamings:
+            with monkeypatch.context() as patch:
+                patch.setattr(type(self), "replace", rename)
+                tidy(replaced[0].parent, lambda line: None)
+        done.append(target)
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(replaced[0]), "replace", watched)
+        if not is_locked and renamings == 1:  # taken for what a killed installer has left: then the old one stays
+            with pytest.raises(FileNotFoundError):
+                installer.replace_folder(*replaced)
+        else:
+            installer.replace_folder(*replaced)
+    expected = "old" if not is_locked and renamings == 1 else "new"
+    assert (replaced[2] / "manifest.json").read_text() == expected
+    assert (held is None) != is_locked
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")

@@ -23,7 +23,9 @@ from ltx_export.models.t5 import T5Config, TextEncoder
 from ltx_export.random_weights import write_random_weights
 from ltx_export.recorded import SIZES, random_feeds, run_graph
 from ltx_export.sources.find import Sources
-from ltx_runtime.folder.manifest import Engines, Manifest, open_engines
+from ltx_runtime.folder.manifest import Engines, Manifest
+from ltx_runtime.folder.reading import open_engines
+from ltx_runtime.graph.check import check_graph
 from ltx_runtime.spec.components import ComponentName
 from ltx_runtime.spec.versions import TextEncoderSize, TransformerSize
 
@@ -120,6 +122,14 @@ def test_a_t5_of_floats_is_linked_and_its_graph_points_into_it(made, dtype):
         places = initializers(one.folder / graph)
         assert {str(place.location) for place in places.values()} == {linked.name}
         assert {(place.offset, place.length) for place in places.values()} == stored
+
+
+@pytest.mark.parametrize("dtype", ["F16", "Q8_0", "Q4_K"])
+def test_graphs_with_and_without_integers_may_be_loaded(made, dtype):
+    engines = made(dtype).engines
+    for name, entry in engines.manifest.components.items():
+        for precision, graph in entry.graphs.items():
+            check_graph(engines.folder / graph, entry.signature, engines.weight_sizes(name, precision))
 
 
 @FLOATS

@@ -14,8 +14,9 @@ from ltx_export.engines.files import build_engine, check_built, prepared_for
 from ltx_export.engines.progress import BuildProgress
 from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.address import check_engine
-from ltx_runtime.folder.manifest import Engines, open_engines
+from ltx_runtime.folder.manifest import Engines
 from ltx_runtime.folder.profiles import Span, profiles
+from ltx_runtime.folder.reading import open_engines
 from ltx_runtime.folder.sidecar import read_sidecar, sidecar_path
 from ltx_runtime.spec.components import COMPONENT_NAMES
 
@@ -36,7 +37,7 @@ def engines(exported, tmp_path) -> Engines:
 
 
 def names_in(folder) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+    return sorted(path.name for path in folder.glob("*"))
 
 
 @pytest.mark.parametrize(("precision", "weights"), [("bf16", "embedded"), ("fp16", "inputs")])

@@ -1,5 +1,7 @@
 """Engines for other weights than they were built with: taken over from another version folder in seconds."""
 
+import errno
+import os
 import shutil
 import sys
 from dataclasses import replace
@@ -14,10 +16,12 @@ from ltx_export.engines import command as engine_command
 from ltx_export.engines import files as engine_files
 from ltx_export.engines.files import build_engine, find_equal, prepared_for
 from ltx_export.random_weights import write_random_weights
-from ltx_runtime.folder.manifest import open_engines
 from ltx_runtime.folder.profiles import Limits
+from ltx_runtime.folder.reading import open_engines
 from ltx_runtime.folder.sidecar import read_sidecar
 from ltx_runtime.spec.geometry import Grid
+from ltx_runtime.trust import made_here
+from ltx_runtime.trust.made_here import is_made_here
 
 RELEASE = "0.9.8-13b-distilled"
 SIZE = ("--max-height", "64", "--max-width", "96", "--max-frames", "9")
@@ -142,3 +146,38 @@ def test_an_engine_is_copied_where_a_link_can_not_be_made(engines, sibling, monk
     prepared = prepared_for(address(sibling, "text_encoder"), recipe.weights)
     path = engine_files.take_over(address(sibling, "text_encoder"), recipe, prepared, other)
     assert not path.samefile(other) and path.read_bytes() == other.read_bytes()
+
+
+def test_what_else_lies_beside_an_engine_is_kept_is_not_followed_and_is_not_read_again(engines, tmp_path, monkeypatch):
+    """Engines have up to tens of gigabytes: that names of them come and go is no reason to read them."""
+    recipe = small("inputs")
+    others = [build_engine(address(engines, name), recipe) for name in ("vae_decoder", "text_encoder")]
+    folder, secret = others[0].parent, tmp_path / "secret"
+    secret.mkdir()
+    (secret / "id").write_text("secret")
+    (folder / "notes").mkdir()
+    (folder / "notes" / "mine").write_text("precious")
+    for name, target in (("gone", "nowhere"), ("loop", "loop"), ("secret", secret)):
+        (folder / name).symlink_to(target)
+    os.mkfifo(folder / "pipe")
+    monkeypatch.setattr(made_here, "_mark_of_bytes", lambda path: pytest.fail(f"{path} is read again"))
+    with monkeypatch.context() as patch:
+        patch.setattr("ltx_export.engines.engine_from_onnx.record_made", lambda *paths: True)
+        patch.setattr("ltx_runtime.folder.sidecar.record_made", lambda *paths: True)
+        build_engine(address(engines, "text_encoder"), recipe)
+    assert is_made_here(others[0])
+    assert (folder / "notes" / "mine").read_text() == "precious"
+    assert [os.readlink(folder / name) for name in ("gone", "loop", "secret")] == ["nowhere", "loop", str(secret)]
+    assert (secret / "id").stat().st_nlink == 1 and not (folder / "pipe").exists()
+
+
+def test_what_cannot_be_kept_is_told_before_an_engine_is_built(engines, monkeypatch):
+    build_engine(address(engines, "vae_decoder"), small("inputs"))
+
+    def full(folder, new, is_dropped):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(engine_files, "keep_rest", full)
+    monkeypatch.setattr(engine_files, "engine_from_onnx", lambda *arguments: pytest.fail("an engine is built"))
+    with pytest.raises(OSError, match="No space"):
+        build_engine(address(engines, "text_encoder"), small("inputs"))

@@ -14,11 +14,13 @@ from ltx_export.engines.numbers import TOLERANCES, check_engine_numbers, smalles
 from ltx_export.recorded import run_graph
 from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.address import EngineAddress
-from ltx_runtime.folder.manifest import Engines, open_engines
+from ltx_runtime.folder.manifest import Engines
 from ltx_runtime.folder.profiles import Limits, Span, profile_for, profiles, sizes_of
+from ltx_runtime.folder.reading import open_engines
 from ltx_runtime.folder.sidecar import Sidecar
-from ltx_runtime.sessions import CheckedSession, Found, FoundEngine
+from ltx_runtime.sessions import CheckedSession
 from ltx_runtime.sessions.cuda.memory import GpuMemoryError
+from ltx_runtime.sessions.found import Found, FoundEngine
 from ltx_runtime.spec.geometry import Grid
 
 RELEASE = "0.9.5"

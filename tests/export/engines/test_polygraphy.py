@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from ltx_export.recorded import SIZES, random_feeds
-from ltx_runtime.folder.manifest import open_engines
 from ltx_runtime.folder.profiles import profiles
+from ltx_runtime.folder.reading import open_engines
 from ltx_runtime.sessions import find, open_session
 from ltx_runtime.spec.components import COMPONENT_NAMES, line_of
 

@@ -14,8 +14,8 @@ from stand_ins.gpu_machine import Machine
 
 from ltx_runtime.errors import LtxError
 from ltx_runtime.folder import address
-from ltx_runtime.folder.manifest import open_engines
 from ltx_runtime.folder.profiles import Limits
+from ltx_runtime.folder.reading import open_engines
 from ltx_runtime.pipeline import Pipeline
 from ltx_runtime.planning.options import RunOptions
 from ltx_runtime.planning.plan import grids_of, plan

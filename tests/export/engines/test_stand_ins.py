@@ -12,8 +12,8 @@ from stand_ins.tensorrt_runtime import library_of
 from stand_ins.tensorrt_types import World
 
 from ltx_export.recorded import SIZES, random_feeds
-from ltx_runtime.folder.manifest import open_engines
 from ltx_runtime.folder.profiles import Span
+from ltx_runtime.folder.reading import open_engines
 from ltx_runtime.sessions import find, open_session
 
 BUILDERS = tuple(VERSIONS)

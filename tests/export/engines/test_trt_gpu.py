@@ -7,7 +7,7 @@ import pytest
 
 from ltx_export.recorded import random_feeds, relative_l2
 from ltx_runtime.errors import LtxError
-from ltx_runtime.folder.manifest import open_engines
+from ltx_runtime.folder.reading import open_engines
 from ltx_runtime.sessions import find, open_session
 from ltx_runtime.sessions.cuda.gpu import find_gpu
 from ltx_runtime.sessions.trt.library import LIBRARIES, load_library

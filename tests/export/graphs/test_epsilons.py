@@ -9,7 +9,7 @@ from samples.tiny import export, sources_of, tiny
 
 from ltx_export.random_weights import write_random_weights
 from ltx_export.recorded import SIZES, random_feeds
-from ltx_runtime.folder.manifest import open_engines
+from ltx_runtime.folder.reading import open_engines
 from ltx_runtime.sessions import find, open_session
 
 PIXEL_NORM_EPS = 1e-8

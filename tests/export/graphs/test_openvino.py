@@ -4,10 +4,11 @@ With angles of RoPE and of timesteps inside the graph that error was 0.24: they 
 """
 
 import pytest
+from samples.tiny import export
 
-from ltx_export.build import ExportOptions, export_version
+from ltx_export.build import ExportOptions
 from ltx_export.recorded import SIZES, random_feeds, relative_l2
-from ltx_runtime.folder.manifest import open_engines
+from ltx_runtime.folder.reading import open_engines
 from ltx_runtime.sessions import find, open_session
 
 pytest.importorskip("openvino", reason="OpenVINO is not installed, as in the environment with .[cpu] alone")
@@ -18,7 +19,7 @@ RELEASES = ("0.9.0", "0.9.1", "0.9.8-13b-distilled")
 def test_weights_that_a_folder_only_links_to_are_read(exported, tmp_path):
     release = exported("0.9.0")
     options = ExportOptions(("fp32", "bf16"), link=True)
-    export_version(release.version, release.sources, tmp_path / "out", options, lambda line: None)
+    export(release.version, release.sources, tmp_path / "out", options=options)
     engines = open_engines(tmp_path / "out")
     assert engines.weights_folder("transformer") != engines.folder
     feeds = random_feeds(engines.component("transformer").signature, SIZES[0])

@@ -26,7 +26,8 @@ from ltx_export.networks.header import effective_header
 from ltx_export.networks.parts import parts_of
 from ltx_export.recorded import SIZES, check_folder, random_feeds, run_graph
 from ltx_export.sources.find import open_sources
-from ltx_runtime.folder.manifest import MANIFEST, open_engines
+from ltx_runtime.folder.manifest import MANIFEST
+from ltx_runtime.folder.reading import open_engines
 from ltx_runtime.spec.components import text_encoder
 from ltx_runtime.weights.checkpoint import open_safetensors
 

@@ -9,15 +9,16 @@ import onnx
 import pytest
 from safetensors import safe_open
 from samples.demo import DEMO, folder_with_demo, folder_with_quantized_demo
-from samples.tiny import sources_of
+from samples.tiny import export, sources_of
 
 from ltx_export import build
-from ltx_export.build import ExportOptions, export_version
+from ltx_export.build import ExportOptions
 from ltx_export.checkpoints.blocks import Q8, quantized
 from ltx_export.checkpoints.values import float32_of
 from ltx_export.recorded import SIZES, check_folder, random_feeds, relative_l2, run_graph
 from ltx_runtime.errors import LtxError
-from ltx_runtime.folder.manifest import QUANTIZED_BLOCK, open_engines, read_manifest
+from ltx_runtime.folder.manifest import QUANTIZED_BLOCK
+from ltx_runtime.folder.reading import open_engines, read_manifest
 from ltx_runtime.sessions import find, open_session
 from ltx_runtime.weights.checkpoint import open_safetensors
 
@@ -125,7 +126,7 @@ def test_openvino_runs_it_within_its_error(folder):
 
 def test_what_cannot_be_quantized_has_the_usual_graphs(tmp_path):
     sources = sources_of(DEMO, folder_with_demo() / "weights")
-    export_version(DEMO, sources, tmp_path / "out", ExportOptions(("q8",)), lambda line: None)
+    export(DEMO, sources, tmp_path / "out", options=ExportOptions(("q8",)))
     graphs = {name: set(entry.graphs) for name, entry in read_manifest(tmp_path / "out").components.items()}
     assert graphs.pop("transformer") == {"q8"}
     assert all(precisions == {"fp32", "bf16"} for precisions in graphs.values())
@@ -154,7 +155,7 @@ def test_it_is_refused_by_name_for_a_network_without_repeated_blocks(tmp_path):
     sources = sources_of(DEMO, folder_with_demo() / "weights")
     options = ExportOptions(("fp32",), {"vae_decoder": ("q8",)})
     with pytest.raises(LtxError, match=r"vae_decoder has no repeated blocks of float matrices .* --precision vae_dec"):
-        export_version(DEMO, sources, tmp_path / "out", options, lambda line: None)
+        export(DEMO, sources, tmp_path / "out", options=options)
     assert not (tmp_path / "out").exists()
 
 

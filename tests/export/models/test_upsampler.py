@@ -44,8 +44,8 @@ from ltx_export.models.upsampler import (
 from ltx_export.networks.upsampler import upsampler_config
 from ltx_export.recorded import random_feeds
 from ltx_runtime.folder.address import check_engine
-from ltx_runtime.folder.manifest import open_engines
 from ltx_runtime.folder.profiles import profiles
+from ltx_runtime.folder.reading import open_engines
 from ltx_runtime.sessions import find, open_session
 from ltx_runtime.sessions.trt.library import load_library
 from ltx_runtime.spec import components

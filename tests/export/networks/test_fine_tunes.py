@@ -17,7 +17,7 @@ from ltx_export.random_weights import write_random_weights
 from ltx_export.sources.find import Sources, find_sources, open_sources
 from ltx_runtime import Pipeline
 from ltx_runtime.errors import LtxError
-from ltx_runtime.folder.manifest import open_engines
+from ltx_runtime.folder.reading import open_engines
 from ltx_runtime.folder.release import release_of
 from ltx_runtime.spec.versions import VERSIONS, TextEncoderSize, TransformerSize, VaeSize, Version
 

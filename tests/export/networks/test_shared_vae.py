@@ -14,7 +14,7 @@ from ltx_export.build import ExportOptions
 from ltx_export.models.vae import TIMESTEP_SCALE_KEY
 from ltx_export.sources.find import Sources
 from ltx_runtime.errors import LtxError
-from ltx_runtime.folder.manifest import open_engines
+from ltx_runtime.folder.reading import open_engines
 
 ENCODER = "vae_encoder"
 STATISTICS = ("per_channel_statistics.mean-of-means", "per_channel_statistics.std-of-means")

@@ -132,16 +132,22 @@ def test_what_the_librarys_own_download_brought_is_trusted_and_the_other_way_rou
 
 
 @pytest.mark.parametrize("wrong", [bytes(50_000), b"short"], ids=["same size", "other size"])
-def test_a_file_that_is_not_the_hubs_is_replaced_even_after_it_was_once(hub, folder, wrong):
-    bring(folder)
+@pytest.mark.parametrize("was_downloaded", [True, False])
+def test_a_file_that_somebody_has_changed_is_refused_and_left_alone(hub, folder, wrong, was_downloaded):
+    folder.mkdir()
+    if was_downloaded:
+        bring(folder)
     (folder / CHECKPOINT).write_bytes(wrong)
     later = (folder / CHECKPOINT).stat().st_mtime + 60
     os.utime(folder / CHECKPOINT, (later, later))
-    lines = bring(folder)
-    assert f"{CHECKPOINT}: is not the hub's and will be replaced" in lines
+    gets = len(hub.asked("GET"))
+    with pytest.raises(LtxError, match=f"{CHECKPOINT} is not the hub's file, .* - move it away, or delete it"):
+        bring(folder)
+    assert (folder / CHECKPOINT).read_bytes() == wrong
+    assert len(hub.asked("GET")) == gets
+    (folder / CHECKPOINT).unlink()
+    bring(folder)
     assert found(folder)[CHECKPOINT] == hub.contents[CHECKPOINT]
-    # A file of another size is recognized as another without reading it.
-    assert lines.count(f"{CHECKPOINT}: computing its checksum") == (2 if len(wrong) == 50_000 else 1)
 
 
 def test_a_complete_file_that_is_published_anew_is_fetched_anew(hub, folder):

@@ -18,7 +18,7 @@ from ltx_export.checkpoints.keys import averages_in, networks_in
 from ltx_export.inspection.inspect import inspect
 from ltx_export.sources.find import Sources, find_sources, open_sources
 from ltx_runtime.errors import LtxError
-from ltx_runtime.folder.manifest import open_engines
+from ltx_runtime.folder.reading import open_engines
 from ltx_runtime.weights.checkpoint import open_safetensors
 
 RELEASE = "0.9.5"

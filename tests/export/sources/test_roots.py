@@ -1,6 +1,7 @@
 """Folders that other programs arrange, as `--weights`: the hub's cache, ComfyUI's models, clones without Git LFS."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from ltx_export.checkpoints.readers import open_weights
 from ltx_export.inspection.inspect import inspect
 from ltx_export.sources.find import Sources, find_sources, open_sources
 from ltx_runtime.errors import LtxError
-from ltx_runtime.folder.manifest import MANIFEST, open_engines, read_manifest
+from ltx_runtime.folder.manifest import MANIFEST
+from ltx_runtime.folder.reading import open_engines, read_manifest
 from ltx_runtime.spec.versions import VERSIONS
 from ltx_runtime.tensors import read_tensors
 from ltx_runtime.text.tokenizer import Tokenizer
@@ -240,7 +242,7 @@ def test_a_version_folder_that_was_cloned_without_git_lfs_is_told_as_such(export
         folder = tmp_path / name.replace(".", "_")
         folder.mkdir()
         for file in release.folder.iterdir():
-            (folder / file.name).symlink_to(file)
+            os.link(file, folder / file.name)
         (folder / name).unlink()
         pointer(folder / name)
         read = read_manifest if name == MANIFEST else open_engines

@@ -19,7 +19,7 @@ from ltx_export.random_weights import write_random_weights
 from ltx_export.sources.find import TEXT_ENCODER_FILE, TOKENIZER_FILE, Sources, find_sources
 from ltx_export.sources.upscalers import OPTIONS, has_upscaler, open_upscaler, temporal_upscaler_of
 from ltx_runtime.errors import LtxError
-from ltx_runtime.folder.manifest import open_engines
+from ltx_runtime.folder.reading import open_engines
 from ltx_runtime.sessions import find, open_session
 from ltx_runtime.spec.components import temporal_upsampler, upsampler
 from ltx_runtime.spec.versions import VERSIONS, Version

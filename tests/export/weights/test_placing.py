@@ -15,7 +15,8 @@ from samples.tiny import Exported, export
 from ltx_export.build import ExportOptions
 from ltx_export.recorded import SIZES, random_feeds
 from ltx_runtime.errors import LtxError
-from ltx_runtime.folder.manifest import MANIFEST, Engines, open_engines
+from ltx_runtime.folder.manifest import MANIFEST, Engines
+from ltx_runtime.folder.reading import open_engines
 from ltx_runtime.sessions import find, open_session
 from ltx_runtime.weights.lora import LoraFile
 

@@ -1,14 +1,15 @@
 """A version folder appears whole or not at all, and replaces nothing but a version folder."""
 
 import re
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from ltx_export.weights.staging import refuse_foreign, staged
 from ltx_runtime.errors import LtxError
+from ltx_runtime.files import lock_name, partial_folder
 from ltx_runtime.folder.manifest import MANIFEST
+from ltx_runtime.replacing.held import Held
 
 
 def write(folder: Path, text: str) -> None:
@@ -27,20 +28,25 @@ def test_a_folder_takes_the_place_of_the_one_before(tmp_path):
 
 
 def test_leftovers_of_an_export_that_was_killed_vanish(tmp_path):
-    for name in (".0.9.5.partial", ".0.9.5.old"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "stray").write_text("x")
+    with partial_folder(tmp_path) as left:
+        pass
+    left.mkdir()
+    for path in (left / "0.9.5", tmp_path / lock_name("0.9.5")):
+        path.write_text("x")
     (tmp_path / "0.9.5").mkdir()
     write(tmp_path / "0.9.5", "new")
     assert contents(tmp_path) == {f"0.9.5/{MANIFEST}": "new"}
 
 
-def test_a_folder_that_was_retired_when_the_export_was_killed_comes_back(tmp_path):
-    (tmp_path / ".0.9.5.old").mkdir()
-    (tmp_path / ".0.9.5.old" / MANIFEST).write_text("before")
-    with suppress(ZeroDivisionError), staged(tmp_path / "0.9.5"):
-        raise ZeroDivisionError
-    assert contents(tmp_path) == {f"0.9.5/{MANIFEST}": "before"}
+def test_a_folder_that_someone_reads_stays_until_it_is_released_and_is_found_again(tmp_path):
+    folder = tmp_path / "0.9.5"
+    write(folder, "old")
+    held = Held(folder)
+    write(folder, "new")
+    assert (folder / MANIFEST).read_text() == "new"
+    assert held.now(folder / MANIFEST).read_text() == "old"
+    held.release()
+    assert contents(tmp_path) == {f"0.9.5/{MANIFEST}": "new"}
 
 
 def test_a_link_stays_and_the_folder_it_leads_to_is_replaced(tmp_path):

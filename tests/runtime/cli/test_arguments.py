@@ -72,6 +72,7 @@ TYPED: dict[str, tuple[list[str], object]] = {
     "metadata": (["--no-metadata"], False),
     "resume": (["--resume", "a.mp4.unfinished"], Path("a.mp4.unfinished")),
     "engines": (["--engines", "elsewhere"], Path("elsewhere")),
+    "trust_engines": (["--trust-engines"], True),
     "version": (["--version", "demo"], "demo"),
     "backend": (["--backend", "fake"], "fake"),
     "cpu_mode": (["--cpu-mode", "q8"], "q8"),

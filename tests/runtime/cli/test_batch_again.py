@@ -9,6 +9,7 @@ from fakes import stages as fake_stages
 from fakes.batches import SIZE, failing, statuses, videos_in
 
 from ltx_runtime.outputs.record import read_record
+from ltx_runtime.outputs.unfinished import Unfinished
 from ltx_runtime.spec.versions import VERSIONS
 
 SINGLE = VERSIONS["0.9.5"]
@@ -38,6 +39,24 @@ def test_a_batch_can_go_on_in_another_place_and_after_its_file_of_prompts_has_go
     code, _, err = run("--resume", "moved/p.results.jsonl")
     assert code == 0, err
     assert videos_in(tmp_path / "moved") == videos_in(tmp_path / "whole")
+
+
+def test_a_batch_that_was_killed_just_after_a_video_got_its_name_goes_on_from_a_typed_folder(
+    batch, run, tmp_path, monkeypatch
+):
+    assert batch("--seeds", "1", "--output-dir", "whole")[0] == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(Unfinished, "remove", raising_interrupt)
+        assert batch("--seeds", "1", "--output-dir", "videos")[0] == 130
+    code, _, err = run("--resume", "videos/p.results.jsonl")
+    assert code == 0, err
+    assert videos_in(tmp_path / "videos") == videos_in(tmp_path / "whole")
+    assert not list(tmp_path.rglob("*.unfinished"))
+
+
+def raising_interrupt(self):
+    self.unlock()  # as the system does for a process that has ended
+    raise KeyboardInterrupt
 
 
 def test_what_is_gone_is_made_again_and_what_has_changed_is_refused(batch, run, tmp_path):

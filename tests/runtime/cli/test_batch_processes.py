@@ -31,6 +31,7 @@ def killed_at(moment, *words):
     return ended.returncode, ended.stderr
 
 
+@pytest.mark.kills
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
 def test_a_batch_that_is_killed_at_any_moment_makes_every_video_exactly_once(run, engines, tmp_path):
     engines(DEMO)

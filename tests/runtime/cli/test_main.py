@@ -17,7 +17,8 @@ from fakes import stages as fake_stages
 from PIL import Image
 
 from ltx_runtime import __version__
-from ltx_runtime.folder.manifest import read_manifest, write_manifest
+from ltx_runtime.folder.manifest import write_manifest
+from ltx_runtime.folder.reading import read_manifest
 from ltx_runtime.sessions import BACKENDS
 from ltx_runtime.spec.versions import VERSIONS
 from ltx_runtime.tensors import write_tensors
@@ -215,13 +216,13 @@ def test_latents_that_a_failing_decoder_left_are_decoded_later_at_their_frame_ra
     engines(DEMO)
 
     def broken(feeds):
-        return {"video": np.full((1, 3, 9, 128, 128), np.nan, np.float32)}
+        return {"video": np.full_like(fake_stages.decode(feeds)["video"], np.nan)}
 
     with monkeypatch.context() as patch:
         patch.setitem(fake_stages.STAGES, "vae_decoder", broken)
         code, _, err = run(*SMALL, "--fps", "12", "--save-latents", "my kept.safetensors", "--output", "clip.mp4")
     assert (code, left_behind(tmp_path)) == (2, ["clip.mp4.unfinished", "my kept.safetensors"])
-    assert "not finite" in err
+    assert re.search(r"\nerror: decode: .* that the vae_decoder computed are NaN \(vae_decoder on cpu in fp32\)", err)
     assert run("--latents", "my kept.safetensors")[0] == 0
     assert left_behind(tmp_path) == ["clip.mp4.unfinished", "my kept.safetensors", "my-kept-3.mp4"]
     assert probe("my-kept-3.mp4") == (96, 64, 9, 12)
@@ -316,6 +317,7 @@ def test_what_was_made_is_told_to_programs(run, engines, tmp_path):
         "fps": 24.0,
         "seed": 3,
         "backends": dict.fromkeys(names, "cpu"),
+        "remarks": {},
     }
     assert (tmp_path / "clip.mp4").is_file()
 

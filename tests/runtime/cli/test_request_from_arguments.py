@@ -102,7 +102,7 @@ OF_THE_COMMAND = {
     "fetch",
     "json",
 }
-OF_THE_COMMAND |= {"vae_slicing"}
+OF_THE_COMMAND |= {"vae_slicing", "trust_engines"}
 
 
 PRESET = "num_inference_steps: 4\nguidance_scale: 3\nstg_scale: 0\nrescaling_scale: 1\n"

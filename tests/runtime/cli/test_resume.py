@@ -18,7 +18,8 @@ from fakes import program
 from fakes import stages as fake_stages
 from PIL import Image
 
-from ltx_runtime.folder.manifest import describe_files, read_manifest, write_manifest
+from ltx_runtime.folder.manifest import describe_files, write_manifest
+from ltx_runtime.folder.reading import read_manifest
 from ltx_runtime.outputs import unfinished
 from ltx_runtime.outputs.record import read_record
 from ltx_runtime.pipeline import Pipeline
@@ -89,6 +90,7 @@ def started(moment, *arguments):
     return ended.returncode, ended.stderr
 
 
+@pytest.mark.kills
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
 @pytest.mark.parametrize("output", ["clip.mp4", "clip.png"])
 def test_a_run_that_is_killed_at_any_moment_goes_on_with_the_printed_command(engines, tmp_path, monkeypatch, output):

@@ -10,7 +10,7 @@ from fakes.stages import ROPE
 from ltx_runtime import sessions
 from ltx_runtime.doctor.folders import folders_in, look_at, shown_grid, words_of
 from ltx_runtime.errors import LtxError
-from ltx_runtime.folder.address import EngineAddress
+from ltx_runtime.folder.address import FOREIGN, EngineAddress
 from ltx_runtime.folder.manifest import ComponentEntry, Engines, Manifest, checksum, describe_files, write_manifest
 from ltx_runtime.folder.profiles import Span, profiles
 from ltx_runtime.folder.sidecar import Maker, Sidecar, sidecar_path, write_sidecar
@@ -39,12 +39,14 @@ def backends(monkeypatch):
             module = ModuleType(f"fake_{name}")
             module.find = find
             monkeypatch.setitem(sys.modules, module.__name__, module)
-            monkeypatch.setitem(BACKENDS, name, Backend(module.__name__, "gpu"))
+            BACKENDS[name] = Backend(module.__name__, "gpu")
 
-    for name in list(BACKENDS):
-        monkeypatch.delitem(BACKENDS, name)
+    order = dict(BACKENDS)
+    BACKENDS.clear()
     put(tensorrt=refuse, tensorrt_rtx=refuse, cuda=refuse, cpu=graph)
-    return put
+    yield put
+    BACKENDS.clear()
+    BACKENDS.update(order)  # restores the order, which is that of preference
 
 
 @pytest.fixture
@@ -65,7 +67,7 @@ def make_folder(path):
 
 
 def manifest_of(folder):
-    from ltx_runtime.folder.manifest import read_manifest
+    from ltx_runtime.folder.reading import read_manifest
 
     return read_manifest(folder)
 
@@ -94,8 +96,8 @@ def add_engine(folder, maker=MAKER, **changes):
     return path
 
 
-def only_engine(folder, makers=HERE):
-    ((engine,),) = (part.engines for part in look_at(folder, makers).components)
+def only_engine(folder, makers=HERE, *, trust=False):
+    ((engine,),) = (part.engines for part in look_at(folder, makers, trust=trust).components)
     return engine
 
 
@@ -221,13 +223,32 @@ def test_an_engine_that_has_changed_or_was_built_from_another_graph_is_of_no_use
     assert only_engine(folder).problem
 
 
+@pytest.mark.parametrize("target", ["nowhere", "vae_decoder.bf16.engine"], ids=["nowhere", "itself"])
+def test_an_engine_that_is_a_link_to_nowhere_or_itself_is_told_like_any_other(folder, target):
+    path = add_engine(folder)
+    path.unlink()
+    path.symlink_to(target)
+    for trust in (False, True):
+        engine = only_engine(folder, trust=trust)
+        assert engine.problem and engine.size_bytes == 0
+
+
 @pytest.mark.parametrize("content", [None, "", "{}"])
 def test_an_engine_whose_sidecar_cannot_be_read_is_told(folder, content):
     path = add_engine(folder)
     sidecar_path(path).unlink() if content is None else sidecar_path(path).write_text(content)
-    engine = only_engine(folder)
+    engine = only_engine(folder, trust=True)
     assert "sidecar" in engine.problem or "damaged" in engine.problem
     assert engine.precision == "bf16" and engine.rebuild == REBUILD.format("tensorrt_rtx", folder)
+
+
+def test_of_an_engine_of_somebody_else_nothing_is_read_unless_the_folder_is_trusted(folder):
+    path = add_engine(folder)
+    sidecar_path(path).write_text(sidecar_path(path).read_text() + " ")
+    engine = only_engine(folder)
+    assert engine.problem == FOREIGN and not engine.builder and "--trust-engines" in FOREIGN
+    assert engine.rebuild == REBUILD.format("tensorrt_rtx", folder)
+    assert only_engine(folder, trust=True).problem == ""
 
 
 def test_an_engine_where_nothing_looks_for_it_is_of_no_use(folder):

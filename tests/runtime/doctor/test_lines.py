@@ -113,12 +113,12 @@ def test_no_line_is_broken_or_carries_what_a_terminal_would_obey(found):
 def test_run_gives_lines_or_json_of_the_same_report(monkeypatch, tmp_path):
     made = report(machine(RTX_4090), [folder(engines=[engine("transformer")])], [BUILD])
     asked = []
-    monkeypatch.setattr(doctor_lines, "examine", lambda root, version: asked.append((root, version)) or made)
+    monkeypatch.setattr(doctor_lines, "examine", lambda *given, trust: asked.append((*given, trust)) or made)
     assert run(tmp_path, "demo", False) == "\n".join(lines_of(made))
-    data = json.loads(run(tmp_path, None, True))
+    data = json.loads(run(tmp_path, None, True, trust=True))
     assert data["advice"] == [{"reason": BUILD.reason, "command": BUILD.command}]
     assert data["folders"][0]["components"][0]["engines"][0]["relative_l2"] == 1.2e-3
-    assert asked == [(tmp_path, "demo"), (tmp_path, None)]
+    assert asked == [(tmp_path, "demo", False), (tmp_path, None, True)]
 
 
 def test_run_refuses_a_bad_path(tmp_path):

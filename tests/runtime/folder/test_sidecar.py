@@ -45,7 +45,7 @@ def engines_in(folder, **sums):
     graphs = {precision: f"transformer.{precision}.onnx" for precision in ENGINE_PRECISIONS}
     entry = ComponentEntry(transformer(4, 6, 12), WEIGHTS, graphs)
     names = (*graphs.values(), *WEIGHTS, "other")
-    files = {name: FileEntry(1, sums.get(name.partition(".")[0], f"sum of {name}")) for name in names}
+    files = {name: FileEntry(100, sums.get(name.partition(".")[0], f"sum of {name}")) for name in names}
     return Engines(folder, Manifest("demo", True, Schedule(), ROPE, "spiece.model", {"transformer": entry}, files))
 
 
@@ -84,9 +84,11 @@ def made(request, tmp_path):
     return path, maker, precision
 
 
-def check(made, maker=None, **sums):
+def check(made, maker=None, *, trusted=True, **sums):
+    """Checks an engine that tests change by hand, so that the user has not made it any more."""
     path, own, precision = made
-    return check_engine(address(engines_in(path.parents[1], **sums), maker or own, precision))
+    engines = replace(engines_in(path.parents[1], **sums), trusted=trusted)
+    return check_engine(address(engines, maker or own, precision))
 
 
 def refused(made, message, **change):
@@ -103,7 +105,7 @@ def refused(made, message, **change):
 def test_a_sidecar_is_read_as_it_was_written(made):
     path, maker, precision = made
     wanted = sidecar_of(engines_in(path.parents[1]), maker, precision, path)
-    assert read_sidecar(path) == wanted == check(made)
+    assert read_sidecar(path) == wanted == check(made) == check(made, trusted=False)
     assert sorted(path.parent.iterdir()) == sorted([path, sidecar_path(path)])
 
 
@@ -172,7 +174,25 @@ def test_a_damaged_sidecar_is_refused(made, content):
     refused(made, "is damaged")
 
 
-@pytest.mark.parametrize("change", [{"weights": "somewhere"}, {"profiles": []}, {"weight_inputs": {"a": 1}}], ids=str)
+INPUT = {"file": WEIGHTS[0], "offset": 8, "size_bytes": 16, "dtype": "bf16", "shape": [2, 4]}
+SPANS = {name: {"min": 1, "best": 1, "max": 2} for name in ("batch", "tokens", "timesteps", "text_tokens")}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"weights": "somewhere"}, {"profiles": []}, {"weight_inputs": {"a": 1}}, {"builder": 3}, {"structure": None}),
+        *({"sources": {"a": 1}}, {"relative_l2": "1"}, {"relative_l2": float("nan")}, {"weight_streaming": 1}),
+        *({"options": "; rm -rf ~"}, {"options": "--static $(id)"}, {"options": 1}),
+        *({"weight_inputs": {"a": INPUT | {"size_bytes": value}}} for value in (-1, 0, 1.0, True, 1 << 60)),
+        *({"weight_inputs": {"a": INPUT | {"file": value}}} for value in ("../other", "/etc/passwd", "other", 1)),
+        *({"weight_inputs": {"a": INPUT | other}} for other in ({"offset": -1}, {"offset": 85}, {"shape": ["2"]})),
+        *({"profiles": [SPANS | {"tokens": {"min": a, "best": b, "max": c}}]} for a, b, c in ((2, 1, 3), (1, 3, 2))),
+        *({"profiles": [SPANS | {"tokens": {"min": a, "best": 1, "max": 1}}]} for a in (0, "1", 1.0)),
+        *({"profiles": [SPANS | {"frames": SPANS["batch"]}]}, {"profiles": [{"tokens": SPANS["tokens"]}]}),
+    ],
+    ids=str,
+)
 def test_a_sidecar_that_says_nothing_usable_is_damaged(made, change):
     data = json.loads(sidecar_path(made[0]).read_text())
     sidecar_path(made[0]).write_text(json.dumps(data | change))
@@ -185,6 +205,16 @@ def test_a_sidecar_without_one_of_its_fields_is_damaged(made, field):
     del data[field]
     sidecar_path(made[0]).write_text(json.dumps(data))
     refused(made, "is damaged")
+
+
+def test_an_engine_that_the_user_has_not_built_is_refused_until_it_is_trusted(made, tmp_path):
+    path = made[0]
+    for file in (path, sidecar_path(path), path.with_suffix(".onnx")):
+        before = file.read_bytes() if file.exists() else None
+        file.write_bytes(before + b" " if before else b"a graph to refit with")
+        refused(made, "was (not built by you|changed)|has changed", trusted=False)
+        file.unlink() if before is None else file.write_bytes(before)
+        assert check(made, trusted=False) == check(made, trusted=True)
 
 
 def test_an_engine_without_sidecar_is_refused(made):

@@ -121,7 +121,7 @@ def test_the_cover_of_a_song_is_no_clip_and_that_of_a_film_is_not_read_for_it(tm
     with av.open(str(tmp_path / "film.mp4"), "w") as container:
         attached = container.add_stream("mjpeg", rate=1)
         attached.height, attached.width, attached.pix_fmt = 32, 48, "yuvj420p"
-        attached.disposition = av.stream.Disposition.attached_pic
+        attached.disposition = av.stream.Disposition.attached_pic.value
         stream = container.add_stream("libx264", rate=24)
         stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
         packet = av.Packet(cover.getvalue())

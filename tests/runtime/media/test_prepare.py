@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from fakes.processors import CAN_CHANGE, one_core
 from PIL import Image
 from samples.clips import flat, noisy, save_clip, save_image, stripes
 
@@ -124,6 +125,14 @@ def test_compression_loses_more_at_a_higher_crf_and_an_odd_row_and_column_always
     assert losses == sorted(losses) and losses[0] < losses[-1]
 
 
+@pytest.mark.skipif(not CAN_CHANGE, reason="this system does not bind processes to cores")
+def test_a_picture_is_compressed_alike_on_one_core_and_on_all(tmp_path):
+    path = save_image(tmp_path / "a.png", noisy(256, 384))
+    with one_core():
+        on_one = load_media(path, 256, 384, most_frames=1, resize=False)
+    np.testing.assert_array_equal(load_media(path, 256, 384, most_frames=1, resize=False), on_one)
+
+
 @pytest.mark.parametrize("colour", [RED, GREEN, BLUE, GREY], ids=str)
 def test_a_flat_colour_survives_all_preparation_within_a_few_levels(tmp_path, colour):
     path = save_image(tmp_path / "a.png", stripes(64, 96, colour))
@@ -158,7 +167,7 @@ def test_a_clip_is_not_read_beyond_what_is_wanted(tmp_path, monkeypatch):
             yield Frame(32, 48, lambda shade=shade: flat(shade))
         raise AssertionError("a fourth frame was read")
 
-    monkeypatch.setattr(pictures, "_opened_file", lambda path, stack: Opened(Facts(32, 48, 5), frames()))
+    monkeypatch.setattr(pictures, "_opened_file", lambda path, stack, most_bytes: Opened(Facts(32, 48, 5), frames()))
     (tmp_path / "a.mp4").touch()
     assert look_at(tmp_path / "a.mp4", 3).seen == 3
     assert load_media(tmp_path / "a.mp4", 32, 48, **{**PLAIN, "most_frames": 3}).shape[2] == 3

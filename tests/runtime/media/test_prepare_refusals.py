@@ -148,7 +148,7 @@ def test_sound_without_pictures(tmp_path):
 def test_a_clip_without_frames(tmp_path, monkeypatch):
     path = tmp_path / "a.mp4"
     path.touch()
-    monkeypatch.setattr(pictures, "_opened_file", lambda path, stack: Opened(Facts(32, 48), iter(())))
+    monkeypatch.setattr(pictures, "_opened_file", lambda path, stack, most_bytes: Opened(Facts(32, 48), iter(())))
     assert refusal(path) == f"{path} has no frames that can be read - give another clip"
 
 
@@ -157,7 +157,7 @@ def test_a_clip_whose_frames_change_their_size(tmp_path, monkeypatch):
     path.touch()
     sizes = ((32, 48), (64, 96))
     frames = (Frame(*size, lambda size=size: noisy(*size)) for size in sizes)
-    monkeypatch.setattr(pictures, "_opened_file", lambda path, stack: Opened(Facts(32, 48), frames))
+    monkeypatch.setattr(pictures, "_opened_file", lambda path, stack, most_bytes: Opened(Facts(32, 48), frames))
     with pytest.raises(LtxError, match=r"^the frames of .*a\.mp4 differ in size - convert it to \.mp4$"):
         load(path)
 
@@ -212,8 +212,9 @@ def test_a_crf_that_h264_does_not_have(tmp_path, crf):
 def test_a_prepared_item_of_another_form(tmp_path, tensor):
     path = tmp_path / "a.safetensors"
     write_tensors(path, {"media": tensor})
-    said = f"is {tensor.dtype} of shape {list(tensor.shape)} - save it as float32 of (1, 3, frames, height, width)"
-    assert refusal(path) == f"media in {path} {said}"
+    stored = {np.dtype(np.float32): "F32", np.dtype(np.int64): "I64"}[tensor.dtype]
+    said = f"are stored as {stored} of shape {list(tensor.shape)}"
+    assert refusal(path) == f"media in {path} {said} - save it as float32 of (1, 3, frames, height, width)"
 
 
 def test_a_prepared_item_that_is_not_scaled(tmp_path):

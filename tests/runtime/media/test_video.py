@@ -3,6 +3,7 @@
 import av
 import numpy as np
 import pytest
+from fakes.processors import CAN_CHANGE, one_core
 from PIL import Image
 
 from ltx_runtime.media.video import WRITERS, save_video
@@ -128,3 +129,18 @@ def test_pngs_hold_every_pixel_and_are_numbered_in_order(tmp_path):
     write(tmp_path / "clip.png", frames)
     assert placed(tmp_path) == ["clip", *(f"clip/frame_000{i}.png" for i in range(3))]
     np.testing.assert_array_equal(read(tmp_path / "clip"), frames)
+
+
+@pytest.mark.skipif(not CAN_CHANGE, reason="this system does not bind processes to cores")
+@EVERY_WRITER
+def test_the_same_frames_make_the_same_bytes_on_one_core_and_on_all(tmp_path, suffix):
+    """A frame of 128 rows has two slices, if an encoder makes one for each core."""
+    frames = [np.random.RandomState(i).randint(0, 256, (128, WIDTH, 3)).astype(np.uint8) for i in range(9)]
+
+    def content(name):
+        target = write(tmp_path / f"{name}{suffix}", frames)
+        return [path.read_bytes() for path in (sorted(target.iterdir()) if target.is_dir() else [target])]
+
+    with one_core():
+        on_one = content("one")
+    assert content("all") == on_one

@@ -1,14 +1,17 @@
 """Laws of the places of a run's files: none of those that are written is any other, whatever its spelling or links."""
 
+import errno
 import os
 
 import pytest
 from fakes.stages import engines_of
 
 from ltx_runtime.errors import LtxError
+from ltx_runtime.files import partial_folder
 from ltx_runtime.outputs.places import places_of
 from ltx_runtime.planning.options import RunOptions
 from ltx_runtime.planning.request import Condition, Request
+from ltx_runtime.replacing.exchange import whole_beside
 from ltx_runtime.spec.versions import VERSIONS
 
 DEMO = VERSIONS["demo"]
@@ -137,3 +140,41 @@ def test_pictures_in_memory_have_no_place(spiece):
 
     request = Request("a cat", conditions=(Condition(np.zeros((32, 32, 3), np.uint8)),))
     assert places_of(engines_of(DEMO, spiece), request, RunOptions()).reads == {}
+
+
+def everything_about(folder):
+    return {path: (path.lstat().st_mtime_ns, path.lstat().st_ctime_ns) for path in (folder, *folder.rglob("*"))}
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_a_plan_changes_no_folder_not_even_its_time(run, engines, tmp_path, is_replaced):
+    """Nor if a run was killed while it replaced the version folder."""
+    folder = engines(DEMO)
+    (tmp_path / "kept").mkdir()
+    for parent in (folder.parent, tmp_path / "kept", *([] if is_replaced else [folder])):
+        with partial_folder(parent) as left:
+            pass
+        left.mkdir()  # that of a process that was killed
+    if is_replaced:
+        folder.rename(whole_beside(folder))
+    (tmp_path / "p.txt").write_text("a fox\n")
+    before = everything_about(tmp_path)
+    kept = [word for save in SAVES for word in (save, f"kept/{save[7:]}.safetensors")]
+    for words in ((*SMALL, *kept), (*SMALL, *kept, "--output", "kept/clip.mp4"), ("--prompts", "p.txt")):
+        assert run(*words, "--plan")[0] == 0
+        assert everything_about(tmp_path) == before
+    assert run(*SMALL, *kept)[0] == 0
+    assert [path.suffix for path in sorted((tmp_path / "kept").iterdir())] == [".safetensors"] * 3
+    assert folder.is_dir() and not [path for path in tmp_path.rglob("*") if path.name.startswith(".ltx-")]
+
+
+def test_a_folder_that_only_seems_to_be_writable_is_refused_before_a_network_runs(run, engines, diary, monkeypatch):
+    engines(DEMO)
+
+    def full(self, *more, **options):
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), str(self))
+
+    monkeypatch.setattr("pathlib.Path.touch", full)
+    said = refusal(run, "--save-latents", "latents.safetensors")
+    assert said.startswith("error: cannot write latents.safetensors: disk quota exceeded - free some space")
+    assert diary == []

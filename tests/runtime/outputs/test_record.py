@@ -14,7 +14,8 @@ from hypothesis import given
 from PIL import Image
 
 from ltx_runtime.errors import LtxError
-from ltx_runtime.folder.manifest import describe_files, read_manifest, write_manifest
+from ltx_runtime.folder.manifest import describe_files, write_manifest
+from ltx_runtime.folder.reading import read_manifest
 from ltx_runtime.media.comments import ascii_of
 from ltx_runtime.media.video import save_video
 from ltx_runtime.outputs.record import OPTIONS, parse_record, read_record, record_of

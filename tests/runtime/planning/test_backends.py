@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 from fakes.requests import default_request
 from fakes.stages import engines_of
+from samples.onnx_bytes import graph_of
 
 from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.address import EngineAddress
+from ltx_runtime.folder.manifest import Engines, FileEntry
 from ltx_runtime.folder.profiles import Limits, profiles
 from ltx_runtime.folder.sidecar import Sidecar
 from ltx_runtime.pipeline import Pipeline
@@ -17,7 +19,8 @@ from ltx_runtime.planning.backends import Chosen, Size, choose, needed
 from ltx_runtime.planning.options import RunOptions
 from ltx_runtime.planning.plan import grids_of, plan
 from ltx_runtime.planning.request import Condition, Request
-from ltx_runtime.sessions import BACKENDS, Found, FoundEngine, graph_found
+from ltx_runtime.sessions import BACKENDS, graph_found
+from ltx_runtime.sessions.found import Found, FoundEngine
 from ltx_runtime.spec.geometry import Grid, grid_of
 from ltx_runtime.spec.versions import VERSIONS
 from ltx_runtime.vae.tiling import Tiling
@@ -215,8 +218,12 @@ def test_a_size_that_an_engine_does_not_serve_is_refused_before_anything_is_open
 # --- failures at loading, and memory of the GPU -----------------------------------------------------
 
 
-def test_a_backend_that_turns_out_not_to_run_a_graph_gives_way_to_the_next_unless_it_was_asked_for(demo, spiece):
+def test_a_backend_that_turns_out_not_to_run_a_graph_gives_way_to_the_next_unless_it_was_asked_for(demo, tmp_path):
     error = LtxError("no kernel - use another")
+    entry = demo.component("transformer")
+    files = {entry.weights[0]: FileEntry(1, "0")}
+    demo = Engines(tmp_path, replace(demo.manifest, files=files))
+    (tmp_path / entry.graphs["fp32"]).write_bytes(graph_of(entry.signature, entry.weights[0]))
     found = Found("cuda", demo.component("transformer").signature, demo.folder, demo.folder)
     chosen = Chosen(RunOptions(), SIZE, ("transformer",), {"transformer": found})
     assert chosen.replace_failed(demo, "transformer", error).backend == "cpu"

@@ -13,13 +13,13 @@ from samples.onnx_bytes import graph_that_adds
 from stand_ins.engine_cases import folder_of
 
 from ltx_runtime.errors import LtxError
-from ltx_runtime.sessions import Found, find, onnxruntime_cuda, open_session
+from ltx_runtime.sessions import find, onnxruntime_cuda, open_session
 from ltx_runtime.sessions.cuda import gpu
 from ltx_runtime.sessions.cuda.memory import GpuMemoryError
-from ltx_runtime.spec.components import Component, Port
+from ltx_runtime.sessions.found import Found
+from ltx_runtime.spec.components import text_encoder
 
-AXES = ("batch", "text_tokens")
-ADDING = Component("text_encoder", (Port("ids", AXES, "int64"), Port("mask", AXES, "int64")), (Port("text", AXES),))
+ADDING = text_encoder(6)
 
 
 @pytest.fixture
@@ -52,6 +52,10 @@ def found(tmp_path, on_the_cpu):
 def feeds_of(shape, seed=0):
     random = np.random.RandomState(seed)
     return {name: random.randint(0, 100, shape).astype(np.int64) for name in ("ids", "mask")}
+
+
+def sums_of(feeds):
+    return (feeds["ids"] + feeds["mask"])[..., None].repeat(6, 2)
 
 
 def test_a_gpu_takes_the_narrowest_graph_there_is(tmp_path, machine, monkeypatch):
@@ -93,7 +97,7 @@ def test_a_graph_is_computed_by_port_names_for_every_size(found):
             feeds = feeds_of(shape)
             made = session.run(feeds)
             assert set(made) == {"text"}
-            np.testing.assert_array_equal(made["text"], feeds["ids"] + feeds["mask"])
+            np.testing.assert_array_equal(made["text"], sums_of(feeds))
 
 
 def test_outputs_are_the_caller_s_own(found):
@@ -110,11 +114,11 @@ def test_what_cannot_be_written_to_is_uploaded_once_and_what_can_every_time(foun
     with open_session(found) as session:
         for _ in range(3):
             feeds["ids"] += 1
-            np.testing.assert_array_equal(session.run(feeds)["text"], feeds["ids"] + feeds["mask"])
+            np.testing.assert_array_equal(session.run(feeds)["text"], sums_of(feeds))
         assert len(uploads) == 4
         other = {**feeds, "mask": feeds["mask"].copy()}
-        np.testing.assert_array_equal(session.run(other)["text"], other["ids"] + other["mask"])
-        np.testing.assert_array_equal(session.run(feeds)["text"], feeds["ids"] + feeds["mask"])
+        np.testing.assert_array_equal(session.run(other)["text"], sums_of(other))
+        np.testing.assert_array_equal(session.run(feeds)["text"], sums_of(feeds))
     assert len(uploads) == 8
 
 
@@ -144,7 +148,7 @@ def test_too_little_memory_is_told_from_other_failures(found, monkeypatch):
         monkeypatch.setattr(session.runner, "_session", Full())
         with pytest.raises(GpuMemoryError, match=r"text_encoder does not fit .*requested bytes of 137.* --memory"):
             session.run(feeds_of((1, 1)))
-        with pytest.raises(RuntimeError, match="CUDA failure 700"):
+        with pytest.raises(LtxError, match=r"cannot run .*onnx on the GPU \(CUDA failure 700\) - try --backend cpu"):
             session.run(feeds_of((1, 1)))
 
 
@@ -178,4 +182,4 @@ def test_a_real_gpu_computes_a_graph(tmp_path):
     with open_session(Found("cuda", ADDING, path, tmp_path)) as session:
         for shape in ((1, 1), (2, 5)):
             feeds = feeds_of(shape)
-            np.testing.assert_array_equal(session.run(feeds)["text"], feeds["ids"] + feeds["mask"])
+            np.testing.assert_array_equal(session.run(feeds)["text"], sums_of(feeds))

@@ -6,7 +6,8 @@ from functools import partial
 import numpy as np
 import pytest
 
-from ltx_runtime.sessions import Found, openvino_cpu
+from ltx_runtime.sessions import openvino_cpu
+from ltx_runtime.sessions.found import Found
 from ltx_runtime.sessions.openvino_cpu import OpenVinoRunner
 from ltx_runtime.sessions.openvino_pieces import pieces_of
 from ltx_runtime.spec.components import CONSTANT_INPUTS, Component

@@ -231,7 +231,7 @@ def test_the_cpu_computes_a_graph_by_port_names_for_every_size(tmp_path):
             ids = np.arange(np.prod(shape)).reshape(shape)
             result = session.run({"mask": np.full(shape, 100), "ids": ids})
             assert set(result) == {"text"}
-            np.testing.assert_array_equal(result["text"], ids + 100)
+            np.testing.assert_array_equal(result["text"], (ids + 100)[..., None].repeat(6, 2))
 
 
 class EndlessSession:

@@ -16,6 +16,7 @@ from ltx_runtime.sessions.cuda.memory import GpuMemoryError
 from ltx_runtime.sessions.trt import engine as trt_engine
 from ltx_runtime.sessions.trt import weights as trt_weights
 from ltx_runtime.sessions.trt.weights import plan_path
+from ltx_runtime.trust.made_here import record_made
 
 pytest.importorskip("filelock", reason="sessions of engines need it; it comes with them")
 
@@ -132,12 +133,12 @@ def test_two_processes_do_not_refit_one_engine_at_once(bench, monkeypatch):
 
     def keep(*arguments):
         with pytest.raises(Timeout):
-            FileLock(plan.with_name(f".{plan.name}.lock"), timeout=0).acquire()
+            FileLock(plan.with_name(f".ltx-{plan.name}.lock"), timeout=0).acquire()
         real(*arguments)
 
     monkeypatch.setattr(trt_engine, "keep_plan", keep)
     run(bench)
-    FileLock(plan.with_name(f".{plan.name}.lock"), timeout=0).acquire().lock.release()
+    FileLock(plan.with_name(f".ltx-{plan.name}.lock"), timeout=0).acquire().lock.release()
 
 
 def test_a_refitted_engine_is_of_these_weights_only(bench):
@@ -173,6 +174,7 @@ def test_the_graph_that_an_engine_was_built_from_goes_before_the_folder_s(bench)
     refitting(bench)
     graph = bench.find().path.with_suffix(".onnx")
     graph.write_bytes(b"another")
+    record_made(graph)
     with pytest.raises(LtxError, match=r"takes no weights from .*/transformer\.bf16\.onnx \("):
         run(bench)
     graph.write_bytes((bench.engines.folder / "transformer.bf16.onnx").read_bytes())

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import sentencepiece
 from fakes.requests import encoded
+from samples.onnx_bytes import field
 
 from ltx_runtime.errors import LtxError
 from ltx_runtime.text.tokenizer import END_ID, PAD_ID, Tokenizer
@@ -80,7 +81,9 @@ def test_a_file_that_is_no_model_is_refused_by_name(tmp_path, content):
     path = tmp_path / "spiece.model"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(LtxError, match=r"spiece\.model is not T5's SentencePiece model - "):
+    with pytest.raises(
+        LtxError, match=r"cannot read .*spiece\.model|spiece\.model is not T5's SentencePiece model \(.* - "
+    ):
         Tokenizer(path, 256)
 
 
@@ -89,3 +92,30 @@ def test_a_truncated_model_is_refused(tmp_path, spiece):
     path.write_bytes(spiece.read_bytes()[:-7])
     with pytest.raises(LtxError, match="is not T5's SentencePiece model"):
         Tokenizer(path, 256)
+
+
+def changed_maps(model):
+    """Yields models whose map of characters differs in one unit of its trie, or in its texts."""
+    at = model.index(b"nmt_nfkc") + len(b"nmt_nfkc") + 4
+    for unit, value in ((0, 0), (0, 2**32 - 4), (0, 3), (1, 2**31 - 512), (1, 2**31), (40, 2**31 - 512)):
+        yield model[: at + 4 * unit] + value.to_bytes(4, "little") + model[at + 4 * unit + 4 :]
+    yield model.replace("\u2211".encode(), b"\xff\xff\xff")
+
+
+def test_a_map_of_characters_that_leads_outside_itself_or_to_no_text_is_refused_before_the_library_walks_it(
+    tmp_path, spiece, monkeypatch
+):
+    model, path = spiece.read_bytes(), tmp_path / "spiece.model"
+    changed = [*changed_maps(model), model + field(3, field(2, b"a second one"))]
+    monkeypatch.setattr("sentencepiece.SentencePieceProcessor", None)
+    for content in changed:
+        path.write_bytes(content)
+        with pytest.raises(LtxError, match=r"spiece\.model is not T5's SentencePiece model \(.+\) - export") as refused:
+            Tokenizer(path, 256)
+        assert "\n" not in str(refused.value)
+
+
+def test_ids_that_the_text_encoder_has_no_words_for_are_refused(tokenizer):
+    tokenizer.check_vocabulary(120)
+    with pytest.raises(LtxError, match="has 120 pieces, but the text encoder knows 119 - give the text encoder's own"):
+        tokenizer.check_vocabulary(119)

@@ -4,13 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from fakes.requests import encoded
 from fakes.sessions import session_of
 from fakes.stages import CHANNELS, TEXT_CHANNELS, posterior
 from fakes.stages import decode as in_cells
 
-from ltx_runtime.errors import LtxError
 from ltx_runtime.noise.noise import SeededNoise
+from ltx_runtime.sessions.numbers import NotFiniteError
 from ltx_runtime.spec.components import temporal_upsampler, text_encoder, upsampler, vae_decoder, vae_encoder
 from ltx_runtime.spec.encodings import sinusoid_of
 from ltx_runtime.text.embeddings import text_of
@@ -54,14 +53,13 @@ def ids_as_text(feeds):
     return {"text": np.repeat(feeds["ids"][..., None], TEXT_CHANNELS, 2).astype(np.float32)}
 
 
-def test_prompts_are_encoded_in_one_batch_to_rows_of_their_own_length(spiece):
+def test_every_prompt_is_encoded_alone_to_a_row_of_its_own_length(spiece):
     session, tokenizer = session_of(text_encoder(TEXT_CHANNELS), ids_as_text), Tokenizer(spiece, 256)
     prompts = [tokenizer.tokens(prompt) for prompt in ("a cat walks on wet grass", "blurry")]
     rows = encode_prompts(session, prompts)
-    (feeds,) = session.runner.fed
-    ids, mask = encoded(tokenizer, ["a cat walks on wet grass", "blurry"])
-    np.testing.assert_array_equal(feeds["ids"], ids)
-    np.testing.assert_array_equal(feeds["mask"], mask)
+    for feeds, prompt in zip(session.runner.fed, prompts, strict=True):
+        np.testing.assert_array_equal(feeds["ids"], [prompt])
+        np.testing.assert_array_equal(feeds["mask"], np.ones((1, len(prompt))))
     assert [row[:, 0].tolist() for row in rows] == prompts
 
 
@@ -220,7 +218,7 @@ def test_frames_come_in_order_with_values_in_0_to_1():
 def test_numbers_that_are_not_finite_make_no_frames(value, frame):
     video = np.zeros((1, 3, 9, 64, 96), np.float32)
     video[0, 2, frame, 63, 95] = value
-    with pytest.raises(LtxError, match="the decoder computed values that are not finite - "):
+    with pytest.raises(NotFiniteError, match=r"1 of \d+ numbers that the vae_decoder computed are (NaN|infinite)"):
         decoded(PLAIN, lambda feeds: {"video": video})
 
 
@@ -241,5 +239,5 @@ def test_numbers_that_are_not_finite_are_found_in_every_tile(tiling):
     for place in ((0, 0, 0), (4, 4, 6), (2, 2, 3)):
         broken = latents.copy()
         broken[(0, 1, *place)] = np.nan
-        with pytest.raises(LtxError, match="not finite"):
+        with pytest.raises(NotFiniteError):
             decoded(PLAIN, in_cells, broken, tiling=tiling)

@@ -7,7 +7,7 @@ import time
 from contextlib import contextmanager
 
 import pytest
-from fakes.makers import STAGES, STEPS, QuickMaker
+from fakes.makers import REMARKS, STAGES, STEPS, QuickMaker
 from fakes.servers import serving, write_demo
 from prometheus_client.parser import text_string_to_metric_families
 from samples.pictures import png
@@ -69,6 +69,7 @@ def test_an_answer_has_the_fields_of_openais_video_and_those_of_this_server(comp
         "position": None,
         "request": completed["request"],
         "stages": STAGES,
+        "remarks": REMARKS,
     }
     assert re.fullmatch("video_[0-9a-f]{32}", completed["id"])
     assert completed["request"]["negative_prompt"]  # the version's own

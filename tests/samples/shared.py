@@ -1,8 +1,10 @@
-"""Traced graphs that the workers of one test run share, in a folder that conftest.py makes and removes."""
+"""Traced graphs and whole folders that the workers of a run share, in a folder that conftest.py makes and removes."""
 
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,8 +13,28 @@ from ltx_runtime.files import written_whole
 if TYPE_CHECKING:
     import onnx_ir as ir  # conftest.py imports this file where there is no onnx
 
-FOLDER = "LTX_TEST_GRAPHS"  # environment variable that names the folder
+FOLDER = "LTX_TEST_SHARED"  # environment variable that names the folder
 _UNPLACED = "not placed"  # where an initializer without data is said to lie
+
+
+def folder_of(name: str, make: Callable[[Path], object]) -> Path:
+    """Returns a folder that the first worker which asks for it fills, and no test may change.
+
+    Args:
+        name: its name.
+        make: fills the folder, which exists and is empty.
+    """
+    from filelock import FileLock
+
+    folder = Path(os.environ[FOLDER]) / name
+    complete = folder.with_name(f"{name}.complete")
+    with FileLock(folder.with_name(f"{name}.lock")):
+        if not complete.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a worker that failed
+            folder.mkdir()
+            make(folder)
+            complete.touch()
+    return folder
 
 
 def write(key: str, graphs: tuple[ir.Model, ir.Model]) -> None:
