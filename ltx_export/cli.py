@@ -208,7 +208,7 @@ def publish_folder(
     from ltx_runtime.folder.finding import find_tidied
     from ltx_runtime.folder.reading import open_engines
 
-    opened = open_engines(find_tidied(folder, None, print, trust=trust_engines), trust=trust_engines)
+    opened = open_engines(find_tidied(folder, None, print), trust=trust_engines)
     address = publish(opened, repository, print, private=private)
     print(f"{address} is complete - get it with: ltx-run --fetch {repository}")
 
@@ -244,7 +244,7 @@ def bundle_version(
     from ltx_runtime.folder.reading import open_engines
 
     options = Options(target_of(platform, python), tuple(extra or ["cpu"]), tuple(precision or ()), overwrite)
-    found = find_tidied(engines_folder(engines), release.name, print, trust=trust_engines)
+    found = find_tidied(engines_folder(engines), release.name, print)
     opened = open_engines(found, trust=trust_engines)
     with display(in_bytes=True) as progress:
         bundle(opened, output, options, print, progress)
@@ -289,7 +289,7 @@ def check(
     from ltx_runtime.folder.reading import open_engines
 
     name = find_version(version).name if version else None
-    engines = open_engines(find_tidied(engines_folder(folder), name, print, trust=trust_engines), trust=trust_engines)
+    engines = open_engines(find_tidied(engines_folder(folder), name, print), trust=trust_engines)
     print(f"{engines.folder}: {len(engines.manifest.files)} files are intact")
     check_folder(engines, print)
 
@@ -318,7 +318,7 @@ def calibrate(
     from ltx_runtime.folder.reading import open_engines
     from ltx_runtime.spec.geometry import size_of
 
-    found = find_tidied(engines_folder(engines), release.name, print, trust=trust_engines)
+    found = find_tidied(engines_folder(engines), release.name, print)
     opened = open_engines(found, trust=trust_engines)
     with display() as progress:
         add_int8(

@@ -111,7 +111,7 @@ class Pipeline:
         else:
             name = None if version is None else find_version(version).name
             # Absolute, so that the pipeline still finds its files if the program changes its working directory.
-            found_folder = find_folder(path_of(folder, "folder"), name, trust=trust_engines).absolute()
+            found_folder = find_folder(path_of(folder, "folder"), name).absolute()
             self.engines = open_engines(found_folder, trust=trust_engines)
         self.version = release_of(self.engines.manifest)
         self._sessions = pool_of(keep_loaded)

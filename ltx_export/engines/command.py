@@ -113,7 +113,7 @@ def run_command(asked: Asked, report: Report) -> None:
     if asked.weights != AUTO:
         refuse_impossible(library, title_of(builder), replace(recipe, weights=_modes(asked, 0)[0]))
     trust = asked.trust_engines
-    engines = open_engines(find_tidied(engines_folder(asked.engines), version.name, report, trust=trust), trust=trust)
+    engines = open_engines(find_tidied(engines_folder(asked.engines), version.name, report), trust=trust)
     _check_records(trust, report)
     place = _Place(engines, maker_of(builder, library, gpu), no_gpu)
     report(f"{title_of(builder)} {library.__version__}{why}")

@@ -66,7 +66,7 @@ def inspect(path: Path, *, trust: bool = False) -> Inspection:
 
     Args:
         path: the file or folder.
-        trust: whether links in a version folder are followed that the user has not made on this machine.
+        trust: whether files are looked at to which a version folder links, and the user has not made the link.
 
     Raises:
         LtxError: the path does not exist, is a damaged file or a single shard, holds no known weights, or is a version
@@ -280,7 +280,7 @@ def _lora(checkpoint: Checkpoint) -> Facts:
 
 
 def _version_folder(path: Path, trust: bool) -> Inspection:
-    manifest = read_manifest(path, trust=trust)
+    manifest = read_manifest(path)
     opened = Engines(path, manifest, trust)
     places = {name: listed_path(opened, name) for name in manifest.files}
     weights = {

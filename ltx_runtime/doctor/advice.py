@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ltx_runtime.doctor.folders import ComponentFacts, FolderFacts
 from ltx_runtime.doctor.machine import CUDA_PROVIDER, GpuFacts, Library, Machine
+from ltx_runtime.errors import advised
 from ltx_runtime.folder.address import engines_option
 from ltx_runtime.folder.commands import export_command
 from ltx_runtime.folder.manifest import QUANTIZED
@@ -145,7 +146,8 @@ def usable_builder(machine: Machine) -> str:
 def _folders(folders: Sequence[FolderFacts], version: str | None) -> Iterator[Advice]:
     for folder in folders:
         if folder.problem:
-            yield Advice(folder.problem, folder.command or export_command(folder.version))
+            command = folder.command or ("" if folder.advice else export_command(folder.version))
+            yield Advice(advised(folder.problem, folder.advice), command)
     if not folders:
         export_version = version or _DEFAULT_VERSION
         of_version = f" of {version}" if version else ""

@@ -83,7 +83,8 @@ class FolderFacts:
 
     Attributes:
         problem: why it is not complete; empty if it is.
-        command: the command that exports it again; empty if it is complete or if none is known.
+        command: the command that mends it; empty if it is complete or if none does.
+        advice: what else can be done, in words; may be empty.
     """
 
     path: str
@@ -92,6 +93,7 @@ class FolderFacts:
     problem: str
     components: tuple[ComponentFacts, ...] = ()
     command: str = ""
+    advice: str = ""
 
 
 def folders_in(root: Path, version: str | None) -> list[Path]:
@@ -128,26 +130,22 @@ def look_at(folder: Path, makers: Mapping[str, Maker], *, trust: bool = False) -
         trust: whether engines and links in it are used that the user has not made on this machine.
     """
     try:
-        manifest = read_manifest(folder, trust=trust)
+        manifest = read_manifest(folder)
     except LtxError as error:
-        return FolderFacts(str(folder), folder.name, 0, error.problem, command=error.command)
+        return _unusable(folder, folder.name, 0, error)
     engines = Engines(folder, manifest, trust)
     size = sum(entry.size_bytes for entry in manifest.files.values())
-    problem = _problem(engines)
-    if problem:
-        return FolderFacts(str(folder), manifest.version, size, problem, command=engines.export_command())
+    try:
+        for name in manifest.files:
+            placed_file(engines, name)
+    except LtxError as error:
+        return _unusable(folder, manifest.version, size, error)
     components = tuple(_component(engines, name, makers) for name in manifest.components)
     return FolderFacts(str(folder), manifest.version, size, "", components)
 
 
-def _problem(engines: Engines) -> str:
-    """Returns what is wrong with the first file that is missing or has the wrong size; empty if all are right."""
-    try:
-        for name in engines.manifest.files:
-            placed_file(engines, name)
-    except LtxError as error:
-        return error.problem
-    return ""
+def _unusable(folder: Path, version: str, size_bytes: int, error: LtxError) -> FolderFacts:
+    return FolderFacts(str(folder), version, size_bytes, error.problem, command=error.command, advice=error.advice)
 
 
 def _component(engines: Engines, name: str, makers: Mapping[str, Maker]) -> ComponentFacts:

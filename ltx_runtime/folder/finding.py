@@ -14,21 +14,20 @@ from ltx_runtime.replacing.exchange import standing, standing_in
 from ltx_runtime.replacing.tidying import tidy, tidy_below
 
 
-def find_tidied(engines: Path, version: str | None, note: Callable[[str], None], *, trust: bool = False) -> Path:
+def find_tidied(engines: Path, version: str | None, note: Callable[[str], None]) -> Path:
     """Does what `find_folder` does, after clearing away what killed runs have left there and in the caches.
 
     Args:
         engines: a version folder, or a root of several.
         version: the version; None if there is only one.
         note: is called with what that frees.
-        trust: whether links in the folder are followed that the user has not made on this machine.
 
     Raises:
         LtxError: there is no such folder, it has another version, or there are several and no version was named.
     """
     for folder in (engines.absolute().parent, engines):
         tidy(folder, note)
-    folder = find_folder(engines, version, trust=trust)
+    folder = find_folder(engines, version)
     tidy_around(folder, note)
     return folder
 
@@ -41,7 +40,7 @@ def tidy_around(folder: Path, note: Callable[[str], None]) -> None:
         tidy_below(cache, note)
 
 
-def find_folder(engines: Path, version: str | None, *, trust: bool = False) -> Path:
+def find_folder(engines: Path, version: str | None) -> Path:
     """Returns the version folder selected by `--engines` (a version folder, or a root of several) and `--version`.
 
     Raises:
@@ -49,7 +48,7 @@ def find_folder(engines: Path, version: str | None, *, trust: bool = False) -> P
     """
     engines = standing(engines)
     if (engines / MANIFEST).exists() or any(engines.glob("*.onnx")):
-        folder_version = read_manifest(engines, trust=trust).version
+        folder_version = read_manifest(engines).version
         if version not in (None, folder_version):
             raise LtxError(f"{engines} holds version {folder_version}, not {version}", "leave --version out")
         return engines

@@ -41,23 +41,19 @@ from ltx_runtime.trust.listed import (
 from ltx_runtime.trust.pointers import refuse_pointer
 
 
-def read_manifest(folder: Path, *, trust: bool = False) -> Manifest:
+def read_manifest(folder: Path) -> Manifest:
     """Reads the manifest of a version folder without checking the files that it lists.
 
-    Args:
-        folder: the version folder.
-        trust: whether the manifest may be a link to elsewhere.
-
     Raises:
-        LtxError: there is no manifest, it is damaged, or this release does not read its format.
+        LtxError: there is no manifest, it is a link out of the folder or damaged, or this release does not read its
+            format.
     """
     path = folder / MANIFEST
     # A folder that was renamed says nothing of its version while its manifest cannot be read.
     known = folder.name in VERSIONS
     command = export_command(folder.name, folder.parent) if known else ""
     again = "" if known else "export the version or get its folder again", command
-    if not trust:
-        check_inside(folder, path)
+    check_inside(folder, path)
     content = read_small(path, MOST_MANIFEST_BYTES)
     if content is None:
         raise LtxError(f"{folder} holds no {MANIFEST}: it is missing or its export was interrupted", *again)
@@ -199,9 +195,7 @@ def open_engines(folder: Path, *, trust: bool = False) -> Engines:
     Raises:
         LtxError: the folder is incomplete, or a file is missing, has changed, or is not inside the folder.
     """
-    return opened(
-        folder, lambda folder, held: _verified(Engines(folder, read_manifest(folder, trust=trust), trust, held))
-    )
+    return opened(folder, lambda folder, held: _verified(Engines(folder, read_manifest(folder), trust, held)))
 
 
 def _verified(engines: Engines) -> Engines:
@@ -216,13 +210,13 @@ def listed_path(engines: Engines, name: str) -> Path:
     """Returns the path of a listed file, which is not looked at.
 
     Raises:
-        LtxError: it is outside the folder by a link that the user has not made.
+        LtxError: it is a symbolic link out of the folder, or linked by the manifest and the user has not made the link.
     """
     path, entry = engines.manifest.place(engines.folder, name), engines.manifest.files[name]
-    if not engines.trusted and name in engines.manifest.linked:
-        check_link(engines.folder, path, entry.size_bytes, entry.checksum)
-    elif not engines.trusted:
+    if name not in engines.manifest.linked:
         check_inside(engines.folder, path)
+    elif not engines.trusted:
+        check_link(engines.folder, path, entry.size_bytes, entry.checksum)
     return path
 
 
@@ -230,8 +224,7 @@ def placed_file(engines: Engines, name: str) -> Path:
     """Returns the path of a listed file, of which place, kind and size are verified; it is not opened.
 
     Raises:
-        LtxError: it is missing, is no ordinary file, has another size, or is outside the folder by a link that the user
-            has not made.
+        LtxError: it is missing, is no ordinary file, has another size, or is outside the folder as `listed_path` says.
     """
     path, entry = listed_path(engines, name), engines.manifest.files[name]
     size = ordinary_size(path)

@@ -92,17 +92,20 @@ def check_link(folder: Path, place: Path, size_bytes: int, checksum: str) -> Non
 
 
 def check_inside(folder: Path, path: Path) -> None:
-    """Raises LtxError if a path below a version folder leads out of it by a link."""
+    """Raises LtxError if a path below a version folder leads out of it by a symbolic link.
+
+    Not even those who trust the folder can use it: the libraries that run graphs follow no such link to weights.
+    """
     if not path.is_symlink() and path.parent == folder:
         return
     real = os.path.realpath(path)
     if Path(real).is_relative_to(os.path.realpath(folder)):
         return
     repository = _repository_of(folder)
-    if repository:  # not even those who trust it can use it: the libraries that run graphs follow no links to weights
+    if repository:
         problem = f"{folder} is a snapshot in Hugging Face's cache, which is nothing but links"
         raise LtxError(problem, command=f"ltx-run --fetch {shlex.quote(repository)}")
-    raise LtxError(f"{path} is a link out of its folder, to {real}", f"copy the file there, or {_NOT_YOURS}")
+    raise LtxError(f"{path} is a link out of its folder, to {real}", "copy the file there")
 
 
 def _repository_of(folder: Path) -> str:

@@ -47,12 +47,12 @@ class Models:
 
         Args:
             engines: the folder.
-            trust: whether manifests that are links to elsewhere are read.
+            trust: whether engines and links in the folders are used that the user of the server has not made here.
 
         Raises:
             LtxError: there is no version folder, or a manifest cannot be read.
         """
-        models = [_model_of(folder, trust) for folder in _folders_in(engines, trust)]
+        models = [_model_of(folder, trust) for folder in _folders_in(engines)]
         self._by_name = {model.version.name: model for model in models}
 
     def __iter__(self) -> Iterator[Model]:
@@ -79,15 +79,15 @@ class Models:
             return None
 
 
-def _folders_in(engines: Path, trust: bool) -> list[Path]:
+def _folders_in(engines: Path) -> list[Path]:
     folders = []
     if not (engines / MANIFEST).exists() and engines.is_dir():
         folders = sorted(path.parent for path in engines.glob(f"[!.]*/{MANIFEST}"))
-    return folders or [find_folder(engines, None, trust=trust)]
+    return folders or [find_folder(engines, None)]
 
 
 def _model_of(folder: Path, trust: bool) -> Model:
-    manifest = read_manifest(folder, trust=trust)
+    manifest = read_manifest(folder)
     return Model(Engines(folder, manifest, trust), release_of(manifest), int((folder / MANIFEST).stat().st_mtime))
 
 

@@ -10,9 +10,7 @@ import numpy as np
 import pytest
 from hostile.conftest import small_video
 
-from ltx_runtime.errors import LtxError
 from ltx_runtime.folder.manifest import checksum
-from ltx_serve.http.models import Models
 
 WEIGHTS, TOKENIZER, GRAPH = "checkpoint.safetensors", "tokenizer.model", "transformer.fp32.onnx"
 LARGE_BYTES = 1 << 40  # of a file of holes
@@ -247,7 +245,8 @@ def test_the_doctor_tells_of_a_stranger_s_folder_and_reads_nothing_outside(watch
     stranger.rename("upsampler.safetensors", "secret.bin")
     link(stranger, "secret.bin", stranger.outside / "secret.bin")
     ended = watched("ltx-run", "--engines", stranger.folder, "--doctor")
-    assert ended.code == 0 and "a link that you have not made on this machine" in ended.out
+    assert ended.code == 0
+    assert "a link that you have not made on this machine - give --trust-engines" in ended.out.partition("advice:")[2]
     assert ended.outside(stranger.folder.parent, tmp_path / "work") == set() and "Traceback" not in ended.err
 
 
@@ -262,18 +261,17 @@ def test_a_folder_that_is_trusted_may_have_links(watched, stranger):
     assert watched("ltx-export", "inspect", stranger.folder, "--trust-engines").code == 0
 
 
-def test_a_manifest_that_is_a_link_is_read_where_the_folder_is_trusted_by_every_program(watched, refused, stranger):
-    moved = stranger.manifest.rename(stranger.outside / "manifest.json")
-    stranger.manifest.symlink_to(moved)
-    assert "manifest.json is a link out of its folder, to " in refused()
-    run = watched("ltx-run", *small_video(stranger.folder), "--plan", "--trust-engines")
-    assert run.code == 0, run.err
-    assert watched("ltx-export", "inspect", stranger.folder, "--trust-engines").code == 0
-    doctor = watched("ltx-run", "--engines", stranger.folder, "--doctor", "--trust-engines")
-    assert doctor.code == 0 and "is a link out of its folder" not in doctor.out
-    with pytest.raises(LtxError, match="is a link out of its folder"):
-        Models(stranger.folder)
-    assert [model.version.name for model in Models(stranger.folder, trust=True)] == ["demo"]
+@pytest.mark.parametrize("name", [WEIGHTS, "manifest.json"])
+def test_a_symbolic_link_out_of_the_folder_is_refused_by_every_program_also_where_the_folder_is_trusted(
+    watched, stranger, name
+):
+    moved = (stranger.folder / name).rename(stranger.outside / name)
+    (stranger.folder / name).symlink_to(moved)
+    told = f"{name} is a link out of its folder, to {moved}"
+    for program in (["ltx-run", *small_video(stranger.folder)], ["ltx-export", "check", stranger.folder]):
+        ended = watched(*program, "--trust-engines")
+        assert ended.code == 2 and f"{told} - copy the file there" in ended.err, ended.err
+    assert told in watched("ltx-run", "--engines", stranger.folder, "--doctor", "--trust-engines").out
 
 
 @pytest.mark.parametrize("name", [".ltx-a.partial", ".ltx-demo.lock", ".ltx-a.partial.onnx", ".ltx-demo.new"])
