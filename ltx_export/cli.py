@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +17,7 @@ from ltx_runtime.packages import need
 from ltx_runtime.replacing.tidying import tidy
 from ltx_runtime.spec.versions import find_version
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 VersionName = Annotated[str, typer.Argument(metavar="VERSION", help="A release, e.g. 0.9.8-2b-distilled, or demo.")]
 _File = Path | None
@@ -384,4 +385,4 @@ app.command("engine")(command_of(_engine, Asked))
 
 def main() -> None:
     """Runs the `ltx-export` command."""
-    run(app)
+    run(app, "ltx-export", sys.argv[1:] or ["--help"])

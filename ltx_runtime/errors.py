@@ -18,7 +18,7 @@ from typing import Any
 
 USER_ERROR = 2
 INTERRUPTED = 130
-_MOST_SHOWN = 60  # characters of a value in a message
+_MOST_SHOWN, _MOST_TOLD = 60, 200  # characters of a value, and of a library's error, in a message
 _LIKE_CTRL_C = ("SIGTERM", "SIGHUP")  # Windows has no SIGHUP
 # So long after an interruption another one is not heard. People press twice, and a terminal that is closed sends
 # several signals; the second must not end the deletion of files that the first has begun.
@@ -209,7 +209,12 @@ def shown(value: object) -> str:
 def first_line(error: BaseException) -> str:
     """Returns the first line of an error's message, such as one of a library; its type if it has none."""
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return lines[0][:_MOST_TOLD] if lines else type(error).__name__
+
+
+def one_line(error: BaseException) -> str:
+    """Returns an error's message in one line; its type if it has none."""
+    return " ".join(str(error).split())[:_MOST_TOLD] or type(error).__name__
 
 
 def _exit(message: str, code: int) -> None:

@@ -56,7 +56,7 @@ def read_tensors(path: Path, required: Collection[str], optional: Collection[str
         stored = sorted(file.keys())
         missing = [name for name in required if name not in stored]
         if missing:
-            raise LtxError(f"{path} has no tensor {_listed(missing)}; it holds {_listed(stored)}", "check the file")
+            raise LtxError(f"{path} has no tensor {listed(missing)}; it holds {listed(stored)}", "check the file")
         for name in (*required, *(name for name in optional if name in stored)):
             stored_tensor = file.get_slice(name)
             dtype = stored_tensor.get_dtype()
@@ -158,7 +158,8 @@ def _check_room(elements: int, dtype: str, held: int, described: str) -> int:
     return converted
 
 
-def _listed(names: Collection[str]) -> str:
+def listed(names: Collection[str]) -> str:
+    """Returns the first names of tensors as a message lists them, and how many there are more."""
     shown = ", ".join(list(names)[:_NAMES_SHOWN]) or "nothing"
     return shown + (f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else "")
 

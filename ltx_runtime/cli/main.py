@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import fields, replace
@@ -224,4 +225,4 @@ def main() -> None:
     # NumPy's BLAS would start a thread for every further core, each of which spins for 0.05 s. No stage multiplies
     # matrices in NumPy, and the backends have threads of their own.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    run(app)
+    run(app, "ltx-run", sys.argv[1:])

@@ -10,39 +10,55 @@ import shlex
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from ltx_runtime.errors import LtxError, advice_of, printable
+import typer
+
+from ltx_runtime.errors import USER_ERROR, LtxError, advice_of, advised, printable
 
 UNTOLD = 4
+_UsageError: Any = typer.BadParameter.__base__  # of click, of which newer releases of typer have a copy
 _STREAMS = 3  # standard input, output and error
 _PATIENCE_S = 1.0  # with a reader of standard error that has stopped reading
 
 
-def run(app: Callable[[], object]) -> NoReturn:
+def run(app: typer.Typer, name: str, arguments: Sequence[str]) -> NoReturn:
     """Runs a command line, whose streams cannot fail, and ends the process.
 
     What is made does not depend on who reads of it: a line that cannot be written is dropped.
 
     Args:
-        app: the command line, which ends in SystemExit.
+        app: the command line.
+        name: its name.
+        arguments: what was typed after its name.
 
     Raises:
-        SystemExit: with the command's own code; with `UNTOLD` if it has succeeded, but standard output is a file or a
-            device to which not all could be written. Where nobody reads standard output any more, nothing is missing.
+        SystemExit: with the command's own code; 2 for options that it has not; `UNTOLD` if it has succeeded, but
+            standard output is a file or a device to which not all could be written. Where nobody reads standard output
+            any more, nothing is missing.
     """
     open_streams()
-    code: Any = 0
-    try:
-        app()
-    except SystemExit as ended:
-        code = ended.code
+    code = _code_of(app, name, arguments)
     if not code and not is_told("all else is done", is_result=False):
         code = UNTOLD
     raise SystemExit(code)
+
+
+def _code_of(app: typer.Typer, name: str, arguments: Sequence[str]) -> Any:
+    """Returns the code with which a command line ends; of options that it has not, it tells in one line."""
+    try:
+        return app([*arguments], prog_name=name, standalone_mode=False)
+    except SystemExit as ended:
+        return ended.code
+    except _UsageError as error:
+        wrong = error.format_message().rstrip(".")
+        of_command = error.ctx.command_path if error.ctx else name
+        told = advised(wrong[:1].lower() + wrong[1:], command=f"{of_command} --help")
+        sys.stderr.write(f"error: {printable(told)}\n")
+        return USER_ERROR
 
 
 def open_streams() -> None:

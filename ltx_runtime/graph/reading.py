@@ -28,7 +28,7 @@ from ltx_runtime.graph.protobuf import (
 )
 from ltx_runtime.spec.components import Axis
 
-MOST_BYTES = 32 << 20  # of a graph; that of a 13B transformer in q8 has 1.6 MB
+_MOST_BYTES = 32 << 20  # of a graph; that of a 13B transformer in q8 has 1.6 MB
 MOST_NODES = 100_000
 _MOST_DIMENSIONS = 8
 EXPORT_AGAIN = "export the version again, or get its folder again"
@@ -131,8 +131,8 @@ def read_graph(path: Path) -> Graph:
     """
     with explaining(f"read {path}"):
         size = path.stat().st_size
-        if size > MOST_BYTES:
-            raise LtxError(f"{path} has {size} bytes, and a graph has at most {MOST_BYTES}", EXPORT_AGAIN)
+        if size > _MOST_BYTES:
+            raise LtxError(f"{path} has {size} bytes, and a graph has at most {_MOST_BYTES}", EXPORT_AGAIN)
         data = path.read_bytes()
     try:
         return _graph(data)

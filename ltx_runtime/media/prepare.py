@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ltx_runtime.errors import LtxError
 from ltx_runtime.media.facts import Facts, Picture, seen
 from ltx_runtime.media.pictures import Source, file_of, label_of, opened
-from ltx_runtime.tensors import names_in
+from ltx_runtime.tensors import listed, names_in
 
 if TYPE_CHECKING:
     from ltx_runtime.weights.checkpoint import StoredTensor
@@ -38,7 +38,6 @@ _SMALLEST_SIDE = 2  # the blur mirrors pixels at the border, and H.264 stores on
 _BAND_ROWS = 32
 _PREPARED_DTYPES = ("F32", "F16", "BF16", "F64")
 _LARGEST_PREPARED = 1 << 14  # pixels of a side, or frames
-_NAMES_SHOWN = 8
 
 
 def look_at(
@@ -218,8 +217,7 @@ def _prepared_tensor(path: Path) -> StoredTensor:
     names = names_in(path)  # which refuses a file with more bytes than its tensors have
     media = open_safetensors(path).tensors.get("media")
     if media is None:
-        held = ", ".join(names[:_NAMES_SHOWN])
-        raise LtxError(f"{path} has no tensor media; it holds {held or 'nothing'}", "check the file")
+        raise LtxError(f"{path} has no tensor media; it holds {listed(names)}", "check the file")
     if media.dtype not in _PREPARED_DTYPES or len(media.shape) != 5 or media.shape[:2] != (1, 3) or 0 in media.shape:
         raise LtxError(
             f"media in {path} are stored as {media.dtype} of shape {list(media.shape)}",

@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ltx_runtime.errors import LtxError, explaining
+from ltx_runtime.errors import LtxError, explaining, shown
 from ltx_runtime.planning.choices import check_number, stg_mode_of
 from ltx_runtime.spec.presets import LINEAR_QUADRATIC, SAMPLERS, SHIFTINGS, Guidance, Pass, Schedule
 
@@ -314,7 +314,7 @@ def _shown(value: object) -> str:
         return f"a list of {len(value)}"
     if isinstance(value, int) and abs(value) >= _LARGEST_NUMBER:  # Python refuses to print the longest
         return "a huge number"
-    return repr(value[:40]) if isinstance(value, str) else repr(value)
+    return shown(value)
 
 
 def _loaded(path: Path) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from ltx_runtime.errors import LtxError, explaining
+from ltx_runtime.errors import LtxError, explaining, one_line
 from ltx_runtime.folder.manifest import Engines
 from ltx_runtime.graph.reading import EXPORT_AGAIN
 from ltx_runtime.sessions import BACKENDS, Arrays, graph_found
@@ -88,7 +88,7 @@ class CpuRunner:
         except Exception as error:
             if _NO_MEMORY.search(str(error)):
                 raise MemoryError(str(error)) from error
-            raise LtxError(f"ONNX Runtime cannot run {self._graph} ({_one_line(error)})", EXPORT_AGAIN) from error
+            raise LtxError(f"ONNX Runtime cannot run {self._graph} ({one_line(error)})", EXPORT_AGAIN) from error
         except BaseException:
             options.terminate = True
             wait([future])
@@ -122,8 +122,4 @@ def _opened(graph: Path, options: Any) -> Any:
     except Exception as error:  # ONNX Runtime's own
         if _NO_MEMORY.search(str(error)):
             raise MemoryError(str(error)) from error
-        raise LtxError(f"{graph} cannot be loaded ({_one_line(error)})", EXPORT_AGAIN) from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+        raise LtxError(f"{graph} cannot be loaded ({one_line(error)})", EXPORT_AGAIN) from error

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ltx_runtime.errors import LtxError
+from ltx_runtime.errors import LtxError, one_line
 from ltx_runtime.folder.manifest import Engines
 from ltx_runtime.packages import install_command, replace_command
 from ltx_runtime.sessions import BACKENDS, Arrays, UnsupportedError, graph_found
@@ -99,7 +99,7 @@ class CudaRunner:
                 )
         except Exception as error:  # it raises many types, and none for this case alone
             raise self._out_of_memory(error) or UnsupportedError(
-                f"ONNX Runtime cannot run {found.path} on the GPU ({_one_line(error)})", "use --backend cpu"
+                f"ONNX Runtime cannot run {found.path} on the GPU ({one_line(error)})", "use --backend cpu"
             ) from None
         if _PROVIDER not in self._session.get_providers():  # it continues without it and only logs that
             raise UnsupportedError(
@@ -128,7 +128,7 @@ class CudaRunner:
             outputs = self._binding.copy_outputs_to_cpu()
         except Exception as error:
             raise self._out_of_memory(error) or LtxError(
-                f"ONNX Runtime cannot run {self._graph} on the GPU ({_one_line(error)})", "try --backend cpu"
+                f"ONNX Runtime cannot run {self._graph} on the GPU ({one_line(error)})", "try --backend cpu"
             ) from error
         finally:
             self._binding.clear_binding_outputs()
@@ -148,7 +148,7 @@ class CudaRunner:
         if not _NO_MEMORY.search(str(error)):
             return None
         return GpuMemoryError(
-            f"{self._name} does not fit into the GPU's memory ({_one_line(error)})",
+            f"{self._name} does not fit into the GPU's memory ({one_line(error)})",
             "ask for less, give a smaller --memory, or use --backend cpu",
         )
 
@@ -160,10 +160,6 @@ class CudaRunner:
 
 
 _NO_ARRAY: NDArray[Any] = np.empty(0)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 def load(found: Found) -> CudaRunner:

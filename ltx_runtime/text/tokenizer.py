@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltx_runtime.errors import LtxError, explaining, first_line
-from ltx_runtime.text.tokenizer_file import MOST_BYTES, check_model
+from ltx_runtime.text.tokenizer_file import MOST_MODEL_BYTES, check_model
 from ltx_runtime.trust.pointers import refuse_pointer
 
 PAD_ID = 0
@@ -140,8 +140,8 @@ class Tokenizer:
 
 def _read(path: Path) -> bytes:
     with explaining(f"read {path}"):
-        if path.stat().st_size > MOST_BYTES:
-            raise ValueError(f"it has more than {MOST_BYTES} bytes")
+        if path.stat().st_size > MOST_MODEL_BYTES:
+            raise ValueError(f"it has more than {MOST_MODEL_BYTES} bytes")
         return path.read_bytes()
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ltx_runtime.graph.protobuf import fields, key_of
 
-MOST_BYTES = 16 << 20
+MOST_MODEL_BYTES = 16 << 20
 _NORMALIZER, _DENORMALIZER, _CHARACTERS = key_of(3), key_of(5), key_of(2)
 _COUNT_BYTES = 4
 # Bits of a unit of the trie, as in darts-clone: a leaf with a value, the offset to its children, which may be a

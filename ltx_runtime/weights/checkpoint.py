@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ltx_runtime.errors import LtxError, explaining
+from ltx_runtime.errors import LtxError, explaining, first_line
 from ltx_runtime.tensors import MOST_HEADER_BYTES, header_of
 from ltx_runtime.trust.pointers import refuse_pointer
 
@@ -95,7 +95,7 @@ class Checkpoint:
             try:
                 config = json.loads(config)
             except (ValueError, RecursionError) as error:
-                raise _damaged(self.path, _first_line(error)) from None
+                raise _damaged(self.path, first_line(error)) from None
         if not isinstance(config, dict):
             return {}
         config = {name: value for name, value in config.items() if name not in _PARTS or value is not None}
@@ -124,7 +124,7 @@ def open_safetensors(path: Path) -> Checkpoint:
             raise ValueError("its metadata is not a JSON object")
         tensors = {name: _stored_tensor(path, 8 + len(raw), entry) for name, entry in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise _damaged(path, _first_line(error)) from None
+        raise _damaged(path, first_line(error)) from None
     _check_places(path, tensors, size)
     return Checkpoint(path, tensors, metadata)
 
@@ -138,10 +138,6 @@ def _with_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(entries) < len(pairs):
         raise ValueError("a key appears twice")
     return entries
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def _stored_tensor(path: Path, data_start: int, entry: dict[str, Any]) -> StoredTensor:
@@ -189,7 +185,7 @@ def open_shards(index: Path) -> Checkpoint:
         if not places:
             raise ValueError("it names no tensors")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise LtxError(f"{index} is not an index of shards ({_first_line(error)})", "download it again") from None
+        raise LtxError(f"{index} is not an index of shards ({first_line(error)})", "download it again") from None
     missing = sorted({file for file in places.values() if not (index.parent / file).is_file()})
     if missing:
         raise LtxError(f"{index} names {', '.join(missing[:4])}, not found beside it", "download the missing shards")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
@@ -100,4 +101,4 @@ def main() -> None:
     """Runs the `ltx-serve` command."""
     # As in ltx-run: NumPy's BLAS would start threads that nothing here uses.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    run(app)
+    run(app, "ltx-serve", sys.argv[1:])

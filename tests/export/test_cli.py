@@ -51,6 +51,23 @@ def one_line(ended: tuple[int, str, str]) -> str:
     return err
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["nonsense"], "no such command 'nonsense' - run: ltx-export --help"),
+        (["onnx"], "missing argument 'VERSION' - run: ltx-export onnx --help"),
+        (["check", "--lora"], "no such option: --lora - run: ltx-export check --help"),
+    ],
+)
+def test_what_cannot_be_typed_is_one_line_that_leads_to_the_help_of_its_command(ltx_export, words, told):
+    assert one_line(ltx_export(*words)) == f"error: {told}\n"
+
+
+def test_without_a_command_the_help_lists_them(ltx_export):
+    code, out, _ = ltx_export()
+    assert code == 0 and all(command in out for command in ("onnx", "engine", "check"))
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
 def test_paths_and_help_are_told_in_any_encoding(tmp_path, encoding):
     environment = {**os.environ, "PYTHONIOENCODING": encoding}

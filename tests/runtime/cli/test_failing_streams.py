@@ -196,3 +196,18 @@ def test_standard_input_that_is_closed_has_no_prompts(folder):
         module=["/bin/sh", "-c", f'exec "{sys.executable}" "{program.__file__}" 0 "$@" <&-', "sh"],
     )
     assert (code, err.splitlines()[-2]) == (2, "error: standard input has no prompts - write one a line")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--frames", "3"), "no such option: --frames"),
+        (("--seed", "abc"), "invalid value for '--seed'"),
+        (("--seed",), "option '--seed' requires an argument"),
+        (("a", "fox"), "unexpected extra argument"),
+    ],
+)
+def test_what_cannot_be_typed_is_one_line_that_leads_to_the_help(tmp_path, words, told):
+    code, out, err = process(*words, module=[sys.executable, "-m", "ltx_runtime.cli"], cwd=tmp_path)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("error: ") and told in err and err.endswith(" - run: ltx-run --help\n")
