@@ -24,7 +24,7 @@ EMPTY :=
 COMMA := ,
 INSTALL := -m pip install --quiet --no-compile
 
-.PHONY: setup engines demo demo-engines check fix test runtime test-runtime test-bundle test-page test-ray lock audit bench \
+.PHONY: setup engines demo demo-engines check fix test test-slow runtime test-runtime test-bundle test-page test-ray lock audit bench \
 	bench-whole crash fuzz fuzz-api soak clean
 
 setup: $(VENV)/.ready
@@ -79,6 +79,10 @@ fix: setup
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
+# Further sizes, releases and encodings of what `make test` shows in short: engines for all sizes of a network among them.
+test-slow: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "slow and not index and not ray"
+
 # The page of ltx-serve in Chromium, which the system must have: apt install chromium, or CHROMIUM=<its path>.
 test-page: demo
 	$(BIN)/python -m pip install --quiet --group page
@@ -97,7 +101,7 @@ $(VENV)-runtime/.ready: pyproject.toml dependencies/oldest.txt $(wildcard ltx_*/
 # In an environment and a place of its own. What is killed at many moments is not killed again: `make test` does that.
 test-runtime: demo runtime
 	OMP_NUM_THREADS=1 $(VENV)-runtime/$(PROGRAMS)/python -m pytest -n 2 --dist loadfile \
-		-m "not kills and not index and not ray" tests/runtime tests/test_walls.py
+		-m "not kills and not index and not ray and not slow" tests/runtime tests/test_walls.py
 	rm -rf $(VENV)-runtime/moved && cp -r engines/demo $(VENV)-runtime/moved
 	cd $(VENV)-runtime && $(PROGRAMS)/ltx-run --engines moved --prompt "A red fox" --output fox.png && rm -r fox
 

@@ -3,8 +3,8 @@
     python tests/soak/cancels.py engines/demo [--cancels 2000]
 
 Ways to cancel: a generator of steps or frames is closed, a callback of a step, a stage or a unit of work raises, the
-process gets SIGINT (here SIGALRM, which a timer sends) while it saves, a second thread ends the video that another one
-makes. The moments are spread evenly over the time that a whole video takes. Linux only.
+process gets SIGINT (which it sends itself when a timer's SIGALRM comes) while it saves, a second thread ends the video
+that another one makes. The moments are spread evenly over the time that a whole video takes. Linux only.
 """
 
 from __future__ import annotations
@@ -43,15 +43,10 @@ class CancelError(Exception):
 
 
 def _settled(before: Usage) -> Usage:
-    """Returns what the process holds, once the system has ended threads that are joined already.
-
-    A signal may come inside of contextlib, whose frames hold each other: what they hold is freed by the next collection
-    of garbage, not before.
-    """
+    """Returns what the process holds, once the system has ended threads that are joined already."""
     until = time.monotonic() + SETTLED_S
     while (after := usage_of()).threads > before.threads and time.monotonic() < until:
         time.sleep(0.001)
-        gc.collect()
     return after
 
 
@@ -105,6 +100,7 @@ class Cancelled:
         before = usage_of()
         came = "cancelled" if way() else "too late"
         self.counts[f"{way.__name__}, {came}"] += 1
+        gc.collect()  # a signal may come inside of contextlib, whose frames hold each other and what they have to close
         left = [path.name for place in (self._outputs, self._temporary) for path in place.rglob("*")]
         assert not left, f"{way.__name__} has left {left}"
         after = _settled(before)
@@ -199,7 +195,7 @@ def soaked(engines: Path, folder: Path, cancels: int, every: int, **options: Any
     """Cancels videos, and returns what the process held after every so many of them."""
     os.environ["LTX_CACHE"], os.environ["TMPDIR"] = str(folder / "cache"), str(folder / "temporary")
     tempfile.tempdir = None  # to be read again
-    usual = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    usual = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
     usages, began = [], time.perf_counter()
     try:
         cancelled = Cancelled(engines, folder, **options)

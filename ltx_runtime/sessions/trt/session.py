@@ -43,7 +43,9 @@ def find(engines: Engines, name: ComponentName, backend: str) -> FoundEngine:
     command = f"ltx-export engine {shlex.quote(version)} --component {name} --builder {backend}{folder_option}"
     folders = list(dict.fromkeys(path.parent.name for path in engine_paths(engines, f"*-{backend}-*/{name}.*.engine")))
     if not folders:
-        raise LtxError(f"no engine of {name}", command=command)
+        links = sorted(path.name for path in engines.folder.glob(f"*-{backend}-*") if path.is_symlink())
+        where = f": {links[0]} is a link, and engines are used only if they are in the folder itself" if links else ""
+        raise LtxError(f"no engine of {name}{where}", command=command)
     library = load_library(backend)
     gpu = find_gpu()
     refuse_unserved(library, backend, gpu)

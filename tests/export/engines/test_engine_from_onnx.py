@@ -40,6 +40,7 @@ def names_in(folder) -> list[str]:
     return sorted(path.name for path in folder.glob("*"))
 
 
+@pytest.mark.slow  # `make demo-engines` builds as many
 @pytest.mark.parametrize(("precision", "weights"), [("bf16", "embedded"), ("fp16", "inputs")])
 @pytest.mark.parametrize("name", [name for release, name in COMPONENTS if release == RELEASE])
 def test_every_component_is_compiled_for_all_sizes(engines, name, precision, weights):
@@ -52,8 +53,15 @@ def test_every_component_is_compiled_for_all_sizes(engines, name, precision, wei
     assert path.stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("weights", ["embedded", "inputs"])
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize(
+    ("precision", "weights"),
+    [
+        ("bf16", "embedded"),
+        ("fp16", "inputs"),
+        pytest.param("bf16", "inputs", marks=pytest.mark.slow),
+        pytest.param("fp16", "embedded", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize(("release", "name"), COMPONENTS)
 def test_every_generation_is_compiled_and_its_engine_is_accepted(exported, tmp_path, release, name, precision, weights):
     engines = copied(exported(release), tmp_path)

@@ -22,18 +22,21 @@ from ltx_runtime.folder.release import release_of
 from ltx_runtime.spec.versions import VERSIONS, TextEncoderSize, TransformerSize, VaeSize, Version
 
 SMALL = {"height": 64, "width": 96, "num_frames": 9, "steps": 2, "seed": 7}
+_WIDE = "wide, with other text and latents"  # takes as long as all others together
 # Sizes that no release has: transformer, T5, VAE.
 FINE_TUNES = {
     "shallow": (TransformerSize(1, 2, 16, 32, 8), TEXT, VAE),
     "deep, with odd heads": (TransformerSize(6, 3, 10, 32, 8), TEXT, VAE),
-    "wide, with other text and latents": (
+    _WIDE: (
         TransformerSize(2, 5, 12, 24, 12),
         TextEncoderSize(layers=3, width=24, heads=2, head_dim=8, hidden=40, vocabulary=330),
         VaeSize(base_channels=8, latent_channels=12, layers_per_block=2),
     ),
     "narrow": (TransformerSize(3, 1, 6, 32, 8), TEXT, VAE),
 }
-EVERY_FINE_TUNE = pytest.mark.parametrize("kind", FINE_TUNES)
+EVERY_FINE_TUNE = pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind == _WIDE)) for kind in FINE_TUNES]
+)
 
 
 def fine_tune(name: str, kind: str) -> Version:
@@ -63,7 +66,7 @@ def test_a_fine_tune_is_exported_as_its_release_and_computes_what_diffusers_does
 
 
 def test_sizes_of_a_fine_tune_come_from_a_diffusers_folder_too(tmp_path):
-    kind = "wide, with other text and latents"
+    kind = _WIDE
     expected = bits_of(open_sources(written("0.9.5", kind, tmp_path)))
     layout = write_diffusers(fine_tune("0.9.5", kind), tmp_path, tmp_path / "layout")
     opened = open_sources(find_sources(VERSIONS["0.9.5"], layout))
@@ -123,7 +126,7 @@ def test_a_width_that_can_not_be_rotated_is_refused_with_what_it_has_to_be(heads
         transformer_config(sizes | {"in_channels": 8, "caption_channels": 32})
 
 
-@pytest.mark.parametrize("width", [1542, 2062])
+@pytest.mark.parametrize("width", [1542, pytest.param(2062, marks=pytest.mark.slow)])
 def test_a_wide_fine_tune_whose_width_is_no_power_of_two_has_a_graph(tmp_path, width):
     """Widths over 1024 are rotated in pieces, which have to divide them."""
     version = tiny("0.9.6-distilled")

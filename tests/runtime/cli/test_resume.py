@@ -30,7 +30,7 @@ from ltx_runtime.vae.saved_latents import write_latents
 DEMO, SINGLE = VERSIONS["demo"], VERSIONS["0.9.5"]
 SMALL = ("a cat", "--seed", "3", "--height", "64", "--width", "96", "--num-frames", "9")
 ROOT = Path(__file__).parents[3]
-MOMENTS = 20
+MOMENTS = 12
 
 
 def left_behind(folder):

@@ -66,6 +66,14 @@ def test_where_there_is_no_engine_neither_library_nor_gpu_is_looked_for(bench):
     assert refused(bench) == f"no engine of transformer - {COMMAND}tensorrt_rtx --engines {bench.engines.folder}"
 
 
+def test_engines_behind_a_link_are_told_from_none(bench, tmp_path):
+    bench.build()
+    (folder,) = bench.engines.folder.glob("*-tensorrt_rtx-*")
+    folder.rename(tmp_path / "elsewhere")
+    folder.symlink_to(tmp_path / "elsewhere")
+    assert refused(bench).startswith(f"no engine of transformer: {folder.name} is a link, and engines are used only ")
+
+
 def test_without_a_gpu_that_is_said(bench):
     bench.build(machine=Machine(driver=0))
     assert "no NVIDIA driver" in refused(bench)
