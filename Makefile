@@ -138,7 +138,8 @@ bench: setup
 bench-whole: setup
 	$(BIN)/python benchmarks/cpu_whole.py
 
-# Every reader of files that strangers may have made, guided by coverage; READERS names some, SECONDS is the time of each.
+# Every reader of files that strangers may have made, guided by coverage: nine hours for all 52. READERS names some, and
+# SECONDS is the time of each.
 SECONDS ?= 600
 READERS ?=
 fuzz: setup

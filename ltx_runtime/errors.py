@@ -44,6 +44,8 @@ _ADVICE = {
 class LtxError(Exception):
     """A problem that the user can fix, described in one sentence. Command lines exit with code 2.
 
+    As text it is one line: characters that end lines or steer a terminal, as a file may have them in names, are escaped.
+
     Attributes:
         problem: what is wrong, with the value that was given.
         advice: what to do, in words; may be empty.
@@ -55,7 +57,7 @@ class LtxError(Exception):
         self.problem, self.advice, self.command = problem, advice, command
 
     def __str__(self) -> str:
-        return advised(self.problem, self.advice, self.command)
+        return printable(advised(self.problem, self.advice, self.command))
 
 
 def advised(problem: str, advice: str = "", command: str = "") -> str:

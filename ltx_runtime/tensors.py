@@ -24,7 +24,7 @@ from ltx_runtime.trust.pointers import refuse_pointer
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _INTEGERS = ("I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL")
-_NAMES_SHOWN = 8
+_NAMES_SHOWN, _NAME_SHOWN = 8, 60  # names of tensors in a message, and characters of each
 # A checkpoint of 13B has 2,000 tensors and a header of 0.3 MB, a quantized one some times as many. Parsing a header
 # takes up to 30 times its size in memory.
 MOST_HEADER_BYTES, MOST_TENSORS = 8 << 20, 50_000
@@ -160,8 +160,8 @@ def _check_room(elements: int, dtype: str, held: int, described: str) -> int:
 
 def listed(names: Collection[str]) -> str:
     """Returns the first names of tensors as a message lists them, and how many there are more."""
-    shown = ", ".join(list(names)[:_NAMES_SHOWN]) or "nothing"
-    return shown + (f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else "")
+    first = ", ".join(name[:_NAME_SHOWN] for name in list(names)[:_NAMES_SHOWN]) or "nothing"
+    return first + (f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else "")
 
 
 def _read_bfloat16(path: Path, name: str) -> NDArray[np.float32]:

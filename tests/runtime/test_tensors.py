@@ -107,6 +107,8 @@ def test_a_missing_name_is_refused_with_the_names_that_are_there(path):
     refused(path, "t1", "x", "y", match=r"has no tensor x, y; it holds t0, t1, t10, .* and 4 more - ")
     write_tensors(path, {})
     refused(path, "x", match="has no tensor x; it holds nothing - ")
+    write_tensors(path, {"a\nb\x1b": np.zeros(1, np.float32), "c" * 1000: np.zeros(1, np.float32)})
+    refused(path, "x", match=r"it holds a\\nb\\x1b, c{60} - check the file$")
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
