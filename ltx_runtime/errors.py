@@ -44,7 +44,7 @@ _ADVICE = {
 class LtxError(Exception):
     """A problem that the user can fix, described in one sentence. Command lines exit with code 2.
 
-    As text it is one line: characters that end lines or steer a terminal, as a file may have them in names, are escaped.
+    As text it is one line: characters that end lines or steer a terminal, which a file may have in names, are escaped.
 
     Attributes:
         problem: what is wrong, with the value that was given.

@@ -169,7 +169,7 @@ def lock_name(name: str) -> str:
 
 def _used_at(path: Path) -> float:
     """Returns when a file, or anything in a folder, was changed last."""
-    return max(one.stat().st_mtime for one in (path, *path.rglob("*")))
+    return max(used.stat().st_mtime for used in (path, *path.rglob("*")))
 
 
 def _delete(path: Path) -> int:
@@ -179,7 +179,7 @@ def _delete(path: Path) -> int:
         with suppress(OSError):  # Windows does not delete an open file
             path.unlink()
         return freed
-    locks = [lock_of(one) for one in path.iterdir() if one.is_dir() and not one.is_symlink()]
+    locks = [lock_of(held) for held in path.iterdir() if held.is_dir() and not held.is_symlink()]
     freed = sum(map(_own_bytes, path.rglob("*")))
     try:
         if None in locks:

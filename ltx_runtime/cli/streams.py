@@ -92,8 +92,8 @@ def _reliable(stream: TextIO | None, *, waits: bool) -> TextIO:
         stream.flush()
     outlet: Any = _Outlet(stream, waits)
     buffer = outlet if raw is stream.buffer else io.BufferedWriter(outlet)  # `python -u` has no buffers
-    how = stream.line_buffering, stream.write_through
-    return io.TextIOWrapper(buffer, stream.encoding, "backslashreplace", None, *how)
+    buffering = stream.line_buffering, stream.write_through
+    return io.TextIOWrapper(buffer, stream.encoding, "backslashreplace", None, *buffering)
 
 
 def _end_of(stream: Any) -> Any:

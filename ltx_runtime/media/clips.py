@@ -59,7 +59,7 @@ def open_clip(path: Path, most_bytes: int) -> Iterator[Opened]:
         open(os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0)), "rb") as file,
         opened_container(file, most_bytes // _PIXEL_BYTES) as container,
     ):
-        streams = [one for one in container.streams.video if not _is_cover(one)]
+        streams = [stream for stream in container.streams.video if not _is_cover(stream)]
         if not streams:
             raise LtxError(f"{path} has no video stream", "give a clip with pictures")
         stream = streams[0]
@@ -122,7 +122,7 @@ def _facts(container: Any, stream: Any) -> Facts:
         fps=float(rate) if rate else None,
         sound=bool(container.streams.audio),
         transfer=_TRANSFERS.get(int(context.color_trc or 0), ""),
-        bits=max((one.bits for one in context.format.components), default=8) if context.format else 8,
+        bits=max((component.bits for component in context.format.components), default=8) if context.format else 8,
     )
     if size == (context.height, context.width):
         return facts
@@ -133,7 +133,7 @@ def _frame_bytes(context: Any) -> int:
     """Returns the memory of a frame as a decoder keeps it."""
     samples = 3 * context.height * context.width  # of the most common formats, one byte each: at most that many
     if context.format is not None:
-        samples = sum(-(-one.bits // 8) * one.height * one.width for one in context.format.components)
+        samples = sum(-(-plane.bits // 8) * plane.height * plane.width for plane in context.format.components)
     return int(samples * _FRAME_OVERHEAD)
 
 
@@ -203,7 +203,7 @@ class _Converter:
     def __init__(self, stream: Any, frame: Any) -> None:
         import av  # noqa: PLC0415
 
-        self._transparent = any(one.is_alpha for one in frame.format.components)
+        self._transparent = any(component.is_alpha for component in frame.format.components)
         self._graph: Any = av.filter.Graph()
         if self._transparent:
             source = self._graph.add_buffer(

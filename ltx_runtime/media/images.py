@@ -86,7 +86,7 @@ def _open(path: Path, formats: tuple[str, ...], most_bytes: int) -> Iterator[Ope
     with path.open("rb") as file:
         try:
             with _most_pixels(None):
-                image = Image.open(file, formats=[one for one in formats if one in Image.OPEN])
+                image = Image.open(file, formats=[name for name in formats if name in Image.OPEN])
         except UnidentifiedImageError:
             yield None
             return

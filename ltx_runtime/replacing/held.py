@@ -70,7 +70,7 @@ class Held:
         if self.stands:
             return self._path
         parent, name = self._real.parent, folder_of(self._real).name
-        for place in (parent / name, whole_beside(parent / name), *(one / name for one in partial_in(parent))):
+        for place in (parent / name, whole_beside(parent / name), *(folder / name for folder in partial_in(parent))):
             if _identity(place) == self._identity:
                 return place
         raise LtxError(f"{self._path} was replaced while it was read", "run the command again")
