@@ -29,7 +29,7 @@ class Held:
 
     def __init__(self, path: Path | None) -> None:
         """Holds the folder that has this name now; one that is just being removed was replaced, and is not taken."""
-        self._path = path or Path()
+        self._path, self._has_name = path or Path(), path is not None
         self._real = self._path.resolve() if path else self._path  # the working directory may be gone
         self._identity: _Identity | None = None
         self._lock: Lock | None = None
@@ -48,8 +48,8 @@ class Held:
 
     @property
     def stands(self) -> bool:
-        """Whether its name still leads to it."""
-        return self._identity == (self._identity and _identity(self._path))
+        """Whether its name still leads to it; one that is not there yet stands until there is one of its name."""
+        return not self._has_name or self._identity == _identity(self._path)
 
     def check_stands(self) -> None:
         """Raises LtxError if the folder was replaced since it was opened."""

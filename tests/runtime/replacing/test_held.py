@@ -11,7 +11,7 @@ import pytest
 from ltx_runtime.errors import LtxError
 from ltx_runtime.files import Lock, lock_of, partial_folder
 from ltx_runtime.replacing import held as holding
-from ltx_runtime.replacing.exchange import exchanged
+from ltx_runtime.replacing.exchange import exchanged, whole_beside
 from ltx_runtime.replacing.held import UNHELD, Held, opened
 
 
@@ -55,6 +55,18 @@ def test_a_reader_through_a_link_finds_its_folder_beside_the_one_that_the_link_l
     assert reader.now(link / "file").read_text() == "0"
     with pytest.raises(LtxError, match="link was replaced meanwhile - run the command again"):
         reader.check_stands()
+
+
+def test_reading_is_done_again_if_the_folder_gets_its_name_meanwhile(folder):
+    whole = folder.rename(whole_beside(folder))
+
+    def read(path, held):
+        if not path.exists():
+            whole.rename(path)
+            return (whole / "file").read_text()
+        return (path / "file").read_text()
+
+    assert opened(folder, read) == "0"
 
 
 def test_reading_is_done_again_if_the_folder_is_moved_meanwhile(folder):
@@ -107,7 +119,7 @@ def test_where_folders_cannot_be_locked_it_is_told_that_one_was_replaced(folder,
 @pytest.mark.skipif(os.name != "posix", reason="Windows does not remove the working directory of a process")
 def test_the_runtime_can_be_imported_where_the_working_directory_is_gone(tmp_path):
     (tmp_path / "gone").mkdir()
-    program = "import os; os.rmdir(os.getcwd()); import ltx_runtime.folder.manifest"
+    program = "import os; os.rmdir(os.getcwd()); import ltx_runtime.replacing.held"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path / "gone", env=environment, check=True)
 
