@@ -143,9 +143,11 @@ def _explained(name: str) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd tags; if they matter, an error follows
             yield
-    except (LtxError, MemoryError, ImportError):
+    except (LtxError, ImportError):
         raise
     except Exception as error:
+        if type(error) is MemoryError:  # FFmpeg's says that it refuses to allocate as much as a damaged file claims
+            raise
         raise LtxError(
             f"{name} is damaged or not an image or clip of a known format", "convert it to .png or .mp4"
         ) from error

@@ -103,6 +103,12 @@ def grown_vp8(width: int, height: int) -> bytes:
     return raw[:32] + first + second
 
 
+def boasting_ivf() -> bytes:
+    """Returns an IVF whose second frame claims to have 4 GB, which FFmpeg refuses to allocate."""
+    raw = clip("ivf", "libvpx")
+    return patched(raw, {32 + 12 + struct.unpack_from("<I", raw, 32)[0]: b"\xff" * 4})
+
+
 def referring(path: Path) -> bytes:
     """Returns a QuickTime film whose only track names another file that holds its samples."""
     raw = clip("mov", "libx264")
@@ -151,6 +157,7 @@ CLAIMING: dict[str, Callable[[], bytes]] = {
     "a raw clip with frames of 16384x16384": lambda: b"YUV4MPEG2 W16384 H16384 F24:1 Ip A1:1 C420\n" + b"FRAME\n" * 9,
     "a raw clip with frames of 2^31 pixels a side": lambda: b"YUV4MPEG2 W2147483647 H2147483647 F24:1\nFRAME\n",
     "a clip of VP8 with the largest frames": lambda: vp8(16_383, 16_383),
+    "an IVF whose second frame has 4 GB": boasting_ivf,
     "a clip of VP8 whose frames grow": lambda: grown_vp8(16_383, 16_383),
     "a clip of JPEGs whose frames grow": lambda: of_packets(saved("JPEG"), jpeg(60_000, 60_000)),
     "a clip of JPEGs whose frames change their size": lambda: of_packets(
