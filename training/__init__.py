@@ -1,0 +1,1 @@
+"""The world of drawn clips that the demo version learns from."""
