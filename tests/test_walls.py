@@ -7,7 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("ltx_runtime", "ltx_export", "ltx_serve", "tests")
+PACKAGES = ("ltx_runtime", "ltx_export", "ltx_serve", "training", "tests")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 RUNTIME = sorted((ROOT / "ltx_runtime").rglob("*.py"))
 SERVE = sorted((ROOT / "ltx_serve").rglob("*.py"))
@@ -149,9 +149,15 @@ def test_rooms_import_only_rooms_further_up():
 
 def test_every_file_is_in_a_room_that_is_listed():
     found = {place_of(module_of(path)) for path in SOURCES}
-    assert {(package, room) for package, room in found if room} == {
+    assert {(package, room) for package, room in found if room and package in ROOMS} == {
         (package, room) for package, rooms in ROOMS.items() for room in rooms
     }
+
+
+def test_nothing_that_is_installed_imports_what_the_weights_of_the_demo_are_trained_with():
+    packages = {package: (ROOT / package).rglob("*.py") for package in ROOMS}
+    for path in (path for files in packages.values() for path in files):
+        assert "training" not in {name.partition(".")[0] for name in imported(path)}, path
 
 
 def test_no_file_imports_itself_through_others():
