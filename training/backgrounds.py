@@ -135,8 +135,8 @@ def _spot(coverage: Array, x: float, y: float, radius_x: float, radius_y: float,
 def _stars_and_moon(random: np.random.Generator, height: int, width: int, horizon: float) -> list[Layer]:
     unit = min(height, width)
     stars, moon, glow = np.zeros((3, height, width), np.float32)
-    for _ in range(22):
-        radius = random.uniform(0.005, 0.010) * unit
+    for _ in range(16):
+        radius = random.uniform(0.007, 0.012) * unit
         _spot(
             stars, random.random() * width, random.uniform(0.02, horizon - 0.1) * height, radius, radius, max(1, radius)
         )
@@ -187,8 +187,8 @@ def _sea(random: np.random.Generator, height: int, width: int, horizon: float) -
 def _flakes(random: np.random.Generator, height: int, width: int, horizon: float) -> list[Layer]:
     unit = min(height, width)
     coverage = np.zeros((height, width), np.float32)
-    for _ in range(30):
-        radius = random.uniform(0.008, 0.014) * unit
+    for _ in range(24):
+        radius = random.uniform(0.011, 0.018) * unit
         _spot(coverage, random.random() * width, random.random() * height, radius, radius, max(1.5, radius))
     return [Layer(coverage * 0.9, (1.0, 1.0, 1.0), (0, random.uniform(0.10, 0.16)))]
 

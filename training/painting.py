@@ -69,7 +69,7 @@ def render(scene: Scene, height: int, width: int, frames: int, fps: float = FPS)
     figures = []
     for place, thing in enumerate(scene.things):
         random = np.random.default_rng([scene.seed, 2 + place])
-        figures.append(figure_of(thing, random, horizon_of(scene.seed), (height, width), times))
+        figures.append(_figure_of(thing, random, horizon_of(scene.seed), (height, width), times))
     for figure in figures:
         _paint_shadow(clip, figure)
     for figure, mask in zip(figures, masks, strict=True):
@@ -77,7 +77,7 @@ def render(scene: Scene, height: int, width: int, frames: int, fps: float = FPS)
     return clip, masks
 
 
-def figure_of(
+def _figure_of(
     thing: Thing, random: np.random.Generator, horizon: float, frame_size: tuple[int, int], times: Floats
 ) -> Figure:
     """Places a thing so that it stays inside the frame (height, width); what its words leave open is random."""
