@@ -9,6 +9,7 @@ the file, crashes, takes longer than a minute, or takes 1 GB more than an idle p
 """
 
 import argparse
+import importlib.util
 import os
 import re
 import subprocess
@@ -63,6 +64,8 @@ def main() -> int:
     parser.add_argument("--kept", type=Path, default=Path("build/fuzz"), help="folder for inputs that failed")
     parser.add_argument("--here", action="store_true", help="fuzz the one reader in this process")
     options = parser.parse_args()
+    if importlib.util.find_spec("atheris") is None:
+        parser.error("atheris is not installed: pip install atheris, or make fuzz")
     options.kept.mkdir(parents=True, exist_ok=True)
     if options.here:
         fuzz(options.readers[0], options.seconds, options.inputs, options.kept)
