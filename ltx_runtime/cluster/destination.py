@@ -61,7 +61,7 @@ class Folder:
         target.parent.mkdir(parents=True, exist_ok=True)
         source = self._path / name
         if source.is_dir():
-            shutil.copytree(source, target)
+            shutil.copytree(source, target, dirs_exist_ok=True)
         else:
             shutil.copyfile(source, target)
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import secrets
-import shutil
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +13,7 @@ from ltx_runtime.cluster.destination import Destination
 from ltx_runtime.cluster.node import Made
 from ltx_runtime.cluster.team import Team
 from ltx_runtime.errors import LtxError, explaining
+from ltx_runtime.files import partial_file, partial_folder
 from ltx_runtime.media.video import target_of
 from ltx_runtime.outputs.plain import request_from_fields
 from ltx_runtime.pipeline import Pipeline
@@ -87,16 +85,15 @@ def _found(task: Task, name: str, batch: Batch) -> dict[str, Any] | None:
     A copy in the folder of the file of results is checked, since records name files relative to their own folder.
     """
     output = batch.folder / task.output
-    copy = output.with_name(f".ltx-{secrets.token_hex(4)}{output.suffix}")
-    video, target = batch.pipe(request_from_fields(task.fields, batch.folder), **batch.options), target_of(copy)
-    try:
-        with explaining():
-            batch.destination.fetch(name, target)
-            saved = video.is_saved_as(copy)
-            return video.result(Path(name)) | {"bytes": size_of(target)} if saved else None
-    finally:
-        with suppress(OSError):
-            shutil.rmtree(target) if target.is_dir() else target.unlink()
+    is_folder = target_of(output) != output
+    video = batch.pipe(request_from_fields(task.fields, batch.folder), **batch.options)
+    with (
+        explaining(),
+        partial_folder(output.parent) if is_folder else partial_file(output.parent, output.suffix) as target,
+    ):
+        batch.destination.fetch(name, target)
+        saved = video.is_saved_as(target.with_name(target.name + output.suffix) if is_folder else target)
+        return video.result(Path(name)) | {"bytes": size_of(target)} if saved else None
 
 
 def _stored(made: Made, batch: Batch) -> Outcome:
