@@ -16,11 +16,13 @@ EDGE = 0.03  # width of the edges that show the background, of the frame's width
 REACH = 0.08  # how far up and down a colour of the edges may be found again, of the frame's height
 FAR = (0.05, 0.10)  # OKLab distance from the edges' colours at which a pixel is not theirs: without noise, and at most
 CLOSED = 2  # pixels; lines as thin as that do not part a thing, where they have the colour of the background
-HORIZON_BLUR = 3  # pixels that a hill may be higher or lower than the background that was filled in behind the sun
+SOFT = 0.25  # of a thing's median distance from the background, what its rim has at least
+PALE = 0.07  # most chroma of white things
+NOT_CLOUD = 0.2  # least part of a white thing that is left without clouds: its outline, and where it is whiter
 STEP = 0.015  # OKLab distance between rows of the edges from which on colours between them are looked for as well
 NEAR = 0.035  # OKLab distance from the averaged background at which a pixel is not its, in a clip without noise
 LEAST_AREA = 0.008  # of the squared shorter side; a small star that begins to grow has 0.011, a flake has 0.001
-MOON_AREA = (0.006, 0.03)  # least and most area of the moon, of the squared shorter side
+MOON_AREA = (0.006, 0.023)  # least and most area of the moon, of the squared shorter side
 
 Rgb = tuple[float, float, float]
 
@@ -63,9 +65,12 @@ class Blob:
 def small(frames: NDArray[np.uint8]) -> Array:
     """Returns frames (F, H, W, 3) averaged over squares, in 0..1, so that the shorter side has about 100 pixels."""
     factor = max(1, min(frames.shape[1:3]) // SHORTER_SIDE)
-    count, height, width = frames.shape[0], frames.shape[1] // factor, frames.shape[2] // factor
-    squares = frames[:, : height * factor, : width * factor].reshape(count, height, factor, width, factor, 3)
-    return squares.mean(axis=(2, 4), dtype=np.float32) / 255
+    rows, columns = (size // factor * factor for size in frames.shape[1:3])
+    total = np.zeros((len(frames), rows // factor, columns // factor, 3), np.float32)
+    for row in range(factor):
+        for column in range(factor):
+            total += frames[:, row:rows:factor, column:columns:factor]
+    return total / (255 * factor**2)
 
 
 def oklab(rgb: Array) -> Array:
@@ -116,16 +121,21 @@ def distances(lab: Array, reference: Array) -> Array:
     return np.sqrt(np.einsum("...c,...c->...", difference, difference))
 
 
-def foreground(lab: Array) -> tuple[Mask, str]:
-    """Returns the masks (F, h, w) of what is not background in OKLab frames (F, h, w, 3), and the background's name."""
+def foreground(lab: Array) -> tuple[list[list[Blob]], str]:
+    """Returns what is not background in each of the OKLab frames (F, h, w, 3), and the background's name."""
     edges = _edges(lab)
     noise = float(np.median(distances(lab, np.median(lab, axis=0))))
     covered = grown(_unlike(edges, lab, float(np.clip(4 * noise, *FAR))), 3)
     background = _uncovered(lab, covered, edges)
     name = name_of(background)
-    mask = distances(lab, background) > max(NEAR, 3 * noise)
+    away = distances(lab, background)
+    mask = away > max(NEAR, 3 * noise)
     _remove_scenery(mask, lab, background, name, max(NEAR, 2 * noise))
-    return shrunk(grown(mask, CLOSED), CLOSED), name
+    mask = shrunk(grown(mask, CLOSED), CLOSED)
+    for frame, contrast in zip(mask, away, strict=True):
+        for blob in blobs(frame):
+            frame[blob.mask] = contrast[blob.mask] > SOFT * np.median(contrast[blob.mask])
+    return [blobs(frame) for frame in shrunk(grown(mask, CLOSED), CLOSED)], name
 
 
 def name_of(background: Array) -> str:
@@ -160,12 +170,31 @@ def _remove_scenery(mask: Mask, lab: Array, background: Array, name: str, tolera
         mask &= ~_mixed(shadows, lab, background, *WAVE, tolerance)
     sky = mask.copy()
     sky[:, horizon + len(background) // 50 :] = False
+    before = sky.copy()
     if name == "night":
         sky &= _around_the_moon(lab)
-    for shift in (0, -HORIZON_BLUR, HORIZON_BLUR):
+    reach = round(REACH * len(background)) if name == "sunset" else 0  # where the sun is, hills were filled in
+    for shift in range(-reach, reach + 1, 3):
         rows = np.clip(np.arange(len(background)) + shift, 0, len(background) - 1)
         for colour, most in IN_THE_SKY[name]:
             mask &= ~_mixed(sky & mask, lab, background[rows], colour, most, tolerance)
+    if WHITE_CLOUD in IN_THE_SKY[name]:
+        mask |= _white_things(before, mask, lab)
+
+
+def _white_things(before: Mask, after: Mask, lab: Array) -> Mask:
+    """Returns those regions of masks that lost their inside with the clouds, and of which pale lines are left.
+
+    They are white things with soft outlines, which do not enclose them any more.
+    """
+    white = np.zeros_like(before)
+    for index, frame in enumerate(before):
+        for blob in blobs(frame):
+            left = after[index] & blob.mask
+            if left.sum() > NOT_CLOUD * blob.area and np.median(np.hypot(*lab[index, left, 1:].T)) < PALE:
+                inside, kept = (shrunk(mask[None], 2).sum() for mask in (blob.mask, _filled(left)))
+                white[index] |= blob.mask & (kept < NOT_CLOUD * inside)
+    return white
 
 
 def _mixed(among: Mask, lab: Array, background: Array, colour: Rgb, most: float, tolerance: float) -> Mask:
@@ -187,7 +216,7 @@ def _around_the_moon(lab: Array) -> Mask:
     for blob in blobs(pale.mean(axis=0) > 0.4, MOON_AREA[0]):
         distance = np.hypot(x - blob.centroid[0], y - blob.centroid[1])
         radius = (blob.area / np.pi) ** 0.5
-        is_round = np.mean(distance[blob.mask] <= radius + 0.5) > 0.93
+        is_round = np.mean(distance[blob.mask] <= radius + 0.5) > 0.85
         if is_round and blob.area < MOON_AREA[1] * min(height, width) ** 2 and blob.centroid[1] < 0.3 * height:
             around |= distance < 1.8 * radius
     return around

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from seeing.foreground import Array, Blob, Mask, blobs, foreground, oklab, shrunk, small, smoothed
+from seeing.foreground import Array, Blob, Mask, foreground, oklab, shrunk, small, smoothed
 from seeing.kinds import kind_of
 
 COLOURS = {
@@ -58,8 +58,8 @@ def see(frames: NDArray[np.uint8]) -> Seen:
     if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8:
         raise ValueError(f"frames are (F, H, W, 3) uint8, not {frames.shape} {frames.dtype}")
     lab = smoothed(oklab(small(frames)))
-    mask, background = foreground(lab)
-    tracks = tracks_of([blobs(frame) for frame in mask])
+    found, background = foreground(lab)
+    tracks = tracks_of(found)
     things = [_thing(track, lab) for track in tracks[:MOST_THINGS]]
     return Seen(background, tuple(sorted(things, key=lambda thing: float(thing.path[:, 0].mean()))))
 
