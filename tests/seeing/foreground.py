@@ -16,6 +16,7 @@ EDGE = 0.03  # width of the edges that show the background, of the frame's width
 REACH = 0.08  # how far up and down a colour of the edges may be found again, of the frame's height
 FAR = (0.05, 0.10)  # OKLab distance from the edges' colours at which a pixel is not theirs: without noise, and at most
 CLOSED = 2  # pixels; lines as thin as that do not part a thing, where they have the colour of the background
+SHADOW = 0.25  # most darkening of the ground, in OKLab; 0.32 of its sRGB values is 0.25 here
 SOFT = 0.25  # of a thing's median distance from the background, what its rim has at least
 PALE = 0.07  # most chroma of white things
 NOT_CLOUD = 0.2  # least part of a white thing that is left without clouds: its outline, and where it is whiter
@@ -165,7 +166,7 @@ def _remove_scenery(mask: Mask, lab: Array, background: Array, name: str, tolera
     horizon = horizon_of(background)
     shadows = mask.copy()
     shadows[:, : horizon + len(background) // 50] = False
-    mask &= ~_mixed(shadows, lab, background, (0, 0, 0), 0.30, tolerance)
+    mask &= ~_mixed(shadows, lab, background, (0, 0, 0), SHADOW, tolerance)
     if name == "sea":
         mask &= ~_mixed(shadows, lab, background, *WAVE, tolerance)
     sky = mask.copy()

@@ -55,7 +55,7 @@ class Seen:
 
 def see(frames: NDArray[np.uint8]) -> Seen:
     """Judges frames (F, H, W, 3) uint8; knows the six backgrounds, seven colours and seven kinds, and nothing else."""
-    if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8:
+    if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8 or not len(frames):
         raise ValueError(f"frames are (F, H, W, 3) uint8, not {frames.shape} {frames.dtype}")
     lab = smoothed(oklab(small(frames)))
     found, background = foreground(lab)
