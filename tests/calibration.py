@@ -129,15 +129,19 @@ def noisy(frames: Clip, number: int) -> Clip:
     return as_bytes(frames + np.random.default_rng(number).normal(0, 8, frames.shape))
 
 
-def off_colour(frames: Clip, number: int) -> Clip:
-    """Changes contrast and saturation by up to 5 %, and turns hues by up to 5 % of a circle (18 degrees)."""
-    random = np.random.default_rng(number)
-    contrast, saturation = 1 + random.uniform(-0.05, 0.05, 2)
-    angle = 2 * np.pi * random.uniform(-0.05, 0.05)
-    grey = np.full((3, 3), 1 / 3)
-    axis = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / np.sqrt(3)  # turns around the axis of greys
-    turned = grey + saturation * (np.cos(angle) * (np.eye(3) - grey) + np.sin(angle) * axis)
-    return as_bytes((frames - 127.5) @ (contrast * turned.T) + 127.5)
+def off_colour(degrees: float) -> Callable[[Clip, int], Clip]:
+    """Changes contrast and saturation by up to 5 %, and turns hues by up to an angle."""
+
+    def change(frames: Clip, number: int) -> Clip:
+        random = np.random.default_rng(number)
+        contrast, saturation = 1 + random.uniform(-0.05, 0.05, 2)
+        angle = np.radians(degrees) * random.uniform(-1, 1)
+        grey = np.full((3, 3), 1 / 3)
+        axis = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / np.sqrt(3)  # turns around the axis of greys
+        turned = grey + saturation * (np.cos(angle) * (np.eye(3) - grey) + np.sin(angle) * axis)
+        return as_bytes((frames - 127.5) @ (contrast * turned.T) + 127.5)
+
+    return change
 
 
 def blocky(frames: Clip, number: int) -> Clip:
@@ -157,9 +161,9 @@ def slurred(frames: Clip, number: int) -> Clip:
     return as_bytes(np.stack([frames[place].mean(axis=0) for place in places]))
 
 
-def all_of_it(frames: Clip, number: int) -> Clip:
-    """Changes colours, averages eight frames, blurs by 2 pixels and adds noise."""
-    return noisy(blurred(2.0)(slurred(off_colour(frames, number), number), number), number)
+def soft(frames: Clip, number: int) -> Clip:
+    """Changes colours, blurs by 2 pixels and adds noise, all at once."""
+    return noisy(blurred(2.0)(off_colour(9.0)(frames, number), number), number)
 
 
 def as_bytes(values: np.ndarray) -> Clip:
@@ -172,10 +176,11 @@ SPOILED: dict[str, Callable[[Clip, int], Clip]] = {
     "blurred-2": blurred(2.0),
     "blurred-4": blurred(4.0),
     "noisy": noisy,
-    "off-colour": off_colour,
+    "off-colour-9": off_colour(9.0),
+    "off-colour-18": off_colour(18.0),  # 5 % of the circle of hues, on which orange is 18 from yellow
     "blocky": blocky,
     "slurred": slurred,
-    "all-of-it": all_of_it,
+    "soft": soft,
 }
 
 

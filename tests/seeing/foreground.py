@@ -5,7 +5,6 @@ plus hills that are lower than a thing; it stands still. So a first guess compar
 edges of the frame at about its height, and a second one with the average over the frames in which nothing stood there.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -274,7 +273,9 @@ def _uncovered(lab: Array, covered: Mask, edges: tuple[Array, Array]) -> Array:
 def blobs(mask: Mask, least_area: float = LEAST_AREA) -> list[Blob]:
     """Returns the connected regions of a mask (h, w), without holes, that are large enough; the largest first."""
     least = least_area * min(mask.shape) ** 2
-    regions = [(area, region) for area, region in _regions(_filled(mask)) if area >= least]
+    labels = _labels(_filled(mask))
+    areas = np.bincount(labels.ravel())
+    regions = [(int(areas[label]), labels == label) for label in range(1, len(areas)) if areas[label] >= least]
     return [_blob(area, region) for area, region in sorted(regions, key=lambda pair: -pair[0])]
 
 
@@ -285,15 +286,12 @@ def _blob(area: int, region: Mask) -> Blob:
 
 def _filled(region: Mask) -> Mask:
     """Fills the holes of a region: what is outside it and does not reach the edge of the frame."""
-    outside = np.pad(~region, 1, constant_values=True)
-    for _, part in _regions(outside):
-        if part[0, 0]:
-            return ~part[1:-1, 1:-1]
-    return region
+    outside = _labels(np.pad(~region, 1, constant_values=True))
+    return (outside != outside[0, 0])[1:-1, 1:-1]
 
 
-def _regions(mask: Mask) -> Iterator[tuple[int, Mask]]:
-    """Yields area and mask of each 4-connected region: runs of rows are joined where they touch (union-find)."""
+def _labels(mask: Mask) -> NDArray[np.int32]:
+    """Returns numbers from 1 for the 4-connected regions of a mask (h, w): runs that touch are joined (union-find)."""
     padded = np.pad(mask, ((0, 0), (1, 1))).astype(np.int8)
     steps = np.diff(padded, axis=1)
     rows, starts = np.nonzero(steps == 1)
@@ -320,6 +318,4 @@ def _regions(mask: Mask) -> Iterator[tuple[int, Mask]]:
     labels = np.zeros(mask.shape, np.int32)
     for row, start, end, label in zip(rows, starts, ends, roots, strict=True):
         labels[row, start:end] = label + 1
-    areas = np.bincount(labels.ravel())
-    for label in np.unique(roots):
-        yield int(areas[label + 1]), labels == label + 1
+    return labels

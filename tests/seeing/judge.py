@@ -110,9 +110,11 @@ def _thing(track: dict[int, Blob], lab: Array) -> SeenThing:
 
 
 def inner(mask: Mask) -> Mask:
-    """Returns a mask without its dark outline, if it is not too thin for that."""
-    core = shrunk(mask[None], 2)[0]
-    return core if core.any() else mask
+    """Returns the innermost part of a mask, without dark outlines and what motion mixed with the background."""
+    core = mask
+    while 2 * core.sum() > mask.sum() and (smaller := shrunk(core[None], 1)[0]).any():
+        core = smaller
+    return core
 
 
 def colour_of(pixels: Array) -> str:
