@@ -75,13 +75,14 @@ fix: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Every file of tests on one worker, which exports what they share once. Workers share the cores.
+# Every file of tests on one worker, which exports what they share once. Workers share the cores, and wait at times.
+WORKERS ?= 3
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 # Further sizes, releases and encodings of what `make test` shows in short: engines for all sizes of a network among them.
 test-slow: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "slow and not index and not ray"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "slow and not index and not ray"
 
 # The page of ltx-serve in Chromium, which the system must have: apt install chromium, or CHROMIUM=<its path>.
 test-page: demo
@@ -100,7 +101,7 @@ $(VENV)-runtime/.ready: pyproject.toml dependencies/oldest.txt $(wildcard ltx_*/
 
 # In an environment and a place of its own. What is killed at many moments is not killed again: `make test` does that.
 test-runtime: demo runtime
-	OMP_NUM_THREADS=1 $(VENV)-runtime/$(PROGRAMS)/python -m pytest -n 2 --dist loadfile \
+	OMP_NUM_THREADS=1 $(VENV)-runtime/$(PROGRAMS)/python -m pytest -n $(WORKERS) --dist loadfile \
 		-m "not kills and not index and not ray and not slow" tests/runtime tests/test_walls.py
 	rm -rf $(VENV)-runtime/moved && cp -r engines/demo $(VENV)-runtime/moved
 	cd $(VENV)-runtime && $(PROGRAMS)/ltx-run --engines moved --prompt "A red fox" --output fox.png && rm -r fox

@@ -209,7 +209,7 @@ EXACT = ("background", "things", "colour", "direction")
 
 
 def test_drawn_clips_are_seen_as_what_they_are():
-    score = score_of(drawn(range(24)), SPOILED["as-drawn"])
+    score = score_of(drawn(range(16)), SPOILED["as-drawn"])
     assert min(score.shares[answer] for answer in EXACT) >= 0.98, score.failures
     assert score.shares["kind"] >= 0.95, score.failures
 

@@ -28,6 +28,7 @@ def alarms():
     signal.signal(signal.SIGALRM, usual)
 
 
+@pytest.mark.slow
 def test_videos_of_every_kind_leave_no_file_thread_or_descriptor(engines, tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     maker = Maker(engines, tmp_path, backend="cpu", threads=1)

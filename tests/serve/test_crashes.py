@@ -90,6 +90,7 @@ def check(lives, data, engines, tmp_path):
     store.close()
 
 
+@pytest.mark.slow
 def test_a_server_that_is_killed_ten_times_finishes_every_job_exactly_once(engines, tmp_path):
     chosen, data = random.Random(2), tmp_path / "data"
     lives = Lives(engines, data)

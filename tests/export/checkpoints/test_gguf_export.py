@@ -37,7 +37,7 @@ VERSION = replace(
     transformer=TransformerSize(DIT.layers, DIT.heads, DIT.head_dim, DIT.text_channels, DIT.channels),
     text_encoder=TextEncoderSize(T5.layers, T5.width, T5.heads, T5.head_dim, T5.hidden, T5.vocabulary),
 )
-FLOATS = pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
+FLOATS = pytest.mark.parametrize("dtype", ["F32", pytest.param("F16", marks=pytest.mark.slow), "BF16"])
 QUANTIZED = pytest.mark.parametrize("dtype", ["Q8_0", "Q4_K"])
 
 

@@ -2,6 +2,7 @@
 
 import _thread
 import errno
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -28,6 +29,8 @@ COMPONENTS = [
     for name in COMPONENT_NAMES
     if name != "temporal_upsampler" and (passes == 2 or name != "upsampler")
 ]
+# Precisions, and where weights are, of which each release has an engine in a short run of the tests.
+SHORT = {RELEASE: (("bf16", "embedded"), ("fp16", "inputs")), "": (("bf16", "embedded"),)}
 
 
 @pytest.fixture
@@ -54,15 +57,13 @@ def test_every_component_is_compiled_for_all_sizes(engines, name, precision, wei
 
 
 @pytest.mark.parametrize(
-    ("precision", "weights"),
+    ("release", "name", "precision", "weights"),
     [
-        ("bf16", "embedded"),
-        ("fp16", "inputs"),
-        pytest.param("bf16", "inputs", marks=pytest.mark.slow),
-        pytest.param("fp16", "embedded", marks=pytest.mark.slow),
+        pytest.param(*component, *kind, marks=[pytest.mark.slow] * (kind not in SHORT.get(component[0], SHORT[""])))
+        for component in COMPONENTS
+        for kind in itertools.product(("bf16", "fp16"), ("embedded", "inputs"))
     ],
 )
-@pytest.mark.parametrize(("release", "name"), COMPONENTS)
 def test_every_generation_is_compiled_and_its_engine_is_accepted(exported, tmp_path, release, name, precision, weights):
     engines = copied(exported(release), tmp_path)
     asked, recipe = address(engines, name, precision), small(weights)

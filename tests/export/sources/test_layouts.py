@@ -38,9 +38,13 @@ from ltx_export.sources.find import TEXT_ENCODER_FILE, Sources, find_sources, op
 from ltx_runtime.spec.versions import VERSIONS, VaeSize
 from ltx_runtime.weights.checkpoint import Checkpoint
 
-EVERY_RELEASE = pytest.mark.parametrize("name", [name for name in VERSIONS if name != "demo"])
 # One release of each VAE generation, with both transformer widths.
-OF_EACH_KIND = pytest.mark.parametrize("name", ["0.9.0", "0.9.1", "0.9.8-13b-distilled"])
+KINDS = ("0.9.0", "0.9.1", "0.9.8-13b-distilled")
+OF_EACH_KIND = pytest.mark.parametrize("name", KINDS)
+EVERY_RELEASE = pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name not in KINDS)) for name in VERSIONS if name != "demo"],
+)
 LAYOUTS = {
     "whole": {},
     "sharded": {"shard_size": "20KB"},

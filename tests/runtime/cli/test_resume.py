@@ -92,7 +92,7 @@ def started(moment, *arguments):
 
 @pytest.mark.kills
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
-@pytest.mark.parametrize("output", ["clip.mp4", "clip.png"])
+@pytest.mark.parametrize("output", ["clip.mp4", pytest.param("clip.png", marks=pytest.mark.slow)])
 def test_a_run_that_is_killed_at_any_moment_goes_on_with_the_printed_command(engines, tmp_path, monkeypatch, output):
     engines(DEMO)
     monkeypatch.chdir(tmp_path)

@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from threading import Barrier
 
+import pytest
 from fakes import program
 from fakes.stages import engines_of
 
@@ -36,6 +37,7 @@ def save(engines, start, names, seed, overwrite):
     return None
 
 
+@pytest.mark.slow
 def test_two_hundred_pairs_of_runs_each_get_a_file_of_their_own(spiece, diary, tmp_path):
     engines, chance = engines_of(SINGLE, spiece), random.Random(0)
     with ThreadPoolExecutor(2) as pool:
