@@ -1,6 +1,7 @@
 """The command ltx-serve: as a process of its own on the demo, and what it says when it cannot serve."""
 
 import json
+import logging
 import os
 import re
 import signal
@@ -124,6 +125,7 @@ def test_two_servers_do_not_share_their_data(folder):
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
     """Runs ltx-serve in a folder with engines; returns the exit code and standard error."""
+    monkeypatch.setattr(logging.root, "handlers", [])  # its own ends with the streams of the test
     monkeypatch.chdir(tmp_path)
     for name in ("LTX_ENGINES", "LTX_TOKEN", "LTX_DATA"):
         monkeypatch.delenv(name, raising=False)
