@@ -170,6 +170,7 @@ def ran(work):
     return ended.stdout, json.loads((work / "demo-cpu.json").read_text())
 
 
+@pytest.mark.slow
 def test_every_section_of_a_run_succeeds(ran):
     sections = ran[1]["sections"]
     assert {one["name"]: one["problem"] for one in sections if one["problem"]} == {}
@@ -177,6 +178,7 @@ def test_every_section_of_a_run_succeeds(ran):
     assert ran[1]["findings"] == []
 
 
+@pytest.mark.slow
 def test_ours_and_diffusers_are_timed_at_every_size(ran):
     rows = ran[1]["rows"]
     wanted = [(part, SIZE, name) for part in ("transformer", "vae_decoder") for name in ("cpu", EAGER)]
@@ -186,6 +188,7 @@ def test_ours_and_diffusers_are_timed_at_every_size(ran):
         assert one["rounds"] == 3 and one["first_s"] > 0 and one["memory_bytes"] is None
 
 
+@pytest.mark.slow
 def test_a_step_s_share_of_the_peak_follows_from_its_time(ran):
     result = ran[1]
     for one in result["rows"]:
@@ -199,6 +202,7 @@ def test_a_step_s_share_of_the_peak_follows_from_its_time(ran):
     assert result["peak"]["flops_per_s"] == max(result["peak"]["by_size"].values()) > 1e8
 
 
+@pytest.mark.slow
 def test_our_numbers_are_those_of_diffusers_on_the_same_weights(ran):
     ours = {one["component"]: one["relative_l2"] for one in ran[1]["rows"] if one["name"] == "cpu"}
     assert all(0 < ours[component] < 1e-3 for component in ("transformer", "vae_decoder"))
@@ -206,12 +210,14 @@ def test_our_numbers_are_those_of_diffusers_on_the_same_weights(ran):
         assert distances[EAGER] == 0 and distances["cpu"] == pytest.approx(ours[component], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_copies_are_timed_both_ways_and_of_both_kinds_of_frames(ran):
     assert set(ran[1]["copies"]) == {SIZE}
     assert set(ran[1]["copies"][SIZE]) == {"upload_s", "download_s", "frames_uint8_s", "frames_float32_s"}
     assert all(seconds > 0 for seconds in ran[1]["copies"][SIZE].values())
 
 
+@pytest.mark.slow
 def test_what_is_printed_is_a_table_of_all_that_with_what_it_takes_to_repeat_it(ran):
     printed, result = ran
     assert printed == gpu_table.markdown(result) + "\n"
@@ -228,6 +234,7 @@ def test_what_is_printed_is_a_table_of_all_that_with_what_it_takes_to_repeat_it(
     assert sum(line.startswith("- Goal: ") for line in lines) == 3
 
 
+@pytest.mark.slow
 def test_a_failed_section_and_a_finding_stand_in_the_table(ran):
     sections = [{"name": "weights", "seconds": 2.0, "problem": "OSError: full"}]
     told = gpu_table.markdown({**ran[1], "sections": sections, "findings": ["no TensorRT"], "rows": [], "peak": None})
@@ -235,6 +242,7 @@ def test_a_failed_section_and_a_finding_stand_in_the_table(ran):
     assert "- no TensorRT" in told
 
 
+@pytest.mark.slow
 def test_an_engine_is_built_for_exactly_the_sizes_unless_it_is_there(ran, work, monkeypatch):
     built = []
     monkeypatch.setattr(cuda_gpu, "find_gpu", lambda: Gpu("NVIDIA Test", (8, 9), "13.0", 24 << 30))

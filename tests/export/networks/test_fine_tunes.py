@@ -23,7 +23,7 @@ from ltx_runtime.spec.versions import VERSIONS, TextEncoderSize, TransformerSize
 
 SMALL = {"height": 64, "width": 96, "num_frames": 9, "steps": 2, "seed": 7}
 _WIDE = "wide, with other text and latents"
-_SHORT = {"shallow", "deep, with odd heads"}  # in a short run of the tests
+_SHORT = {"deep, with odd heads"}  # in a short run of the tests
 # Sizes that no release has: transformer, T5, VAE.
 FINE_TUNES = {
     "shallow": (TransformerSize(1, 2, 16, 32, 8), TEXT, VAE),
@@ -80,7 +80,7 @@ def test_sizes_of_a_fine_tune_come_from_a_diffusers_folder_too(tmp_path):
     assert len(parts_of(VERSIONS["0.9.5"], header, opened)) == 4
 
 
-@pytest.mark.parametrize("kind", ["shallow", "deep, with odd heads"])
+@pytest.mark.parametrize("kind", [pytest.param("shallow", marks=pytest.mark.slow), "deep, with odd heads"])
 def test_a_fine_tune_runs_with_the_blocks_that_its_graph_has(tmp_path, kind):
     export(VERSIONS["0.9.5"], written("0.9.5", kind, tmp_path), tmp_path / "0.9.5")
     size = FINE_TUNES[kind][0]
@@ -128,7 +128,8 @@ def test_a_width_that_can_not_be_rotated_is_refused_with_what_it_has_to_be(heads
         transformer_config(sizes | {"in_channels": 8, "caption_channels": 32})
 
 
-@pytest.mark.parametrize("width", [1542, pytest.param(2062, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1542, 2062])
 def test_a_wide_fine_tune_whose_width_is_no_power_of_two_has_a_graph(tmp_path, width):
     """Widths over 1024 are rotated in pieces, which have to divide them."""
     version = tiny("0.9.6-distilled")
