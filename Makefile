@@ -99,8 +99,11 @@ $(VENV)-runtime/.ready: pyproject.toml dependencies/oldest.txt $(wildcard ltx_*/
 	! $(VENV)-runtime/$(PROGRAMS)/python -c "import torch" 2>/dev/null
 	touch $@
 
+engines/demo/manifest.json:
+	$(MAKE) demo
+
 # In an environment and a place of its own. What is killed at many moments is not killed again: `make test` does that.
-test-runtime: demo runtime
+test-runtime: engines/demo/manifest.json runtime
 	OMP_NUM_THREADS=1 $(VENV)-runtime/$(PROGRAMS)/python -m pytest -n $(WORKERS) --dist loadfile \
 		-m "not kills and not index and not ray and not slow" tests/runtime tests/test_walls.py
 	rm -rf $(VENV)-runtime/moved && cp -r engines/demo $(VENV)-runtime/moved
