@@ -73,7 +73,7 @@ class Video:
 
     @property
     def remarks(self) -> dict[str, str]:
-        """What is odd about the video, as sentences: that every frame is black, for example. Keys are for programs.
+        """Sentences on what is odd about the video, such as that every frame is black. Keys are for programs.
 
         Keys: zero_text, constant_text, zero_velocity, black, constant and frozen; the last three once it is decoded.
         """

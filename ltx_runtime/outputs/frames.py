@@ -22,7 +22,7 @@ _SPACING = 16  # of the pixels that are looked at first, which are enough for ne
 
 
 class Watched:
-    """What the frames of a video have in common so far; nearly all frames cost a look at every 256th pixel.
+    """Notes what all frames of a video have in common; nearly every frame costs a look at one in 256 pixels.
 
     Attributes:
         count: number of frames.

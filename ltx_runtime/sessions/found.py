@@ -1,4 +1,4 @@
-"""What a backend would run for a component: a graph or an engine, of which nothing is loaded yet."""
+"""Describes the graph or engine that a backend would run for a component, before anything of it is loaded."""
 
 from __future__ import annotations
 

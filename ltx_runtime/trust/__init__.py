@@ -1,1 +1,1 @@
-"""What of a version folder may be used: what it lists inside itself, and what this machine's user has made."""
+"""Decides what of a version folder may be used: files that it lists inside itself, and what this user has made."""

@@ -1,4 +1,4 @@
-"""What a manifest may list: plain names of ordinary files inside the version folder, or links that the user has made.
+"""Checks what a manifest lists: plain names of ordinary files inside the version folder, or the user's own links.
 
 A version folder is data that may come from a stranger. Nothing that it names elsewhere is opened, and nothing is opened
 whose opening does something, such as a pipe or a device.
