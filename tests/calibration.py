@@ -23,8 +23,8 @@ if __name__ == "__main__":
 
 from seeing.judge import Seen, see
 
-from training.painting import render
-from training.scenes import DIRECTIONS, Scene, random_scene
+from training.world.painting import render
+from training.world.scenes import DIRECTIONS, Scene, random_scene
 
 SIZES = ((224, 160), (160, 224), (256, 384), (448, 320))  # height and width
 FRAMES = 25

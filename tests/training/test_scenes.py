@@ -5,10 +5,10 @@ import itertools
 import numpy as np
 import pytest
 
-from training.backgrounds import paint_background
-from training.captions import caption, phrasings
-from training.painting import MARGIN, SHADOW, palette_of, render
-from training.scenes import (
+from training.world.backgrounds import paint_background
+from training.world.captions import caption, phrasings
+from training.world.painting import MARGIN, SHADOW, palette_of, render
+from training.world.scenes import (
     BACKGROUNDS,
     COLOURS,
     DIRECTIONS,

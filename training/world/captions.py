@@ -10,7 +10,7 @@ from itertools import product
 
 import numpy as np
 
-from training.scenes import Scene, Thing
+from training.world.scenes import Scene, Thing
 
 # Size -> its adjectives.
 SIZE_WORDS = {"small": ("small ", "little "), "medium": ("",), "large": ("large ", "big ")}

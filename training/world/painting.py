@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from training.backgrounds import Array, Colour, horizon_of, paint_background
-from training.scenes import COLOURS, DIRECTIONS, SIZES, Scene, Thing
-from training.shapes import OUTLINE, SHAPES, widened
+from training.world.backgrounds import Array, Colour, horizon_of, paint_background
+from training.world.scenes import COLOURS, DIRECTIONS, SIZES, Scene, Thing
+from training.world.shapes import OUTLINE, SHAPES, widened
 
 FPS = 24.0
 CROSSING = (0.30, 0.50)  # least and most of the frame's width or height per second
