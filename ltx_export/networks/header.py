@@ -115,8 +115,8 @@ def _vae_blocks(version: Version) -> Json:
     if version.vae == "B":
         return {"encoder_blocks": plain, "decoder_blocks": decoder}
     encoder: list[Any] = []
-    for count, kind in _C_ENCODER:
-        encoder += [["res_x", {"num_layers": layers(count)}], [f"compress_{kind}_res", {"multiplier": 2}]]
+    for (count, kind), multiplier in zip(_C_ENCODER, version.vae_size.encoder_multipliers, strict=True):
+        encoder += [["res_x", {"num_layers": layers(count)}], [f"compress_{kind}_res", {"multiplier": multiplier}]]
     return {"encoder_blocks": [*encoder, ["res_x", {"num_layers": layers(2)}]], "decoder_blocks": decoder}
 
 

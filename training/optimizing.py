@@ -1,0 +1,140 @@
+"""The optimizer of all stages: Muon for matrices and kernels, AdamW for all else; the result are averaged weights."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+WARM_UP = 100  # steps
+LEAST_RATE = 0.03  # of the rate, at the last step
+SLOWEST_AVERAGE = 0.995  # what a step leaves of the average
+MOMENTUM = 0.95
+BETAS = (0.9, 0.99)
+REPORTS = 100  # reports of a stage
+
+# Coefficients of an odd polynomial of the fifth degree which, applied five times, brings every singular value near 1.
+# Source: Keller Jordan, "Muon: An optimizer for hidden layers in neural networks" (2024).
+ORTHOGONALIZING, TIMES = (3.4445, -4.7750, 2.0315), 5
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long a stage goes on and how fast: its steps, and the rates of Muon and of AdamW.
+
+    Rates rise for 100 steps, stay until the share `constant` of all steps, and fall from there in a straight line.
+    """
+
+    steps: int
+    rate: float
+    other_rate: float
+    constant: float = 0.4
+
+    def factor(self, step: int) -> float:
+        """Returns the factor of both rates at a step, which are counted from 0."""
+        begin = self.constant * self.steps
+        fallen = max(0.0, step - begin) / max(1.0, self.steps - begin)
+        return min(1.0, (step + 1) / WARM_UP) * (1 - (1 - LEAST_RATE) * fallen)
+
+
+class Muon:
+    """Moves each matrix by a fixed step along the nearest orthogonal matrix of its gradients with momentum.
+
+    Kernels of convolutions are matrices (channels, all else). Gradients are orthogonalized by their Gram matrix, which
+    is small: only two products have the size of the gradient.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        self.momenta = [(parameter, torch.zeros_like(parameter)) for parameter in parameters]
+
+    @torch.no_grad()
+    def step(self, rate: float) -> None:
+        """Changes all parameters by their gradients; singular values of the change are about as large as the rate."""
+        for parameter, momentum in self.momenta:
+            if parameter.grad is not None:
+                momentum.mul_(MOMENTUM).add_(parameter.grad)
+                direction = orthogonal((parameter.grad + MOMENTUM * momentum).flatten(1))
+                rows, columns = direction.shape
+                parameter.add_(direction.view_as(parameter), alpha=-rate * max(1.0, rows / columns) ** 0.5)
+
+
+def orthogonal(matrix: Tensor) -> Tensor:
+    """Returns a matrix with the same singular vectors, whose singular values are all between about 0.7 and 1.2."""
+    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    wide = wide / (wide.norm() + 1e-12)
+    gram = wide @ wide.T
+    first, third, fifth = ORTHOGONALIZING
+    one = torch.eye(len(gram))
+    product = one.clone()
+    for _ in range(TIMES):
+        polynomial = first * one + third * gram + fifth * (gram @ gram)
+        product, gram = polynomial @ product, polynomial @ gram @ polynomial
+    result: Tensor = product @ wide
+    return result if matrix.shape[0] <= matrix.shape[1] else result.T
+
+
+class Averages:
+    """Averages of weights over the last steps, and a few at the beginning."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        self.parameters = dict(parameters)
+        self.values = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Takes in the weights after a step, which are counted from 0."""
+        left = min(SLOWEST_AVERAGE, (step + 1) / (step + 10))
+        for name, parameter in self.parameters.items():
+            self.values[name].lerp_(parameter, 1 - left)
+
+
+Losses = Mapping[str, Tensor]
+
+
+def optimize(
+    parameters: Mapping[str, nn.Parameter],
+    is_matrix: Callable[[str, nn.Parameter], bool],
+    plan: Plan,
+    losses_at: Callable[[int], Losses],
+    report: Callable[[str], None],
+) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
+    """Minimizes the loss of a stage.
+
+    Args:
+        parameters: all weights that are trained; each one's gradient is forgotten after every step.
+        is_matrix: tells which of them are for Muon.
+        plan: steps and rates.
+        losses_at: step -> its loss under the name "loss", and what else is to be reported.
+        report: gets a line about a hundred times.
+
+    Returns:
+        The averaged weights by name, and a row for each report: the step, and means of all losses since the last one.
+    """
+    muon = Muon(p for name, p in parameters.items() if is_matrix(name, p))
+    others = [p for name, p in parameters.items() if not is_matrix(name, p)]
+    adam = torch.optim.AdamW(others, lr=plan.other_rate, betas=BETAS, weight_decay=0.0)
+    averages, curve, sums = Averages(parameters), [], {"steps": 0.0}
+    every, started = max(1, plan.steps // REPORTS), time.monotonic()
+    for step in range(plan.steps):
+        adam.param_groups[0]["lr"] = plan.other_rate * plan.factor(step)
+        losses = losses_at(step)
+        losses["loss"].backward()  # type: ignore[no-untyped-call]
+        muon.step(plan.rate * plan.factor(step))
+        adam.step()
+        for parameter in parameters.values():
+            parameter.grad = None
+        averages.update(step)
+        for name, loss in losses.items():
+            sums[name] = sums.get(name, 0.0) + float(loss.detach())
+        sums["steps"] += 1
+        if (step + 1) % every == 0 or step + 1 == plan.steps:
+            count = sums.pop("steps")
+            row = {"step": step + 1.0} | {name: total / count for name, total in sums.items()}
+            curve.append(row)
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "step")
+            report(f"step {step + 1} of {plan.steps}, {time.monotonic() - started:.0f} s: {shown}")
+            sums = {"steps": 0.0}
+    return averages.values, curve
