@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +21,7 @@ FRAMES = 25
 AROUND_THINGS = 0.75  # the share of windows that have a thing in or near their middle
 
 Bytes = NDArray[np.uint8]
+Batches = Callable[[int], tuple[Tensor, Tensor]]  # step -> video and coverage
 
 
 @dataclass(frozen=True)
@@ -90,9 +91,9 @@ def _as_bytes(values: NDArray[np.float32]) -> Bytes:
 
 
 def windows(
-    clips: tuple[Clips, ...], shares: tuple[float, ...], batch: int, side: int, frames: int, seed: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields batches of windows without end: their video (B, 3, F, side, side) and coverage (B, 1, F, side, side).
+    clips: tuple[Clips, ...], shares: tuple[float, ...], batch: int, side: int, frames: int, seed: tuple[int, ...]
+) -> tuple[Tensor, Tensor]:
+    """Returns the video (B, 3, F, side, side) of a batch of windows, and its coverage (B, 1, F, side, side).
 
     Args:
         clips: clips of several sizes.
@@ -103,10 +104,9 @@ def windows(
         seed: decides which windows are taken.
     """
     random = np.random.default_rng(seed)
-    while True:
-        taken = [_window(clips[random.choice(len(clips), p=shares)], side, frames, random) for _ in range(batch)]
-        video, masks = (np.stack(arrays) for arrays in zip(*taken, strict=True))
-        yield as_video(video), torch.from_numpy(masks.astype(np.float32) / 255)[:, None]
+    taken = [_window(clips[random.choice(len(clips), p=shares)], side, frames, random) for _ in range(batch)]
+    video, masks = (np.stack(arrays) for arrays in zip(*taken, strict=True))
+    return as_video(video), torch.from_numpy(masks.astype(np.float32) / 255)[:, None]
 
 
 def _window(clips: Clips, side: int, frames: int, random: np.random.Generator) -> tuple[Bytes, Bytes]:

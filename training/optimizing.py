@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -92,6 +93,7 @@ class Averages:
 
 
 Losses = Mapping[str, Tensor]
+Curve = list[dict[str, float]]
 
 
 def optimize(
@@ -100,15 +102,18 @@ def optimize(
     plan: Plan,
     losses_at: Callable[[int], Losses],
     report: Callable[[str], None],
-) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
-    """Minimizes the loss of a stage.
+    unfinished: Path,
+) -> tuple[dict[str, Tensor], Curve]:
+    """Minimizes the loss of a stage, from its start or from where it was stopped.
 
     Args:
         parameters: all weights that are trained; each one's gradient is forgotten after every step.
         is_matrix: tells which of them are for Muon.
         plan: steps and rates.
-        losses_at: step -> its loss under the name "loss", and what else is to be reported.
+        losses_at: step -> its loss under the name "loss", and what else is to be reported. All that is random there
+            comes from the step, so that a stage that was stopped ends like one that was not.
         report: gets a line about a hundred times.
+        unfinished: the file that has the state at the last report; the caller removes it.
 
     Returns:
         The averaged weights by name, and a row for each report: the step, and means of all losses since the last one.
@@ -116,9 +121,9 @@ def optimize(
     muon = Muon(p for name, p in parameters.items() if is_matrix(name, p))
     others = [p for name, p in parameters.items() if not is_matrix(name, p)]
     adam = torch.optim.AdamW(others, lr=plan.other_rate, betas=BETAS, weight_decay=0.0)
-    averages, curve, sums = Averages(parameters), [], {"steps": 0.0}
-    every, started = max(1, plan.steps // REPORTS), time.monotonic()
-    for step in range(plan.steps):
+    state = _State(parameters, muon, adam, unfinished)
+    every, started, sums = max(1, plan.steps // REPORTS), time.monotonic(), Sums()
+    for step in range(state.steps, plan.steps):
         adam.param_groups[0]["lr"] = plan.other_rate * plan.factor(step)
         losses = losses_at(step)
         losses["loss"].backward()  # type: ignore[no-untyped-call]
@@ -126,15 +131,61 @@ def optimize(
         adam.step()
         for parameter in parameters.values():
             parameter.grad = None
-        averages.update(step)
-        for name, loss in losses.items():
-            sums[name] = sums.get(name, 0.0) + float(loss.detach())
-        sums["steps"] += 1
+        state.averages.update(step)
+        sums.add(losses)
         if (step + 1) % every == 0 or step + 1 == plan.steps:
-            count = sums.pop("steps")
-            row = {"step": step + 1.0} | {name: total / count for name, total in sums.items()}
-            curve.append(row)
-            shown = ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "step")
+            means, sums = sums.means(), Sums()
+            state.curve.append({"step": step + 1.0} | means)
+            state.steps = step + 1
+            state.save()
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in means.items())
             report(f"step {step + 1} of {plan.steps}, {time.monotonic() - started:.0f} s: {shown}")
-            sums = {"steps": 0.0}
-    return averages.values, curve
+    return state.averages.values, state.curve
+
+
+class Sums:
+    """Sums of losses over steps."""
+
+    def __init__(self) -> None:
+        self.totals: dict[str, float] = {}
+        self.count = 0
+
+    def add(self, losses: Losses) -> None:
+        """Adds the losses of a step."""
+        self.count += 1
+        for name, loss in losses.items():
+            self.totals[name] = self.totals.get(name, 0.0) + float(loss.detach())
+
+    def means(self) -> dict[str, float]:
+        """Returns the mean of each loss."""
+        return {name: total / self.count for name, total in self.totals.items()}
+
+
+class _State:
+    """All that changes while a stage is trained; it begins as a file says, if there is one."""
+
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], muon: Muon, adam: torch.optim.Optimizer, path: Path
+    ) -> None:
+        self.steps, self.curve, self.path = 0, Curve(), path
+        self.parameters, self.muon, self.adam = dict(parameters), muon, adam
+        self.averages = Averages(parameters)
+        if path.exists():
+            self._load()
+
+    def save(self) -> None:
+        momenta = [momentum for _, momentum in self.muon.momenta]
+        temporary = self.path.with_name(self.path.name + ".part")
+        weights = {name: parameter.detach() for name, parameter in self.parameters.items()}
+        torch.save([self.steps, self.curve, weights, self.averages.values, momenta, self.adam.state_dict()], temporary)
+        temporary.rename(self.path)
+
+    @torch.no_grad()
+    def _load(self) -> None:
+        self.steps, self.curve, weights, averages, momenta, adam = torch.load(self.path, weights_only=True)
+        for name, parameter in self.parameters.items():
+            parameter.copy_(weights[name])
+            self.averages.values[name].copy_(averages[name])
+        for (_, momentum), saved in zip(self.muon.momenta, momenta, strict=True):
+            momentum.copy_(saved)
+        self.adam.load_state_dict(adam)

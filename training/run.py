@@ -11,9 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from training.optimizing import Plan
-
-Curve = list[dict[str, float]]
+from training.optimizing import Curve, Plan
 
 
 @dataclass(frozen=True)
@@ -49,10 +47,16 @@ class Run:
         temporary = path.with_suffix(".part")
         save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary)
         temporary.rename(path)
+        self.unfinished(name).unlink(missing_ok=True)
 
     def load(self, name: str) -> dict[str, Tensor]:
         """Returns the tensors of a stage's result."""
         return load_file(self._path(name))
+
+    def unfinished(self, name: str) -> Path:
+        """Returns the path at which a stage keeps what it needs to go on where it was stopped."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return self.folder / f"{name}.unfinished"
 
     def start(self, purpose: str) -> None:
         """Seeds all that follows in a stage, so that a stage gives the same result alone as after the others."""

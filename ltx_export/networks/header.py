@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields
+from itertools import chain
 from typing import Any, cast, get_args
 
 from ltx_export.checkpoints.shapes import UNFOLDED, transformer_part, vae_part
@@ -114,10 +115,12 @@ def _vae_blocks(version: Version) -> Json:
         decoder += [["res_x", {"num_layers": layers(count), "inject_noise": noise}]]
     if version.vae == "B":
         return {"encoder_blocks": plain, "decoder_blocks": decoder}
-    encoder: list[Any] = []
-    for (count, kind), multiplier in zip(_C_ENCODER, version.vae_size.encoder_multipliers, strict=True):
-        encoder += [["res_x", {"num_layers": layers(count)}], [f"compress_{kind}_res", {"multiplier": multiplier}]]
-    return {"encoder_blocks": [*encoder, ["res_x", {"num_layers": layers(2)}]], "decoder_blocks": decoder}
+    blocks = version.vae_size.encoder_blocks
+    if blocks is None:
+        pairs = [(("res_x", layers(count)), (f"compress_{kind}_res", 2)) for count, kind in _C_ENCODER]
+        blocks = (*chain.from_iterable(pairs), ("res_x", layers(2)))
+    encoder = [[name, {"num_layers" if name == "res_x" else "multiplier": number}] for name, number in blocks]
+    return {"encoder_blocks": encoder, "decoder_blocks": decoder}
 
 
 def checked_header(version: Version, opened: Opened) -> Json:

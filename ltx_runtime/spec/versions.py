@@ -47,13 +47,13 @@ class TransformerSize:
 class VaeSize:
     """Widths and depths of a VAE; `None` means the released sizes of its generation.
 
-    `encoder_multipliers` are the factors by which the four downsamplings of generation C multiply channels.
+    `encoder_blocks` of generation C are names, each with a number of layers or the factor of its channels.
     """
 
     base_channels: int = 128
     latent_channels: int = 128
     layers_per_block: int | None = None
-    encoder_multipliers: tuple[int, int, int, int] = (2, 2, 2, 2)
+    encoder_blocks: tuple[tuple[str, int], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -233,7 +233,7 @@ _ALL = (
     Version(
         name="demo",
         transformer=TransformerSize(layers=4, heads=4, head_dim=32, text_channels=64),
-        vae_size=VaeSize(base_channels=12, layers_per_block=1, encoder_multipliers=(2, 2, 1, 2)),
+        vae_size=VaeSize(base_channels=4, layers_per_block=1),
         text_encoder=TextEncoderSize(layers=2, width=64, heads=4, head_dim=16, hidden=160, vocabulary=320),
         passes=(
             Pass(steps=8, guidance=(Guidance(3.0, 1.0, 0.7, (2,)),)),

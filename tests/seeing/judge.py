@@ -20,9 +20,9 @@ WHITE_CHROMA = 0.07  # OKLab chroma below which a thing is white; the six colour
 
 MOST_THINGS = 2
 LEAST_MEDIAN_AREA = 0.017  # of the squared shorter side, over time; a small star has 0.03
-CROSSING = 0.10  # of the frame's height in 25 frames; a thing that moves crosses 0.21 at least
+CROSSING = 0.10  # of the frame's height in 25 frames; a thing that moves crosses 0.2 at least
 FRAMES_OF_A_CROSSING = 24
-BOUNCE = 0.10  # of the frame's height; a thing that bounces reaches 0.25
+BOUNCE = 0.10  # of the frame's height; a thing that bounces reaches 0.18
 ROUND_TRIPS = 1.25  # least number; a thing that bounces makes two in 25 frames
 STATIONS = 6  # places along a path that are compared, each the median of some frames
 STRAIGHT = 0.8  # of the way's length, least distance between its ends; 1 is a line, an arc of 216 degrees has 0.5

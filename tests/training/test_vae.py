@@ -4,18 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from ltx_export.models.vae import VaeBlock, VaeConfig, VaeDecoder
 from ltx_export.models.vae_blocks import Conv
-from ltx_export.models.vae_encoder import EncoderBlock, EncoderConfig, VaeEncoder
 from ltx_runtime.spec.encodings import sinusoid_of
 from training.clips import Size, drawn_clips, windows
 from training.optimizing import Plan, optimize, orthogonal
+from training.stages import COMPONENTS, demo_vae
+from training.vae.both import vae_losses
 from training.vae.decoder import decoder_losses, psnr, start_as_inverse, with_unused
 from training.vae.encoder import encoder_losses, start_from_components
 from training.vae.least_squares import fit_convolution
 from training.vae.linear_code import LinearCode, fit_code
 
-COMPONENTS = (11, 24, 48, 96)
 KEPT = COMPONENTS[-1]
 CLIPS = 48
 
@@ -31,27 +30,12 @@ def code(clips):
 
 
 @pytest.fixture(scope="module")
-def decoder(clips, code):
+def vae(clips, code):
     torch.manual_seed(0)
-    up = VaeBlock("compress_all", multiplier=2, residual=True)
-    res = VaeBlock("res_x")
-    decoder = VaeDecoder(VaeConfig((res, up, res, up, res, up, res), base_channels=12, timestep=True)).decoder
-    start_as_inverse(decoder, code, clips)
-    return decoder
-
-
-@pytest.fixture(scope="module")
-def encoder(clips, code):
-    torch.manual_seed(0)
-    kinds = (("space", 2), ("time", 2), ("all", 1), ("all", 2))
-    blocks = [
-        block
-        for kind, factor in kinds
-        for block in (EncoderBlock("res_x"), EncoderBlock(f"compress_{kind}_res", multiplier=factor))
-    ]
-    encoder = VaeEncoder(EncoderConfig((*blocks, EncoderBlock("res_x")), base_channels=12)).encoder
-    start_from_components(encoder, code, clips)
-    return encoder
+    encoder, decoder = (network.requires_grad_(True) for network in demo_vae())
+    start_from_components(encoder.encoder, code, clips)
+    start_as_inverse(decoder.decoder, code, clips)
+    return encoder.encoder, decoder.decoder
 
 
 def cells_of(video):
@@ -75,11 +59,12 @@ def test_a_code_loses_little_more_than_the_principal_components_of_whole_cells(c
     assert 0.5 * least < lost < 3 * least
 
 
-def test_codes_have_unit_variance_and_no_correlation(clips, code):
+def test_components_are_not_correlated_and_vary_as_their_deviations_say(clips, code):
     rows = torch.cat([code.encode(video).movedim(1, -1).reshape(-1, KEPT) for video in clips.some(CLIPS)])
     second = rows.T @ rows / len(rows)
-    assert torch.allclose(second.diagonal(), torch.ones(KEPT), atol=1e-3)
-    assert (second - torch.diag(second.diagonal())).abs().max() < 0.05
+    assert torch.allclose(second.diagonal(), code.deviations, rtol=1e-3)
+    deviations = code.deviations.sqrt()
+    assert (second / torch.outer(deviations, deviations) - torch.eye(KEPT)).abs().max() < 0.05
 
 
 def test_a_code_outlives_its_tensors(code, clips):
@@ -87,7 +72,8 @@ def test_a_code_outlives_its_tensors(code, clips):
     assert torch.equal(again.encode(video), code.encode(video))
 
 
-def test_a_decoder_starts_near_the_inverse_of_the_code(decoder, code, clips):
+def test_a_decoder_starts_near_the_inverse_of_the_code(vae, code, clips):
+    _, decoder = vae
     with torch.no_grad():
         for video in clips.some(4):
             latents = code.encode(video)
@@ -95,11 +81,12 @@ def test_a_decoder_starts_near_the_inverse_of_the_code(decoder, code, clips):
             assert psnr(drawn, linear) > 20
 
 
-def test_an_encoder_starts_near_the_code(encoder, code, clips):
+def test_an_encoder_starts_near_the_code(vae, code, clips):
+    encoder, _ = vae
     with torch.no_grad():
         for video in clips.some(4):
             wanted, found = code.encode(video), encoder(video)[:, :KEPT]
-            energy = code.deviations.square()[:, None, None, None]
+            energy = code.deviations[:, None, None, None]  # of pixels, in each component
             assert (energy * (found - wanted).square()).sum() < 0.05 * (energy * wanted.square()).sum()
 
 
@@ -133,20 +120,56 @@ def test_a_plan_warms_up_and_falls_to_the_least_rate():
 
 
 def test_windows_show_things_and_are_the_same_for_a_seed(clips):
-    batches = [next(windows((clips,), (1.0,), 8, 64, 9, seed)) for seed in (1, 1, 2)]
+    batches = [windows((clips,), (1.0,), 8, 64, 9, (1, step)) for step in (5, 5, 6)]
     video, masks = batches[0]
     assert video.shape == (8, 3, 9, 64, 64) and masks.shape == (8, 1, 9, 64, 64)
     assert torch.equal(video, batches[1][0]) and not torch.equal(video, batches[2][0])
     assert masks.mean() > 1.2 * np.mean(clips.masks[:, :9] / 255)
 
 
+def is_kernel(name, parameter):
+    return parameter.ndim >= 4
+
+
 @pytest.mark.slow
-def test_the_loss_of_the_decoder_and_of_the_encoder_falls(decoder, encoder, code, clips):
-    for network, make in (
-        (encoder, lambda batches: encoder_losses(encoder, code, batches)),
-        (decoder, lambda batches: decoder_losses(decoder, lambda video: with_unused(code.encode(video)), batches, 3)),
+def test_the_losses_of_all_stages_of_the_vae_fall(vae, code, clips, tmp_path):
+    encoder, decoder = vae
+
+    def batches(step):
+        return windows((clips,), (1.0,), 4, 96, 17, (7, step))
+
+    both = torch.nn.ModuleDict({"encoder": encoder, "decoder": decoder})
+    for network, losses, rate in (
+        (encoder, encoder_losses(encoder, code, batches), 0.0005),
+        (decoder, decoder_losses(decoder, code, batches, 3), 0.002),
+        (both, vae_losses(encoder, decoder, code, batches, 3), 0.001),
     ):
-        losses = make(windows((clips,), (1.0,), 4, 96, 17, seed=7))
-        plan = Plan(steps=120, rate=0.002, other_rate=1e-3)
-        _, curve = optimize(dict(network.named_parameters()), lambda _, p: p.ndim >= 4, plan, losses, lambda line: None)
-        assert np.mean([row["loss"] for row in curve[-20:]]) < 0.9 * np.mean([row["loss"] for row in curve[:20]])
+        plan = Plan(steps=200, rate=rate, other_rate=5e-4)
+        parameters = dict(network.named_parameters())
+        _, curve = optimize(parameters, is_kernel, plan, losses, lambda line: None, tmp_path / str(rate))
+        losses_of_reports = [row["loss"] for row in curve]
+        assert np.mean(losses_of_reports[-30:]) < 0.9 * np.mean(losses_of_reports[:30])
+
+
+def test_a_stage_that_is_stopped_goes_on_as_if_it_had_not_been(tmp_path):
+    def train(steps_before_the_stop, path):
+        torch.manual_seed(3)
+        layer, losses = torch.nn.Linear(6, 4), []
+
+        def losses_at(step):
+            if step == steps_before_the_stop:
+                raise KeyboardInterrupt
+            x = torch.randn(16, 6, generator=torch.Generator().manual_seed(step))
+            losses.append(step)
+            return {"loss": (layer(x) - x[:, :4].sin()).square().mean()}
+
+        plan, parameters = Plan(steps=300, rate=0.02, other_rate=1e-3), dict(layer.named_parameters())
+        return optimize(parameters, lambda name, p: p.ndim == 2, plan, losses_at, lambda line: None, path)
+
+    weights, curve = train(None, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(200, tmp_path / "stopped")
+    again, curve_again = train(None, tmp_path / "stopped")
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
+    assert curve == curve_again and curve[-1]["step"] == 300
+    assert curve[-1]["loss"] < 0.1 * curve[0]["loss"]

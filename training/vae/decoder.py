@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ltx_export.models.vae import Decoder
 from ltx_export.models.vae_blocks import Upsample, modulate, patchify, pixel_norm
 from ltx_runtime.spec.encodings import sinusoid_of
-from training.clips import Clips
+from training.clips import Batches, Clips
 from training.optimizing import Losses
 from training.vae.least_squares import fit_convolution
 from training.vae.linear_code import LinearCode
@@ -53,7 +53,7 @@ def start_as_inverse(decoder: Decoder, code: LinearCode, clips: Clips) -> None:
     kernel = decoder.conv_in.conv.weight
     kernel[:, kept:] = UNUSED * torch.randn(kernel[:, kept:].shape)
     kernel[:, :kept] = 0.0
-    kernel[:kept, :kept, 1, 1, 1] = torch.diag(code.deviations)
+    kernel[:kept, :kept, 1, 1, 1] = torch.diag(code.deviations.sqrt())
     upsamplings = [block for block in decoder.up_blocks if isinstance(block, Upsample)]
     for upsampling, synthesis in zip(upsamplings, reversed(code.synthesis[1:]), strict=True):
         _start_upsampling(upsampling, synthesis)
@@ -107,28 +107,31 @@ def with_unused(codes: Tensor, channels: int = 128) -> Tensor:
     return F.pad(codes, (0, 0, 0, 0, 0, 0, 0, channels - codes.shape[1]))
 
 
-def decoder_losses(
-    decoder: Decoder, latents_of: Callable[[Tensor], Tensor], batches: Iterator[tuple[Tensor, Tensor]], seed: int
-) -> Callable[[int], Losses]:
-    """Returns the function that computes the loss of a step, and the PSNR in dB of what the decoder draws.
+def decoder_losses(decoder: Decoder, code: LinearCode, batches: Batches, seed: int) -> Callable[[int], Losses]:
+    """Returns the function that computes the loss of a step, and the PSNR in dB of what is drawn from the code.
 
-    `latents_of` converts video to latents without noise; `batches` yields video and coverage, see `windows`.
+    `batches` returns video and coverage for a step, see `windows`; noise on latents has the seed plus the step.
     """
-    generator = torch.Generator().manual_seed(seed)
 
     def losses_at(step: int) -> Losses:
-        video, masks = next(batches)
-        latents = latents_of(video)
-        timesteps = MOST_NOISE * torch.rand(len(video), generator=generator)
-        timesteps[::2] = 0.0
-        share = timesteps[:, None, None, None, None]
-        noise = torch.randn((2, *latents.shape), generator=generator)
-        noisy = (1 - share) * latents + share * noise[0] + ALWAYS_NOISE * noise[1]
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            drawn = decoder(noisy, torch.from_numpy(sinusoid_of(timesteps.numpy())), []).float()
+        video, masks = batches(step)
+        drawn = drawn_with_noise(decoder, with_unused(code.encode(video)), seed + step)
         return {"loss": drawing_loss(drawn, video, masks), "psnr": psnr(drawn, video)}
 
     return losses_at
+
+
+def drawn_with_noise(decoder: Decoder, latents: Tensor, seed: int) -> Tensor:
+    """Returns the video that a decoder draws from latents with some noise, every second with that of a timestep."""
+    generator = torch.Generator().manual_seed(seed)
+    timesteps = MOST_NOISE * torch.rand(len(latents), generator=generator)
+    timesteps[::2] = 0.0
+    share = timesteps[:, None, None, None, None]
+    noise = torch.randn((2, *latents.shape), generator=generator)
+    noisy = (1 - share) * latents + share * noise[0] + ALWAYS_NOISE * noise[1]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        drawn: Tensor = decoder(noisy, torch.from_numpy(sinusoid_of(timesteps.numpy())), [])
+    return drawn.float()
 
 
 def drawing_loss(drawn: Tensor, video: Tensor, masks: Tensor) -> Tensor:

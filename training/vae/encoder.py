@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -10,15 +11,18 @@ from torch import Tensor, nn
 
 from ltx_export.models.vae_blocks import Conv, Downsample, patchify, pixel_norm
 from ltx_export.models.vae_encoder import Encoder
-from training.clips import Clips
+from training.clips import Batches, Clips
 from training.optimizing import Losses
 from training.vae.decoder import initialize
 from training.vae.least_squares import fit_convolution
 from training.vae.linear_code import LinearCode, principal_components, rows_of
 
-RIDGE = 3e-5
-FITTED = 60  # clips for the convolutions of the start
-OVER_SHORTCUT = 2.0  # what a downsampling's convolution weighs beside its shortcut, which is the mean of groups
+RIDGE = 1e-7
+POWER = 0.5  # features are divided by their deviations to this power, so that small ones need no large weights later
+CONSTANT = 3.0  # in deviations of the last features
+FITTED = 100  # clips for the convolutions of the start
+OVER_SHORTCUT = 8.0  # what a downsampling's convolution weighs beside its shortcut, which is the mean of groups
+WEIGHT_OF_UNUSED = 0.01
 LOG_VARIANCE = -12.0  # of the posterior, whose deviation is then 0.0025
 
 
@@ -32,34 +36,46 @@ def start_from_components(encoder: Encoder, code: LinearCode, clips: Clips) -> N
     initialize(encoder)
     videos = list(clips.some(FITTED))
     features = [patchify(video) for video in videos]
-    _start_at_pixels(encoder.conv_in, features, code.mean)
+    scales = _start_at_pixels(encoder.conv_in, features, code.mean)
     features = [encoder.conv_in(x) for x in features]
     downsamplings = [block for block in encoder.down_blocks if isinstance(block, Downsample)]
     for block in encoder.down_blocks:
         if isinstance(block, Downsample):
-            _start_downsampling(block, features)
+            scales = _start_downsampling(block, features, scales)
         features = [block(x) for x in features]
-    constant = float(torch.cat([rows_of(x) for x in features]).square().mean().sqrt())
+    constant = CONSTANT * float(torch.cat([rows_of(x) for x in features]).square().mean().sqrt())
     nn.init.constant_(_bias(downsamplings[-1].conv), constant)
     pairs = ((F.silu(pixel_norm(x + constant)), code.encode(video)) for x, video in zip(features, videos, strict=True))
-    fit_convolution(encoder.conv_out, pairs, RIDGE)
+    fit_convolution(encoder.conv_out, pairs, RIDGE, alone=True)
     _bias(encoder.conv_out)[-1] = LOG_VARIANCE
 
 
-def _start_at_pixels(conv: Conv, patches: list[Tensor], mean: Tensor) -> None:
+def _start_at_pixels(conv: Conv, patches: list[Tensor], mean: Tensor) -> Tensor:
+    """Makes the first convolution give principal components of pixels, and returns the factors that each has."""
     centred = [(rows_of(x) - mean, torch.ones(())) for x in patches]
     basis, deviations = principal_components(lambda: iter(centred), conv.conv.out_channels)
-    matrix = basis / deviations.square().mean().sqrt()
-    _set_newest(conv, matrix)
-    _bias(conv).copy_(-mean @ matrix)
+    scales = deviations**-POWER
+    scales /= (scales * deviations).square().mean().sqrt()
+    _set_newest(conv, basis * scales)
+    _bias(conv).copy_(-mean @ (basis * scales))
+    return scales
 
 
-def _start_downsampling(block: Downsample, features: list[Tensor]) -> None:
-    rows = [(rows_of(x), torch.ones(())) for x in features]
-    basis, _ = principal_components(lambda: iter(rows), block.conv.conv.out_channels)
-    _set_newest(block.conv, OVER_SHORTCUT * basis)
+def _start_downsampling(block: Downsample, features: list[Tensor], scales: Tensor) -> Tensor:
+    """Makes a downsampling keep the components with most energy, and returns the factors that each has.
+
+    `scales` (C,) are the factors of its inputs; what is principal is decided without them.
+    """
+    rows = [(rows_of(x) / scales, torch.ones(())) for x in features]
+    kept = block.conv.conv.out_channels
+    basis, deviations = principal_components(lambda: iter(rows), kept)
+    factors = deviations**-POWER
+    factors *= OVER_SHORTCUT / (factors * deviations).square().mean().sqrt()
+    _set_newest(block.conv, basis * factors / scales[:, None])
     results = torch.cat([rows_of(block(x)) for x in features[: FITTED // 2]])
-    _set_newest(block.conv, OVER_SHORTCUT * basis / results.square().mean().sqrt())
+    factors /= results.square().mean().sqrt()
+    _set_newest(block.conv, basis * factors / scales[:, None])
+    return factors.repeat_interleave(math.prod(block.factors))
 
 
 def _set_newest(conv: Conv, matrix: Tensor) -> None:
@@ -74,26 +90,32 @@ def _bias(conv: Conv) -> Tensor:
     return conv.conv.bias
 
 
-def encoder_losses(
-    encoder: Encoder, code: LinearCode, batches: Iterator[tuple[Tensor, Tensor]]
-) -> Callable[[int], Losses]:
+def encoder_losses(encoder: Encoder, code: LinearCode, batches: Batches) -> Callable[[int], Losses]:
     """Returns the function that computes the loss of a step, and the share of the code's energy that is wrong.
 
-    `batches` yields video and coverage, see `windows`. The loss weighs components by their standard deviations.
+    `batches` returns video and coverage for a step, see `windows`.
     """
-    kept = len(code.deviations)
-    deviations = code.deviations[:, None, None, None]
 
     def losses_at(step: int) -> Losses:
-        video, _ = next(batches)
-        wanted = code.encode(video)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            moments = encoder(video).float()
-        error = (moments[:, :kept] - wanted).square()
-        energy = (deviations * wanted).square().sum()
-        wrong = (deviations.square() * error.detach()).sum() / energy
-        loss = (error * deviations / deviations.mean()).mean()
-        unused = moments[:, kept:-1].square().mean() + (moments[:, -1] - LOG_VARIANCE).square().mean()
-        return {"loss": loss + 0.01 * unused, "wrong": wrong}
+        video, _ = batches(step)
+        return distance_from_code(moments_of(encoder, video), code.encode(video))
 
     return losses_at
+
+
+def moments_of(encoder: Encoder, video: Tensor) -> Tensor:
+    """Returns means and log variance (B, 129, F, H, W) of the posterior in the VAE's own scale."""
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        moments: Tensor = encoder(video).float()
+    return moments
+
+
+def distance_from_code(moments: Tensor, wanted: Tensor) -> Losses:
+    """Compares an encoder's moments with codes (B, K, F, H, W); also gives the share of their energy that is wrong.
+
+    Channels that the code does not use are to be zero, and the log variance a constant.
+    """
+    kept = wanted.shape[1]
+    error = (moments[:, :kept] - wanted).square().mean()
+    unused = moments[:, kept:-1].square().mean() + (moments[:, -1] - LOG_VARIANCE).square().mean()
+    return {"loss": error + WEIGHT_OF_UNUSED * unused, "wrong": error.detach() / wanted.square().mean()}

@@ -24,14 +24,18 @@ _MATRICES = ("analysis", "synthesis")
 
 @dataclass(frozen=True, eq=False)
 class LinearCode:
-    """A code of K components of unit variance for each cell of 8 frames, 32 rows and 32 columns.
+    """A code of K components for each cell of 8 frames, 32 rows and 32 columns.
+
+    A component's variance is its deviation in the clips, not its square: half way between components as they are, of
+    which one is a hundred times another, and those of unit variance, among which noise in the finest counts as much
+    as in the mean colour.
 
     Attributes:
         mean: mean of patches of 4x4 pixels, (48,), in the order of `patchify`.
         analysis: for each level, the matrix (features, components) that turns the features of a cell, which are the
             components of its eight halves, into its own.
         synthesis: for each level, the matrix (components, features) of the way back.
-        deviations: standard deviations (K,) of the last level's components.
+        deviations: standard deviations (K,) of the last level's features; a code is such a feature divided by the root.
     """
 
     mean: Tensor
@@ -53,11 +57,11 @@ class LinearCode:
 
     def encode(self, video: Tensor) -> Tensor:
         """Converts video (B, 3, 8F-7, 32H, 32W) in [-1, 1] to codes (B, K, F, H, W)."""
-        return self._features(video, LEVELS) / _over_cells(self.deviations)
+        return self._features(video, LEVELS) / _over_cells(self.deviations.sqrt())
 
     def decode(self, codes: Tensor) -> Tensor:
         """Converts codes (B, K, F, H, W) to the video (B, 3, 8F-7, 32H, 32W) that is nearest to what they can say."""
-        features = codes * _over_cells(self.deviations)
+        features = codes * _over_cells(self.deviations.sqrt())
         for matrix in reversed(self.synthesis[1:]):
             features = unfold(_mapped(features, matrix))
         patches = _mapped(features, self.synthesis[0]) + _over_cells(self.mean)

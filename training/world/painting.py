@@ -13,12 +13,12 @@ from training.world.scenes import COLOURS, DIRECTIONS, SIZES, Scene, Thing
 from training.world.shapes import OUTLINE, SHAPES, widened
 
 FPS = 24.0
-CROSSING = (0.30, 0.50)  # least and most of the frame's width or height per second
-BOUNCE = 0.25  # of the frame's height
+CROSSING = (0.20, 0.34)  # least and most of the frame's width or height per second
+BOUNCE = 0.18  # of the frame's height
 BOUNCES_PER_SECOND = 2.0
 GROWTH = 0.4  # more and less than the size, within a second or within the clip if that is longer
 TURNS_PER_SECOND = 0.5  # clockwise; a ball that moves rolls as fast
-SWINGS_PER_SECOND = 1.0  # of legs and wings
+SWINGS_PER_SECOND = 0.75  # of legs and wings
 MARGIN = 0.025  # between a thing and the edge, of the frame's shorter side
 FACING = {"boat", "bird", "fox"}  # these look where they go
 GROUNDED = {"ball", "box", "boat", "fox"}  # these stand on the ground, unless they rise or sink
@@ -111,7 +111,7 @@ def palette_of(colour: str, random: np.random.Generator) -> dict[str, Colour]:
     """Returns the colours of the parts of a thing: the named one, a little varied, and what goes with it."""
     body = np.clip(COLOURS[colour] + random.uniform(-VARIATION, VARIATION, 3), 0, 1)
     white = colour == "white"
-    line = np.array([0.42, 0.46, 0.58]) if white else 0.42 * body
+    line = np.array([0.58, 0.62, 0.72]) if white else 0.62 * body
     light = np.array([0.84, 0.87, 0.93]) if white else body + 0.28 * (1 - body)
     mixed = {"body": body, "line": line, "shade": 0.80 * body, "light": light}
     palette: dict[str, Colour] = {name: (float(rgb[0]), float(rgb[1]), float(rgb[2])) for name, rgb in mixed.items()}
