@@ -1,1 +1,1 @@
-"""The world of drawn clips that the demo version learns from."""
+"""Training of small networks with the official architecture on drawn clips, for the demo version."""

@@ -1,4 +1,4 @@
-"""Trains the demo's weights: python -m training"""
+"""Trains a small VAE on drawn clips, on the CPU: python -m training"""
 
 from __future__ import annotations
 

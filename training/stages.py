@@ -44,7 +44,7 @@ FITTED, WEIGHT_OF_THINGS = 160, 4.0
 
 ENCODER = Plan(steps=2500, rate=0.001, other_rate=5e-4)
 DECODER = Plan(steps=2500, rate=0.003, other_rate=1e-3)
-VAE = Plan(steps=12000, rate=0.0015, other_rate=5e-4)
+VAE = Plan(steps=3000, rate=0.0008, other_rate=3e-4)
 
 
 def train_code(run: Run) -> None:
