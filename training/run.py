@@ -24,7 +24,7 @@ class Run:
     report: Callable[[str], None] = print
 
     def seed_of(self, purpose: str) -> int:
-        """Returns the seed for a purpose, which is different for each."""
+        """Returns the seed for a purpose: of all the purposes in `stages`, no two have the same."""
         return self.seed * 1000 + sum(purpose.encode())
 
     def plan(self, plan: Plan) -> Plan:
@@ -56,7 +56,7 @@ class Run:
     def unfinished(self, name: str) -> Path:
         """Returns the path at which a stage keeps what it needs to go on where it was stopped."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        return self.folder / f"{name}.unfinished"
+        return self.folder / f"{name}-{self.share:g}-{self.seed}.unfinished"  # other steps are another training
 
     def start(self, purpose: str) -> None:
         """Seeds all that follows in a stage, so that a stage gives the same result alone as after the others."""

@@ -58,7 +58,7 @@ def train_encoder(run: Run) -> None:
     clips, code = _clips(run), LinearCode.of(run.load("code"))
     encoder = demo_vae()[0].encoder
     start_from_components(encoder, code, clips[0])
-    _optimize(run, "encoder", encoder, ENCODER, encoder_losses(encoder, code, _windows(run, "encoder")))
+    _optimize(run, "encoder", encoder, ENCODER, encoder_losses(encoder, code, _windows(clips, run, "encoder")))
 
 
 def train_decoder(run: Run) -> None:
@@ -67,7 +67,7 @@ def train_decoder(run: Run) -> None:
     clips, code = _clips(run), LinearCode.of(run.load("code"))
     decoder = demo_vae()[1].decoder
     start_as_inverse(decoder, code, clips[0])
-    losses = decoder_losses(decoder, code, _windows(run, "decoder"), run.seed_of("noise of the decoder"))
+    losses = decoder_losses(decoder, code, _windows(clips, run, "decoder"), run.seed_of("noise of the decoder"))
     _optimize(run, "decoder", decoder, DECODER, losses)
 
 
@@ -78,7 +78,9 @@ def train_vae(run: Run) -> None:
     network = nn.ModuleDict({"encoder": vae[0].encoder, "decoder": vae[1].decoder})
     for name, part in network.items():
         part.load_state_dict(run.load(name))
-    losses = vae_losses(vae[0].encoder, vae[1].decoder, code, _windows(run, "vae"), run.seed_of("noise of the vae"))
+    losses = vae_losses(
+        vae[0].encoder, vae[1].decoder, code, _windows(_clips(run), run, "vae"), run.seed_of("noise of the vae")
+    )
     _optimize(run, "vae", network, VAE, losses)
 
 
@@ -98,9 +100,9 @@ def _clips(run: Run) -> tuple[Clips, ...]:
     )
 
 
-def _windows(run: Run, stage: str) -> Batches:
+def _windows(clips: tuple[Clips, ...], run: Run, stage: str) -> Batches:
     """Returns the function that takes the windows from which a stage of the VAE learns at a step."""
-    clips, seed = _clips(run), run.seed_of(f"windows of the {stage}")
+    seed = run.seed_of(f"windows of the {stage}")
     return lambda step: windows(clips, SHARES, BATCH, SIDE, WINDOW_FRAMES, (seed, step))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,9 @@ RIDGE = 1e-7
 POWER = 0.5  # features are divided by their deviations to this power, so that small ones need no large weights later
 CONSTANT = 3.0  # in deviations of the last features
 FITTED = 100  # clips for the convolutions of the start
-OVER_SHORTCUT = 8.0  # what a downsampling's convolution weighs beside its shortcut, which is the mean of groups
+# What a downsampling's convolution weighs beside its shortcut, the mean of groups; divided by the root of the number of
+# cells in a clip, so that it is a few percent.
+OVER_SHORTCUT = 8.0
 WEIGHT_OF_UNUSED = 0.01
 LOG_VARIANCE = -12.0  # of the posterior, whose deviation is then 0.0025
 
@@ -52,8 +54,8 @@ def start_from_components(encoder: Encoder, code: LinearCode, clips: Clips) -> N
 
 def _start_at_pixels(conv: Conv, patches: list[Tensor], mean: Tensor) -> Tensor:
     """Makes the first convolution give principal components of pixels, and returns the factors that each has."""
-    centred = [(rows_of(x) - mean, torch.ones(())) for x in patches]
-    basis, deviations = principal_components(lambda: iter(centred), conv.conv.out_channels)
+    centred = (rows_of(x) - mean for x in patches)
+    basis, deviations = principal_components(_equally_weighted(centred), conv.conv.out_channels)
     scales = deviations**-POWER
     scales /= (scales * deviations).square().mean().sqrt()
     _set_newest(conv, basis * scales)
@@ -66,9 +68,8 @@ def _start_downsampling(block: Downsample, features: list[Tensor], scales: Tenso
 
     `scales` (C,) are the factors of its inputs; what is principal is decided without them.
     """
-    rows = [(rows_of(x) / scales, torch.ones(())) for x in features]
-    kept = block.conv.conv.out_channels
-    basis, deviations = principal_components(lambda: iter(rows), kept)
+    unscaled = (rows_of(x) / scales for x in features)
+    basis, deviations = principal_components(_equally_weighted(unscaled), block.conv.conv.out_channels)
     factors = deviations**-POWER
     factors *= OVER_SHORTCUT / (factors * deviations).square().mean().sqrt()
     _set_newest(block.conv, basis * factors / scales[:, None])
@@ -76,6 +77,11 @@ def _start_downsampling(block: Downsample, features: list[Tensor], scales: Tenso
     factors /= results.square().mean().sqrt()
     _set_newest(block.conv, basis * factors / scales[:, None])
     return factors.repeat_interleave(math.prod(block.factors))
+
+
+def _equally_weighted(clips: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Gives each clip's rows the weight 1 together, so deviations are those of a clip's sum and not of a row."""
+    return ((rows, torch.ones(())) for rows in clips)
 
 
 def _set_newest(conv: Conv, matrix: Tensor) -> None:

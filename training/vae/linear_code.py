@@ -6,7 +6,7 @@ transformer learn from fixed numbers, each on its own, and the decoder starts as
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -69,8 +69,7 @@ class LinearCode:
 
     def _features(self, video: Tensor, levels: int) -> Tensor:
         """Returns the components (B, C, F, H, W) of cells after a number of levels."""
-        before = video[:, :, :1].expand(-1, -1, BEFORE, -1, -1)
-        features = patchify(torch.cat([before, video], dim=2)) - _over_cells(self.mean)
+        features = patchify(_with_first_cell(video)) - _over_cells(self.mean)
         for level, matrix in enumerate(self.analysis[:levels]):
             features = _mapped(fold(features, HALVES) if level else features, matrix)
         return features
@@ -99,29 +98,28 @@ def fit_code(clips: Clips, count: int, components: tuple[int, ...], weight_of_th
 
 def _level(
     clips: Clips, count: int, code: LinearCode, level: int, weight_of_things: float
-) -> Callable[[], Iterator[tuple[Tensor, Tensor]]]:
-    """Returns a function that yields the features (cells, C) of a level, clip by clip, and the cells' weights."""
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields the features (cells, C) of a level, clip by clip, and the cells' weights (cells, 1)."""
     cell = (2**level, PATCH * 2**level, PATCH * 2**level)
-
-    def features() -> Iterator[tuple[Tensor, Tensor]]:
-        for number in range(count):
-            below = code._features(clips.video(number), level)
-            mask = clips.coverage(number)
-            mask = torch.cat([mask[:, :, :1].expand(-1, -1, BEFORE, -1, -1), mask], dim=2)
-            weights = 1 + weight_of_things * F.avg_pool3d(mask, cell)
-            yield rows_of(fold(below, HALVES) if level else below), rows_of(weights)
-
-    return features
+    for number in range(count):
+        below = code._features(clips.video(number), level)
+        weights = 1 + weight_of_things * F.avg_pool3d(_with_first_cell(clips.coverage(number)), cell)
+        yield rows_of(fold(below, HALVES) if level else below), rows_of(weights)
 
 
-def principal_components(features: Callable[[], Iterator[tuple[Tensor, Tensor]]], count: int) -> tuple[Tensor, Tensor]:
-    """Returns the first principal directions (C, count) of weighted rows, and the deviations (count,) along them."""
+def principal_components(features: Iterable[tuple[Tensor, Tensor]], count: int) -> tuple[Tensor, Tensor]:
+    """Returns the principal directions (C, count) of rows (n, C) with weights (n, 1), and the deviations along them."""
     total, covariance = 0.0, torch.zeros((), dtype=torch.float64)
-    for rows, weights in features():
+    for rows, weights in features:
         covariance = covariance + ((rows * weights).T @ rows).double()
         total += float(weights.sum())
     variances, directions = torch.linalg.eigh(covariance / total)  # in ascending order
     return directions.flip(1)[:, :count].float(), variances.flip(0)[:count].clamp_min(0).sqrt().float()
+
+
+def _with_first_cell(x: Tensor) -> Tensor:
+    """Puts copies of the first frame before x (B, C, F, H, W), so that whole cells begin with it."""
+    return torch.cat([x[:, :, :1].expand(-1, -1, BEFORE, -1, -1), x], dim=2)
 
 
 def rows_of(x: Tensor) -> Tensor:
