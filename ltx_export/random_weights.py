@@ -79,7 +79,7 @@ def write_random_weights(version: Version, folder: Path, *, seed: int = 0, spars
     vae = vae_config(header["vae"])
     decoder = build_empty(lambda: VaeDecoder(vae), torch.bfloat16)
     encoder = build_empty(lambda: VaeEncoder(encoder_config(header["vae"])), torch.bfloat16)
-    text_encoder = build_empty(lambda: TextEncoder(_t5_config(version.text_encoder)), torch.bfloat16)
+    text_encoder = build_empty(lambda: TextEncoder(t5_config(version.text_encoder)), torch.bfloat16)
     checkpoint_shapes = (
         _shapes(transformer, "model.diffusion_model.") | _shapes(decoder, "vae.") | _shapes(encoder, "vae.")
     )
@@ -94,7 +94,9 @@ def write_random_weights(version: Version, folder: Path, *, seed: int = 0, spars
         groups = [((Entry(key, "BF16", shape),), _source(key, shape, seed, sparse)) for key, shape in shapes.items()]
         write_safetensors(folder / name, groups, file_metadata | _MARK)
     with written_whole(folder / TOKENIZER_FILE) as temporary:
-        temporary.write_bytes(_tokenizer(version.text_encoder.vocabulary))
+        letters = len({*_LETTERS, *"".join(_CORPUS)} - {" "})
+        pieces = min(version.text_encoder.vocabulary, _SPECIAL_PIECES + letters + _WORD_PIECES)
+        temporary.write_bytes(tokenizer_of(_CORPUS, pieces))
 
 
 def _refuse_real_weights(version: Version, folder: Path) -> None:
@@ -130,7 +132,8 @@ def _upscaler(version: Version, name: str) -> tuple[str, Shapes, dict[str, str]]
     return name, _shapes(module, ""), {"config": json.dumps(header)}
 
 
-def _t5_config(size: TextEncoderSize) -> T5Config:
+def t5_config(size: TextEncoderSize) -> T5Config:
+    """Returns the configuration of a T5 encoder of this size."""
     return T5Config(size.layers, size.width, size.heads, size.head_dim, size.hidden, size.vocabulary)
 
 
@@ -167,15 +170,14 @@ def random_weight(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
     return 0.1 * normal
 
 
-def _tokenizer(vocabulary: int) -> bytes:
-    """Trains a SentencePiece model with T5's special ids and at most `vocabulary` pieces, and returns its bytes."""
+def tokenizer_of(texts: Iterable[str], pieces: int) -> bytes:
+    """Trains a SentencePiece model with T5's special ids and `pieces` pieces on texts, and returns its bytes."""
     model = io.BytesIO()
-    letters = len({*_LETTERS, *"".join(_CORPUS)} - {" "})
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(_CORPUS),
+        sentence_iterator=iter(texts),
         model_writer=model,
         model_type="bpe",
-        vocab_size=min(vocabulary, _SPECIAL_PIECES + letters + _WORD_PIECES),
+        vocab_size=pieces,
         required_chars=_LETTERS,
         pad_id=0,
         eos_id=1,

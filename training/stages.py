@@ -5,17 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import torch
+from sentencepiece import SentencePieceProcessor
 from torch import nn
 
+from ltx_export.models.dit import Transformer
+from ltx_export.models.t5 import TextEncoder
 from ltx_export.models.vae import VaeDecoder
-from ltx_export.models.vae_encoder import VaeEncoder
-from ltx_export.networks.header import header_config, vae_config
+from ltx_export.models.vae_encoder import Encoder, VaeEncoder
+from ltx_export.networks.header import header_config, transformer_config, vae_config
 from ltx_export.networks.vae_encoder import encoder_config
+from ltx_export.random_weights import t5_config
 from ltx_runtime.spec.versions import VERSIONS, VaeSize
 from training.clips import Batches, Clips, Size, drawn_clips, windows
 from training.optimizing import Losses, Plan, optimize
 from training.run import Run
-from training.vae.both import vae_losses
+from training.transformer.differentiable import differentiable
+from training.transformer.latents import Latents, latents_of_clips
+from training.transformer.prompts import vocabulary_of_captions
+from training.transformer.velocity import Denoiser, Lesson, deviation_of, is_inner_matrix, start_of, velocity_losses
 from training.vae.decoder import decoder_losses, start_as_inverse
 from training.vae.encoder import encoder_losses, start_from_components
 from training.vae.linear_code import LinearCode, fit_code
@@ -42,9 +50,14 @@ SIDE, WINDOW_FRAMES, BATCH = 96, 17, 4
 COMPONENTS = (11, 24, 48, 96)
 FITTED, WEIGHT_OF_THINGS = 160, 4.0
 
-ENCODER = Plan(steps=2500, rate=0.001, other_rate=5e-4)
-DECODER = Plan(steps=2500, rate=0.003, other_rate=1e-3)
-VAE = Plan(steps=3000, rate=0.0008, other_rate=3e-4)
+ENCODER = Plan(steps=3500, rate=0.001, other_rate=5e-4)
+DECODER = Plan(steps=5500, rate=0.003, other_rate=1e-3)
+
+# Clips for text encoder and transformer, of both sizes.
+LATENT_COUNTS = (12_000, 1_200)
+STILLS = Plan(steps=6000, rate=0.02, other_rate=3e-3)
+MOTION = Plan(steps=8000, rate=0.02, other_rate=3e-3)
+REST = Plan(steps=3000, rate=0.01, other_rate=1e-3)
 
 
 def train_code(run: Run) -> None:
@@ -62,33 +75,53 @@ def train_encoder(run: Run) -> None:
 
 
 def train_decoder(run: Run) -> None:
-    """Teaches the VAE's decoder to draw from the linear code."""
+    """Teaches the VAE's decoder to draw from what the encoder says."""
     run.start("decoder")
-    clips, code = _clips(run), LinearCode.of(run.load("code"))
-    decoder = demo_vae()[1].decoder
-    start_as_inverse(decoder, code, clips[0])
-    losses = decoder_losses(decoder, code, _windows(clips, run, "decoder"), run.seed_of("noise of the decoder"))
+    clips, encoder, decoder = _clips(run), trained_encoder(run), demo_vae()[1].decoder
+    start_as_inverse(decoder, encoder, LinearCode.of(run.load("code")), clips[0])
+    losses = decoder_losses(decoder, encoder, _windows(clips, run, "decoder"), run.seed_of("noise of the decoder"))
     _optimize(run, "decoder", decoder, DECODER, losses)
 
 
-def train_vae(run: Run) -> None:
-    """Teaches the encoder to say what the decoder needs."""
-    run.start("vae")
-    code, vae = LinearCode.of(run.load("code")), demo_vae()
-    network = nn.ModuleDict({"encoder": vae[0].encoder, "decoder": vae[1].decoder})
-    for name, part in network.items():
-        part.load_state_dict(run.load(name))
-    losses = vae_losses(
-        vae[0].encoder, vae[1].decoder, code, _windows(_clips(run), run, "vae"), run.seed_of("noise of the vae")
-    )
-    _optimize(run, "vae", network, VAE, losses)
+def train_vocabulary(run: Run) -> None:
+    """Finds the pieces of words of which captions are made."""
+    model = vocabulary_of_captions(VERSIONS["demo"].text_encoder.vocabulary, run.seed_of("captions"))
+    run.save("vocabulary", {"model": torch.frombuffer(bytearray(model), dtype=torch.uint8)}, [])
+
+
+def train_stills(run: Run) -> None:
+    """Teaches text encoder and transformer what first frames look like."""
+    latents = _latents(run)[0]
+    lessons = [Lesson(latents, 64, frames=1)]
+    _teach(run, "stills", None, STILLS, lessons)
+
+
+def train_motion(run: Run) -> None:
+    """Teaches text encoder and transformer clips of the first pass, with and without frames that are given."""
+    latents = _latents(run)[0]
+    _teach(run, "motion", "stills", MOTION, [Lesson(latents, 16, given=(0.2, 0.1))])
+
+
+def train_rest(run: Run) -> None:
+    """Teaches text encoder and transformer the second pass, keyframes and shorter clips."""
+    small, large = _latents(run)
+    lessons = [
+        Lesson(small, 16, share=0.4, given=(0.15, 0.1)),
+        Lesson(small, 16, share=0.25, given=(0.5, 0.0), keyframe=True),
+        Lesson(large, 4, share=0.3, most_noise=0.93, given=(0.2, 0.1)),
+        Lesson(small, 20, share=0.05, frames=3, given=(0.3, 0.0)),
+    ]
+    _teach(run, "rest", "motion", REST, lessons)
 
 
 STAGES: dict[str, Callable[[Run], None]] = {
     "code": train_code,
     "encoder": train_encoder,
     "decoder": train_decoder,
-    "vae": train_vae,
+    "vocabulary": train_vocabulary,
+    "stills": train_stills,
+    "motion": train_motion,
+    "rest": train_rest,
 }
 
 
@@ -106,17 +139,67 @@ def _windows(clips: tuple[Clips, ...], run: Run, stage: str) -> Batches:
     return lambda step: windows(clips, SHARES, BATCH, SIDE, WINDOW_FRAMES, (seed, step))
 
 
+def trained_encoder(run: Run) -> Encoder:
+    """Returns the VAE's encoder as its stage has put it down."""
+    encoder = demo_vae()[0].encoder
+    encoder.load_state_dict(run.load("encoder"))
+    return encoder
+
+
 def demo_vae() -> tuple[VaeEncoder, VaeDecoder]:
     """Returns the demo's VAE with weights that are not set yet."""
     header = header_config(replace(VERSIONS["demo"], vae_size=VAE_SIZE))["vae"]
     return VaeEncoder(encoder_config(header)), VaeDecoder(vae_config(header))
 
 
-def _optimize(run: Run, name: str, network: nn.Module, plan: Plan, losses_at: Callable[[int], Losses]) -> None:
-    """Trains a network of the VAE, of whose weights Muon gets the kernels, and puts the result down."""
+def _latents(run: Run) -> tuple[Latents, ...]:
+    """Returns the latents of the transformer's stages, which are computed when they are needed first."""
+    encoder, seed = trained_encoder(run), run.seed_of("clips of the transformer")
+    return tuple(
+        latents_of_clips(run.folder / "clips", encoder, size, run.count(count), COMPONENTS[-1], seed)
+        for size, count in zip(SIZES, LATENT_COUNTS, strict=True)
+    )
+
+
+def demo_denoiser() -> Denoiser:
+    """Returns the demo's text encoder and transformer with weights that are not set yet."""
+    version = VERSIONS["demo"]
+    transformer = Transformer(transformer_config(header_config(version)["transformer"]))
+    return Denoiser(TextEncoder(t5_config(version.text_encoder)), transformer)
+
+
+def _teach(run: Run, name: str, before: str | None, plan: Plan, lessons: list[Lesson]) -> None:
+    """Trains text encoder and transformer from what another stage has put down, or from random weights."""
+    run.start(name)
+    denoiser = demo_denoiser()
+    if before is None:
+        start_of(denoiser, COMPONENTS[-1])
+    else:
+        denoiser.load_state_dict(run.load(before))
+    tokenizer = SentencePieceProcessor(model_proto=run.load("vocabulary")["model"].numpy().tobytes())
+    scale = deviation_of(lessons[0].latents)
+    config = transformer_config(header_config(VERSIONS["demo"])["transformer"])
+    with differentiable():
+        compute = torch.compile(denoiser) if run.is_compiled else denoiser
+        losses = velocity_losses(compute, config, lessons, tokenizer, scale, run.seed_of(f"lessons of {name}"))
+        _optimize(run, name, denoiser, plan, losses, is_inner_matrix)
+
+
+def _is_kernel(name: str, parameter: nn.Parameter) -> bool:
+    """Tells which weights of the VAE are for Muon: the kernels of convolutions."""
+    return parameter.ndim >= 4
+
+
+def _optimize(
+    run: Run,
+    name: str,
+    network: nn.Module,
+    plan: Plan,
+    losses_at: Callable[[int], Losses],
+    is_matrix: Callable[[str, nn.Parameter], bool] = _is_kernel,
+) -> None:
+    """Trains a network and puts the result down."""
     parameters = dict(network.named_parameters())
     run.report(f"{name}: {sum(parameter.numel() for parameter in parameters.values()):,} weights")
-    averages, curve = optimize(
-        parameters, lambda _, p: p.ndim >= 4, run.plan(plan), losses_at, run.report, run.unfinished(name)
-    )
+    averages, curve = optimize(parameters, is_matrix, run.plan(plan), losses_at, run.report, run.unfinished(name))
     run.save(name, averages, curve)

@@ -234,7 +234,7 @@ _ALL = (
         name="demo",
         transformer=TransformerSize(layers=4, heads=4, head_dim=32, text_channels=64),
         vae_size=VaeSize(base_channels=4, layers_per_block=1),
-        text_encoder=TextEncoderSize(layers=2, width=64, heads=4, head_dim=16, hidden=160, vocabulary=320),
+        text_encoder=TextEncoderSize(layers=2, width=64, heads=4, head_dim=16, hidden=160, vocabulary=512),
         passes=(
             Pass(steps=8, guidance=(Guidance(3.0, 1.0, 0.7, (2,)),)),
             Pass(steps=8, skip_initial_steps=5, guidance=(Guidance(),)),

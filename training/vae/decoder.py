@@ -1,4 +1,4 @@
-"""The decoder: it starts as the inverse of the linear code, and learns to draw sharper than that could."""
+"""The decoder: it starts as the inverse of the linear code, and learns to draw what the encoder says of a clip."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from ltx_export.models.vae import Decoder
 from ltx_export.models.vae_blocks import Upsample, modulate, patchify, pixel_norm
+from ltx_export.models.vae_encoder import Encoder
 from ltx_runtime.spec.encodings import sinusoid_of
 from training.clips import Batches, Clips
 from training.optimizing import Losses
+from training.vae.encoder import initialize, means_of
 from training.vae.least_squares import fit_convolution
 from training.vae.linear_code import LinearCode
 
@@ -33,20 +35,8 @@ MOST_NOISE = 0.1  # a decoder is given latents with the noise of a timestep; hal
 ALWAYS_NOISE = 0.02
 
 
-def initialize(module: nn.Module) -> None:
-    """Sets random weights so that all residual blocks return their input."""
-    for name, parameter in module.named_parameters():
-        if parameter.ndim >= 2 and not name.endswith("scale_shift_table"):
-            small = 0.3 if parameter.ndim == 2 else 1.0
-            nn.init.normal_(parameter, 0.0, small / math.sqrt(parameter[0].numel()))
-        else:
-            nn.init.constant_(parameter, 1.0 if name.endswith("std-of-means") else 0.0)
-        if name.endswith(("conv2.conv.weight", "linear_2.weight")):
-            nn.init.zeros_(parameter)
-
-
 @torch.no_grad()
-def start_as_inverse(decoder: Decoder, code: LinearCode, clips: Clips) -> None:
+def start_as_inverse(decoder: Decoder, encoder: Encoder, code: LinearCode, clips: Clips) -> None:
     """Sets a decoder's convolutions to the synthesis of the code, level by level, and the last one by least squares."""
     initialize(decoder)
     kept = len(code.deviations)
@@ -61,7 +51,7 @@ def start_as_inverse(decoder: Decoder, code: LinearCode, clips: Clips) -> None:
 
     def pairs() -> Iterator[tuple[Tensor, Tensor]]:
         for video in clips.some(FITTED):
-            yield _before_last(decoder, with_unused(code.encode(video))), patchify(video)
+            yield _before_last(decoder, means_of(encoder, video)), patchify(video)
 
     fit_convolution(decoder.conv_out, pairs(), RIDGE)
 
@@ -102,20 +92,16 @@ def _before_last(decoder: Decoder, latents: Tensor) -> Tensor:
     return F.silu(modulate(pixel_norm(x), shift[None], scale[None]))
 
 
-def with_unused(codes: Tensor, channels: int = 128) -> Tensor:
-    """Adds channels of zeros, up to the number of latent channels."""
-    return F.pad(codes, (0, 0, 0, 0, 0, 0, 0, channels - codes.shape[1]))
+def decoder_losses(decoder: Decoder, encoder: Encoder, batches: Batches, seed: int) -> Callable[[int], Losses]:
+    """Returns the function that computes the loss of a step, and the PSNR in dB of what is drawn from means.
 
-
-def decoder_losses(decoder: Decoder, code: LinearCode, batches: Batches, seed: int) -> Callable[[int], Losses]:
-    """Returns the function that computes the loss of a step, and the PSNR in dB of what is drawn from the code.
-
-    `batches` returns video and coverage for a step, see `windows`; noise on latents has the seed plus the step.
+    The means are those of `encoder`, which is not trained. `batches` returns video and coverage for a step, see
+    `windows`; noise on latents has the seed plus the step.
     """
 
     def losses_at(step: int) -> Losses:
         video, masks = batches(step)
-        drawn = drawn_with_noise(decoder, with_unused(code.encode(video)), seed + step)
+        drawn = drawn_with_noise(decoder, means_of(encoder, video), seed + step)
         return {"loss": drawing_loss(drawn, video, masks), "psnr": psnr(drawn, video)}
 
     return losses_at

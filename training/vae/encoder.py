@@ -13,7 +13,6 @@ from ltx_export.models.vae_blocks import Conv, Downsample, patchify, pixel_norm
 from ltx_export.models.vae_encoder import Encoder
 from training.clips import Batches, Clips
 from training.optimizing import Losses
-from training.vae.decoder import initialize
 from training.vae.least_squares import fit_convolution
 from training.vae.linear_code import LinearCode, principal_components, rows_of
 
@@ -26,6 +25,18 @@ FITTED = 100  # clips for the convolutions of the start
 OVER_SHORTCUT = 8.0
 WEIGHT_OF_UNUSED = 0.01
 LOG_VARIANCE = -12.0  # of the posterior, whose deviation is then 0.0025
+
+
+def initialize(module: nn.Module) -> None:
+    """Sets random weights so that all residual blocks return their input."""
+    for name, parameter in module.named_parameters():
+        if parameter.ndim >= 2 and not name.endswith("scale_shift_table"):
+            small = 0.3 if parameter.ndim == 2 else 1.0
+            nn.init.normal_(parameter, 0.0, small / math.sqrt(parameter[0].numel()))
+        else:
+            nn.init.constant_(parameter, 1.0 if name.endswith("std-of-means") else 0.0)
+        if name.endswith(("conv2.conv.weight", "linear_2.weight")):
+            nn.init.zeros_(parameter)
 
 
 @torch.no_grad()
@@ -114,6 +125,12 @@ def moments_of(encoder: Encoder, video: Tensor) -> Tensor:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         moments: Tensor = encoder(video).float()
     return moments
+
+
+@torch.no_grad()
+def means_of(encoder: Encoder, video: Tensor) -> Tensor:
+    """Returns the means (B, 128, F, H, W) of the posterior in the VAE's own scale, without a gradient."""
+    return moments_of(encoder, video)[:, :-1]
 
 
 def distance_from_code(moments: Tensor, wanted: Tensor) -> Losses:

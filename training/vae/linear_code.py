@@ -69,7 +69,7 @@ class LinearCode:
 
     def _features(self, video: Tensor, levels: int) -> Tensor:
         """Returns the components (B, C, F, H, W) of cells after a number of levels."""
-        features = patchify(_with_first_cell(video)) - _over_cells(self.mean)
+        features = patchify(with_first_cell(video)) - _over_cells(self.mean)
         for level, matrix in enumerate(self.analysis[:levels]):
             features = _mapped(fold(features, HALVES) if level else features, matrix)
         return features
@@ -103,7 +103,7 @@ def _level(
     cell = (2**level, PATCH * 2**level, PATCH * 2**level)
     for number in range(count):
         below = code._features(clips.video(number), level)
-        weights = 1 + weight_of_things * F.avg_pool3d(_with_first_cell(clips.coverage(number)), cell)
+        weights = 1 + weight_of_things * F.avg_pool3d(with_first_cell(clips.coverage(number)), cell)
         yield rows_of(fold(below, HALVES) if level else below), rows_of(weights)
 
 
@@ -117,7 +117,7 @@ def principal_components(features: Iterable[tuple[Tensor, Tensor]], count: int) 
     return directions.flip(1)[:, :count].float(), variances.flip(0)[:count].clamp_min(0).sqrt().float()
 
 
-def _with_first_cell(x: Tensor) -> Tensor:
+def with_first_cell(x: Tensor) -> Tensor:
     """Puts copies of the first frame before x (B, C, F, H, W), so that whole cells begin with it."""
     return torch.cat([x[:, :, :1].expand(-1, -1, BEFORE, -1, -1), x], dim=2)
 

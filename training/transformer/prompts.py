@@ -1,0 +1,59 @@
+"""What a transformer is told of a clip: a caption, now and then a part of one, or what stands for no prompt at all."""
+
+from __future__ import annotations
+
+from itertools import chain
+
+import numpy as np
+import torch
+from sentencepiece import SentencePieceProcessor
+from torch import Tensor
+
+from ltx_export.random_weights import tokenizer_of
+from ltx_runtime.spec.versions import NEGATIVE_PROMPT
+from training.world.captions import caption, phrasings
+from training.world.scenes import Scene, random_scene
+
+TOKENS = 36  # enough for the longest caption and its end
+END = 1
+CORPUS = 3000  # scenes whose phrasings a vocabulary is found in
+
+# How often there is no prompt, for guidance; half of those are the negative prompt that programs use by default.
+WITHOUT = 0.1
+# How often only a background, a kind or a colour is named, as people do in negative prompts.
+IN_PART = 0.06
+
+
+def vocabulary_of_captions(pieces: int, seed: int) -> bytes:
+    """Returns a SentencePiece model with at most `pieces` pieces for captions and the negative prompt."""
+    random = np.random.default_rng(seed)
+    scenes = [random_scene(random) for _ in range(CORPUS)]
+    texts = chain.from_iterable((caption(scene, random), phrasings(scene)[0][0].lower()) for scene in scenes)
+    return tokenizer_of([*texts, *[NEGATIVE_PROMPT] * (CORPUS // 10)], pieces)
+
+
+def prompt_of(scene: Scene, random: np.random.Generator) -> str:
+    """Returns a caption of a scene, a part of one, or what stands for none."""
+    chance = random.random()
+    if chance < WITHOUT:
+        return NEGATIVE_PROMPT if chance < WITHOUT / 2 else ""
+    if chance < WITHOUT + IN_PART:
+        thing = scene.things[int(random.integers(len(scene.things)))]
+        parts = (scene.background, thing.kind, thing.colour, f"{thing.colour} {thing.kind}")
+        return parts[int(random.integers(len(parts)))]
+    return caption(scene, random)
+
+
+def ids_of(prompts: list[str], tokenizer: SentencePieceProcessor) -> tuple[Tensor, Tensor]:
+    """Returns ids and mask (B, TOKENS) int64 of prompts.
+
+    Raises:
+        ValueError: a prompt has more tokens.
+    """
+    ids = torch.zeros((len(prompts), TOKENS), dtype=torch.int64)
+    for row, pieces in zip(ids, tokenizer.encode(prompts), strict=True):
+        if len(pieces) >= TOKENS:
+            raise ValueError(f"a caption has {len(pieces) + 1} tokens, more than {TOKENS}")
+        row[: len(pieces) + 1] = torch.tensor([*pieces, END])
+    mask = (ids != 0).long()
+    return ids, mask
