@@ -6,37 +6,22 @@ if the version has one, a T5 encoder and its SentencePiece model. Each can be re
 
 from __future__ import annotations
 
-import io
-import json
 import math
-import string
 import zlib
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
-import numpy as np
-import sentencepiece
 import torch
 from torch import Tensor
 
-from ltx_export.models.dit import Transformer
-from ltx_export.models.network import build_empty
-from ltx_export.models.t5 import T5Config, TextEncoder
-from ltx_export.models.upsampler import LatentUpsampler, Statistics
-from ltx_export.models.vae import TIMESTEP_SCALE_KEY, VaeDecoder
-from ltx_export.models.vae_encoder import VaeEncoder
-from ltx_export.networks.header import header_config, transformer_config, vae_config
-from ltx_export.networks.upsampler import upsampler_config, upsampler_header
-from ltx_export.networks.vae_encoder import encoder_config
+from ltx_export.models.vae import TIMESTEP_SCALE_KEY
+from ltx_export.official_files import LETTERS, tokenizer_of, write_official_files
 from ltx_export.sources.find import TEXT_ENCODER_FILE, TOKENIZER_FILE
 from ltx_runtime.errors import LtxError
-from ltx_runtime.files import written_whole
 from ltx_runtime.spec.encodings import TIMESTEP_SCALE
-from ltx_runtime.spec.versions import TextEncoderSize, Version
+from ltx_runtime.spec.versions import Version
 from ltx_runtime.tensors import read_metadata
-from ltx_runtime.weights.writing import Entry, write_safetensors
-
-Shapes = dict[str, tuple[int, ...]]
 
 # Enough text to train a small vocabulary.
 _CORPUS = (
@@ -53,10 +38,6 @@ _T5_QUERY = "SelfAttention.q.weight"
 _T5_HEAD_DIM = 64
 _SPECIAL_PIECES = 4  # padding, end, unknown, and the mark of a space
 _WORD_PIECES = 120
-# T5's real vocabulary has single letters for English, German, French and Romanian; other scripts are unknown to it, and
-# so they are to a small one.
-_PUNCTUATION = "!\"#$%&'()*+,-./:;=>?@[]_|£€«»°–—‘’“”„•"  # noqa: RUF001  (dashes and quotation marks are meant)
-_LETTERS = string.ascii_letters + string.digits + _PUNCTUATION + "ßàáâäçèéêîóôöùûüÉÎÜăşţșț"
 
 
 def write_random_weights(version: Version, folder: Path, *, seed: int = 0, sparse: bool = False) -> None:
@@ -73,30 +54,11 @@ def write_random_weights(version: Version, folder: Path, *, seed: int = 0, spars
     """
     if version.repository is not None:  # otherwise there are no others
         _refuse_real_weights(version, folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    header = header_config(version)
-    transformer = build_empty(lambda: Transformer(transformer_config(header["transformer"])), torch.bfloat16)
-    vae = vae_config(header["vae"])
-    decoder = build_empty(lambda: VaeDecoder(vae), torch.bfloat16)
-    encoder = build_empty(lambda: VaeEncoder(encoder_config(header["vae"])), torch.bfloat16)
-    text_encoder = build_empty(lambda: TextEncoder(t5_config(version.text_encoder)), torch.bfloat16)
-    checkpoint_shapes = (
-        _shapes(transformer, "model.diffusion_model.") | _shapes(decoder, "vae.") | _shapes(encoder, "vae.")
+    letters = len({*LETTERS, *"".join(_CORPUS)} - {" "})
+    pieces = min(version.text_encoder.vocabulary, _SPECIAL_PIECES + letters + _WORD_PIECES)
+    write_official_files(
+        version, folder, partial(_source, seed=seed, sparse=sparse), tokenizer_of(_CORPUS, pieces), _MARK
     )
-    if vae.timestep:
-        checkpoint_shapes[f"vae.{TIMESTEP_SCALE_KEY}"] = ()
-    metadata = {"config": json.dumps(header)}
-    for name, shapes, file_metadata in (
-        (version.checkpoint, checkpoint_shapes, metadata),
-        (TEXT_ENCODER_FILE, _shapes(text_encoder, ""), {}),
-        *([_upscaler(version, version.upscaler)] if version.upscaler else []),
-    ):
-        groups = [((Entry(key, "BF16", shape),), _source(key, shape, seed, sparse)) for key, shape in shapes.items()]
-        write_safetensors(folder / name, groups, file_metadata | _MARK)
-    with written_whole(folder / TOKENIZER_FILE) as temporary:
-        letters = len({*_LETTERS, *"".join(_CORPUS)} - {" "})
-        pieces = min(version.text_encoder.vocabulary, _SPECIAL_PIECES + letters + _WORD_PIECES)
-        temporary.write_bytes(tokenizer_of(_CORPUS, pieces))
 
 
 def _refuse_real_weights(version: Version, folder: Path) -> None:
@@ -120,25 +82,6 @@ def _is_marked(path: Path) -> bool:
         return read_metadata(path).items() >= _MARK.items()
     except LtxError:  # damaged, or no safetensors file
         return False
-
-
-def _upscaler(version: Version, name: str) -> tuple[str, Shapes, dict[str, str]]:
-    """Returns name, shapes and metadata of a spatial upscaler's file."""
-    header = upsampler_header(version)
-    constants = np.zeros(header["in_channels"], np.float32)
-    module = build_empty(
-        lambda: LatentUpsampler(upsampler_config(header), Statistics(constants, constants)), torch.bfloat16
-    )
-    return name, _shapes(module, ""), {"config": json.dumps(header)}
-
-
-def t5_config(size: TextEncoderSize) -> T5Config:
-    """Returns the configuration of a T5 encoder of this size."""
-    return T5Config(size.layers, size.width, size.heads, size.head_dim, size.hidden, size.vocabulary)
-
-
-def _shapes(module: torch.nn.Module, prefix: str) -> Shapes:
-    return {prefix + name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
 
 
 def _source(name: str, shape: tuple[int, ...], seed: int, sparse: bool) -> Callable[[], Iterable[bytes]] | None:
@@ -168,22 +111,3 @@ def random_weight(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
     if leaf == "weight":
         return normal / math.sqrt(math.prod(shape[1:]))
     return 0.1 * normal
-
-
-def tokenizer_of(texts: Iterable[str], pieces: int) -> bytes:
-    """Trains a SentencePiece model with T5's special ids and `pieces` pieces on texts, and returns its bytes."""
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts),
-        model_writer=model,
-        model_type="bpe",
-        vocab_size=pieces,
-        required_chars=_LETTERS,
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        bos_id=-1,
-        num_threads=1,
-        minloglevel=2,
-    )
-    return model.getvalue()

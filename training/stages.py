@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import torch
 from sentencepiece import SentencePieceProcessor
 from torch import nn
 
 from ltx_export.models.dit import Transformer
 from ltx_export.models.t5 import TextEncoder
+from ltx_export.models.upsampler import LatentUpsampler, Statistics
 from ltx_export.models.vae import VaeDecoder
 from ltx_export.models.vae_encoder import Encoder, VaeEncoder
 from ltx_export.networks.header import header_config, transformer_config, vae_config
+from ltx_export.networks.upsampler import upsampler_config, upsampler_header
 from ltx_export.networks.vae_encoder import encoder_config
-from ltx_export.random_weights import t5_config
+from ltx_export.official_files import t5_config
 from ltx_runtime.spec.versions import VERSIONS, VaeSize
+from training.assembly import write_trained
 from training.clips import Batches, Clips, Size, drawn_clips, windows
 from training.optimizing import Losses, Plan, optimize
 from training.run import Run
@@ -24,8 +28,9 @@ from training.transformer.differentiable import differentiable
 from training.transformer.latents import Latents, latents_of_clips
 from training.transformer.prompts import vocabulary_of_captions
 from training.transformer.velocity import Denoiser, Lesson, deviation_of, is_inner_matrix, start_of, velocity_losses
+from training.upsampling import start_upsampler, upsampler_losses
 from training.vae.decoder import decoder_losses, start_as_inverse
-from training.vae.encoder import encoder_losses, start_from_components
+from training.vae.encoder import encoder_losses, means_of, start_from_components
 from training.vae.linear_code import LinearCode, fit_code
 
 # The encoder's widths, 12, 48, 48, 192 and 192, leave room for more components than the code has at each level.
@@ -58,6 +63,9 @@ LATENT_COUNTS = (12_000, 1_200)
 STILLS = Plan(steps=6000, rate=0.02, other_rate=3e-3)
 MOTION = Plan(steps=8000, rate=0.02, other_rate=3e-3)
 REST = Plan(steps=3000, rate=0.01, other_rate=1e-3)
+
+UPSAMPLER, UPSAMPLER_BATCH = Plan(steps=2000, rate=0.01, other_rate=1e-3), 4
+MEASURED = 60  # clips for the deviations of latent channels that are not used
 
 
 def train_code(run: Run) -> None:
@@ -114,6 +122,30 @@ def train_rest(run: Run) -> None:
     _teach(run, "rest", "motion", REST, lessons)
 
 
+def train_upsampler(run: Run) -> None:
+    """Teaches the upsampler what latents of the first pass are at the size of the second."""
+    run.start("upsampler")
+    small, large = _latents(run)
+    upsampler = demo_upsampler()
+    start_upsampler(upsampler, COMPONENTS[-1])
+    seed = run.seed_of("clips of the upsampler")
+    losses = upsampler_losses(upsampler, small, large, deviation_of(small), UPSAMPLER_BATCH, seed)
+    _optimize(run, "upsampler", upsampler, UPSAMPLER, losses)
+
+
+def assemble(run: Run) -> None:
+    """Writes the demo's files from what all stages have put down."""
+    small, _ = _latents(run)
+    deviations = torch.full((VAE_SIZE.latent_channels,), deviation_of(small))
+    clips, encoder = _clips(run)[0], trained_encoder(run)
+    squares = [means_of(encoder, video).square().mean((0, 2, 3, 4)) for video in clips.some(MEASURED)]
+    unused = slice(COMPONENTS[-1], None)  # noise is all that the transformer knows of these
+    deviations[unused] = torch.stack(squares).mean(0).sqrt()[unused]
+    parts = {"denoiser": run.load("rest"), **{name: run.load(name) for name in ("encoder", "decoder", "upsampler")}}
+    version = replace(VERSIONS["demo"], vae_size=VAE_SIZE)
+    write_trained(version, run.folder / "weights", parts, deviations, _vocabulary(run))
+
+
 STAGES: dict[str, Callable[[Run], None]] = {
     "code": train_code,
     "encoder": train_encoder,
@@ -122,6 +154,8 @@ STAGES: dict[str, Callable[[Run], None]] = {
     "stills": train_stills,
     "motion": train_motion,
     "rest": train_rest,
+    "upsampler": train_upsampler,
+    "weights": assemble,
 }
 
 
@@ -161,6 +195,19 @@ def _latents(run: Run) -> tuple[Latents, ...]:
     )
 
 
+def _vocabulary(run: Run) -> bytes:
+    """Returns the file of the tokenizer."""
+    file: bytes = run.load("vocabulary")["model"].numpy().tobytes()
+    return file
+
+
+def demo_upsampler() -> LatentUpsampler:
+    """Returns the demo's upsampler with weights that are not set yet, for latents that are not normalized."""
+    config = upsampler_config(upsampler_header(VERSIONS["demo"]))
+    same = Statistics(np.zeros(config.channels, np.float32), np.ones(config.channels, np.float32))
+    return LatentUpsampler(config, same)
+
+
 def demo_denoiser() -> Denoiser:
     """Returns the demo's text encoder and transformer with weights that are not set yet."""
     version = VERSIONS["demo"]
@@ -176,7 +223,7 @@ def _teach(run: Run, name: str, before: str | None, plan: Plan, lessons: list[Le
         start_of(denoiser, COMPONENTS[-1])
     else:
         denoiser.load_state_dict(run.load(before))
-    tokenizer = SentencePieceProcessor(model_proto=run.load("vocabulary")["model"].numpy().tobytes())
+    tokenizer = SentencePieceProcessor(model_proto=_vocabulary(run))
     scale = deviation_of(lessons[0].latents)
     config = transformer_config(header_config(VERSIONS["demo"])["transformer"])
     with differentiable():

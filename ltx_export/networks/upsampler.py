@@ -26,7 +26,7 @@ def upsampler_header(version: Version) -> dict[str, Any]:
         "in_channels": version.vae_size.latent_channels,
         "mid_channels": version.upsampler_size.mid_channels,
         "num_blocks_per_stage": version.upsampler_size.blocks_per_stage,
-        "dims": 3,
+        "dims": version.upsampler_size.dims,
         "spatial_upsample": True,
         "temporal_upsample": False,
     }

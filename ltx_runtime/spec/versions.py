@@ -58,10 +58,17 @@ class VaeSize:
 
 @dataclass(frozen=True)
 class UpsamplerSize:
-    """Width of a latent upsampler, and its number of residual blocks before and again after the upsampling."""
+    """Size of a latent upsampler.
+
+    Attributes:
+        mid_channels: number of channels inside.
+        blocks_per_stage: number of residual blocks before the upsampling, and again after it.
+        dims: dimensions of the convolutions; with 2, every frame is upsampled alone.
+    """
 
     mid_channels: int = 512
     blocks_per_stage: int = 4
+    dims: int = 3
 
 
 @dataclass(frozen=True)
@@ -241,7 +248,7 @@ _ALL = (
         ),
         checkpoint="demo.safetensors",
         upscaler="demo-spatial-upscaler.safetensors",
-        upsampler_size=UpsamplerSize(mid_channels=32, blocks_per_stage=1),
+        upsampler_size=UpsamplerSize(mid_channels=32, blocks_per_stage=1, dims=2),
         repository=None,
         height=256,
         width=384,

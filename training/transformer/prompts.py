@@ -9,7 +9,7 @@ import torch
 from sentencepiece import SentencePieceProcessor
 from torch import Tensor
 
-from ltx_export.random_weights import tokenizer_of
+from ltx_export.official_files import tokenizer_of
 from ltx_runtime.spec.versions import NEGATIVE_PROMPT
 from training.world.captions import caption, phrasings
 from training.world.scenes import Scene, random_scene
