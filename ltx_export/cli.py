@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -39,7 +40,7 @@ Weights = Annotated[
     _File,
     typer.Option(
         help="Checkpoint file, diffusers folder, GGUF transformer, or a folder with one, also the hub's cache or "
-        "ComfyUI's models (default: weights/VERSION)."
+        "ComfyUI's models (default: weights/VERSION; those of the demo come with this program)."
     ),
 ]
 Upscaler = Annotated[_File, typer.Option(help="File or folder of the spatial upscaler, for a second pass.")]
@@ -102,6 +103,7 @@ def onnx(
     need("torch", "onnxscript", "onnxruntime", extra="export")
     from ltx_export import build
     from ltx_export.sources.find import find_sources
+    from ltx_export.sources.layouts import weights_folder
     from ltx_runtime.cli.progress import display
     from ltx_runtime.weights import lora as loras
 
@@ -110,7 +112,7 @@ def onnx(
     precisions = everywhere or build.DEFAULT_PRECISIONS
     quantize = _runs_on_cpu() and not (precision and everywhere)
     options = build.ExportOptions(precisions, of_component, _store_dtype(store), merged, link, stg, left_out, quantize)
-    folder, target = weights or Path("weights") / release.name, engines_folder(engines) / release.name
+    folder, target = weights or weights_folder(release), engines_folder(engines) / release.name
     for place in (folder, target.parent):
         tidy(place, print)
     paths = {"vae": vae, "t5": t5, "upscaler": upscaler, "temporal_upscaler": temporal_upscaler}
@@ -358,7 +360,7 @@ def random_weights(
         bool, typer.Option(help="Write zeros as sparse files, to measure large versions without disk space.")
     ] = False,
 ) -> None:
-    """Write random weights in the official file formats; the version `demo` has no other weights."""
+    """Write random weights in the official file formats, for tries without a download."""
     release = find_version(version)
     need("torch", extra="export")
     from ltx_export.random_weights import write_random_weights
@@ -366,7 +368,7 @@ def random_weights(
     target = folder or Path("weights") / release.name
     tidy(target, print)
     write_random_weights(release, target, seed=seed, sparse=sparse)
-    print(f"{target} holds random weights of {release.name}")
+    print(f"{target} holds random weights of {release.name}; use them with --weights {shlex.quote(str(target))}")
 
 
 @reported("complete engines are kept, and not built again")

@@ -1,4 +1,4 @@
-"""Seeded random weights in the official formats, for the `demo` version or, without a download, for any other one.
+"""Seeded random weights in the official formats, for any version.
 
 Writes the same files as a download: a single safetensors checkpoint with the configuration in its header, an upscaler
 if the version has one, a T5 encoder and its SentencePiece model. Each can be replaced by the file of trained weights.
@@ -52,8 +52,7 @@ def write_random_weights(version: Version, folder: Path, *, seed: int = 0, spars
     Raises:
         LtxError: a file exists and was not written by this function, or the disk is full.
     """
-    if version.repository is not None:  # otherwise there are no others
-        _refuse_real_weights(version, folder)
+    _refuse_real_weights(version, folder)
     letters = len({*LETTERS, *"".join(_CORPUS)} - {" "})
     pieces = min(version.text_encoder.vocabulary, _SPECIAL_PIECES + letters + _WORD_PIECES)
     write_official_files(

@@ -17,9 +17,8 @@ def main() -> None:
     parser.add_argument("--stage", choices=STAGES, help="do only this one, and again if it has been done")
     parser.add_argument("--share", type=float, default=1.0, help="share of all clips and steps, e.g. 0.1 for a try")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--no-compile", action="store_true", help="do without a C++ compiler, slower")
     options = parser.parse_args()
-    run = Run(options.folder, options.seed, options.share, not options.no_compile, partial(print, flush=True))
+    run = Run(options.folder, options.seed, options.share, partial(print, flush=True))
     for name, stage in STAGES.items():
         if options.stage in (None, name) and not (options.stage is None and run.has(name)):
             run.report(f"-- {name}")

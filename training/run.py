@@ -16,20 +16,18 @@ from training.optimizing import Curve, Plan
 
 @dataclass(frozen=True)
 class Run:
-    """Where a run keeps its files, its seed, how much of the recipe it does and how, and who hears of it.
+    """Where a run keeps its files, its seed, how much of the recipe it does, and who hears of it.
 
     Attributes:
         folder: where stages put down what they make.
         seed: seed of all that is random.
         share: of all steps and clips.
-        is_compiled: whether the transformer is compiled, which takes minutes and makes steps faster.
         report: gets lines for people.
     """
 
     folder: Path
     seed: int = 0
     share: float = 1.0
-    is_compiled: bool = True
     report: Callable[[str], None] = print
 
     def seed_of(self, purpose: str) -> int:

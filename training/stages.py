@@ -99,20 +99,17 @@ def train_vocabulary(run: Run) -> None:
 
 def train_stills(run: Run) -> None:
     """Teaches text encoder and transformer what first frames look like."""
-    latents = _latents(run)[0]
-    lessons = [Lesson(latents, 64, frames=1)]
-    _teach(run, "stills", None, STILLS, lessons)
+    _teach(run, "stills", None, STILLS, [Lesson(_latents(run, 0), 64, frames=1)])
 
 
 def train_motion(run: Run) -> None:
     """Teaches text encoder and transformer clips of the first pass, with and without frames that are given."""
-    latents = _latents(run)[0]
-    _teach(run, "motion", "stills", MOTION, [Lesson(latents, 16, given=(0.2, 0.1))])
+    _teach(run, "motion", "stills", MOTION, [Lesson(_latents(run, 0), 16, given=(0.2, 0.1))])
 
 
 def train_rest(run: Run) -> None:
     """Teaches text encoder and transformer the second pass, keyframes and shorter clips."""
-    small, large = _latents(run)
+    small, large = (_latents(run, of_pass) for of_pass in (0, 1))
     lessons = [
         Lesson(small, 16, share=0.4, given=(0.15, 0.1)),
         Lesson(small, 16, share=0.25, given=(0.5, 0.0), keyframe=True),
@@ -125,7 +122,7 @@ def train_rest(run: Run) -> None:
 def train_upsampler(run: Run) -> None:
     """Teaches the upsampler what latents of the first pass are at the size of the second."""
     run.start("upsampler")
-    small, large = _latents(run)
+    small, large = (_latents(run, of_pass) for of_pass in (0, 1))
     upsampler = demo_upsampler()
     start_upsampler(upsampler, COMPONENTS[-1])
     seed = run.seed_of("clips of the upsampler")
@@ -135,8 +132,7 @@ def train_upsampler(run: Run) -> None:
 
 def assemble(run: Run) -> None:
     """Writes the demo's files from what all stages have put down."""
-    small, _ = _latents(run)
-    deviations = torch.full((VAE_SIZE.latent_channels,), deviation_of(small))
+    deviations = torch.full((VAE_SIZE.latent_channels,), deviation_of(_latents(run, 0)))
     clips, encoder = _clips(run)[0], trained_encoder(run)
     squares = [means_of(encoder, video).square().mean((0, 2, 3, 4)) for video in clips.some(MEASURED)]
     unused = slice(COMPONENTS[-1], None)  # noise is all that the transformer knows of these
@@ -186,13 +182,11 @@ def demo_vae() -> tuple[VaeEncoder, VaeDecoder]:
     return VaeEncoder(encoder_config(header)), VaeDecoder(vae_config(header))
 
 
-def _latents(run: Run) -> tuple[Latents, ...]:
-    """Returns the latents of the transformer's stages, which are computed when they are needed first."""
+def _latents(run: Run, of_pass: int) -> Latents:
+    """Returns the latents of clips at the size of a pass, 0 or 1, which are computed when they are needed first."""
     encoder, seed = trained_encoder(run), run.seed_of("clips of the transformer")
-    return tuple(
-        latents_of_clips(run.folder / "clips", encoder, size, run.count(count), COMPONENTS[-1], seed)
-        for size, count in zip(SIZES, LATENT_COUNTS, strict=True)
-    )
+    count = run.count(LATENT_COUNTS[of_pass])
+    return latents_of_clips(run.folder / "clips", encoder, SIZES[of_pass], count, COMPONENTS[-1], seed)
 
 
 def _vocabulary(run: Run) -> bytes:
@@ -227,8 +221,7 @@ def _teach(run: Run, name: str, before: str | None, plan: Plan, lessons: list[Le
     scale = deviation_of(lessons[0].latents)
     config = transformer_config(header_config(VERSIONS["demo"])["transformer"])
     with differentiable():
-        compute = torch.compile(denoiser) if run.is_compiled else denoiser
-        losses = velocity_losses(compute, config, lessons, tokenizer, scale, run.seed_of(f"lessons of {name}"))
+        losses = velocity_losses(denoiser, config, lessons, tokenizer, scale, run.seed_of(f"lessons of {name}"))
         _optimize(run, name, denoiser, plan, losses, is_inner_matrix)
 
 

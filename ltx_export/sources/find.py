@@ -282,8 +282,7 @@ def _required_match(folders: Sequence[Path], patterns: tuple[str, ...], not_foun
 
 
 def _command(version: Version) -> str:
-    command = "download" if version.repository else "random-weights"
-    return f"ltx-export {command} {version.name}"
+    return f"ltx-export download {version.name}" if version.repository else ""
 
 
 def open_sources(sources: Sources) -> Opened:

@@ -1,4 +1,4 @@
-"""A folder in another program's layout -> the folders in which an export looks for each kind of file.
+"""Where weights are by default, and for a folder in another program's layout, where each kind of file is in it.
 
 Known are the hub's cache, in which a repository's files are links below `snapshots`, and the models of ComfyUI, which
 has a folder for each kind. Any other folder holds everything itself.
@@ -35,6 +35,11 @@ class Places:
     upscalers: tuple[Path, ...]
     tokenizers: tuple[Path, ...]
     is_mixed: bool = False
+
+
+def weights_folder(version: Version) -> Path:
+    """Returns where a version's weights are if nothing else is said; those of the demo come with this package."""
+    return Path("weights") / version.name if version.repository else Path(__file__).parents[1] / "demo_weights"
 
 
 def places_in(version: Version, folder: Path) -> Places:

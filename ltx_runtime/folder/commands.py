@@ -12,17 +12,17 @@ from ltx_runtime.spec.versions import VERSIONS
 
 
 def export_command(version: str, root: Path | None = None) -> str:
-    """Returns the command that exports a version again, and that first downloads or makes missing weights.
+    """Returns the command that exports a version again, and that first downloads missing weights.
 
     Args:
         version: name of the version.
         root: root of the version folders; None for the default one.
     """
     release = VERSIONS.get(version)
-    makes_weights = release is not None and release.repository is None
+    if release is not None and release.repository is None:  # its weights come with the program
+        return onnx_command(version, root)
     name = shlex.quote(version)  # of a folder, or of a manifest that may be a stranger's
-    weights = f"ltx-export random-weights {name}" if makes_weights else f"ltx-export download {name} --missing"
-    return f"{weights} && {onnx_command(version, root)}"
+    return f"ltx-export download {name} --missing && {onnx_command(version, root)}"
 
 
 def onnx_command(version: str, root: Path | None = None, options: str = "") -> str:

@@ -95,7 +95,7 @@ def velocity_losses(
     """Returns the function that computes the loss of a step.
 
     Args:
-        compute: a `Denoiser`, perhaps compiled.
+        compute: a `Denoiser`.
         config: of its transformer.
         lessons: of which each step takes one.
         tokenizer: of prompts.
@@ -116,12 +116,11 @@ def velocity_losses(
             batch.data + levels[..., None] * (noise - batch.data),
         )
         unused = config.channels - noise.shape[-1]
-        velocity = compute(
-            *ids_of(batch.prompts, tokenizer),
-            F.pad(noisy, (0, unused)),
-            torch.from_numpy(sinusoid_of(torch.where(batch.given, 0.0, levels).numpy())),
-            *map(torch.from_numpy, config.rope.rotation(batch.coords, config.width)),
-        )
+        ids, mask = ids_of(batch.prompts, tokenizer)
+        sinusoid = torch.from_numpy(sinusoid_of(torch.where(batch.given, 0.0, levels).numpy()))
+        rotation = map(torch.from_numpy, config.rope.rotation(batch.coords, config.width))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            velocity = compute(ids, mask, F.pad(noisy, (0, unused)), sinusoid, *rotation)
         error = F.pad(velocity.float(), (0, -unused)) - (noise - batch.data)
         return {"loss": (error.square().mean(-1) * batch.weights).sum() / batch.weights.sum()}
 
