@@ -24,7 +24,7 @@ EMPTY :=
 COMMA := ,
 INSTALL := -m pip install --quiet --no-compile
 
-.PHONY: setup engines demo demo-engines check fix test test-slow runtime test-runtime test-bundle test-page test-ray lock audit bench \
+.PHONY: setup engines demo demo-engines train-demo check fix test test-slow runtime test-runtime test-bundle test-page test-ray lock audit bench \
 	bench-whole crash fuzz fuzz-api soak clean
 
 setup: $(VENV)/.ready
@@ -37,10 +37,10 @@ $(VENV)/.ready: pyproject.toml $(LOCKED)
 	$(BIN)/python $(INSTALL) --no-build-isolation --editable ".[$(subst $(EMPTY) $(EMPTY),$(COMMA),$(EXTRAS))]" --group dev
 	touch $@
 
-# Checkpoint -> engines/VERSION. What weights/VERSION/ lacks is downloaded; the demo's weights are random and made here.
+# Checkpoint -> engines/VERSION. What weights/VERSION/ lacks is downloaded; the demo's weights are in ltx_export.
 # Then engines: for TensorRT where it is installed and there is a GPU, else for TensorRT-RTX, which needs none to build.
 T5_PATH := $(if $(findstring /,$(T5))$(findstring .,$(T5))$(wildcard $(T5)),$(T5))
-engines: setup $(if $(filter demo,$(VERSION)),weights/demo/demo-spatial-upscaler.safetensors)
+engines: setup
 ifeq ($(WEIGHTS)$(filter demo,$(VERSION)),)
 	$(BIN)/ltx-export download $(VERSION) --missing $(if $(T5_PATH),--t5 none,$(if $(T5),--t5 $(T5)))
 endif
@@ -48,22 +48,24 @@ endif
 		$(if $(UPSCALER),--upscaler "$(UPSCALER)")
 	$(if $(filter none,$(BUILDER)),,$(BIN)/ltx-export engine $(VERSION) --builder $(BUILDER) --if-possible)
 
-# Written behind the checkpoint.
-weights/demo/demo-spatial-upscaler.safetensors: | setup
-	$(BIN)/ltx-export random-weights demo
-
 demo:
 	$(MAKE) engines VERSION=demo
 	$(BIN)/ltx-run --version demo --prompt "A red fox runs through deep snow at dawn" --seed 7 --output demo.mp4 \
 		--overwrite
 
 # Every engine of the demo for all sizes: in both half precisions, with the weights inside and outside. Needs no GPU.
-demo-engines: setup weights/demo/demo-spatial-upscaler.safetensors
+demo-engines: setup
 	$(BIN)/ltx-export onnx demo --engines build --precision bf16 --precision fp16
 	for precision in bf16 fp16; do for weights in embedded inputs; do \
 		$(BIN)/ltx-export engine demo --engines build --builder tensorrt_rtx \
 			--precision $$precision --weights $$weights || exit; \
 	done; done
+
+# The demo's weights again, in build/demo: hours on two cores. A stage whose result is there is not done again. SHARE is
+# how much of all steps and clips is done.
+SHARE ?= 1
+train-demo: setup
+	$(BIN)/python -m training --share $(SHARE)
 
 check: setup
 	$(BIN)/ruff check .
@@ -172,4 +174,4 @@ soak: demo
 	$(BIN)/python tests/soak/server.py engines/demo
 
 clean:
-	rm -rf $(VENV) $(VENV)-runtime $(VENV)-tools build dist engines/demo weights/demo
+	rm -rf $(VENV) $(VENV)-runtime $(VENV)-tools build dist engines/demo

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from ltx_export.networks.header import header_config, transformer_config, vae_co
 from ltx_export.networks.upsampler import upsampler_config, upsampler_header
 from ltx_export.networks.vae_encoder import encoder_config
 from ltx_export.official_files import t5_config
-from ltx_runtime.spec.versions import VERSIONS, VaeSize
+from ltx_runtime.spec.versions import VERSIONS
 from training.assembly import write_trained
 from training.clips import Batches, Clips, Size, drawn_clips, windows
 from training.optimizing import Losses, Plan, optimize
@@ -33,24 +32,12 @@ from training.vae.decoder import decoder_losses, start_as_inverse
 from training.vae.encoder import encoder_losses, means_of, start_from_components
 from training.vae.linear_code import LinearCode, fit_code
 
-# The encoder's widths, 12, 48, 48, 192 and 192, leave room for more components than the code has at each level.
-VAE_SIZE = VaeSize(
-    base_channels=12,
-    layers_per_block=1,
-    encoder_blocks=(
-        ("compress_space_res", 4),
-        ("compress_time_res", 1),
-        ("res_x", 1),
-        ("compress_all_res", 4),
-        ("compress_all_res", 1),
-    ),
-)
-
 # Clips for the VAE: of the sizes of both passes of the demo, and how many windows are from each.
 SIZES, COUNTS, SHARES = (Size(160, 224), Size(320, 448)), (1600, 160), (0.8, 0.2)
 SIDE, WINDOW_FRAMES, BATCH = 96, 17, 4
 
-# Numbers of components from patches of 4x4 pixels to cells; the decoder's levels have as many channels, and one more
+# Numbers of components from patches of 4x4 pixels to cells, for which the encoder's widths, 12, 48, 48, 192 and 192,
+# have room; the decoder's levels have as many channels, and one more
 # in the first for a constant.
 COMPONENTS = (11, 24, 48, 96)
 FITTED, WEIGHT_OF_THINGS = 160, 4.0
@@ -132,13 +119,13 @@ def train_upsampler(run: Run) -> None:
 
 def assemble(run: Run) -> None:
     """Writes the demo's files from what all stages have put down."""
-    deviations = torch.full((VAE_SIZE.latent_channels,), deviation_of(_latents(run, 0)))
+    version = VERSIONS["demo"]
+    deviations = torch.full((version.vae_size.latent_channels,), deviation_of(_latents(run, 0)))
     clips, encoder = _clips(run)[0], trained_encoder(run)
     squares = [means_of(encoder, video).square().mean((0, 2, 3, 4)) for video in clips.some(MEASURED)]
     unused = slice(COMPONENTS[-1], None)  # noise is all that the transformer knows of these
     deviations[unused] = torch.stack(squares).mean(0).sqrt()[unused]
     parts = {"denoiser": run.load("rest"), **{name: run.load(name) for name in ("encoder", "decoder", "upsampler")}}
-    version = replace(VERSIONS["demo"], vae_size=VAE_SIZE)
     write_trained(version, run.folder / "weights", parts, deviations, _vocabulary(run))
 
 
@@ -178,7 +165,7 @@ def trained_encoder(run: Run) -> Encoder:
 
 def demo_vae() -> tuple[VaeEncoder, VaeDecoder]:
     """Returns the demo's VAE with weights that are not set yet."""
-    header = header_config(replace(VERSIONS["demo"], vae_size=VAE_SIZE))["vae"]
+    header = header_config(VERSIONS["demo"])["vae"]
     return VaeEncoder(encoder_config(header)), VaeDecoder(vae_config(header))
 
 

@@ -50,7 +50,9 @@ def files_of(version: Version, t5: str, *, temporal_upscaler: bool = False) -> l
         LtxError: the release is not published, the text encoder is unknown, or there is no temporal upscaler.
     """
     if version.repository is None:
-        raise LtxError(f"the weights of {version.name} come with this program", command=f"ltx-export onnx {version.name}")
+        raise LtxError(
+            f"the weights of {version.name} come with this program", command=f"ltx-export onnx {version.name}"
+        )
     if t5 not in (*T5_CHOICES, NO_T5):
         raise LtxError(f"unknown text encoder {t5!r}", f"use one of {', '.join(T5_CHOICES)} or {NO_T5}")
     temporal = temporal_upscaler_of(version) if temporal_upscaler else None

@@ -135,6 +135,19 @@ SIZE_13B = TransformerSize(layers=48, heads=32, head_dim=128)
 _2B_BYTES, _13B_BYTES = 6_340_000_000, 28_600_000_000  # of 0.9.5 and later, in bf16
 _UPSCALER_BYTES, _T5_BYTES = 505_000_000, 5_060_000_000
 
+# An encoder that is wide at once, so that its few layers leave room for what the latents say.
+_DEMO_VAE = VaeSize(
+    base_channels=12,
+    layers_per_block=1,
+    encoder_blocks=(
+        ("compress_space_res", 4),
+        ("compress_time_res", 1),
+        ("res_x", 1),
+        ("compress_all_res", 4),
+        ("compress_all_res", 1),
+    ),
+)
+
 _ALL = (
     Version(
         name="0.9.0",
@@ -240,7 +253,7 @@ _ALL = (
     Version(
         name="demo",
         transformer=TransformerSize(layers=4, heads=4, head_dim=32, text_channels=64),
-        vae_size=VaeSize(base_channels=4, layers_per_block=1),
+        vae_size=_DEMO_VAE,
         text_encoder=TextEncoderSize(layers=2, width=64, heads=4, head_dim=16, hidden=160, vocabulary=512),
         passes=(
             Pass(steps=8, guidance=(Guidance(3.0, 1.0, 0.7, (2,)),)),

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from samples.demo import folder_with_demo
+from samples.tiny import sources_of
 
 from ltx_export import build, cli
 from ltx_export.graphs.precision import PRECISIONS
@@ -107,8 +108,13 @@ def test_a_file_that_a_weights_folder_lacks_is_named_with_where_to_get_it(ltx_ex
     assert "ltx-export download 0.9.5" in line
 
 
-def test_missing_weights_of_the_demo_come_with_the_command_that_makes_them(ltx_export):
-    assert "ltx-export random-weights demo" in one_line(ltx_export("onnx", "demo"))
+def test_weights_of_the_demo_come_with_the_program(ltx_export, monkeypatch):
+    calls = []
+    monkeypatch.setattr(build, "export_version", lambda *given: calls.append(given))
+    assert ltx_export("onnx", "demo")[0] == 0
+    sources = calls[0][1]
+    assert sources.checkpoint.parent == Path(build.__file__).parent / "demo_weights"
+    assert sources == sources_of(VERSIONS["demo"], sources.checkpoint.parent)
 
 
 def test_an_alias_means_its_release(ltx_export):
@@ -137,7 +143,7 @@ def test_an_unknown_dtype_to_store_weights_in_is_refused_with_the_known_ones(ltx
 def test_a_damaged_checkpoint_is_refused(ltx_export, tmp_path):
     assert ltx_export("random-weights", "demo")[0] == 0
     (tmp_path / "weights/demo/demo.safetensors").write_bytes(b"no checkpoint at all")
-    assert "demo.safetensors" in one_line(ltx_export("onnx", "demo"))
+    assert "demo.safetensors" in one_line(ltx_export("onnx", "demo", "--weights", "weights/demo"))
     assert not (tmp_path / "engines").exists()
 
 
@@ -147,15 +153,14 @@ def test_a_folder_that_can_not_be_written_is_refused(ltx_export, tmp_path):
 
 
 def test_engines_that_can_not_be_written_are_refused(ltx_export, tmp_path):
-    assert ltx_export("random-weights", "demo")[0] == 0
     (tmp_path / "engines").write_text("a file where a folder should be")
     one_line(ltx_export("onnx", "demo"))
 
 
-def test_random_weights_are_written_where_the_export_looks_for_them(ltx_export, tmp_path):
+def test_random_weights_are_written_with_the_option_that_uses_them(ltx_export, tmp_path):
     code, out, _ = ltx_export("random-weights", "demo", "--seed", "3")
     assert code == 0
-    assert "weights/demo" in out
+    assert "--weights weights/demo" in out
     found = {path.name for path in (tmp_path / "weights" / "demo").iterdir()}
     assert found == {VERSIONS["demo"].checkpoint, VERSIONS["demo"].upscaler, TEXT_ENCODER_FILE, TOKENIZER_FILE}
 

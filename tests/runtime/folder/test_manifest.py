@@ -164,7 +164,7 @@ def test_large_files_of_zeros_differ_by_their_size(tmp_path):
 @pytest.mark.parametrize("name", FILES)
 def test_a_missing_file_is_named_with_the_command_that_makes_it(folder, name):
     (folder / name).unlink()
-    with pytest.raises(LtxError, match=rf"{name} is missing - run: ltx-export random-weights demo"):
+    with pytest.raises(LtxError, match=rf"{name} is missing - run: ltx-export onnx demo"):
         open_engines(folder)
 
 
@@ -342,7 +342,7 @@ def test_a_component_that_the_folder_lacks_is_refused_by_name(folder):
     edit(folder, lambda data: data["components"].pop("transformer"))
     engines = open_engines(folder)
     assert engines.component("text_encoder").signature == SIGNATURES[0]
-    with pytest.raises(LtxError, match="has no transformer - run: ltx-export random-weights demo"):
+    with pytest.raises(LtxError, match="has no transformer - run: ltx-export onnx demo"):
         engines.component("transformer")
 
 
@@ -379,9 +379,7 @@ def test_a_version_that_was_not_made_is_refused_with_those_that_were(folder):
 
 
 @pytest.mark.parametrize("name", ["missing", "."])
-@pytest.mark.parametrize(
-    ("torch", "way"), [(object(), "ltx-export random-weights demo"), (None, "ltx-run --fetch OWNER/NAME")]
-)
+@pytest.mark.parametrize(("torch", "way"), [(object(), "ltx-export onnx demo"), (None, "ltx-run --fetch OWNER/NAME")])
 def test_a_place_without_versions_is_refused_with_the_way_to_one_on_this_machine(
     tmp_path, monkeypatch, name, torch, way
 ):
@@ -393,7 +391,7 @@ def test_a_place_without_versions_is_refused_with_the_way_to_one_on_this_machine
 
 
 def test_the_command_that_makes_a_folder_needs_nothing_but_the_exporter():
-    assert export_command("demo") == "ltx-export random-weights demo && ltx-export onnx demo"
+    assert export_command("demo") == "ltx-export onnx demo"
     assert export_command("demo", Path("engines").absolute()) == export_command("demo")
     assert export_command("demo", Path("my engines")) == f"{export_command('demo')} --engines 'my engines'"
     assert export_command("0.9.5") == "ltx-export download 0.9.5 --missing && ltx-export onnx 0.9.5"

@@ -227,7 +227,7 @@ def test_a_folder_without_the_graph_says_how_to_export_it(tmp_path):
     engines.component("transformer").graphs.clear()
     with pytest.raises(
         LtxError,
-        match=r"has no bf16 graph of transformer - run: ltx-export random-weights demo",
+        match=r"has no bf16 graph of transformer - run: ltx-export onnx demo",
     ):
         address(engines, MAKER).graph()
     with pytest.raises(LtxError, match=r"has no fp16 graph of transformer - run: ltx-export onnx demo .*fp16"):
