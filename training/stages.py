@@ -47,11 +47,11 @@ DECODER = Plan(steps=5500, rate=0.003, other_rate=1e-3)
 
 # Clips for text encoder and transformer, of both sizes.
 LATENT_COUNTS = (12_000, 1_200)
-STILLS = Plan(steps=6000, rate=0.02, other_rate=3e-3)
-MOTION = Plan(steps=8000, rate=0.02, other_rate=3e-3)
-REST = Plan(steps=3000, rate=0.01, other_rate=1e-3)
+STILLS = Plan(steps=6000, rate=0.04, other_rate=6e-3)
+MOTION = Plan(steps=4500, rate=0.03, other_rate=4e-3)
+REST = Plan(steps=2000, rate=0.015, other_rate=2e-3)
 
-UPSAMPLER, UPSAMPLER_BATCH = Plan(steps=2000, rate=0.01, other_rate=1e-3), 4
+UPSAMPLER, UPSAMPLER_BATCH = Plan(steps=1200, rate=0.01, other_rate=1e-3), 4
 MEASURED = 60  # clips for the deviations of latent channels that are not used
 
 

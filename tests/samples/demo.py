@@ -1,4 +1,4 @@
-"""The demo version with random weights, exported once for all tests that run it."""
+"""The demo version with random weights and with its own, each exported once for all tests that run it."""
 
 from dataclasses import replace
 from functools import cache
@@ -9,6 +9,7 @@ from samples.tiny import export, sources_of
 
 from ltx_export.build import ExportOptions
 from ltx_export.random_weights import write_random_weights
+from ltx_export.sources.layouts import weights_folder
 from ltx_runtime.spec.versions import VERSIONS, VaeSize
 
 # With a smaller VAE than the demo's own, since many tests encode and decode.
@@ -24,6 +25,17 @@ def folder_with_demo() -> Path:
         export(DEMO, sources_of(DEMO, folder / "weights"), folder / "engines" / "demo")
 
     return shared.folder_of("with-demo", make)
+
+
+@cache
+def folder_of_trained_demo() -> Path:
+    """Returns a version folder of the demo with its own weights, in fp32, which tests must not change."""
+    demo = VERSIONS["demo"]
+
+    def make(folder: Path) -> None:
+        export(demo, sources_of(demo, weights_folder(demo)), folder / "demo")
+
+    return shared.folder_of("with-trained-demo", make) / "demo"
 
 
 @cache

@@ -7,14 +7,13 @@ from itertools import chain
 import numpy as np
 import torch
 from sentencepiece import SentencePieceProcessor
-from torch import Tensor
+from torch import Tensor, nn
 
 from ltx_export.official_files import tokenizer_of
 from ltx_runtime.spec.versions import NEGATIVE_PROMPT
 from training.world.captions import caption, phrasings
 from training.world.scenes import Scene, random_scene
 
-TOKENS = 36  # enough for the longest caption and its end
 END = 1
 CORPUS = 3000  # scenes whose phrasings a vocabulary is found in
 
@@ -45,15 +44,7 @@ def prompt_of(scene: Scene, random: np.random.Generator) -> str:
 
 
 def ids_of(prompts: list[str], tokenizer: SentencePieceProcessor) -> tuple[Tensor, Tensor]:
-    """Returns ids and mask (B, TOKENS) int64 of prompts.
-
-    Raises:
-        ValueError: a prompt has more tokens.
-    """
-    ids = torch.zeros((len(prompts), TOKENS), dtype=torch.int64)
-    for row, pieces in zip(ids, tokenizer.encode(prompts), strict=True):
-        if len(pieces) >= TOKENS:
-            raise ValueError(f"a caption has {len(pieces) + 1} tokens, more than {TOKENS}")
-        row[: len(pieces) + 1] = torch.tensor([*pieces, END])
-    mask = (ids != 0).long()
-    return ids, mask
+    """Returns ids and mask (B, T) int64 of prompts, of which the longest has T tokens."""
+    pieces = [torch.tensor([*pieces, END]) for pieces in tokenizer.encode(prompts)]
+    ids = nn.utils.rnn.pad_sequence(pieces, batch_first=True)
+    return ids, (ids != 0).long()
