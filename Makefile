@@ -24,7 +24,7 @@ EMPTY :=
 COMMA := ,
 INSTALL := -m pip install --quiet --no-compile
 
-.PHONY: setup engines demo demo-engines train-demo check fix test test-slow runtime test-runtime test-bundle test-page test-ray lock audit bench \
+.PHONY: setup engines demo demo-engines train-demo gallery follows check fix test test-slow runtime test-runtime test-bundle test-page test-ray lock audit bench \
 	bench-whole crash fuzz fuzz-api soak clean
 
 setup: $(VENV)/.ready
@@ -66,6 +66,13 @@ demo-engines: setup
 SHARE ?= 1
 train-demo: setup
 	$(BIN)/python -m training --share $(SHARE)
+
+# A sheet of what the demo does with text, images, clips and seeds, and how often it shows what prompts say.
+gallery: demo
+	$(BIN)/python -m benchmarks.demo.gallery
+
+follows: demo
+	$(BIN)/python -m benchmarks.demo.follows
 
 check: setup
 	$(BIN)/ruff check .

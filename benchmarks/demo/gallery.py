@@ -66,13 +66,14 @@ def main() -> None:
     """Writes the sheet."""
     parser = argparse.ArgumentParser(description=__doc__.partition(":")[0] if __doc__ else "")
     parser.add_argument("--engines", type=Path, default=Path("engines/demo"))
-    parser.add_argument("--output", type=Path, default=Path("gallery.png"))
+    parser.add_argument("--output", type=Path, default=Path("build/gallery.png"))
     options = parser.parse_args()
     rows = []
     with Pipeline(options.engines, keep_loaded=True) as pipe:
         for label, fields, given in requests():
             frames = list(pipe(**({"seed": 7} | fields)))
             rows.append(_row(label, given, [frames[number] for number in SHOWN]))
+    options.output.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.concatenate(rows)).save(options.output)
 
 
