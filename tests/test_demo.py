@@ -14,7 +14,7 @@ SAME, OTHER = 3.0, 8.0  # levels: what another processor's rounding may change, 
 
 @pytest.fixture(scope="module")
 def pipe():
-    with Pipeline(folder_of_trained_demo(), backend="cpu", cpu_mode="exact", keep_loaded=True) as pipe:
+    with Pipeline(folder_of_trained_demo(), backend="cpu", keep_loaded=True) as pipe:
         yield pipe
 
 

@@ -29,7 +29,17 @@ ROOMS = {
     ),
     "ltx_export": (
         *("recorded", "preview", "checkpoints", "sources", "models", "networks", "weights"),
-        *("graphs", "calibration", "engines", "inspection", "official_files", "random_weights", "build", "publish", "bundle"),
+        *(
+            "graphs",
+            "calibration",
+            "engines",
+            "inspection",
+            "official_files",
+            "random_weights",
+            "build",
+            "publish",
+            "bundle",
+        ),
         *("cli", "__main__"),
     ),
     "ltx_serve": ("settings", "jobs", "making", "checking", "page", "http", "cluster", "cli"),

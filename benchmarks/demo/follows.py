@@ -92,7 +92,7 @@ def main() -> None:
     sheet = []
     for one, seed, frames in videos_of(options.engines, prompts_of(options.prompts), options.seeds):
         answers = answers_of(one.scene, see(frames))
-        total.update(answers)
+        total.update(answers.keys())
         right.update(name for name, is_right in answers.items() if is_right)
         wrong = ", ".join(name for name, is_right in answers.items() if not is_right)
         rows.setdefault(one.prompt, []).append(wrong or "right")

@@ -55,7 +55,7 @@ def requests() -> Iterator[tuple[str, dict[str, Any], list[Frames]]]:
     yield "on from a clip of 9 frames", {"prompt": right, "conditions": (Condition(fox[:9]),)}, [fox[0], fox[8]]
     for strength in (0.5, 0.9):
         prompt = "A green balloon rises in the desert"
-        fields = {"prompt": prompt, "video": balloon, "strength": strength}
+        fields = {"prompt": prompt, "video": balloon, "strength": strength, "single_pass": True}
         yield f"a clip transformed with strength {strength}: {prompt}", fields, [balloon[0], balloon[24]]
     for negative in ("snow", "night"):
         fields = {"prompt": "A red star", "negative_prompt": negative}

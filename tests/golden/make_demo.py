@@ -21,6 +21,6 @@ from samples.demo_pictures import GOLDEN, PROMPTS, SEEDS, pictures_of  # noqa: E
 from ltx_runtime import Pipeline  # noqa: E402
 
 if __name__ == "__main__":
-    with Pipeline(sys.argv[1], backend="cpu", cpu_mode="exact", keep_loaded=True) as pipe:
+    with Pipeline(sys.argv[1], backend="cpu", keep_loaded=True) as pipe:
         made = {str(seed): np.stack([pictures_of(pipe, prompt, seed) for prompt in PROMPTS]) for seed in SEEDS}
     save_file(made, GOLDEN)

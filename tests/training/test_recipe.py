@@ -1,4 +1,4 @@
-"""The whole training with a small share of its steps: every stage learns, and the files that come out can be exported."""
+"""The whole training with a small share of its steps: every stage learns, and what comes out can be exported."""
 
 import json
 
