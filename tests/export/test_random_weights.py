@@ -24,7 +24,7 @@ from ltx_runtime.text.tokenizer import END_ID, PAD_ID, Tokenizer
 from ltx_runtime.weights.checkpoint import open_safetensors
 
 EVERY_VERSION = pytest.mark.parametrize("name", VERSIONS)
-MAX_DEMO_BYTES = 8 << 20
+MAX_DEMO_BYTES = 12_000_000
 # Published parameter counts: VAE encoders; 2B transformer, decoder C, its 256 statistics and encoder; T5-XXL.
 ENCODER_PARAMETERS = {"A": 180_404_353, "B": 180_404_353, "C": 694_098_881}
 PARAMETERS_2B = 1_923_385_472 + 552_814_641 + 256 + ENCODER_PARAMETERS["C"]

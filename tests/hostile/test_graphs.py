@@ -100,7 +100,7 @@ GRAPHS: dict[str, tuple[Edit, str]] = {
         "reads 'text_encoder.safetensors', which is no weight file of transformer",
     ),
     "weights in the manifest": (lambda model: place(model, location="manifest.json"), "is no weight file"),
-    "weights behind the end": (lambda model: place(model, offset=4_470_810), "ends behind the end of checkpoint"),
+    "weights behind the end": (lambda model: place(model, offset=100_000_000), "ends behind the end of checkpoint"),
     "weights before the beginning": (lambda model: place(model, offset=-8), "place is no number"),
     "weights at a far place": (lambda model: place(model, offset=2**62), "place is no number"),
     "weights of another length": (lambda model: place(model, length=3), "has 3 bytes instead of"),
