@@ -10,7 +10,7 @@ from ltx_runtime.spec.versions import VERSIONS
 from training.run import Run
 from training.stages import STAGES
 
-SHARE = 0.02
+SHARE = 0.06
 LEARNING = ("encoder", "decoder", "stills", "motion", "rest", "upsampler")
 
 
