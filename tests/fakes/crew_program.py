@@ -51,9 +51,14 @@ def main() -> None:
         sys.stdout.flush()
         crew.notify()
         time.sleep(PACE_S)
-    while any(store.counts()[status] for status in (QUEUED, IN_PROGRESS)):
+    while _are_any_left(store):
         time.sleep(PACE_S)
     crew.stop(0)
+
+
+def _are_any_left(store: Store) -> bool:
+    counts = store.counts()  # once, for a job that goes back to the queue is in neither of two looks
+    return bool(counts[QUEUED] or counts[IN_PROGRESS])
 
 
 if __name__ == "__main__":
