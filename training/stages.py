@@ -37,8 +37,7 @@ SIZES, COUNTS, SHARES = (Size(160, 224), Size(320, 448)), (1600, 160), (0.8, 0.2
 SIDE, WINDOW_FRAMES, BATCH = 96, 17, 4
 
 # Numbers of components from patches of 4x4 pixels to cells, for which the encoder's widths, 12, 48, 48, 192 and 192,
-# have room; the decoder's levels have as many channels, and one more
-# in the first for a constant.
+# have room; the decoder's levels have as many channels, and one more in the first for a constant.
 COMPONENTS = (11, 24, 48, 96)
 FITTED, WEIGHT_OF_THINGS = 160, 4.0
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from ltx_export.models.upsampler import LatentUpsampler
 from training.optimizing import Losses
 from training.transformer.latents import Halves, Latents
+from training.transformer.velocity import WEIGHT_OF_THINGS
 
-WEIGHT_OF_THINGS = 6.0
 SMALL = 0.02  # deviation of the last weights of channels that are not looked at, since a pass divides by deviations
 
 
