@@ -1,4 +1,4 @@
-"""Trains a small VAE on drawn clips, on the CPU: python -m training"""
+"""Trains the demo's weights on drawn clips, on the CPU: python -m training"""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def drawn_clips(folder: Path, size: Size, count: int, seed: int) -> Clips:
         frames = np.lib.format.open_memmap(partial_paths[0], "w+", np.uint8, (*shape, 3))
         masks = np.lib.format.open_memmap(partial_paths[1], "w+", np.uint8, shape)
         with ProcessPoolExecutor(os.cpu_count()) as cores:
-            drawn = cores.map(partial(draw, size=size, seed=seed), range(count), chunksize=16)
+            drawn = cores.map(partial(draw, size=size), (scene_of(seed, n) for n in range(count)), chunksize=16)
             for number, (clip, mask) in enumerate(drawn):
                 frames[number], masks[number] = clip, mask
         for part, path in zip(partial_paths, paths, strict=True):
@@ -81,9 +81,9 @@ def drawn_clips(folder: Path, size: Size, count: int, seed: int) -> Clips:
     return Clips(*(np.load(path, mmap_mode="r") for path in paths))
 
 
-def draw(number: int, size: Size, seed: int) -> tuple[Bytes, Bytes]:
-    """Draws a clip of a seed (F, H, W, 3), and the coverage of all its things together (F, H, W)."""
-    clip, masks = render(scene_of(seed, number), size.height, size.width, FRAMES)
+def draw(scene: Scene, size: Size, frames: int = FRAMES) -> tuple[Bytes, Bytes]:
+    """Draws a clip (F, H, W, 3), and the coverage of all its things together (F, H, W)."""
+    clip, masks = render(scene, size.height, size.width, frames)
     return _as_bytes(clip), _as_bytes(masks.max(0))
 
 

@@ -44,8 +44,7 @@ class Plan:
 class Muon:
     """Moves each matrix by a fixed step along the nearest orthogonal matrix of its gradients with momentum.
 
-    Kernels of convolutions are matrices (channels, all else). Gradients are orthogonalized by their Gram matrix, which
-    is small: only two products have the size of the gradient.
+    Kernels of convolutions are matrices (channels, all else). Those of one shape are taken together.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -54,27 +53,31 @@ class Muon:
     @torch.no_grad()
     def step(self, rate: float) -> None:
         """Changes all parameters by their gradients; singular values of the change are about as large as the rate."""
+        alike: dict[tuple[int, int], list[tuple[nn.Parameter, Tensor]]] = {}
         for parameter, momentum in self.momenta:
             if parameter.grad is not None:
                 momentum.mul_(MOMENTUM).add_(parameter.grad)
-                direction = orthogonal((parameter.grad + MOMENTUM * momentum).flatten(1))
-                rows, columns = direction.shape
+                direction = (parameter.grad + MOMENTUM * momentum).flatten(1)
+                alike.setdefault((direction.shape[0], direction.shape[1]), []).append((parameter, direction))
+        for (rows, columns), pairs in alike.items():
+            directions = orthogonal(torch.stack([direction for _, direction in pairs]))
+            for (parameter, _), direction in zip(pairs, directions, strict=True):
                 parameter.add_(direction.view_as(parameter), alpha=-rate * max(1.0, rows / columns) ** 0.5)
 
 
-def orthogonal(matrix: Tensor) -> Tensor:
-    """Returns a matrix with the same singular vectors, whose singular values are all between about 0.7 and 1.2."""
-    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    wide = wide / (wide.norm() + 1e-12)
-    gram = wide @ wide.T
+def orthogonal(matrices: Tensor) -> Tensor:
+    """Returns matrices (N, R, C) with the same singular vectors, whose singular values are all about 0.7 to 1.2.
+
+    Products are in bf16, as in the source.
+    """
+    wide = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
+    result = (wide / (wide.norm(dim=(1, 2), keepdim=True) + 1e-12)).bfloat16()
     first, third, fifth = ORTHOGONALIZING
-    one = torch.eye(len(gram))
-    product = one.clone()
     for _ in range(TIMES):
-        polynomial = first * one + third * gram + fifth * (gram @ gram)
-        product, gram = polynomial @ product, polynomial @ gram @ polynomial
-    result: Tensor = product @ wide
-    return result if matrix.shape[0] <= matrix.shape[1] else result.T
+        gram = result @ result.mT
+        result = first * result + (third * gram + fifth * (gram @ gram)) @ result
+    orthogonalized: Tensor = result.to(matrices.dtype)
+    return orthogonalized if matrices.shape[1] <= matrices.shape[2] else orthogonalized.mT
 
 
 class Averages:

@@ -20,7 +20,7 @@ from ltx_export.networks.vae_encoder import encoder_config
 from ltx_export.official_files import t5_config
 from ltx_runtime.spec.versions import VERSIONS
 from training.assembly import write_trained
-from training.clips import Batches, Clips, Size, drawn_clips, windows
+from training.clips import FRAMES, Batches, Clips, Size, drawn_clips, windows
 from training.optimizing import Losses, Plan, optimize
 from training.run import Run
 from training.transformer.differentiable import differentiable
@@ -44,13 +44,15 @@ FITTED, WEIGHT_OF_THINGS = 160, 4.0
 ENCODER = Plan(steps=3500, rate=0.001, other_rate=5e-4)
 DECODER = Plan(steps=5500, rate=0.003, other_rate=1e-3)
 
-# Clips for text encoder and transformer, of both sizes.
-LATENT_COUNTS = (12_000, 1_200)
-STILLS = Plan(steps=6000, rate=0.04, other_rate=6e-3)
-MOTION = Plan(steps=4500, rate=0.03, other_rate=4e-3)
-REST = Plan(steps=2000, rate=0.015, other_rate=2e-3)
+# What text encoder and transformer learn from: first frames, clips at the sizes of both passes, and clips at the size
+# of a video that is made in one pass.
+STILL_COUNT, CLIP_COUNTS = 24_000, (6_000, 900)
+ONE_PASS, ONE_PASS_COUNT = Size(256, 384), 300
+STILLS = Plan(steps=7500, rate=0.04, other_rate=6e-3)
+MOTION = Plan(steps=7200, rate=0.03, other_rate=4e-3)
+REST = Plan(steps=2400, rate=0.015, other_rate=2e-3)
 
-UPSAMPLER, UPSAMPLER_BATCH = Plan(steps=1200, rate=0.01, other_rate=1e-3), 4
+UPSAMPLER, UPSAMPLER_BATCH = Plan(steps=5000, rate=0.01, other_rate=1e-3), 4
 # Latent channels that are not used are noise to the transformer, and this much of it reaches the decoder.
 DEVIATION_OF_UNUSED = 0.01
 
@@ -86,7 +88,8 @@ def train_vocabulary(run: Run) -> None:
 
 def train_stills(run: Run) -> None:
     """Teaches text encoder and transformer what first frames look like."""
-    _teach(run, "stills", None, STILLS, [Lesson(_latents(run, 0), 64, frames=1)])
+    stills = _encoded(run, SIZES[0], 1, STILL_COUNT, "stills of the transformer")
+    _teach(run, "stills", None, STILLS, [Lesson(stills, 64, frames=1)])
 
 
 def train_motion(run: Run) -> None:
@@ -95,12 +98,15 @@ def train_motion(run: Run) -> None:
 
 
 def train_rest(run: Run) -> None:
-    """Teaches text encoder and transformer the second pass, keyframes and shorter clips."""
+    """Teaches text encoder and transformer the second pass, keyframes, shorter clips and a single pass."""
     small, large = (_latents(run, of_pass) for of_pass in (0, 1))
+    middle = _encoded(run, ONE_PASS, FRAMES, ONE_PASS_COUNT, "clips of one pass")
     lessons = [
-        Lesson(small, 16, share=0.4, given=(0.15, 0.1)),
-        Lesson(small, 16, share=0.25, given=(0.5, 0.0), keyframe=True),
-        Lesson(large, 4, share=0.3, most_noise=0.93, given=(0.2, 0.1)),
+        Lesson(small, 16, share=0.2, given=(0.15, 0.1)),
+        Lesson(small, 16, share=0.2, given=(0.5, 0.0), keyframe=True),
+        Lesson(middle, 6, share=0.15, given=(0.2, 0.1)),
+        Lesson(large, 4, share=0.3, most_noise=0.75, given=(0.2, 0.1)),
+        Lesson(large, 4, share=0.1, most_noise=0.75, given=(0.4, 0.0), keyframe=True),
         Lesson(small, 20, share=0.05, frames=3, given=(0.3, 0.0)),
     ]
     _teach(run, "rest", "motion", REST, lessons)
@@ -167,10 +173,14 @@ def demo_vae() -> tuple[VaeEncoder, VaeDecoder]:
 
 
 def _latents(run: Run, of_pass: int) -> Latents:
-    """Returns the latents of clips at the size of a pass, 0 or 1, which are computed when they are needed first."""
-    encoder, seed = trained_encoder(run), run.seed_of("clips of the transformer")
-    count = run.count(LATENT_COUNTS[of_pass])
-    return latents_of_clips(run.folder / "clips", encoder, SIZES[of_pass], count, COMPONENTS[-1], seed)
+    """Returns the latents of clips at the size of a pass, 0 or 1: the same clips, but fewer for the second one."""
+    return _encoded(run, SIZES[of_pass], FRAMES, CLIP_COUNTS[of_pass], "clips of the transformer")
+
+
+def _encoded(run: Run, size: Size, frames: int, count: int, purpose: str) -> Latents:
+    """Returns latents of the run's share of clips, which are computed when they are needed first."""
+    folder, encoder, seed = run.folder / "clips", trained_encoder(run), run.seed_of(purpose)
+    return latents_of_clips(folder, encoder, size, frames, run.count(count), COMPONENTS[-1], seed)
 
 
 def _vocabulary(run: Run) -> bytes:

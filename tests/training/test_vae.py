@@ -100,13 +100,14 @@ def test_a_convolution_is_found_from_what_it_computes(causal):
         assert not found.conv.weight[4].any()
 
 
-@pytest.mark.parametrize("shape", [(8, 20), (20, 8)])
+@pytest.mark.parametrize("shape", [(3, 8, 20), (3, 20, 8)])
 def test_orthogonal_keeps_singular_vectors_and_evens_singular_values(shape):
-    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(2))
-    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
-    aligned = left.T @ orthogonal(matrix) @ right.T
-    assert (aligned - torch.diag(aligned.diagonal())).abs().max() < 1e-4
-    assert 0.6 < aligned.diagonal().min() < aligned.diagonal().max() < 1.3
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(2))
+    for matrix, result in zip(matrices, orthogonal(matrices), strict=True):
+        left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+        aligned = left.T @ result @ right.T
+        assert (aligned - torch.diag(aligned.diagonal())).abs().max() < 0.05  # bf16 has 8 bits
+        assert 0.6 < aligned.diagonal().min() < aligned.diagonal().max() < 1.3
 
 
 def test_a_plan_warms_up_and_falls_to_the_least_rate():

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from ltx_export.models.vae_encoder import Encoder
-from training.clips import FRAMES, Size, as_video, draw, scene_of
+from training.clips import Size, as_video, draw, scene_of
 from training.vae.encoder import means_of
 from training.vae.linear_code import with_first_cell
 from training.world.scenes import Scene
@@ -32,7 +32,7 @@ class Latents:
     Attributes:
         clips: (N, C, F, H, W) float16.
         coverage: (N, F, H, W) float16, the share of each cell that things cover.
-        keyframes: (N, C, H, W) float16, each an image of its own.
+        keyframes: (N, C, H, W) float16, each an image of its own; none if clips have one frame.
         keyframe_numbers: (N,), the frame of the clip that each keyframe is.
         scenes: what the clips show.
     """
@@ -44,44 +44,49 @@ class Latents:
     scenes: list[Scene]
 
 
-def latents_of_clips(folder: Path, encoder: Encoder, size: Size, count: int, channels: int, seed: int) -> Latents:
-    """Returns latents of `count` clips of a seed, in their first `channels`, encoded if the folder lacks them."""
-    path = folder / f"latents-{size.height}x{size.width}-{count}-{seed}"
-    names = ("clips", "coverage", "keyframes")
-    frames, rows, columns = (FRAMES - 1) // CELL[0] + 1, size.height // CELL[1], size.width // CELL[2]
+def latents_of_clips(
+    folder: Path, encoder: Encoder, size: Size, frames: int, count: int, channels: int, seed: int
+) -> Latents:
+    """Returns latents of `count` clips of a seed, in their first `channels`, encoded if the folder lacks them.
+
+    Things are on marks: a transformer learns places that words say nothing about much faster if they are few.
+    """
+    path = folder / f"latents-{size.height}x{size.width}x{frames}-{count}-{seed}"
+    scenes = [replace(scene_of(seed, number), on_marks=True) for number in range(count)]
+    numbers = [_keyframe_number(seed, number) for number in range(count)] if frames > 1 else []
+    cells, rows, columns = (frames - 1) // CELL[0] + 1, size.height // CELL[1], size.width // CELL[2]
     shapes = {
-        "clips": (count, channels, frames, rows, columns),
-        "coverage": (count, frames, rows, columns),
-        "keyframes": (count, channels, rows, columns),
+        "clips": (count, channels, cells, rows, columns),
+        "coverage": (count, cells, rows, columns),
+        "keyframes": (len(numbers), channels, rows, columns),
     }
     if not path.exists():
         temporary = path.with_name(path.name + ".part")
         temporary.mkdir(parents=True, exist_ok=True)
-        arrays = [
-            np.lib.format.open_memmap(temporary / f"{name}.npy", "w+", np.float16, shapes[name]) for name in names
-        ]
-        for number, encoded in enumerate(_encoded(encoder, size, count, channels, seed)):
-            for array, values in zip(arrays, encoded, strict=True):
-                array[number] = values
+        arrays = {
+            name: np.lib.format.open_memmap(temporary / f"{name}.npy", "w+", np.float16, shape)
+            for name, shape in shapes.items()
+        }
+        encode = partial(_encode, encoder=encoder, size=size, frames=frames, channels=channels)
+        with ProcessPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as cores:
+            for number, encoded in enumerate(cores.map(encode, scenes, numbers or repeat(None), chunksize=8)):
+                for name, values in encoded.items():
+                    arrays[name][number] = values
         temporary.rename(path)
-    clips, coverage, keyframes = (np.load(path / f"{name}.npy", mmap_mode="r") for name in names)
-    numbers = np.array([_keyframe_number(seed, number) for number in range(count)])
-    return Latents(clips, coverage, keyframes, numbers, [scene_of(seed, number) for number in range(count)])
+    clips, coverage, keyframes = (np.load(path / f"{name}.npy", mmap_mode="r") for name in shapes)
+    return Latents(clips, coverage, keyframes, np.array(numbers), scenes)
 
 
-def _encoded(encoder: Encoder, size: Size, count: int, channels: int, seed: int) -> Iterator[tuple[Halves, ...]]:
-    """Yields latents, coverage and keyframe of each clip; other processes draw and encode them, one for each core."""
-    with ProcessPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as cores:
-        encode = partial(_encode, encoder=encoder, size=size, channels=channels, seed=seed)
-        yield from cores.map(encode, range(count), chunksize=8)
-
-
-def _encode(number: int, encoder: Encoder, size: Size, channels: int, seed: int) -> tuple[Halves, ...]:
-    frames, masks = draw(number, size, seed)
-    keyframe = _keyframe_number(seed, number)
-    clip, image = means_of(encoder, as_video(frames[None])), means_of(encoder, as_video(frames[None, [keyframe]]))
+def _encode(
+    scene: Scene, keyframe: int | None, encoder: Encoder, size: Size, frames: int, channels: int
+) -> dict[str, Halves]:
+    """Returns clip, coverage and, where a frame is said, keyframe of a scene; another process does this."""
+    drawn, masks = draw(scene, size, frames)
     covered = F.avg_pool3d(with_first_cell(torch.from_numpy(masks.astype(np.float32) / 255)[None, None]), CELL)
-    return tuple(x.numpy().astype(np.float16) for x in (clip[0, :channels], covered[0, 0], image[0, :channels, 0]))
+    encoded = {"clips": means_of(encoder, as_video(drawn[None]))[0, :channels], "coverage": covered[0, 0]}
+    if keyframe is not None:
+        encoded["keyframes"] = means_of(encoder, as_video(drawn[None, [keyframe]]))[0, :channels, 0]
+    return {name: values.numpy().astype(np.float16) for name, values in encoded.items()}
 
 
 def _keyframe_number(seed: int, number: int) -> int:

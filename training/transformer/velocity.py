@@ -23,7 +23,8 @@ from training.transformer.prompts import ids_of, prompt_of
 
 FPS = 24.0
 WEIGHT_OF_THINGS = 6.0  # of a token that is covered by things, beside 1 for all
-# Half of the noise levels are evenly spread, the others near 1, where it is decided what is to be seen.
+# Half of the noise levels are evenly spread, the others near 1, and most of these very near: there it is decided where
+# things are.
 NEAR_NOISE = 0.15
 # Programs add noise to given images before each step, this much times the square of the noise level.
 IMAGE_NOISE = 0.15
@@ -129,7 +130,7 @@ def velocity_losses(
 
 def _noise_levels(lesson: Lesson, random: np.random.Generator) -> NDArray[np.float32]:
     levels = lesson.most_noise * random.random(lesson.batch, np.float32)
-    levels[::2] = lesson.most_noise * (1 - NEAR_NOISE * levels[::2])
+    levels[::2] = lesson.most_noise * (1 - NEAR_NOISE * random.random(len(levels[::2]), np.float32) ** 2)
     return levels
 
 

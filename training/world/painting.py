@@ -14,6 +14,13 @@ from training.world.shapes import OUTLINE, SHAPES, widened
 
 FPS = 24.0
 CROSSING = (0.20, 0.34)  # least and most of the frame's width or height per second
+# Marks divide the frame into columns and rows like the latents of a first pass (224x160 pixels in cells of 32x32), and
+# what starts at one crosses half a column or row in eight frames: latent frames show things where cells divide them in
+# the same way, or in one other way.
+COLUMNS, ROWS, MARKED_SPEED = 7, 5, 1.5  # columns or rows per second
+MARKED_COLUMNS = (2, 3, 4, 5)  # where a thing may begin, if that leaves it inside the frame
+LOW_ROW, HIGH_ROW = 3, 2  # things that can be in the air are in the higher one, unless they need the room above
+MARKED_GROUND = 0.80  # of the frame's height, under things in the air
 BOUNCE = 0.18  # of the frame's height
 BOUNCES_PER_SECOND = 2.0
 GROWTH = 0.4  # more and less than the size, within a second or within the clip if that is longer
@@ -69,7 +76,7 @@ def render(scene: Scene, height: int, width: int, frames: int, fps: float = FPS)
     figures = []
     for place, thing in enumerate(scene.things):
         random = np.random.default_rng([scene.seed, 2 + place])
-        figures.append(_figure_of(thing, random, horizon_of(scene.seed), (height, width), times))
+        figures.append(_figure_of(thing, scene.on_marks, random, horizon_of(scene.seed), (height, width), times))
     for figure in figures:
         _paint_shadow(clip, figure)
     for figure, mask in zip(figures, masks, strict=True):
@@ -78,38 +85,63 @@ def render(scene: Scene, height: int, width: int, frames: int, fps: float = FPS)
 
 
 def _figure_of(
-    thing: Thing, random: np.random.Generator, horizon: float, frame_size: tuple[int, int], times: Floats
+    thing: Thing,
+    on_marks: bool,
+    random: np.random.Generator,
+    horizon: float,
+    frame_size: tuple[int, int],
+    times: Floats,
 ) -> Figure:
     """Places a thing so that it stays inside the frame (height, width); what its words leave open is random."""
-    palette = palette_of(thing.colour, random)
+    tint = random.uniform(-VARIATION, VARIATION, 3)
+    palette = palette_of(thing.colour, np.zeros(3) if on_marks else tint)
     across, down, speed, variation, side = random.random(5)
     height, width = frame_size
     shorter = min(height, width)
-    unplaced = _pose(thing, side < 0.5, times)
+    unplaced = _pose(thing, not on_marks and side < 0.5, times)
     least, most = _corners(unplaced).min((0, 1)), _corners(unplaced).max((0, 1))
     room = MARGIN * shorter * np.array([[1, 1], [-1, -1]]) + [[0, 0], [width, height]]  # for the whole thing
     room[:, 0] += width / 2 * np.array({"anywhere": (0, 0), "left": (0, -1), "right": (1, 0)}[thing.place])
-    size = min(SIZES[thing.size] * (0.95 + 0.1 * variation) * shorter, *(np.ptp(room, 0) / (most - least)))
+    scale = 1.0 if on_marks else 0.95 + 0.1 * variation
+    size = min(SIZES[thing.size] * scale * shorter, *(np.ptp(room, 0) / (most - least)))
     parts = [part.scaled(size) for part in unplaced]
     corners = _corners(parts)
 
     room -= size * np.array([least, most])  # for the middle of the thing
-    path = _path(thing.motion, speed, np.array([width, height]), np.ptp(room, 0), times)
+    crossing = MARKED_SPEED / np.array([COLUMNS, ROWS])
+    if not on_marks:
+        crossing[:] = CROSSING[0] + speed * (CROSSING[1] - CROSSING[0])
+    path = _path(thing.motion, crossing, np.array([width, height]), np.ptp(room, 0), times)
     room -= np.array([path.min(0), path.max(0)])  # for its middle in the first frame
-    start = room[0] + np.ptp(room, 0) * [across, 0.8 * down]
-    deep = height * (horizon + 0.12 + (0.82 - horizon) * down)  # a place on the ground
     low = corners[:, :, 1].max(1)
     standing = thing.kind in GROUNDED and thing.motion not in ("up", "down")
-    if standing:
-        start[1] = np.clip(deep - np.median(low), *room[:, 1])
+    if on_marks:
+        deep = height * MARKED_GROUND
+        start = _mark(thing, across, room, np.array([width, height]))
+    else:
+        deep = height * (horizon + 0.12 + (0.82 - horizon) * down)  # a place on the ground
+        start = room[0] + np.ptp(room, 0) * [across, 0.8 * down]
+        if standing:
+            start[1] = np.clip(deep - np.median(low), *room[:, 1])
     middle = start + path
     low = middle[:, 1] + low
     return Figure(parts, corners, middle, low - path[:, 1] if standing else np.maximum(low, deep), palette)
 
 
-def palette_of(colour: str, random: np.random.Generator) -> dict[str, Colour]:
-    """Returns the colours of the parts of a thing: the named one, a little varied, and what goes with it."""
-    body = np.clip(COLOURS[colour] + random.uniform(-VARIATION, VARIATION, 3), 0, 1)
+def _mark(thing: Thing, across: float, room: Floats, frame: Floats) -> Floats:
+    """Returns the mark (2,) where a thing begins: its row is given by kind and motion, its column is random."""
+    columns = frame[0] / COLUMNS * np.array(MARKED_COLUMNS)
+    fitting = columns[(columns >= room[0, 0]) & (columns <= room[1, 0])]
+    nearest = columns[[np.abs(columns - room[:, 0].mean()).argmin()]]
+    x = (fitting if len(fitting) else nearest)[int(across * max(1, len(fitting)))]
+    is_low = thing.motion in ("up", "bounces") or (thing.kind in GROUNDED and thing.motion != "down")
+    y = frame[1] / ROWS * (LOW_ROW if is_low else HIGH_ROW)
+    return np.array([x, np.clip(y, *room[:, 1])])
+
+
+def palette_of(colour: str, tint: Floats) -> dict[str, Colour]:
+    """Returns the colours of the parts of a thing: the named one with a tint (3,), and what goes with it."""
+    body = np.clip(COLOURS[colour] + tint, 0, 1)
     white = colour == "white"
     line = np.array([0.58, 0.62, 0.72]) if white else 0.62 * body
     light = np.array([0.84, 0.87, 0.93]) if white else body + 0.28 * (1 - body)
@@ -147,10 +179,9 @@ def _corners(parts: list[Posed]) -> Floats:
     return np.concatenate([part.curve if part.outline is None else part.outline for part in parts], 1)
 
 
-def _path(motion: str, speed: float, frame: Floats, room: Floats, times: Floats) -> Floats:
+def _path(motion: str, crossing: Floats, frame: Floats, room: Floats, times: Floats) -> Floats:
     """Returns the way (F, 2) of a thing's middle from where it is first, no longer than the room for it (2,)."""
     if motion in DIRECTIONS:
-        crossing = CROSSING[0] + speed * (CROSSING[1] - CROSSING[0])
         distance = np.minimum(crossing * frame * times[-1], room)
         path: Floats = np.linspace(0, 1, len(times))[:, None] * distance * DIRECTIONS[motion]
         return path

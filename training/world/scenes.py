@@ -25,7 +25,7 @@ COLOURS = {
 }
 
 # Name of a size -> height of the thing as a fraction of the frame's shorter side, and how often it is drawn.
-SIZES = {"small": 0.26, "medium": 0.34, "large": 0.44}
+SIZES = {"small": 0.28, "medium": 0.38, "large": 0.50}
 SHARES_OF_SIZES = {"small": 0.25, "medium": 0.5, "large": 0.25}
 
 # Motions that cross the frame -> their direction (to the right, downwards).
@@ -62,11 +62,16 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """A background, what is in front of it (of two, the left one first), and the seed of all that words leave open."""
+    """A background, what is in front of it (of two, the left one first), and the seed of all that words leave open.
+
+    Things that are `on_marks` begin at one of a few places, all go at the same speed, have the colours and sizes of the
+    tables above, and look to the right unless they go left. The rest of a scene is as random as without.
+    """
 
     background: str
     things: tuple[Thing, ...]
     seed: int
+    on_marks: bool = False
 
 
 def is_held_out(kind: str, colour: str, background: str) -> bool:
