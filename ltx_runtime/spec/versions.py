@@ -252,13 +252,16 @@ _ALL = (
     ),
     Version(
         name="demo",
-        transformer=TransformerSize(layers=4, heads=4, head_dim=32, text_channels=64),
+        transformer=TransformerSize(layers=6, heads=4, head_dim=32, text_channels=64),
         vae_size=_DEMO_VAE,
         text_encoder=TextEncoderSize(layers=2, width=64, heads=4, head_dim=16, hidden=160, vocabulary=512),
-        schedule=Schedule("Uniform"),
         passes=(
-            Pass(steps=8, guidance=(Guidance(3.0, 1.0, 0.7, (2,)),)),
-            Pass(steps=8, skip_initial_steps=1, guidance=(Guidance(),)),
+            Pass(
+                steps=8,
+                # More guidance where it is decided how many things there are makes several of one that was asked for.
+                guidance=(Guidance(1.5, from_sigma=0.95), Guidance(2.0, 1.0, 0.7, (2,))),
+            ),
+            Pass(steps=8, skip_initial_steps=6, guidance=(Guidance(),)),
         ),
         checkpoint="demo.safetensors",
         upscaler="demo-spatial-upscaler.safetensors",

@@ -49,7 +49,7 @@ def spoiled(stage, value, at=1):
         ("vae_encoder", 2, "media, clip 2 of 2"),
         ("transformer", 1, "denoise 1, step 1 of 8"),
         ("transformer", 3, "denoise 1, step 3 of 8"),
-        ("transformer", 9, "denoise 2, step 1 of 7"),
+        ("transformer", 9, "denoise 2, step 1 of 2"),
         ("upsampler", 1, "upscale"),
         ("temporal_upsampler", 1, "frame rate"),
         ("vae_decoder", 1, "decode"),
