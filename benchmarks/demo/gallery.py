@@ -22,8 +22,8 @@ Frames = NDArray[np.uint8]
 SHOWN = (0, 8, 16, 24)
 CELL, LABEL, SPACE = (240, 160), 22, 6
 HEIGHT, WIDTH, FRAMES = 256, 384, 25
-FOX = Scene("snow", (Thing("fox", "red", "large", "right"),), 5)
-BALLOON = Scene("meadow", (Thing("balloon", "purple", "large", "up"),), 11)
+FOX = Scene("snow", (Thing("fox", "red", "large", "right"),), 5, on_marks=True)
+BALLOON = Scene("meadow", (Thing("balloon", "purple", "large", "up"),), 11, on_marks=True)
 
 
 def drawn(scene: Scene) -> Frames:
@@ -53,7 +53,7 @@ def requests() -> Iterator[tuple[str, dict[str, Any], list[Frames]]]:
     middle = (Condition(balloon[12], frame=12),)
     yield "an image in the middle", {"prompt": rises, "conditions": middle}, [balloon[12]]
     yield "on from a clip of 9 frames", {"prompt": right, "conditions": (Condition(fox[:9]),)}, [fox[0], fox[8]]
-    for strength in (0.5, 0.9):
+    for strength in (0.25, 0.9):
         prompt = "A green balloon rises in the desert"
         fields = {"prompt": prompt, "video": balloon, "strength": strength, "single_pass": True}
         yield f"a clip transformed with strength {strength}: {prompt}", fields, [balloon[0], balloon[24]]
