@@ -29,13 +29,14 @@ if __name__ == "__main__":
 
 from soak.usage import Usage, grown, growth_of, table_of, usage_of
 
-from ltx_runtime import Pipeline, Request
+from ltx_runtime import VERSIONS, Pipeline, Request
 
 SMALL = Request("A red fox", height=64, width=96, num_frames=9, seed=7)
 KEPT_SHARE = 0.75  # of the cancels, since a video takes three times as long if its networks are opened for it
-STEPS, FRAMES = 11, 9  # of the demo's video
+STEPS = sum(one.steps - one.skip_initial_steps - one.skip_final_steps for one in VERSIONS["demo"].passes)
+FRAMES = 9
 SETTLED_S = 1.0
-UNITS = 24  # text, 8 + 3 steps, upscale and 9 frames, and some more than that
+UNITS = STEPS + FRAMES + 4  # text and upscale, too, and some more than that
 
 
 class CancelError(Exception):
