@@ -60,24 +60,20 @@ class Muon:
                 direction = (parameter.grad + MOMENTUM * momentum).flatten(1)
                 alike.setdefault((direction.shape[0], direction.shape[1]), []).append((parameter, direction))
         for (rows, columns), pairs in alike.items():
-            directions = orthogonal(torch.stack([direction for _, direction in pairs]))
+            directions = orthogonal(torch.stack([direction for _, direction in pairs]).bfloat16())  # as in the source
             for (parameter, _), direction in zip(pairs, directions, strict=True):
                 parameter.add_(direction.view_as(parameter), alpha=-rate * max(1.0, rows / columns) ** 0.5)
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """Returns matrices (N, R, C) with the same singular vectors, whose singular values are all about 0.7 to 1.2.
-
-    Products are in bf16, as in the source.
-    """
+    """Returns matrices (N, R, C) with the same singular vectors, whose singular values are all about 0.7 to 1.2."""
     wide = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
-    result = (wide / (wide.norm(dim=(1, 2), keepdim=True) + 1e-12)).bfloat16()
+    result: Tensor = wide / (wide.norm(dim=(1, 2), keepdim=True) + 1e-12)
     first, third, fifth = ORTHOGONALIZING
     for _ in range(TIMES):
         gram = result @ result.mT
         result = first * result + (third * gram + fifth * (gram @ gram)) @ result
-    orthogonalized: Tensor = result.to(matrices.dtype)
-    return orthogonalized if matrices.shape[1] <= matrices.shape[2] else orthogonalized.mT
+    return result if matrices.shape[1] <= matrices.shape[2] else result.mT
 
 
 class Averages:

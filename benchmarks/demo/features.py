@@ -23,16 +23,16 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
 from seeing.judge import Seen, see
 
+from benchmarks.demo.gallery import FRAMES, HEIGHT, WIDTH, drawn
 from ltx_runtime import Condition, Pipeline
 from training.world.backgrounds import LOOKS
 from training.world.captions import WHERE, caption
-from training.world.painting import render
 from training.world.scenes import COLOURS, DIRECTIONS, FORBIDDEN, Scene, random_scene
 
 Frames = NDArray[np.uint8]
 Make = Callable[..., Frames]
 SEED_OF_SCENES = 2028
-HEIGHT, WIDTH, FRAMES, MIDDLE, GIVEN = 256, 384, 25, 12, 9
+MIDDLE, GIVEN = 12, 9  # a frame, and a number of frames
 
 
 def scenes_of(count: int, *, moving: bool = False) -> list[tuple[Scene, str]]:
@@ -44,11 +44,6 @@ def scenes_of(count: int, *, moving: bool = False) -> list[tuple[Scene, str]]:
         if not moving or scene.things[0].motion in DIRECTIONS:
             scenes.append((scene, caption(scene, random)))
     return scenes
-
-
-def drawn(scene: Scene) -> Frames:
-    """Returns a drawn clip (F, H, W, 3) of the size that the demo makes."""
-    return np.rint(255 * np.clip(render(scene, HEIGHT, WIDTH, FRAMES)[0], 0, 1)).astype(np.uint8)
 
 
 def psnr(one: Frames, other: Frames) -> float:

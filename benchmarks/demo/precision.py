@@ -21,8 +21,10 @@ from gguf.quants import quantize
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from benchmarks.demo.features import drawn, psnr, scenes_of, see, sharpness
+from benchmarks.demo.features import psnr, scenes_of, see, sharpness
+from benchmarks.demo.gallery import drawn
 from ltx_export.build import ExportOptions, export_version
+from ltx_export.checkpoints.keys import GGUF_T5
 from ltx_export.sources.find import TEXT_ENCODER_FILE, TOKENIZER_FILE, Sources
 from ltx_export.sources.layouts import weights_folder
 from ltx_runtime import VERSIONS, Condition, Pipeline
@@ -41,19 +43,6 @@ TILINGS = {
     "3 latent frames, overlap 1": Tiling(3, None, None, frame_overlap=1),
 }
 TYPES = ("F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")  # those whose blocks of 32 fit rows of 64 and 160
-# Names of a T5 in GGUF files, by those of transformers.
-GGUF_NAMES = {
-    "shared.": "token_embd.",
-    "encoder.final_layer_norm": "enc.output_norm",
-    "encoder.block.": "enc.blk.",
-    "layer.0.SelfAttention.relative_attention_bias": "attn_rel_b",
-    "layer.0.layer_norm": "attn_norm",
-    "layer.1.layer_norm": "ffn_norm",
-    "layer.1.DenseReluDense.wi_0": "ffn_gate",
-    "layer.1.DenseReluDense.wi_1": "ffn_up",
-    "layer.1.DenseReluDense.wo": "ffn_down",
-    **{f"layer.0.SelfAttention.{name}": f"attn_{name}" for name in "qkvo"},
-}
 
 
 def videos(folder: Path, count: int, backend: str = "cpu", **fields: Any) -> list[Made]:
@@ -89,23 +78,22 @@ def tiles(folder: Path, made: list[Made]) -> Iterator[str]:
         manifest, release = pipe.engines.manifest, pipe.version
     runner = CpuRunner(folder / manifest.components["vae_decoder"].graphs["fp32"], folder)
     sinusoid = sinusoid_of(np.full(1, release.decode_timestep, np.float32))
+
+    def decoded(latents: Floats, tiling: Tiling) -> list[NDArray[np.uint8]]:
+        def window(frames: slice, rows: slice, columns: slice) -> Floats:
+            cut = np.ascontiguousarray(latents[:, :, frames, rows, columns])
+            video: Floats = runner.run({"latents": cut, "sinusoid": sinusoid}, ["video"])["video"][0]
+            return video
+
+        return [_bytes(frame) for frame in decode_tiled(Grid(*latents.shape[2:]), window, tiling)]
+
+    whole = [decoded(latents, Tiling()) for latents, _ in made]
     for label, tiling in TILINGS.items():
-        worst, means = [], []
-        for latents, _ in made:
-            grid = Grid(*latents.shape[2:])
-
-            def window(frames: slice, rows: slice, columns: slice, latents: Floats = latents) -> Floats:
-                cut = np.ascontiguousarray(latents[:, :, frames, rows, columns])
-                video: Floats = runner.run({"latents": cut, "sinusoid": sinusoid}, ["video"])["video"][0]
-                return video
-
-            def decoded(tiling: Tiling, grid: Grid = grid, window: Any = window) -> list[NDArray[np.uint8]]:
-                return [_bytes(frame) for frame in decode_tiled(grid, window, tiling)]
-
-            ratios = [psnr(a, b) for a, b in zip(decoded(tiling), decoded(Tiling()), strict=True)]
-            worst.append(min(ratios))
-            means.append(mean(ratios))
-        yield f"tiles of {label}: {mean(means):.1f} dB, worst frame {min(worst):.1f} dB"
+        ratios = [
+            [psnr(a, b) for a, b in zip(decoded(latents, tiling), frames, strict=True)]
+            for (latents, _), frames in zip(made, whole, strict=True)
+        ]
+        yield f"tiles of {label}: {mean(map(mean, ratios)):.1f} dB, worst frame {min(map(min, ratios)):.1f} dB"
 
 
 def precisions(folder: Path, count: int, exact: list[Made]) -> Iterator[str]:
@@ -133,8 +121,9 @@ def write_gguf(path: Path, tensors: dict[str, torch.Tensor], kind: GGMLQuantizat
     """Writes a T5 whose matrices are in a type, and whose norms and relative positions are in float32."""
     writer = GGUFWriter(path, "t5encoder")
     for name, tensor in tensors.items():
-        for old, new in GGUF_NAMES.items():
-            name = name.replace(old, new)
+        name = name.replace("encoder.block.", "enc.blk.")
+        for in_gguf, here in GGUF_T5.items():
+            name = name.replace(here, in_gguf)
         of = GGMLQuantizationType.F32 if "norm" in name or "rel_b" in name else kind
         writer.add_tensor(name, quantize(tensor.float().numpy(), of), raw_dtype=of)
     writer.write_header_to_file()

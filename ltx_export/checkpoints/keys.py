@@ -79,7 +79,8 @@ _DECODER_PLACES = {
         *("up_blocks.2.upsamplers.0", "up_blocks.2"),
     ),
 }
-_GGUF_T5 = {
+# Parts of the names of a T5's tensors in GGUF -> those in transformers.
+GGUF_T5 = {
     "token_embd": "shared",
     "enc.output_norm": "encoder.final_layer_norm",
     "attn_norm": "layer.0.layer_norm",
@@ -260,8 +261,8 @@ def _t5_name(name: str) -> str:
     block = _GGUF_BLOCK.match(name)
     if block:
         stem, rest = block[2], name[block.end() :]
-        return f"encoder.block.{block[1]}.{_GGUF_T5.get(stem, stem)}{rest}"
-    return _replaced(name, _GGUF_T5)
+        return f"encoder.block.{block[1]}.{GGUF_T5.get(stem, stem)}{rest}"
+    return _replaced(name, GGUF_T5)
 
 
 def check_names(network: str, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, StoredTensor]) -> None:

@@ -65,6 +65,22 @@ class Figure:
     palette: dict[str, Colour]
 
 
+@dataclass(frozen=True, eq=False)
+class _Choice:
+    """What the words for a thing leave open: `across` and `down` in 0..1 are its place in the room that there is.
+
+    `tint` (3,) is added to its colour, `scale` a factor of its size, and `crossing` (2,) are frame widths and heights
+    per second.
+    """
+
+    tint: Floats
+    across: float
+    down: float
+    crossing: Floats
+    scale: float
+    looks_left: bool
+
+
 def render(scene: Scene, height: int, width: int, frames: int, fps: float = FPS) -> tuple[Array, Array]:
     """Returns the frames (F, H, W, 3) of a scene and the coverage of each thing (things, F, H, W), float32 in 0..1.
 
@@ -93,39 +109,44 @@ def _figure_of(
     times: Floats,
 ) -> Figure:
     """Places a thing so that it stays inside the frame (height, width); what its words leave open is random."""
-    tint = random.uniform(-VARIATION, VARIATION, 3)
-    palette = palette_of(thing.colour, np.zeros(3) if on_marks else tint)
-    across, down, speed, variation, side = random.random(5)
+    choice = _choice(random, on_marks)
     height, width = frame_size
     shorter = min(height, width)
-    unplaced = _pose(thing, not on_marks and side < 0.5, times)
+    unplaced = _pose(thing, choice.looks_left, times)
     least, most = _corners(unplaced).min((0, 1)), _corners(unplaced).max((0, 1))
     room = MARGIN * shorter * np.array([[1, 1], [-1, -1]]) + [[0, 0], [width, height]]  # for the whole thing
     room[:, 0] += width / 2 * np.array({"anywhere": (0, 0), "left": (0, -1), "right": (1, 0)}[thing.place])
-    scale = 1.0 if on_marks else 0.95 + 0.1 * variation
-    size = min(SIZES[thing.size] * scale * shorter, *(np.ptp(room, 0) / (most - least)))
+    size = min(SIZES[thing.size] * choice.scale * shorter, *(np.ptp(room, 0) / (most - least)))
     parts = [part.scaled(size) for part in unplaced]
     corners = _corners(parts)
 
     room -= size * np.array([least, most])  # for the middle of the thing
-    crossing = MARKED_SPEED / np.array([COLUMNS, ROWS])
-    if not on_marks:
-        crossing[:] = CROSSING[0] + speed * (CROSSING[1] - CROSSING[0])
-    path = _path(thing.motion, crossing, np.array([width, height]), np.ptp(room, 0), times)
+    path = _path(thing.motion, choice.crossing, np.array([width, height]), np.ptp(room, 0), times)
     room -= np.array([path.min(0), path.max(0)])  # for its middle in the first frame
     low = corners[:, :, 1].max(1)
     standing = thing.kind in GROUNDED and thing.motion not in ("up", "down")
     if on_marks:
         deep = height * MARKED_GROUND
-        start = _mark(thing, across, room, np.array([width, height]))
+        start = _mark(thing, choice.across, room, np.array([width, height]))
     else:
-        deep = height * (horizon + 0.12 + (0.82 - horizon) * down)  # a place on the ground
-        start = room[0] + np.ptp(room, 0) * [across, 0.8 * down]
+        deep = height * (horizon + 0.12 + (0.82 - horizon) * choice.down)  # a place on the ground
+        start = room[0] + np.ptp(room, 0) * [choice.across, 0.8 * choice.down]
         if standing:
             start[1] = np.clip(deep - np.median(low), *room[:, 1])
     middle = start + path
     low = middle[:, 1] + low
-    return Figure(parts, corners, middle, low - path[:, 1] if standing else np.maximum(low, deep), palette)
+    ground = low - path[:, 1] if standing else np.maximum(low, deep)
+    return Figure(parts, corners, middle, ground, palette_of(thing.colour, choice.tint))
+
+
+def _choice(random: np.random.Generator, on_marks: bool) -> _Choice:
+    """Chooses what a thing's words leave open; on marks, only its place is open."""
+    tint = random.uniform(-VARIATION, VARIATION, 3)
+    across, down, speed, variation, side = random.random(5)
+    if on_marks:
+        return _Choice(np.zeros(3), across, down, MARKED_SPEED / np.array([COLUMNS, ROWS]), 1.0, False)
+    crossing = np.full(2, CROSSING[0] + speed * (CROSSING[1] - CROSSING[0]))
+    return _Choice(tint, across, down, crossing, 0.95 + 0.1 * variation, side < 0.5)
 
 
 def _mark(thing: Thing, across: float, room: Floats, frame: Floats) -> Floats:
