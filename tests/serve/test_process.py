@@ -190,7 +190,7 @@ def test_a_worker_that_does_not_stop_is_killed_and_another_takes_over(maker, tmp
 def test_cancelling_what_is_not_under_way_does_nothing_to_what_is(maker, tmp_path):
     over = new_id()
     maker.cancel(over)
-    make(maker, tmp_path / "a", lambda event: maker.cancel(over), id=over[:-1] + "0")
+    make(maker, tmp_path / "a", lambda event: maker.cancel(over), id=new_id())
 
 
 def test_killed_at_any_moment_a_video_is_the_same_after_it_was_gone_on_with(maker, library, tmp_path):
