@@ -50,9 +50,10 @@ def report(locked: Path, audit: Audit = pip_audit) -> tuple[list[str], int]:
     with tempfile.TemporaryDirectory() as folder:
         first = Path(folder) / "requirements.txt"
         first.write_text(first_of(locked.read_text()))
-        if not answers_of(audit(first))[0]:
-            return ["audit: nobody answered: there is no network, or the package index has no such list"], 0
-    found, unknown = answers_of(audit(locked))
+        for asked in (first, locked):
+            found, unknown = answers_of(audit(asked))
+            if not found:
+                return ["audit: nobody answered: there is no network, or the package index has no such list"], 0
     lines = [f"audit: {package} has {', '.join(ids)}" for package, ids in found.items() if ids]
     if unknown:
         lines.append(f"audit: {len(unknown)} could not be looked up: {', '.join(unknown)}")

@@ -19,6 +19,7 @@ from ltx_runtime.folder.manifest import Engines
 from ltx_runtime.folder.reading import open_engines
 from ltx_runtime.folder.release import release_of
 from ltx_runtime.outputs.places import check_readable, places_of
+from ltx_runtime.outputs.state import check_state
 from ltx_runtime.outputs.unfinished import Unfinished, open_unfinished
 from ltx_runtime.planning.backends import Chosen, Size, choose, needed
 from ltx_runtime.planning.choices import FROM_IMAGE
@@ -187,6 +188,7 @@ class Pipeline:
             for path in recorded.changed_inputs():
                 raise LtxError(f"{path} is not what it was when the run began", "put it back, or start again")
             video = self._planned(recorded.request, options, unfinished)
+            self._check_state(unfinished, video)
             for name in recorded.changed_weights(video.weights):
                 raise LtxError(
                     f"{name} in {self.engines.folder} is not the one with which the run began",
@@ -196,6 +198,12 @@ class Pipeline:
             unfinished.unlock()
             raise
         return video
+
+    def _check_state(self, unfinished: Unfinished, video: Video) -> None:
+        assert video.plan is not None
+        text_channels = self.engines.component("transformer").signature.input("text").axes[-1]
+        assert isinstance(text_channels, int)
+        check_state(unfinished.state, video.plan, unfinished.path, channels_of(self.engines), text_channels)
 
     def _road(self, chosen: Chosen) -> Road:
         return Road(

@@ -22,7 +22,7 @@ from ltx_runtime.folder.commands import check_command
 from ltx_runtime.folder.manifest import Engines
 from ltx_runtime.noise.noise import RNGS, FileNoise, GivenNoise, Noise, RecordingNoise
 from ltx_runtime.outputs.frames import SENTENCES, Watched
-from ltx_runtime.outputs.unfinished import ReplayedNoise, State
+from ltx_runtime.outputs.state import ReplayedNoise, State
 from ltx_runtime.planning.backends import Chosen
 from ltx_runtime.planning.media import read_media
 from ltx_runtime.planning.options import RunOptions

@@ -15,7 +15,8 @@ from ltx_runtime.media.video import TakenError, check_output, save_video, target
 from ltx_runtime.noise.noise import Noise
 from ltx_runtime.outputs.places import Places
 from ltx_runtime.outputs.record import Recorded, check_recordable, parse_record, read_record, record_of, weights_of
-from ltx_runtime.outputs.unfinished import State, Unfinished, about_of, claim, place_beside
+from ltx_runtime.outputs.state import State
+from ltx_runtime.outputs.unfinished import Unfinished, about_of, claim, place_beside
 from ltx_runtime.packages import RELEASE
 from ltx_runtime.planning.media import NO_MEDIA, GivenMedia
 from ltx_runtime.planning.plan import Plan
@@ -212,8 +213,7 @@ class Video:
     def report_lines(self) -> list[str]:
         """The plan as lines of text."""
         if self.plan is None:
-            ending = self.ending
-            return [f"decode: {ending.num_frames} frames at {ending.fps:g} fps, seed {ending.seed}"]
+            return [f"decode: {self.ending.num_frames} frames at {self.ending.fps:g} fps, seed {self.ending.seed}"]
         return list(lines_of(self.report()))
 
     def reads_also(self, label: str, path: Path) -> None:

@@ -152,17 +152,18 @@ def printed(*entries):
             ],
             1,
         ),
-        (
-            printed(("fox", None)),
-            ["audit: nobody answered: there is no network, or the package index has no such list"],
-            0,
-        ),
+        (printed(("fox", None)), NOBODY, 0),
         ("", NOBODY, 0),
     ],
     ids=["none", "known", "no list", "no network"],
 )
 def test_an_audit_that_nobody_answered_says_so_and_a_known_vulnerability_fails(audit, answer, lines, code):
     assert audit.report(LOCKED, lambda requirements: answer) == (lines, code)
+
+
+def test_an_audit_whose_answer_fails_after_the_first_package_is_no_all_clear(audit):
+    answers = iter([printed(("fox", [])), ""])
+    assert audit.report(LOCKED, lambda requirements: next(answers)) == (NOBODY, 0)
 
 
 def test_an_audit_asks_for_one_package_before_it_asks_for_all(audit):

@@ -15,7 +15,7 @@ from ltx_export.calibration.products import ROWS, largest_of, rows_of
 from ltx_export.calibration.smoothing import Activations
 from ltx_runtime.folder.manifest import Engines
 from ltx_runtime.folder.release import release_of
-from ltx_runtime.outputs.unfinished import State
+from ltx_runtime.outputs.state import State
 from ltx_runtime.planning.backends import Size, choose, needed
 from ltx_runtime.planning.media import media_of
 from ltx_runtime.planning.options import RunOptions

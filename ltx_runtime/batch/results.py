@@ -18,15 +18,18 @@ from itertools import count as numbers
 from pathlib import Path
 from typing import Any
 
-from ltx_runtime.batch.tasks import Outcome, Refused, Task, size_of
+from ltx_runtime.batch.tasks import Outcome, Refused, Task, is_inside, size_of
 from ltx_runtime.errors import LtxError, explaining
 from ltx_runtime.files import Lock, lock_of, partial_folder, place_new
+from ltx_runtime.outputs.places import SAVING
 from ltx_runtime.outputs.unfinished import shortest
 from ltx_runtime.packages import RELEASE
 
 KEY = "ltx-batch"
 SUFFIX = ".results.jsonl"
 STATUS, PLANNED, REFUSED, DONE, FAILED = "status", "planned", "refused", "done", "failed"
+# Fields of RunOptions that no batch has, since each of its videos would need its own file.
+_NOT_OF_BATCH = {*SAVING, "embeddings", "initial_latents", "noise"}
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,7 @@ class Results:
             for raw in file:
                 line = json.loads(raw)
                 if line.get(STATUS) == PLANNED:
-                    yield Task(**{name: line[name] for name in ("number", "line", "fields", "output", "work")})
+                    yield _task_of(line)
                 elif line.get(STATUS) in (DONE, FAILED):
                     return
 
@@ -157,10 +160,10 @@ class Results:
                 try:
                     line = json.loads(raw)
                     if about is None:
-                        about = About(**line[KEY])
+                        about = _about_of(line[KEY])
                     else:
                         self._count(line)
-                except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                except (ValueError, KeyError, TypeError, ArithmeticError, AttributeError, RecursionError):
                     raise self._damaged(number) from None
         if about is None:
             raise self._damaged(1)
@@ -169,10 +172,12 @@ class Results:
 
     def _count(self, line: Mapping[str, Any]) -> None:
         if line[STATUS] == PLANNED:
+            _task_of(line)
             self.planned += 1
         elif line[STATUS] == REFUSED:
             self.refused.add(int(line["line"]))
         elif line[STATUS] == DONE:
+            _check(is_inside(line["file"]))
             self.done[int(line["number"])] = {name: line[name] for name in ("file", "bytes")}
 
     def _damaged(self, number: int) -> LtxError:
@@ -180,6 +185,27 @@ class Results:
             f"line {number} of {self.path} is none of the results of a batch",
             f"give a file that ends in {SUFFIX}, or prompts to --prompts",
         )
+
+
+def _about_of(data: Mapping[str, Any]) -> About:
+    """Returns how a batch is made. Raises ValueError or TypeError if no program has written that."""
+    about = About(**data)
+    _check(all(isinstance(text, str) for text in (about.version, about.engines, about.asked, about.uri or "")))
+    _check(isinstance(about.pipeline, dict) and not about.options.keys() & _NOT_OF_BATCH)
+    return about
+
+
+def _task_of(line: Mapping[str, Any]) -> Task:
+    """Returns a task of a file of results. Raises ValueError, KeyError or TypeError if no program has written that."""
+    task = Task(**{name: line[name] for name in ("number", "line", "fields", "output", "work")})
+    _check(isinstance(task.number, int) and isinstance(task.line, int) and isinstance(task.work, (int, float)))
+    _check(isinstance(task.fields, dict) and is_inside(task.output))
+    return task
+
+
+def _check(holds: bool) -> None:
+    if not holds:
+        raise ValueError
 
 
 def begin(

@@ -69,6 +69,12 @@ class Outcome:
     problem: str = ""
 
 
+def is_inside(output: str) -> bool:
+    """Returns whether a name is that of a file inside the folder to which it is relative."""
+    path = PurePath(output)
+    return not (path.is_absolute() or path.drive or ".." in path.parts or "\0" in output) and path.name != ""
+
+
 def size_of(target: Path) -> int:
     """Returns the bytes of a video: of its file, or of all files in its folder of frames."""
     return sum(path.stat().st_size for path in (target.iterdir() if target.is_dir() else [target]))
@@ -201,7 +207,7 @@ class Planner:
             named = next(names_for(Path(), request.prompt, request.seed)).name
             return f"{row_number:04d}-{named}"
         path = PurePath(row.output)
-        if path.is_absolute() or path.drive or ".." in path.parts or not path.name or "\0" in row.output:
+        if not is_inside(row.output):
             raise LtxError(
                 f"output must be a file name inside the folder of the videos; got {row.output!r}",
                 "give a relative name",

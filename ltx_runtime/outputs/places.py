@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ltx_runtime.errors import LtxError, explaining
 from ltx_runtime.files import partial_folder
@@ -22,6 +23,7 @@ from ltx_runtime.planning.request import Request
 from ltx_runtime.replacing.tidying import tidy
 from ltx_runtime.weights.lora import files_of
 
+SAVING = ("save_embeddings", "save_latents", "save_noise")  # fields of RunOptions
 _Identity = tuple[object, ...]
 
 
@@ -154,6 +156,27 @@ def places_of(engines: Engines, request: Request | None, options: RunOptions) ->
     }
     writes = {f"the file for {name}": path for name, path in kept.items() if path is not None}
     return Places(engines, reads, writes, options.overwrite)
+
+
+def confined(about: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Returns how a video is made, as another user or another machine may say it: beside the file, replacing nothing.
+
+    Args:
+        about: what `about_of` returns.
+        path: the file that says so.
+
+    Raises:
+        LtxError: a file would be saved outside the folder of `path`.
+    """
+    folder = path.absolute().parent
+    options = {name: value for name, value in about["options"].items() if name != "overwrite"}
+    for place in (Path(str(options[name])) for name in SAVING if options.get(name) is not None):
+        if not place.is_absolute() or os.path.realpath(place.parent) != os.path.realpath(folder):
+            raise LtxError(
+                f"{path} was not written by you on this machine, and its run would also write {place}",
+                "start the run again",
+            )
+    return {**about, "options": options, "output": str(folder / Path(about["output"]).name)}
 
 
 def _identity(path: Path) -> _Identity:

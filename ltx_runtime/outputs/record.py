@@ -158,7 +158,7 @@ def parse_record(text: str, path: Path) -> Recorded:
         options = {name: getattr(checked, name) for name in options}
         used = {source for source in _sources(request, checked) if isinstance(source, Path)}
         digests = {folder / name: str(digest) for name, digest in record.get("inputs", {}).items()}
-        inputs = {path: digest for path, digest in digests.items() if path in used}  # others need not be read
+        inputs = {path: digests.get(path, "") for path in used}  # others need not be read
         weights = {str(name): str(digest) for name, digest in record.get("weights", {}).items()}
         return Recorded(version, request, options, weights, inputs)
     except (LtxError, TypeError, KeyError, ValueError, AttributeError, RecursionError) as error:

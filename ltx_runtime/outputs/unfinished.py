@@ -12,9 +12,9 @@ import os
 import shlex
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,80 +24,24 @@ from numpy.typing import NDArray
 from ltx_runtime.errors import LtxError, explaining
 from ltx_runtime.files import Lock, lock_of, written_whole
 from ltx_runtime.media.video import WRITERS, TakenError, target_of
-from ltx_runtime.noise.noise import Noise
+from ltx_runtime.outputs.places import confined
+from ltx_runtime.outputs.plain import from_fields
 from ltx_runtime.outputs.record import OPTIONS, Recorded, parse_record
+from ltx_runtime.outputs.state import State
 from ltx_runtime.planning.options import RunOptions
 from ltx_runtime.tensors import names_in, packed, read_metadata, read_tensors
 from ltx_runtime.text.embeddings import Text
+from ltx_runtime.trust.signing import is_signed, signature_of
 
 Floats = NDArray[np.float32]
 
 SUFFIX = ".unfinished"
-_KEY = "ltx-unfinished"
+_KEY, _SIGNATURE = "ltx-unfinished", "signature"
 _LONGEST_NAME, _KEPT_CHARACTERS = 255, 50  # bytes, and characters of at most four bytes
 _LATENTS, _TEXT, _TOKENS = "latents/", "text/", "tokens"
 _TEXT_FIELDS = ("embeddings", "mask", "negative_embeddings", "negative_mask")
 # Writing takes at most this share of the time of a run.
 SHARE_OF_TIME = 0.02
-
-
-@dataclass
-class State:
-    """How far a run is. The run updates it as it goes, and goes on from it if it is not empty.
-
-    Attributes:
-        text: the encoded prompts; None before they are encoded, and after the last pass.
-        latents: normalized latents (1, C, F, H, W) of finished stages, by name: pass1, pass2, temporal.
-        tokens: the latents of the pass under way as tokens (1, N, C), after `steps` of its steps; None at its start.
-        steps: number of finished steps of the pass under way.
-        drawn: key and shape of every random draw of the finished passes, in order.
-        saved: the absolute path of each file that was saved, by the path that was asked for.
-        keep: is called whenever the state has changed.
-    """
-
-    text: Text | None = None
-    latents: dict[str, Floats] = field(default_factory=dict)
-    tokens: Floats | None = None
-    steps: int = 0
-    drawn: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)
-    saved: dict[str, str] = field(default_factory=dict)
-    keep: Callable[[], None] = lambda: None
-
-    @property
-    def is_begun(self) -> bool:
-        """Whether there is anything that would have to be computed again."""
-        return self.tokens is not None or bool(self.latents)
-
-    def stepped(self, tokens: Floats, steps: int) -> None:
-        """Sets the tokens of the pass under way after some of its steps."""
-        self.tokens, self.steps = tokens, steps
-        self.keep()
-
-    def finished(self, name: str, latents: Floats, drawn: Sequence[tuple[str, tuple[int, ...]]]) -> None:
-        """Adds the latents of a finished stage, and all draws until then; the tokens of its steps are forgotten."""
-        self.latents[name], self.drawn = latents, [*drawn]
-        self.tokens, self.steps = None, 0
-        self.keep()
-
-
-class ReplayedNoise:
-    """Noise of a run that may go on: the draws of finished passes are repeated at once, and all draws are listed.
-
-    Sources that draw from one stream then continue where they would have been.
-
-    Attributes:
-        drawn: key and shape of all draws, in order.
-    """
-
-    def __init__(self, noise: Noise, drawn: Sequence[tuple[str, tuple[int, ...]]]) -> None:
-        self._noise = noise
-        self.drawn: list[tuple[str, tuple[int, ...]]] = []
-        for key, shape in drawn:
-            self.draw(key, shape)
-
-    def draw(self, key: str, shape: tuple[int, ...]) -> Floats:
-        self.drawn.append((key, shape))
-        return self._noise.draw(key, shape)
 
 
 class Unfinished:
@@ -174,7 +118,8 @@ class Unfinished:
             OSError: the file cannot be written.
         """
         state = {"steps": self.state.steps, "drawn": self.state.drawn, "saved": self.state.saved}
-        raw = packed(_tensors_of(self.state), {_KEY: json.dumps({**self.about, "state": state})})
+        text = json.dumps({**self.about, "state": state})
+        raw = packed(_tensors_of(self.state), {_KEY: text, _SIGNATURE: signature_of(text)})
         with written_whole(self.path, replace=replace) as temporary:
             temporary.write_bytes(raw)
             lock = lock_of(temporary)
@@ -296,13 +241,14 @@ def shortest(path: Path) -> str:
 
 
 def open_unfinished(path: Path) -> Unfinished:
-    """Opens the file of an interrupted run, to go on from it.
+    """Opens the file of an interrupted run, to go on from it; of a file that this user has not written, see `confined`.
 
     Args:
         path: the file, or the output that it belongs to.
 
     Raises:
-        LtxError: the file cannot be read, is damaged or no such file, or its run is still under way.
+        LtxError: the file cannot be read, is damaged or no such file, its run is still under way, or it is another's
+            and reaches beyond its folder.
     """
     if path.suffix in WRITERS and place_beside(path).exists():
         path = place_beside(path)
@@ -310,22 +256,34 @@ def open_unfinished(path: Path) -> Unfinished:
         pass
     lock = _locked(path)
     try:
+        unfinished = Unfinished(path, *_read(path), lock)
+    except BaseException:
+        lock.release()
+        raise
+    unfinished.state.keep = unfinished.keep
+    return unfinished
+
+
+def _read(path: Path) -> tuple[dict[str, Any], State]:
+    """Returns how a video is made, and how far its run is."""
+    none = LtxError(f"{path} is no unfinished run", f"give a file that ends in {SUFFIX}")
+    try:
         metadata = read_metadata(path)
     except LtxError:
         if path.suffix == SUFFIX:
             raise
-        raise LtxError(f"{path} is no unfinished run", f"give a file that ends in {SUFFIX}") from None
+        raise none from None
     try:
         about = json.loads(metadata[_KEY])
-        unfinished = Unfinished(path, about, _state_of(path, about.pop("state")), lock)
-        for name in ("record", "engines", "output"):
-            if not isinstance(about[name], str):
-                raise TypeError(name)
-        dict(about["options"])
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
-        raise LtxError(f"{path} is no unfinished run", f"give a file that ends in {SUFFIX}") from None
-    unfinished.state.keep = unfinished.keep
-    return unfinished
+        state = _state_of(path, about.pop("state"))
+        if not all(isinstance(about[name], str) for name in ("record", "engines", "output")):
+            raise none
+        from_fields(RunOptions, about["options"], path.parent)
+    except (LtxError, KeyError, TypeError, ValueError, ArithmeticError, AttributeError, RecursionError):
+        raise none from None
+    if is_signed(metadata[_KEY], metadata.get(_SIGNATURE, "")):
+        return about, state
+    return confined(about, path), replace(state, saved={})
 
 
 def _locked(path: Path) -> Lock:

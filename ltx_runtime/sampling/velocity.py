@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ltx_runtime.errors import LtxError
 from ltx_runtime.sampling.conditioning import Conditioned
 from ltx_runtime.sampling.denoise import Step, VelocityOf, denoise
 from ltx_runtime.sampling.guidance import combine
@@ -54,7 +55,12 @@ def make_latents(
         draw: (name, shape) -> fresh noise of this pass.
         low_memory: whether to run conditions one after another instead of in one batch.
         resumed: a number of steps that are finished already, and the tokens after them.
+
+    Raises:
+        LtxError: the tokens of finished steps have another shape than the pass.
     """
+    if resumed is not None and resumed[1].shape != start.tokens.shape:
+        raise LtxError("what is kept of the interrupted run does not fit its request", "start the run again")
     half = session.component.input("cosines").axes[-1]
     assert isinstance(half, int)
     rotation = rope.rotation(start.coords, 2 * half)

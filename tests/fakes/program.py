@@ -7,9 +7,25 @@ line of standard error is the number of events.
 import os
 import signal
 import sys
+from pathlib import Path
 from types import ModuleType
 
+import platformdirs
+
 EVENTS = ("open", "os.rename", "os.link", "os.mkdir", "os.rmdir", "os.remove")
+
+
+ROOT = Path(__file__).parents[2]
+DATA = "USER_DATA"  # variable that names the folder of what the user keeps
+
+
+def environment() -> dict[str, str]:
+    """Returns the variables of such a process: nothing is the user's own, and the test's key signs what it leaves."""
+    from ltx_runtime.trust.signing import signature_of
+
+    signature_of("")  # makes the key, so that the first process has no more events than the others
+    kept = {DATA: str(platformdirs.user_data_path()), "LTX_CACHE": "", "PATH": "", "PYTHONDONTWRITEBYTECODE": "1"}
+    return kept | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
 
 
 def watch(moment: int) -> list[str]:
@@ -44,6 +60,8 @@ def main() -> None:
     """Installs the fake stages, and runs the program."""
     from ltx_runtime.cli import main as cli
 
+    data = Path(os.environ[DATA])
+    platformdirs.user_data_path = lambda *_, **__: data  # type: ignore[assignment]
     install_fake_stages()
     moment = int(sys.argv.pop(1))
     sys.argv[0] = "ltx-run"

@@ -162,3 +162,16 @@ def write_engines(folder: Path, version: Version, spiece: Path, lacking=()) -> N
         names.add(manifest.tokenizer)
     files = describe_files({name: folder / name for name in names})
     write_manifest(folder, replace(manifest, files=files))
+
+
+def interrupting(stage, after):
+    """Returns a stage that works some times and is then interrupted."""
+    original, calls = STAGES[stage], []
+
+    def interrupted(feeds):
+        calls.append(1)
+        if len(calls) > after:
+            raise KeyboardInterrupt
+        return original(feeds)
+
+    return interrupted

@@ -1,5 +1,7 @@
 """Laws of the file of results of a batch: whole lines only, and what is made is not made again."""
 
+import json
+
 import pytest
 
 from ltx_runtime.batch.results import About, reopen
@@ -38,6 +40,28 @@ def test_a_line_that_does_not_fit_leaves_nothing(tmp_path, room):
         results.append(outcome(TASKS[1]))
     with reopen(path) as results:
         assert list(results.done) == [2]
+
+
+@pytest.mark.parametrize(
+    ("line", "changes"),
+    [
+        *((2, {"output": name}) for name in ("../fox.mp4", "/fox.mp4", "a/../../fox.mp4", "", ".", "a\0b", 3)),
+        *((2, {name: []}) for name in ("number", "line", "fields", "work")),
+        *((4, {"file": name}) for name in ("../fox.mp4", "/fox.mp4", None)),
+        *((1, {"options": {name: "/fox"}}) for name in ("save_latents", "save_noise", "embeddings", "noise")),
+        *((1, {name: 3}) for name in ("version", "engines", "pipeline", "options", "uri")),
+    ],
+)
+def test_what_no_batch_has_written_is_refused(tmp_path, line, changes):
+    path = tmp_path / "foxes.results.jsonl"
+    with begin(path) as results:
+        results.append(outcome(TASKS[0]))
+    lines = [json.loads(raw) for raw in path.read_text().splitlines()]
+    changed = lines[line - 1]["ltx-batch"] if line == 1 else lines[line - 1]
+    changed.update(changes)
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in lines))
+    with pytest.raises(LtxError, match=rf"line {line} of .*foxes.results.jsonl is none of the results of a batch"):
+        reopen(path)
 
 
 def test_what_is_stored_elsewhere_is_not_looked_for_here(tmp_path):

@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,20 +13,13 @@ from fakes.batches import SIZE, statuses, videos_in
 from ltx_runtime.spec.versions import VERSIONS
 
 DEMO, SINGLE = VERSIONS["demo"], VERSIONS["0.9.5"]
-ROOT = Path(__file__).parents[3]
 MOMENTS = 10
-ENVIRONMENT = {
-    "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
-    "LTX_CACHE": "",
-    "PATH": "",
-    "PYTHONDONTWRITEBYTECODE": "1",
-}
 
 
 def killed_at(moment, *words):
     """Runs ltx-run on the fake stages in a process that is killed at a moment; returns exit code and standard error."""
     command = [sys.executable, program.__file__, str(moment), *words]
-    ended = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300, check=False)
+    ended = subprocess.run(command, capture_output=True, text=True, env=program.environment(), timeout=300, check=False)
     return ended.returncode, ended.stderr
 
 
@@ -68,7 +60,7 @@ def test_two_processes_with_the_same_batch_make_each_video_once(engines, tmp_pat
     words = ("--prompts", "p.txt", *SIZE, "--steps", "1", "--seeds", "1", "--output-dir", "videos")
     command = [sys.executable, program.__file__, "0", *words]
     runs = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=program.environment())
         for _ in range(2)
     ]
     told = [(process.communicate(timeout=300), process.returncode) for process in runs]
@@ -88,7 +80,9 @@ def test_videos_are_made_even_if_nobody_reads_their_lines(engines, tmp_path, mon
         os.close(reader)
         words = ("--prompts", "p.txt", *SIZE, "--steps", "1", "--output-dir", str(number))
         command = [sys.executable, program.__file__, "0", *words]
-        ended = subprocess.run(command, env=ENVIRONMENT, timeout=300, check=False, **dict.fromkeys(streams, writer))
+        ended = subprocess.run(
+            command, env=program.environment(), timeout=300, check=False, **dict.fromkeys(streams, writer)
+        )
         os.close(writer)
         assert (number, len(videos_in(tmp_path / str(number)))) == (number, 2)
         assert ended.returncode == 0 or "stderr" in streams  # the program of the tests writes there at its end

@@ -8,7 +8,6 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 from fakes import program
@@ -18,14 +17,7 @@ from ltx_runtime.cli.streams import UNTOLD
 from ltx_runtime.spec.versions import VERSIONS
 
 SINGLE = VERSIONS["0.9.5"]
-ROOT = Path(__file__).parents[3]
 FOX = ("a fox", *SIZE, "--steps", "1", "--seed", "3")
-ENVIRONMENT = {
-    "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
-    "LTX_CACHE": "",
-    "PATH": "",
-    "PYTHONDONTWRITEBYTECODE": "1",
-}
 # What nobody reads, and what could not be written although somebody may want it.
 UNREAD, FAILED = ("closed", "broken pipe", "dead terminal"), ("full disk", "read-only")
 
@@ -61,7 +53,7 @@ def process(*words, out=None, err=None, module=program.__file__, **more):
             ["/bin/sh", "-c", f'exec "$@" {closing}', "sh", *command],
             stdout=stdout or subprocess.PIPE,
             stderr=stderr or subprocess.PIPE,
-            env=ENVIRONMENT,
+            env=program.environment(),
             timeout=120,
             text=True,
             **more,
@@ -139,7 +131,10 @@ def test_a_terminal_that_is_closed_under_way_does_not_end_a_run_that_ignores_it(
     terminal, inner = pty.openpty()
     words = ("a fox", *SIZE, "--steps", "30", "--seed", "3", "--output", "fox.mp4")
     process = subprocess.Popen(
-        [sys.executable, program.__file__, "0", *words], stdout=inner, stderr=inner, env=ENVIRONMENT | {"TERM": "xterm"}
+        [sys.executable, program.__file__, "0", *words],
+        stdout=inner,
+        stderr=inner,
+        env=program.environment() | {"TERM": "xterm"},
     )
     os.close(inner)
     os.read(terminal, 1)
@@ -162,7 +157,7 @@ def test_a_pipe_that_does_not_block_gets_the_whole_result_however_slowly_it_is_r
     thread = threading.Thread(target=read)
     thread.start()
     command = [sys.executable, program.__file__, "0", *FOX, "--plan", "--json"]
-    ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, env=ENVIRONMENT, timeout=120)
+    ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, env=program.environment(), timeout=120)
     os.close(writer)
     thread.join()
     os.close(reader)
@@ -179,7 +174,10 @@ def test_a_reader_of_standard_error_who_has_stopped_is_not_waited_for(folder):
     started = time.monotonic()
     command = [sys.executable, program.__file__, "0", *FOX, "--output", "fox.mp4"]
     assert (
-        subprocess.run(command, stdout=subprocess.DEVNULL, stderr=writer, env=ENVIRONMENT, timeout=120).returncode == 0
+        subprocess.run(
+            command, stdout=subprocess.DEVNULL, stderr=writer, env=program.environment(), timeout=120
+        ).returncode
+        == 0
     )
     assert time.monotonic() - started < 60
     os.close(reader)

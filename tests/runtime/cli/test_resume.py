@@ -1,7 +1,6 @@
 """Laws of interrupted runs: whatever ended them, the printed command makes the same video, byte for byte."""
 
 import errno
-import math
 import os
 import re
 import shlex
@@ -29,7 +28,6 @@ from ltx_runtime.vae.saved_latents import write_latents
 
 DEMO, SINGLE = VERSIONS["demo"], VERSIONS["0.9.5"]
 SMALL = ("a cat", "--seed", "3", "--height", "64", "--width", "96", "--num-frames", "9")
-ROOT = Path(__file__).parents[3]
 MOMENTS = 12
 
 
@@ -47,19 +45,6 @@ def content(target):
     return [path.read_bytes() for path in (sorted(target.iterdir()) if target.is_dir() else [target])]
 
 
-def interrupting(stage, after):
-    """Returns a stage that works some times and is then interrupted."""
-    original, calls = fake_stages.STAGES[stage], []
-
-    def interrupted(feeds):
-        calls.append(1)
-        if len(calls) > after:
-            raise KeyboardInterrupt
-        return original(feeds)
-
-    return interrupted
-
-
 @pytest.mark.parametrize(
     ("stage", "after"), [*((stage, 0) for stage in fake_stages.STAGES), *(("transformer", i) for i in (1, 3, 8, 9))]
 )
@@ -71,7 +56,7 @@ def test_ctrl_c_in_any_stage_leaves_no_half_video_and_can_be_gone_on_from(
     wishes = (*SMALL, "--temporal-upscale", "--image", "engines/image.png", "--rng", "torch")
     assert run(*wishes, "--output", "whole.mp4")[0] == 0
     with monkeypatch.context() as patch:
-        patch.setitem(fake_stages.STAGES, stage, interrupting(stage, after))
+        patch.setitem(fake_stages.STAGES, stage, fake_stages.interrupting(stage, after))
         code, out, err = run(*wishes, "--output", "clip.mp4")
     assert (code, out) == (130, "")
     assert err.splitlines()[-1] == "error: interrupted; no half-written video was left"
@@ -84,8 +69,7 @@ def test_ctrl_c_in_any_stage_leaves_no_half_video_and_can_be_gone_on_from(
 def started(moment, *arguments):
     """Runs ltx-run on the fake stages in another process, which is killed at a moment."""
     command = [sys.executable, program.__file__, str(moment), *arguments]
-    paths = f"{ROOT}:{ROOT / 'tests'}"
-    environment = {"PYTHONPATH": paths, "LTX_CACHE": "", "PATH": "", "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = program.environment()
     ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
     return ended.returncode, ended.stderr
 
@@ -121,18 +105,6 @@ def test_a_run_that_is_killed_at_any_moment_goes_on_with_the_printed_command(eng
     assert gone_on > MOMENTS / 2
 
 
-@pytest.fixture
-def interrupted(run, engines, tmp_path, monkeypatch):
-    """Leaves a run of clip.mp4 from image.png that was interrupted after three steps; returns its version folder."""
-    monkeypatch.setattr(unfinished, "SHARE_OF_TIME", math.inf)  # steps take no time, and would not be kept one by one
-    folder = engines(DEMO)
-    Image.new("RGB", (96, 64), (200, 0, 0)).save(tmp_path / "image.png")
-    with monkeypatch.context() as patch:
-        patch.setitem(fake_stages.STAGES, "transformer", interrupting("transformer", 3))
-        assert run(*SMALL, "--image", "image.png", "--output", "clip.mp4")[0] == 130
-    return folder
-
-
 def steps_in(diary):
     return sum(note.startswith("run transformer") for note in diary)
 
@@ -163,7 +135,7 @@ def test_an_output_behind_links_can_be_gone_on_from(run, interrupted, tmp_path):
     (tmp_path / "disk" / "videos").mkdir(parents=True)
     (tmp_path / "videos").symlink_to("disk/videos")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(fake_stages.STAGES, "transformer", interrupting("transformer", 3))
+        patch.setitem(fake_stages.STAGES, "transformer", fake_stages.interrupting("transformer", 3))
         assert run(*SMALL, "--image", "image.png", "--output", "videos/clip.mp4")[0] == 130
     code, _, err = run("--resume", "videos/clip.mp4.unfinished")
     assert code == 0, err
@@ -307,7 +279,7 @@ def test_what_was_given_anew_holds_for_the_next_interruption_too(run, interrupte
     shutil.copytree(tmp_path / "engines", tmp_path / "moved")
     shutil.rmtree(tmp_path / "engines")
     with monkeypatch.context() as patch:
-        patch.setitem(fake_stages.STAGES, "vae_decoder", interrupting("vae_decoder", 0))
+        patch.setitem(fake_stages.STAGES, "vae_decoder", fake_stages.interrupting("vae_decoder", 0))
         words = ("--engines", "moved", "--output", "other.webm", "--vae-tiling")
         code, _, err = run("--resume", "clip.mp4.unfinished", *words)
     assert code == 130
@@ -320,7 +292,7 @@ def test_a_file_to_save_that_another_run_has_made_meanwhile_is_left_alone(run, i
     assert run("--resume", "clip.mp4.unfinished")[0] == 0
     kept = ("--save-noise", "noise.safetensors", "--save-latents", "latents.safetensors")
     with monkeypatch.context() as patch:
-        patch.setitem(fake_stages.STAGES, "transformer", interrupting("transformer", 3))
+        patch.setitem(fake_stages.STAGES, "transformer", fake_stages.interrupting("transformer", 3))
         code, _, err = run(*SMALL, *kept, "--output", "second.mp4")
     assert code == 130
     (tmp_path / "latents.safetensors").write_bytes(b"another's")
@@ -369,7 +341,7 @@ def test_a_long_name_is_claimed_by_a_shorter_one(run, engines, tmp_path, monkeyp
     engines(DEMO)
     name = "狐" * 83 + ".gif"  # 253 bytes
     with monkeypatch.context() as patch:
-        patch.setitem(fake_stages.STAGES, "vae_decoder", interrupting("vae_decoder", 0))
+        patch.setitem(fake_stages.STAGES, "vae_decoder", fake_stages.interrupting("vae_decoder", 0))
         code, _, err = run(*SMALL, "--output", name)
     assert code == 130
     assert run(*command_in(err))[0] == 0

@@ -4,14 +4,12 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from fakes import program
 
 from ltx_runtime.spec.versions import VERSIONS
 
-ROOT = Path(__file__).parents[3]
 SMALL = ("--seed", "3", "--height", "64", "--width", "96", "--num-frames", "9")
 # One that has no letters but English ones, that of Windows, and others.
 ENCODINGS = ("ascii", "cp1252", *(pytest.param(name, marks=pytest.mark.slow) for name in ("cp932", "latin-1", "utf-8")))
@@ -21,9 +19,7 @@ NAMES = ["狐.mp4", "🦊é.png", "лиса.gif", os.fsdecode(b"\xff.mp4")]
 def started(encoding, *arguments):
     """Runs ltx-run on the fake stages with redirected output; returns exit code, output and errors as bytes."""
     command = [sys.executable, program.__file__, "0", *arguments]
-    paths = f"{ROOT}:{ROOT / 'tests'}"
-    environment = {"PYTHONPATH": paths, "LTX_CACHE": "", "PATH": "", "PYTHONDONTWRITEBYTECODE": "1"}
-    environment |= {"PYTHONIOENCODING": encoding, "LC_ALL": "C.UTF-8"}
+    environment = program.environment() | {"PYTHONIOENCODING": encoding, "LC_ALL": "C.UTF-8"}
     ended = subprocess.run(command, capture_output=True, env=environment, timeout=120, check=False)
     assert b"Traceback" not in ended.stderr
     return ended.returncode, ended.stdout, ended.stderr

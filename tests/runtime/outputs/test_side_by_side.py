@@ -19,7 +19,6 @@ from ltx_runtime.outputs.record import read_record
 from ltx_runtime.spec.versions import VERSIONS
 
 PAIRS, PROCESSES = 200, 8
-ROOT = Path(__file__).parents[3]
 SINGLE = VERSIONS["0.9.5"]
 SMALL = {"height": 64, "width": 96, "num_frames": 9, "steps": 1}
 
@@ -69,12 +68,7 @@ def test_processes_that_name_their_videos_themselves_get_different_ones(engines,
     engines(SINGLE)
     monkeypatch.chdir(tmp_path)
     command = [sys.executable, program.__file__, "0", "a cat", "--height", "64", "--width", "96", "--num-frames", "9"]
-    environment = {
-        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
-        "LTX_CACHE": "",
-        "PATH": "",
-        "PYTHONDONTWRITEBYTECODE": "1",
-    }
+    environment = program.environment()
     runs = [
         subprocess.Popen(
             [*command, "--json", "--seed", "7", "--steps", str(steps), "--output-dir", "new/videos"],
