@@ -98,11 +98,14 @@ test-page: demo
 	$(BIN)/python -m pip install --quiet --group page
 	$(BIN)/python -m pytest tests/page
 
-# The runtime as it is on a machine without PyTorch, with the oldest packages that it may have.
+# The runtime as it is on a machine without PyTorch, with the oldest packages that it may have, and the oldest Python
+# where this machine has that, be it one of pyenv's.
+OLDEST_PYTHON ?= $(shell for one in python3.10 "$$(pyenv prefix 3.10 2>/dev/null)/bin/python" $(PYTHON); do \
+	"$$one" -c "" 2>/dev/null && echo "$$one" && break; done)
 runtime: $(VENV)-runtime/.ready
 
 $(VENV)-runtime/.ready: pyproject.toml dependencies/oldest.txt $(wildcard ltx_*/*.py ltx_*/*/*.py ltx_*/*/*/*.py)
-	$(PYTHON) -m venv $(VENV)-runtime
+	$(OLDEST_PYTHON) -m venv $(VENV)-runtime
 	$(VENV)-runtime/$(PROGRAMS)/python $(INSTALL) --constraint dependencies/oldest.txt --force-reinstall \
 		".[cpu]" pytest pytest-xdist hypothesis filelock
 	! $(VENV)-runtime/$(PROGRAMS)/python -c "import torch" 2>/dev/null
