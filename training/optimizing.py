@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 WARM_UP = 100  # steps
-LEAST_RATE = 0.03  # of the rate, at the last step
 SLOWEST_AVERAGE = 0.995  # what a step leaves of the average
 MOMENTUM = 0.95
 BETAS = (0.9, 0.99)
@@ -26,19 +25,21 @@ ORTHOGONALIZING, TIMES = (3.4445, -4.7750, 2.0315), 5
 class Plan:
     """How long a stage goes on and how fast: its steps, and the rates of Muon and of AdamW.
 
-    Rates rise for 100 steps, stay until the share `constant` of all steps, and fall from there in a straight line.
+    Rates rise for 100 steps, stay until the share `constant` of all steps, and fall from there in a straight line to
+    the share `least` of what they were.
     """
 
     steps: int
     rate: float
     other_rate: float
     constant: float = 0.4
+    least: float = 0.03
 
     def factor(self, step: int) -> float:
         """Returns the factor of both rates at a step, which are counted from 0."""
         begin = self.constant * self.steps
         fallen = max(0.0, step - begin) / max(1.0, self.steps - begin)
-        return min(1.0, (step + 1) / WARM_UP) * (1 - (1 - LEAST_RATE) * fallen)
+        return min(1.0, (step + 1) / WARM_UP) * (1 - (1 - self.least) * fallen)
 
 
 class Muon:

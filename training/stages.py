@@ -23,7 +23,7 @@ from training.assembly import write_trained
 from training.clips import FRAMES, Batches, Clips, Size, drawn_clips, windows
 from training.optimizing import Losses, Plan, optimize
 from training.run import Run
-from training.transformer.differentiable import differentiable
+from training.transformer.differentiable import differentiable, fused
 from training.transformer.latents import Latents, latents_of_clips
 from training.transformer.prompts import vocabulary_of_captions
 from training.transformer.velocity import Denoiser, Lesson, deviation_of, is_inner_matrix, start_of, velocity_losses
@@ -46,11 +46,11 @@ DECODER = Plan(steps=5500, rate=0.003, other_rate=1e-3)
 
 # What text encoder and transformer learn from: first frames, clips at the sizes of both passes, and clips at the size
 # of a video that is made in one pass.
-STILL_COUNT, CLIP_COUNTS = 24_000, (6_000, 900)
+STILL_COUNT, CLIP_COUNTS = 24_000, (18_000, 2_100)
 ONE_PASS, ONE_PASS_COUNT = Size(256, 384), 300
-STILLS = Plan(steps=7500, rate=0.04, other_rate=6e-3)
-MOTION = Plan(steps=7200, rate=0.03, other_rate=4e-3)
-REST = Plan(steps=2400, rate=0.015, other_rate=2e-3)
+STILLS = Plan(steps=5000, rate=0.04, other_rate=6e-3)
+MOTION = Plan(steps=8000, rate=0.03, other_rate=4e-3, constant=0.2, least=0.4)
+REST = Plan(steps=8600, rate=0.02, other_rate=2.7e-3, constant=0.2)
 
 UPSAMPLER, UPSAMPLER_BATCH = Plan(steps=5000, rate=0.01, other_rate=1e-3), 4
 # Latent channels that are not used are noise to the transformer, and this much of it reaches the decoder.
@@ -102,11 +102,11 @@ def train_rest(run: Run) -> None:
     small, large = (_latents(run, of_pass) for of_pass in (0, 1))
     middle = _encoded(run, ONE_PASS, FRAMES, ONE_PASS_COUNT, "clips of one pass")
     lessons = [
-        Lesson(small, 16, share=0.2, given=(0.15, 0.1)),
-        Lesson(small, 16, share=0.2, given=(0.5, 0.0), keyframe=True),
-        Lesson(middle, 6, share=0.15, given=(0.2, 0.1)),
-        Lesson(large, 4, share=0.3, most_noise=0.75, given=(0.2, 0.1)),
-        Lesson(large, 4, share=0.1, most_noise=0.75, given=(0.4, 0.0), keyframe=True),
+        Lesson(small, 16, share=0.45, given=(0.15, 0.1)),
+        Lesson(small, 16, share=0.1, given=(0.5, 0.0), keyframe=True),
+        Lesson(middle, 6, share=0.1, given=(0.2, 0.1)),
+        Lesson(large, 4, share=0.25, most_noise=0.92, given=(0.2, 0.1)),
+        Lesson(large, 4, share=0.05, most_noise=0.92, given=(0.4, 0.0), keyframe=True),
         Lesson(small, 20, share=0.05, frames=3, given=(0.3, 0.0)),
     ]
     _teach(run, "rest", "motion", REST, lessons)
@@ -215,7 +215,7 @@ def _teach(run: Run, name: str, before: str | None, plan: Plan, lessons: list[Le
     scale = deviation_of(lessons[0].latents)
     config = transformer_config(header_config(VERSIONS["demo"])["transformer"])
     with differentiable():
-        losses = velocity_losses(denoiser, config, lessons, tokenizer, scale, run.seed_of(f"lessons of {name}"))
+        losses = velocity_losses(fused(denoiser), config, lessons, tokenizer, scale, run.seed_of(f"lessons of {name}"))
         _optimize(run, name, denoiser, plan, losses, is_inner_matrix)
 
 

@@ -103,6 +103,29 @@ def test_the_velocity_is_noise_minus_data_and_given_tokens_are_data(tokenizer, f
     assert counts == {count + 6 * is_keyframe for count in expected}
 
 
+def test_a_token_of_a_thing_counts_up_to_seven_times_but_as_one_where_noise_hides_it(tokenizer):
+    same = latents_of(1, 2, 3)
+    same.coverage[:] = 0
+    same.coverage[0, 0, 0, 1] = 1
+    latents = Latents(*(np.repeat(x, 9, 0) for x in (same.clips, same.coverage, same.keyframes)), np.repeat(8, 9),
+                      same.scenes * 9)  # fmt: skip
+    data = torch.from_numpy(same.clips[0, :, :1].astype(np.float32)).flatten(1).T / SCALE
+    levels = []
+
+    def compute(ids, mask, noisy, sinusoid, cosines, sines):
+        level = level_of(sinusoid)[..., None]
+        levels.append(level[:, 0, 0])
+        wrong = torch.zeros(len(data), 1)
+        wrong[1] = 1
+        return torch.nn.functional.pad((noisy[..., :CHANNELS] - data) / level + wrong, (0, 32))
+
+    losses_at = velocity_losses(compute, CONFIG, [Lesson(latents, 8, 1)], tokenizer, SCALE, seed=4)
+    for step in range(6):
+        loss = float(losses_at(step)["loss"])
+        weights = 1 + 6 * (1 - levels[-1]) ** 2
+        assert loss == pytest.approx(float(weights.sum() / (weights + len(data) - 1).sum()), rel=0.02)
+
+
 def test_noise_is_up_to_the_most_of_a_lesson_and_half_of_it_near_that(tokenizer):
     levels = []
 

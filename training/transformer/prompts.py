@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ltx_export.official_files import tokenizer_of
 from ltx_runtime.spec.versions import NEGATIVE_PROMPT
-from training.world.captions import caption, phrasings
+from training.world.captions import caption, part_of_caption, phrasings
 from training.world.scenes import Scene, random_scene
 
 END = 1
@@ -19,8 +19,8 @@ CORPUS = 3000  # scenes whose phrasings a vocabulary is found in
 
 # How often there is no prompt, for guidance; half of those are the negative prompt that programs use by default.
 WITHOUT = 0.1
-# How often only a background, a kind or a colour is named, as people do in negative prompts.
-IN_PART = 0.06
+# How often less is said than a caption says, as people do in negative prompts.
+IN_PART = 0.15
 
 
 def vocabulary_of_captions(pieces: int, seed: int) -> bytes:
@@ -37,9 +37,7 @@ def prompt_of(scene: Scene, random: np.random.Generator) -> str:
     if chance < WITHOUT:
         return NEGATIVE_PROMPT if chance < WITHOUT / 2 else ""
     if chance < WITHOUT + IN_PART:
-        thing = scene.things[int(random.integers(len(scene.things)))]
-        parts = (scene.background, thing.kind, thing.colour, f"{thing.colour} {thing.kind}")
-        return parts[int(random.integers(len(parts)))]
+        return part_of_caption(scene, random)
     return caption(scene, random)
 
 

@@ -22,7 +22,9 @@ from training.transformer.latents import Halves, Latents
 from training.transformer.prompts import ids_of, prompt_of
 
 FPS = 24.0
-WEIGHT_OF_THINGS = 6.0  # of a token that is covered by things, beside 1 for all
+# Weight of a token that is covered by things, beside 1 for all, times the square of what is not noise. Where noise hides
+# what is covered, such a weight would make the velocity show things wherever they may be, twice or larger.
+WEIGHT_OF_THINGS = 6.0
 # Half of the noise levels are evenly spread, the others near 1, and most of these very near: there it is decided where
 # things are.
 NEAR_NOISE = 0.15
@@ -76,11 +78,11 @@ class Denoiser(nn.Module):
 
 @dataclass(frozen=True)
 class _Batch:
-    """Data (B, N, C), which tokens of it are given (B, N), weights (B, N) of the others' errors, and what is said."""
+    """Data (B, N, C), which tokens of it are given (B, N), how far things cover them (B, N), and what is said."""
 
     data: Tensor
     given: Tensor
-    weights: Tensor
+    coverage: Tensor
     coords: NDArray[np.float32]
     prompts: list[str]
 
@@ -123,7 +125,8 @@ def velocity_losses(
         with torch.autocast("cpu", dtype=torch.bfloat16):
             velocity = compute(ids, mask, F.pad(noisy, (0, unused)), sinusoid, *rotation)
         error = F.pad(velocity.float(), (0, -unused)) - (noise - batch.data)
-        return {"loss": (error.square().mean(-1) * batch.weights).sum() / batch.weights.sum()}
+        weights = (1 + WEIGHT_OF_THINGS * batch.coverage * (1 - levels).square()) * ~batch.given
+        return {"loss": (error.square().mean(-1) * weights).sum() / weights.sum()}
 
     return losses_at
 
@@ -142,7 +145,7 @@ def _batch(lesson: Lesson, scale: float, random: np.random.Generator) -> _Batch:
         among = np.flatnonzero(latents.keyframe_numbers == keyframe)
     numbers = random.choice(among, lesson.batch)
     data = _tokens(latents.clips[numbers, :, :frames])
-    weights = 1 + WEIGHT_OF_THINGS * torch.from_numpy(latents.coverage[numbers, :frames].astype(np.float32)).flatten(1)
+    coverage = torch.from_numpy(latents.coverage[numbers, :frames].astype(np.float32)).flatten(1)
     given_frames = torch.from_numpy(random.choice(3, lesson.batch, p=(1 - sum(lesson.given), *lesson.given)))
     given_frames = given_frames[:, None] > torch.arange(frames)
     given = given_frames.repeat_interleave(lesson.grid.rows * lesson.grid.columns, 1)
@@ -153,9 +156,9 @@ def _batch(lesson: Lesson, scale: float, random: np.random.Generator) -> _Batch:
         coords = np.concatenate([coords_of(place, FPS, causal=True, first_frame=keyframe), coords], 2)
         data = torch.cat([image, data], 1)
         given = torch.cat([torch.ones(image.shape[:2], dtype=torch.bool), given], 1)
-        weights = F.pad(weights, (image.shape[1], 0))
+        coverage = F.pad(coverage, (image.shape[1], 0))
     prompts = [prompt_of(latents.scenes[number], random) for number in numbers]
-    return _Batch(data / scale, given, weights * ~given, coords, prompts)
+    return _Batch(data / scale, given, coverage, coords, prompts)
 
 
 def _tokens(latents: Halves) -> Tensor:

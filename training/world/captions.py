@@ -99,6 +99,16 @@ def caption(scene: Scene, random: np.random.Generator) -> str:
     return text + "." if random.random() < 0.3 else text
 
 
+def part_of_caption(scene: Scene, random: np.random.Generator) -> str:
+    """Returns less than a caption says: a background, a kind or a colour, or two things that are told of one."""
+    thing = scene.things[int(random.integers(len(scene.things)))]
+    verbs, places = verbs_of(thing), WHERE[scene.background]
+    verb, where = verbs[int(random.integers(len(verbs)))], places[int(random.integers(len(places)))]
+    name = f"{thing.colour} {thing.kind}"
+    parts = (scene.background, thing.kind, thing.colour, name, f"{_a(name)} {verb}", f"{_a(thing.kind)} {where}")
+    return parts[int(random.integers(len(parts)))]
+
+
 def phrasings(scene: Scene) -> list[list[str]]:
     """Returns all phrasings of a scene, grouped by their form, without a full stop at the end."""
     forms = _of_one(scene.background, scene.things[0]) if len(scene.things) == 1 else _of_two(scene)
