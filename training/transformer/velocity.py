@@ -22,8 +22,8 @@ from training.transformer.latents import Halves, Latents
 from training.transformer.prompts import ids_of, prompt_of
 
 FPS = 24.0
-# Weight of a token that is covered by things, beside 1 for all, times the square of what is not noise. Where noise hides
-# what is covered, such a weight would make the velocity show things wherever they may be, twice or larger.
+# Weight of a token that is covered by things, beside 1 for all, times the square of what is not noise. Where noise
+# hides what is covered, such a weight would make the velocity show things wherever they may be, twice or larger.
 WEIGHT_OF_THINGS = 6.0
 # Half of the noise levels are evenly spread, the others near 1, and most of these very near: there it is decided where
 # things are.
