@@ -18,8 +18,17 @@ TARGETS = {*re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTI
 def test_every_target_runs_the_programs_of_its_environment(tmp_path, system, programs, python):
     assert {"setup", "engines", "demo", "check", "test", "test-runtime"} <= TARGETS
     for target in TARGETS:
-        command = ["make", "--dry-run", f"OS={system}", f"VENV={tmp_path / 'venv'}", target]
+        chosen = [f"OS={system}", f"VENV={tmp_path / 'venv'}", f"OLDEST_PYTHON={python}"]
+        command = ["make", "--dry-run", *chosen, target]
         lines = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
         assert f"{python} -m venv {tmp_path / 'venv'}" in lines, target
         places = {*re.findall(r"venv(?:-runtime|-tools)?/(\w+)/[a-z-]+", lines)}
         assert places == {programs}, target
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make here, as on most machines with Windows")
+def test_the_runtime_is_tested_on_a_python_that_is_there(tmp_path):
+    command = ["make", "--dry-run", f"VENV={tmp_path / 'venv'}", "runtime"]
+    lines = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    (python,) = re.findall(r"^(\S+) -m venv ", lines, re.MULTILINE)
+    assert subprocess.run([python, "-c", "import sys; assert sys.version_info >= (3, 10)"], check=False).returncode == 0
