@@ -154,7 +154,7 @@ bench: setup
 bench-whole: setup
 	$(BIN)/python benchmarks/cpu_whole.py
 
-# Every reader of files that strangers may have made, guided by coverage: nine hours for all 54. READERS names some, and
+# Every reader of files that strangers may have made, guided by coverage: nine hours for all 55. READERS names some, and
 # SECONDS is the time of each.
 SECONDS ?= 600
 READERS ?=
