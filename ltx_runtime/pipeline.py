@@ -188,7 +188,9 @@ class Pipeline:
             for path in recorded.changed_inputs():
                 raise LtxError(f"{path} is not what it was when the run began", "put it back, or start again")
             video = self._planned(recorded.request, options, unfinished)
-            self._check_state(unfinished, video)
+            assert video.plan is not None  # only latents that were saved have none
+            channels = channels_of(self.engines), channels_of(self.engines, "text")
+            check_state(unfinished.state, video.plan, unfinished.path, *channels)
             for name in recorded.changed_weights(video.weights):
                 raise LtxError(
                     f"{name} in {self.engines.folder} is not the one with which the run began",
@@ -198,12 +200,6 @@ class Pipeline:
             unfinished.unlock()
             raise
         return video
-
-    def _check_state(self, unfinished: Unfinished, video: Video) -> None:
-        assert video.plan is not None
-        text_channels = self.engines.component("transformer").signature.input("text").axes[-1]
-        assert isinstance(text_channels, int)
-        check_state(unfinished.state, video.plan, unfinished.path, channels_of(self.engines), text_channels)
 
     def _road(self, chosen: Chosen) -> Road:
         return Road(

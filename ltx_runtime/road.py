@@ -164,9 +164,9 @@ class Road:
         return channels_of(self.engines)
 
 
-def channels_of(engines: Engines) -> int:
-    """Number of channels of the latents of a version folder."""
-    channels = engines.component("transformer").signature.inputs[0].axes[-1]
+def channels_of(engines: Engines, port: str = "latents") -> int:
+    """Number of channels of the latents of a version folder, or of another input of its transformer."""
+    channels = engines.component("transformer").signature.input(port).axes[-1]
     assert isinstance(channels, int)
     return channels
 
@@ -259,9 +259,7 @@ def _upscaled(road: Road, latents: Floats) -> Floats:
 def _text(road: Road, planned: Plan, state: State) -> Text:
     options = road.options
     if options.embeddings is not None:
-        channels = road.engines.component("transformer").signature.input("text").axes[-1]
-        assert isinstance(channels, int)
-        text = read_text(options.embeddings, channels, negative=planned.uses_negative_prompt)
+        text = read_text(options.embeddings, channels_of(road.engines, "text"), negative=planned.uses_negative_prompt)
         road.chosen.check_text(text.mask.shape[1])
         if len(text.embeddings) > 1:
             raise LtxError(f"{options.embeddings} has {len(text.embeddings)} prompts", "give one, for one video")

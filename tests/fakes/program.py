@@ -13,8 +13,6 @@ from types import ModuleType
 import platformdirs
 
 EVENTS = ("open", "os.rename", "os.link", "os.mkdir", "os.rmdir", "os.remove")
-
-
 ROOT = Path(__file__).parents[2]
 DATA = "USER_DATA"  # variable that names the folder of what the user keeps
 
