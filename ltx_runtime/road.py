@@ -6,12 +6,11 @@ text -> media -> [ first pass -> upsampler -> ] last pass -> [ temporal upsample
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from time import perf_counter
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +36,7 @@ from ltx_runtime.sampling.velocity import make_latents
 from ltx_runtime.sessions import Session, UnsupportedError
 from ltx_runtime.sessions.found import Found
 from ltx_runtime.sessions.numbers import NotFiniteError, computing, finite
+from ltx_runtime.sessions.pool import SessionPool
 from ltx_runtime.spec.components import ComponentName
 from ltx_runtime.spec.geometry import Grid
 from ltx_runtime.spec.versions import Version
@@ -52,12 +52,6 @@ from ltx_runtime.vae.upsample import upsample
 Frame = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 STILL = "zero_velocity"  # the key of a remark
-
-
-class Sessions(Protocol):
-    """Opens the sessions of a run; a SessionPool is one."""
-
-    def session(self, found: Found) -> AbstractContextManager[Session]: ...
 
 
 @dataclass(frozen=True)
@@ -81,7 +75,7 @@ class Road:
     version: Version
     options: RunOptions
     chosen: Chosen
-    sessions: Sessions
+    sessions: SessionPool
     progress: Progress
     note: Callable[[str], None]
     note_once: Callable[[str], None]
@@ -149,13 +143,13 @@ class Road:
         merging = self.chosen.found[name].merging
         if merging is not None and merging.path is not None and not merging.is_kept:
             self.note(f"merging the LoRAs into the {name}, once: {amount(merging.size_bytes)} in {merging.path}")
-        with ExitStack() as opened:
-            try:
-                session = opened.enter_context(self.sessions.session(self.chosen.found[name]))
-            except UnsupportedError as error:
-                found = self.chosen.replace_failed(self.engines, name, error)
-                self.note(f"{name} on {found.backend} ({error})")
-                session = opened.enter_context(self.sessions.session(found))
+
+        def replacement(error: UnsupportedError) -> Found:
+            found = self.chosen.replace_failed(self.engines, name, error)
+            self.note(f"{name} on {found.backend} ({error})")
+            return found
+
+        with self.sessions.replaceable(self.chosen.found[name], replacement) as session:
             yield session
 
     @property

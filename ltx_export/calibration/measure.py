@@ -23,9 +23,10 @@ from ltx_runtime.planning.plan import Plan, plan
 from ltx_runtime.planning.request import Condition, Request
 from ltx_runtime.progress import Progress
 from ltx_runtime.road import Road, noise_of, run_passes
-from ltx_runtime.sessions import Arrays, CheckedSession, Session, open_session
+from ltx_runtime.sessions import Arrays, CheckedSession, Session
 from ltx_runtime.sessions.found import Found
 from ltx_runtime.sessions.onnxruntime_cpu import CpuRunner
+from ltx_runtime.sessions.pool import SessionPool
 
 Floats = NDArray[np.float32]
 Feeds = dict[str, NDArray[Any]]
@@ -87,18 +88,19 @@ class Measuring:
         return {x: Activations(self.largest[x], np.concatenate(self.rows[x])) for x in self.names}
 
 
-@dataclass(frozen=True)
-class _Sessions:
+class _Sessions(SessionPool):
     """Opens sessions as they are, but the transformer's is one that measures."""
 
-    transformer: CheckedSession
+    def __init__(self, transformer: CheckedSession) -> None:
+        super().__init__()
+        self._transformer = transformer
 
     @contextmanager
     def session(self, found: Found) -> Iterator[Session]:
         if found.component.name == "transformer":
-            yield self.transformer
+            yield self._transformer
             return
-        with open_session(found) as session:
+        with super().session(found) as session:
             yield session
 
 

@@ -170,7 +170,7 @@ class Chosen:
         )
 
     def replace_failed(self, engines: Engines, name: ComponentName, error: LtxError) -> Found:
-        """Finds the next backend for a component whose backend failed to load it, and uses that one from now on.
+        """Finds the next backend for a component whose backend failed to load or run it, and uses that one from now on.
 
         Raises:
             LtxError: no further backend can run the component, or the backend was requested by name.

@@ -33,7 +33,7 @@ AUTO = "auto"
 
 
 class UnsupportedError(LtxError):
-    """The error of a backend whose library turns out not to run a graph, which shows only when the graph is loaded."""
+    """The error of a backend whose library turns out, at load or in the first run, not to run a graph."""
 
 
 class Runner(Protocol):

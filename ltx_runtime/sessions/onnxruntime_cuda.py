@@ -108,13 +108,16 @@ class CudaRunner:
         self.outputs: Sequence[str] = [output.name for output in self._session.get_outputs()]
         self._binding: Any = self._session.io_binding()
         self._kept: dict[str, tuple[NDArray[Any], Any]] = {}
+        self._has_run = False
 
     def run(self, feeds: Arrays, wanted: Sequence[str]) -> dict[str, NDArray[Any]]:
         """Runs the graph once.
 
         Raises:
             GpuMemoryError: there is too little GPU memory; smaller inputs may fit.
-            LtxError: a node of the graph cannot be computed, for example as its inputs do not fit each other.
+            UnsupportedError: it is the first run, and ONNX Runtime has no kernel for a node, or none for its sizes:
+                it finds that out only now.
+            LtxError: a later run fails.
         """
         options = self._library.RunOptions()
         options.log_severity_level = _SILENT
@@ -127,11 +130,13 @@ class CudaRunner:
             self._session.run_with_iobinding(self._binding, options)
             outputs = self._binding.copy_outputs_to_cpu()
         except Exception as error:
-            raise self._out_of_memory(error) or LtxError(
+            refusal = LtxError if self._has_run else UnsupportedError
+            raise self._out_of_memory(error) or refusal(
                 f"ONNX Runtime cannot run {self._graph} on the GPU ({one_line(error)})", "try --backend cpu"
             ) from error
         finally:
             self._binding.clear_binding_outputs()
+        self._has_run = True
         return dict(zip(wanted, outputs, strict=True))
 
     def _bind(self, name: str, array: NDArray[Any]) -> None:

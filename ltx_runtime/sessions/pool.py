@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 
 from ltx_runtime.declared import number_of
 from ltx_runtime.errors import LtxError
-from ltx_runtime.sessions import Arrays, Session, open_session
+from ltx_runtime.sessions import Arrays, Session, UnsupportedError, open_session
 from ltx_runtime.sessions.cuda.memory import GpuMemoryError
 from ltx_runtime.sessions.found import Found
 from ltx_runtime.sessions.processor import free_memory
@@ -73,6 +73,29 @@ class SessionPool:
             kept.users -= 1
             if not kept.users and self._kept.get(name) is kept and not self._keeps(found):
                 self._close(name)
+
+    @contextmanager
+    def replaceable(self, found: Found, replacement: Callable[[UnsupportedError], Found]) -> Iterator[Session]:
+        """Yields a session like `session`, and opens another in its place if its library cannot run the graph.
+
+        Args:
+            found: what is opened first.
+            replacement: returns what is opened after the library has failed to load a graph or to run it once.
+
+        Raises:
+            LtxError: a session cannot be opened, or there is no replacement.
+        """
+        with ExitStack() as opened:
+
+            def open_or_replace(found: Found) -> Session:
+                opened.close()
+                try:
+                    return opened.enter_context(self.session(found))
+                except UnsupportedError as error:
+                    other = replacement(error)
+                return open_or_replace(other)
+
+            yield _Replaceable(open_or_replace(found), lambda error: open_or_replace(replacement(error)))
 
     @contextmanager
     def keeping(self) -> Iterator[None]:
@@ -174,3 +197,26 @@ class _Sharing:
             except GpuMemoryError:
                 if not self.pool.close_one():
                     raise
+
+
+@dataclass
+class _Replaceable:
+    """A session that makes way for another one when its library turns out, in a run, not to compute the graph."""
+
+    session: Session
+    other: Callable[[UnsupportedError], Session]
+
+    @property
+    def component(self) -> Component:
+        return self.session.component
+
+    @property
+    def outputs(self) -> Sequence[str]:
+        return self.session.outputs
+
+    def run(self, feeds: Arrays, wanted: Sequence[str] = ()) -> dict[str, np.ndarray[Any, Any]]:
+        while True:
+            try:
+                return self.session.run(feeds, wanted)
+            except UnsupportedError as error:
+                self.session = self.other(error)

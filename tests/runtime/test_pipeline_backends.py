@@ -15,16 +15,23 @@ from ltx_runtime.spec.versions import VERSIONS
 REQUEST = Request("a cat walks", "blurry", 64, 96, 17, 24.0, seed=7)
 
 
-def test_a_backend_that_turns_out_not_to_run_a_component_gives_way_and_it_is_said(spiece, diary, monkeypatch):
+@pytest.mark.parametrize("when", ["load", "run"])
+def test_a_backend_that_turns_out_not_to_run_a_component_gives_way_and_it_is_said(spiece, diary, monkeypatch, when):
     engines = engines_of(VERSIONS["0.9.5"], spiece)
     fake = BACKENDS["fake"]
     module = ModuleType("unfit_backend")
     module.find = lambda engines, name, backend: graph_found(engines, name, backend, ["fp32"])
 
+    def refuse(*arguments):
+        raise UnsupportedError("no kernel for the decoder - use another")
+
     def load(found):
+        runner = sys.modules[fake.module].load(found)
         if found.component.name == "vae_decoder":
-            raise UnsupportedError("no kernel for the decoder - use another")
-        return sys.modules[fake.module].load(found)
+            monkeypatch.setattr(runner, "run", refuse)
+            if when == "load":
+                refuse()
+        return runner
 
     module.load = load
     monkeypatch.setitem(sys.modules, "unfit_backend", module)

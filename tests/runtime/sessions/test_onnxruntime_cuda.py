@@ -13,7 +13,7 @@ from samples.onnx_bytes import graph_that_adds
 from stand_ins.engine_cases import folder_of
 
 from ltx_runtime.errors import LtxError
-from ltx_runtime.sessions import find, onnxruntime_cuda, open_session
+from ltx_runtime.sessions import UnsupportedError, find, onnxruntime_cuda, open_session
 from ltx_runtime.sessions.cuda import gpu
 from ltx_runtime.sessions.cuda.memory import GpuMemoryError
 from ltx_runtime.sessions.found import Found
@@ -150,6 +150,22 @@ def test_too_little_memory_is_told_from_other_failures(found, monkeypatch):
             session.run(feeds_of((1, 1)))
         with pytest.raises(LtxError, match=r"cannot run .*onnx on the GPU \(CUDA failure 700\) - try --backend cpu"):
             session.run(feeds_of((1, 1)))
+
+
+@pytest.mark.parametrize("runs", [0, 1])
+def test_only_a_first_run_that_fails_lets_another_backend_take_over(found, monkeypatch, runs):
+    with open_session(found) as session:
+        for _ in range(runs):
+            session.run(feeds_of((1, 1)))
+
+        class Failing:
+            def run_with_iobinding(self, binding, options):
+                raise RuntimeError("the kernel takes 1024 threads at most")
+
+        monkeypatch.setattr(session.runner, "_session", Failing())
+        with pytest.raises(LtxError, match="1024 threads") as refused:
+            session.run(feeds_of((1, 1)))
+    assert isinstance(refused.value, UnsupportedError) == (runs == 0)
 
 
 @pytest.mark.parametrize("limit", [None, 5 << 30])
