@@ -39,7 +39,7 @@ class UnsupportedError(LtxError):
 class Runner(Protocol):
     """A loaded graph or engine, as a backend's `load` returns it; it can be run until it is closed.
 
-    `outputs` are the names of all outputs: those of the component and, for the engine of a decoder, also
+    `outputs` are the names of all outputs: those of the component and, for a decoder on a GPU, also
     `frames` (B, F, H, W, 3) uint8 RGB and `mean` (B,) float32 of the video, which is not finite if any value is not.
     """
 

@@ -1,6 +1,6 @@
 """ONNX Runtime on a GPU: runs ONNX graphs directly, for GPUs and components that have no engine.
 
-Inputs that do not change stay on the GPU from run to run.
+Inputs that do not change stay on the GPU from run to run, and a video can be turned into frames there.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from ltx_runtime.errors import LtxError, one_line
 from ltx_runtime.folder.manifest import Engines
 from ltx_runtime.packages import install_command, replace_command
 from ltx_runtime.sessions import BACKENDS, Arrays, UnsupportedError, graph_found
+from ltx_runtime.sessions.cuda.frames import FRAMES, VIDEO, FramesOfVideo
 from ltx_runtime.sessions.cuda.gpu import find_gpu
 from ltx_runtime.sessions.cuda.memory import GpuMemoryError
 from ltx_runtime.sessions.found import Found
@@ -26,9 +27,14 @@ from ltx_runtime.sessions.merged_weights import put_into_session
 from ltx_runtime.spec.components import ComponentName
 from ltx_runtime.weights.merging import merged
 
-# The CUDA provider is said to refuse bf16 convolutions at opset 22 and later, and it is not known whether the VAE's
-# values fit into fp16.
-_CONVOLUTION_PRECISIONS = ("fp32", "bf16", "fp16")
+# The official VAE computes in bf16; it is not known whether its values fit into fp16. The CUDA provider has no kernel
+# for what upsamplers do in bf16 (`DepthToSpace` of 1.31.1), and those take little time.
+_PRECISIONS: dict[ComponentName, tuple[str, ...]] = {
+    "vae_decoder": ("bf16", "fp32", "fp16"),
+    "vae_encoder": ("bf16", "fp32", "fp16"),
+    "upsampler": ("fp32", "fp16", "bf16"),
+    "temporal_upsampler": ("fp32", "fp16", "bf16"),
+}
 _FIRST_BF16 = (8, 0)
 _PROVIDER, _DEVICE = "CUDAExecutionProvider", "cuda"
 _NO_MEMORY = re.compile(r"allocate memory|bad.?alloc|out of memory|available memory", re.IGNORECASE)
@@ -45,8 +51,7 @@ def find(engines: Engines, name: ComponentName, backend: str) -> Found:
     if _PROVIDER not in providers:
         raise LtxError("this onnxruntime is without CUDA", command=replace_command(("onnxruntime",), "gpu"))
     gpu = find_gpu()
-    of_matrices = name in ("text_encoder", "transformer")
-    precisions = BACKENDS[backend].precisions if of_matrices else _CONVOLUTION_PRECISIONS
+    precisions = _PRECISIONS.get(name, BACKENDS[backend].precisions)
     if gpu.compute_capability < _FIRST_BF16:
         precisions = tuple(precision for precision in precisions if precision != "bf16")
     return replace(graph_found(engines, name, backend, precisions), gpu_bytes=gpu.memory_bytes)
@@ -89,13 +94,13 @@ class CudaRunner:
             settings["gpu_mem_limit"] = str(found.gpu_memory_bytes)
         self._merged = {} if found.merging is None else merged(found.merging)  # the session uses their memory
         put_into_session(self._library, options, self._merged)
-        provider = (_PROVIDER, settings if _DEVICE == "cuda" else {})
+        self._provider = (_PROVIDER, settings if _DEVICE == "cuda" else {})
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # it prints which libraries it does not find
                 if hasattr(self._library, "preload_dlls"):  # CUDA and cuDNN may be Python packages
                     self._library.preload_dlls()
                 self._session: Any = self._library.InferenceSession(
-                    found.path.read_bytes(), options, providers=[provider], enable_fallback=0
+                    found.path.read_bytes(), options, providers=[self._provider], enable_fallback=0
                 )
         except Exception as error:  # it raises many types, and none for this case alone
             raise self._out_of_memory(error) or UnsupportedError(
@@ -105,7 +110,9 @@ class CudaRunner:
             raise UnsupportedError(
                 "ONNX Runtime finds no CUDA and cuDNN to use", "use --backend cpu", install_command("gpu")
             )
-        self.outputs: Sequence[str] = [output.name for output in self._session.get_outputs()]
+        outputs = [output.name for output in self._session.get_outputs()]
+        self.outputs: Sequence[str] = [*outputs, *FRAMES] if VIDEO in outputs else outputs
+        self._frames: FramesOfVideo | None = None
         self._binding: Any = self._session.io_binding()
         self._kept: dict[str, tuple[NDArray[Any], Any]] = {}
         self._has_run = False
@@ -119,16 +126,23 @@ class CudaRunner:
                 it finds that out only now.
             LtxError: a later run fails.
         """
+        of_frames = [name for name in wanted if name in FRAMES]
+        computed = [name for name in wanted if name not in FRAMES]
+        places = dict.fromkeys(computed, "cpu") | ({VIDEO: _DEVICE} if of_frames else {})
         options = self._library.RunOptions()
         options.log_severity_level = _SILENT
         self._binding.clear_binding_outputs()
         try:
             for name, array in feeds.items():
                 self._bind(name, array)
-            for name in wanted:
-                self._binding.bind_output(name, "cpu")
+            for name, place in places.items():
+                self._binding.bind_output(name, place)
             self._session.run_with_iobinding(self._binding, options)
-            outputs = self._binding.copy_outputs_to_cpu()
+            values = dict(zip(places, self._binding.get_outputs(), strict=True))
+            made = {name: values[name].numpy() for name in computed}
+            if of_frames:
+                self._frames = self._frames or FramesOfVideo(self._library, self._provider)
+                made |= self._frames.run(values[VIDEO], of_frames)
         except Exception as error:
             refusal = LtxError if self._has_run else UnsupportedError
             raise self._out_of_memory(error) or refusal(
@@ -137,7 +151,7 @@ class CudaRunner:
         finally:
             self._binding.clear_binding_outputs()
         self._has_run = True
-        return dict(zip(wanted, outputs, strict=True))
+        return made
 
     def _bind(self, name: str, array: NDArray[Any]) -> None:
         """Uploads an input, unless it is the same read-only array as in the previous run."""
@@ -160,7 +174,7 @@ class CudaRunner:
     def close(self) -> None:
         """Frees the weights and buffers."""
         self._kept.clear()
-        self._binding = self._session = None
+        self._binding = self._session = self._frames = None
         self._merged = {}
 
 

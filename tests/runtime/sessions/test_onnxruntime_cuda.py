@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import onnxruntime
 import pytest
-from samples.onnx_bytes import graph_that_adds
+from samples.onnx_bytes import FLOAT, graph_that_adds, model, node, value
 from stand_ins.engine_cases import folder_of
 
 from ltx_runtime.errors import LtxError
@@ -17,7 +17,7 @@ from ltx_runtime.sessions import UnsupportedError, find, onnxruntime_cuda, open_
 from ltx_runtime.sessions.cuda import gpu
 from ltx_runtime.sessions.cuda.memory import GpuMemoryError
 from ltx_runtime.sessions.found import Found
-from ltx_runtime.spec.components import text_encoder
+from ltx_runtime.spec.components import text_encoder, vae_decoder
 
 ADDING = text_encoder(6)
 
@@ -72,6 +72,15 @@ def test_a_gpu_takes_the_narrowest_graph_there_is(tmp_path, machine, monkeypatch
         find(engines, "transformer", "cuda")
 
 
+@pytest.mark.parametrize(("name", "first"), [("vae_decoder", "bf16"), ("vae_encoder", "bf16"), ("upsampler", "fp32")])
+def test_convolutions_take_the_graph_that_the_provider_has_kernels_for(tmp_path, machine, monkeypatch, name, first):
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    engines = folder_of(tmp_path / "0.9.8-2b-distilled")
+    graphs = {precision: f"{name}.{precision}.onnx" for precision in ("fp32", "fp16", "bf16")}
+    engines.manifest.components[name] = replace(engines.manifest.components["vae_decoder"], graphs=graphs)
+    assert find(engines, name, "cuda").path.name == f"{name}.{first}.onnx"
+
+
 def test_an_onnxruntime_without_cuda_is_told_from_one_that_is_not_installed(tmp_path, machine, monkeypatch):
     engines = folder_of(tmp_path / "0.9.5")
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
@@ -120,6 +129,43 @@ def test_what_cannot_be_written_to_is_uploaded_once_and_what_can_every_time(foun
         np.testing.assert_array_equal(session.run(other)["text"], sums_of(other))
         np.testing.assert_array_equal(session.run(feeds)["text"], sums_of(feeds))
     assert len(uploads) == 8
+
+
+@pytest.fixture
+def passing_on(tmp_path, on_the_cpu):
+    """Returns a runner of a decoder whose video is its input."""
+    axes = ["batch", 3, "frames", "height", "width"]
+    path = tmp_path / "vae_decoder.bf16.onnx"
+    path.write_bytes(
+        model([node("Identity", ["latents"], "video")], [value("latents", FLOAT, axes)], [value("video", FLOAT, axes)])
+    )
+    runner = onnxruntime_cuda.load(Found("cuda", vae_decoder(128, timestep=False), path, tmp_path))
+    yield runner
+    runner.close()
+
+
+@pytest.mark.parametrize("wanted", [["frames", "mean"], ["video"], ["mean", "video", "frames"]])
+def test_frames_are_made_of_a_video_and_only_what_is_wanted_is_returned(passing_on, wanted):
+    assert passing_on.outputs == ["video", "frames", "mean"]
+    for size in ((1, 3, 9, 4, 6), (2, 3, 1, 5, 2)):
+        video = np.random.RandomState(size[2]).normal(0, 0.8, size).astype(np.float32)
+        made = passing_on.run({"latents": video}, wanted)
+        assert set(made) == set(wanted)
+        levels = np.clip(video * np.float32(0.5) + np.float32(0.5), 0, 1) * np.float32(255)
+        expected = {"video": video, "frames": levels.astype(np.uint8).transpose(0, 2, 3, 4, 1)}
+        for name in set(wanted) - {"mean"}:
+            np.testing.assert_array_equal(made[name], expected[name])
+        if "mean" in wanted:
+            np.testing.assert_allclose(made["mean"], video.mean((1, 2, 3, 4)), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_the_mean_of_a_video_tells_that_a_value_is_not_finite(passing_on, bad):
+    video = np.zeros((2, 3, 1, 4, 4), np.float32)
+    video[1, 2, 0, 3, 3] = bad
+    np.testing.assert_array_equal(
+        np.isfinite(passing_on.run({"latents": video}, ["frames", "mean"])["mean"]), [True, False]
+    )
 
 
 def test_a_graph_that_onnx_runtime_refuses_is_told_with_its_reason(found):
