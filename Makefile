@@ -24,7 +24,7 @@ EMPTY :=
 COMMA := ,
 INSTALL := -m pip install --quiet --no-compile
 
-.PHONY: setup engines demo demo-engines train-demo gallery follows check fix test test-slow runtime test-runtime test-bundle test-page test-ray lock audit bench \
+.PHONY: setup engines demo demo-engines train-demo gallery follows check fix test test-slow runtime test-runtime test-bundle test-page test-ray test-cuda launches lock audit bench \
 	bench-whole crash fuzz fuzz-api soak clean
 
 setup: $(VENV)/.ready
@@ -144,6 +144,24 @@ test-bundle: setup
 test-ray: demo
 	$(BIN)/python -m pip install --quiet --editable ".[ray,serve]" openai
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m ray tests/cluster
+
+# ONNX Runtime's CUDA provider on stand-ins for CUDA's libraries: x86-64 Linux with g++, and 260 MB of packages; no GPU.
+CUDA_PACKAGES = build/cuda/packages
+$(CUDA_PACKAGES)/.ready: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --no-deps --target $(CUDA_PACKAGES) \
+		onnxruntime-gpu nvidia-cuda-runtime nvidia-cuda-crt
+	touch $@
+
+ON_STAND_INS = LD_LIBRARY_PATH=$(CURDIR)/build/cuda/libraries PYTHONPATH=$(CUDA_PACKAGES) OMP_NUM_THREADS=1 $(BIN)/python
+build/cuda/libraries/.ready: $(CUDA_PACKAGES)/.ready $(wildcard tests/stand_ins/cuda_libraries/*)
+	$(BIN)/python tests/stand_ins/cuda_libraries/build.py $(CUDA_PACKAGES) build/cuda/libraries
+	touch $@
+
+test-cuda: setup build/cuda/libraries/.ready
+	$(ON_STAND_INS) -m pytest tests/cuda_provider
+
+launches: setup build/cuda/libraries/.ready
+	$(ON_STAND_INS) -m benchmarks.launches
 
 # A step and a decode on this CPU against diffusers, with random weights made here: 12 GB of disk, and 15 minutes on two
 # cores. bench-whole does the same with whole programs, T5-XXL included: 28 GB, and half an hour.
