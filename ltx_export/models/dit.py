@@ -104,7 +104,7 @@ class Attention(nn.Module):
         query, key, value = self.q_norm(self.to_q(x)), self.k_norm(self.to_k(source)), self.to_v(source)
         if rope is not None:
             query, key = rotate(query, *rope), rotate(key, *rope)
-        attended = attention(query, key, value, self.heads, bias)
+        attended = attention(query.to(x.dtype), key.to(x.dtype), value, self.heads, bias)
         if kept is not None:
             attended = torch.where(kept.attention_values, attended, value)
             attended = torch.where(kept.attention_skip, attended, x)
@@ -164,10 +164,10 @@ class Block(nn.Module):
         # accepts one timestep or one per token.
         rows = self.scale_shift_table.chunk(_PARTS)
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = map(torch.add, rows, modulation)
-        h = self.norm1(x) * (1 + scale_msa) + shift_msa
+        h = self.norm1(x).to(x.dtype) * (1 + scale_msa) + shift_msa
         x = x + gate_msa * self.attn1(h, h, rope=rope, kept=masks)
         x = x + self.attn2(x, text, bias=text_bias)  # the raw residual stream: no norm, no gate
-        h = self.norm2(x) * (1 + scale_mlp) + shift_mlp
+        h = self.norm2(x).to(x.dtype) * (1 + scale_mlp) + shift_mlp
         x = x + gate_mlp * self.ff(h)
         return x if masks is None else torch.where(masks.transformer_block, x, block_input), skip_mask
 
@@ -209,7 +209,7 @@ class Transformer(nn.Module):
         text_bias = ((text_mask == 0).float() * _MASKED).to(dtype)  # (B, L)
         # ONNX Runtime's Attention does not broadcast the bias over queries.
         text_bias = text_bias[:, None, None, :].expand(-1, 1, x.shape[1], -1)
-        rope = in_pieces(cosines.to(dtype), sines.to(dtype), x.shape[0])
+        rope = in_pieces(cosines, sines, x.shape[0])
         for block in self.transformer_blocks:
             x, skip_mask = block(x, modulation, rope, text, text_bias, skip_mask)
         shift, scale = (self.scale_shift_table.reshape(-1) + torch.cat([embedded, embedded], -1)).chunk(2, -1)

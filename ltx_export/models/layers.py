@@ -1,4 +1,4 @@
-"""Layers that several networks use: RMS norm, the timestep embedding, attention."""
+"""Layers that several networks use: RMS norm in float32, the timestep embedding, attention."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ltx_runtime.spec.encodings import SINUSOID_CHANNELS
 
 
 class RMSNorm(nn.Module):
-    """Root mean square norm over the last axis, in x's dtype; every backend adds up the squares in float32."""
+    """Root mean square norm over the last axis; the result is float32 whatever x's dtype, so callers cast if needed."""
 
     weight: Tensor
 
@@ -20,10 +20,10 @@ class RMSNorm(nn.Module):
         if affine:
             self.weight = nn.Parameter(torch.empty(width))
         else:  # ONNX's operator needs a weight; without one the exporter would add a tensor of ones in x's whole shape
-            self.register_buffer("weight", torch.ones(width, device="cpu"), persistent=False)
+            self.register_buffer("weight", torch.ones(width, dtype=torch.float32, device="cpu"), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, x.shape[-1:], self.weight.to(x.dtype), self.eps)
+        return F.rms_norm(x.float(), x.shape[-1:], self.weight.float(), self.eps)
 
 
 class TimestepEmbedder(nn.Module):

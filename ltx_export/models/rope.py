@@ -43,8 +43,8 @@ def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     """Rotates pairs of adjacent channels of x, before the split into heads.
 
     Args:
-        x: queries or keys, (B, N, width).
-        cosines, sines: values for every token in x's dtype, as `in_pieces` returns them.
+        x: queries or keys, (B, N, width) float32.
+        cosines, sines: values for every token, as `in_pieces` returns them.
     """
     pieces = x.reshape(1, -1, 2 * cosines.shape[-1])
     return torch.onnx.ops.rotary_embedding(pieces, cosines, sines, interleaved=True, num_heads=1).reshape(x.shape)
