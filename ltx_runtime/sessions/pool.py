@@ -68,7 +68,7 @@ class SessionPool:
                 kept = self._kept[name] = _Kept(found, session, opened.pop_all())
         kept.users += 1
         try:
-            yield _Sharing(self, kept.session)
+            yield _Sharing(kept.session, self)
         finally:
             kept.users -= 1
             if not kept.users and self._kept.get(name) is kept and not self._keeps(found):
@@ -175,11 +175,10 @@ def pool_of(keep_loaded: bool | float) -> SessionPool:
     return SessionPool(gigabytes > 0, gigabytes * 1e9)
 
 
-@dataclass(frozen=True)
-class _Sharing:
-    """A kept session; a run that lacks GPU memory closes other kept sessions, one at a time, and is repeated."""
+@dataclass
+class _Around:
+    """What is run in place of a session, and calls it."""
 
-    pool: SessionPool
     session: Session
 
     @property
@@ -189,6 +188,13 @@ class _Sharing:
     @property
     def outputs(self) -> Sequence[str]:
         return self.session.outputs
+
+
+@dataclass
+class _Sharing(_Around):
+    """A kept session; a run that lacks GPU memory closes other kept sessions, one at a time, and is repeated."""
+
+    pool: SessionPool
 
     def run(self, feeds: Arrays, wanted: Sequence[str] = ()) -> dict[str, np.ndarray[Any, Any]]:
         while True:
@@ -200,19 +206,10 @@ class _Sharing:
 
 
 @dataclass
-class _Replaceable:
+class _Replaceable(_Around):
     """A session that makes way for another one when its library turns out, in a run, not to compute the graph."""
 
-    session: Session
     other: Callable[[UnsupportedError], Session]
-
-    @property
-    def component(self) -> Component:
-        return self.session.component
-
-    @property
-    def outputs(self) -> Sequence[str]:
-        return self.session.outputs
 
     def run(self, feeds: Arrays, wanted: Sequence[str] = ()) -> dict[str, np.ndarray[Any, Any]]:
         while True:
